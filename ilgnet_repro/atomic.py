@@ -1,0 +1,54 @@
+"""Writing files that are either whole or absent: a temporary name first, then a rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .errors import IlgnetError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
+
+    The temporary keeps the suffix of ``path``, for libraries that choose a format by it.
+    Raises IlgnetError if the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise IlgnetError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; a result is as open as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise IlgnetError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
+    """Yield an open file whose content appears under ``path`` only if the block succeeds.
+
+    ``mode`` is ``wb`` or ``w`` (UTF-8).
+    """
+    binary = "b" in mode
+    with (
+        atomic_path(path) as temporary,
+        # Not "wb": ext4 takes a truncated file for one being replaced, and writes it out when it is closed.
+        open(temporary, "r+b" if binary else "r+", encoding=None if binary else "utf-8") as file,
+    ):
+        yield file

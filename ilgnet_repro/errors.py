@@ -1,0 +1,47 @@
+"""The package's own errors: what a user's input can do wrong, each told in one line."""
+
+from __future__ import annotations
+
+
+class IlgnetError(Exception):
+    """Something the user gave cannot be used; the message is one line: where, what, remedy."""
+
+
+class FormatError(IlgnetError):
+    """A file is not what it claims to be: truncated, lying about a length, or with a bad value."""
+
+
+class ParseError(FormatError):
+    """A prototxt cannot be read; says file, line and column (both from 1)."""
+
+    def __init__(self, message: str, *, file: str = "<text>", line: int = 0, column: int = 0) -> None:
+        super().__init__(f"{file}:{line}:{column}: {message}" if line else f"{file}: {message}")
+        self.file, self.line, self.column = file, line, column
+
+
+class LayerError(IlgnetError):
+    """A layer cannot be built or run; the message starts with its name and type."""
+
+    def __init__(self, name: str, type_: str, message: str) -> None:
+        super().__init__(f"{name} ({type_}): {message}")
+        self.layer, self.type = name, type_
+
+
+class GraphError(IlgnetError):
+    """The layers do not form a net: a missing bottom, a cycle, a top written twice."""
+
+
+class WeightsError(IlgnetError):
+    """The weights do not fit the net: a layer missing, extra or of another shape."""
+
+
+class DataError(IlgnetError):
+    """A picture, list, mean file or database cannot be used."""
+
+
+class DownloadError(IlgnetError):
+    """A released file could not be fetched whole."""
+
+
+class SolverError(IlgnetError):
+    """A solver, its snapshot or its data cannot be used for training."""

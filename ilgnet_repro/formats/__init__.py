@@ -1,0 +1,1 @@
+"""Caffe's files, text and binary, read into messages and arrays and written back."""

@@ -1,0 +1,177 @@
+"""BlobProto: one array with its shape, found in a file by offset and viewed without a copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+from ..schema import caffe_pb2
+from . import wire
+
+_MAX_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
+_MAX_COUNT = 2**31 - 1  # counts are int there
+_MAX_RUNS = 65_536
+_DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
+_LEGACY = {1: 0, 2: 1, 3: 2, 4: 3}  # num, channels, height, width
+_SINGLE_WIRE = {_DATA: wire.FIXED32, _DOUBLE_DATA: wire.FIXED64}  # of a value that is not packed
+
+
+class Run(NamedTuple):
+    """``size`` values that stand in the file one after another, ``stride`` bytes apart."""
+
+    offset: int
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The shape of an array and where in its file the values are.
+
+    ``legacy`` marks shapes kept as num/channels/height/width, as Caffe did before late 2014.
+    """
+
+    shape: tuple[int, ...]
+    legacy: bool
+    dtype: np.dtype
+    runs: tuple[Run, ...] = field(repr=False)
+    buffer: memoryview = field(repr=False, compare=False)
+
+    def array(self) -> np.ndarray:
+        """The values as float32 (float64 for ``double_data``) in C order.
+
+        One packed run, which is what Caffe writes, is viewed and not copied: the array is writable,
+        writing never reaches the file, and its first byte may stand at any address (NumPy and PyTorch
+        accept that).  Values in several runs, or written one by one, are gathered into a new array.
+        """
+        if len(self.runs) == 1 and self.runs[0].stride == self.dtype.itemsize:
+            return self._view(self.runs[0]).reshape(self.shape)
+        parts = [self._view(run) for run in self.runs] or [np.empty(0, self.dtype)]
+        return np.concatenate(parts).reshape(self.shape)
+
+    def _view(self, run: Run) -> np.ndarray:
+        return np.ndarray((run.size,), self.dtype, self.buffer, run.offset, (run.stride,))
+
+
+def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
+    """Find shape and values of the BlobProto in ``buffer[start:stop]``; diffs are skipped.
+
+    Raises FormatError if the shape and the number of values disagree.
+    """
+    dims: list[int] = []
+    legacy: dict[int, int] = {}
+    runs: dict[int, list[Run]] = {_DATA: [], _DOUBLE_DATA: []}
+    position = start
+    while position < stop:  # restarted behind a run of unpacked values, which is taken in one step
+        for item in wire.fields(buffer, position, stop, where):
+            position = item.stop
+            if item.number in runs and item.wire == wire.BYTES:
+                _append(runs[item.number], _packed(item, 4 if item.number == _DATA else 8, where), where)
+            elif item.number in (5, 6, 8, 9) and item.wire in (wire.FIXED32, wire.FIXED64):
+                run = _unpacked(buffer, item, stop)
+                if item.wire == _SINGLE_WIRE.get(item.number):
+                    _append(runs[item.number], run, where)
+                position = item.tag + run.size * run.stride
+                break
+            elif item.number == _SHAPE and item.wire == wire.BYTES:
+                dims.extend(_dims(buffer, item, where))
+                if len(dims) > _MAX_AXES:
+                    raise FormatError(f"{where}: more than {_MAX_AXES} axes; the file is damaged")
+            elif item.number in _LEGACY and item.wire == wire.VARINT:
+                legacy[_LEGACY[item.number]] = wire.signed(item.value, 32)
+    double = bool(runs[_DOUBLE_DATA])
+    values = runs[_DOUBLE_DATA if double else _DATA]
+    # Caffe's Blob::FromProto takes the four numbers wherever one of them is set.
+    shape = tuple(legacy.get(axis, 0) for axis in range(4)) if legacy else tuple(dims)
+    _check_count(shape, sum(run.size for run in values), where)
+    return Blob(shape, bool(legacy), np.dtype("<f8" if double else "<f4"), tuple(values), buffer)
+
+
+def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Iterator[bytes | memoryview]]:
+    """The length of an array's BlobProto and its bytes in pieces, in the order Caffe writes fields.
+
+    float64 becomes ``double_data``; any other kind of number is written as float32.  Only an array
+    that is not contiguous float is copied.  ``legacy`` writes num/channels/height/width.
+    """
+    number, kind = (_DOUBLE_DATA, "<f8") if array.dtype == np.float64 else (_DATA, "<f4")
+    if array.ndim > (4 if legacy else _MAX_AXES):
+        most = "the num/channels/height/width form keeps 4" if legacy else f"Caffe keeps {_MAX_AXES}"
+        raise FormatError(f"{where}: {array.ndim} axes; {most}, reshape it")
+    prefix, shape = b"", b""
+    if legacy:
+        num, channels, height, width = (1,) * (4 - array.ndim) + array.shape
+        prefix = caffe_pb2.BlobProto(
+            num=num, channels=channels, height=height, width=width
+        ).SerializeToString()
+    elif array.ndim:
+        shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
+    size = array.size * int(kind[-1])
+    header = wire.encode_header(number, size) if size else b""
+    before, after = (prefix + header, shape) if number < _SHAPE else (prefix + shape + header, b"")
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield before
+        if size:
+            yield np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data
+        yield after
+
+    return len(before) + size + len(after), chunks()
+
+
+def _dims(buffer: memoryview, shape: wire.Field, where: str) -> Iterator[int]:
+    """The dimensions in a BlobShape, packed or not."""
+    for item in wire.fields(buffer, shape.start, shape.stop, where):
+        if item.number == 1 and item.wire == wire.VARINT:
+            yield wire.signed(item.value)
+        elif item.number == 1 and item.wire == wire.BYTES:
+            position = item.start
+            while position < item.stop:
+                value, position = wire.read_varint(buffer, position, item.stop, where)
+                yield wire.signed(value)
+
+
+def _packed(item: wire.Field, size: int, where: str) -> Run:
+    length = item.stop - item.start
+    if length % size:
+        raise FormatError(f"{where}: {length:,} bytes of values of {size} bytes each; the file is damaged")
+    return Run(item.start, length // size, size)
+
+
+def _unpacked(buffer: memoryview, item: wire.Field, stop: int) -> Run:
+    """The run of equal tags that begins at ``item``, found without a Python step for each value."""
+    stride = item.stop - item.tag
+    most = (stop - item.tag) // stride if item.start - item.tag == 1 else 1
+    tags: np.ndarray = np.ndarray((most,), np.uint8, buffer, item.tag, (stride,))
+    count, step = 1, 64
+    while count < most:
+        other = np.flatnonzero(tags[count : count + step] != buffer[item.tag])
+        if other.size:
+            count += int(other[0])
+            break
+        count, step = min(count + step, most), step * 2
+    return Run(item.start, count, stride)
+
+
+def _append(runs: list[Run], run: Run, where: str) -> None:
+    if run.size:
+        runs.append(run)
+    if len(runs) > _MAX_RUNS:
+        raise FormatError(f"{where}: its values stand in over {_MAX_RUNS:,} pieces; the file is damaged")
+
+
+def _check_count(shape: tuple[int, ...], held: int, where: str) -> None:
+    written = "x".join(map(str, shape)) or "()"
+    if any(dim < 0 for dim in shape):
+        raise FormatError(f"{where}: shape {written} has a negative dimension; the file is damaged")
+    if math.prod(max(dim, 1) for dim in shape) > _MAX_COUNT:
+        raise FormatError(f"{where}: shape {written} is beyond Caffe's {_MAX_COUNT:,} values a blob; damaged")
+    needed = math.prod(shape)
+    if needed != held:
+        raise FormatError(
+            f"{where}: shape {written} needs {needed:,} values, the file holds {held:,}; fetch the file again"
+        )

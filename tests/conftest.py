@@ -1,0 +1,27 @@
+"""Where the recorded cases are, and a single torch thread so that runs beside each other stay fast."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def golden() -> Path:
+    """The cases recorded from Caffe."""
+    return GOLDEN
+
+
+@pytest.fixture
+def authors() -> Path:
+    """The authors' own files, which carry no licence and are never part of this repository."""
+    folder = SHARED / "ilgnet"
+    if not folder.is_dir():
+        pytest.skip("the authors' files (../shared/ilgnet) are not on this machine")
+    return folder

@@ -1,0 +1,80 @@
+"""From files to a net: the prototxt gives the structure, the caffemodel the numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from .errors import FormatError
+from .formats.caffemodel import open_caffemodel
+from .formats.prototxt import read_net
+from .formats.upgrade import upgrade_net
+from .graph.build import build_graph
+from .graph.node import Graph
+from .layers.base import Shape
+from .net import CaffeNet, plan_net
+from .schema import caffe_pb2 as pb
+from .weights import take_weights
+
+PathLike = str | os.PathLike[str]
+
+
+def load_graph(
+    prototxt: PathLike | pb.NetParameter,
+    *,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
+) -> Graph:
+    """Read a prototxt of any generation and return its graph.
+
+    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the
+    caller knows not to matter.
+    """
+    if isinstance(prototxt, pb.NetParameter):
+        net = prototxt
+    else:
+        net = read_net(prototxt)
+        if not net.layer and not net.layers:
+            raise FormatError(f"{prototxt}: holds no layers; is it a solver or another kind of text?")
+    return build_graph(drop_fields(upgrade_net(net), ignore_fields), phase, level=level, stages=stages)
+
+
+def load_net(
+    prototxt: PathLike | pb.NetParameter,
+    weights: PathLike | None = None,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int | None = None,
+) -> CaffeNet:
+    """Build a net from a prototxt and, where given, a caffemodel; else its fillers draw the weights.
+
+    ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  Raises ParseError,
+    GraphError, LayerError, FormatError or WeightsError, each in one line.
+    """
+    graph = load_graph(prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields)
+    if weights is None:
+        return CaffeNet(graph, input_shapes=input_shapes, seed=seed)
+    model = open_caffemodel(weights)
+    specs = plan_net(graph, input_shapes).specs
+    arrays = take_weights(specs, model.layers, source=str(weights))
+    return CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed)
+
+
+def drop_fields(net: pb.NetParameter, paths: Iterable[str]) -> pb.NetParameter:
+    """Return ``net`` without the fields of the given dotted paths that no schema lists."""
+    dropped = set(paths)
+    if not dropped:
+        return net
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    for layer in result.layer:
+        kept = [field for field in layer.fork_field if field.path not in dropped]
+        del layer.fork_field[:]
+        layer.fork_field.extend(kept)
+    return result

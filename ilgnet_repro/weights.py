@@ -1,0 +1,135 @@
+"""Weights onto a net: each layer's blobs found by name and held against the shapes the net needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from .errors import WeightsError
+from .graph.sharing import show_shape
+from .layers.base import BlobSpec, Shape
+
+
+class FileBlob(Protocol):
+    """A blob in a weights file (formats/caffemodel.py)."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def legacy(self) -> bool: ...
+    def array(self) -> np.ndarray: ...
+
+
+class FileLayer(Protocol):
+    """A layer in a weights file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def blobs(self) -> Sequence[FileBlob]: ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a weights file fits a net: what can be copied, and what stands in the way, by name."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]  # layers of the net without weights in the file
+    extra: tuple[str, ...]  # layers of the file that the net lacks; Caffe ignores them, and says so
+    misshapen: tuple[str, ...]  # one line each
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every layer of the net finds its weights."""
+        return not self.missing and not self.misshapen
+
+
+def fit_weights(specs: Mapping[str, Sequence[BlobSpec]], layers: Iterable[FileLayer]) -> Fit:
+    """Compare the blobs a net needs with those a file holds; reads no values."""
+    held = {layer.name: layer for layer in layers if layer.blobs}
+    needed = {name: blobs for name, blobs in specs.items() if blobs}
+    misshapen = []
+    matched = []
+    for name, blobs in needed.items():
+        if name not in held:
+            continue
+        complaint = _misfit(name, blobs, held[name].blobs)
+        if complaint:
+            misshapen.append(complaint)
+        else:
+            matched.append(name)
+    return Fit(
+        matched=tuple(matched),
+        missing=tuple(name for name in needed if name not in held),
+        extra=tuple(name for name in held if name not in needed),
+        misshapen=tuple(misshapen),
+    )
+
+
+def take_weights(
+    specs: Mapping[str, Sequence[BlobSpec]],
+    layers: Sequence[FileLayer],
+    *,
+    source: str = "weights",
+    allow_missing: bool = False,
+) -> dict[str, list[np.ndarray]]:
+    """Return the arrays of every matched layer, shaped as the net needs them (views, no copies).
+
+    Raises WeightsError, by layer name, where a layer's blobs have another shape and, unless
+    ``allow_missing`` (fine-tuning), where the file lacks a layer.
+    """
+    fit = fit_weights(specs, layers)
+    if fit.misshapen:
+        raise WeightsError(f"{source}: {_some(fit.misshapen, '; ')}; use the prototxt these weights were made with")
+    if fit.missing and not allow_missing:
+        extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
+        raise WeightsError(
+            f"{source}: holds no weights for {_some(fit.missing)}{extra}; "
+            "use the prototxt these weights were made with"
+        )
+    held: dict[str, FileLayer] = {}
+    for layer in layers:
+        held.setdefault(layer.name, layer)
+    return {
+        name: [
+            blob.array().reshape(spec.shape) for spec, blob in zip(specs[name], held[name].blobs, strict=True)
+        ]
+        for name in fit.matched
+    }
+
+
+def _misfit(name: str, wanted: Sequence[BlobSpec], held: Sequence[FileBlob]) -> str | None:
+    if len(wanted) != len(held):
+        return f"layer {name} has {len(held)} blobs in the file and {len(wanted)} in the net"
+    for index, (spec, blob) in enumerate(zip(wanted, held, strict=True)):
+        if not _same_shape(spec, blob):
+            return (
+                f"layer {name}, blob {index} is {show_shape(blob.shape)} in the file "
+                f"and {show_shape(spec.shape)} in the net"
+            )
+    return None
+
+
+def _same_shape(spec: BlobSpec, blob: FileBlob) -> bool:
+    wanted = spec.shape
+    if spec.any_ones:
+        return [size for size in wanted if size != 1] == [size for size in blob.shape if size != 1]
+    if not blob.legacy:
+        return wanted == tuple(blob.shape)
+    # Files before 2014 hold four dimensions whatever the blob: Caffe's ShapeEquals pads the net's
+    # shape with leading ones.
+    return len(wanted) <= 4 and (1,) * (4 - len(wanted)) + wanted == tuple(blob.shape)
+
+
+def _some(names: Sequence[str], separator: str = ", ", limit: int = 6) -> str:
+    shown = separator.join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}{separator}and {len(names) - limit} more"
+
+
+def count_parameters(specs: Mapping[str, Sequence[BlobSpec]]) -> int:
+    """Return the number of values in all blobs."""
+    return sum(prod(spec.shape) for blobs in specs.values() for spec in blobs)

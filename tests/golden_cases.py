@@ -1,0 +1,91 @@
+"""The 284 small nets recorded from Caffe, as values: text, phase, weights, inputs, outputs, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ilgnet_repro.formats.caffemodel import open_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.loading import load_graph
+from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.weights import take_weights
+
+FOLDER = Path(__file__).resolve().parent / "golden" / "layers"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
+
+# Every comparison with Caffe uses the first row; each exception states why it needs its own.
+TOLERANCE = {"default": (1e-4, 1e-5)}
+
+# Tops whose size depends on values, so that the shape rule can only give the most it can be.
+SHAPED_BY_VALUES = {"Filter-basic"}
+
+# Places of recorded gradients that are no result of Caffe's but a stray write, and what belongs there.
+# A max pooling window without a pixel (stride over kernel) has mask -1, so its gradient lands on the
+# last element of the plane before (for the first plane, outside the blob).  No window reaches [14, 13].
+STRAY = {("sweep1-091-Pooling", "x"): ((..., 14, 13), 0.0)}
+
+
+def tolerance(name: str) -> dict[str, float]:
+    """Return rtol and atol of a case for numpy.testing.assert_allclose."""
+    rtol, atol = TOLERANCE.get(name, TOLERANCE["default"])
+    return {"rtol": rtol, "atol": atol}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded net."""
+
+    name: str
+    text: str
+    phase: str
+    caffemodel: bytes | None
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    top_diff: dict[str, np.ndarray]
+    grad_in: dict[str, np.ndarray]
+    grad_param: dict[tuple[str, int], np.ndarray]
+
+    @property
+    def has_gradient(self) -> bool:
+        return bool(self.grad_in or self.grad_param)
+
+    def net(self, folder: Path) -> CaffeNet:
+        """Build the net with Caffe's weights; ``folder`` holds the caffemodel for the time it is read."""
+        graph = load_graph(parse_net(self.text, file=f"{self.name}.prototxt"), phase=self.phase)
+        if self.caffemodel is None:
+            return CaffeNet(graph)
+        path = folder / f"{self.name}.caffemodel"
+        path.write_bytes(self.caffemodel)
+        return CaffeNet(graph, take_weights(plan_net(graph).specs, open_caffemodel(path).layers))
+
+
+def read_case(name: str) -> Case:
+    """Read one case."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+
+    def under(prefix: str) -> dict[str, np.ndarray]:
+        return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
+
+    grad_in = under("grad_in/")
+    for (case, blob), (place, value) in STRAY.items():
+        if case == name:
+            grad_in[blob][place] = value
+    grad_param = {}
+    for key, value in under("grad_param/").items():
+        layer, index = key.rsplit("/", 1)
+        grad_param[layer, int(index)] = value
+    return Case(
+        name=name,
+        text=str(arrays["prototxt"]),
+        phase=str(arrays["phase"]),
+        caffemodel=arrays["caffemodel"].tobytes() if "caffemodel" in arrays else None,
+        inputs=under("in/"),
+        outputs=under("out/"),
+        top_diff=under("top_diff/"),
+        grad_in=grad_in,
+        grad_param=grad_param,
+    )

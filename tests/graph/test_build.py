@@ -1,0 +1,104 @@
+"""Nodes from layers: unique values for in-place tops, Caffe's order of outputs, and what forms no net."""
+
+import dataclasses
+
+import pytest
+
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+
+INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+
+
+def layer(name: str, type_: str, bottoms: str = "", tops: str = "") -> str:
+    blobs = [f'bottom: "{blob}"' for blob in bottoms.split()] + [f'top: "{blob}"' for blob in tops.split()]
+    return f'layer {{ name: "{name}" type: "{type_}" {" ".join(blobs)} }}\n'
+
+
+def graph(*layers: str, phase: str = "TEST"):
+    return build_graph(parse_net(INPUT + "".join(layers)), phase)
+
+
+def test_in_place_tops_are_unique_and_the_last_writer_has_the_plain_name() -> None:
+    made = graph(
+        layer("ip", "InnerProduct", "x", "a"), layer("relu", "ReLU", "a", "a"), layer("drop", "Dropout", "a", "a"),
+        layer("out", "Power", "a", "b"),
+    )  # fmt: skip
+    assert [(node.bottoms, node.tops) for node in made] == [
+        ((), ("x",)), (("x",), ("a@ip",)), (("a@ip",), ("a@relu",)), (("a@relu",), ("a",)), (("a",), ("b",)),
+    ]  # fmt: skip
+    assert made.node("relu").top_names == ("a",)
+
+
+def test_a_reader_between_two_writers_reads_the_first() -> None:
+    made = graph(layer("p", "Power", "x", "a"), layer("q", "Power", "a", "b"), layer("r", "ReLU", "a", "a"))
+    assert made.node("q").bottoms == ("a@p",)
+    assert made.consumers("a@p") == (made.node("q"), made.node("r"))
+
+
+OUTPUTS = [
+    ("one", [layer("p", "Power", "x", "out")], ("out",)),
+    ("in order of bytes, not of layers", [layer("s", "Slice", "x", "b a Z")], ("Z", "a", "b")),
+    ("an unread top of several", [layer("s", "Slice", "x", "a b"), layer("p", "Power", "a", "c")], ("b", "c")),
+    ("in place last", [layer("p", "Power", "x", "a"), layer("r", "ReLU", "a", "a")], ("a",)),
+    ("silenced", [layer("s", "Slice", "x", "a b"), layer("q", "Silence", "b", "")], ("a",)),
+    ("a loss without a top is no output", [layer("s", "EuclideanLoss", "x x", "")], ()),
+]
+
+
+@pytest.mark.parametrize(("layers", "expected"), [row[1:] for row in OUTPUTS], ids=[row[0] for row in OUTPUTS])
+def test_outputs(layers, expected) -> None:
+    assert graph(*layers).outputs == expected
+
+
+def test_repeated_layer_names_stay_apart() -> None:
+    made = graph(layer("r", "ReLU", "x", "a"), layer("r", "ReLU", "a", "b"))
+    assert [node.name for node in made] == ["in", "r", "r#2"]
+
+
+def test_nodes_and_graphs_are_frozen() -> None:
+    made = graph(layer("r", "ReLU", "x", "a"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.name = "other"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.nodes[0].name = "other"
+
+
+REFUSED = [
+    (
+        "missing bottom", [layer("r", "ReLU", "y", "a")],
+        "r (ReLU): bottom 'y' is written by no layer of this phase; check the name and the include rules",
+    ),
+    (
+        "written later", [layer("p", "ReLU", "b", "a"), layer("q", "ReLU", "x", "b")],
+        "p (ReLU): bottom 'b' is first written later, by q (ReLU); put that layer before this one, or break the cycle",
+    ),
+    (
+        "cycle", [layer("p", "ReLU", "b", "a"), layer("q", "ReLU", "a", "b")],
+        "p (ReLU): bottom 'b' is first written later, by q (ReLU); put that layer before this one, or break the cycle",
+    ),
+    (
+        "in place without a writer", [layer("p", "ReLU", "a", "a")],
+        "p (ReLU): bottom 'a' is written only by this layer itself; an in-place layer needs a writer before it",
+    ),
+    (
+        "two writers", [layer("p", "ReLU", "x", "a"), layer("q", "ReLU", "x", "a")],
+        "q (ReLU): top 'a' is already written by another layer; give it another name, or name it as bottom too "
+        "to write in place",
+    ),
+    ("twice in one layer", [layer("s", "Slice", "x", "a a")], "s (Slice): top 'a' is written twice by one layer"),
+    ("no type", [layer("s", "", "x", "a")], 's: has no type; write type: "..."'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_refused(layers, message) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        graph(*layers)
+    assert str(caught.value) == message
+
+
+def test_an_empty_phase_is_refused() -> None:
+    with pytest.raises(IlgnetError, match=r"net 'n' has no layer in phase TRAIN; check include rules and phase"):
+        build_graph(parse_net('name: "n" layer { name: "x" type: "Input" include { phase: TEST } }'), "TRAIN")

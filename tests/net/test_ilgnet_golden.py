@@ -1,0 +1,79 @@
+"""ILGNet whole, with the seeded weights Caffe ran on: fifteen blobs and a hundred scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from golden_cases import FOLDER
+
+from ilgnet_repro.data.lmdb_read import LmdbReader
+from ilgnet_repro.data.mean import read_mean
+from ilgnet_repro.data.transforms import Transform
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.zoo import ilgnet
+from ilgnet_repro.zoo.seeded import seeded_blobs
+
+GOLDEN = FOLDER.parent
+
+# Largest difference allowed, relative to the largest value of a blob: float32 sums of up to 376,320
+# terms, taken in another order than OpenBLAS takes them.
+RELATIVE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(GOLDEN / "ilgnet" / "blobs.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.fixture(scope="module")
+def net() -> CaffeNet:
+    text = ilgnet.deploy()
+    graph = build_graph(text)
+    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).specs.items()}
+    biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "ilgnet" / "classifier_bias.txt")}
+    return CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
+
+
+def sample(blob: np.ndarray) -> np.ndarray:
+    flat = blob.reshape(-1)
+    return flat if flat.size <= 4096 else flat[:: flat.size // 997]
+
+
+@pytest.mark.parametrize("picture", [0, 1])
+def test_every_blob(net, recorded, picture: int) -> None:
+    names = [key.split("/", 2)[2] for key in recorded if key.startswith(f"sample/{picture}/")]
+    assert len(names) == 15
+    with torch.inference_mode():
+        blobs = net(data=torch.from_numpy(recorded[f"in/{picture}"]).reshape(1, 3, 227, 227), blobs=names)
+    for name in names:
+        found = blobs[name].numpy()
+        mean, std, largest = recorded[f"stats/{picture}/{name}"]
+        np.testing.assert_allclose(
+            sample(found), recorded[f"sample/{picture}/{name}"], rtol=RELATIVE, atol=RELATIVE * largest, err_msg=name
+        )
+        np.testing.assert_allclose(
+            [found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()],
+            [mean, std, largest], rtol=RELATIVE, atol=RELATIVE * largest, err_msg=name,
+        )  # fmt: skip
+
+
+def test_the_authors_other_path(net, recorded) -> None:
+    data = torch.from_numpy(recorded["transformer_in/0"]).reshape(1, 3, 227, 227)
+    with torch.inference_mode():
+        high = net(data=data)["loss1/loss"][0, 1].item()
+    np.testing.assert_allclose(high, recorded["transformer_high_probability"][0], rtol=RELATIVE, atol=1e-5)
+
+
+def test_a_hundred_scores(net, recorded, golden, authors) -> None:
+    transform = Transform(crop_size=227, mean=read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
+    found = []
+    pictures = [row.picture()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]
+    with torch.inference_mode():
+        for start in range(0, len(pictures), 20):
+            data = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 20])))
+            found.append(net(data=data)["loss1/loss"][:, 1].numpy())
+    np.testing.assert_allclose(np.concatenate(found), recorded["high_probability"], rtol=1e-4, atol=1e-4)

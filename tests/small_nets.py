@@ -1,0 +1,40 @@
+"""Small nets with seeded weights, as a Caffe user would have them on disk."""
+
+from pathlib import Path
+
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
+
+SMALL_TEXT = """
+name: "small"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 9 dim: 7 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.1 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 3 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
+  inner_product_param { num_output: 5 weight_filler { type: "gaussian" } } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
+
+
+def write_weights(path: Path, text: str = SMALL_TEXT, seed: int = 5) -> CaffeNet:
+    """Write seeded weights for a net and return it."""
+    message = parse_net(text)
+    net = CaffeNet(build_graph(message), seed=seed)
+    write_caffemodel(
+        path, message, {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
+    )
+    return net
+
+
+SHARED_TEXT = """
+name: "shared"
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" }
+  inner_product_param { num_output: 3 bias_term: false weight_filler { type: "gaussian" } } }
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" }
+  inner_product_param { num_output: 3 bias_term: false } }
+"""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+LONGEST = 1000
+
 
 class IlgnetError(Exception):
-    """Something the user gave cannot be used; the message is one line: where, what, remedy."""
+    """Something the user gave cannot be used; the message is one line: where, what, remedy.
+
+    Names come from files and may hold anything: what cannot be printed is written as an escape, and a
+    message of over `LONGEST` characters loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        if not message.isprintable():
+            message = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+        super().__init__(message)
 
 
 class FormatError(IlgnetError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,7 @@ class CaffeNet(nn.Module):
             self._sequence.append((node, layer))
         self.shapes = plan.shapes
         self.blob_specs = plan.specs
+        self._check_memory(plan, weights or {})
         self._fill_blobs(plan, weights or {}, seed)
         self.inputs: tuple[str, ...] = tuple(
             top for node, layer in self._sequence if layer.is_input for top in node.tops
@@ -65,6 +68,18 @@ class CaffeNet(nn.Module):
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
 
     # ------------------------------------------------------------------ parameters
+
+    def _check_memory(self, plan: Plan, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Refuse a net whose own blobs, those that no file maps, would not fit the machine's memory."""
+        own = {name: specs for name, specs in plan.specs.items() if name not in weights}
+        needed = sum(4 * prod(spec.shape) for specs in own.values() for spec in specs)
+        held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+        if needed > held:
+            largest = max(own, key=lambda name: sum(prod(spec.shape) for spec in own[name]))
+            raise plan.layers[largest].error(
+                f"the net's parameters need {needed / 2**30:,.1f} GiB, of which most here; "
+                f"the machine has {held / 2**30:,.1f}; check num_output and the input's shape"
+            )
 
     def _fill_blobs(self, plan: Plan, weights: Mapping[str, Sequence[np.ndarray]], seed: int | None) -> None:
         generator = torch.Generator()
@@ -107,7 +122,11 @@ class CaffeNet(nn.Module):
     # ------------------------------------------------------------------ running
 
     def forward(
-        self, given: Mapping[str, Tensor] | None = None, *, blobs: Iterable[str] | None = None, **inputs: Tensor
+        self,
+        given: Mapping[str, Tensor] | None = None,
+        *,
+        blobs: Iterable[str] | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Run the net and return its outputs, or the blobs asked for, by Caffe's names.
 
@@ -164,7 +183,9 @@ class CaffeNet(nn.Module):
         wanted = {**(given or {}), **shapes}
         for name in wanted:
             if name not in self.inputs:
-                raise GraphError(f"{name!r} is no input of net {self.graph.name!r}; it has {_names(self.inputs)}")
+                raise GraphError(
+                    f"{name!r} is no input of net {self.graph.name!r}; it has {_names(self.inputs)}"
+                )
         return plan_net(self.graph, {**{n: self.shapes[n] for n in self.inputs}, **wanted}).shapes
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:

@@ -84,7 +84,9 @@ def take_weights(
     """
     fit = fit_weights(specs, layers)
     if fit.misshapen:
-        raise WeightsError(f"{source}: {_some(fit.misshapen, '; ')}; use the prototxt these weights were made with")
+        raise WeightsError(
+            f"{source}: {_some(fit.misshapen, '; ')}; use the prototxt these weights were made with"
+        )
     if fit.missing and not allow_missing:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
         raise WeightsError(

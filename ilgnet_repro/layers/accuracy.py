@@ -1,0 +1,90 @@
+"""Accuracy: the share of labels among the highest scores."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
+from .registry import register
+
+
+def accuracy(scores, labels, axis, top_k, ignore_label):
+    """Share of labels with fewer than top_k other classes scoring as high: a tie counts against the label."""
+    rows, labels, counts = label_rows(scores, labels, axis, ignore_label)
+    rivals = (rows >= rows.gather(1, labels[:, None])).sum(1) - 1
+    right = (rivals < top_k) & counts
+    return right.sum().to(scores.dtype) / counts.sum().clamp(min=1)
+
+
+def class_accuracy(scores, labels, axis, top_k, ignore_label):
+    """The accuracy of each class by itself; 0 for a class that no label names."""
+    rows, labels, counts = label_rows(scores, labels, axis, ignore_label)
+    rivals = (rows >= rows.gather(1, labels[:, None])).sum(1) - 1
+    classes = F.one_hot(labels, rows.shape[1]) * counts[:, None]
+    right = (classes * (rivals < top_k)[:, None]).sum(0)
+    return right.to(scores.dtype) / classes.sum(0).clamp(min=1)
+
+
+accuracy.uses = class_accuracy.uses = (label_rows,)  # type: ignore[attr-defined]
+
+
+@register("Accuracy")
+class Accuracy(Layer):
+    """The share of labels whose class is among the `top_k` best; the optional second top is each class's."""
+
+    message = "accuracy_param"
+    fields = ("top_k", "axis", "ignore_label")
+    bottom_count = (2, 2)
+    top_count = (1, 2)
+    has_gradient = False
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        scores, labels = bottoms
+        self.ignore = ignored_label(self.param)
+        self.dim = self.axis(self.param.axis, len(scores))
+        check_label_count(self, scores, labels, self.dim)
+        classes = scores[self.dim]
+        if not 1 <= self.param.top_k <= classes:
+            raise self.error(f"top_k {self.param.top_k} must be from 1 to the {classes} classes")
+        return [(), (classes,)][: len(self.node.tops)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        scores, labels = (blob.detach() for blob in bottoms)
+        check_labels(self, labels, scores.shape[self.dim], self.ignore)
+        functions = (accuracy, class_accuracy)[: len(self.node.tops)]
+        return tuple(f(scores, labels, self.dim, self.param.top_k, self.ignore) for f in functions)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        shape = graph.shape(bottoms[0])
+        rows, labels, counts = label_rows_onnx(
+            graph, bottoms[0], bottoms[1], self.dim, shape, ignore_label=self.ignore
+        )
+        own = graph.node("GatherElements", [rows, labels], axis=1)
+        as_high = graph.node("Cast", [graph.node("GreaterOrEqual", [rows, own])], to=TensorProto.FLOAT)
+        # The label itself is one of those as high, hence at most top_k.
+        found = graph.node("ReduceSum", [as_high, graph.constant(integers(1))], keepdims=1)
+        limit = graph.constant(numbers(self.param.top_k))
+        right = graph.node("Cast", [graph.node("LessOrEqual", [found, limit])], to=TensorProto.FLOAT)
+        valid = graph.node("Cast", [counts], to=TensorProto.FLOAT)
+
+        def share(members: str, axes: list[str]) -> str:
+            """Of the labels in ``members`` (1 or 0), the share that are right."""
+            hits = graph.node("ReduceSum", [graph.node("Mul", [members, right]), *axes], keepdims=0)
+            total = graph.node("ReduceSum", [members, *axes], keepdims=0)
+            return graph.node("Div", [hits, graph.node("Max", [total, graph.constant(numbers(1))])])
+
+        tops = [share(valid, [])]
+        if len(self.node.tops) > 1:
+            flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
+            depth = graph.constant(integers(shape[self.dim]))
+            classes = graph.node("OneHot", [flat, depth, graph.constant(numbers([0, 1]))])
+            tops.append(share(graph.node("Mul", [classes, valid]), [graph.constant(integers(0))]))
+        return tops
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        rest = f"{bottoms[0]}, {bottoms[1]}, {self.dim}, {self.param.top_k}, {self.ignore}"
+        return [f"{code.helper(f)}({rest})" for f in (accuracy, class_accuracy)[: len(self.node.tops)]]

@@ -1,0 +1,255 @@
+"""Activations: one value in, one value out, whatever the shape."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, literal, numbers
+from .registry import register
+
+
+@register("ReLU")
+class ReLU(Layer):
+    """max(x, 0) + negative_slope · min(x, 0)."""
+
+    message = "relu_param"
+    fields = ("negative_slope",)
+
+    def setup(self) -> None:
+        self.slope: float = self.param.negative_slope
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.leaky_relu(x, self.slope) if self.slope else F.relu(x),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        if self.slope:
+            return [graph.node("LeakyRelu", bottoms, alpha=self.slope)]
+        return [graph.node("Relu", bottoms)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        slope = f", {literal(self.slope)}" if self.slope else ""
+        return [f"F.{'leaky_relu' if self.slope else 'relu'}({bottoms[0]}{slope})"]
+
+
+@register("ReLU6")
+class ReLU6(Layer):
+    """min(max(x, 0), threshold), the MobileNet forks' layer; no gradient at 0 and at the threshold."""
+
+    message = "relu6_param"
+    fields = ("threshold",)
+
+    def setup(self) -> None:
+        self.threshold: float = self.param.threshold
+        if not self.threshold > 0:
+            raise self.error(f"threshold {self.threshold:g} must be over 0")
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.hardtanh(x, 0.0, self.threshold),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        limits = [graph.constant(numbers([value]).reshape(())) for value in (0.0, self.threshold)]
+        return [graph.node("Clip", [*bottoms, *limits])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        if self.threshold == 6:
+            return [f"F.relu6({bottoms[0]})"]
+        return [f"F.hardtanh({bottoms[0]}, 0.0, {literal(self.threshold)})"]
+
+
+@register("PReLU")
+class PReLU(Layer):
+    """max(x, 0) + slope · min(x, 0), the slope learned a channel (axis 1) or once (He et al., 2015)."""
+
+    slope: Tensor
+
+    message = "prelu_param"
+    fields = ("filler", "channel_shared")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        if len(bottoms[0]) < 2:
+            raise self.error(f"bottom {list(bottoms[0])} has no channel axis; it takes 2 axes or more")
+        self._after_channels = len(bottoms[0]) - 2
+        return list(bottoms)
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        shape = () if self.param.channel_shared else bottoms[0][1:2]
+        default = pb.FillerParameter(type="constant", value=0.25)
+        return [BlobSpec("slope", shape, self.param.filler if self.param.HasField("filler") else default)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.prelu(x, self.slope),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        slope = graph.parameter("slope")
+        if not self.param.channel_shared and self._after_channels:
+            # ONNX lines slopes up from the last axis; Caffe's channels are axis 1.
+            values = numbers(self.slope).reshape(-1, *[1] * self._after_channels)
+            slope = graph.constant(values)
+        return [graph.node("PRelu", [*bottoms, slope])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        module = code.module(f"nn.PReLU({self.slope.numel()})", weight=self.slope.reshape(-1))
+        return [f"{module}({bottoms[0]})"]
+
+
+@register("ELU")
+class ELU(Layer):
+    """x where positive, alpha · (exp(x) − 1) elsewhere."""
+
+    message = "elu_param"
+    fields = ("alpha",)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.elu(x, self.param.alpha),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return [graph.node("Elu", bottoms, alpha=self.param.alpha)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        alpha = f", alpha={literal(self.param.alpha)}" if self.param.alpha != 1 else ""
+        return [f"F.elu({bottoms[0]}{alpha})"]
+
+
+class _Function(Layer):
+    """A function without parameters: its torch function, how Python writes it, and its ONNX operator."""
+
+    torch_name = ""
+    onnx_name = ""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        module, name = self.torch_name.split(".")
+        return (getattr({"torch": torch, "F": F}[module], name)(x),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return [graph.node(self.onnx_name, bottoms)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"{self.torch_name}({bottoms[0]})"]
+
+
+@register("Sigmoid")
+class Sigmoid(_Function):
+    """1 / (1 + exp(−x))."""
+
+    message = "sigmoid_param"
+    torch_name, onnx_name = "torch.sigmoid", "Sigmoid"
+
+
+@register("TanH")
+class TanH(_Function):
+    """The hyperbolic tangent."""
+
+    message = "tanh_param"
+    torch_name, onnx_name = "torch.tanh", "Tanh"
+
+
+@register("BNLL")
+class BNLL(_Function):
+    """log(1 + exp(x)), the binomial normal log likelihood."""
+
+    torch_name, onnx_name = "F.softplus", "Softplus"
+
+
+@register("AbsVal")
+class AbsVal(_Function):
+    """|x|; its gradient at 0 is 0."""
+
+    torch_name, onnx_name = "torch.abs", "Abs"
+
+
+@register("Swish")
+class Swish(Layer):
+    """x · sigmoid(beta · x) (Ramachandran et al., 2017)."""
+
+    message = "swish_param"
+    fields = ("beta",)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.silu(x) if self.param.beta == 1 else x * torch.sigmoid(self.param.beta * x),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x = inner = bottoms[0]
+        if self.param.beta != 1:
+            inner = graph.node("Mul", [x, graph.constant(numbers([self.param.beta]).reshape(()))])
+        return [graph.node("Mul", [x, graph.node("Sigmoid", [inner])])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        return [
+            f"F.silu({x})"
+            if self.param.beta == 1
+            else f"{x} * torch.sigmoid({literal(self.param.beta)} * {x})"
+        ]
+
+
+@register("Clip")
+class Clip(Layer):
+    """x held between min and max; the gradient passes at both limits."""
+
+    message = "clip_param"
+    fields = ("min", "max")
+
+    def setup(self) -> None:
+        for field in self.fields:
+            if not self.param.HasField(field):
+                raise self.error(f"clip_param.{field} is missing; state both min and max")
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.clamp(x, self.param.min, self.param.max),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        limits = [graph.constant(numbers([value]).reshape(())) for value in (self.param.min, self.param.max)]
+        return [graph.node("Clip", [*bottoms, *limits])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"torch.clamp({bottoms[0]}, {literal(self.param.min)}, {literal(self.param.max)})"]
+
+
+@register("Threshold")
+class Threshold(Layer):
+    """1 where x is above the threshold, else 0."""
+
+    message = "threshold_param"
+    fields = ("threshold",)
+    has_gradient = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return ((x > self.param.threshold).to(x.dtype),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        threshold = graph.constant(numbers([self.param.threshold]).reshape(()))
+        return [graph.node("Cast", [graph.node("Greater", [*bottoms, threshold])], to=1)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        return [f"({x} > {literal(self.param.threshold)}).to({x}.dtype)"]
+
+
+@register("Dropout")
+class Dropout(Layer):
+    """In TRAIN, values are zeroed at random and the rest scaled by 1 / (1 − ratio); in TEST nothing happens.
+
+    Drawn by torch's own generator: seed it with `torch.manual_seed`.
+    """
+
+    message = "dropout_param"
+    fields = ("dropout_ratio",)
+
+    def setup(self) -> None:
+        self.ratio: float = self.param.dropout_ratio
+        if not 0 <= self.ratio < 1:
+            raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
+        if self.is_train:
+            self.no_onnx = "it draws anew at each pass in phase TRAIN"
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.dropout(x, self.ratio, training=True) if self.is_train else x,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return super().onnx(graph, bottoms) if self.is_train else bottoms
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"F.dropout({bottoms[0]}, {literal(self.ratio)})"] if self.is_train else bottoms

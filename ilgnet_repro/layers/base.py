@@ -1,0 +1,273 @@
+"""`Layer`, what every Caffe layer type is made of, and the two writers it speaks to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import LayerError
+from ..graph.node import Node
+from ..schema import caffe_pb2 as pb
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlobSpec:
+    """One parameter blob of a layer, in Caffe's order: its name here, shape, filler, and whether it learns.
+
+    ``any_ones``: a file may hold it with axes of size 1 more or less (forks that changed their mind).
+    """
+
+    name: str
+    shape: Shape
+    filler: pb.FillerParameter | None = None
+    learned: bool = True
+    any_ones: bool = False
+
+
+class OnnxGraph(Protocol):
+    """What a layer may ask of the ONNX writer while it adds its nodes."""
+
+    dynamic_size: bool
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node with one output and return that output's name; an input may be "" (absent)."""
+
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several outputs and return their names."""
+
+    def constant(self, array: np.ndarray) -> str:
+        """Return the name of an initializer holding ``array`` (equal arrays are stored once)."""
+
+    def parameter(self, name: str) -> str:
+        """Return the initializer of the current layer's blob ``name``, as Caffe shaped it."""
+
+    def shape(self, value: str) -> Shape:
+        """Return the shape a *bottom* has at export; axis 0 is the batch and may differ at run time."""
+
+
+class SourceCode(Protocol):
+    """What a layer may ask of the Python writer while it says how it is written."""
+
+    def module(self, constructor: str, **blobs: Tensor) -> str:
+        """Declare ``self.LAYER = constructor``; ``blobs`` are its state, by attribute name.
+
+        Returns the expression that names it (``self.conv1``), ready to be called.
+        """
+
+    def parameter(self, name: str, value: Tensor) -> str:
+        """Declare a bare ``nn.Parameter`` of the current layer and return the expression that names it."""
+
+    def helper(self, function: Callable[..., Any]) -> str:
+        """Have ``function``'s own text included in the file and return its name.
+
+        The function may use only ``torch``, ``F`` (torch.nn.functional), ``math`` and other helpers
+        listed in its ``uses`` attribute.
+        """
+
+    def shape(self, index: int) -> Shape:
+        """Return the shape that bottom ``index`` has at export; axis 0 is the batch."""
+
+
+class Layer(nn.Module):
+    """One Caffe layer: parsed and checked when made, given its blobs by the net, then run.
+
+    A subclass sets the class attributes, reads its fields in `setup`, and stands for all four uses:
+    `top_shapes` and `blob_specs` (the shape rule), `forward` (torch), `onnx` and `source`.
+    """
+
+    # The message of LayerParameter that configures it, and the fields of it that are honoured.  Any other
+    # field with a value that is not its default stops the net, by name: nothing is ignored in silence.
+    message: ClassVar[str] = ""
+    fields: ClassVar[tuple[str, ...]] = ()
+    # Fields that pick one of Caffe's implementations and never change a result.
+    harmless: ClassVar[tuple[str, ...]] = ("engine",)
+    # Dotted paths of fields no schema lists that the class reads by `fork_field`.
+    fork_fields: ClassVar[tuple[str, ...]] = ()
+    # Least and greatest number; None is "any".
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, 1)
+    top_count: ClassVar[tuple[int, int | None]] = (1, 1)
+    # Loss layers weigh their first top by 1 unless told otherwise, and may leave it unnamed.
+    is_loss: ClassVar[bool] = False
+    # The tops are values that the caller feeds.
+    is_input: ClassVar[bool] = False
+    # The tops' sizes depend on values; `top_shapes` gives the most they can be.
+    shaped_by_values: ClassVar[bool] = False
+    # Whether Caffe has a backward pass for it.
+    has_gradient: ClassVar[bool] = True
+    # Why ONNX or plain Python cannot express it; empty where it can.
+    no_onnx: str = ""
+    no_source: str = ""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+        self.blob_names: list[str] = []
+        self._borrowed: tuple[tuple[str, Layer, int, Shape], ...] = ()
+        # `propagate_down: false` keeps gradients from a bottom.
+        self.stopped_bottoms = tuple(
+            index
+            for index, propagate in enumerate(node.layer.propagate_down)
+            if not propagate and index < len(node.bottoms)
+        )
+        self._check_counts()
+        self._check_fields()
+        self.setup()
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    def setup(self) -> None:
+        """Read the fields; raise LayerError (by `self.error`) on a value that cannot be honoured."""
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        """Return the tops' shapes; by default each top is shaped like its bottom."""
+        return list(bottoms)
+
+    def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
+        """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
+        own = self.top_shapes([]) if any(top not in given for top in self.node.tops) else []
+        return [given[top] if top in given else own[index] for index, top in enumerate(self.node.tops)]
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        """Return the parameter blobs in Caffe's order; by default none."""
+        return []
+
+    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
+        """Return the multiply-adds of one forward pass; only layers with weights count any."""
+        return 0
+
+    def forward(self, *bottoms: Any, **options: Any) -> tuple[Tensor, ...]:
+        """Compute the tops."""
+        raise self.error("has no forward pass here")
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        """Add this layer's ONNX nodes and return the names of its tops."""
+        raise self.error(f"cannot be written as ONNX: {self.no_onnx or 'its class says not how'}")
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        """Return one Python expression a top."""
+        raise self.error(f"cannot be written as Python: {self.no_source or 'its class says not how'}")
+
+    # ------------------------------------------------------------------ what a subclass may use
+
+    @property
+    def param(self) -> Any:
+        """The layer's own parameter message; defaults are filled in by the schema."""
+        return getattr(self.node.layer, self.message)
+
+    @property
+    def is_train(self) -> bool:
+        """Whether the net runs in phase TRAIN (a fixed property of the net in Caffe)."""
+        return self.node.phase == "TRAIN"
+
+    def error(self, message: str) -> LayerError:
+        """Make a LayerError that names this layer."""
+        return LayerError(self.node.name, self.node.type, message)
+
+    def axis(self, axis: int, rank: int, *, field: str = "axis") -> int:
+        """Return a possibly negative ``axis`` counted from the front, as Caffe's `CanonicalAxisIndex`."""
+        if not -rank <= axis < rank:
+            raise self.error(f"{field} {axis} is outside a blob of {rank} axes")
+        return axis % rank
+
+    def fork_field(self, path: str) -> str | None:
+        """Return the text of a field no schema lists, or None; the last of several counts."""
+        found = [field.text for field in self.node.layer.fork_field if field.path == path]
+        return found[-1] if found else None
+
+    def blob(self, name: str) -> Tensor:
+        """Return a parameter blob by its name."""
+        return getattr(self, name)
+
+    # ------------------------------------------------------------------ for the net
+
+    def register_blob(self, name: str, parameter: nn.Parameter) -> None:
+        """Attach the next parameter in Caffe's order."""
+        self.blob_names.append(name)
+        self.register_parameter(name, parameter)
+
+    def borrow(self, name: str, owner: Layer, index: int, shape: Shape) -> None:
+        """Have the next parameter be a view, in another shape, of a blob of ``owner``."""
+        self.blob_names.append(name)
+        self._borrowed = (*self._borrowed, (name, owner, index, shape))
+        self.refresh_borrowed()
+
+    def refresh_borrowed(self) -> None:
+        """Take the views anew, so that gradients of this pass reach the owner."""
+        for name, owner, index, shape in self._borrowed:
+            # Past Module.__setattr__, which would keep a reference to the owner as a submodule's state.
+            object.__setattr__(self, name, owner.blobs[index].view(shape))
+
+    @property
+    def blobs(self) -> list[Tensor]:
+        """The parameters in Caffe's order."""
+        return [getattr(self, name) for name in self.blob_names]
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """The weight of each top in the net's loss, as Caffe's `SetLossWeights`."""
+        stated = tuple(self.node.layer.loss_weight)
+        if stated:
+            if len(stated) != max(len(self.node.tops), 1):
+                raise self.error(
+                    f"loss_weight is stated {len(stated)} times for {len(self.node.tops)} tops; state one a top"
+                )
+            return stated
+        return (1.0,) if self.is_loss else ()
+
+    def _check_counts(self) -> None:
+        for what, found, (least, most) in (
+            ("bottom", len(self.node.bottoms), self.bottom_count),
+            ("top", len(self.node.tops), self.top_count),
+        ):
+            if what == "top" and self.is_loss and not found:
+                continue
+            if found < least or (most is not None and found > most):
+                wanted = (
+                    str(least)
+                    if most == least
+                    else f"{least} or more"
+                    if most is None
+                    else f"{least} to {most}"
+                )
+                raise self.error(f"has {found} {what}s; it takes {wanted}")
+
+    def _check_fields(self) -> None:
+        layer = self.node.layer
+        if self.message:
+            for field, value in self.param.ListFields():
+                honoured = field.name in self.fields or field.name in self.harmless
+                if not honoured and (field.is_repeated or field.message_type or value != field.default_value):
+                    raise self.error(
+                        f"{self.message}.{field.name} is not supported; remove it if it does not matter"
+                    )
+        for fork in layer.fork_field:
+            if fork.path not in self.fork_fields:
+                raise self.error(
+                    f"field {fork.path} (line {fork.line}) is unknown to Caffe and to this package; "
+                    "remove it, or pass --ignore-field if it does not change the result"
+                )
+
+
+def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:
+    """Return float32 values as an array for an ONNX constant; one number gives a scalar."""
+    if isinstance(values, Tensor):
+        return values.detach().to(torch.float32).cpu().numpy()
+    return np.asarray(values, dtype=np.float32)
+
+
+def integers(*values: int) -> np.ndarray:
+    """Return int64 values as an array for an ONNX constant (shapes, axes, pads)."""
+    return np.asarray(values, dtype=np.int64)
+
+
+def literal(value: float) -> str:
+    """Write a float32 field as a person would: 0.1, not the double nearest to it (0.10000000149011612)."""
+    if np.isinf(value):
+        return "math.inf" if value > 0 else "-math.inf"
+    return repr(float(str(np.float32(value))))

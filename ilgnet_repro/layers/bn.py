@@ -1,0 +1,187 @@
+"""BN, the name under which several forks keep batch normalisations that are not the same."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..schema import caffe_pb2 as pb
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, literal, numbers
+from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
+from .registry import register
+
+VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
+
+
+@register("BN")
+class BN(Layer):
+    """Batch normalisation with its scale and shift, in the kind that the text shows.
+
+    The weights are not known when a layer is built, so the fields decide (`kind`):
+
+    - ``folded``: ``bn_mode: INFERENCE`` (SegNet): x · scale + shift, statistics folded into both.
+    - ``batch``: (scale, shift) and the batch's own statistics in either phase: SegNet's ``scale_filler``,
+      ``shift_filler`` or ``bn_mode: LEARN``; or ``slope_filler`` with ``moving_average: false`` in TRAIN.
+    - ``stored``: (slope, bias, mean, fourth): ``slope_filler``, ``bias_filler``, ``momentum`` or ``frozen``
+      (PSPNet and its parents), ``moving_average: true`` (ILGNet_v4), or four ``param`` rows.  TEST and
+      ``frozen`` use the stored statistics; TRAIN uses the batch's and moves the stored ones towards them.
+
+    Weights with another number of blobs than the kind has are refused when they are loaded.  A text that
+    shows none or several kinds is refused here.  The fourth blob is the variance in older builds of the
+    same fork and 1 / sqrt(variance + eps) in newer ones; neither text nor file says which:
+    ``bn_param { fourth_blob: INVERSE_STD }`` does, and VARIANCE is the default.
+    """
+
+    message = "bn_param"
+    fields = (
+        *("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps"),
+        *("frozen", "moving_average", "bn_mode"),
+    )
+    fork_fields = ("bn_param.fourth_blob",)
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    fourth_blob: Tensor
+
+    def setup(self) -> None:
+        self.kind = self._kind()
+        self.eps = self._eps()
+        self.fourth = (self.fork_field("bn_param.fourth_blob") or VARIANCE).strip("\"'")
+        if self.fourth not in (VARIANCE, INVERSE_STD):
+            raise self.error(f"bn_param.fourth_blob {self.fourth!r} must be {VARIANCE} or {INVERSE_STD}")
+        if self.fourth == INVERSE_STD and self.kind != "stored":
+            raise self.error(
+                f"bn_param.fourth_blob goes with four blobs; this text shows the {self.kind!r} kind of two"
+            )
+        self.is_stored = self.kind == "stored" and (self.param.frozen or not self.is_train)
+
+    def _states(self, *fields: str) -> list[str]:
+        return [field for field in fields if self.param.HasField(field)]
+
+    def _kind(self) -> str:
+        sloped = self._states("slope_filler", "bias_filler", "momentum", "frozen")
+        scaled = self._states("scale_filler", "shift_filler", "bn_mode")
+        averaged = self._states("moving_average")
+        rows = len(self.node.layer.param)
+        if sloped and scaled:
+            raise self.error(
+                f"states both {sloped[0]} (slope, bias, mean, variance) and {scaled[0]} (scale, shift), "
+                "which belong to different forks; keep those of the fork that made the weights"
+            )
+        if self.param.bn_mode == self.param.INFERENCE:
+            return "folded"
+        if averaged and not self.param.moving_average:
+            if not self.is_train:
+                raise self.error(
+                    "moving_average: false keeps no statistics for phase TEST, and its fork leaves the "
+                    "result undefined; state true if the weights hold 4 blobs"
+                )
+            return "batch"
+        if sloped or averaged or rows == 4:
+            return "stored"
+        if scaled or rows == 2:
+            return "batch"
+        raise self.error(
+            "bn_param does not show which fork's BN this is; state slope_filler for 4 blobs (slope, bias, "
+            "mean, variance), scale_filler for 2 (scale, shift), or bn_mode: INFERENCE for 2 folded ones"
+        )
+
+    def _eps(self) -> float:
+        if len(self._states("eps", "var_eps")) == 2:
+            raise self.error("states both eps and var_eps; state one")
+        if self.param.HasField("var_eps"):
+            return self.param.var_eps
+        # SegNet's layer has a constant of its own and no field for it.
+        scaled = self.kind == "batch" and not self._states("slope_filler", "bias_filler", "eps")
+        return 1e-9 if scaled else self.param.eps
+
+    # ------------------------------------------------------------------ shapes
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        if not 2 <= len(bottoms[0]) <= 4:
+            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 2 to 4")
+        self._rank = len(bottoms[0])
+        return list(bottoms)
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        # The forks write (1, C), (1, C, 1, 1) or both in one history: axes of size 1 do not matter here.
+        channels = bottoms[0][1]
+        shape = (1, channels) if self.kind == "stored" else (1, channels, 1, 1)
+        first, second = self.param.slope_filler, self.param.bias_filler
+        if self._states("scale_filler", "shift_filler"):
+            first, second = self.param.scale_filler, self.param.shift_filler
+        learned = not self.param.frozen
+        specs = [
+            BlobSpec("scale", shape, first, learned, any_ones=True),
+            BlobSpec("shift", shape, second, learned, any_ones=True),
+        ]
+        if self.kind == "stored":
+            started = pb.FillerParameter(type="constant", value=1.0 if self.param.frozen else 0.0)
+            specs.append(BlobSpec("mean", shape, learned=False, any_ones=True))
+            specs.append(BlobSpec("fourth_blob", shape, started, learned=False, any_ones=True))
+        return specs
+
+    def register_blob(self, name: str, parameter: nn.Parameter) -> None:
+        super().register_blob(name, parameter)
+        if name == "fourth_blob" and bool((parameter.detach() < 0).any()):
+            warnings.warn(
+                f"{self.node.name} (BN): its fourth blob holds negative values, which neither variances nor "
+                f"inverse deviations have; it is taken as {self.fourth} (bn_param.fourth_blob)",
+                stacklevel=2,
+            )
+
+    # ------------------------------------------------------------------ the four uses
+
+    @property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        return self.scale.flatten(), self.shift.flatten()
+
+    @property
+    def _variance(self) -> Tensor:
+        fourth = self.fourth_blob.flatten()
+        # F.batch_norm adds eps to it again.
+        return fourth.square().reciprocal() - self.eps if self.fourth == INVERSE_STD else fourth
+
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the stored statistics towards a batch's; this fork keeps the biased variance."""
+        fourth = variance if self.fourth == VARIANCE else torch.rsqrt(variance + self.eps)
+        with torch.no_grad():
+            self.mean.lerp_(mean.view_as(self.mean), 1 - self.param.momentum)
+            self.fourth_blob.lerp_(fourth.view_as(self.fourth_blob), 1 - self.param.momentum)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        scale, shift = self._affine
+        if self.is_stored:
+            return (F.batch_norm(x, self.mean.flatten(), self._variance, scale, shift, eps=self.eps),)
+        if self.kind != "folded":
+            x, mean, variance = batch_norm(x, self.eps)
+            if self.kind == "stored":
+                self._keep(mean, variance)
+        return (x * along_channels(scale, self._rank) + along_channels(shift, self._rank),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        if self.is_stored:
+            values = [*self._affine, self.mean.flatten(), self._variance]
+            constants = [graph.constant(numbers(value)) for value in values]
+            return [graph.node("BatchNormalization", [x, *constants], epsilon=self.eps)]
+        if self.kind != "folded":
+            x = onnx_batch_norm(graph, x, self._rank, self.eps)
+        return [onnx_affine(graph, x, *self._affine, self._rank)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, eps = bottoms[0], literal(self.eps)
+        if self.is_stored:
+            stored = (("mean", self.mean.flatten()), ("variance", self._variance))
+            affine = zip(("scale", "shift"), self._affine, strict=True)
+            arguments = [code.parameter(name, value) for name, value in (*stored, *affine)]
+            return [f"F.batch_norm({x}, {', '.join(arguments)}, eps={eps})"]
+        scale, shift = (
+            code.parameter(name, along_channels(value, self._rank))
+            for name, value in zip(("scale", "shift"), self._affine, strict=True)
+        )
+        top = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})[0]"
+        return [f"{top} * {scale} + {shift}"]

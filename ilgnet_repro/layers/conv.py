@@ -1,0 +1,226 @@
+"""Convolutions: Convolution, DepthwiseConvolution and Deconvolution, over any number of spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .registry import register
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class _ConvolutionBase(Layer):
+    """What Caffe's BaseConvolutionLayer reads: kernel, stride, pad and dilation for each spatial axis."""
+
+    message = "convolution_param"
+    fields: ClassVar[tuple[str, ...]] = (
+        *("num_output", "bias_term", "group", "axis", "weight_filler", "bias_filler"),
+        *("pad", "pad_h", "pad_w", "kernel_size", "kernel_h", "kernel_w", "stride", "stride_h", "stride_w"),
+        *("dilation", "hole", "hole_h", "hole_w"),
+    )
+    # The N-D code path computes the same sums.
+    harmless = ("engine", "force_nd_im2col")
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
+    top_count: ClassVar[tuple[int, int | None]] = (1, None)
+    transposed = False
+
+    def setup(self) -> None:
+        if len(self.node.bottoms) != len(self.node.tops):
+            raise self.error(
+                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; give as many"
+            )
+        self.outputs: int = self.param.num_output
+        self.group: int = self.param.group
+        self.has_bias: bool = self.param.bias_term
+        if not self.outputs:
+            raise self.error("num_output is 0 or absent; state how many channels to make")
+        if not self.group or self.outputs % self.group:
+            raise self.error(f"num_output {self.outputs} is no multiple of group {self.group}")
+
+    # ------------------------------------------------------------------ geometry
+
+    def _spatial(self, field: str, count: int, default: int | None) -> tuple[int, ...]:
+        """One value an axis: `kernel_size: 3`, a value an axis, or `kernel_h` and `kernel_w`."""
+        repeated = list(getattr(self.param, field))
+        short = field.removesuffix("_size")
+        if short in ("kernel", "pad", "stride") and any(self.param.HasField(f"{short}_{a}") for a in "hw"):
+            if repeated:
+                raise self.error(f"states both {field} and {short}_h/{short}_w; state one kind")
+            if count != 2:
+                raise self.error(f"{short}_h and {short}_w need two spatial axes; this blob has {count}")
+            # stride_h alone leaves stride_w at 0 in Caffe, and is refused below.
+            pair = (getattr(self.param, f"{short}_h"), getattr(self.param, f"{short}_w"))
+            if not all(self.param.HasField(f"{short}_{a}") for a in "hw") and short != "pad":
+                raise self.error(f"states only one of {short}_h and {short}_w; state both")
+            return pair
+        if not repeated:
+            if default is None:
+                raise self.error(f"{field} is missing")
+            return (default,) * count
+        if len(repeated) == 1:
+            return (repeated[0],) * count
+        if len(repeated) != count:
+            raise self.error(
+                f"{field} is stated {len(repeated)} times for {count} spatial axes; state 1 or {count}"
+            )
+        return tuple(repeated)
+
+    def _dilation(self, count: int) -> tuple[int, ...]:
+        hole = self.param.hole
+        holes = (self.param.hole_h or hole, self.param.hole_w or hole)
+        if holes != (1, 1):
+            if self.param.dilation:
+                raise self.error("states both dilation and hole; state one kind")
+            return holes if count == 2 else (hole,) * count
+        return self._spatial("dilation", count, 1)
+
+    def _read_geometry(self, bottom: Shape) -> None:
+        self.channel_axis = self.axis(self.param.axis, len(bottom))
+        count = len(bottom) - self.channel_axis - 1
+        if not 1 <= count <= 3:
+            raise self.error(f"bottom {list(bottom)} has {count} spatial axes; 1 to 3 are supported")
+        self.kernel = self._spatial("kernel_size", count, None)
+        self.stride = self._spatial("stride", count, 1)
+        self.pad = self._spatial("pad", count, 0)
+        self.dilation = self._dilation(count)
+        for field, values in (
+            ("kernel_size", self.kernel),
+            ("stride", self.stride),
+            ("dilation", self.dilation),
+        ):
+            if min(values) < 1:
+                raise self.error(f"{field} {list(values)} must be at least 1")
+        self.channels = bottom[self.channel_axis]
+        if self.channels % self.group:
+            raise self.error(f"{self.channels} input channels are no multiple of group {self.group}")
+
+    def _extent(self, size: int, axis: int) -> int:
+        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        if self.transposed:
+            return self.stride[axis] * (size - 1) + reach - 2 * self.pad[axis]
+        return (size + 2 * self.pad[axis] - reach) // self.stride[axis] + 1
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        self._read_geometry(bottoms[0])
+        tops = []
+        for bottom in bottoms:
+            if bottom[self.channel_axis] != self.channels:
+                raise self.error(
+                    f"bottoms differ in channels: {bottom[self.channel_axis]} and {self.channels}"
+                )
+            lead, spatial = bottom[: self.channel_axis], bottom[self.channel_axis + 1 :]
+            extents = tuple(self._extent(size, axis) for axis, size in enumerate(spatial))
+            if min(extents) < 1:
+                raise self.error(f"bottom {list(bottom)} is too small for kernel {list(self.kernel)}")
+            tops.append((*lead, self.outputs, *extents))
+        return tops
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        # A deconvolution stores its weights as the convolution it undoes would: input channels first.
+        first, second = (self.channels, self.outputs) if self.transposed else (self.outputs, self.channels)
+        specs = [BlobSpec("weight", (first, second // self.group, *self.kernel), self.param.weight_filler)]
+        if self.has_bias:
+            specs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
+        return specs
+
+    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
+        moved = bottoms if self.transposed else tops
+        share = (self.outputs if self.transposed else self.channels) // self.group
+        return sum(prod(shape) for shape in moved) * share * prod(self.kernel)
+
+    # ------------------------------------------------------------------ the four uses
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return self.bias if self.has_bias else None
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._run(x) for x in bottoms)
+
+    def _run(self, x: Tensor) -> Tensor:
+        # Axes in front of `axis` are all batch to Caffe, torch takes just one.
+        lead = x.shape[: self.channel_axis]
+        if len(lead) != 1:
+            x = x.reshape(-1, *x.shape[self.channel_axis :])
+        table = _TRANSPOSED if self.transposed else _CONV
+        y = table[len(self.kernel)](
+            x, self.weight, self._bias, stride=self.stride, padding=self.pad, dilation=self.dilation,
+            groups=self.group,
+        )  # fmt: skip
+        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        weights = [graph.parameter(name) for name in self.blob_names]
+        op = "ConvTranspose" if self.transposed else "Conv"
+        tops = []
+        for x in bottoms:
+            shape = graph.shape(x)
+            if self.channel_axis != 1:
+                x = graph.node("Reshape", [x, graph.constant(integers(-1, *shape[self.channel_axis :]))])
+            y = graph.node(
+                op, [x, *weights], kernel_shape=self.kernel, strides=self.stride, pads=self.pad * 2,
+                dilations=self.dilation, group=self.group,
+            )  # fmt: skip
+            if self.channel_axis != 1:
+                top = self.top_shapes([shape])[0]
+                batch = (-1, *top[1:]) if self.channel_axis else top
+                y = graph.node("Reshape", [y, graph.constant(integers(*batch))])
+            tops.append(y)
+        return tops
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        count = len(self.kernel)
+        name = f"nn.Conv{'Transpose' if self.transposed else ''}{count}d"
+        arguments = [str(self.channels), str(self.outputs), f"kernel_size={_short(self.kernel)}"]
+        defaults = (("stride", self.stride, 1), ("padding", self.pad, 0), ("dilation", self.dilation, 1))
+        arguments += [f"{key}={_short(value)}" for key, value, usual in defaults if value != (usual,) * count]
+        arguments += [f"groups={self.group}"] if self.group != 1 else []
+        arguments += [] if self.has_bias else ["bias=False"]
+        module = code.module(
+            f"{name}({', '.join(arguments)})", **dict(zip(self.blob_names, self.blobs, strict=True))
+        )
+        if self.channel_axis == 1:
+            return [f"{module}({x})" for x in bottoms]
+        cut = self.channel_axis
+        return [
+            f"{module}({x}.flatten(0, {cut - 1})).unflatten(0, {x}.shape[:{cut}])"
+            if cut
+            else f"{module}({x}[None])[0]"
+            for x in bottoms
+        ]
+
+
+def _short(values: Sequence[int]) -> str:
+    """Write a window as a person would: 3 rather than (3, 3)."""
+    return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
+
+
+@register("Convolution")
+class Convolution(_ConvolutionBase):
+    """Cross-correlation with learned weights, num_output × channels/group × kernel."""
+
+
+@register("DepthwiseConvolution")
+class DepthwiseConvolution(_ConvolutionBase):
+    """A Convolution with a group a channel, as the MobileNet forks name it (uses convolution_param)."""
+
+    def _read_geometry(self, bottom: Shape) -> None:
+        # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
+        self.group = bottom[self.param.axis]
+        if self.outputs % self.group:
+            raise self.error(f"num_output {self.outputs} is no multiple of its {self.group} input channels")
+        super()._read_geometry(bottom)
+
+
+@register("Deconvolution")
+class Deconvolution(_ConvolutionBase):
+    """The transpose of a Convolution: what its backward pass computes, weights channels × num_output/group."""
+
+    transposed = True

@@ -1,0 +1,268 @@
+"""Layers without bottoms: values the caller feeds, blobs of their own, and the sinks Silence and HDF5Output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode
+from .fillers import fill
+from .registry import register
+
+
+class _FedLayer(Layer):
+    """A layer whose tops come from outside the net: the data room reads them, or the caller gives them."""
+
+    bottom_count = (0, 0)
+    is_input = True
+    has_gradient = False
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return list(self.node.tops)
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return list(self.node.tops)
+
+
+@register("Input")
+class Input(_FedLayer):
+    """Tops that the caller feeds, one shape for all or one each."""
+
+    message = "input_param"
+    fields = ("shape",)
+    top_count = (1, None)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        shapes = [tuple(shape.dim) for shape in self.param.shape]
+        tops = len(self.node.tops)
+        if len(shapes) not in (1, tops):
+            raise self.error(
+                f"states {len(shapes)} shapes for {tops} tops; state one for all or one each, or give the input's shape"
+            )
+        return shapes * tops if len(shapes) == 1 else shapes
+
+
+class _PictureLayer(_FedLayer):
+    """Pictures and, in a second top, labels, read from a source and put through `transform_param`."""
+
+    top_count = (1, 2)
+
+    def _batch(self) -> int:
+        size: int = self.param.batch_size
+        if not size:
+            raise self.error("batch_size is 0 or absent; state how many pictures make a batch")
+        return size
+
+    def _size(self) -> tuple[int, int] | None:
+        crop = self.node.layer.transform_param.crop_size
+        return (crop, crop) if crop else None
+
+    def _channels(self) -> int:
+        # Only the source knows; colour is what every picture net but a few takes.
+        return 1 if self.node.layer.transform_param.force_gray else 3
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        size = self._size()
+        if size is None:
+            raise self.error(
+                f"the size of {self.node.tops[0]!r} is known only from its source; give its shape "
+                f"(--shape {self.node.tops[0]}=N,C,H,W), or set transform_param.crop_size"
+            )
+        batch = self._batch()
+        return [(batch, self._channels(), *size), (batch,)][: len(self.node.tops)]
+
+    def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
+        picture, *labels = self.node.tops
+        if picture in given and labels:
+            given = {labels[0]: (given[picture][0],), **given}
+        return super().input_shapes(given)
+
+
+@register("Data")
+class Data(_PictureLayer):
+    """Rows of an LMDB of Datum messages (data/lmdb_read.py); the format's older LevelDB is not read."""
+
+    message = "data_param"
+    fields = ("source", "batch_size", "backend", "rand_skip", "shuffle")
+    harmless = ("prefetch",)
+
+
+@register("ImageData")
+class ImageData(_PictureLayer):
+    """Picture files from a list of `path label` rows."""
+
+    message = "image_data_param"
+    fields = (
+        "source",
+        "batch_size",
+        "rand_skip",
+        "shuffle",
+        "new_height",
+        "new_width",
+        "is_color",
+        "root_folder",
+    )
+
+    def _size(self) -> tuple[int, int] | None:
+        resized = (self.param.new_height, self.param.new_width)
+        return super()._size() or (resized if all(resized) else None)
+
+    def _channels(self) -> int:
+        return 3 if self.param.is_color else 1
+
+
+@register("WindowData")
+class WindowData(_PictureLayer):
+    """Windows of pictures from R-CNN's window files; the caller feeds them."""
+
+    message = "window_data_param"
+    fields = (
+        *(
+            "source",
+            "batch_size",
+            "crop_size",
+            "scale",
+            "mean_file",
+            "mirror",
+            "fg_threshold",
+            "bg_threshold",
+        ),
+        *("fg_fraction", "context_pad", "crop_mode", "root_folder"),
+    )
+    harmless = ("cache_images",)
+
+    def _size(self) -> tuple[int, int] | None:
+        crop = self.node.layer.transform_param.crop_size or self.param.crop_size
+        return (crop, crop) if crop else None
+
+
+@register("MemoryData")
+class MemoryData(_FedLayer):
+    """Pictures and labels handed over in memory, of the stated size."""
+
+    message = "memory_data_param"
+    fields = ("batch_size", "channels", "height", "width")
+    top_count = (2, 2)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        shape = (self.param.batch_size, self.param.channels, self.param.height, self.param.width)
+        if not all(shape):
+            raise self.error("batch_size, channels, height and width must all be stated and over 0")
+        return [shape, shape[:1]]
+
+
+@register("HDF5Data")
+class HDF5Data(_FedLayer):
+    """Datasets of HDF5 files, one top each, named alike."""
+
+    message = "hdf5_data_param"
+    fields = ("source", "batch_size", "shuffle")
+    top_count = (1, None)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        raise self.error(
+            f"the shapes of {', '.join(self.node.tops)} are known only from its files; "
+            f"give them (--shape {self.node.tops[0]}=N,C,H,W)"
+        )
+
+
+@register("DummyData")
+class DummyData(Layer):
+    """Tops drawn by fillers: constants once, anything random anew at each pass."""
+
+    message = "dummy_data_param"
+    fields = ("data_filler", "shape", "num", "channels", "height", "width")
+    bottom_count = (0, 0)
+    top_count = (1, None)
+    has_gradient = False
+    no_onnx = "its values are drawn anew at each pass"
+    no_source = "its values are drawn anew at each pass"
+
+    def setup(self) -> None:
+        tops = len(self.node.tops)
+        if len(self.param.data_filler) not in (0, 1, tops):
+            raise self.error(
+                f"has {len(self.param.data_filler)} data_fillers for {tops} tops; state none, one or one each"
+            )
+        self._generator = torch.Generator().manual_seed(0)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        shapes: list[Shape] = [tuple(shape.dim) for shape in self.param.shape]
+        legacy = [getattr(self.param, field) for field in ("num", "channels", "height", "width")]
+        if shapes and any(legacy):
+            raise self.error("states both shape and num/channels/height/width; state one kind")
+        if not shapes:
+            if len({len(values) for values in legacy}) != 1:
+                raise self.error("num, channels, height and width must be stated equally often")
+            shapes = list(zip(*legacy, strict=True))
+        tops = len(self.node.tops)
+        if len(shapes) not in (1, tops):
+            raise self.error(f"states {len(shapes)} shapes for {tops} tops; state one for all or one each")
+        self._shapes = shapes * tops if len(shapes) == 1 else shapes
+        return self._shapes
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        fillers = list(self.param.data_filler) or [None]
+        fillers = fillers * len(self._shapes) if len(fillers) == 1 else fillers
+        specs = [BlobSpec("data", shape, filler) for shape, filler in zip(self._shapes, fillers, strict=True)]
+        return tuple(fill(spec, self._generator, self.error) for spec in specs)
+
+
+@register("Parameter")
+class Parameter(Layer):
+    """A learned blob given out as a top."""
+
+    message = "parameter_param"
+    fields = ("shape",)
+    bottom_count = (0, 0)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return [tuple(self.param.shape.dim)]
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        return [BlobSpec("value", tuple(self.param.shape.dim))]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor]:
+        return (self.value,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return [graph.parameter("value")]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [code.parameter("value", self.value)]
+
+
+class _Sink(Layer):
+    """A layer that takes blobs and gives none."""
+
+    bottom_count = (1, None)
+    top_count = (0, 0)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return []
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return []
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return []
+
+
+@register("Silence")
+class Silence(_Sink):
+    """Keeps blobs from being printed as outputs."""
+
+
+@register("HDF5Output")
+class HDF5Output(_Sink):
+    """Names the two blobs (data, label) that `caffe test` would write to a file; the caller reads them."""
+
+    message = "hdf5_output_param"
+    fields = ("file_name",)
+    bottom_count = (2, 2)
+    has_gradient = False

@@ -1,0 +1,250 @@
+"""DetectionOutput: SSD's offsets and scores to a list of boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .nms import decode_boxes, greedy_nms
+from .registry import register
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_top_k, confidence):
+    """Rows (picture, class, score, xmin, ymin, xmax, ymax), 1×1×R×7: by picture, class and falling score.
+
+    ``code`` is the code type and whether variances are encoded already, ``nms`` its threshold, eta and
+    top_k.  Where nothing is found each picture has a row of -1.
+    """
+    (code_type, encoded), (threshold, eta, top_k) = code, nms
+    boxes, variances = priors.reshape(2, -1, 1, 4)
+    variances = torch.ones_like(variances) if encoded else variances
+    found = decode_boxes(loc.reshape(len(loc), len(boxes), -1, 4), boxes, variances, code_type).cpu()
+    scores = conf.reshape(len(conf), len(boxes), classes).cpu()
+    rows = []
+    for picture in range(len(loc)):
+        parts = [found.new_zeros(0, 7)]
+        for label in (label for label in range(classes) if label != background):
+            score, order = scores[picture, :, label].sort(descending=True, stable=True)
+            order = order[score > confidence][:top_k]
+            box = found[picture, order, 0 if shared else label]
+            kept = greedy_nms(box, threshold, eta=eta)
+            facts = torch.tensor([picture, label], dtype=found.dtype).expand(len(kept), 2)
+            parts.append(torch.cat([facts, scores[picture, order[kept], label, None], box[kept]], 1))
+        here = torch.cat(parts)
+        if keep_top_k is not None and len(here) > keep_top_k:
+            best = here[:, 2].argsort(descending=True, stable=True)[:keep_top_k]
+            here = here[best.sort().values]
+        rows.append(here)
+    top = torch.cat(rows)
+    if not len(top):
+        top = torch.full((len(loc), 7), -1.0, dtype=found.dtype)
+        top[:, 0] = torch.arange(len(loc))
+    return top[None, None].to(loc.device)
+
+
+detect.uses = (decode_boxes, greedy_nms)  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------------- layer
+
+
+@register("DetectionOutput")
+class DetectionOutput(Layer):
+    """Decoded boxes that survive each class's non-maximum suppression (Liu et al., ECCV 2016).
+
+    Bottoms: offsets N×4P (or N×4P·classes), scores N×P·classes, default boxes 1×2×4P; a fourth, the pictures
+    to draw on, is not read.  How many rows come out is known only once the net runs: `top_shapes` gives
+    the most it can be.
+    """
+
+    message = "detection_output_param"
+    fields = (
+        *("num_classes", "share_location", "background_label_id", "nms_param", "code_type"),
+        *("variance_encoded_in_target", "keep_top_k", "confidence_threshold"),
+    )
+    # These draw windows and write files beside the top, which stays the same.
+    harmless = ("save_output_param", "visualize", "visualize_threshold", "save_file")
+    bottom_count = (3, 4)
+    has_gradient = False
+    shaped_by_values = True
+
+    def setup(self) -> None:
+        nms = self.param.nms_param
+        if not self.param.num_classes:
+            raise self.error("num_classes is 0 or absent; state how many, the background included")
+        if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
+            raise self.error(
+                f"nms_threshold {nms.nms_threshold} must be at least 0 and eta {nms.eta} in (0, 1]"
+            )
+        if nms.eta < 1:
+            self.no_onnx = "NonMaxSuppression has no adaptive threshold (nms_param.eta under 1)"
+        self.classes: int = self.param.num_classes
+        self.shared: bool = self.param.share_location
+        self.code_type = pb.PriorBoxParameter.CodeType.Name(self.param.code_type)
+        self.top_k = nms.top_k if nms.HasField("top_k") and nms.top_k >= 0 else None
+        self.keep: int | None = self.param.keep_top_k if self.param.keep_top_k >= 0 else None
+        stated = self.param.HasField("confidence_threshold")
+        lowest = float(np.finfo(np.float32).min)
+        self.confidence: float = self.param.confidence_threshold if stated else lowest
+        background = self.param.background_label_id
+        self.foreground = [label for label in range(self.classes) if label != background]
+        if not self.foreground:
+            raise self.error("the background is the only class; num_classes counts it too")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        loc, conf, boxes = bottoms[:3]
+        if len(boxes) < 3 or boxes[1] != 2 or boxes[2] % 4:
+            raise self.error(f"default boxes {list(boxes)} must be 1×2×4P")
+        priors = boxes[2] // 4
+        locations = priors * 4 * (1 if self.shared else self.classes)
+        for what, shape, wanted in (("offsets", loc, locations), ("scores", conf, priors * self.classes)):
+            if len(shape) < 2 or shape[1] != wanted or int(np.prod(shape[2:])) != 1:
+                raise self.error(f"{what} {list(shape)} must be N×{wanted} for {priors} default boxes")
+        if loc[0] != conf[0]:
+            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in pictures")
+        each = priors if self.top_k is None else min(self.top_k, priors)
+        most = len(self.foreground) * each
+        return [(1, 1, loc[0] * max(most if self.keep is None else min(self.keep, most), 1), 7)]
+
+    def _settings(self) -> dict[str, Any]:
+        nms = self.param.nms_param
+        return {
+            "classes": self.classes,
+            "background": self.param.background_label_id,
+            "shared": self.shared,
+            "code": (self.code_type, self.param.variance_encoded_in_target),
+            "nms": (nms.nms_threshold, nms.eta, self.top_k),
+            "keep_top_k": self.keep,
+            "confidence": self.confidence,
+        }
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        loc, conf, priors = (blob.detach() for blob in bottoms[:3])
+        return (detect(loc, conf, priors, **self._settings()),)
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        settings = self._settings()
+        threshold, eta, top_k = settings.pop("nms")
+        texts = {name: repr(value) for name, value in settings.items()}
+        texts["nms"] = f"({literal(threshold)}, {literal(eta)}, {top_k})"
+        texts["confidence"] = literal(self.confidence)
+        rest = ", ".join(f"{name}={text}" for name, text in texts.items())
+        return [f"{code.helper(detect)}({', '.join(bottoms[:3])}, {rest})"]
+
+    # ------------------------------------------------------------------ ONNX
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        if self.no_onnx:
+            return super().onnx(graph, bottoms)
+        return [_DetectionGraph(graph, self).rows(*bottoms[:3])]
+
+
+class _DetectionGraph:
+    """The nodes of one DetectionOutput: the best of each class, the survivors, the best of each picture."""
+
+    def __init__(self, graph: OnnxGraph, layer: DetectionOutput) -> None:
+        self.graph, self.layer = graph, layer
+
+    def node(self, op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        names = [self.graph.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
+        return self.graph.node(op, names, **attributes)
+
+    def decoded(self, loc: str, priors: str, count: int) -> str:
+        """`decode_boxes`: N×P×(1 or classes)×4."""
+        layer, node = self.layer, self.node
+        pair = node("Reshape", priors, integers(2, count, 1, 4))
+        corners, variances = (node("Gather", pair, np.array(index)) for index in (0, 1))
+        offsets = node("Reshape", loc, integers(-1, count, 1 if layer.shared else layer.classes, 4))
+        if not layer.param.variance_encoded_in_target:
+            offsets = node("Mul", offsets, variances)
+        if layer.code_type == "CORNER":
+            return node("Add", corners, offsets)
+        low, high = self.graph.nodes("Split", [corners], 2, axis=2, num_outputs=2)
+        size = node("Sub", high, low)
+        if layer.code_type == "CORNER_SIZE":
+            return node("Add", corners, node("Mul", offsets, node("Concat", size, size, axis=2)))
+        move, grow = self.graph.nodes("Split", [offsets], 2, axis=3, num_outputs=2)
+        half = numbers(0.5)
+        centre = node("Add", node("Mul", node("Add", low, high), half), node("Mul", move, size))
+        reach = node("Mul", node("Mul", node("Exp", grow), size), half)
+        return node("Concat", node("Sub", centre, reach), node("Add", centre, reach), axis=3)
+
+    def candidates(self, loc: str, conf: str, priors: str) -> tuple[str, str, int]:
+        """The best top_k scores of each class, N×F×K, with their boxes, N×F×K×4, and K."""
+        layer, node = self.layer, self.node
+        count = self.graph.shape(priors)[2] // 4
+        keep = count if layer.top_k is None else min(layer.top_k, count)
+        labels = integers(*layer.foreground)
+        scores = node("Reshape", conf, integers(-1, count, layer.classes))
+        scores = node("Gather", node("Transpose", scores, perm=[0, 2, 1]), labels, axis=1)
+        constant = self.graph.constant(integers(keep))
+        best, order = self.graph.nodes("TopK", [scores, constant], 2, axis=2)
+        boxes = node("Transpose", self.decoded(loc, priors, count), perm=[0, 2, 1, 3])
+        if layer.shared:
+            boxes = node("Squeeze", boxes, integers(1))
+            order = node("Reshape", order, integers(-1, len(layer.foreground) * keep, 1))
+            boxes = node("GatherND", boxes, order, batch_dims=1)
+        else:
+            boxes = node("Gather", boxes, labels, axis=1)
+            boxes = node("GatherND", boxes, node("Unsqueeze", order, integers(3)), batch_dims=2)
+        return best, node("Reshape", boxes, integers(-1, len(layer.foreground), keep, 4)), keep
+
+    def kept(self, best: str, boxes: str, keep: int) -> str:
+        """1 for each candidate that survives its class's suppression, else 0: N×(F·K)."""
+        layer, node = self.layer, self.node
+        flat = node("Reshape", boxes, integers(-1, keep, 4))
+        low, high = self.graph.nodes("Split", [flat], 2, axis=2, num_outputs=2)
+        # To SSD a box with swapped corners has no area; NonMaxSuppression would swap them back.
+        flat = node("Concat", low, node("Max", low, high), axis=2)
+        scores = node("Reshape", best, integers(-1, 1, keep))
+        threshold = numbers([layer.param.nms_param.nms_threshold])
+        chosen = node(
+            "NonMaxSuppression", flat, scores, integers(keep), threshold, numbers([layer.confidence])
+        )
+        places = node("Gather", chosen, integers(0, 2), axis=1)
+        marks = node("ConstantOfShape", node("Shape", node("Squeeze", scores, integers(1))))
+        ones = node("Expand", numbers([1]), node("Shape", places, start=0, end=1))
+        marks = node("ScatterND", marks, places, ones)
+        return node("Reshape", marks, integers(-1, len(layer.foreground) * keep))
+
+    def rows(self, loc: str, conf: str, priors: str) -> str:
+        """The layer's top."""
+        from onnx import TensorProto
+
+        layer, node = self.layer, self.node
+        best, boxes, keep = self.candidates(loc, conf, priors)
+        total = len(layer.foreground) * keep
+        marks = self.kept(best, boxes, keep)
+        scores = node("Reshape", best, integers(-1, total))
+        if layer.keep is not None and layer.keep < total:
+            lost = numbers(-np.inf)
+            standing = node("Where", node("Cast", marks, to=TensorProto.BOOL), scores, lost)
+            limit = self.graph.constant(integers(layer.keep))
+            values, order = self.graph.nodes("TopK", [standing, limit], 2, axis=1)
+            survives = node("Cast", node("Greater", values, lost), to=TensorProto.FLOAT)
+            nothing = node("ConstantOfShape", node("Shape", marks))
+            marks = node("ScatterElements", nothing, order, survives, axis=1)
+        places = node("Transpose", node("NonZero", marks), perm=[1, 0])  # picture, candidate
+        picture, candidate = self.graph.nodes("Split", [places], 2, axis=1, num_outputs=2)
+        label = node("Gather", np.repeat(numbers(layer.foreground), keep), candidate)
+        score = node("Unsqueeze", node("GatherND", scores, places), integers(1))
+        corners = node("GatherND", node("Reshape", boxes, integers(-1, total, 4)), places)
+        number = node("Cast", picture, to=TensorProto.FLOAT)
+        found = node("Concat", number, label, score, corners, axis=1)
+
+        # Where nothing is found, a row for each picture instead.
+        pictures = node("Shape", loc, start=0, end=1)
+        numbered = node("Range", np.array(0), node("Squeeze", pictures), np.array(1))
+        first = node("Unsqueeze", node("Cast", numbered, to=TensorProto.FLOAT), integers(1))
+        blank = node("Expand", numbers([-1] * 6)[None], node("Concat", pictures, integers(6), axis=0))
+        count = node("Shape", found, start=0, end=1)
+        length = node("Where", node("Equal", count, integers(0)), pictures, count)
+        everything = node("Concat", found, node("Concat", first, blank, axis=1), axis=0)
+        rows = node("Slice", everything, integers(0), length, integers(0))
+        return node("Reshape", rows, integers(1, 1, -1, 7))

@@ -1,0 +1,129 @@
+"""Layers that join and part blobs along an axis: Concat, Slice, Split."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .registry import register
+
+# An end no axis reaches, as ONNX and numpy cut it off.
+_TO_THE_END = 2**63 - 1
+
+
+class _AlongAxis(Layer):
+    """What Concat and Slice read alike: `axis`, or the older field that only counts from the front."""
+
+    older = ""
+
+    def _read_axis(self, rank: int) -> int:
+        if not self.param.HasField(self.older):
+            return self.axis(self.param.axis, rank)
+        if self.param.HasField("axis"):
+            raise self.error(f"states both axis and {self.older}; state one of them")
+        return self.axis(getattr(self.param, self.older), rank, field=self.older)
+
+
+@register("Concat")
+class Concat(_AlongAxis):
+    """The bottoms one behind the other along `axis` (in old nets `concat_dim`)."""
+
+    message = "concat_param"
+    fields = ("axis", "concat_dim")
+    older = "concat_dim"
+    bottom_count = (1, None)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        first = bottoms[0]
+        self.dim = self._read_axis(len(first))
+        rest = [(shape[: self.dim], shape[self.dim + 1 :]) for shape in bottoms]
+        for shape, others in zip(bottoms, rest, strict=True):
+            if len(shape) != len(first) or others != rest[0]:
+                raise self.error(f"bottoms {list(first)} and {list(shape)} differ outside axis {self.dim}")
+        total = sum(shape[self.dim] for shape in bottoms)
+        return [(*first[: self.dim], total, *first[self.dim + 1 :])]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat(bottoms, dim=self.dim),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return [graph.node("Concat", bottoms, axis=self.dim)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"torch.cat([{', '.join(bottoms)}], dim={self.dim})"]
+
+
+@register("Slice")
+class Slice(_AlongAxis):
+    """The bottom cut along `axis` (in old nets `slice_dim`): at the points stated, or evenly."""
+
+    message = "slice_param"
+    fields = ("axis", "slice_dim", "slice_point")
+    older = "slice_dim"
+    top_count = (1, None)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        (bottom,) = bottoms
+        self.dim = self._read_axis(len(bottom))
+        self.points = tuple(self.param.slice_point)
+        length, tops = bottom[self.dim], len(self.node.tops)
+        if self.points:
+            if len(self.points) != tops - 1:
+                raise self.error(f"has {len(self.points)} slice_points for {tops} tops; state {tops - 1}")
+            if any(a >= b for a, b in pairwise((0, *self.points))) or self.points[-1] > length:
+                raise self.error(f"slice_points {list(self.points)} must rise from 1 to {length} at most")
+        elif length % tops:
+            raise self.error(f"axis {self.dim} of length {length} does not part evenly into {tops} tops")
+        ends = self.points if self.points else tuple(range(length // tops, length, length // tops))
+        self.lengths = tuple(b - a for a, b in pairwise((0, *ends, length)))
+        return [(*bottom[: self.dim], part, *bottom[self.dim + 1 :]) for part in self.lengths]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        (x,) = bottoms
+        if self.points:
+            return tuple(x.tensor_split(self.points, dim=self.dim))
+        return tuple(x.chunk(len(self.node.tops), dim=self.dim))
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        (x,) = bottoms
+        tops = len(self.node.tops)
+        if tops == 1:
+            return [x]
+        if not self.points:
+            return graph.nodes("Split", [x], tops, axis=self.dim, num_outputs=tops)
+        if self.dim and not graph.dynamic_size:
+            return graph.nodes("Split", [x, graph.constant(integers(*self.lengths))], tops, axis=self.dim)
+        # The last part takes whatever length the axis then has.
+        axes = graph.constant(integers(self.dim))
+        cuts = [graph.constant(integers(point)) for point in (0, *self.points, _TO_THE_END)]
+        return [graph.node("Slice", [x, start, end, axes]) for start, end in pairwise(cuts)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        (x,) = bottoms
+        if len(self.node.tops) == 1:
+            return [x]
+        if self.points:
+            return [f"{x}.tensor_split({self.points}, dim={self.dim})"]
+        return [f"{x}.chunk({len(self.node.tops)}, dim={self.dim})"]
+
+
+@register("Split")
+class Split(Layer):
+    """The bottom under several names; its gradient is the sum of theirs."""
+
+    top_count = (1, None)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return bottoms * len(self.node.tops)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return bottoms * len(self.node.tops)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        return bottoms * len(self.node.tops)
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return bottoms * len(self.node.tops)

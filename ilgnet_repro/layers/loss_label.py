@@ -1,0 +1,103 @@
+"""Losses with one label a picture: MultinomialLogisticLoss and HingeLoss."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .base import OnnxGraph, Shape, SourceCode, integers, numbers
+from .labels import check_labels, label_rows_onnx, normalized_sum_onnx
+from .loss import LOG_THRESHOLD, Loss
+from .registry import register
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def multinomial_logistic_loss(probabilities, labels, threshold):
+    """Mean of minus the log of the label's probability, whose slope stays the threshold's below it."""
+    p = probabilities.flatten(1).gather(1, labels.reshape(-1, 1).long())
+    p = torch.where(p < threshold, threshold + (p - p.detach()), p)
+    return -p.log().sum() / len(probabilities)
+
+
+def hinge_loss(x, labels, norm):
+    """What each score lacks to be 1 for the label and -1 for other classes, summed (squares for L2)."""
+    rows = x.flatten(1)
+    sign = 1 - 2 * F.one_hot(labels.reshape(-1).long(), rows.shape[1]).to(x.dtype)
+    margins = F.relu(1 + sign * rows)
+    return (margins if norm == "L1" else margins.square()).sum() / len(x)
+
+
+# ---------------------------------------------------------------------- layers
+
+
+class _PictureLoss(Loss):
+    """Losses with one label a picture, over all that a picture holds."""
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        x, labels = bottoms
+        super().top_shapes(bottoms)
+        if len(x) < 2 or prod(labels) != x[0]:
+            raise self.error(f"needs scores N×C and one label a picture, not {list(x)} and {list(labels)}")
+        return [()]
+
+    def _rows_onnx(self, graph: OnnxGraph, bottoms: list[str]) -> tuple[str, str, str]:
+        shape = graph.shape(bottoms[0])
+        flat = graph.node("Flatten", [bottoms[0]], axis=1)
+        return label_rows_onnx(graph, flat, bottoms[1], 1, (shape[0], prod(shape[1:])), ignore_label=None)
+
+
+@register("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(_PictureLoss):
+    """Minus the mean log of the label's value among probabilities."""
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, labels = bottoms
+        check_labels(self, labels, prod(x.shape[1:]), None)
+        return (multinomial_logistic_loss(x, labels, LOG_THRESHOLD),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        rows, labels, counts = self._rows_onnx(graph, bottoms)
+        p = graph.node("GatherElements", [rows, labels], axis=1)
+        p = graph.node("Max", [p, graph.constant(numbers(LOG_THRESHOLD))])
+        losses = graph.node("Neg", [graph.node("Log", [p])])
+        return [normalized_sum_onnx(graph, losses, counts, "FULL")]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"{code.helper(multinomial_logistic_loss)}({bottoms[0]}, {bottoms[1]}, {LOG_THRESHOLD!r})"]
+
+
+@register("HingeLoss")
+class HingeLoss(_PictureLoss):
+    """One-against-all hinge loss, L1 or L2, mean over pictures."""
+
+    message = "hinge_loss_param"
+    fields = ("norm",)
+
+    def setup(self) -> None:
+        self.norm = pb.HingeLossParameter.Norm.Name(self.param.norm)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, labels = bottoms
+        check_labels(self, labels, prod(x.shape[1:]), None)
+        return (hinge_loss(x, labels, self.norm),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        rows, labels, counts = self._rows_onnx(graph, bottoms)
+        classes = prod(graph.shape(bottoms[0])[1:])
+        flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
+        signs = graph.constant(numbers([1, -1]))
+        sign = graph.node("OneHot", [flat, graph.constant(integers(classes)), signs])
+        margins = graph.node("Mul", [sign, rows])
+        margins = graph.node("Relu", [graph.node("Add", [margins, graph.constant(numbers(1))])])
+        if self.norm == "L2":
+            margins = graph.node("Mul", [margins, margins])
+        losses = graph.node("ReduceSum", [margins, graph.constant(integers(1))], keepdims=1)
+        return [normalized_sum_onnx(graph, losses, counts, "FULL")]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        return [f"{code.helper(hinge_loss)}({bottoms[0]}, {bottoms[1]}, {self.norm!r})"]

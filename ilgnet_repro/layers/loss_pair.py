@@ -1,0 +1,220 @@
+"""Losses between two blobs: EuclideanLoss, SigmoidCrossEntropyLoss, ContrastiveLoss, SmoothL1Loss."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
+from .loss import Loss
+from .registry import register
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def sigmoid_cross_entropy_loss(x, target, mode, ignore_label):
+    """Cross-entropy of sigmoid(x) and probabilities, but for targets that, cut to int, are ignore_label."""
+    target = target.detach().reshape(x.shape)
+    losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+    counts = torch.ones_like(x, dtype=torch.bool) if ignore_label is None else target.long() != ignore_label
+    return normalized_sum(losses, counts, mode, len(x))
+
+
+def contrastive_loss(a, b, similar, margin, legacy):
+    """Half the mean of d² for similar pairs, max(margin - d, 0)² for others (legacy: max(margin - d², 0))."""
+    squared = (a - b).flatten(1).square().sum(1)
+    if legacy:
+        apart = F.relu(margin - squared)
+    else:
+        distance = squared.detach().sqrt()
+        short = F.relu(margin - distance)
+        # Caffe's slope divides by the distance plus 1e-4, so that equal pairs have one.
+        apart = short.square() - short / (distance + 1e-4) * (squared - squared.detach())
+    return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * len(a))
+
+
+def smooth_l1_loss(x, target, sigma, inside=1, outside=1):
+    """Squares up to 1/sigma², absolute values beyond, over the number of pictures (Fast R-CNN)."""
+    difference = inside * (x - target)
+    size = difference.abs()
+    squared = sigma**2
+    return (
+        outside * torch.where(size < 1 / squared, 0.5 * squared * size**2, size - 0.5 / squared)
+    ).sum() / len(x)
+
+
+sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------------- layers
+
+
+class _EqualLoss(Loss):
+    """Losses whose bottoms hold equally many values a picture."""
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        super().top_shapes(bottoms)
+        for other in bottoms[1:]:
+            if prod(other) != prod(bottoms[0]):
+                raise self.error(
+                    f"bottoms {list(bottoms[0])} and {list(other)} differ in their number of values"
+                )
+        return [()]
+
+    @staticmethod
+    def _like(graph: OnnxGraph, value: str, first: str) -> str:
+        if graph.shape(value) == graph.shape(first):
+            return value
+        return graph.node("Reshape", [value, graph.node("Shape", [first])])
+
+    @staticmethod
+    def _per_picture(graph: OnnxGraph, losses: str, like: str) -> str:
+        """The sum of all losses over the number of pictures."""
+        everything = graph.node("Equal", [like, like])
+        return normalized_sum_onnx(graph, losses, everything, "BATCH_SIZE", (like, 1))
+
+
+@register("EuclideanLoss")
+class EuclideanLoss(_EqualLoss):
+    """Half the sum of squared differences, over the number of pictures; both bottoms learn from it."""
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        a, b = bottoms
+        return ((a - b.reshape(a.shape)).square().sum() / (2 * len(a)),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        a, b = bottoms
+        difference = graph.node("Sub", [a, self._like(graph, b, a)])
+        half = graph.node("Mul", [difference, graph.constant(numbers(0.5))])
+        return [self._per_picture(graph, graph.node("Mul", [half, difference]), a)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        a, b = bottoms
+        like = b if code.shape(0) == code.shape(1) else f"{b}.reshape({a}.shape)"
+        return [f"({a} - {like}).square().sum() / (2 * len({a}))"]
+
+
+@register("SigmoidCrossEntropyLoss")
+class SigmoidCrossEntropyLoss(_EqualLoss):
+    """Cross-entropy of the sigmoid against targets in [0, 1], over pictures unless `loss_param` differs."""
+
+    def setup(self) -> None:
+        self.mode = normalization(self, "BATCH_SIZE")
+        self.ignore = ignored_label(self.node.layer.loss_param)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, target = bottoms
+        return (sigmoid_cross_entropy_loss(x, target, self.mode, self.ignore),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        x = bottoms[0]
+        target = self._like(graph, bottoms[1], x)
+        # max(x, 0) - x t + log(1 + exp(-|x|)), which never overflows.
+        bend = graph.node("Softplus", [graph.node("Neg", [graph.node("Abs", [x])])])
+        line = graph.node("Sub", [graph.node("Relu", [x]), graph.node("Mul", [x, target])])
+        left_out = np.asarray(np.iinfo(np.int64).min if self.ignore is None else self.ignore, np.int64)
+        whole = graph.node("Cast", [target], to=TensorProto.INT64)
+        counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
+        return [normalized_sum_onnx(graph, graph.node("Add", [line, bend]), counts, self.mode, (x, 1))]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        call = code.helper(sigmoid_cross_entropy_loss)
+        return [f"{call}({bottoms[0]}, {bottoms[1]}, {self.mode!r}, {self.ignore})"]
+
+
+@register("ContrastiveLoss")
+class ContrastiveLoss(Loss):
+    """Pulls pairs labelled similar (not 0) together and others a margin apart (Hadsell et al., 2006)."""
+
+    message = "contrastive_loss_param"
+    fields = ("margin", "legacy_version")
+    bottom_count = (3, 3)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        super().top_shapes(bottoms)
+        a, b, similar = bottoms
+        if a != b or len(a) < 2 or prod(a[2:]) != 1:
+            raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
+        if prod(similar) != a[0]:
+            raise self.error(f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one a pair")
+        return [()]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        a, b, similar = bottoms
+        return (contrastive_loss(a, b, similar, self.param.margin, self.param.legacy_version),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        a, b, similar = bottoms
+        difference = graph.node("Flatten", [graph.node("Sub", [a, b])], axis=1)
+        squared = graph.node("ReduceSumSquare", [difference, graph.constant(integers(1))], keepdims=0)
+        distance = squared if self.param.legacy_version else graph.node("Sqrt", [squared])
+        margin = graph.constant(numbers(self.param.margin))
+        apart = graph.node("Relu", [graph.node("Sub", [margin, distance])])
+        if not self.param.legacy_version:
+            apart = graph.node("Mul", [apart, apart])
+        flat = graph.node("Reshape", [similar, graph.constant(integers(-1))])
+        whole = graph.node("Cast", [flat], to=TensorProto.INT64)
+        losses = graph.node("Where", [graph.node("Cast", [whole], to=TensorProto.BOOL), squared, apart])
+        half = graph.node("Mul", [losses, graph.constant(numbers(0.5))])
+        return [normalized_sum_onnx(graph, half, graph.node("Equal", [whole, whole]), "FULL")]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        rest = f"{literal(self.param.margin)}, {self.param.legacy_version}"
+        return [f"{code.helper(contrastive_loss)}({', '.join(bottoms)}, {rest})"]
+
+
+@register("SmoothL1Loss")
+class SmoothL1Loss(_EqualLoss):
+    """Huber's loss of weighted box offsets (Girshick, ICCV 2015).
+
+    A third bottom weighs the differences, a fourth the losses.
+    """
+
+    message = "smooth_l1_loss_param"
+    fields = ("sigma",)
+    bottom_count = (2, 4)
+
+    def setup(self) -> None:
+        if self.param.sigma <= 0:
+            raise self.error(f"sigma {self.param.sigma} must be over 0")
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, *others = bottoms
+        target, *weights = [other.reshape(x.shape) for other in others]
+        return (smooth_l1_loss(x, target, self.param.sigma, *weights),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, *others = bottoms
+        target, *weights = [self._like(graph, other, x) for other in others]
+        squared = self.param.sigma**2
+        difference = graph.node("Sub", [x, target])
+        if weights:
+            difference = graph.node("Mul", [difference, weights[0]])
+        size = graph.node("Abs", [difference])
+
+        def scalar(value: float) -> str:
+            return graph.constant(numbers(value))
+
+        bowl = graph.node("Mul", [graph.node("Mul", [size, size]), scalar(0.5 * squared)])
+        line = graph.node("Sub", [size, scalar(0.5 / squared)])
+        losses = graph.node("Where", [graph.node("Less", [size, scalar(1 / squared)]), bowl, line])
+        if len(weights) > 1:
+            losses = graph.node("Mul", [losses, weights[1]])
+        return [self._per_picture(graph, losses, x)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, *others = bottoms
+        alike = [
+            other if code.shape(index) == code.shape(0) else f"{other}.reshape({x}.shape)"
+            for index, other in enumerate(others, 1)
+        ]
+        call = code.helper(smooth_l1_loss)
+        return [f"{call}({', '.join([x, alike[0], literal(self.param.sigma), *alike[1:]])})"]

@@ -1,0 +1,167 @@
+"""Arithmetic on one blob: Reduction over axes, and Power, Exp and Log of each value."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .registry import register
+
+
+def scalar_onnx(graph: OnnxGraph, value: float) -> str:
+    """Return a constant without axes, so that a top without axes keeps none."""
+    return graph.constant(numbers([value]).reshape(()))
+
+
+def shortest(value: float) -> float:
+    """Return the shortest number that a float32 field was written as: 0.1, not 0.10000000149011612."""
+    return float(str(np.float32(value)))
+
+
+@register("Reduction")
+class Reduction(Layer):
+    """Sum, sum of absolute values, sum of squares or mean over `axis` and all behind it, times `coeff`."""
+
+    message = "reduction_param"
+    fields = ("operation", "axis", "coeff")
+
+    def setup(self) -> None:
+        self.operation = pb.ReductionParameter.ReductionOp.Name(self.param.operation)
+        self.coeff = shortest(self.param.coeff)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        (bottom,) = bottoms
+        start = self.axis(self.param.axis, len(bottom))
+        self.axes = tuple(range(start, len(bottom)))
+        return [bottom[:start]]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        (x,) = bottoms
+        x = {"ASUM": torch.abs, "SUMSQ": torch.square}.get(self.operation, lambda values: values)(x)
+        y = x.mean(self.axes) if self.operation == "MEAN" else x.sum(self.axes)
+        return (y if self.coeff == 1 else y * self.coeff,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        op = {"SUM": "ReduceSum", "ASUM": "ReduceL1", "SUMSQ": "ReduceSumSquare", "MEAN": "ReduceMean"}
+        y = graph.node(op[self.operation], [*bottoms, graph.constant(integers(*self.axes))], keepdims=0)
+        return [y if self.coeff == 1 else graph.node("Mul", [y, scalar_onnx(graph, self.coeff)])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        first = {"ASUM": ".abs()", "SUMSQ": ".square()"}.get(self.operation, "")
+        factor = "" if self.coeff == 1 else f" * {self.coeff!r}"
+        axes = self.axes if len(self.axes) > 1 else self.axes[0]
+        return [f"{bottoms[0]}{first}.{'mean' if self.operation == 'MEAN' else 'sum'}({axes}){factor}"]
+
+
+class _OfEachValue(Layer):
+    """What Power, Exp and Log share: they work on shift + scale · x."""
+
+    def setup(self) -> None:
+        self.scale = shortest(self.param.scale)
+        self.shift = shortest(self.param.shift)
+
+    def _read_base(self) -> float | None:
+        """The base, or None where -1 stands for e."""
+        base = shortest(self.param.base)
+        if base == -1:
+            return None
+        if base <= 0 or not np.isfinite(base):
+            raise self.error(f"base {base:g} must be over 0, or -1 for e")
+        return base
+
+    def _inner(self, x: Tensor) -> Tensor:
+        x = x if self.scale == 1 else x * self.scale
+        return x if self.shift == 0 else x + self.shift
+
+    def _inner_onnx(self, graph: OnnxGraph, x: str) -> str:
+        x = x if self.scale == 1 else graph.node("Mul", [x, scalar_onnx(graph, self.scale)])
+        return x if self.shift == 0 else graph.node("Add", [x, scalar_onnx(graph, self.shift)])
+
+    def _inner_source(self, x: str) -> str:
+        shift = f" {'-' if self.shift < 0 else '+'} {abs(self.shift)!r}" if self.shift else ""
+        return (x if self.scale == 1 else f"{x} * {self.scale!r}") + shift
+
+
+@register("Power")
+class Power(_OfEachValue):
+    """(shift + scale · x) ^ power; the power 0 gives 1 everywhere, with no gradient."""
+
+    message = "power_param"
+    fields = ("power", "scale", "shift")
+
+    def setup(self) -> None:
+        super().setup()
+        self.power = shortest(self.param.power)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        inner = self._inner(bottoms[0])
+        return (inner if self.power == 1 else inner**self.power,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        inner = self._inner_onnx(graph, bottoms[0])
+        return [inner if self.power == 1 else graph.node("Pow", [inner, scalar_onnx(graph, self.power)])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        inner = self._inner_source(bottoms[0])
+        if self.power == 1:
+            return [inner]
+        return [f"{inner if inner == bottoms[0] else f'({inner})'} ** {self.power!r}"]
+
+
+@register("Exp")
+class Exp(_OfEachValue):
+    """base ^ (shift + scale · x); the base -1 stands for e."""
+
+    message = "exp_param"
+    fields = ("base", "scale", "shift")
+
+    def setup(self) -> None:
+        super().setup()
+        self.base = self._read_base()
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        inner = self._inner(bottoms[0])
+        return (inner.exp() if self.base is None else torch.pow(self.base, inner),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        inner = self._inner_onnx(graph, bottoms[0])
+        if self.base is None:
+            return [graph.node("Exp", [inner])]
+        return [graph.node("Pow", [scalar_onnx(graph, self.base), inner])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        inner = self._inner_source(bottoms[0])
+        if self.base is None:
+            return [f"torch.exp({inner})"]
+        return [f"{self.base!r} ** {inner if inner == bottoms[0] else f'({inner})'}"]
+
+
+@register("Log")
+class Log(_OfEachValue):
+    """Logarithm of shift + scale · x to a base; -1 stands for e."""
+
+    message = "log_param"
+    fields = ("base", "scale", "shift")
+
+    def setup(self) -> None:
+        super().setup()
+        self.base = self._read_base()
+        if self.base == 1:
+            raise self.error("base 1 has no logarithms")
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        y = self._inner(bottoms[0]).log()
+        return (y if self.base is None else y / math.log(self.base),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        y = graph.node("Log", [self._inner_onnx(graph, bottoms[0])])
+        return [y if self.base is None else graph.node("Div", [y, scalar_onnx(graph, math.log(self.base))])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        base = "" if self.base is None else f" / math.log({self.base!r})"
+        return [f"torch.log({self._inner_source(bottoms[0])}){base}"]

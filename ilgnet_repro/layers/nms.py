@@ -1,0 +1,46 @@
+"""Greedy non-maximum suppression, and the decoding of boxes from offsets to default boxes."""
+
+from __future__ import annotations
+
+import torch
+
+
+def greedy_nms(boxes, threshold, *, pixel=0.0, eta=1.0, limit=None):
+    """Indices of boxes (best first) that no better kept box overlaps by more than the threshold.
+
+    ``pixel`` is 1 where corners are pixels that belong to the box, 0 where they are its edges.  With
+    ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, as SSD's adaptive NMS.
+    """
+    x1, y1, x2, y2 = boxes.unbind(1)
+    areas = (x2 - x1 + pixel).clamp(min=0) * (y2 - y1 + pixel).clamp(min=0)
+    most = torch.zeros_like(areas)  # the greatest overlap with any kept box
+    kept: list[int] = []
+    start = 0
+    while len(kept) != limit:
+        candidates = (most[start:] <= threshold).nonzero()
+        if not len(candidates):
+            break
+        best = start + int(candidates[0])
+        kept.append(best)
+        width = (torch.minimum(x2, x2[best]) - torch.maximum(x1, x1[best]) + pixel).clamp(min=0)
+        height = (torch.minimum(y2, y2[best]) - torch.maximum(y1, y1[best]) + pixel).clamp(min=0)
+        both = width * height
+        overlap = torch.where(both > 0, both / (areas + areas[best] - both), 0)
+        most = torch.maximum(most, overlap)
+        start = best + 1
+        if eta < 1 and threshold > 0.5:
+            threshold *= eta
+    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+def decode_boxes(offsets, priors, variances, code_type):
+    """Corners of boxes from offsets to default boxes, last axis 4; SSD's three ways to write offsets."""
+    offsets = offsets * variances
+    if code_type == "CORNER":
+        return priors + offsets
+    size = priors[..., 2:] - priors[..., :2]
+    if code_type == "CORNER_SIZE":
+        return priors + offsets * torch.cat([size, size], -1)
+    centre = (priors[..., :2] + priors[..., 2:]) / 2 + offsets[..., :2] * size
+    reach = offsets[..., 2:].exp() * size / 2
+    return torch.cat([centre - reach, centre + reach], -1)

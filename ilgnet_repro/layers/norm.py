@@ -1,0 +1,261 @@
+"""Normalisation by statistics: BatchNorm, MVN (of each sample) and SSD's Normalize (of each position)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .registry import register
+
+
+def constant_filler(value: float) -> pb.FillerParameter:
+    """Return the filler that gives every element ``value``."""
+    return pb.FillerParameter(type="constant", value=value)
+
+
+def batch_norm(x, eps):
+    """Normalise each channel by the batch's own mean and (biased) variance; returns these as well."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + eps), mean.flatten(), variance.flatten()
+
+
+def along_channels(values: Tensor, rank: int) -> Tensor:
+    """Shape one value a channel so that it broadcasts over a blob of ``rank`` axes."""
+    return values.reshape(-1, *[1] * (rank - 2))
+
+
+def onnx_batch_norm(graph: OnnxGraph, x: str, rank: int, eps: float) -> str:
+    """Add nodes that normalise each channel by the batch's own statistics."""
+    axes = graph.constant(integers(*(axis for axis in range(rank) if axis != 1)))
+    centred = graph.node("Sub", [x, graph.node("ReduceMean", [x, axes])])
+    variance = graph.node("ReduceMean", [graph.node("Mul", [centred, centred]), axes])
+    deviation = graph.node(
+        "Sqrt", [graph.node("Add", [variance, graph.constant(numbers([eps]).reshape(()))])]
+    )
+    return graph.node("Div", [centred, deviation])
+
+
+def onnx_affine(graph: OnnxGraph, x: str, scale: Tensor, shift: Tensor, rank: int) -> str:
+    """Add nodes for x · scale + shift, one value a channel."""
+    factors = (graph.constant(numbers(along_channels(values, rank))) for values in (scale, shift))
+    return graph.node("Add", [graph.node("Mul", [x, next(factors)]), next(factors)])
+
+
+@register("BatchNorm")
+class BatchNorm(Layer):
+    """Normalise each channel (axis 1) by the batch's own mean and variance (TRAIN) or the stored ones (TEST).
+
+    Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
+    In TRAIN each pass decays all three by moving_average_fraction and adds the batch's: 1 to the factor,
+    the unbiased variance to the second.  NVIDIA's fork (scale_bias, or a filler) adds a learned scale and
+    bias as blobs four and five.  Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
+    """
+
+    message = "batch_norm_param"
+    fields = (
+        "use_global_stats",
+        "moving_average_fraction",
+        "eps",
+        "scale_filler",
+        "bias_filler",
+        "scale_bias",
+    )
+
+    mean: Tensor
+    variance: Tensor
+    scale_factor: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def setup(self) -> None:
+        stated = self.param.HasField("use_global_stats")
+        self.is_stored: bool = self.param.use_global_stats if stated else not self.is_train
+        fillers = any(self.param.HasField(field) for field in ("scale_filler", "bias_filler"))
+        self.has_affine: bool = self.param.scale_bias or fillers
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        if not bottoms[0]:
+            raise self.error("bottom has no axes; it takes 1 or more")
+        self._rank = len(bottoms[0])
+        return list(bottoms)
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        channels = bottoms[0][1] if self._rank > 1 else 1
+        specs = [BlobSpec(name, (channels,), learned=False) for name in ("mean", "variance")]
+        specs.append(BlobSpec("scale_factor", (1,), learned=False))
+        if self.has_affine:
+            for name, usual in (("scale", 1.0), ("bias", 0.0)):
+                field = f"{name}_filler"
+                stated = self.param.HasField(field)
+                filler = getattr(self.param, field) if stated else constant_filler(usual)
+                specs.append(BlobSpec(name, (channels,), filler))
+        return specs
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The stored mean and variance, divided by the scale factor."""
+        factor = self.scale_factor
+        inverse = torch.where(factor == 0, 0, 1 / torch.where(factor == 0, 1, factor))
+        return self.mean * inverse, self.variance * inverse
+
+    def _keep(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Add a batch's statistics to the moving sums, as Caffe does on every pass."""
+        fraction = self.param.moving_average_fraction
+        with torch.no_grad():
+            self.scale_factor.mul_(fraction).add_(1)
+            self.mean.mul_(fraction).add_(mean)
+            self.variance.mul_(fraction).add_(variance * (count / (count - 1) if count > 1 else 1.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        scale, bias = (self.scale, self.bias) if self.has_affine else (None, None)
+        if self.is_stored:
+            # F.batch_norm wants a channel axis; without one Caffe has a single channel.
+            wide = x if self._rank > 1 else x[:, None]
+            top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.param.eps)
+            return (top.view_as(x),)
+        top, mean, variance = batch_norm(x, self.param.eps)
+        if self.is_train:
+            self._keep(mean, variance, x.numel() // mean.numel())
+        if scale is not None and bias is not None:
+            top = top * along_channels(scale, self._rank) + along_channels(bias, self._rank)
+        return (top,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        mean, variance = self.statistics
+        ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
+        scale, bias = (self.scale, self.bias) if self.has_affine else (ones, zeros)
+        if not self.is_stored:
+            top = onnx_batch_norm(graph, x, self._rank, self.param.eps)
+            return [onnx_affine(graph, top, scale, bias, self._rank) if self.has_affine else top]
+        last = graph.constant(integers(1))
+        wide = x if self._rank > 1 else graph.node("Unsqueeze", [x, last])
+        values = [graph.constant(numbers(blob)) for blob in (scale, bias, mean, variance)]
+        top = graph.node("BatchNormalization", [wide, *values], epsilon=self.param.eps)
+        return [top if self._rank > 1 else graph.node("Squeeze", [top, last])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        eps = literal(self.param.eps)
+        affine = (
+            [code.parameter(name, self.blob(name)) for name in ("scale", "bias")] if self.has_affine else []
+        )
+        if self.is_stored:
+            stored = zip(("mean", "variance"), self.statistics, strict=True)
+            arguments = [code.parameter(name, value) for name, value in stored]
+            wide, end = (x, "") if self._rank > 1 else (f"{x}[:, None]", "[:, 0]")
+            return [f"F.batch_norm({', '.join([wide, *arguments, *affine])}, eps={eps}){end}"]
+        top = f"{code.helper(batch_norm)}({x}, {eps})[0]"
+        if affine:
+            scale, bias = (f"{value}.reshape(-1{', 1' * (self._rank - 2)})" for value in affine)
+            return [f"{top} * {scale} + {bias}"]
+        return [top]
+
+
+def mean_variance_norm(x, groups, eps):
+    """Subtract each group's mean and divide by its deviation; eps is added to that, not to the variance."""
+    rows = x.reshape(x.shape[0], groups, -1)
+    centred = rows - rows.mean(2, keepdim=True)
+    variance = centred.square().mean(2, keepdim=True)
+    deviation = variance.detach().sqrt() + eps
+    # Caffe's gradient divides by this sum where the exact one has the bare deviation (and 0 / 0 for a
+    # constant group): the second term is 0 and carries that gradient.
+    deviation = deviation + (variance - variance.detach()) / (2 * deviation)
+    return (centred / deviation).view_as(x)
+
+
+def subtract_mean(x, groups):
+    """Subtract each group's mean."""
+    rows = x.reshape(x.shape[0], groups, -1)
+    return (rows - rows.mean(2, keepdim=True)).view_as(x)
+
+
+@register("MVN")
+class MVN(Layer):
+    """Give every plane, or with across_channels every sample, mean 0 and deviation 1."""
+
+    message = "mvn_param"
+    fields = ("normalize_variance", "across_channels", "eps")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        if not 1 <= len(bottoms[0]) <= 4:
+            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 1 to 4")
+        # Caffe's blobs of fewer axes have ones behind.
+        channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
+        self.groups = 1 if self.param.across_channels else channels
+        return list(bottoms)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if self.param.normalize_variance:
+            return (mean_variance_norm(x, self.groups, self.param.eps),)
+        return (subtract_mean(x, self.groups),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        shape, axis = graph.shape(x), graph.constant(integers(2))
+        rows = graph.node("Reshape", [x, graph.constant(integers(0, self.groups, -1))])
+        if len(shape) == 1:
+            rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
+        top = graph.node("Sub", [rows, graph.node("ReduceMean", [rows, axis])])
+        if self.param.normalize_variance:
+            variance = graph.node("ReduceMean", [graph.node("Mul", [top, top]), axis])
+            eps = graph.constant(numbers([self.param.eps]).reshape(()))
+            top = graph.node("Div", [top, graph.node("Add", [graph.node("Sqrt", [variance]), eps])])
+        return [graph.node("Reshape", [top, graph.node("Shape", [x])])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        if self.param.normalize_variance:
+            eps = literal(self.param.eps)
+            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {self.groups}, {eps})"]
+        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {self.groups})"]
+
+
+def l2_normalize(x, axes, eps):
+    """Divide by the Euclidean length over some axes; SSD adds eps under the root."""
+    return x / (x.square().sum(axes, keepdim=True) + eps).sqrt()
+
+
+@register("Normalize")
+class Normalize(Layer):
+    """Give each position, or with across_spatial each sample, length 1 and a learned scale (SSD)."""
+
+    scale: Tensor
+
+    message = "norm_param"
+    fields = ("across_spatial", "scale_filler", "channel_shared", "eps")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        if not 2 <= len(bottoms[0]) <= 4:
+            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 2 to 4")
+        self._rank = len(bottoms[0])
+        self.axes = list(range(1, self._rank)) if self.param.across_spatial else [1]
+        return list(bottoms)
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        shape = () if self.param.channel_shared else bottoms[0][1:2]
+        stated = self.param.HasField("scale_filler")
+        return [BlobSpec("scale", shape, self.param.scale_filler if stated else constant_filler(1.0))]
+
+    def _shaped_scale(self) -> Tensor:
+        return self.scale if self.param.channel_shared else along_channels(self.scale, self._rank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (l2_normalize(x, self.axes, self.param.eps) * self._shaped_scale(),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        total = graph.node("ReduceSumSquare", [x, graph.constant(integers(*self.axes))])
+        eps = graph.constant(numbers([self.param.eps]).reshape(()))
+        length = graph.node("Sqrt", [graph.node("Add", [total, eps])])
+        scale = graph.constant(numbers(self._shaped_scale()))
+        return [graph.node("Mul", [graph.node("Div", [x, length]), scale])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        scale = code.parameter("scale", self._shaped_scale())
+        return [
+            f"{code.helper(l2_normalize)}({bottoms[0]}, {self.axes}, {literal(self.param.eps)}) * {scale}"
+        ]

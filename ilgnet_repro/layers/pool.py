@@ -1,0 +1,260 @@
+"""Pooling and SPP: maxima, averages and draws over windows, rounded up in size as Caffe does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .registry import register
+from .window import (
+    Window,
+    caffe_avg_pool2d,
+    caffe_max_pool2d,
+    caffe_max_pool2d_mask,
+    pool_size,
+    stochastic_pool2d,
+    stochastic_pool2d_draw,
+)
+
+
+class _PoolingBase(Layer):
+    """What Pooling and SPP share: the method, four axes, and no padding for draws."""
+
+    def setup(self) -> None:
+        self.method = self.param.PoolMethod.Name(self.param.pool)
+        if self.method == "STOCHASTIC" and self.is_train:
+            self.no_onnx = "STOCHASTIC draws anew at each pass in phase TRAIN"
+
+    def _plane(self, bottom: Shape) -> tuple[int, int]:
+        if len(bottom) != 4:
+            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 4 (N, C, H, W)")
+        return bottom[2], bottom[3]
+
+    def _check_pad(self, window: Window) -> None:
+        if not any(window.pad):
+            return
+        if self.method == "STOCHASTIC":
+            raise self.error(f"pad {list(window.pad)} goes with MAX and AVE only, not {self.method}")
+        if any(p >= k for p, k in zip(window.pad, window.kernel, strict=True)):
+            raise self.error(f"pad {list(window.pad)} must be smaller than the kernel {list(window.kernel)}")
+
+    @property
+    def _function(self):
+        if self.method == "STOCHASTIC":
+            return stochastic_pool2d_draw if self.is_train else stochastic_pool2d
+        return caffe_max_pool2d if self.method == "MAX" else caffe_avg_pool2d
+
+    def _onnx_pool(self, graph: OnnxGraph, x: str, shape: Shape, window: Window) -> str:
+        if self.method == "MAX":
+            return window.onnx_max(graph, x, shape)[0]
+        if self.method == "AVE":
+            return window.onnx_average(graph, x, shape)
+        total = window.onnx_padded_average(graph, x, shape)
+        squares = window.onnx_padded_average(graph, graph.node("Mul", [x, x]), shape)
+        zero = graph.constant(_ZERO)
+        ratio = graph.node("Div", [squares, total])
+        return graph.node("Where", [graph.node("Greater", [total, zero]), ratio, zero])
+
+
+_ZERO = torch.zeros(()).numpy()
+
+
+@register("Pooling")
+class Pooling(_PoolingBase):
+    """MAX (a second top is each maximum's index in its plane), AVE or STOCHASTIC over sliding windows.
+
+    Maxima that tie send their gradient to the first.  AVE divides by the window clipped to the padded
+    picture.  Source of the size rule: pooling_layer.cpp.
+    """
+
+    message = "pooling_param"
+    fields = (
+        *(
+            "pool",
+            "kernel_size",
+            "kernel_h",
+            "kernel_w",
+            "stride",
+            "stride_h",
+            "stride_w",
+            "pad",
+            "pad_h",
+            "pad_w",
+        ),
+        *("global_pooling", "round_mode", "ceil_mode"),
+    )
+    top_count = (1, 2)
+
+    def setup(self) -> None:
+        super().setup()
+        if len(self.node.tops) == 2 and self.method != "MAX":
+            raise self.error(f"a second top (the mask) goes with MAX only, not {self.method}")
+        if self.param.HasField("ceil_mode") and self.param.HasField("round_mode"):
+            raise self.error("states both round_mode and the forks' ceil_mode; state one")
+        ceil = (
+            self.param.ceil_mode
+            if self.param.HasField("ceil_mode")
+            else self.param.round_mode == self.param.CEIL
+        )
+        pad = self._pair("pad", "pad")
+        stride = self._pair("stride", "stride")
+        self.is_global: bool = self.param.global_pooling
+        if self.is_global:
+            if any(self.param.HasField(field) for field in ("kernel_size", "kernel_h", "kernel_w")):
+                raise self.error(
+                    "global_pooling takes the whole plane; remove kernel_size, kernel_h and kernel_w"
+                )
+            if pad != (0, 0) or stride != (1, 1):
+                raise self.error("global_pooling takes pad 0 and stride 1 only; remove them")
+            self.window = Window((1, 1), stride, pad, ceil)
+            return
+        kernel = self._pair("kernel_size", "kernel")
+        for field, values in (("kernel_size", kernel), ("stride", stride)):
+            if min(values) < 1:
+                raise self.error(f"{field} {list(values)} must be at least 1")
+        self.window = Window(kernel, stride, pad, ceil)
+        self._check_pad(self.window)
+
+    def _pair(self, field: str, stem: str) -> tuple[int, int]:
+        """One number for both axes, or one each; Caffe refuses a mixture, and half of a pair."""
+        stated = [self.param.HasField(f"{stem}_{axis}") for axis in "hw"]
+        if not any(stated):
+            if field == "kernel_size" and not self.param.HasField(field):
+                raise self.error("kernel_size is missing; state it, kernel_h and kernel_w, or global_pooling")
+            return (getattr(self.param, field),) * 2
+        if self.param.HasField(field):
+            raise self.error(f"states both {field} and {stem}_h/{stem}_w; state one kind")
+        if not all(stated):
+            raise self.error(f"states only one of {stem}_h and {stem}_w; state both")
+        return getattr(self.param, f"{stem}_h"), getattr(self.param, f"{stem}_w")
+
+    def _window(self, height: int, width: int) -> Window:
+        """The window for a plane of this size: itself, or the whole plane."""
+        return Window((height, width), (1, 1), (0, 0), True) if self.is_global else self.window
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        plane = self._plane(bottoms[0])
+        size = self._window(*plane).size(*plane)
+        if min(size) < 1:
+            raise self.error(f"bottom {list(bottoms[0])} is too small for kernel {list(self.window.kernel)}")
+        return [(*bottoms[0][:2], *size)] * len(self.node.tops)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        window = self._window(*x.shape[2:])
+        geometry = (window.kernel, window.stride, window.pad)
+        if len(self.node.tops) == 2:
+            return caffe_max_pool2d_mask(x, *geometry, window.ceil_mode)
+        if self.method == "MAX" and window.max_is_plain:
+            return (F.max_pool2d(x, *geometry, ceil_mode=window.ceil_mode),)
+        if self.method == "AVE" and self.is_global:
+            return (F.adaptive_avg_pool2d(x, 1),)
+        if self.method == "AVE" and window.average_is_plain:
+            return (F.avg_pool2d(x, *geometry, ceil_mode=window.ceil_mode),)
+        return (self._function(x, *geometry, window.ceil_mode),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        if self.no_onnx:
+            return super().onnx(graph, bottoms)
+        x = bottoms[0]
+        shape = graph.shape(x)
+        has_mask = len(self.node.tops) == 2
+        if self.is_global and not has_mask and self.method != "STOCHASTIC":
+            return [graph.node("GlobalMaxPool" if self.method == "MAX" else "GlobalAveragePool", [x])]
+        if graph.dynamic_size:
+            plain = {"MAX": self.window.max_is_plain and not has_mask, "AVE": self.window.average_is_plain}
+            if self.is_global or not plain.get(self.method, False):
+                raise self.error(
+                    "this window needs a fixed picture size in ONNX; export without a dynamic size"
+                )
+        window = self._window(*shape[2:])
+        if has_mask:
+            return window.onnx_max(graph, x, shape, mask=True)
+        return [self._onnx_pool(graph, x, shape, window)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x = bottoms[0]
+        has_mask = len(self.node.tops) == 2
+        if self.is_global:
+            if self.method != "STOCHASTIC" and not has_mask:
+                return [f"F.adaptive_{'max' if self.method == 'MAX' else 'avg'}_pool2d({x}, 1)"]
+            function = caffe_max_pool2d_mask if has_mask else self._function
+            return [f"{code.helper(function)}({x}, {x}.shape[2:], (1, 1))"]
+        window = self.window
+        if has_mask:
+            return [f"{code.helper(caffe_max_pool2d_mask)}({x}, {window.helper_arguments()})"]
+        if self.method == "MAX" and window.max_is_plain:
+            return [f"F.max_pool2d({x}, {window.arguments()})"]
+        if self.method == "AVE" and window.average_is_plain:
+            return [f"F.avg_pool2d({x}, {window.arguments()})"]
+        return [f"{code.helper(self._function)}({x}, {window.helper_arguments()})"]
+
+
+def pyramid_window(height, width, bins):
+    """Return the kernel and padding that lay ``bins`` × ``bins`` windows over a plane, as in Caffe's SPP."""
+    kernel = (-(-height // bins), -(-width // bins))
+    return kernel, ((kernel[0] * bins - height + 1) // 2, (kernel[1] * bins - width + 1) // 2)
+
+
+def spatial_pyramid_pool(x, levels, pool):
+    """Pool into 1, 4, 16, ... bins and lay them side by side; a pyramid of one level keeps its four axes."""
+    height, width = x.shape[2:]
+    tops = []
+    for level in range(levels):
+        kernel, pad = pyramid_window(height, width, 2**level)
+        tops.append(pool(x, kernel, kernel, pad))
+    return tops[0] if levels == 1 else torch.cat([top.flatten(1) for top in tops], 1)
+
+
+spatial_pyramid_pool.uses = (pyramid_window,)  # type: ignore[attr-defined]
+
+
+@register("SPP")
+class SPP(_PoolingBase):
+    """Spatial pyramid pooling (He et al., 2014): as many features from a picture of any size."""
+
+    message = "spp_param"
+    fields = ("pyramid_height", "pool")
+
+    def setup(self) -> None:
+        super().setup()
+        self.levels: int = self.param.pyramid_height
+        # 2^15 bins a side is past any picture; a number that large is a mistake, not a pyramid.
+        if not 1 <= self.levels <= 15:
+            raise self.error(f"pyramid_height {self.levels} must be 1 to 15")
+
+    def _windows(self, bottom: Shape) -> list[Window]:
+        windows = []
+        for level in range(self.levels):
+            kernel, pad = pyramid_window(*self._plane(bottom), 2**level)
+            windows.append(Window(kernel, kernel, pad, True))
+        return windows
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        count, channels, height, width = (*bottoms[0][:2], *self._plane(bottoms[0]))
+        total = 0
+        for window in self._windows(bottoms[0]):
+            self._check_pad(window)
+            rows, columns = pool_size((height, width), window.kernel, window.stride, window.pad, True)
+            total += rows * columns
+        return [(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (spatial_pyramid_pool(x, self.levels, self._function),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        if self.no_onnx:
+            return super().onnx(graph, bottoms)
+        if graph.dynamic_size:
+            raise self.error("a pyramid needs a fixed picture size in ONNX; export without a dynamic size")
+        shape = graph.shape(bottoms[0])
+        tops = [self._onnx_pool(graph, bottoms[0], shape, window) for window in self._windows(shape)]
+        if self.levels == 1:
+            return tops
+        flat = [graph.node("Reshape", [top, graph.constant(integers(0, -1))]) for top in tops]
+        return [graph.node("Concat", flat, axis=1)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        pool = code.helper(self._function)
+        return [f"{code.helper(spatial_pyramid_pool)}({bottoms[0]}, {self.levels}, {pool})"]

@@ -1,0 +1,139 @@
+"""PriorBox: SSD's default boxes for each position of a feature map."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, numbers
+from .registry import register
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What `prior_boxes` needs besides sizes: each position's boxes and how positions are laid out."""
+
+    sizes: tuple[tuple[float, float], ...]  # width and height in pixels, in Caffe's order
+    variance: tuple[float, ...]
+    picture: tuple[int, int] | None  # height and width; None is those of the net's input
+    step: tuple[float, float] | None  # pixels between positions; None spreads them over the picture
+    offset: float
+    clip: bool
+
+
+def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
+    """Boxes around each position of a feature map (height, width) as shares of a picture; their variances."""
+    centres = []
+    for axis in (0, 1):
+        distance = step[axis] if step else picture[axis] / feature[axis]
+        centres.append((torch.arange(feature[axis], dtype=torch.float64) + offset) * distance / picture[axis])
+    y, x = torch.meshgrid(*centres, indexing="ij")
+    reach = torch.tensor(sizes, dtype=torch.float64) / 2
+    reach_x, reach_y = reach[:, 0] / picture[1], reach[:, 1] / picture[0]
+    x, y = x[..., None], y[..., None]
+    boxes = torch.stack([x - reach_x, y - reach_y, x + reach_x, y + reach_y], -1).float()
+    boxes = boxes.clamp(0, 1) if clip else boxes
+    variances = torch.tensor(variance).expand_as(boxes)
+    return torch.stack([boxes.flatten(), variances.flatten()])[None]
+
+
+@register("PriorBox")
+class PriorBox(Layer):
+    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners as shares of the picture, then their variances.
+
+    Bottoms: the feature map and the net's input, of which only height and width count.
+    """
+
+    message = "prior_box_param"
+    fields = (
+        *("min_size", "max_size", "aspect_ratio", "flip", "clip", "variance"),
+        *("img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset"),
+    )
+    bottom_count = (2, 2)
+    has_gradient = False
+
+    def setup(self) -> None:
+        variance = tuple(self.param.variance) or (0.1,)
+        if len(variance) not in (1, 4) or min(variance) <= 0:
+            raise self.error(f"variance {list(variance)} must be one number over 0 or four")
+        self.boxes = Boxes(
+            sizes=self._sizes(),
+            variance=variance,
+            picture=self._pair("img_size", "img_h", "img_w"),
+            step=self._pair("step", "step_h", "step_w"),
+            offset=self.param.offset,
+            clip=self.param.clip,
+        )
+
+    def _pair(self, both: str, height: str, width: str) -> tuple | None:
+        """A height and a width from one field for both, or one each; None where neither is stated."""
+        has = self.param.HasField
+        if not (has(both) or has(height) or has(width)):
+            return None
+        if has(both) and (has(height) or has(width)):
+            raise self.error(f"states both {both} and {height}/{width}; state one kind")
+        one = getattr(self.param, both)
+        pair = (one, one) if has(both) else (getattr(self.param, height), getattr(self.param, width))
+        if min(pair) <= 0:
+            raise self.error(f"{both} (or {height} and {width}) must be over 0, not {list(pair)}")
+        return pair
+
+    def _sizes(self) -> tuple[tuple[float, float], ...]:
+        least, most = list(self.param.min_size), list(self.param.max_size)
+        if not least or min(least) <= 0:
+            raise self.error(f"min_size {least} must be stated and over 0")
+        if most and (len(most) != len(least) or any(b <= a for a, b in zip(least, most, strict=True))):
+            raise self.error(f"max_size {most} must be one for each min_size {least}, and greater")
+        ratios: list[float] = [1.0]
+        for ratio in self.param.aspect_ratio:
+            if ratio <= 0:
+                raise self.error(f"aspect_ratio {ratio} must be over 0")
+            if all(abs(ratio - known) >= 1e-6 for known in ratios):
+                ratios += [ratio, 1 / ratio] if self.param.flip else [ratio]
+        sizes: list[tuple[float, float]] = []
+        for index, stated in enumerate(least):
+            side = int(stated)  # the SSD fork keeps sizes in an int here: 35.84 is 35
+            sizes.append((side, side))
+            if most:
+                sizes.append((sqrt(side * int(most[index])),) * 2)
+            sizes += [(side * sqrt(r), side / sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
+        return tuple(sizes)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        for bottom in bottoms:
+            if len(bottom) != 4:
+                raise self.error(f"bottom {list(bottom)} must be N×C×H×W")
+        height, width = bottoms[0][2:]
+        return [(1, 2, 4 * height * width * len(self.boxes.sizes))]
+
+    def _keywords(self) -> dict:
+        return {name: value for name, value in asdict(self.boxes).items() if name != "picture"}
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        feature, data = bottoms
+        picture = self.boxes.picture or data.shape[2:]
+        boxes = prior_boxes(feature.shape[2:], picture, **self._keywords())
+        # bfloat16 is too coarse for corners; whoever reads them goes on in float32.
+        return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        feature, data = (graph.shape(bottom)[2:] for bottom in bottoms)
+        boxes = prior_boxes(feature, self.boxes.picture or data, **self._keywords())
+        return [graph.constant(numbers(boxes))]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        feature, data = bottoms
+        picture = self.boxes.picture or f"{data}.shape[2:]"
+        rest = ", ".join(f"{name}={_rounded(value)!r}" for name, value in self._keywords().items())
+        return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {picture}, {rest}).to({feature})"]
+
+
+def _rounded(value):
+    """Write float32 fields as a person would."""
+    if isinstance(value, tuple):
+        return tuple(_rounded(entry) for entry in value)
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,0 +1,240 @@
+"""Proposals of Faster R-CNN's region proposal network: type Proposal, and the Python layer of its authors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .nms import greedy_nms
+from .python_layer import PythonLayer, register_python_layer
+from .registry import register
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How offsets become regions; sizes in pixels, ``top_n`` regions before and after suppression."""
+
+    anchors: tuple[tuple[float, ...], ...]
+    feat_stride: int
+    top_n: tuple[int, int]
+    nms_threshold: float = 0.7
+    min_size: float = 16
+
+
+def make_anchors(
+    base_size: int, ratios: Sequence[float], scales: Sequence[float]
+) -> tuple[tuple[float, ...], ...]:
+    """Return corners x1, y1, x2, y2 around a cell: each ratio (height / width) at each scale.
+
+    Widths and heights are rounded before they are scaled, as in Faster R-CNN's `generate_anchors`.
+    """
+    centre = (base_size - 1) / 2
+    anchors = []
+    for ratio in ratios:
+        width = np.round(np.sqrt(base_size**2 / ratio))
+        height = np.round(width * ratio)
+        for scale in scales:
+            reach_x, reach_y = (width * scale - 1) / 2, (height * scale - 1) / 2
+            anchors.append((centre - reach_x, centre - reach_y, centre + reach_x, centre + reach_y))
+    return tuple(tuple(float(edge) for edge in anchor) for anchor in anchors)
+
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def propose(scores, deltas, im_info, *, anchors, feat_stride, top_n, nms_threshold, min_size):
+    """Regions (0, x1, y1, x2, y2) and their scores, best first; ``top_n`` before and after suppression."""
+    height, width = scores.shape[2:]
+    score = scores[0, len(anchors) :].permute(1, 2, 0).reshape(-1)
+    starts = [torch.arange(cells, device=scores.device) * feat_stride for cells in (height, width)]
+    y, x = torch.meshgrid(*starts, indexing="ij")
+    boxes = torch.tensor(anchors, device=scores.device) + torch.stack([x, y, x, y], -1)[:, :, None]
+    low, high = boxes.reshape(-1, 4).chunk(2, 1)
+    size = high - low + 1
+    move, grow = deltas[0].permute(1, 2, 0).reshape(-1, 4).chunk(2, 1)
+    centre, reach = move * size + low + 0.5 * size, 0.5 * grow.exp() * size
+    rows, columns, scale = im_info.flatten()[:3]
+    edge = torch.stack([columns, rows]) - 1
+    low, high = [torch.minimum(corner, edge).clamp(min=0) for corner in (centre - reach, centre + reach)]
+    large = (high - low + 1 >= min_size * scale).all(1)
+    boxes, score = torch.cat([low, high], 1)[large], score[large]
+    score, order = score.sort(descending=True, stable=True)
+    score, boxes = score[: top_n[0]], boxes[order[: top_n[0]]]
+    kept = greedy_nms(boxes.cpu(), nms_threshold, pixel=1.0, limit=top_n[1]).to(boxes.device)
+    return torch.cat([torch.zeros_like(boxes[kept, :1]), boxes[kept]], 1), score[kept, None]
+
+
+propose.uses = (greedy_nms,)  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------------- layers
+
+
+class _Proposals(Layer):
+    """Bottoms: scores 1×2A×H×W (foreground last), offsets 1×4A×H×W, and the picture's height, width, scale.
+
+    Tops: regions R×5 and, where named, their scores R×1.  R is known only once the net runs: the shape rule
+    gives the most it can be.
+    """
+
+    bottom_count: ClassVar[tuple[int, int | None]] = (3, 3)
+    top_count: ClassVar[tuple[int, int | None]] = (1, 2)
+    has_gradient = False
+    shaped_by_values = True
+    no_onnx: str = ""
+    no_source: str = ""
+    rules: Rules
+
+    def _shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        scores, deltas, info = bottoms
+        count = len(self.rules.anchors)
+        if len(scores) != 4 or scores[0] != 1:
+            raise self.error(f"scores {list(scores)} must be 1×{2 * count}×H×W: one picture at a time")
+        for what, shape, channels in (("scores", scores, 2 * count), ("offsets", deltas, 4 * count)):
+            if shape != (1, channels, *scores[2:]):
+                raise self.error(f"{what} {list(shape)} must have {channels} channels for {count} anchors")
+        if int(np.prod(info)) < 3:
+            raise self.error(f"the third bottom {list(info)} must hold a picture's height, width and scale")
+        most = min(count * scores[2] * scores[3], *self.rules.top_n)
+        tops: list[Shape] = [(most, 5), (most, 1)]
+        return tops[: len(self.node.tops)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        scores, deltas, info = (blob.detach() for blob in bottoms)
+        return propose(scores, deltas, info, **asdict(self.rules))[: len(self.node.tops)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        rest = ", ".join(f"{name}={value!r}" for name, value in asdict(self.rules).items())
+        call = f"{code.helper(propose)}({', '.join(bottoms)}, {rest})"
+        return [call if len(self.node.tops) > 1 else f"{call}[0]"]
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        def node(op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+            names = [graph.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
+            return graph.node(op, names, **attributes)
+
+        def halves(value: str) -> list[str]:
+            return graph.nodes("Split", [value], 2, axis=1, num_outputs=2)
+
+        def grid(axis: int, mask: list[int], spread: np.ndarray) -> str:
+            """Where each cell along an axis begins, in the corners that the mask names."""
+            count = node("Squeeze", node("Shape", scores, start=axis, end=axis + 1))
+            steps = node("Cast", node("Range", np.array(0), count, np.array(1)), to=TensorProto.FLOAT)
+            starts = node("Unsqueeze", node("Mul", steps, numbers(self.rules.feat_stride)), spread)
+            return node("Mul", starts, numbers(mask))
+
+        scores, deltas, info = bottoms
+        rules, count = self.rules, len(self.rules.anchors)
+        shift = node(
+            "Add", grid(2, [0, 1, 0, 1], integers(1, 2, 3)), grid(3, [1, 0, 1, 0], integers(0, 2, 3))
+        )
+        anchors = node("Reshape", node("Add", shift, np.array(rules.anchors, np.float32)), integers(-1, 4))
+        low, high = halves(anchors)
+        offsets = node("Reshape", node("Transpose", deltas, perm=[0, 2, 3, 1]), integers(-1, 4))
+        move, grow = halves(offsets)
+        size = node("Add", node("Sub", high, low), numbers(1))
+        half = node("Mul", size, numbers(0.5))
+        centre = node("Add", node("Add", node("Mul", move, size), low), half)
+        reach = node("Mul", node("Exp", grow), half)
+        facts = node("Reshape", info, integers(-1))
+        edge = node("Sub", node("Gather", facts, integers(1, 0)), numbers(1))
+        low, high = (
+            node("Max", node("Min", node(op, centre, reach), edge), numbers(0)) for op in ("Sub", "Add")
+        )
+        least = node("Mul", node("Gather", facts, integers(2)), numbers(rules.min_size))
+        enough = node("GreaterOrEqual", node("Add", node("Sub", high, low), numbers(1)), least)
+        enough = node("Cast", enough, to=TensorProto.FLOAT)
+        large = node("Cast", node("ReduceMin", enough, integers(1), keepdims=0), to=TensorProto.BOOL)
+        boxes = node("Compress", node("Concat", low, high, axis=1), large, axis=0)
+
+        foreground = node("Slice", scores, integers(count), integers(2 * count), integers(1))
+        flat = node("Reshape", node("Transpose", foreground, perm=[0, 2, 3, 1]), integers(-1))
+        flat = node("Compress", flat, large, axis=0)
+        limit = node("Min", node("Shape", flat), integers(rules.top_n[0]))
+        best, order = graph.nodes("TopK", [flat, limit], 2, axis=0)
+        boxes = node("Gather", boxes, order)
+        # The corners are pixels of the box; an edge lies one further.
+        edges = node("Unsqueeze", node("Add", boxes, numbers([0, 0, 1, 1])), integers(0))
+        limits = (integers(rules.top_n[1]), numbers([rules.nms_threshold]))
+        chosen = node("NonMaxSuppression", edges, node("Unsqueeze", best, integers(0, 1)), *limits)
+        kept = node("Gather", chosen, np.array(2), axis=1)
+        regions = node("Pad", node("Gather", boxes, kept), integers(0, 1, 0, 0))
+        tops = [regions, node("Unsqueeze", node("Gather", best, kept), integers(1))]
+        return tops[: len(self.node.tops)]
+
+
+_FIELDS = (
+    *("feat_stride", "base_size", "min_size", "ratio", "scale"),
+    *("pre_nms_topn", "post_nms_topn", "nms_thresh"),
+)
+
+
+@register("Proposal")
+class Proposal(_Proposals):
+    """The C++ layer of several forks, which reads `proposal_param`; its defaults are Faster R-CNN's."""
+
+    fork_fields = tuple(f"proposal_param.{field}" for field in _FIELDS)
+
+    def setup(self) -> None:
+        ratios, scales = self._numbers("ratio", 0.5, 1, 2), self._numbers("scale", 8, 16, 32)
+        if min(*ratios, *scales) <= 0:
+            raise self.error(f"ratio {list(ratios)} and scale {list(scales)} must be over 0")
+        self.rules = Rules(
+            anchors=make_anchors(self._whole("base_size", 16), ratios, scales),
+            feat_stride=self._whole("feat_stride", 16),
+            top_n=(self._whole("pre_nms_topn", 6000), self._whole("post_nms_topn", 300)),
+            nms_threshold=self._numbers("nms_thresh", 0.7)[-1],
+            min_size=self._numbers("min_size", 16)[-1],
+        )
+
+    def _numbers(self, field: str, *default: float) -> tuple[float, ...]:
+        path = f"proposal_param.{field}"
+        texts = [kept.text for kept in self.node.layer.fork_field if kept.path == path]
+        try:
+            return tuple(float(text) for text in texts) or default
+        except ValueError:
+            raise self.error(f"{path} {' '.join(texts)} is no number") from None
+
+    def _whole(self, field: str, default: int) -> int:
+        value = self._numbers(field, default)[-1]
+        if value < 1 or value != int(value):
+            raise self.error(f"proposal_param.{field} {value:g} must be a whole number over 0")
+        return int(value)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return self._shapes(bottoms)
+
+
+@register_python_layer("rpn.proposal_layer", "ProposalLayer")
+class ProposalLayer(_Proposals, PythonLayer):
+    """Faster R-CNN's own Python layer; `param_str` has feat_stride and, optionally, scales and ratios.
+
+    The numbers its configuration file holds are its defaults: 6000 regions before suppression and 300 after
+    it, 12000 and 2000 in phase TRAIN.
+    """
+
+    def setup(self) -> None:
+        settings = self.settings
+        known: dict[str, Any] = {"feat_stride": 16, "scales": [8, 16, 32], "ratios": [0.5, 1, 2]}
+        for name in settings:
+            if name not in known:
+                raise self.error(f"param_str: {name} is unknown; it may have {', '.join(known)}")
+        stride, scales, ratios = ({**known, **settings}[name] for name in known)
+        if "feat_stride" not in settings or not isinstance(stride, int) or stride < 1:
+            raise self.error("param_str: feat_stride must be a whole number over 0, as in 'feat_stride': 16")
+        for name, values in (("scales", scales), ("ratios", ratios)):
+            if not isinstance(values, list) or not all(isinstance(v, int | float) and v > 0 for v in values):
+                raise self.error(f"param_str: {name} must be a list of numbers over 0, not {values}")
+        self.rules = Rules(
+            make_anchors(16, ratios, scales), stride, (12000, 2000) if self.is_train else (6000, 300)
+        )
+
+    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
+        return self._shapes(bottoms)

@@ -1,0 +1,95 @@
+"""Layers of type Python: `python_param` names a module and a class; here, one registered under both names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from ..errors import LayerError
+from ..graph.node import Node
+from .base import Layer, Shape
+from .param_str import Value, parse_param_str
+from .registry import register
+
+_classes: dict[tuple[str, str], type[PythonLayer]] = {}
+
+
+@register("Python")
+class PythonLayer(Layer):
+    """A layer that a user writes in Python, in torch's terms.
+
+    Caffe imports the module that a prototxt names and runs its class; here nothing is imported by name.
+    Register a class of your own in its stead before the net is built::
+
+        @register_python_layer("my_layers", "Swap")
+        class Swap(PythonLayer):
+            top_count = (2, 2)
+
+            def setup(self):                 # once: read self.settings, refuse by raise self.error(...)
+                self.factor = self.settings.get("factor", 1)
+
+            def reshape(self, bottoms):      # the tops' shapes for the bottoms'
+                return list(bottoms)[::-1]
+
+            def forward(self, a, b):         # tensors in, a tuple of tensors out; autograd does backward
+                return b * self.factor, a
+
+    ``self.is_train`` is the phase, ``self.settings`` is `param_str` as a dict, if it is written as one
+    (``self.param.param_str`` is its text).  The class attributes and further methods of `Layer` (counts of
+    bottoms and tops, `blob_specs`, `onnx`, `source`) may be given too.
+    """
+
+    message = "python_param"
+    fields = ("module", "layer", "param_str")
+    harmless = ("share_in_parallel",)
+    bottom_count: ClassVar[tuple[int, int | None]] = (0, None)
+    top_count: ClassVar[tuple[int, int | None]] = (0, None)
+    no_onnx: str = "its class was written without the method onnx"
+    no_source: str = "its class was written without the method source"
+
+    def __new__(cls, node: Node) -> PythonLayer:
+        """Choose the class that was registered for the node's module and layer."""
+        if cls is not PythonLayer:
+            return super().__new__(cls)
+        param = node.layer.python_param
+        found = _classes.get((param.module, param.layer))
+        if found is None:
+            raise LayerError(
+                node.name,
+                node.type,
+                f"class {param.layer!r} of module {param.module!r} is not registered; "
+                "write it in torch and register it by register_python_layer (docs/layers.md)",
+            )
+        return super().__new__(found)
+
+    @property
+    def settings(self) -> dict[str, Value | list[Value]]:
+        """`param_str` read by `parse_param_str`; LayerError where it is written in another way."""
+        try:
+            return parse_param_str(self.param.param_str)
+        except ValueError as error:
+            raise self.error(f"param_str: {error}") from error
+
+    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
+        """Return the tops' shapes; by default each top is shaped like its bottom."""
+        return list(bottoms)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return self.reshape(bottoms)
+
+
+def register_python_layer(module: str, layer: str) -> Callable[[type[PythonLayer]], type[PythonLayer]]:
+    """Register a subclass of `PythonLayer` for what a prototxt calls ``module`` and ``layer``.
+
+    A later registration of the same names takes the place of the earlier, as a re-run notebook cell wants.
+    """
+
+    def add(cls: type[PythonLayer]) -> type[PythonLayer]:
+        if not (isinstance(cls, type) and issubclass(cls, PythonLayer) and cls is not PythonLayer):
+            raise LayerError(
+                layer, "Python", f"{cls!r} is no subclass of PythonLayer; derive it from that class"
+            )
+        _classes[module, layer] = cls
+        return cls
+
+    return add

@@ -1,0 +1,252 @@
+"""RNN and LSTM over T×N×… blobs, with Caffe's continuation marks: 0 where a sequence begins anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .registry import register
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def caffe_rnn(inputs, cont, state, w_hh, *projection):
+    """Caffe's RNN: h = tanh(input + W_hh · cont h), o = tanh(W_ho · h + b_o); inputs come projected."""
+    (h,), (w_ho, b_o) = state, projection
+    outputs = []
+    for x, going_on in zip(inputs, cont, strict=True):
+        h = torch.tanh(x + (h * going_on[:, None]) @ w_hh.T)
+        outputs.append(torch.tanh(h @ w_ho.T + b_o))
+    return torch.stack(outputs), (h,)
+
+
+def caffe_lstm(inputs, cont, state, w_hc):
+    """Caffe's LSTM, gates in the order i, f, o, g; inputs come projected."""
+    h, c = state
+    outputs = []
+    for x, going_on in zip(inputs, cont, strict=True):
+        i, f, o, g = (x + (h * going_on[:, None]) @ w_hc.T).chunk(4, dim=1)
+        c = torch.sigmoid(f) * c * going_on[:, None] + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs), (h, c)
+
+
+def with_states(top, states):
+    """The output and the last states, each with a time axis of one step."""
+    return (top, *(state[None] for state in states))
+
+
+# ---------------------------------------------------------------------- layers
+
+
+class _Recurrent(Layer):
+    """Bottoms: values T×N×…, marks T×N, a static input N×… where given, and with `expose_hidden` the state.
+
+    Caffe keeps the last state of one pass as the first of the next unless it is exposed.  Here a pass starts
+    from zeros, so that a net is a function of its inputs; set ``carry_state`` for Caffe's way, and call
+    `reset_state` to forget.  ONNX and written source start from zeros.
+    """
+
+    message = "recurrent_param"
+    fields = ("num_output", "weight_filler", "bias_filler", "expose_hidden")
+    harmless = ("debug_info",)
+    bottom_count = (2, 5)
+    top_count = (1, 3)
+    # Rows of a projection for each output, state blobs, and one pass over all steps.
+    gates: ClassVar[int]
+    states: ClassVar[int]
+    run: ClassVar[Callable[..., tuple[Tensor, tuple[Tensor, ...]]]]
+    # The same step in ONNX: operator, inputs, outputs, attributes; from `h`, `c` to `h'`, `c'` and `o`.
+    step_onnx: ClassVar[tuple[tuple[str, str, str, dict[str, Any]], ...]]
+    carry_state = False
+
+    def setup(self) -> None:
+        self.outputs: int = self.param.num_output
+        if not self.outputs:
+            raise self.error("num_output is 0 or absent; state how many values a step gives")
+        self.exposed = self.states if self.param.expose_hidden else 0
+        bottoms, tops = len(self.node.bottoms), len(self.node.tops)
+        if tops != 1 + self.exposed or bottoms not in (2 + self.exposed, 3 + self.exposed):
+            raise self.error(
+                f"has {bottoms} bottoms and {tops} tops; it takes {2 + self.exposed} bottoms "
+                f"(one more with a static input) and {1 + self.exposed} tops"
+            )
+        self.has_static = bottoms == 3 + self.exposed
+        self.reset_state()
+
+    def reset_state(self) -> None:
+        """Start the next pass from zeros."""
+        self._state: tuple[Tensor, ...] | None = None
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        x, cont, *others = bottoms
+        if len(x) < 3:
+            raise self.error(f"values {list(x)} need at least the axes time, stream and value")
+        if cont != x[:2]:
+            raise self.error(f"marks {list(cont)} must be time × stream of the values {list(x)}")
+        if self.has_static and (len(others[0]) < 2 or others[0][0] != x[1]):
+            raise self.error(f"static input {list(others[0])} must hold values for each of {x[1]} streams")
+        state = (1, x[1], self.outputs)
+        for shape in others[self.has_static :]:
+            if shape != state:
+                raise self.error(f"state {list(shape)} must be {list(state)}")
+        return [(x[0], x[1], self.outputs), *(state,) * self.exposed]
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        weight, bias = self.param.weight_filler, self.param.bias_filler
+        rows = self.gates * self.outputs
+        specs = [BlobSpec("weight", (rows, prod(bottoms[0][2:])), weight), BlobSpec("bias", (rows,), bias)]
+        if self.has_static:
+            specs.append(BlobSpec("static_weight", (rows, prod(bottoms[2][1:])), weight))
+        return [*specs, BlobSpec("hidden_weight", (rows, self.outputs), weight)]
+
+    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
+        steps, streams = bottoms[0][:2]
+        specs = {spec.name: prod(spec.shape) for spec in self.blob_specs(bottoms)}
+        static = specs.pop("static_weight", 0)
+        moving = sum(size for name, size in specs.items() if name.endswith("weight"))
+        return streams * (steps * moving + static)
+
+    # ------------------------------------------------------------------ the four uses
+
+    @property
+    def _step_blobs(self) -> list[str]:
+        """The blobs a step needs: those that take the state."""
+        return [name for name in self.blob_names if name not in ("weight", "bias", "static_weight")]
+
+    def _first_state(self, x: Tensor, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if given:
+            return tuple(state[0] for state in given)
+        kept = self._state
+        if self.carry_state and kept is not None and len(kept[0]) == x.shape[1]:
+            return tuple(state.to(x) for state in kept)
+        return (x.new_zeros(x.shape[1], self.outputs),) * self.states
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, cont, *others = bottoms
+        inputs = x.flatten(2) @ self.blob("weight").T + self.blob("bias")
+        if self.has_static:
+            inputs = inputs + others[0].flatten(1) @ self.blob("static_weight").T
+        first = self._first_state(x, others[self.has_static :])
+        top, state = type(self).run(inputs, cont, first, *(self.blob(name) for name in self._step_blobs))
+        if self.carry_state:
+            self._state = tuple(value.detach() for value in state)
+        return with_states(top, state[: self.exposed])
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        """Project all inputs at once, then Scan over the steps, so that their number stays free."""
+
+        def projected(x: str, blob: str) -> str:
+            return graph.node("MatMul", [x, graph.node("Transpose", [graph.parameter(blob)], perm=[1, 0])])
+
+        x, cont, *others = bottoms
+        flat = x
+        if len(graph.shape(x)) > 3:
+            flat = graph.node("Reshape", [x, graph.constant(integers(0, 0, prod(graph.shape(x)[2:])))])
+        inputs = graph.node("Add", [projected(flat, "weight"), graph.parameter("bias")])
+        if self.has_static:
+            static = projected(graph.node("Flatten", [others[0]], axis=1), "static_weight")
+            inputs = graph.node("Add", [inputs, static])
+        zero = graph.constant(integers(0))
+        given = [graph.node("Squeeze", [state, zero]) for state in others[self.has_static :]]
+        if not given:
+            streams = graph.node("Shape", [x], start=1, end=2)
+            shape = graph.node("Concat", [streams, graph.constant(integers(self.outputs))], axis=0)
+            given = [graph.node("ConstantOfShape", [shape])] * self.states
+        marks = graph.node("Unsqueeze", [cont, graph.constant(integers(2))])
+        *last, top = graph.nodes(
+            "Scan",
+            [*given, inputs, marks],
+            self.states + 1,
+            body=self._step_graph({name: graph.parameter(name) for name in self._step_blobs}),
+            num_scan_inputs=2,
+        )
+        return [top, *(graph.node("Unsqueeze", [state, zero]) for state in last[: self.exposed])]
+
+    def _step_graph(self, blobs: dict[str, str]) -> GraphProto:
+        from onnx import TensorProto, helper
+
+        def names(text: str) -> list[str]:
+            # Values of an inner graph must not be called like any outside.
+            return [blobs.get(name, f"{self.node.name}:step:{name}") for name in text.split()]
+
+        def values(text: str) -> list[Any]:
+            return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names(text)]
+
+        states = "h c"[: 2 * self.states - 1]
+        after = "h' c'"[: 3 * self.states - 1]
+        nodes = [
+            helper.make_node(op, names(inputs), names(outputs), **attributes)
+            for op, inputs, outputs, attributes in self.step_onnx
+        ]
+        return helper.make_graph(nodes, "step", values(f"{states} x mark"), values(f"{after} o"))
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, cont, *others = bottoms
+        blob = {name: code.parameter(name, self.blob(name)) for name in self.blob_names}
+        inputs = f"{x}.flatten(2) @ {blob['weight']}.T + {blob['bias']}"
+        if self.has_static:
+            inputs += f" + {others[0]}.flatten(1) @ {blob['static_weight']}.T"
+        given = [f"{state}[0]" for state in others[self.has_static :]]
+        zeros = f"{x}.new_zeros({x}.shape[1], {self.outputs})"
+        state = ", ".join(given or [zeros] * self.states)
+        weights = ", ".join(blob[name] for name in self._step_blobs)
+        call = f"{code.helper(type(self).run)}({inputs}, {cont}, ({state},), {weights})"
+        if not self.exposed:
+            return [f"{call}[0]"]
+        return [f"{code.helper(with_states)}(*{call})"]
+
+
+@register("RNN")
+class RNN(_Recurrent):
+    """A plain recurrent net with tanh, whose output is a projection of its state."""
+
+    gates, states = 1, 1
+    run = staticmethod(caffe_rnn)
+    step_onnx = (
+        ("Mul", "h mark", "kept", {}),
+        ("Gemm", "kept hidden_weight x", "sum", {"transB": 1}),
+        ("Tanh", "sum", "h'", {}),
+        ("Gemm", "h' output_weight output_bias", "projected", {"transB": 1}),
+        ("Tanh", "projected", "o", {}),
+    )
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        return [
+            *super().blob_specs(bottoms),
+            BlobSpec("output_weight", (self.outputs, self.outputs), self.param.weight_filler),
+            BlobSpec("output_bias", (self.outputs,), self.param.bias_filler),
+        ]
+
+
+@register("LSTM")
+class LSTM(_Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997) with forget gates and no peepholes."""
+
+    gates, states = 4, 2
+    run = staticmethod(caffe_lstm)
+    step_onnx = (
+        ("Mul", "h mark", "kept", {}),
+        ("Gemm", "kept hidden_weight x", "sum", {"transB": 1}),
+        ("Split", "sum", "input forget output new", {"axis": 1, "num_outputs": 4}),
+        ("Sigmoid", "input", "i", {}),
+        ("Sigmoid", "forget", "f", {}),
+        ("Sigmoid", "output", "out", {}),
+        ("Tanh", "new", "g", {}),
+        ("Mul", "f c", "remembered", {}),
+        ("Mul", "remembered mark", "carried", {}),
+        ("Mul", "i g", "added", {}),
+        ("Add", "carried added", "c'", {}),
+        ("Tanh", "c'", "shown", {}),
+        ("Mul", "out shown", "h'", {}),
+        ("Identity", "h'", "o", {}),
+    )

@@ -1,0 +1,83 @@
+"""Layer types by name: `@register("Convolution")` on a class is all that a new type needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
+from ..errors import IlgnetError, LayerError
+from ..graph.node import Node
+from .base import Layer
+
+# Every module listed here is imported before the first look-up, and registers its classes.
+FAMILIES = (
+    "accuracy",
+    "activation",
+    "bn",
+    "conv",
+    "data",
+    "dense",
+    "detection",
+    "eltwise",
+    "im2col",
+    "join",
+    "loss",
+    "loss_label",
+    "loss_pair",
+    "lrn",
+    "math",
+    "norm",
+    "pool",
+    "prior_box",
+    "proposal",
+    "python_layer",
+    "recurrent",
+    "resize",
+    "scale",
+    "select",
+    "shape",
+    "softmax",
+    "vision",
+)
+
+_classes: dict[str, type[Layer]] = {}
+
+
+def register(*types: str) -> Callable[[type[Layer]], type[Layer]]:
+    """Register a class for one or more layer types; a type registered twice is an error."""
+
+    def add(cls: type[Layer]) -> type[Layer]:
+        for type_ in types:
+            if type_ in _classes and _classes[type_] is not cls:
+                raise IlgnetError(
+                    f"layer type {type_!r} is registered twice: by {_classes[type_].__qualname__} "
+                    f"and by {cls.__qualname__}"
+                )
+            _classes[type_] = cls
+        return cls
+
+    return add
+
+
+@cache
+def _load_families() -> None:
+    for family in FAMILIES:
+        import_module(f"{__package__}.{family}")
+
+
+def layer_types() -> dict[str, type[Layer]]:
+    """Return every registered type and its class, in alphabetical order."""
+    _load_families()
+    return dict(sorted(_classes.items()))
+
+
+def make_layer(node: Node) -> Layer:
+    """Make the layer of a node; an unknown type is a LayerError that names the nearest known one."""
+    _load_families()
+    cls = _classes.get(node.type)
+    if cls is None:
+        alike = [type_ for type_ in _classes if type_.lower() == node.type.lower()]
+        hint = f"did you mean {alike[0]}?" if alike else "register a class for it (docs/layers.md)"
+        raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
+    return cls(node)

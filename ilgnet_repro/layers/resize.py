@@ -1,0 +1,188 @@
+"""Layers that give pictures another size: Upsample (SegNet's max-unpooling) and Interp (DeepLab, PSPNet)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .indices import indices_onnx, whole_indices
+from .registry import register
+
+
+def max_unpool(x, mask, height, width):
+    """Put each value where its maximum was; F.max_unpool2d takes only sizes near a multiple of the window."""
+    plane = x.new_zeros(*x.shape[:2], height * width)
+    return plane.scatter(2, mask.flatten(2).long(), x.flatten(2)).unflatten(2, (height, width))
+
+
+@register("Upsample")
+class Upsample(Layer):
+    """Zeros, with every value of the first bottom where the second, a Pooling layer's mask, says it was.
+
+    The size is `upsample_h`×`upsample_w`, or `scale` times the bottom's, one less with `pad_out_h/w`.
+    Source: layer of the SegNet fork (Badrinarayanan et al., 2015).
+    """
+
+    message = "upsample_param"
+    fields = ("scale", "scale_h", "scale_w", "upsample_h", "upsample_w", "pad_out_h", "pad_out_w")
+    bottom_count = (2, 2)
+
+    def setup(self) -> None:
+        states_size = self._states_both("upsample")
+        states_scale = self._states_both("scale")
+        if states_size and (states_scale or self.param.HasField("scale")):
+            raise self.error("states both upsample_h/upsample_w and a scale; state one kind")
+        if states_scale and self.param.HasField("scale"):
+            raise self.error("states both scale and scale_h/scale_w; state one kind")
+        self.size = (self.param.upsample_h, self.param.upsample_w) if states_size else None
+        scale: int = self.param.scale
+        self.scale = (self.param.scale_h, self.param.scale_w) if states_scale else (scale, scale)
+        self.less = (int(self.param.pad_out_h), int(self.param.pad_out_w))
+        for field, values in (("upsample", self.size), ("scale", self.scale)):
+            if values and min(values) < 2:
+                raise self.error(f"{field} {list(values)} must be at least 2")
+        for axis, scale, less in zip("hw", self.scale, self.less, strict=True):
+            if less and (self.size or scale != 2):
+                raise self.error(f"pad_out_{axis} goes with a scale of 2 only")
+
+    def _states_both(self, field: str) -> bool:
+        stated = [self.param.HasField(f"{field}_{axis}") for axis in "hw"]
+        if any(stated) and not all(stated):
+            raise self.error(f"states only one of {field}_h and {field}_w; state both")
+        return all(stated)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        x, mask = bottoms
+        if len(x) != 4 or x != mask:
+            raise self.error(f"bottoms {list(x)} and {list(mask)} must be of one shape N×C×H×W")
+        return [(*x[:2], *self._size(*x[2:]))]
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        (scale_h, scale_w), (less_h, less_w) = self.scale, self.less
+        return self.size or (height * scale_h - less_h, width * scale_w - less_w)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, mask = bottoms
+        height, width = self._size(x.shape[2], x.shape[3])
+        return (max_unpool(x, whole_indices(self, mask, height * width, "mask index"), height, width),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, mask = bottoms
+        if graph.dynamic_size and not self.size:
+            sides = graph.node("Shape", [x], start=2)
+            scaled = graph.node("Mul", [sides, graph.constant(integers(*self.scale))])
+            size = graph.node("Sub", [scaled, graph.constant(integers(*self.less))])
+        else:
+            size = graph.constant(integers(*self._size(*graph.shape(x)[2:])))
+        planes = graph.node("Shape", [x], end=2)
+        area = graph.node("ReduceProd", [size], keepdims=1)
+        zeros = graph.node("ConstantOfShape", [graph.node("Concat", [planes, area], axis=0)])
+        flat = graph.constant(integers(0, 0, -1))
+        values = graph.node("Reshape", [x, flat])
+        indices = graph.node("Reshape", [indices_onnx(graph, mask), flat])
+        placed = graph.node("ScatterElements", [zeros, indices, values], axis=2)
+        return [graph.node("Reshape", [placed, graph.node("Concat", [planes, size], axis=0)])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, mask = bottoms
+        size = [
+            f"{x}.shape[{axis}] * {scale}{' - 1' if less else ''}"
+            for axis, scale, less in zip((2, 3), self.scale, self.less, strict=True)
+        ]
+        height, width = self.size or size
+        return [f"{code.helper(max_unpool)}({x}, {mask}, {height}, {width})"]
+
+
+def interp_by(x, shrink, zoom):
+    """Resize by factors of the gaps between pixels, not of the pixels, so that corners meet corners."""
+    size = [(length - 1) // shrink * zoom + 1 for length in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+@register("Interp")
+class Interp(Layer):
+    """Bilinear resizing with aligned corners, after cutting -`pad_beg` and -`pad_end` pixels off the sides.
+
+    The size is `height`×`width`, or that of a second bottom, or (n − 1) / `shrink_factor` (rounded down)
+    · `zoom_factor` + 1 of each side n.  Source: layer of the DeepLab and PSPNet forks.
+    """
+
+    message = "interp_param"
+    fields = ("height", "width", "zoom_factor", "shrink_factor", "pad_beg", "pad_end")
+    bottom_count = (1, 2)
+
+    def setup(self) -> None:
+        by_factor = any(self.param.HasField(field) for field in ("zoom_factor", "shrink_factor"))
+        by_size = [self.param.HasField(field) for field in ("height", "width")]
+        by_bottom = len(self.node.bottoms) == 2
+        if any(by_size) and not all(by_size):
+            raise self.error("states only one of height and width; state both")
+        if by_factor + all(by_size) + by_bottom != 1:
+            raise self.error("needs either height and width, or factors, or a second bottom")
+        for field in ("zoom_factor", "shrink_factor", *(("height", "width") if all(by_size) else ())):
+            if getattr(self.param, field) < 1:
+                raise self.error(f"{field} {getattr(self.param, field)} must be at least 1")
+        for field in ("pad_beg", "pad_end"):
+            if getattr(self.param, field) > 0:
+                raise self.error(f"{field} {getattr(self.param, field)} is over 0; these pads only cut off")
+        self.size = (self.param.height, self.param.width) if all(by_size) else None
+        self.shrink: int = self.param.shrink_factor
+        self.zoom: int = self.param.zoom_factor
+        self.cut: tuple[int, int] = (-self.param.pad_beg, -self.param.pad_end)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        for shape in bottoms:
+            if len(shape) != 4:
+                raise self.error(f"bottom {list(shape)} is not of shape N×C×H×W")
+        left = [length - sum(self.cut) for length in bottoms[0][2:]]
+        if min(left) < 1:
+            raise self.error(f"bottom {list(bottoms[0])} has nothing left once {sum(self.cut)} are cut off")
+        if len(bottoms) == 2:
+            return [(*bottoms[0][:2], *bottoms[1][2:])]
+        size = self.size or tuple((length - 1) // self.shrink * self.zoom + 1 for length in left)
+        return [(*bottoms[0][:2], *size)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, *like = bottoms
+        first, last = self.cut
+        if any(self.cut):
+            x = x[:, :, first : x.shape[2] - last, first : x.shape[3] - last]
+        if not like and not self.size:
+            return (interp_by(x, self.shrink, self.zoom),)
+        size = like[0].shape[2:] if like else self.size
+        return (F.interpolate(x, size=size, mode="bilinear", align_corners=True),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, *like = bottoms
+        first, last = self.cut
+        top = self.top_shapes([graph.shape(bottom) for bottom in bottoms])[0]
+        if any(self.cut):
+            ends = integers(*[-last or 2**63 - 1] * 2)
+            cuts = (integers(first, first), ends, integers(2, 3))
+            x = graph.node("Slice", [x, *map(graph.constant, cuts)])
+        if self.size or not graph.dynamic_size:
+            size = graph.constant(integers(*top[2:]))
+        elif like:
+            size = graph.node("Shape", like, start=2)
+        else:
+            size = graph.node("Shape", [x], start=2)
+            for op, value in (("Sub", 1), ("Div", self.shrink), ("Mul", self.zoom), ("Add", 1)):
+                size = graph.node(op, [size, graph.constant(integers(value))])
+        return [
+            graph.node(
+                "Resize", [x, "", "", size], mode="linear", axes=[2, 3],
+                coordinate_transformation_mode="align_corners",
+            )
+        ]  # fmt: skip
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, *like = bottoms
+        first, last = self.cut
+        if any(self.cut):
+            kept = f"{first or ''}:{-last or ''}"
+            x = f"{x}[:, :, {kept}, {kept}]"
+        if not like and not self.size:
+            return [f"{code.helper(interp_by)}({x}, shrink={self.shrink}, zoom={self.zoom})"]
+        size = f"{like[0]}.shape[2:]" if like else str(self.size)
+        return [f'F.interpolate({x}, size={size}, mode="bilinear", align_corners=True)']

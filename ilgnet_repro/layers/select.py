@@ -1,0 +1,207 @@
+"""Layers that pick values out of a blob: Crop, BatchReindex, Filter, ArgMax."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .indices import indices_onnx, whole_indices
+from .registry import register
+
+
+@register("Crop")
+class Crop(Layer):
+    """The part of the first bottom, from `offset` on, that has the second's size from `axis` on."""
+
+    message = "crop_param"
+    fields = ("axis", "offset")
+    bottom_count = (2, 2)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        whole, wanted = bottoms
+        if len(whole) != len(wanted):
+            raise self.error(f"bottoms {list(whole)} and {list(wanted)} differ in their number of axes")
+        self.start = self.axis(self.param.axis, len(whole))
+        count = len(whole) - self.start
+        offsets = tuple(self.param.offset) or (0,)
+        if len(offsets) not in (1, count):
+            raise self.error(f"offset is stated {len(offsets)} times for {count} axes; state 1 or {count}")
+        self.offsets = offsets * count if len(offsets) == 1 else offsets
+        for axis, offset in enumerate(self.offsets, self.start):
+            if offset + wanted[axis] > whole[axis]:
+                raise self.error(
+                    f"axis {axis} of length {whole[axis]} has no {wanted[axis]} values from {offset} on"
+                )
+        return [(*whole[: self.start], *wanted[self.start :])]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, like = bottoms
+        for axis, offset in enumerate(self.offsets, self.start):
+            x = x.narrow(axis, offset, like.shape[axis])
+        return (x,)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, like = bottoms
+        wanted = graph.shape(like)[self.start :]
+        starts = graph.constant(integers(*self.offsets))
+        if self.start and not graph.dynamic_size:
+            ends = graph.constant(integers(*map(sum, zip(self.offsets, wanted, strict=True))))
+        else:
+            ends = graph.node("Add", [graph.node("Shape", [like], start=self.start), starts])
+        axes = graph.constant(integers(*range(self.start, self.start + len(wanted))))
+        return [graph.node("Slice", [x, starts, ends, axes])]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, like = bottoms
+        cuts = [":"] * self.start
+        for axis, offset in enumerate(self.offsets, self.start):
+            first, plus = (str(offset), f"{offset} + ") if offset else ("", "")
+            cuts.append(f"{first}:{plus}{like}.shape[{axis}]")
+        return [f"{x}[{', '.join(cuts)}]"]
+
+
+@register("BatchReindex")
+class BatchReindex(Layer):
+    """The first bottom's pictures in the order, and as often, as the second bottom numbers them."""
+
+    bottom_count = (2, 2)
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        x, order = bottoms
+        if not x or len(order) != 1:
+            raise self.error(f"the second bottom {list(order)} must be a list: one axis of picture numbers")
+        return [(order[0], *x[1:])]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, order = bottoms
+        return (x.index_select(0, whole_indices(self, order, x.shape[0], "picture number")),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, order = bottoms
+        return [graph.node("Gather", [x, indices_onnx(graph, order)], axis=0)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, order = bottoms
+        return [f"{x}.index_select(0, {order}.long())"]
+
+
+@register("Filter")
+class Filter(Layer):
+    """Of each bottom but the last, the pictures whose value in the last, the selector, is not 0.
+
+    How many these are is known only once the net runs: `top_shapes` gives the most it can be.
+    """
+
+    bottom_count = (2, None)
+    top_count = (1, None)
+    shaped_by_values = True
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        *filtered, selector = bottoms
+        if len(self.node.tops) != len(filtered):
+            raise self.error(
+                f"has {len(filtered)} bottoms to filter and {len(self.node.tops)} tops; give as many"
+            )
+        if not selector or any(length != 1 for length in selector[1:]):
+            raise self.error(f"the selector {list(selector)} must hold one value a picture")
+        for shape in filtered:
+            if shape[:1] != selector[:1]:
+                raise self.error(f"bottom {list(shape)} and the selector {list(selector)} differ in pictures")
+        return filtered
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        *filtered, selector = bottoms
+        chosen = selector.flatten() != 0
+        return tuple(x[chosen] for x in filtered)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        *filtered, selector = bottoms
+        flat = graph.node("Reshape", [selector, graph.constant(integers(-1))])
+        chosen = graph.node("Cast", [flat], to=TensorProto.BOOL)
+        return [graph.node("Compress", [x, chosen], axis=0) for x in filtered]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        *filtered, selector = bottoms
+        return [f"{x}[{selector}.flatten() != 0]" for x in filtered]
+
+
+def greatest(x, count, dim):
+    """The greatest values along an axis and where they are; of equal values Caffe takes the last first."""
+    values, order = x.flip(dim).sort(dim=dim, descending=True, stable=True)
+    indices = x.shape[dim] - 1 - order.narrow(dim, 0, count)
+    # bfloat16 holds whole numbers to 256 only.
+    return values.narrow(dim, 0, count), indices.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@register("ArgMax")
+class ArgMax(Layer):
+    """Where the `top_k` greatest values are: along `axis`, or over each whole picture.
+
+    Over a picture the top is N×1×top_k, or with `out_max_val` N×2×top_k of indices and values, and has
+    the bottom's number of axes (3 at least).  Along an axis it holds indices, or values instead.
+    """
+
+    message = "argmax_param"
+    fields = ("out_max_val", "top_k", "axis")
+    has_gradient = False
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        (bottom,) = bottoms
+        self.count: int = self.param.top_k
+        self.with_values: bool = self.param.out_max_val
+        self.dim = self.axis(self.param.axis, len(bottom)) if self.param.HasField("axis") else None
+        if self.dim is None and not bottom:
+            raise self.error("the bottom has no axes; it needs one at least")
+        available = int(np.prod(bottom[1:])) if self.dim is None else bottom[self.dim]
+        if not 1 <= self.count <= available:
+            raise self.error(f"top_k {self.count} must be from 1 to the {available} values compared")
+        if self.dim is not None:
+            return [(*bottom[: self.dim], self.count, *bottom[self.dim + 1 :])]
+        self.tail = (1,) * (max(len(bottom), 3) - 3)
+        return [(bottom[0], 2 if self.with_values else 1, self.count, *self.tail)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        (x,) = bottoms
+        if self.dim is not None:
+            values, indices = greatest(x, self.count, self.dim)
+            return (values if self.with_values else indices,)
+        values, indices = greatest(x.reshape(x.shape[0], -1), self.count, 1)
+        found = torch.stack([indices, values], 1) if self.with_values else indices.unsqueeze(1)
+        return (found.reshape(*found.shape, *self.tail),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        (x,) = bottoms
+        axis = 1 if self.dim is None else self.dim
+        x = graph.node("Flatten", [x], axis=1) if self.dim is None else x
+        # TopK prefers the first of equal values, so it is given the axis backwards.
+        back, limit = graph.constant(integers(-1)), graph.constant(integers(-(2**63)))
+        mirrored = graph.node("Slice", [x, back, limit, graph.constant(integers(axis)), back])
+        values, order = graph.nodes("TopK", [mirrored, graph.constant(integers(self.count))], 2, axis=axis)
+        if self.dim is not None and self.with_values:
+            return [values]
+        length = graph.node("Shape", [x], start=axis, end=axis + 1)
+        last = graph.node("Sub", [length, graph.constant(integers(1))])
+        indices = graph.node("Cast", [graph.node("Sub", [last, order])], to=TensorProto.FLOAT)
+        if self.dim is not None:
+            return [indices]
+        axes = graph.constant(integers(1, *range(3, 3 + len(self.tail))))
+        parts = [indices, values] if self.with_values else [indices]
+        lifted = [graph.node("Unsqueeze", [part, axes]) for part in parts]
+        return [graph.node("Concat", lifted, axis=1) if self.with_values else lifted[0]]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        (x,) = bottoms
+        call = code.helper(greatest)
+        if self.dim is not None:
+            return [f"{call}({x}, {self.count}, {self.dim})[{0 if self.with_values else 1}]"]
+        tail = f"[..., {', '.join(['None'] * len(self.tail))}]" if self.tail else ""
+        found = f"{call}({x}.reshape({x}.shape[0], -1), {self.count}, 1)"
+        if self.with_values:
+            return [f"torch.stack({found}[::-1], 1){tail}"]
+        return [f"{found}[1].unsqueeze(1){tail}"]

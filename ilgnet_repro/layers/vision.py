@@ -1,0 +1,244 @@
+"""Pooling over regions of interest: ROIPooling (Fast R-CNN) and PSROIPooling (R-FCN)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .indices import whole_indices
+from .registry import register
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def c_round(x):
+    """Round halves away from zero, as C does; torch rounds them to even."""
+    return torch.sign(x) * torch.floor(x.abs() + 0.5)
+
+
+def roi_pooling(x, rois, pooled, scale):
+    """The maximum of each bin of each region (picture, x1, y1, x2, y2 in pixels of the net's input).
+
+    The bins of a region overlap and differ in size.  A bin's maximum is that of four windows whose sides
+    are powers of two, from tables made once for all regions.
+    """
+    corners = c_round(rois[:, 1:].to(torch.promote_types(rois.dtype, torch.float32)) * scale)
+    spans = []
+    for axis in (0, 1):  # rows, columns
+        first, last = corners[:, 1 - axis], corners[:, 3 - axis]
+        count, extent = pooled[axis], x.shape[2 + axis]
+        size = ((last - first + 1).clamp(min=1) / count)[:, None]
+        bins = torch.arange(count, device=x.device, dtype=corners.dtype)
+        start = ((bins * size).floor() + first[:, None]).clamp(0, extent).long()
+        end = (((bins + 1) * size).ceil() + first[:, None]).clamp(0, extent).long()
+        length = end - start
+        # frexp gives the exponent exactly where a logarithm might round.
+        level = (torch.frexp(length.clamp(min=1).to(torch.float32)).exponent - 1).long()
+        near, far = start.clamp(max=extent - 1), (end - (1 << level)).clamp(min=0)
+        spans.append((near, far, level, length))
+    (top, bottom, tall, height), (left, right, wide, width) = spans
+
+    tables = []
+    rows = x
+    levels = [int(extent).bit_length() for extent in x.shape[2:]]
+    for i in range(levels[0]):
+        table = rows
+        for j in range(levels[1]):
+            shape = (0, x.shape[3] - table.shape[3], 0, x.shape[2] - table.shape[2])
+            tables.append(F.pad(table, shape))
+            if j + 1 < levels[1]:
+                table = torch.maximum(table[..., : -(1 << j)], table[..., 1 << j :])
+        if i + 1 < levels[0]:
+            rows = torch.maximum(rows[:, :, : -(1 << i)], rows[:, :, 1 << i :])
+    maxima = torch.stack(tables).permute(0, 1, 3, 4, 2)  # table, picture, row, column, channel
+
+    picture = rois[:, 0].long()[:, None, None]
+    chosen = tall[:, :, None] * levels[1] + wide[:, None, :]
+    places = [(row[:, :, None], column[:, None]) for row in (top, bottom) for column in (left, right)]
+    best = torch.stack([maxima[chosen, picture, row, column] for row, column in places]).max(0).values
+    empty = (height <= 0)[:, :, None] | (width <= 0)[:, None, :]
+    return torch.where(empty[..., None], 0, best).permute(0, 3, 1, 2)
+
+
+def psroi_pooling(x, rois, outputs, group, scale):
+    """The mean of each bin of each region, each bin from channels of its own (R-FCN).
+
+    Sums come from a running total over rows and columns, in double precision for its differences' sake.
+    """
+    corners = c_round(rois[:, 1:].to(torch.promote_types(rois.dtype, torch.float32)))
+    total = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).unflatten(1, (outputs, group, group))
+    bins = torch.arange(group, device=x.device)
+    spans = []
+    for axis in (0, 1):  # rows, columns
+        first, last = corners[:, 1 - axis, None] * scale, (corners[:, 3 - axis, None] + 1) * scale
+        size = (last - first).clamp(min=0.1) / group
+        start = (bins * size + first).floor().clamp(0, x.shape[2 + axis]).long()
+        end = ((bins + 1) * size + first).ceil().clamp(0, x.shape[2 + axis]).long()
+        spans.append((start, end))
+    (top, bottom), (left, right) = [[edge[:, None] for edge in span] for span in spans]
+
+    picture = rois[:, 0].long()[:, None, None, None]
+    channel = torch.arange(outputs, device=x.device)[:, None, None]
+
+    def read(row, column):
+        return total[picture, channel, bins[:, None], bins, row[..., None], column[..., None, :]]
+
+    sums = read(bottom, right) - read(top, right) - read(bottom, left) + read(top, left)
+    area = (bottom - top).clamp(min=0)[..., None] * (right - left).clamp(min=0)[..., None, :]
+    return torch.where(area > 0, sums / area.clamp(min=1), 0).to(x.dtype)
+
+
+roi_pooling.uses = psroi_pooling.uses = (c_round,)  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------------- layers
+
+
+class _RegionPooling(Layer):
+    """Bottoms: N×C×H×W, and R×5: a picture's number and a region's corners in pixels, inclusive."""
+
+    bottom_count = (2, 2)
+
+    def _check(self, bottoms: list[Shape]) -> None:
+        x, rois = bottoms
+        if len(x) != 4:
+            raise self.error(f"bottom {list(x)} must be N×C×H×W")
+        if len(rois) < 2 or math.prod(rois[1:]) != 5:
+            raise self.error(f"regions {list(rois)} must be R×5: picture, x1, y1, x2, y2")
+
+    def _regions(self, x: Tensor, rois: Tensor) -> Tensor:
+        rois = rois.detach().flatten(1)
+        whole_indices(self, rois[:, 0], x.shape[0], "a region's picture number")
+        return rois
+
+
+@register("ROIPooling")
+class ROIPooling(_RegionPooling):
+    """Max pooling of regions to one size (Girshick, ICCV 2015), with its rounding of corners and bins."""
+
+    message = "roi_pooling_param"
+    fields = ("pooled_h", "pooled_w", "spatial_scale")
+
+    def setup(self) -> None:
+        self.pooled = (self.param.pooled_h, self.param.pooled_w)
+        if not all(self.pooled):
+            raise self.error(f"pooled_h {self.pooled[0]} and pooled_w {self.pooled[1]} must be over 0")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        self._check(bottoms)
+        return [(bottoms[1][0], bottoms[0][1], *self.pooled)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, rois = bottoms
+        return (roi_pooling(x, self._regions(x, rois), self.pooled, self.param.spatial_scale),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        x, rois = bottoms
+        rois = graph.node("Reshape", [rois, graph.constant(integers(-1, 5))])
+        scale = self.param.spatial_scale
+        return [graph.node("MaxRoiPool", [x, rois], pooled_shape=self.pooled, spatial_scale=scale)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, rois = bottoms
+        scale = literal(self.param.spatial_scale)
+        return [f"{code.helper(roi_pooling)}({x}, {rois}.flatten(1), {self.pooled}, {scale})"]
+
+
+@register("PSROIPooling")
+class PSROIPooling(_RegionPooling):
+    """Position-sensitive average pooling of regions (Dai et al., NIPS 2016) to group_size² bins."""
+
+    message = "psroi_pooling_param"
+    fields = ("output_dim", "group_size", "spatial_scale")
+
+    def setup(self) -> None:
+        self.outputs: int = self.param.output_dim
+        self.group: int = self.param.group_size
+        if self.outputs < 1 or self.group < 1 or self.param.spatial_scale <= 0:
+            raise self.error("output_dim, group_size and spatial_scale must all be stated and over 0")
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        self._check(bottoms)
+        channels = self.outputs * self.group**2
+        if bottoms[0][1] != channels:
+            raise self.error(
+                f"bottom has {bottoms[0][1]} channels; output_dim × group_size² takes {channels}"
+            )
+        return [(bottoms[1][0], self.outputs, self.group, self.group)]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        x, rois = bottoms
+        regions = self._regions(x, rois)
+        return (psroi_pooling(x, regions, self.outputs, self.group, self.param.spatial_scale),)
+
+    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+        from onnx import TensorProto
+
+        def node(op: str, *inputs: str, **attributes: int) -> str:
+            return graph.node(op, list(inputs), **attributes)
+
+        def cast(value: str, to: int) -> str:
+            return node("Cast", value, to=to)
+
+        whole, single, double = TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE
+        x, rois = bottoms
+        extents = graph.shape(x)[2:]
+        total = cast(x, double)
+        for axis in (2, 3):
+            total = node("CumSum", total, graph.constant(np.array(axis)))
+        total = node("Pad", total, graph.constant(integers(0, 0, 1, 1, 0, 0, 0, 0)))
+        grouped = integers(-1, self.outputs, self.group, self.group, *(extent + 1 for extent in extents))
+        total = node("Reshape", total, graph.constant(grouped))
+
+        half, scale = graph.constant(numbers(0.5)), graph.constant(numbers(self.param.spatial_scale))
+        rois = node("Reshape", rois, graph.constant(integers(-1, 5)))
+        columns = graph.nodes("Split", [rois], 5, axis=1, num_outputs=5)
+        rounded = [
+            node("Mul", node("Sign", column), node("Floor", node("Add", node("Abs", column), half)))
+            for column in columns[1:]
+        ]
+        bins = np.arange(self.group)
+
+        def edges(axis: int) -> list[str]:
+            """First and last bound of each bin of each region, R×group."""
+            first = node("Mul", rounded[1 - axis], scale)
+            last = node("Mul", node("Add", rounded[3 - axis], graph.constant(numbers(1))), scale)
+            least = node("Max", node("Sub", last, first), graph.constant(numbers(0.1)))
+            size = node("Div", least, graph.constant(numbers(self.group)))
+            bounds = []
+            for offset, rounding in ((0, "Floor"), (1, "Ceil")):
+                steps = graph.constant(numbers((bins + offset).tolist()))
+                edge = node(rounding, node("Add", node("Mul", size, steps), first))
+                limit = graph.constant(numbers(extents[axis]))
+                bounds.append(cast(node("Clip", edge, graph.constant(numbers(0)), limit), whole))
+            return bounds
+
+        # Everything is spread over R×outputs×group×group.
+        rows = [node("Unsqueeze", edge, graph.constant(integers(1, 3))) for edge in edges(0)]
+        across = [node("Unsqueeze", edge, graph.constant(integers(1, 2))) for edge in edges(1)]
+        channel = graph.constant(np.arange(self.outputs).reshape(-1, 1, 1))
+        picture = node("Unsqueeze", cast(columns[0], whole), graph.constant(integers(2, 3)))
+        shape = node("Shape", node("Add", node("Add", node("Add", rows[0], across[0]), channel), picture))
+
+        def read(row: str, column: str) -> str:
+            places = (picture, channel, graph.constant(bins[:, None]), graph.constant(bins), row, column)
+            last = graph.constant(integers(4))
+            spread = [node("Unsqueeze", node("Expand", place, shape), last) for place in places]
+            return node("GatherND", total, node("Concat", *spread, axis=4))
+
+        (top, bottom), (left, right) = rows, across
+        below = node("Sub", read(bottom, right), read(bottom, left))
+        sums = node("Sub", below, node("Sub", read(top, right), read(top, left)))
+        # An empty bin sums to nothing, whatever it is divided by.
+        area = node("Mul", node("Sub", bottom, top), node("Sub", right, left))
+        area = cast(node("Max", area, graph.constant(np.array(1))), double)
+        return [cast(node("Div", sums, area), single)]
+
+    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        x, rois = bottoms
+        rest = f"{self.outputs}, {self.group}, {literal(self.param.spatial_scale)}"
+        return [f"{code.helper(psroi_pooling)}({x}, {rois}.flatten(1), {rest})"]

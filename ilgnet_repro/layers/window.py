@@ -1,0 +1,222 @@
+"""Pooling windows as Caffe lays them: how many, how far they overhang, and how torch and ONNX pool them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .base import OnnxGraph, Shape, integers, numbers
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def pool_size(size, kernel, stride, pad, ceil_mode):
+    """Count Caffe's windows along each axis; where any is padded, one that starts past the padding goes."""
+    counts = []
+    for extent, k, s, p in zip(size, kernel, stride, pad, strict=True):
+        span = extent + 2 * p - k
+        count = (-(-span // s) if ceil_mode else span // s) + 1
+        if any(pad) and (count - 1) * s >= extent + p:
+            count -= 1
+        counts.append(count)
+    return counts
+
+
+def pad_for_pool(x, kernel, stride, pad, ceil_mode, *, value):
+    """Pad a picture so that all of Caffe's windows lie inside it; torch pads by half a kernel at most."""
+    counts = pool_size(x.shape[2:], kernel, stride, pad, ceil_mode)
+    geometry = zip(x.shape[2:], counts, kernel, stride, pad, strict=True)
+    below, right = [max((count - 1) * s + k - extent - p, 0) for extent, count, k, s, p in geometry]
+    return F.pad(x, (pad[1], right, pad[0], below), value=value)
+
+
+def caffe_max_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+    """Max pooling where torch refuses Caffe's padding or drops its last window; no pixel gives -FLT_MAX."""
+    padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=torch.finfo(x.dtype).min)
+    return F.max_pool2d(padded, kernel, stride)
+
+
+def caffe_max_pool2d_mask(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+    """Max pooling, and each maximum's index in the H×W plane as a float (-1: no pixel)."""
+    padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=torch.finfo(x.dtype).min)
+    top, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
+    height, width = x.shape[2:]
+    row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # bfloat16 holds whole numbers to 256 only.
+    return top, torch.where(inside, row * width + column, -1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def caffe_avg_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+    """Average pooling where torch refuses Caffe's padding or drops its last window; overhang counts not."""
+    padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
+    top = F.avg_pool2d(padded, kernel, stride, divisor_override=1)
+    extents = []
+    for axis in (0, 1):
+        starts = torch.arange(top.shape[2 + axis], device=x.device, dtype=x.dtype) * stride[axis]
+        extents.append((starts + kernel[axis]).clamp(max=x.shape[2 + axis] + 2 * pad[axis]) - starts)
+    return top / (extents[0][:, None] * extents[1])
+
+
+def stochastic_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+    """Average each window weighted by its own activations: the expectation of stochastic pooling."""
+    padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
+    total = F.avg_pool2d(padded, kernel, stride)
+    squares = F.avg_pool2d(padded * padded, kernel, stride)
+    # Caffe gives 0 where nothing in the window is active.
+    active = total > 0
+    return torch.where(active, squares / torch.where(active, total, 1), 0)
+
+
+def stochastic_pool2d_draw(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+    """Draw one value from each window with probability proportional to it (Zeiler and Fergus, 2013)."""
+    padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
+    windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
+    reached = windows.detach().cumsum(-1)
+    threshold = (1 - torch.rand_like(reached[..., -1:])) * reached[..., -1:]
+    chosen = (reached < threshold).sum(-1, keepdim=True).clamp(max=kernel[0] * kernel[1] - 1)
+    return windows.gather(-1, chosen).squeeze(-1)
+
+
+for _helper in (
+    caffe_max_pool2d,
+    caffe_max_pool2d_mask,
+    caffe_avg_pool2d,
+    stochastic_pool2d,
+    stochastic_pool2d_draw,
+):
+    _helper.uses = (pad_for_pool,)  # type: ignore[attr-defined]
+pad_for_pool.uses = (pool_size,)  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------- one window
+
+
+@dataclass(frozen=True)
+class Window:
+    """What Caffe's PoolingLayer slides over a picture; each pair is (rows, columns)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    ceil_mode: bool
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many rows and columns come out; below 1 where the picture is too small."""
+        rows, columns = pool_size((height, width), self.kernel, self.stride, self.pad, self.ceil_mode)
+        return rows, columns
+
+    def _axes(self) -> zip[tuple[int, int, int]]:
+        return zip(self.kernel, self.stride, self.pad, strict=True)
+
+    @property
+    def max_is_plain(self) -> bool:
+        """Whether F.max_pool2d gives Caffe's result for a picture of any size.
+
+        Torch wants padding of half a kernel at most.  Rounding up may lay a window where there is no
+        pixel: Caffe keeps it and gives -FLT_MAX, torch drops it or gives -inf.
+        """
+        return all(2 * p <= k and (not self.ceil_mode or s <= k - p) for k, s, p in self._axes())
+
+    @property
+    def average_is_plain(self) -> bool:
+        """Whether F.avg_pool2d gives Caffe's result for a picture of any size."""
+        keeps_all = not self.ceil_mode or any(self.pad) or all(s <= k for k, s, _ in self._axes())
+        return keeps_all and all(2 * p <= k for k, _, p in self._axes())
+
+    def arguments(self) -> str:
+        """Write what follows ``x`` in a call of torch's pooling functions."""
+        words = [short(self.kernel)]
+        words += [short(self.stride)] if self.stride != self.kernel else []
+        words += [f"padding={short(self.pad)}"] if any(self.pad) else []
+        words += ["ceil_mode=True"] if self.ceil_mode and self.stride != (1, 1) else []
+        return ", ".join(words)
+
+    def helper_arguments(self) -> str:
+        """Write what follows ``x`` in a call of this file's functions."""
+        words = [str(self.kernel), str(self.stride)]
+        words += [f"pad={self.pad}"] if any(self.pad) else []
+        words += [] if self.ceil_mode else ["ceil_mode=False"]
+        return ", ".join(words)
+
+    # ------------------------------------------------------------------ ONNX
+
+    def onnx_max(self, graph: OnnxGraph, x: str, shape: Shape, *, mask: bool = False) -> list[str]:
+        """Add a MaxPool whose pads give Caffe's size, and the index within the plane where asked."""
+        if graph.dynamic_size:
+            return [graph.node("MaxPool", [x], ceil_mode=int(self.ceil_mode), **self._onnx_window(self.pad))]
+        ends, empty = self._reach(*shape[2:])
+        lowest = np.asarray(np.finfo(np.float32).min)
+        if not mask:
+            top = graph.node("MaxPool", [x], **self._onnx_window(ends))
+            return [self._append(graph, top, empty, lowest)]
+        top, index = graph.nodes("MaxPool", [x], 2, **self._onnx_window(ends))
+        # ONNX counts over N, C, H and W together, Caffe within the plane.
+        index = graph.node("Mod", [index, graph.constant(integers(prod(shape[2:])))])
+        index = graph.node("Cast", [index], to=1)
+        none = numbers([-1.0]).reshape(())
+        return [self._append(graph, top, empty, lowest), self._append(graph, index, empty, none)]
+
+    def onnx_average(self, graph: OnnxGraph, x: str, shape: Shape) -> str:
+        """Add an AveragePool of explicit pads, its divisor corrected where windows overhang the padding."""
+        if graph.dynamic_size:
+            window = self._onnx_window(self.pad)
+            return graph.node(
+                "AveragePool", [x], ceil_mode=int(self.ceil_mode), count_include_pad=1, **window
+            )
+        height, width = shape[2:]
+        top = self.onnx_padded_average(graph, x, shape)
+        rows, columns = (
+            np.minimum(starts + k, extent + 2 * p) - starts
+            for starts, extent, (k, _, p) in zip(
+                self._starts(height, width), (height, width), self._axes(), strict=True
+            )
+        )
+        divisor = np.outer(rows, columns).astype(np.float64)
+        if (divisor == prod(self.kernel)).all():
+            return top
+        # A window just beyond the picture has no pixels and no divisor: Caffe divides 0 by 0 there.
+        with np.errstate(divide="ignore"):
+            correction = prod(self.kernel) / divisor
+        return graph.node("Mul", [top, graph.constant(correction[None, None].astype(np.float32))])
+
+    def onnx_padded_average(self, graph: OnnxGraph, x: str, shape: Shape) -> str:
+        """Add an AveragePool that divides every window's sum by the whole kernel."""
+        ends, empty = self._reach(*shape[2:])
+        top = graph.node("AveragePool", [x], count_include_pad=1, **self._onnx_window(ends))
+        return self._append(graph, top, empty, numbers([0.0]).reshape(()))
+
+    def _starts(self, height: int, width: int) -> list[np.ndarray]:
+        """Return where each window starts along each axis, counted from the padding's edge."""
+        return [np.arange(count) * s for count, s in zip(self.size(height, width), self.stride, strict=True)]
+
+    def _reach(self, height: int, width: int) -> tuple[list[int], list[int]]:
+        """Return the padding that the windows with pixels need behind, and how many windows have none."""
+        ends, empty = [], []
+        for starts, extent, (k, _, p) in zip(
+            self._starts(height, width), (height, width), self._axes(), strict=True
+        ):
+            filled = starts[starts - p < extent]
+            ends.append(max(int(filled[-1]) + k - extent - p, 0))
+            empty.append(len(starts) - len(filled))
+        return ends, empty
+
+    def _append(self, graph: OnnxGraph, top: str, empty: list[int], value: np.ndarray) -> str:
+        """Add the results of windows without a pixel, which ONNX Runtime's own padding cannot make."""
+        if not any(empty):
+            return top
+        pads = graph.constant(integers(0, 0, 0, 0, 0, 0, *empty))
+        return graph.node("Pad", [top, pads, graph.constant(value)])
+
+    def _onnx_window(self, ends: Sequence[int]) -> dict[str, list[int]]:
+        return {"kernel_shape": list(self.kernel), "strides": list(self.stride), "pads": [*self.pad, *ends]}
+
+
+def short(values: Sequence[int]) -> str:
+    """Write a window as a person would: 3 rather than (3, 3)."""
+    return str(values[0]) if len(set(values)) == 1 else str(tuple(values))

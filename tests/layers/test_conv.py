@@ -1,0 +1,214 @@
+"""Convolution and Deconvolution against slow loops in all uses, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from layer_nets import draw, one_layer
+from one_layer import run, run_onnx, run_source
+
+from ilgnet_repro.errors import LayerError
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+
+
+def slow_convolution(x, weight, bias, geometry, group):
+    """Sum over every tap by itself; ``geometry`` is (stride, pad, dilation), one number an axis each."""
+    stride, pad, dilation = geometry
+    kernel = weight.shape[2:]
+    axes = range(len(kernel))
+    extents = [
+        (x.shape[2 + a] + 2 * pad[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in axes
+    ]
+    outputs, inputs = weight.shape[0] // group, weight.shape[1]
+    top = np.zeros((x.shape[0], weight.shape[0], *extents))
+    for n, o, *place in np.ndindex(*top.shape):
+        total = 0.0 if bias is None else float(bias[o])
+        for c, *tap in product(range(inputs), *map(range, kernel)):
+            at = [place[a] * stride[a] - pad[a] + tap[a] * dilation[a] for a in axes]
+            if all(0 <= at[a] < x.shape[2 + a] for a in axes):
+                total += float(x[(n, o // outputs * inputs + c, *at)]) * float(weight[(o, c, *tap)])
+        top[(n, o, *place)] = total
+    return top
+
+
+def slow_deconvolution(x, weight, bias, geometry, group):
+    """Lay every input value's weighted kernel over the output, then cut the padding away."""
+    stride, pad, dilation = geometry
+    kernel = weight.shape[2:]
+    axes = range(len(kernel))
+    extents = [
+        stride[a] * (x.shape[2 + a] - 1) + dilation[a] * (kernel[a] - 1) + 1 - 2 * pad[a] for a in axes
+    ]
+    inputs, outputs = weight.shape[0] // group, weight.shape[1]
+    top = np.zeros((x.shape[0], outputs * group, *extents))
+    if bias is not None:
+        top += bias.reshape(-1, *[1] * len(kernel))
+    for n, c, *place in np.ndindex(*x.shape):
+        for o, *tap in product(range(outputs), *map(range, kernel)):
+            at = [place[a] * stride[a] - pad[a] + tap[a] * dilation[a] for a in axes]
+            if all(0 <= at[a] < extents[a] for a in axes):
+                top[(n, c // inputs * outputs + o, *at)] += float(x[(n, c, *place)]) * float(
+                    weight[(c, o, *tap)]
+                )
+    return top
+
+
+@st.composite
+def cases(draw_):
+    axes = draw_(st.sampled_from([1, 2, 2, 2, 3]))
+    several = st.lists(st.integers(1, 3), min_size=axes, max_size=axes)
+    kernel, stride, dilation = draw_(several), draw_(several), draw_(several)
+    pad = draw_(st.lists(st.integers(0, 2), min_size=axes, max_size=axes))
+    size = draw_(st.lists(st.integers(1, 6 if axes < 3 else 4), min_size=axes, max_size=axes))
+    group = draw_(st.integers(1, 3))
+    inputs, outputs = group * draw_(st.integers(1, 2)), group * draw_(st.integers(1, 2))
+    return kernel, (stride, pad, dilation), size, group, inputs, outputs, draw_(st.booleans())
+
+
+def text(kind, case):
+    kernel, (stride, pad, dilation), _, group, _, outputs, has_bias = case
+    several = "".join(
+        f"{field}: {value} "
+        for field, values in (
+            ("kernel_size", kernel),
+            ("stride", stride),
+            ("pad", pad),
+            ("dilation", dilation),
+        )
+        for value in values
+    )
+    rest = f"num_output: {outputs} group: {group} bias_term: {str(has_bias).lower()}"
+    return f'type: "{kind}" convolution_param {{ {several} {rest} }}'
+
+
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_equals_slow_loops(kind, case):
+    kernel, (stride, pad, dilation), size, group, inputs, outputs, has_bias = case
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    edges = zip(size, stride, pad, reach, strict=True)
+    if kind == "Convolution":
+        assume(all(n + 2 * p >= r for n, _, p, r in edges))
+        weight, slow = draw(outputs, inputs // group, *kernel, seed=1), slow_convolution
+    else:
+        assume(all(s * (n - 1) + r - 2 * p >= 1 for n, s, p, r in edges))
+        weight, slow = draw(inputs, outputs // group, *kernel, seed=1), slow_deconvolution
+    bias = draw(outputs, seed=2) if has_bias else None
+    x = draw(2, inputs, *size, seed=3)
+    expected = slow(x, weight, bias, (stride, pad, dilation), group)
+    net = one_layer(text(kind, case), x.shape, blobs=[weight] if bias is None else [weight, bias])
+    assert net.shapes["top0"] == expected.shape
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+def test_bottoms_share_the_weights():
+    filler = 'weight_filler { type: "xavier" }'
+    body = f'type: "Convolution" convolution_param {{ num_output: 2 kernel_size: 3 {filler} }}'
+    net = one_layer(body, (2, 3, 5, 7), (1, 3, 6, 4), tops=2)
+    weight, bias = (blob.detach().numpy() for blob in net.params["op"])
+    for use in (run, run_source):
+        arrays = [draw(2, 3, 5, 7), draw(1, 3, 6, 4, seed=1)]
+        for found, x in zip(use(net, arrays), arrays, strict=True):
+            geometry = ((1, 1), (0, 0), (1, 1))
+            np.testing.assert_allclose(
+                found, slow_convolution(x, weight, bias, geometry, 1), rtol=1e-4, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("fields", ["", "group: 4", "group: 1"], ids=["absent", "stated", "wrong"])
+def test_depthwise_is_a_group_a_channel_whatever_group_says(fields):
+    body = (
+        f'type: "DepthwiseConvolution" convolution_param {{ num_output: 8 kernel_size: 3 pad: 1 {fields} }}'
+    )
+    weight, bias = draw(8, 1, 3, 3, seed=1), draw(8, seed=2)
+    x = draw(2, 4, 5, 6)
+    net = one_layer(body, x.shape, blobs=[weight, bias])
+    expected = slow_convolution(x, weight, bias, ((1, 1), (1, 1), (1, 1)), 4)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [("hole: 2", "dilation: 2"), ("hole_h: 2 hole_w: 3", "dilation: 2 dilation: 3")],
+    ids=["hole", "hole_hw"],
+)
+def test_hole_is_dilation(fields, same):
+    x, blobs = draw(2, 3, 9, 8), [draw(4, 3, 3, 3, seed=1), draw(4, seed=2)]
+    tops = [
+        run(one_layer(f'type: "Convolution" convolution_param {{ num_output: 4 kernel_size: 3 {field} }}',
+                      x.shape, blobs=blobs), [x])[0]
+        for field in (fields, same)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(*tops)
+
+
+@pytest.mark.parametrize("fields", ["kernel_size: 3 stride: 2 pad: 1 group: 2", "kernel_size: 3 dilation: 2"])
+def test_opencv_convolves_alike(fields, tmp_path):
+    fields = f"num_output: 4 {fields}"
+    text = (
+        'input: "in0" input_shape { dim: 1 dim: 6 dim: 9 dim: 8 } layer { name: "op" type: "Convolution" '
+        f'bottom: "in0" top: "top0" convolution_param {{ {fields} }} }}'
+    )
+    group = 2 if "group" in fields else 1
+    x, blobs = draw(1, 6, 9, 8), [draw(4, 6 // group, 3, 3, seed=1), draw(4, seed=2)]
+    path = tmp_path / "w.caffemodel"
+    write_caffemodel(path, parse_net(text), {"op": blobs})
+    other = cv2.dnn.readNetFromCaffe(bytearray(text.encode()), bytearray(path.read_bytes()))
+    other.setInput(x)
+    net = one_layer(f'type: "Convolution" convolution_param {{ {fields} }}', x.shape, blobs=blobs)
+    np.testing.assert_allclose(run(net, [x])[0], other.forward(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("kernel_size: 3", "num_output is 0 or absent; state how many channels to make"),
+        ("num_output: 4", "kernel_size is missing"),
+        ("num_output: 4 kernel_size: 3 group: 3", "num_output 4 is no multiple of group 3"),
+        ("num_output: 4 kernel_size: 3 group: 0", "num_output 4 is no multiple of group 0"),
+        ("num_output: 4 kernel_size: 3 group: 4", "6 input channels are no multiple of group 4"),
+        ("num_output: 4 kernel_size: 0", "kernel_size [0, 0] must be at least 1"),
+        ("num_output: 4 kernel_size: 3 stride: 0", "stride [0, 0] must be at least 1"),
+        ("num_output: 4 kernel_size: 3 dilation: 0", "dilation [0, 0] must be at least 1"),
+        ("num_output: 4 kernel_size: 3 kernel_h: 3 kernel_w: 3", "states both kernel_size and kernel_h"),
+        ("num_output: 4 kernel_h: 3", "states only one of kernel_h and kernel_w; state both"),
+        ("num_output: 4 kernel_size: 3 stride_w: 2", "states only one of stride_h and stride_w; state both"),
+        ("num_output: 4 kernel_size: 3 kernel_size: 3 kernel_size: 3", "kernel_size is stated 3 times"),
+        ("num_output: 4 kernel_size: 3 hole: 2 dilation: 2", "states both dilation and hole; state one kind"),
+        ("num_output: 4 kernel_size: 9", "bottom [2, 6, 5, 7] is too small for kernel [9, 9]"),
+        ("num_output: 4 kernel_size: 3 axis: 4", "axis 4 is outside a blob of 4 axes"),
+        ("num_output: 4 kernel_size: 3 axis: 3", "bottom [2, 6, 5, 7] has 0 spatial axes; 1 to 3 are"),
+        ("num_output: 4 kernel_h: 3 kernel_w: 3 axis: 2", "kernel_h and kernel_w need two spatial axes"),
+    ],
+)
+def test_convolution_refuses(fields, message):
+    with pytest.raises(LayerError, match=re.escape(f"op (Convolution): {message}")):
+        one_layer(f'type: "Convolution" convolution_param {{ {fields} }}', (2, 6, 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "tops", "message"),
+    [
+        ("Convolution", [(2, 3, 5, 7), (2, 3, 5, 7)], 1, "has 2 bottoms and 1 tops; give as many"),
+        ("Convolution", [(2, 3, 5, 7), (2, 4, 5, 7)], 2, "bottoms differ in channels: 4 and 3"),
+        ("Deconvolution", [(2, 3, 1, 1)], 1, "is too small for kernel [1, 1]"),
+        ("DepthwiseConvolution", [(2, 3, 5, 7)], 1, "num_output 4 is no multiple of its 3 input channels"),
+    ],
+    ids=["tops", "channels", "nothing_left", "depthwise"],
+)
+def test_bottoms_are_checked(kind, shapes, tops, message):
+    fields = (
+        "num_output: 4 kernel_size: 1 pad: 1" if kind == "Deconvolution" else "num_output: 4 kernel_size: 1"
+    )
+    with pytest.raises(LayerError, match=re.escape(message)):
+        one_layer(f'type: "{kind}" convolution_param {{ {fields} }}', *shapes, tops=tops)

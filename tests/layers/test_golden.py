@@ -1,0 +1,109 @@
+"""Every layer against Caffe itself: outputs, gradients, and the same outputs through ONNX and source."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from golden_cases import NAMES, SHAPED_BY_VALUES, Case, read_case, tolerance
+
+from ilgnet_repro.conversion.onnx_writer import build_onnx
+from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.errors import LayerError
+from ilgnet_repro.net import CaffeNet
+
+
+@pytest.fixture(params=NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return read_case(request.param)
+
+
+def test_there_are_284_cases() -> None:
+    assert len(NAMES) == 284
+    assert sum(read_case(name).has_gradient for name in NAMES) == 264
+
+
+def test_outputs_and_gradients(case: Case, tmp_path) -> None:
+    net = case.net(tmp_path)
+    inputs = {
+        name: torch.from_numpy(value).requires_grad_(case.has_gradient) for name, value in case.inputs.items()
+    }
+    done = net.run(inputs, tuple(case.outputs))
+    assert set(net.outputs) == set(case.outputs)
+    for blob, expected in case.outputs.items():
+        assert tuple(done.blobs[blob].shape) == expected.shape
+        assert net.shapes[blob] == expected.shape or case.name in SHAPED_BY_VALUES
+        np.testing.assert_allclose(
+            done.blobs[blob].detach().numpy(), expected, **tolerance(case.name), err_msg=blob
+        )
+    if not case.has_gradient:
+        return
+
+    seeds = [done.blobs[blob] for blob in case.top_diff]
+    if seeds:
+        torch.autograd.backward(seeds, [torch.from_numpy(diff) for diff in case.top_diff.values()])
+    else:
+        done.loss.backward()
+    for blob, expected in case.grad_in.items():
+        found = inputs[blob].grad
+        if found is None and not expected.any():
+            continue  # Caffe leaves zeros where torch leaves no gradient, as for Crop's second bottom
+        assert found is not None, f"no gradient reached {blob}"
+        np.testing.assert_allclose(
+            found.numpy(), expected, **tolerance(case.name), err_msg=f"gradient of {blob}"
+        )
+    for (layer, index), expected in case.grad_param.items():
+        found = net.params[layer][index].grad
+        assert found is not None, f"no gradient reached {layer}, blob {index}"
+        np.testing.assert_allclose(
+            found.numpy(), expected, **tolerance(case.name), err_msg=f"gradient of {layer}, blob {index}"
+        )
+
+
+def first_refusal(net: CaffeNet, use: str) -> str:
+    """Why a use is impossible, as the layer classes of the net say; empty where it is possible."""
+    return next((reason for _, layer in net.steps(net.outputs) if (reason := getattr(layer, use))), "")
+
+
+def test_onnx(case: Case, tmp_path) -> None:
+    net = case.net(tmp_path)
+    reason = first_refusal(net, "no_onnx")
+    if reason:
+        with pytest.raises(LayerError, match="cannot be written as ONNX"):
+            build_onnx(net)
+        return
+    model = build_onnx(net)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {entry.name: case.inputs[entry.name] for entry in session.get_inputs()})
+    for entry, value in zip(session.get_outputs(), found, strict=True):
+        np.testing.assert_allclose(
+            value, case.outputs[entry.name], **tolerance(case.name), err_msg=entry.name
+        )
+
+
+def test_source(case: Case, tmp_path) -> None:
+    net = case.net(tmp_path)
+    reason = first_refusal(net, "no_source")
+    if reason:
+        with pytest.raises(LayerError, match="cannot be written as Python"):
+            build_source(net)
+        return
+    source = build_source(net, class_name="Recorded")
+    path = tmp_path / "recorded.py"
+    path.write_text(source.text)
+    spec = importlib.util.spec_from_file_location("recorded", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = module.Recorded()
+    written.load_state_dict(source.state)
+    with torch.no_grad():
+        found = written(**{
+            name: torch.from_numpy(case.inputs[name]) for name in net.inputs_for(net.outputs)
+        })  # fmt: skip
+    for blob, expected in case.outputs.items():
+        np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(case.name), err_msg=blob)

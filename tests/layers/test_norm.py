@@ -1,0 +1,170 @@
+"""BatchNorm, MVN and Normalize against slow formulas, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_nets import by_channel, check, draw, one_layer, statistics
+from one_layer import run
+
+from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.errors import LayerError
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 2)], ids=["2d", "3d", "4d"])
+def test_batch_norm_of_nvidias_five_blobs(shape):
+    mean, variance, scale, bias = (draw(4, seed=seed) for seed in range(4))
+    variance = variance**2 + 0.1
+    factor = np.array([2.5], np.float32)
+    x = draw(*shape, seed=9)
+    net = one_layer(
+        'type: "BatchNorm" batch_norm_param { scale_bias: true }',
+        shape,
+        blobs=[mean, variance, factor, scale, bias],
+    )
+    centred = (x - by_channel(mean / 2.5, x.ndim)) / np.sqrt(by_channel(variance / 2.5, x.ndim) + 1e-5)
+    check(net, x, centred * by_channel(scale, x.ndim) + by_channel(bias, x.ndim), rtol=1e-4, atol=1e-5)
+    assert [blob.requires_grad for blob in net.params["op"]] == [False, False, False, True, True]
+
+
+def test_fillers_make_five_blobs_too():
+    body = 'type: "BatchNorm" batch_norm_param { scale_filler { type: "constant" value: 3 } }'
+    blobs = one_layer(body, (2, 4, 5)).params["op"]
+    assert [tuple(blob.shape) for blob in blobs] == [(4,), (4,), (1,), (4,), (4,)]
+    assert blobs[3].tolist() == [3.0] * 4 and blobs[4].tolist() == [0.0] * 4
+
+
+def test_batch_norm_of_one_axis_has_one_channel():
+    x = draw(6)
+    blobs = [np.array([v], np.float32) for v in (4.0, 8.0, 2.0)]
+    check(one_layer('type: "BatchNorm"', (6,), blobs=blobs), x, (x - 2) / np.sqrt(4 + 1e-5), rtol=1e-4)
+    check(
+        one_layer('type: "BatchNorm"', (6,), phase="TRAIN", blobs=blobs),
+        x,
+        (x - x.mean()) / x.std(),
+        rtol=1e-3,
+    )
+
+
+def test_training_moves_the_sums_as_caffe_does():
+    x = draw(3, 2, 4, 5)
+    net = one_layer(
+        'type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.75 }', x.shape, phase="TRAIN"
+    )
+    mean, variance = statistics(x)
+    count = 3 * 4 * 5
+    run(net, [x])
+    run(net, [x])
+    sums = [blob.numpy() for blob in net.params["op"]]
+    # twice: s = 0.75 s + new
+    np.testing.assert_allclose(sums[2], [1.75])
+    np.testing.assert_allclose(sums[0], 1.75 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(sums[1], 1.75 * variance * count / (count - 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("phase", "stated", "moves"),
+    [
+        ("TRAIN", "", True),
+        ("TRAIN", "use_global_stats: true", False),
+        ("TEST", "use_global_stats: false", False),
+    ],
+    ids=["train", "train_stored", "test_batch"],
+)
+def test_only_training_on_batches_moves_the_sums(phase, stated, moves):
+    net = one_layer(f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase)
+    run(net, [draw(3, 2, 4)])
+    assert bool(net.params["op"][2].item()) is moves
+
+
+def test_one_value_a_channel_trains_to_zero():
+    net = one_layer('type: "BatchNorm"', (1, 3), phase="TRAIN")
+    assert run(net, [draw(1, 3)])[0].tolist() == [[0.0] * 3]
+    assert torch.isfinite(net.params["op"][1]).all()  # m / (m - 1) is not taken for m = 1
+
+
+def test_opencv_reads_batch_norm_alike(tmp_path):
+    body = 'name: "op" type: "BatchNorm" bottom: "a" top: "top" batch_norm_param { eps: 0.001 }'
+    text = f'input: "a" input_shape {{ dim: 2 dim: 3 dim: 4 dim: 5 }} layer {{ {body} }}'
+    blobs = [draw(3, seed=1), draw(3, seed=2) ** 2 + 0.5, np.array([2.0], np.float32)]
+    write_caffemodel(tmp_path / "w.caffemodel", parse_net(text), {"op": blobs})
+    other = cv2.dnn.readNetFromCaffe(
+        bytearray(text.encode()), bytearray((tmp_path / "w.caffemodel").read_bytes())
+    )
+    x = draw(2, 3, 4, 5)
+    other.setInput(x)
+    net = one_layer('type: "BatchNorm" batch_norm_param { eps: 0.001 }', x.shape, blobs=blobs)
+    np.testing.assert_allclose(run(net, [x])[0], other.forward(), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
+    across=st.booleans(),
+    variance=st.booleans(),
+    eps=st.sampled_from([0.01, 0.5]),
+)
+def test_mvn_equals_its_formula(shape, across, variance, eps):
+    x = draw(*shape)
+    rows = x.astype(np.float64).reshape(shape[0], 1 if across or len(shape) == 1 else shape[1], -1)
+    expected = rows - rows.mean(2, keepdims=True)
+    if variance:
+        expected = expected / (rows.std(2, keepdims=True) + eps)
+    flags = f"across_channels: {str(across).lower()} normalize_variance: {str(variance).lower()} eps: {eps}"
+    check(one_layer(f'type: "MVN" mvn_param {{ {flags} }}', shape), x, expected.reshape(shape), atol=1e-5)
+
+
+def test_mvn_of_a_constant_plane_has_a_finite_gradient():
+    leaf = torch.ones(2, 3, 4, 5, requires_grad=True)
+    one_layer('type: "MVN"', (2, 3, 4, 5))(in0=leaf)["top0"].sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("across", [True, False], ids=["across_spatial", "each_position"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one_scale", "a_scale_a_channel"])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 5)], ids=["2d", "4d"])
+def test_normalize_equals_its_formula(shape, across, shared):
+    x = draw(*shape)
+    scale = np.float32(2.5).reshape(()) if shared else draw(3, seed=4)
+    axes = tuple(range(1, len(shape))) if across else 1
+    length = np.sqrt((x.astype(np.float64) ** 2).sum(axes, keepdims=True) + 1e-10)
+    fields = f"across_spatial: {str(across).lower()} channel_shared: {str(shared).lower()}"
+    net = one_layer(f'type: "Normalize" norm_param {{ {fields} }}', shape, blobs=[scale])
+    check(net, x, x / length * (scale if shared else by_channel(scale, x.ndim)))
+    leaf = torch.from_numpy(x).double().requires_grad_()
+    assert torch.autograd.gradcheck(net.double().layer("op"), (leaf,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("MVN", (1, 2, 3, 4, 5), "has 5 axes; it takes 1 to 4"),
+        ("Normalize", (3,), "has 1 axes; it takes 2 to 4"),
+        ("BN", (3,), "has 1 axes; it takes 2 to 4"),
+    ],
+)
+def test_other_ranks_are_refused(kind, shape, message):
+    body = 'type: "BN" bn_param { frozen: true }' if kind == "BN" else f'type: "{kind}"'
+    with pytest.raises(LayerError, match=re.escape(f"op ({kind}): bottom {list(shape)} {message}")):
+        one_layer(body, shape)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ('type: "BatchNorm"', "top0 = F.batch_norm(in0, self.op_mean, self.op_variance, eps=1e-05)"),
+        ('type: "LRN"', "top0 = lrn_across_channels(in0, 5, 1.0, 0.75, 1.0)"),
+        ('type: "BN" bn_param { bn_mode: INFERENCE }', "top0 = in0 * self.op_scale + self.op_shift"),
+    ],
+    ids=["BatchNorm", "LRN", "BN"],
+)
+def test_source_is_what_a_person_would_write(body, line):
+    assert f"        {line}\n" in build_source(one_layer(body, (2, 3, 4, 5))).text

@@ -1,0 +1,285 @@
+"""Rows: of list files, of databases, and the means over them, good and damaged."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from ilgnet_repro.data.datum import datum_head, datum_picture, encoded_datum, parse_datum, raw_datum
+from ilgnet_repro.data.listfile import ImageList, picture_path
+from ilgnet_repro.data.lmdb_check import check_lmdb
+from ilgnet_repro.data.lmdb_export import export_lmdb
+from ilgnet_repro.data.lmdb_read import LmdbReader, row_key, split_key
+from ilgnet_repro.data.lmdb_write import LmdbWriter
+from ilgnet_repro.data.mean import compute_mean, read_mean
+from ilgnet_repro.errors import DataError, FormatError, IlgnetError
+from ilgnet_repro.schema import caffe_pb2
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
+
+
+def database(folder, rows):
+    writer = LmdbWriter(folder)
+    writer.write(rows)
+    writer.close()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a.jpg 0\nb.jpg 1\n", [("a.jpg", 0), ("b.jpg", 1)]),
+        ("sub dir/with space.png 3", [("sub dir/with space.png", 3)]),
+        ("a.jpg\t-2\r\nb  1  \r\n\n \n", [("a.jpg", -2), ("b", 1)]),
+        ("é.jpg 7\n", [("é.jpg", 7)]),
+        ("", []),
+    ],
+    ids=["plain", "blanks", "tabs-and-crlf", "utf8", "empty"],
+)
+def test_list_rows(text, rows, tmp_path):
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    images = ImageList(tmp_path / "list.txt")
+    assert list(images) == rows and len(images) == len(rows)
+    assert list(pickle.loads(pickle.dumps(images))) == rows  # noqa: S301 (our own bytes, as a worker gets them)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 0\nb.jpg\n", r"list.txt:2: 'b.jpg' is not a row; write `path label`"),
+        ("a.jpg 0\n\nb.jpg 1\n", r"list.txt:2: '' is not a row"),
+        ("a.jpg 0.5\n", r"list.txt:1: label '0.5' is not an integer"),
+        ("a.jpg 3000000000\n", r"list.txt:1: label '3000000000' is not an integer"),
+    ],
+    ids=["no-label", "blank-line", "fraction", "too-large"],
+)
+def test_bad_list_rows(text, message, tmp_path):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(ImageList(tmp_path / "list.txt"))
+
+
+def test_list_larger_than_a_block(tmp_path):
+    rows = [(f"{'x' * (number % 50)}{number}.jpg", number % 5) for number in range(60_000)]
+    (tmp_path / "list.txt").write_text("".join(f"{path} {label}\n" for path, label in rows))
+    assert (tmp_path / "list.txt").stat().st_size > 2 << 20
+    assert list(ImageList(tmp_path / "list.txt")) == rows
+    assert (
+        sorted(ImageList(tmp_path / "list.txt", 3))
+        == sorted(rows)
+        != list(ImageList(tmp_path / "list.txt", 3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("root", "path"), [("a/", "a/b.jpg"), ("a", "a/b.jpg"), ("", "b.jpg")], ids=["slash", "none", "no-root"]
+)
+def test_roots_join_as_caffes(root, path):
+    assert picture_path(root, "b.jpg") == path
+
+
+def test_keys():
+    assert row_key(12, "a b/c.jpg") == b"00000012_a b/c.jpg" and split_key(b"123456789_x_y") == (
+        123456789,
+        "x_y",
+    )
+    with pytest.raises(DataError, match="not a key of convert_imageset's"):
+        split_key(b"12_x")
+
+
+@pytest.mark.parametrize("label", [0, 5, -3])
+def test_datum_bytes_are_what_protobuf_writes(label):
+    raw = caffe_pb2.Datum(channels=3, height=5, width=7, data=PICTURE.tobytes(), label=label, encoded=False)
+    assert raw_datum(PICTURE, label) == raw.SerializeToString(deterministic=True)
+    assert datum_head(memoryview(raw_datum(PICTURE, label)), "x") == (label, "raw", (3, 5, 7), 105)
+    encoded = encoded_datum(b"\x89PNG...", label)
+    assert datum_head(memoryview(encoded), "x") == (label, "png", None, 7)
+    assert parse_datum(encoded, "x").HasField("channels") is False
+
+
+def test_float_data_round_trip():
+    values = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
+    datum = parse_datum(raw_datum(values, 1), "x")
+    assert np.array_equal(datum_picture(datum, "x"), values) and datum_picture(datum, "x").dtype == np.float32
+    assert datum_head(memoryview(datum.SerializeToString()), "x").kind == "float"
+
+
+def test_force_color_on_raw_rows_is_told():
+    with pytest.warns(UserWarning, match="do nothing to rows that are not encoded"):
+        picture = datum_picture(parse_datum(raw_datum(PICTURE, 1), "x"), "x", colour=False)
+    assert np.array_equal(picture, PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"\xff\xff", "row: is not a Datum"),
+        (
+            caffe_pb2.Datum(channels=3, height=5, width=7, data=b"123").SerializeToString(),
+            "holds 3 values where 3x5x7",
+        ),
+        (
+            caffe_pb2.Datum(channels=3, height=-1, width=7).SerializeToString(),
+            "shape 3x-1x7 is not a picture's",
+        ),
+        (caffe_pb2.Datum(channels=1 << 30, height=1, width=1).SerializeToString(), "is not a picture's"),
+        (encoded_datum(b"\x89PNG", 0), "the encoded picture cannot be decoded"),
+        (encoded_datum(b"", 0), "the encoded picture cannot be decoded"),
+        (encoded_datum(cv2.imencode(".png", np.zeros((2, 3), np.uint16))[1].tobytes(), 0), "is of uint16"),
+    ],
+    ids=["not-protobuf", "short", "negative", "huge", "bad-png", "empty", "sixteen-bit"],
+)
+def test_damaged_datums(value, message):
+    with pytest.raises(DataError, match=message):
+        datum_picture(parse_datum(value, "row"), "row")
+
+
+def test_check_names_every_fault(tmp_path):
+    good, bad = raw_datum(PICTURE, 1), raw_datum(PICTURE, 9)
+    rows = [
+        (b"00000000_a", good),
+        (b"00000001_b", b"\xff"),
+        (b"00000001_c", good),
+        (b"00000003_d", bad),
+        (b"x", good),
+    ]
+    (tmp_path / "list.txt").write_text("a 0\nB 1\nc 1\nd 9\ne 1\n")
+    found = check_lmdb(database(tmp_path / "db", rows), images=ImageList(tmp_path / "list.txt"), labels=2)
+    assert (found.rows, found.fault_count, len(found.faults)) == (5, 9, 9)
+    for words in (
+        "00000000_a: label 1 where the list has 0",
+        "00000001_b: is not a Datum",
+        "00000001_b: the list's row is B",
+        "00000001_c: a second row with number 1",
+        "00000001_c: the list's row is B",
+        "00000003_d: label 9 is not in 0..1",
+        "row 2 (c) of the list is not there",
+        "x: is not a key of convert_imageset's",
+        "row 4 (e) of the list is not there",
+    ):
+        assert sum(fault.startswith(words) for fault in found.faults) == 1, words
+
+
+def test_database_cut_short_or_absent_or_garbage(golden, tmp_path):
+    data = (golden / "pipeline" / "raw64_lmdb" / "data.mdb").read_bytes()
+    for name, content in (("short", data[: len(data) // 2]), ("garbage", b"x" * 9000), ("empty", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.mdb").write_bytes(content)
+    with pytest.raises(DataError, match=r"data.mdb has 202752 bytes of 405504; copy or build it again"):
+        len(LmdbReader(tmp_path / "short"))
+    for name in ("garbage", "empty"):
+        with pytest.raises(DataError, match="is not an LMDB"):
+            len(LmdbReader(tmp_path / name))
+    with pytest.raises(DataError, match=r"no LMDB there \(no data.mdb\)"):
+        LmdbReader(tmp_path)
+
+
+def test_reader_by_number_and_key(golden):
+    reader = LmdbReader(golden / "pipeline" / "raw64_lmdb")
+    rows = list(reader)
+    assert [reader[number] for number in (23, 0, 5)] == [rows[23], rows[0], rows[5]]
+    assert list(reader.keys()) == [row.key for row in rows]
+    assert reader.get(rows[3].key) == rows[3]
+    with pytest.raises(IndexError):
+        reader[24]
+    with pytest.raises(DataError, match="has no row nothing"):
+        reader.get(b"nothing")
+
+
+@pytest.mark.parametrize("window", [1, 30_000], ids=["every-row", "few-rows"])
+def test_reading_is_the_same_however_often_the_map_is_given_back(window, golden, monkeypatch):
+    from ilgnet_repro.data import lmdb_environment, lmdb_read
+
+    path = golden / "pipeline" / "raw64_lmdb"
+    rows = list(LmdbReader(path))
+    for module in (lmdb_environment, lmdb_read):
+        monkeypatch.setattr(module, "WINDOW", window)
+    reader = LmdbReader(path)
+    assert list(reader) == rows and list(reader.keys()) == [row.key for row in rows]
+    assert [head.label for _, head in reader.heads()] == [row.datum().label for row in rows]
+    positions = [1, 2, 9, 23, 24, 30, 71, 72, 200]
+    assert list(reader.along(positions)) == [(position, rows[position % 24]) for position in positions]
+    first, second = iter(reader), reader.along(range(40))
+    assert [(a.key, b.key) for a, (_, b) in zip(first, second, strict=False)] == [
+        (r.key, r.key) for r in rows
+    ]
+
+
+def test_mean_over_many_rows_is_exact_and_caffes_rounding_is_not(tmp_path):
+    """Sums past 2**24 lose units in float32; a slow loop in float32 stands for Caffe's."""
+    values = np.random.default_rng(0).choice(np.array([16_777_213.0, 3.0, 1.0], np.float32), (9, 1, 2, 3))
+    values[0] = 16_777_213
+    rows = [(b"%08d_x" % number, raw_datum(value, 0)) for number, value in enumerate(values)]
+    path = database(tmp_path / "db", rows)
+    exact = (values.astype(np.float64).sum(0) / 9).astype(np.float32)
+    total = np.zeros((1, 2, 3), np.float32)
+    for value in values:
+        total += value
+    assert np.array_equal(compute_mean(path).image, exact)
+    assert np.array_equal(compute_mean(path, caffe_rounding=True).image, total / np.float32(9))
+    assert not np.array_equal(exact, total / np.float32(9))
+
+
+def test_mean_refuses_unequal_sizes_and_nothing(golden, tmp_path):
+    with pytest.raises(DataError, match=r"00000001_0001.jpg is 3x81x108, the first row 3x65x103; build it"):
+        compute_mean(golden / "pipeline" / "raw_native_lmdb")
+    with pytest.raises(DataError, match="has no rows"):
+        compute_mean(database(tmp_path / "empty", []))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("m.npy", b"not numpy", DataError),
+        ("m.binaryproto", b"\xff\xff\xff", FormatError),
+        ("absent.npy", None, DataError),
+        ("absent.binaryproto", None, IlgnetError),
+    ],
+)
+def test_bad_mean_files(name, content, error, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=name):
+        read_mean(tmp_path / name)
+
+
+def test_mean_file_of_pickles_is_not_opened(tmp_path):
+    np.save(tmp_path / "m.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(DataError, match="is not an npy file"):
+        read_mean(tmp_path / "m.npy")
+
+
+def test_export_gives_files_and_a_list_that_build_the_same_again(golden, tmp_path):
+    source = golden / "pipeline" / "raw64_lmdb"
+    assert export_lmdb(source, tmp_path / "out") == 24
+    from ilgnet_repro.data.build import build_lmdb
+
+    build_lmdb(tmp_path / "out", tmp_path / "out" / "list.txt", tmp_path / "db")
+    assert [row.value for row in LmdbReader(tmp_path / "db")] == [row.value for row in LmdbReader(source)]
+    names = [row.path for row in ImageList(tmp_path / "out" / "list.txt")]
+    assert names[1] == "0001.jpg.png" and names[12] == "sub dir/with space.png"
+
+
+def test_export_keeps_encoded_bytes_and_doubles_apart(tmp_path):
+    png = cv2.imencode(".png", PICTURE.transpose(1, 2, 0))[1].tobytes()
+    floats = np.ones((2, 3, 4), np.float32)
+    rows = [
+        (b"00000000_/a/b.png", encoded_datum(png, 1)),
+        (b"00000001_a/b.png", encoded_datum(png, 2)),
+        (b"00000002_f", raw_datum(floats, 3)),
+    ]
+    export_lmdb(database(tmp_path / "db", rows), tmp_path / "out")
+    assert (tmp_path / "out" / "list.txt").read_text() == "a/b.png 1\n00000001_b.png 2\nf.npy 3\n"
+    assert (tmp_path / "out" / "a" / "b.png").read_bytes() == png
+    assert np.array_equal(np.load(tmp_path / "out" / "f.npy"), floats)
+
+
+def test_export_stays_in_its_folder(tmp_path):
+    path = database(tmp_path / "db", [(b"00000000_../evil.png", raw_datum(PICTURE, 0))])
+    with pytest.raises(DataError, match="leads out of the folder"):
+        export_lmdb(path, tmp_path / "out")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["db"]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="out: is already there"):
+        export_lmdb(path, tmp_path / "out")

@@ -1,0 +1,174 @@
+"""Before converting: what a net is made of, what is supported, and which weights go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .data.manifest import file_sha256, known_release, releases
+from .errors import IlgnetError, LayerError
+from .formats.caffemodel import CaffeModel, open_caffemodel
+from .formats.upgrade import upgrade_net
+from .graph.build import build_graph
+from .graph.node import Node
+from .graph.shapes import LARGEST_BLOB
+from .layers.base import BlobSpec, Layer, Shape
+from .layers.registry import make_layer
+from .loading import drop_fields
+from .schema import caffe_pb2 as pb
+from .weights import Fit, fit_weights
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """One layer: ``problem`` is empty where it is supported; ``note`` says what Caffe ignores as we do."""
+
+    name: str
+    type: str
+    tops: tuple[Shape, ...]
+    parameters: int
+    multiply_adds: int
+    problem: str = ""
+    note: str = ""
+    no_onnx: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found; ``multiply_adds`` and ``blob_bytes`` are for one picture."""
+
+    net: str
+    phase: str
+    layers: tuple[LayerAudit, ...]
+    inputs: dict[str, Shape]
+    outputs: tuple[str, ...]
+    parameters: int
+    multiply_adds: int
+    blob_bytes: int
+    upgrades: tuple[str, ...]
+    fit: Fit | None = None
+    release: str | None = None
+    sha256: str | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that stops a conversion, one line each."""
+        lines = [layer.problem for layer in self.layers if layer.problem]
+        if self.fit:
+            lines += [f"{name}: the weights file has no blobs for it" for name in self.fit.missing]
+            lines += list(self.fit.misshapen)
+        return tuple(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "problems": self.problems}
+
+
+def audit(
+    net: pb.NetParameter,
+    weights: CaffeModel | None = None,
+    *,
+    phase: str = "TEST",
+    input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Iterable[str] = (),
+) -> Audit:
+    """Look at every layer of a net, going on past those that are at fault.
+
+    A layer behind an unsupported one has no shapes; it is still checked for its fields.  Raises IlgnetError
+    only where the layers form no net at all.
+    """
+    notes: list[str] = []
+    graph = build_graph(drop_fields(upgrade_net(net, notes), ignore_fields), phase)
+    given = dict(input_shapes or {})
+    shapes: dict[str, Shape] = {}
+    specs: dict[str, list[BlobSpec]] = {}
+    rows = []
+    inputs: dict[str, Shape] = {}
+    for node in graph:
+        row, layer_specs, tops = _audit_layer(node, shapes, given)
+        rows.append(row)
+        specs[node.name] = layer_specs
+        shapes.update(zip(node.tops, tops, strict=False))
+        if not node.bottoms and not layer_specs:
+            inputs.update(zip(node.tops, tops, strict=False))
+    batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
+    known = _release_of(weights)
+    return Audit(
+        net=graph.name, phase=phase, layers=tuple(rows), inputs=inputs, outputs=graph.outputs,
+        parameters=sum(row.parameters for row in rows),
+        multiply_adds=sum(row.multiply_adds for row in rows) // batch,
+        blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in shapes.values()) // batch,
+        upgrades=tuple(notes), fit=fit_weights(specs, weights.layers) if weights else None,
+        release=known[0], sha256=known[1],
+    )  # fmt: skip
+
+
+def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **options: Any) -> Audit:
+    """Audit a net with a weights file; without a net, the one that `find_net` finds for the weights."""
+    model = open_caffemodel(weights) if weights is not None else None
+    if prototxt is None:
+        from .conversion.find import find_net
+
+        if model is None:
+            raise IlgnetError("give a prototxt, a caffemodel, or both")
+        prototxt = find_net(model).net
+    return audit(prototxt, model, **options)
+
+
+def _audit_layer(
+    node: Node, shapes: Mapping[str, Shape], given: Mapping[str, Shape]
+) -> tuple[LayerAudit, list[BlobSpec], list[Shape]]:
+    note = _idle_messages(node)
+    layer: Layer | None = None
+    try:
+        layer = make_layer(node)
+        if any(name not in shapes for name in node.bottoms):
+            return (
+                LayerAudit(
+                    node.name, node.type, (), 0, 0, note="shapes unknown: a layer before it is at fault"
+                ),
+                [],
+                [],
+            )
+        bottoms = [shapes[name] for name in node.bottoms]
+        tops = layer.input_shapes(given) if layer.is_input else layer.top_shapes(bottoms)
+        if any(prod(shape) > LARGEST_BLOB for shape in tops):
+            raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
+        specs = layer.blob_specs(bottoms)
+        parameters = sum(prod(spec.shape) for spec in specs)
+        work = layer.multiply_adds(bottoms, tops)
+        return (
+            LayerAudit(node.name, node.type, tuple(tops), parameters, work, note=note, no_onnx=layer.no_onnx),
+            specs,
+            tops,
+        )
+    except LayerError as error:
+        return LayerAudit(node.name, node.type, (), 0, 0, problem=str(error), note=note), [], []
+
+
+def _idle_messages(node: Node) -> str:
+    """Parameter messages of other layer types: Caffe reads past them, and so do we, but aloud."""
+    try:
+        own = make_layer(node).message
+    except LayerError:
+        return ""
+    always = {"transform_param", "loss_param", "scale_param" if node.type == "Bias" else ""}
+    idle = [
+        field.name
+        for field, _ in node.layer.ListFields()
+        if field.name.endswith("_param") and field.name != own and field.name not in always
+    ]
+    return f"{', '.join(idle)} is not read by this type" if idle else ""
+
+
+def _release_of(weights: CaffeModel | None) -> tuple[str | None, str | None]:
+    if weights is None:
+        return None, None
+    sha256 = file_sha256(weights.path)
+    release = known_release(sha256) if weights.path.stat().st_size in {r.size for r in releases()} else None
+    return (release.name if release else None), sha256

@@ -1,0 +1,1 @@
+"""The `ilgnet` commands: parsing and printing, one file a command."""

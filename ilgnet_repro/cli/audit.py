@@ -1,0 +1,121 @@
+"""``ilgnet audit``: what a net needs, before anything is converted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from ._console import results_console
+from ._options import add_net_options, read_shapes
+
+if TYPE_CHECKING:
+    from ..audit import Audit
+
+_EPILOG = """examples:
+  ilgnet audit deploy.prototxt
+  ilgnet audit deploy.prototxt net.caffemodel
+  ilgnet audit ilgnet.caffemodel
+  ilgnet audit net.caffemodel --candidates deploy.prototxt deploy_old.prototxt
+  ilgnet audit train_val.prototxt --phase TRAIN --shape data=32,3,224,224 --json
+
+ends with 1 if anything stands in the way of a conversion."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``audit``."""
+    parser = subparsers.add_parser(
+        "audit", help="what a net needs, and which weights fit it",
+        description="Show a net's layers, shapes, parameters and work, what is not supported, and what fits.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a prototxt, a caffemodel, or both")
+    parser.add_argument(
+        "--candidates", nargs="+", default=[], metavar="P", help="say which of these fits the weights"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_net_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Audit and print; 1 where something is at fault."""
+    from ..audit import audit_files
+    from ..errors import IlgnetError
+    from ..formats.prototxt import read_net
+
+    texts = [name for name in args.files if name.endswith((".prototxt", ".pbtxt", ".txt"))]
+    weights = [name for name in args.files if name not in texts]
+    if len(texts) > 1 or len(weights) > 1:
+        raise IlgnetError(
+            f"{args.files[1]}: give one prototxt and one caffemodel; others go with --candidates"
+        )
+    if args.candidates:
+        return _candidates(weights[0] if weights else "", args)
+    found = audit_files(
+        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase,
+        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_audit(found)
+    return 1 if found.problems else 0
+
+
+def _candidates(weights: str, args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ..conversion.find import deploy_candidates, match_built_in
+    from ..errors import IlgnetError
+    from ..formats.caffemodel import open_caffemodel
+
+    if not weights:
+        raise IlgnetError("--candidates needs a caffemodel to hold the nets against")
+    model = open_caffemodel(weights)
+    rows = [
+        (str(path), verdict) for path, verdict in deploy_candidates(model, [Path(p) for p in args.candidates])
+    ]
+    rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
+    print(json.dumps(dict(rows)) if args.json else "\n".join(f"{name}: {verdict}" for name, verdict in rows))
+    return 0 if any(verdict == "fits" for _, verdict in rows) else 1
+
+
+def print_audit(found: Audit) -> None:
+    """Print the findings as tables."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = results_console()
+    table = Table(title=escape(f"{found.net or 'net'}, phase {found.phase}"), title_justify="left")
+    for column in ("layer", "type", "top shape"):
+        table.add_column(column)
+    for column in ("parameters", "multiply-adds"):
+        table.add_column(column, justify="right")
+    table.add_column("remark")
+    for row in found.layers:
+        shapes = ", ".join("x".join(map(str, shape)) or "(scalar)" for shape in row.tops)
+        remark = "NOT SUPPORTED" if row.problem else row.note
+        table.add_row(
+            escape(row.name), row.type, shapes, f"{row.parameters:,}" if row.parameters else "",
+            f"{row.multiply_adds:,}" if row.multiply_adds else "", escape(remark),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{found.parameters:,} parameters; a picture takes {found.multiply_adds:,} multiply-adds "
+        f"and {found.blob_bytes:,} bytes of blobs; outputs: {', '.join(found.outputs)}"
+    )
+    for note in found.upgrades:
+        console.print(f"upgraded: {note}", markup=False)
+    if found.sha256:
+        console.print(
+            f"weights: SHA-256 {found.sha256}: {found.release or 'not a file the ILGNet authors released'}"
+        )
+    if found.fit:
+        fit = found.fit
+        console.print(
+            f"weights: {len(fit.matched)} layers fit, {len(fit.missing)} missing, {len(fit.misshapen)} misshapen"
+        )
+        if fit.extra:
+            console.print(f"weights: not in the net, ignored: {', '.join(fit.extra)}", markup=False)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", markup=False)

@@ -1,0 +1,54 @@
+"""``ilgnet sheet``: a page that shows what a list or database of pictures looks like."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+_EPILOG = """examples:
+  ilgnet sheet train_lmdb --out train.html
+  ilgnet sheet lists/AVA2/train.txt --root images/ --out train.html --out train.png"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``sheet``."""
+    parser = subparsers.add_parser(
+        "sheet",
+        help="counts, sizes and sample pictures of a list or database",
+        description="Write a summary page and contact sheet: rows by label, picture sizes, sample pictures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="an LMDB folder or a list file")
+    parser.add_argument("--root", default="", metavar="DIR/", help="put before the paths of a list")
+    parser.add_argument(
+        "--out", required=True, action="append", metavar="PAGE", help=".html or .png; may be repeated"
+    )
+    parser.add_argument("--per-label", type=int, default=12, metavar="N", help="samples shown (default 12)")
+    parser.add_argument(
+        "--sizes-of", type=int, default=1000, metavar="N", help="pictures measured (default 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather once, write each page."""
+    from ..data.sheet import make_sheet
+    from ..data.sheet_page import write_sheet
+
+    sheet = make_sheet(
+        args.source, args.root, per_label=args.per_label, sizes_of=args.sizes_of, seed=args.seed
+    )
+    for page in args.out:
+        write_sheet(sheet, page)
+    if args.json:
+        counts = {"rows": sheet.rows, "labels": sheet.labels, "unreadable": sheet.unreadable}
+        print(json.dumps({**counts, "pages": args.out}))
+    else:
+        for label, count in sheet.labels.items():
+            print(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")
+        for page in args.out:
+            print(f"{page}: {len(sheet.sizes):,} pictures measured, {len(sheet.unreadable):,} unreadable")
+    return 0

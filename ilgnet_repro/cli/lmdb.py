@@ -1,0 +1,206 @@
+"""``ilgnet lmdb``: make Caffe's picture databases, and look into them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from ._gflags import from_gflags
+
+if TYPE_CHECKING:
+    from ..data.build import BuildReport
+
+_EPILOG = """examples:
+  ilgnet lmdb make --resize_height=256 --resize_width=256 images/ train.txt train_lmdb
+  ilgnet lmdb make --encoded --encode_type=png --shuffle --seed 7 images/ train.txt train_lmdb
+  ilgnet lmdb info train_lmdb
+  ilgnet lmdb check train_lmdb --list train.txt --labels 2
+  ilgnet lmdb export train_lmdb pictures
+
+make takes the flags of Caffe's convert_imageset. A build that was stopped goes on when the same command is
+run again; pictures that cannot be read are left out and named in DB.bad.txt.
+check ends with 1 if it finds a fault."""
+
+_SWITCHES = {
+    "gray": "store grey pictures",
+    "shuffle": "put the rows in an order drawn by --seed",
+    "encoded": "store picture files (png, jpg), not pixels",
+    "check_size": "stop if a picture has another size than the first",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``lmdb`` with its four actions."""
+    parser = subparsers.add_parser(
+        "lmdb",
+        help="make, inspect, check and export Caffe's picture databases",
+        description="Make a Caffe LMDB from a picture list, or look into one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_make(actions.add_parser("make", help="build a database, as convert_imageset does"))
+    info = actions.add_parser("info", help="rows, labels, kinds and shapes")
+    check = actions.add_parser("check", help="decode every row, compare with a list")
+    export = actions.add_parser("export", help="back to picture files and a list")
+    for action in (info, check, export):
+        action.add_argument("database", metavar="DB")
+        action.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.add_argument("--list", metavar="LIST", help="the list it was made from")
+    check.add_argument("--seed", type=int, metavar="N", help="the seed, if it was made with --shuffle")
+    check.add_argument("--labels", type=int, metavar="N", help="number of classes; labels are 0 to N - 1")
+    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    export.add_argument("folder", metavar="FOLDER", help="a new folder for the pictures and list.txt")
+
+
+def _add_make(make: argparse.ArgumentParser) -> None:
+    make.add_argument("root", metavar="ROOTFOLDER/", help="put before the paths of the list")
+    make.add_argument("list", metavar="LISTFILE", help="rows of `path label`")
+    make.add_argument("database", metavar="DB_NAME", help="a new folder")
+    for name, help_ in _SWITCHES.items():
+        make.add_argument(f"--{name}", *_hyphened(name), action="store_true", help=help_)
+    for side in ("height", "width"):
+        name = f"resize_{side}"
+        make.add_argument(f"--{name}", *_hyphened(name), type=int, default=0, metavar="N", help="0: as it is")
+    make.add_argument(
+        "--encode_type", "--encode-type", default="", metavar="TYPE", help="png, jpg, …; implies --encoded"
+    )
+    make.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
+    make.add_argument("--seed", type=int, default=1, metavar="N", help="of --shuffle (default 1)")
+    make.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
+    make.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    make.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+
+def _hyphened(name: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}"] if "_" in name else []
+
+
+def make_arguments(convert_imageset: Sequence[str]) -> list[str]:
+    """Arguments of ``ilgnet`` that do what convert_imageset does with those given."""
+    return ["lmdb", "make", *from_gflags(convert_imageset, _SWITCHES)]
+
+
+def check_backend(name: str) -> None:
+    """Raise DataError unless the database kind is one we have."""
+    if name != "lmdb":
+        raise DataError(
+            f"--backend {name}: only lmdb is supported; leave the flag out, and use `backend: LMDB`"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action; 0, or 1 where a check found a fault."""
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
+        "make": _make,
+        "info": _info,
+        "check": _check,
+        "export": _export,
+    }
+    return actions[args.action](args)
+
+
+def _make(args: argparse.Namespace) -> int:
+    from ..data.build import BuildOptions, build_lmdb
+    from ..data.listfile import ImageList
+    from ._progress import progress_bar
+
+    check_backend(args.backend)
+    options = BuildOptions(
+        resize_height=args.resize_height,
+        resize_width=args.resize_width,
+        gray=args.gray,
+        encoded=args.encoded,
+        encode_type=args.encode_type,
+        check_size=args.check_size,
+        seed=args.seed if args.shuffle else None,
+    )
+    with progress_bar("making", len(ImageList(args.list))) as bar:
+        report = build_lmdb(
+            args.root,
+            args.list,
+            args.database,
+            options,
+            strict=args.strict,
+            workers=args.workers,
+            progress=lambda done, rows: bar(done),
+            on_bad=lambda bad: print(f"left out: row {bad.number}: {bad.reason}", file=sys.stderr),
+        )
+    _print_report(report, args)
+    return 0
+
+
+def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
+    if args.json:
+        bad = [row._asdict() for row in report.bad]
+        print(
+            json.dumps({"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad})
+        )
+        return
+    if report.began_at:
+        print(f"went on at row {report.began_at}", file=sys.stderr)
+    print(f"{report.path}: {report.stored:,} of {report.rows:,} rows stored")
+    if report.bad:
+        print(f"{report.path}.bad.txt: {len(report.bad):,} rows left out")
+
+
+def _info(args: argparse.Namespace) -> int:
+    from ..data.lmdb_check import summarise
+
+    summary = summarise(args.database)
+    if args.json:
+        print(json.dumps(asdict(summary)))
+        return 0
+    print(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
+    print(f"keys: {summary.first_key} to {summary.last_key}")
+    for title, counts in (("label", summary.labels), ("kind", summary.kinds), ("shape", summary.shapes)):
+        for value, count in list(counts.items())[:10]:
+            print(f"{title} {value}: {count:,} rows")
+        if len(counts) > 10:
+            print(f"{title}: {len(counts) - 10:,} more")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from ..data.listfile import ImageList
+    from ..data.lmdb_check import check_lmdb
+    from ..data.lmdb_read import LmdbReader
+    from ._progress import progress_bar
+
+    images = ImageList(args.list, args.seed) if args.list else None
+    with progress_bar("checking", len(LmdbReader(args.database))) as bar:
+        found = check_lmdb(
+            args.database,
+            images=images,
+            labels=args.labels,
+            workers=args.workers,
+            progress=lambda done, rows: bar(done),
+        )
+    if args.json:
+        print(json.dumps(asdict(found)))
+    else:
+        for fault in found.faults:
+            print(fault)
+        if found.fault_count > len(found.faults):
+            print(f"… and {found.fault_count - len(found.faults):,} more")
+        print(f"{args.database}: {found.rows:,} rows, {found.fault_count:,} faults")
+    return 1 if found.fault_count else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..data.lmdb_export import export_lmdb
+    from ..data.lmdb_read import LmdbReader
+    from ._progress import progress_bar
+
+    with progress_bar("exporting", len(LmdbReader(args.database))) as bar:
+        rows = export_lmdb(args.database, args.folder, lambda done, rows: bar(done))
+    if args.json:
+        print(json.dumps({"folder": args.folder, "rows": rows}))
+    else:
+        print(f"{args.folder}: {rows:,} pictures and list.txt")
+    return 0

@@ -1,0 +1,82 @@
+"""``ilgnet COMMAND``: finds the command, runs it, and turns what goes wrong into one line and a status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ..errors import IlgnetError
+from ..version import __version__
+
+# Command -> module of this folder (with `add_parser` and `run`), in the order of the help.
+COMMANDS = {
+    "convert": "convert",
+    "audit": "audit",
+    "score": "score",
+    "partition": "partition",
+    "data": "data",
+    "lmdb": "lmdb",
+    "mean": "mean",
+    "sheet": "data_sheet",
+    "test": "test",
+    "report": "report",
+    "train": "train",
+    "caffe": "caffe",
+    "demo": "demo",
+}
+
+DONE, WRONG_INPUT, OUR_FAULT, INTERRUPTED = 0, 1, 3, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="ilgnet",
+        description="Caffe nets on PyTorch with Caffe's own numbers: convert, check, score, test and train.",
+        epilog="`ilgnet COMMAND --help` shows a command's options and examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"ilgnet_repro {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS.values():
+        import_module(f".{module}", __package__).add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 a fault of ours, 130 interrupted."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse ends with 2 for a wrong option: the input was wrong
+        return WRONG_INPUT if stop.code else DONE
+    module = import_module(f".{COMMANDS[arguments.command]}", __package__)
+    return guarded(lambda: module.run(arguments))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run ``work`` and return its status, or the one that stands for what it raised."""
+    try:
+        return work()
+    except IlgnetError as error:
+        print(f"ilgnet: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("ilgnet: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception:
+        traceback.print_exc()
+        print(
+            "ilgnet: this is a fault of ours, not of your input; please report the lines above",
+            file=sys.stderr,
+        )
+        return OUR_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""``ilgnet mean``: the mean image of a database, as ``compute_image_mean`` computes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ._gflags import from_gflags
+from .lmdb import check_backend
+
+_EPILOG = """examples:
+  ilgnet mean train_lmdb mean.binaryproto
+  ilgnet mean train_lmdb                       print the channel means only
+  ilgnet mean mean.binaryproto mean.npy        the same mean in another kind of file
+
+Sums are exact. Caffe's are float32, which can differ from row 65,794 on; --caffe-rounding gives its bits."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``mean``."""
+    parser = subparsers.add_parser(
+        "mean",
+        help="compute, print or convert a mean image",
+        description="Compute the mean image of a Caffe LMDB, or read a mean file; print the channel means.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", metavar="INPUT_DB", help="an LMDB folder, or a mean file")
+    parser.add_argument(
+        "output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto, or .npy by its suffix"
+    )
+    parser.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
+    parser.add_argument("--caffe-rounding", action="store_true", help="sum in float32, as Caffe does")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print the means as JSON")
+
+
+def mean_arguments(compute_image_mean: Sequence[str]) -> list[str]:
+    """Arguments of ``ilgnet`` that do what compute_image_mean does with those given."""
+    return ["mean", *from_gflags(compute_image_mean, ("caffe-rounding", "json"))]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute or read, write where asked, and print the channel means in Caffe's words."""
+    from ..data.mean import MeanImage, compute_mean, read_mean, write_mean
+
+    check_backend(args.backend)
+    if Path(args.input).is_file():
+        mean = MeanImage(read_mean(args.input), 0)
+    else:
+        from ..data.lmdb_read import LmdbReader
+        from ._progress import progress_bar
+
+        with progress_bar("summing", len(LmdbReader(args.input))) as bar:
+            mean = compute_mean(
+                args.input,
+                caffe_rounding=args.caffe_rounding,
+                workers=args.workers,
+                progress=lambda done, rows: bar(done),
+            )
+    if args.output:
+        write_mean(args.output, mean.image)
+    if args.json:
+        print(json.dumps({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
+        return 0
+    print(f"Number of channels: {len(mean.channels)}")
+    for channel, value in enumerate(mean.channels):
+        print(f"mean_value channel [{channel}]: {value:g}")
+    return 0

@@ -1,0 +1,1 @@
+"""Files out: safetensors, ONNX, torch.export, Python source and caffemodels, each verified."""

@@ -1,0 +1,113 @@
+"""One conversion in hand: the graph, the mapped arrays and what is known of them, for the writers to use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.manifest import Release
+from ..data.preprocess import Preprocessing
+from ..formats.prototxt import format_message
+from ..graph.node import Graph
+from ..graph.sharing import find_owners
+from ..layers.base import BlobSpec, Shape
+from ..net import CaffeNet
+from ..schema import caffe_pb2 as pb
+from ..version import __version__
+
+FORMAT = "1"
+MEAN_TENSOR = "preprocessing/mean_image"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from; ``net`` is what the weights file itself calls its net."""
+
+    file: str
+    bytes: int
+    sha256: str
+    release: Release | None
+    net: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        known = self.release.name if self.release else None
+        return {
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "release": known,
+            "net": self.net,
+        }
+
+
+PENDING = Source("", 0, "0" * 64, None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked of the writers; each writer reads what concerns it."""
+
+    fold: bool = False
+    with_preprocessing: bool = False
+    input_order: str = "RGB"
+    precision: str = "float32"
+    dynamic_size: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a writer needs; ``folder`` is where it puts its files, named from ``stem``."""
+
+    net_text: pb.NetParameter
+    graph: Graph
+    specs: Mapping[str, list[BlobSpec]]
+    shapes: Mapping[str, Shape]
+    arrays: Mapping[str, list[np.ndarray]]
+    source: Callable[[], Source]  # awaits the digest, which is computed while files are written
+    preprocessing: Preprocessing | None
+    input_shapes: Mapping[str, Shape]
+    folder: Path
+    stem: str
+    options: Options
+    progress: Callable[[int], None] | None = None
+
+    @cached_property
+    def net(self) -> CaffeNet:
+        """The net over the mapped arrays, for the writers that walk its layers."""
+        return CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes)
+
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """Every blob once, as ``layer.blob``, float32, in Caffe's order; shared ones under their owner."""
+        borrowed = find_owners(
+            self.graph, {name: [s.shape for s in blobs] for name, blobs in self.specs.items()}
+        )
+        return {
+            f"{name}.{spec.name}": array.astype(np.float32, copy=False)
+            for name, blobs in self.arrays.items()
+            for index, (spec, array) in enumerate(zip(self.specs[name], blobs, strict=True))
+            if (name, index) not in borrowed
+        }
+
+    def metadata(self, source: Source | None = None) -> dict[str, str]:
+        """What travels inside a converted file: the net's text, preprocessing and provenance.
+
+        ``source`` stands in for the real one while its digest is still being computed.
+        """
+        return {
+            "ilgnet_repro.format": FORMAT,
+            "ilgnet_repro.version": __version__,
+            "caffe.net": format_message(self.net_text),
+            "caffe.phase": self.graph.phase,
+            "caffe.input_shapes": json.dumps(
+                {name: list(shape) for name, shape in self.input_shapes.items()}
+            ),
+            "source": json.dumps((source or self.source()).to_json()),
+            **({"preprocessing": self.preprocessing.to_json()} if self.preprocessing else {}),
+        }

@@ -1,0 +1,83 @@
+"""A converted file back as a net: the graph, the weights and the preprocessing are all in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.preprocess import Preprocessing
+from ..errors import FormatError, WeightsError
+from ..formats.prototxt import parse_net
+from ..graph.build import build_graph
+from ..graph.sharing import find_owners, show_shape
+from ..net import CaffeNet, plan_net
+from .job import MEAN_TENSOR
+from .safetensors_file import TensorFile, open_safetensors
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a converted file says of itself."""
+
+    metadata: dict[str, str]
+    preprocessing: Preprocessing | None
+    source: dict[str, Any]
+
+
+def load(path: str | os.PathLike[str]) -> CaffeNet:
+    """Return the net of a file that `convert` wrote; its weights are mapped from it, not copied.
+
+    ``net.converted`` holds the preprocessing and provenance.  Raises FormatError if the file is another
+    one's, WeightsError if its tensors do not fit its net.
+    """
+    file = open_safetensors(path)
+    if "caffe.net" not in file.metadata:
+        raise FormatError(f"{path}: holds no Caffe net; only files written by `ilgnet convert` can be loaded")
+    try:
+        shapes = {
+            name: tuple(shape) for name, shape in json.loads(file.metadata["caffe.input_shapes"]).items()
+        }
+        phase = file.metadata["caffe.phase"]
+        source = json.loads(file.metadata["source"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"{path}: its metadata are not as `ilgnet convert` writes them ({error})"
+        ) from error
+    graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase)
+    net = CaffeNet(graph, _arrays(file, plan_net(graph, shapes).specs, graph), input_shapes=shapes)
+    net.converted = Converted(file.metadata, _preprocessing(file), source)
+    return net
+
+
+def _arrays(file: TensorFile, specs: dict, graph: Any) -> dict[str, list[np.ndarray]]:
+    owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
+    arrays: dict[str, list[np.ndarray]] = {}
+    for name, blobs in specs.items():
+        for index, spec in enumerate(blobs):
+            if (name, index) in owners:
+                owner = owners[name, index]
+                arrays.setdefault(name, []).append(arrays[owner.layer][owner.index].reshape(spec.shape))
+                continue
+            tensor = file.tensors.get(f"{name}.{spec.name}")
+            if tensor is None:
+                raise WeightsError(
+                    f"{file.path}: holds no tensor {name}.{spec.name}; convert the weights again"
+                )
+            if tuple(tensor.shape) != spec.shape:
+                raise WeightsError(
+                    f"{file.path}: tensor {name}.{spec.name} is {show_shape(tuple(tensor.shape))}, "
+                    f"the net needs {show_shape(spec.shape)}; convert the weights again"
+                )
+            arrays.setdefault(name, []).append(tensor.numpy())
+    return arrays
+
+
+def _preprocessing(file: TensorFile) -> Preprocessing | None:
+    if "preprocessing" not in file.metadata:
+        return None
+    mean = file.tensors.get(MEAN_TENSOR)
+    return Preprocessing.from_json(file.metadata["preprocessing"], None if mean is None else mean.numpy())

@@ -1,0 +1,132 @@
+"""Dense weights in fewer bits: bfloat16, float16, or int8 with one scale an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import IlgnetError
+from ..graph.node import Graph
+from ..graph.sharing import find_owners
+from ..layers.base import BlobSpec, Layer
+
+FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("float32", *FLOATS, "int8")
+DENSE = "InnerProduct"
+WEIGHT = "weight"
+SCALE_SUFFIX = "_scale"
+LARGEST = 127
+ROWS_AT_ONCE = 16 << 20  # values, so that no second copy of the weights is ever made
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """A dense layer's weights as they are stored; ``axis`` is that of the outputs.
+
+    int8 values stand for ``values * scale``, symmetric about 0, with one scale an output; the floats
+    stand for themselves and have no scale.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    axis: int
+
+    def restore(self) -> Tensor:
+        """The weights as float32."""
+        return widen(self.values, self.scale, self.axis)
+
+
+def widen(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
+    """Return stored values as float32."""
+    wide = values.to(torch.float32)
+    if scale is None:
+        return wide
+    return wide.mul_(scale[:, None] if axis == 0 else scale)
+
+
+def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
+    """Return float32 weights (two axes) in ``precision``, a piece at a time.
+
+    Raises IlgnetError for a precision that is none, and for float16 where a weight is past its range.
+    """
+    weights = torch.from_numpy(np.asarray(array, dtype=np.float32))
+    pieces = range(0, weights.shape[0], max(1, ROWS_AT_ONCE // max(weights.shape[1], 1)))
+    step = pieces.step
+    if precision in FLOATS:
+        kind = FLOATS[precision]
+        values = torch.empty(weights.shape, dtype=kind)
+        for start in pieces:
+            piece = weights[start : start + step]
+            if piece.abs().max() > torch.finfo(kind).max:
+                raise IlgnetError(
+                    f"--precision {precision}: a weight of {piece.abs().max():.3g} is past its range"
+                )
+            values[start : start + step] = piece
+        return Reduced(values, None, axis)
+    if precision != "int8":
+        raise IlgnetError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
+    largest = torch.zeros(weights.shape[axis])
+    for start in pieces:
+        piece = weights[start : start + step].abs().amax(1 - axis)
+        part = slice(start, start + step) if axis == 0 else slice(None)
+        largest[part] = torch.maximum(largest[part], piece)
+    scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+    values = torch.empty(weights.shape, dtype=torch.int8)
+    for start in pieces:
+        rows = slice(start, start + step)
+        values[rows] = (weights[rows] / (scale[rows, None] if axis == 0 else scale)).round_()
+    return Reduced(values, scale, axis)
+
+
+def reduce_dense(
+    graph: Graph, specs: Mapping[str, list[BlobSpec]], arrays: Mapping[str, list[np.ndarray]], precision: str
+) -> dict[str, Reduced]:
+    """Reduce the weights of every InnerProduct layer; those that layers share stay float32."""
+    if precision == "float32":
+        return {}
+    owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
+    shared = {key[0] for key in owners} | {owner.layer for owner in owners.values()}
+    return {
+        node.name: reduce_weights(arrays[node.name][0], precision, output_axis(node.layer))
+        for node in graph
+        if node.type == DENSE and node.name in arrays and node.name not in shared
+    }
+
+
+def output_axis(layer: object) -> int:
+    """The axis of an InnerProduct's weights that counts its outputs."""
+    return int(layer.inner_product_param.transpose)  # type: ignore[attr-defined]
+
+
+def hold_reduced(layer: Layer, reduced: Reduced) -> None:
+    """Have a dense layer keep its weights reduced; each pass widens them, and no float32 copy stays."""
+    delattr(layer, WEIGHT)
+    layer.register_buffer(WEIGHT, reduced.values)
+    parametrize.register_parametrization(layer, WEIGHT, _Widen(reduced.scale, reduced.axis), unsafe=True)
+
+
+def reduced_blob(layer: Layer, name: str) -> Reduced | None:
+    """The stored form of a layer's blob, or None where it is float32."""
+    if not parametrize.is_parametrized(layer, name):
+        return None
+    held = layer.parametrizations[name]  # type: ignore[index]
+    return Reduced(held.original, held[0].scale, held[0].axis)
+
+
+class _Widen(nn.Module):
+    """From stored values to float32, whenever the weights are read."""
+
+    scale: Tensor | None
+
+    def __init__(self, scale: Tensor | None, axis: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.axis = axis
+
+    def forward(self, values: Tensor) -> Tensor:
+        return widen(values, self.scale, self.axis)

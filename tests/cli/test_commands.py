@@ -1,0 +1,178 @@
+"""The commands as a user types them: results on stdout, one line on stderr, the exit status."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_nets import SMALL_TEXT, write_weights
+
+from ilgnet_repro.cli import document
+from ilgnet_repro.cli.main import COMMANDS, guarded, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with small.caffemodel, deploy.prototxt and two pictures, as the working folder."""
+    write_weights(tmp_path / "small.caffemodel")
+    (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
+    (tmp_path / "pictures").mkdir()
+    for index, (height, width) in enumerate(((20, 31), (17, 12))):
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "pictures" / f"{index}.png"), pixels)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_convert(folder, capsys) -> None:
+    status, out, err = run(capsys, "convert", "small.caffemodel", "--verify")
+    assert (status, err) == (0, "")
+    assert "small.safetensors" in out
+    assert "largest difference" in out
+
+
+def test_convert_json(folder, capsys) -> None:
+    status, out, _ = run(capsys, "convert", "small.caffemodel", "--verify", "--json", "--mean-value", "104,117,123")
+    report = json.loads(out)
+    assert status == 0
+    assert report["net"] == "small"
+    assert report["verified"][0]["equal"] is True
+    assert json.loads(report["preprocessing"])["mean_value"] == [104, 117, 123]
+    assert json.loads(report["preprocessing"])["size"] == [9, 7]
+
+
+def test_score(folder, capsys) -> None:
+    run(capsys, "convert", "small.caffemodel", "--mean-value", "104,117,123")
+    status, out, _ = run(capsys, "score", "pictures", "--weights", "small.safetensors", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [row["picture"] for row in rows] == ["pictures/0.png", "pictures/1.png"]
+    for row in rows:
+        assert sum(row["outputs"]["prob"]) == pytest.approx(1)
+
+
+def test_scores_do_not_depend_on_the_batch(folder, capsys) -> None:
+    arguments = ("score", "pictures", "--weights", "small.caffemodel", "--prototxt", "deploy.prototxt", "--order", "RGB")
+    _, together, _ = run(capsys, *arguments, "--json")
+    _, apart, _ = run(capsys, *arguments, "--json", "--batch", "1")
+    for left, right in zip(together.splitlines(), apart.splitlines(), strict=True):
+        np.testing.assert_allclose(
+            json.loads(left)["outputs"]["prob"], json.loads(right)["outputs"]["prob"], rtol=1e-5, atol=1e-7
+        )
+
+
+def test_audit(folder, capsys) -> None:
+    status, out, _ = run(capsys, "audit", "deploy.prototxt", "small.caffemodel", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["parameters"] == 4 * 27 + 4 + 5 * 24 + 5
+    # Convolution: 4 x 7 x 5 outputs of 27 terms; InnerProduct: 5 of 24.
+    assert found["multiply_adds"] == 4 * 7 * 5 * 27 + 5 * 24
+    assert found["fit"]["matched"] == ["conv", "ip"]
+    assert found["problems"] == []
+
+
+def test_audit_names_every_problem_at_once(folder, capsys) -> None:
+    text = SMALL_TEXT.replace('"Softmax"', '"Sofmax"').replace("num_output: 5", "num_output: 6")
+    (folder / "deploy.prototxt").write_text(text.replace("kernel_size: 3 stride", "foo: 2 kernel_size: 3 stride"))
+    status, out, _ = run(capsys, "audit", "deploy.prototxt", "small.caffemodel")
+    assert status == 1
+    assert "problem: pool (Pooling): field pooling_param.foo (line 7) is unknown" in out
+    assert "problem: prob (Sofmax): layer type is unknown" in out
+
+
+def test_audit_candidates(folder, capsys) -> None:
+    (folder / "other.prototxt").write_text(SMALL_TEXT.replace('name: "ip"', 'name: "fc"'))
+    arguments = ("audit", "small.caffemodel", "--candidates", "other.prototxt", "deploy.prototxt", "--json")
+    status, out, _ = run(capsys, *arguments)
+    assert (status, json.loads(out)) == (0, {"other.prototxt": "fc", "deploy.prototxt": "fits"})
+
+
+REFUSED = [
+    ("no weights file", ["convert", "none.caffemodel"], "ilgnet: none.caffemodel: cannot be read "),
+    ("a folder", ["convert", "pictures"], "ilgnet: pictures: "),
+    ("unknown format", ["convert", "small.caffemodel", "--to", "tflite"], "ilgnet: format 'tflite' is unknown; "),
+    (
+        "bad shape", ["audit", "deploy.prototxt", "--shape", "data=1,x"],
+        "ilgnet: --shape data=1,x: write INPUT=N,C,H,W with numbers over 0, as data=1,3,227,227",
+    ),
+    (
+        "bad mean", ["convert", "small.caffemodel", "--mean-value", "a,b"],
+        "ilgnet: --mean-value a,b: write one number, or three as 104,117,123",
+    ),
+    (
+        "preprocessing unknown", ["score", "pictures", "--weights", "small.caffemodel"],
+        "ilgnet: net 'small': nothing says how its pictures are prepared; ",
+    ),
+    ("no pictures", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no pictures"),
+    ("no picture", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
+     "ilgnet: deploy.prototxt: is not a picture that can be decoded; give a JPEG or PNG"),
+    ("two prototxts", ["audit", "deploy.prototxt", "b.prototxt"], "ilgnet: b.prototxt: give one prototxt "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_refused_in_one_line_with_status_1(folder, capsys, arguments, message) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_option_ends_with_1_and_help_with_0(capsys) -> None:
+    assert run(capsys, "convert")[0] == 1
+    assert run(capsys, "--help")[0] == 0
+
+
+def test_faults_of_ours_and_interruptions_have_their_own_status(capsys) -> None:
+    def broken() -> int:
+        raise KeyError("x")
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert guarded(broken) == 3
+    assert "this is a fault of ours" in capsys.readouterr().err
+    assert guarded(interrupted) == 130
+
+
+def test_help_does_not_import_what_is_heavy() -> None:
+    code = (
+        "import sys; from ilgnet_repro.cli.main import main; main(['--help']);"
+        "heavy = {'torch', 'cv2', 'onnx', 'sklearn', 'scipy', 'matplotlib', 'numpy', 'rich'} & set(sys.modules);"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_is_documented_and_has_examples() -> None:
+    text = document.PAGE.read_text(encoding="utf-8")
+    assert text == document.page(), "docs/commands.md is old: python -m ilgnet_repro.cli.document --write"
+    for command in COMMANDS:
+        section = text.split(f"`ilgnet {command}`\n", 1)[1]
+        assert "examples:" in section.split("\n## ", 1)[0], f"{command} shows no examples"
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_tools_are_thin(tool: str) -> None:
+    path = ROOT / "tools" / tool
+    tree = ast.parse(path.read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert all(name.split(".")[:2] == ["ilgnet_repro", "cli"] for name in modules if name.startswith("ilgnet"))
+    assert len(path.read_text().splitlines()) < 30
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

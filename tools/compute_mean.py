@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Compute a mean image as compute_image_mean does: compute_mean.py INPUT_DB [OUTPUT_FILE]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a checkout, without installing
+
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.cli.mean import mean_arguments
+
+if __name__ == "__main__":
+    sys.exit(main(mean_arguments(sys.argv[1:])))

@@ -65,6 +65,7 @@ class CaffeNet(nn.Module):
             top for node, layer in self._sequence if layer.is_input for top in node.tops
         )
         self.outputs: tuple[str, ...] = graph.outputs
+        self._whole_numbers = self._find_whole_numbers()
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
 
     # ------------------------------------------------------------------ parameters
@@ -208,6 +209,15 @@ class CaffeNet(nn.Module):
                 steps.append((node, layer))
         return steps[::-1]
 
+    def _find_whole_numbers(self) -> frozenset[str]:
+        """The inputs that are read only as labels or indices."""
+        uses = [
+            (bottom, index in layer.index_bottoms)
+            for node, layer in self._sequence
+            for index, bottom in enumerate(node.bottoms)
+        ]
+        return frozenset(name for name in self.inputs if all(whole for bottom, whole in uses if bottom == name))
+
     def _check_sizes(self, inputs: Mapping[str, Tensor]) -> None:
         """Refuse, by layer name, inputs of a size that the weights do not fit; each size is checked once."""
         sizes = {name: tuple(inputs[name].shape) for name in self.inputs if name in inputs}
@@ -232,8 +242,11 @@ class CaffeNet(nn.Module):
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value)
         parameter = next(self.parameters(), None)
-        if parameter is not None and (value.dtype != parameter.dtype or value.device != parameter.device):
-            value = value.to(device=parameter.device, dtype=parameter.dtype)
+        if parameter is None:
+            return value
+        dtype = torch.float32 if name in self._whole_numbers else parameter.dtype
+        if value.dtype != dtype or value.device != parameter.device:
+            value = value.to(device=parameter.device, dtype=dtype)
         return value
 
 

@@ -24,7 +24,7 @@ def build_graph(
         raise GraphError(f"net {net.name!r} has no layer in phase {phase}; check include rules and phase")
     for layer in layers:
         if not layer.type:
-            raise GraphError(f"{layer.name or '(unnamed)'}: has no type; write type: \"...\"")
+            raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
 
     names = _unique_names(layers)
     last_writer = {top: index for index, layer in enumerate(layers) for top in layer.top}

@@ -34,6 +34,7 @@ accuracy.uses = class_accuracy.uses = (label_rows,)  # type: ignore[attr-defined
 class Accuracy(Layer):
     """The share of labels whose class is among the `top_k` best; the optional second top is each class's."""
 
+    index_bottoms = (1,)
     message = "accuracy_param"
     fields = ("top_k", "axis", "ignore_label")
     bottom_count = (2, 2)

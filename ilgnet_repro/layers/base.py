@@ -95,6 +95,9 @@ class Layer(nn.Module):
     top_count: ClassVar[tuple[int, int | None]] = (1, 1)
     # Loss layers weigh their first top by 1 unless told otherwise, and may leave it unnamed.
     is_loss: ClassVar[bool] = False
+    # Bottoms that hold whole numbers (labels, rows): kept in float32 where the net runs in bfloat16, which
+    # has no 257.
+    index_bottoms: ClassVar[tuple[int, ...]] = ()
     # The tops are values that the caller feeds.
     is_input: ClassVar[bool] = False
     # The tops' sizes depend on values; `top_shapes` gives the most they can be.

@@ -78,6 +78,7 @@ class InnerProduct(Layer):
 class Embed(Layer):
     """A row of the weights for every number in the bottom, which holds 0 to input_dim − 1 as floats."""
 
+    index_bottoms = (0,)
     message = "embed_param"
     fields = ("num_output", "input_dim", "bias_term", "weight_filler", "bias_filler")
 

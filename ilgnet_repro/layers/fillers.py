@@ -48,7 +48,7 @@ def _gaussian(filler: pb.FillerParameter, shape: Shape, generator: Generator, er
 def _fan(filler: pb.FillerParameter, shape: Shape) -> float:
     """The count a variance is divided by; Caffe's fan_out is count / shape[1], whatever the layer."""
     count = prod(shape)
-    fan_in = count / shape[0]
+    fan_in = count / (shape[0] if shape else 1)
     fan_out = count / shape[1] if len(shape) > 1 else count
     if filler.variance_norm == pb.FillerParameter.AVERAGE:
         return (fan_in + fan_out) / 2

@@ -21,7 +21,7 @@ def multinomial_logistic_loss(probabilities, labels, threshold):
     """Mean of minus the log of the label's probability, whose slope stays the threshold's below it."""
     p = probabilities.flatten(1).gather(1, labels.reshape(-1, 1).long())
     p = torch.where(p < threshold, threshold + (p - p.detach()), p)
-    return -p.log().sum() / len(probabilities)
+    return -p.log().sum() / probabilities.shape[0]
 
 
 def hinge_loss(x, labels, norm):
@@ -29,7 +29,7 @@ def hinge_loss(x, labels, norm):
     rows = x.flatten(1)
     sign = 1 - 2 * F.one_hot(labels.reshape(-1).long(), rows.shape[1]).to(x.dtype)
     margins = F.relu(1 + sign * rows)
-    return (margins if norm == "L1" else margins.square()).sum() / len(x)
+    return (margins if norm == "L1" else margins.square()).sum() / x.shape[0]
 
 
 # ---------------------------------------------------------------------- layers
@@ -37,6 +37,8 @@ def hinge_loss(x, labels, norm):
 
 class _PictureLoss(Loss):
     """Losses with one label a picture, over all that a picture holds."""
+
+    index_bottoms = (1,)
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         x, labels = bottoms

@@ -22,7 +22,7 @@ def sigmoid_cross_entropy_loss(x, target, mode, ignore_label):
     target = target.detach().reshape(x.shape)
     losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
     counts = torch.ones_like(x, dtype=torch.bool) if ignore_label is None else target.long() != ignore_label
-    return normalized_sum(losses, counts, mode, len(x))
+    return normalized_sum(losses, counts, mode, x.shape[0])
 
 
 def contrastive_loss(a, b, similar, margin, legacy):
@@ -35,7 +35,7 @@ def contrastive_loss(a, b, similar, margin, legacy):
         short = F.relu(margin - distance)
         # Caffe's slope divides by the distance plus 1e-4, so that equal pairs have one.
         apart = short.square() - short / (distance + 1e-4) * (squared - squared.detach())
-    return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * len(a))
+    return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * a.shape[0])
 
 
 def smooth_l1_loss(x, target, sigma, inside=1, outside=1):
@@ -43,9 +43,8 @@ def smooth_l1_loss(x, target, sigma, inside=1, outside=1):
     difference = inside * (x - target)
     size = difference.abs()
     squared = sigma**2
-    return (
-        outside * torch.where(size < 1 / squared, 0.5 * squared * size**2, size - 0.5 / squared)
-    ).sum() / len(x)
+    losses = torch.where(size < 1 / squared, 0.5 * squared * size**2, size - 0.5 / squared)
+    return (outside * losses).sum() / x.shape[0]
 
 
 sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined]
@@ -84,7 +83,7 @@ class EuclideanLoss(_EqualLoss):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         a, b = bottoms
-        return ((a - b.reshape(a.shape)).square().sum() / (2 * len(a)),)
+        return ((a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0]),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         a, b = bottoms
@@ -95,7 +94,7 @@ class EuclideanLoss(_EqualLoss):
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         a, b = bottoms
         like = b if code.shape(0) == code.shape(1) else f"{b}.reshape({a}.shape)"
-        return [f"({a} - {like}).square().sum() / (2 * len({a}))"]
+        return [f"({a} - {like}).square().sum() / (2 * {a}.shape[0])"]
 
 
 @register("SigmoidCrossEntropyLoss")

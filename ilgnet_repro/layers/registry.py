@@ -5,41 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
 from ..errors import IlgnetError, LayerError
 from ..graph.node import Node
 from .base import Layer
-
-# Every module listed here is imported before the first look-up, and registers its classes.
-FAMILIES = (
-    "accuracy",
-    "activation",
-    "bn",
-    "conv",
-    "data",
-    "dense",
-    "detection",
-    "eltwise",
-    "im2col",
-    "join",
-    "loss",
-    "loss_label",
-    "loss_pair",
-    "lrn",
-    "math",
-    "norm",
-    "pool",
-    "prior_box",
-    "proposal",
-    "python_layer",
-    "recurrent",
-    "resize",
-    "scale",
-    "select",
-    "shape",
-    "softmax",
-    "vision",
-)
 
 _classes: dict[str, type[Layer]] = {}
 
@@ -62,8 +33,9 @@ def register(*types: str) -> Callable[[type[Layer]], type[Layer]]:
 
 @cache
 def _load_families() -> None:
-    for family in FAMILIES:
-        import_module(f"{__package__}.{family}")
+    # Every module of this folder: a new file of layers needs no entry anywhere.
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
 
 
 def layer_types() -> dict[str, type[Layer]]:

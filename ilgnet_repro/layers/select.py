@@ -66,6 +66,7 @@ class Crop(Layer):
 class BatchReindex(Layer):
     """The first bottom's pictures in the order, and as often, as the second bottom numbers them."""
 
+    index_bottoms = (1,)
     bottom_count = (2, 2)
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:

@@ -40,14 +40,20 @@ def test_a_reader_between_two_writers_reads_the_first() -> None:
 OUTPUTS = [
     ("one", [layer("p", "Power", "x", "out")], ("out",)),
     ("in order of bytes, not of layers", [layer("s", "Slice", "x", "b a Z")], ("Z", "a", "b")),
-    ("an unread top of several", [layer("s", "Slice", "x", "a b"), layer("p", "Power", "a", "c")], ("b", "c")),
+    (
+        "an unread top of several",
+        [layer("s", "Slice", "x", "a b"), layer("p", "Power", "a", "c")],
+        ("b", "c"),
+    ),
     ("in place last", [layer("p", "Power", "x", "a"), layer("r", "ReLU", "a", "a")], ("a",)),
     ("silenced", [layer("s", "Slice", "x", "a b"), layer("q", "Silence", "b", "")], ("a",)),
     ("a loss without a top is no output", [layer("s", "EuclideanLoss", "x x", "")], ()),
 ]
 
 
-@pytest.mark.parametrize(("layers", "expected"), [row[1:] for row in OUTPUTS], ids=[row[0] for row in OUTPUTS])
+@pytest.mark.parametrize(
+    ("layers", "expected"), [row[1:] for row in OUTPUTS], ids=[row[0] for row in OUTPUTS]
+)
 def test_outputs(layers, expected) -> None:
     assert graph(*layers).outputs == expected
 
@@ -100,5 +106,7 @@ def test_refused(layers, message) -> None:
 
 
 def test_an_empty_phase_is_refused() -> None:
-    with pytest.raises(IlgnetError, match=r"net 'n' has no layer in phase TRAIN; check include rules and phase"):
+    with pytest.raises(
+        IlgnetError, match=r"net 'n' has no layer in phase TRAIN; check include rules and phase"
+    ):
         build_graph(parse_net('name: "n" layer { name: "x" type: "Input" include { phase: TEST } }'), "TRAIN")

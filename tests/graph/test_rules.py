@@ -30,7 +30,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("rules", "phase", "level", "stages", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+    ("rules", "phase", "level", "stages", "expected"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
 )
 def test_rules(rules, phase, level, stages, expected) -> None:
     layer = parse_net(f'layer {{ name: "x" type: "ReLU" {rules} }}').layer[0]

@@ -72,6 +72,17 @@ def test_other_precisions(net, data, dtype, tolerance) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_indices_stay_whole_in_bfloat16() -> None:
+    text = """
+    layer { name: "row" type: "Input" top: "row" input_param { shape { dim: 3 } } }
+    layer { name: "embed" type: "Embed" bottom: "row" top: "out"
+      embed_param { num_output: 2 input_dim: 600 weight_filler { type: "uniform" } bias_term: false } }"""
+    net = CaffeNet(build_graph(parse_net(text)), seed=1).bfloat16()
+    rows = [257, 258, 599]
+    expected = net.params["embed"][0][rows]
+    assert torch.equal(net(row=torch.tensor(rows, dtype=torch.float32))["out"], expected)
+
+
 def test_state_dict_round_trip(net, data) -> None:
     other = CaffeNet(build_graph(parse_net(TEXT)), seed=12)
     assert not torch.allclose(other(data=data)["prob"], net(data=data)["prob"])
@@ -103,7 +114,9 @@ def test_compile(net, data) -> None:
 
 
 def test_propagate_down_stops_the_gradient() -> None:
-    text = TEXT.replace('name: "ip" type: "InnerProduct" ', 'name: "ip" type: "InnerProduct" propagate_down: false ')
+    text = TEXT.replace(
+        'name: "ip" type: "InnerProduct" ', 'name: "ip" type: "InnerProduct" propagate_down: false '
+    )
     net = CaffeNet(build_graph(parse_net(text)), seed=1)
     net(data=torch.randn(2, 3, 9, 7))["prob"][:, 0].sum().backward()
     assert net.params["ip"][0].grad is not None

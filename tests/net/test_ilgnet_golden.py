@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from golden_cases import FOLDER
 
 from ilgnet_repro.data.lmdb_read import LmdbReader
@@ -53,7 +52,11 @@ def test_every_blob(net, recorded, picture: int) -> None:
         found = blobs[name].numpy()
         mean, std, largest = recorded[f"stats/{picture}/{name}"]
         np.testing.assert_allclose(
-            sample(found), recorded[f"sample/{picture}/{name}"], rtol=RELATIVE, atol=RELATIVE * largest, err_msg=name
+            sample(found),
+            recorded[f"sample/{picture}/{name}"],
+            rtol=RELATIVE,
+            atol=RELATIVE * largest,
+            err_msg=name,
         )
         np.testing.assert_allclose(
             [found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()],

@@ -41,7 +41,9 @@ OLD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", [WHOLE, OLD, [*WHOLE, Held("extra", [Blob((9,))])]], ids=["modern", "2013", "extra"])
+@pytest.mark.parametrize(
+    "layers", [WHOLE, OLD, [*WHOLE, Held("extra", [Blob((9,))])]], ids=["modern", "2013", "extra"]
+)
 def test_what_fits_is_taken_in_the_nets_shapes(layers) -> None:
     arrays = take_weights(NET, layers)
     assert {name: [a.shape for a in blobs] for name, blobs in arrays.items()} == {

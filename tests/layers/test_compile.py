@@ -1,0 +1,71 @@
+"""One net of each layer type through torch.compile without a graph break, and the registry's rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import NAMES, read_case, tolerance
+
+from ilgnet_repro.errors import IlgnetError, LayerError
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.layers.base import Layer
+from ilgnet_repro.layers.registry import layer_types, make_layer, register
+
+# Its output has as many rows as the selector has ones: a shape that only running tells.
+DATA_DEPENDENT = {"Filter"}
+ONE_A_TYPE = {name.split("-")[0]: name for name in NAMES if not name.startswith("sweep")}
+
+
+@pytest.mark.parametrize("type_", sorted(set(ONE_A_TYPE) - DATA_DEPENDENT))
+def test_compiles_without_a_graph_break(type_: str, tmp_path) -> None:
+    torch._dynamo.reset()
+    case = read_case(ONE_A_TYPE[type_])
+    net = case.net(tmp_path)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found = compiled({name: torch.from_numpy(value) for name, value in case.inputs.items()})
+    for blob, expected in case.outputs.items():
+        np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(case.name), err_msg=blob)
+
+
+def test_a_type_registered_twice_is_an_error() -> None:
+    with pytest.raises(IlgnetError) as caught:
+
+        @register("ReLU")
+        class Other(Layer):
+            pass
+
+    assert "layer type 'ReLU' is registered twice: by ReLU and by " in str(caught.value)
+    assert layer_types()["ReLU"].__name__ == "ReLU"
+
+
+@pytest.mark.parametrize(
+    ("type_", "hint"),
+    [
+        ("relu", "did you mean ReLU?"),
+        ("INNERPRODUCT", "did you mean InnerProduct?"),
+        ("Warp", "register a class for it (docs/layers.md)"),
+    ],
+)
+def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
+    text = f'layer {{ name: "x" type: "Input" top: "x" }} layer {{ name: "y" type: "{type_}" bottom: "x" top: "y" }}'
+    node = build_graph(parse_net(text)).nodes[1]
+    with pytest.raises(LayerError) as caught:
+        make_layer(node)
+    assert str(caught.value) == f"y ({type_}): layer type is unknown; {hint}"
+
+
+# The layers that compute in BVLC Caffe 1.0, and those of the forks that the nets people deployed need.
+CAFFE = """AbsVal Accuracy ArgMax BNLL BatchNorm BatchReindex Bias Clip Concat ContrastiveLoss Convolution Crop Data
+Deconvolution Dropout DummyData ELU Eltwise Embed EuclideanLoss Exp Filter Flatten HDF5Data HDF5Output HingeLoss
+Im2col ImageData InfogainLoss InnerProduct Input LRN LSTM Log MVN MemoryData MultinomialLogisticLoss PReLU Parameter
+Pooling Power Python RNN ReLU Reduction Reshape SPP Scale Sigmoid SigmoidCrossEntropyLoss Silence Slice Softmax
+SoftmaxWithLoss Split Swish TanH Threshold Tile WindowData"""
+FORKS = """Axpy BN DepthwiseConvolution DetectionOutput Interp Normalize PSROIPooling Permute PriorBox Proposal
+ROIPooling ReLU6 ShuffleChannel SmoothL1Loss Upsample"""
+
+
+def test_every_type_is_there() -> None:
+    assert sorted({*CAFFE.split(), *FORKS.split()} - set(layer_types())) == []

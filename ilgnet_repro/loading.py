@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 
 from .errors import FormatError
+from .formats.binaryproto import read_blob
 from .formats.caffemodel import open_caffemodel
 from .formats.prototxt import read_net
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
 from .graph.node import Graph
 from .layers.base import Shape
+from .layers.loss import InfogainLoss
 from .net import CaffeNet, plan_net
 from .schema import caffe_pb2 as pb
 from .weights import take_weights
@@ -59,11 +61,20 @@ def load_net(
     """
     graph = load_graph(prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields)
     if weights is None:
-        return CaffeNet(graph, input_shapes=input_shapes, seed=seed)
+        return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed))
     model = open_caffemodel(weights)
     specs = plan_net(graph, input_shapes).specs
     arrays = take_weights(specs, model.layers, source=str(weights))
-    return CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed)
+    return read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed))
+
+
+def read_matrices(net: CaffeNet) -> CaffeNet:
+    """Give each InfogainLoss the matrix that its `source` names, as Caffe from the working directory."""
+    for node in net.graph:
+        layer = net.layer(node.name)
+        if isinstance(layer, InfogainLoss) and layer.matrix_file:
+            layer.set_matrix(read_blob(layer.matrix_file))
+    return net
 
 
 def drop_fields(net: pb.NetParameter, paths: Iterable[str]) -> pb.NetParameter:

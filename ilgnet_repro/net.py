@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from .errors import GraphError, IlgnetError
 from .graph.node import Graph, Node
-from .graph.shapes import infer_shapes
 from .graph.sharing import find_owners, show_shape
-from .layers.base import BlobSpec, Layer, Shape
+from .layers.base import Layer, Shape
 from .layers.fillers import fill
-from .layers.registry import make_layer
+from .plan import Plan, plan_net
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,13 @@ class CaffeNet(nn.Module):
         loss: Tensor | None = None
         for index, (node, layer) in enumerate(steps):
             if layer.is_input:
-                tops = tuple(self._input(inputs, top) if top in read else None for top in node.tops)
-            else:
-                bottoms = [values[name] for name in node.bottoms]
-                for position in layer.stopped_bottoms:
-                    bottoms[position] = bottoms[position].detach()
-                layer.refresh_borrowed()
-                tops = layer(*bottoms)
+                values.update((top, self._input(inputs, top)) for top in node.tops if top in read)
+                continue
+            bottoms = [values[name] for name in node.bottoms]
+            for position in layer.stopped_bottoms:
+                bottoms[position] = bottoms[position].detach()
+            layer.refresh_borrowed()
+            tops = layer(*bottoms)
             values.update(zip(node.tops, tops, strict=False))
             if with_loss:
                 for weight, top in zip(layer.loss_weights(), tops, strict=False):
@@ -216,7 +215,14 @@ class CaffeNet(nn.Module):
             for node, layer in self._sequence
             for index, bottom in enumerate(node.bottoms)
         ]
-        return frozenset(name for name in self.inputs if all(whole for bottom, whole in uses if bottom == name))
+        return frozenset(
+            name for name in self.inputs if all(whole for bottom, whole in uses if bottom == name)
+        )
+
+    def take_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the inputs that the outputs depend on, as tensors of the net's own kind, their sizes checked."""
+        self._check_sizes(inputs)
+        return {name: self._input(inputs, name) for name in self.inputs_for(self.outputs)}
 
     def _check_sizes(self, inputs: Mapping[str, Tensor]) -> None:
         """Refuse, by layer name, inputs of a size that the weights do not fit; each size is checked once."""
@@ -248,31 +254,6 @@ class CaffeNet(nn.Module):
         if value.dtype != dtype or value.device != parameter.device:
             value = value.to(device=parameter.device, dtype=dtype)
         return value
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A net before its parameters exist: layers, the shape of every value, the blobs each layer needs."""
-
-    layers: dict[str, Layer]
-    shapes: dict[str, Shape]
-    specs: dict[str, list[BlobSpec]]
-
-
-def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> Plan:
-    """Make every layer of ``graph`` and work out all shapes; takes no memory for weights."""
-    layers: dict[str, Layer] = {}
-    specs: dict[str, list[BlobSpec]] = {}
-    given = dict(input_shapes or {})
-
-    def rule(node: Node, bottoms: list[Shape]) -> Sequence[Shape]:
-        layer = layers[node.name] = make_layer(node)
-        tops = layer.input_shapes(given) if layer.is_input else layer.top_shapes(bottoms)
-        specs[node.name] = layer.blob_specs(bottoms)
-        return tops
-
-    shapes = infer_shapes(graph, rule)
-    return Plan(layers, shapes, specs)
 
 
 def _module_keys(graph: Graph) -> list[str]:

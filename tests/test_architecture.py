@@ -21,8 +21,9 @@ ROOMS = {
     "zoo": {"errors", "atomic", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "weights": {"errors", "graph", "layers"},
-    "net": {"errors", "schema", "graph", "layers"},
-    "loading": {"errors", "schema", "formats", "graph", "layers", "net", "weights"},
+    "plan": {"graph", "layers"},
+    "net": {"errors", "schema", "graph", "layers", "plan"},
+    "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "weights"},
 }
 LATER = {  # rooms built on nets; none of them imports the command line
     "audit", "conversion", "demo", "evaluate", "fast", "scoring", "train", "pycaffe",

@@ -30,6 +30,8 @@ class _ConvolutionBase(Layer):
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
     top_count: ClassVar[tuple[int, int | None]] = (1, None)
     transposed = False
+    weight: Tensor
+    bias: Tensor
 
     def setup(self) -> None:
         if len(self.node.bottoms) != len(self.node.tops):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -214,6 +215,7 @@ class DummyData(Layer):
 class Parameter(Layer):
     """A learned blob given out as a top."""
 
+    value: Tensor
     message = "parameter_param"
     fields = ("shape",)
     bottom_count = (0, 0)
@@ -237,7 +239,7 @@ class Parameter(Layer):
 class _Sink(Layer):
     """A layer that takes blobs and gives none."""
 
-    bottom_count = (1, None)
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
     top_count = (0, 0)
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:

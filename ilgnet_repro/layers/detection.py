@@ -25,7 +25,8 @@ def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_to
     (code_type, encoded), (threshold, eta, top_k) = code, nms
     boxes, variances = priors.reshape(2, -1, 1, 4)
     variances = torch.ones_like(variances) if encoded else variances
-    found = decode_boxes(loc.reshape(len(loc), len(boxes), -1, 4), boxes, variances, code_type).cpu()
+    offsets = loc.reshape(len(loc), len(boxes), -1, 4)
+    found = decode_boxes(offsets, boxes, variances, code_type).cpu()
     scores = conf.reshape(len(conf), len(boxes), classes).cpu()
     rows = []
     for picture in range(len(loc)):
@@ -36,7 +37,8 @@ def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_to
             box = found[picture, order, 0 if shared else label]
             kept = greedy_nms(box, threshold, eta=eta)
             facts = torch.tensor([picture, label], dtype=found.dtype).expand(len(kept), 2)
-            parts.append(torch.cat([facts, scores[picture, order[kept], label, None], box[kept]], 1))
+            score = scores[picture, order[kept], label, None]
+            parts.append(torch.cat([facts, score, box[kept]], 1))
         here = torch.cat(parts)
         if keep_top_k is not None and len(here) > keep_top_k:
             best = here[:, 2].argsort(descending=True, stable=True)[:keep_top_k]

@@ -21,7 +21,9 @@ def sigmoid_cross_entropy_loss(x, target, mode, ignore_label):
     """Cross-entropy of sigmoid(x) and probabilities, but for targets that, cut to int, are ignore_label."""
     target = target.detach().reshape(x.shape)
     losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
-    counts = torch.ones_like(x, dtype=torch.bool) if ignore_label is None else target.long() != ignore_label
+    counts = torch.ones_like(x, dtype=torch.bool)
+    if ignore_label is not None:
+        counts = target.long() != ignore_label
     return normalized_sum(losses, counts, mode, x.shape[0])
 
 

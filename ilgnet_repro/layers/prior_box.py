@@ -30,7 +30,8 @@ def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
     centres = []
     for axis in (0, 1):
         distance = step[axis] if step else picture[axis] / feature[axis]
-        centres.append((torch.arange(feature[axis], dtype=torch.float64) + offset) * distance / picture[axis])
+        cells = torch.arange(feature[axis], dtype=torch.float64)
+        centres.append((cells + offset) * distance / picture[axis])
     y, x = torch.meshgrid(*centres, indexing="ij")
     reach = torch.tensor(sizes, dtype=torch.float64) / 2
     reach_x, reach_y = reach[:, 0] / picture[1], reach[:, 1] / picture[0]

@@ -198,9 +198,10 @@ class _Recurrent(Layer):
             inputs += f" + {others[0]}.flatten(1) @ {blob['static_weight']}.T"
         given = [f"{state}[0]" for state in others[self.has_static :]]
         zeros = f"{x}.new_zeros({x}.shape[1], {self.outputs})"
-        state = ", ".join(given or [zeros] * self.states)
+        states = given or [zeros] * self.states
+        state = ", ".join(states) if len(states) > 1 else f"{states[0]},"
         weights = ", ".join(blob[name] for name in self._step_blobs)
-        call = f"{code.helper(type(self).run)}({inputs}, {cont}, ({state},), {weights})"
+        call = f"{code.helper(type(self).run)}({inputs}, {cont}, ({state}), {weights})"
         if not self.exposed:
             return [f"{call}[0]"]
         return [f"{code.helper(with_states)}(*{call})"]

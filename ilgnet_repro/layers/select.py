@@ -57,8 +57,8 @@ class Crop(Layer):
         x, like = bottoms
         cuts = [":"] * self.start
         for axis, offset in enumerate(self.offsets, self.start):
-            first, plus = (str(offset), f"{offset} + ") if offset else ("", "")
-            cuts.append(f"{first}:{plus}{like}.shape[{axis}]")
+            first, plus = (f"{offset} ", f"{offset} + ") if offset else ("", "")
+            cuts.append(f"{first}: {plus}{like}.shape[{axis}]")
         return [f"{x}[{', '.join(cuts)}]"]
 
 

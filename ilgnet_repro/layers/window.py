@@ -49,7 +49,8 @@ def caffe_max_pool2d_mask(x, kernel, stride, pad=(0, 0), ceil_mode=True):
     row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # bfloat16 holds whole numbers to 256 only.
-    return top, torch.where(inside, row * width + column, -1).to(torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return top, torch.where(inside, row * width + column, -1).to(wide)
 
 
 def caffe_avg_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
@@ -59,7 +60,8 @@ def caffe_avg_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
     extents = []
     for axis in (0, 1):
         starts = torch.arange(top.shape[2 + axis], device=x.device, dtype=x.dtype) * stride[axis]
-        extents.append((starts + kernel[axis]).clamp(max=x.shape[2 + axis] + 2 * pad[axis]) - starts)
+        limit = x.shape[2 + axis] + 2 * pad[axis]
+        extents.append((starts + kernel[axis]).clamp(max=limit) - starts)
     return top / (extents[0][:, None] * extents[1])
 
 

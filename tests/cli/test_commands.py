@@ -46,7 +46,9 @@ def test_convert(folder, capsys) -> None:
 
 
 def test_convert_json(folder, capsys) -> None:
-    status, out, _ = run(capsys, "convert", "small.caffemodel", "--verify", "--json", "--mean-value", "104,117,123")
+    status, out, _ = run(
+        capsys, "convert", "small.caffemodel", "--verify", "--json", "--mean-value", "104,117,123"
+    )
     report = json.loads(out)
     assert status == 0
     assert report["net"] == "small"
@@ -66,7 +68,16 @@ def test_score(folder, capsys) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch(folder, capsys) -> None:
-    arguments = ("score", "pictures", "--weights", "small.caffemodel", "--prototxt", "deploy.prototxt", "--order", "RGB")
+    arguments = (
+        "score",
+        "pictures",
+        "--weights",
+        "small.caffemodel",
+        "--prototxt",
+        "deploy.prototxt",
+        "--order",
+        "RGB",
+    )
     _, together, _ = run(capsys, *arguments, "--json")
     _, apart, _ = run(capsys, *arguments, "--json", "--batch", "1")
     for left, right in zip(together.splitlines(), apart.splitlines(), strict=True):
@@ -88,7 +99,9 @@ def test_audit(folder, capsys) -> None:
 
 def test_audit_names_every_problem_at_once(folder, capsys) -> None:
     text = SMALL_TEXT.replace('"Softmax"', '"Sofmax"').replace("num_output: 5", "num_output: 6")
-    (folder / "deploy.prototxt").write_text(text.replace("kernel_size: 3 stride", "foo: 2 kernel_size: 3 stride"))
+    (folder / "deploy.prototxt").write_text(
+        text.replace("kernel_size: 3 stride", "foo: 2 kernel_size: 3 stride")
+    )
     status, out, _ = run(capsys, "audit", "deploy.prototxt", "small.caffemodel")
     assert status == 1
     assert "problem: pool (Pooling): field pooling_param.foo (line 7) is unknown" in out
@@ -125,7 +138,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
 def test_refused_in_one_line_with_status_1(folder, capsys, arguments, message) -> None:
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (1, "")
@@ -172,7 +187,9 @@ def test_tools_are_thin(tool: str) -> None:
     path = ROOT / "tools" / tool
     tree = ast.parse(path.read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert all(name.split(".")[:2] == ["ilgnet_repro", "cli"] for name in modules if name.startswith("ilgnet"))
+    assert all(
+        name.split(".")[:2] == ["ilgnet_repro", "cli"] for name in modules if name.startswith("ilgnet")
+    )
     assert len(path.read_text().splitlines()) < 30
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

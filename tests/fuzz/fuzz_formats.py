@@ -109,7 +109,7 @@ def _convert(path: Path, out: Path) -> None:
         path.rename(weights)
         (folder / "x.prototxt").write_text(format_message(upgrade_net(open_caffemodel(weights).structure())))
         convert(weights)
-        load(folder / "x.safetensors").params
+        assert load(folder / "x.safetensors").inputs is not None
         (folder / "x.safetensors").unlink()
     finally:
         weights.rename(path)

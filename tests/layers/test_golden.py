@@ -103,7 +103,7 @@ def test_source(case: Case, tmp_path) -> None:
     written.load_state_dict(source.state)
     with torch.no_grad():
         found = written(**{
-            name: torch.from_numpy(case.inputs[name]) for name in net.inputs_for(net.outputs)
+            argument: torch.from_numpy(case.inputs[name]) for name, argument in source.arguments.items()
         })  # fmt: skip
     for blob, expected in case.outputs.items():
         np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(case.name), err_msg=blob)

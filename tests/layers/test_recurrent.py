@@ -8,6 +8,7 @@ import torch
 from one_layer import assert_all_uses, build, draw, run, run_onnx, run_source
 
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.layers.recurrent import LSTM, RNN
 
 STEPS, STREAMS, OUTPUTS = 5, 3, 4
 FILLERS = 'weight_filler { type: "gaussian" std: 0.4 } bias_filler { type: "gaussian" std: 0.2 }'
@@ -86,6 +87,7 @@ def test_state_is_carried_on_request_only(type_):
     np.testing.assert_allclose(run(net, chunks[0])[0], first, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(run(net, chunks[0])[0], first, rtol=1e-4, atol=1e-5)
     layer = net.layer("op")
+    assert isinstance(layer, RNN | LSTM)
     layer.carry_state = True
     parts = np.concatenate([run(net, chunk)[0] for chunk in chunks])
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
@@ -103,7 +105,8 @@ def test_multiply_adds_count_every_product_once():
 
 
 def test_exports():
-    layer = build("LSTM", [(2, 3, 6), (2, 3)], f"recurrent_param {{ num_output: 4 {FILLERS} }}").layer("op")
+    net = build("LSTM", [(2, 3, 6), (2, 3)], f"recurrent_param {{ num_output: 4 {FILLERS} }}")
+    layer = net.layer("op")
     given = (torch.from_numpy(draw(1, 2, 3, 6)), torch.from_numpy(marks(2, 2)))
     assert torch.allclose(torch.export.export(layer, given).module()(*given)[0], layer(*given)[0])
 
@@ -116,7 +119,7 @@ REFUSED = {
     "static": (
         [(5, 3, 6), (5, 3), (4, 2)],
         SIZED,
-        "static input [4, 2] must hold values for each of 3 streams",
+        "static input [4, 2] must hold values for each of 3",
     ),
     "bottoms": ([(5, 3, 6), (5, 3), (3, 2), (3, 2)], SIZED, "has 4 bottoms and 1 tops; it takes 2 bottoms"),
     "tops": (

@@ -1,0 +1,36 @@
+"""A net before its parameters exist: every layer made, every shape known, no memory taken for weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .graph.node import Graph, Node
+from .graph.shapes import infer_shapes
+from .layers.base import BlobSpec, Layer, Shape
+from .layers.registry import make_layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A net before its parameters exist: layers, the shape of every value, the blobs each layer needs."""
+
+    layers: dict[str, Layer]
+    shapes: dict[str, Shape]
+    specs: dict[str, list[BlobSpec]]
+
+
+def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> Plan:
+    """Make every layer of ``graph`` and work out all shapes; takes no memory for weights."""
+    layers: dict[str, Layer] = {}
+    specs: dict[str, list[BlobSpec]] = {}
+    given = dict(input_shapes or {})
+
+    def rule(node: Node, bottoms: list[Shape]) -> Sequence[Shape]:
+        layer = layers[node.name] = make_layer(node)
+        tops = layer.input_shapes(given) if layer.is_input else layer.top_shapes(bottoms)
+        specs[node.name] = layer.blob_specs(bottoms)
+        return tops
+
+    shapes = infer_shapes(graph, rule)
+    return Plan(layers, shapes, specs)

@@ -1,0 +1,179 @@
+"""Layers of type Python: registered by name, never imported; the reader of param_str."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from one_layer import build, draw, gradients, run
+
+from ilgnet_repro.conversion.onnx_writer import build_onnx
+from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.errors import LayerError
+from ilgnet_repro.layers.param_str import parse_param_str
+from ilgnet_repro.layers.proposal import ProposalLayer
+from ilgnet_repro.layers.python_layer import PythonLayer, register_python_layer
+
+
+@register_python_layer("test_layers", "Swap")
+class Swap(PythonLayer):
+    """Gives its two bottoms in the other order, the first of them scaled."""
+
+    bottom_count = (2, 2)
+    top_count = (2, 2)
+
+    def setup(self):
+        self.factor = self.settings.get("factor", 1)
+        if self.factor == 0:
+            raise self.error("factor must not be 0")
+
+    def reshape(self, bottoms):
+        return bottoms[::-1]
+
+    def forward(self, a, b):
+        return b * self.factor, a
+
+
+def python_param(module: str = "test_layers", layer: str = "Swap", param_str: str = "") -> str:
+    return f'python_param {{ module: "{module}" layer: "{layer}" param_str: "{param_str}" }}'
+
+
+def test_a_registered_class_runs_and_learns():
+    a, b = draw(1, 2, 3), draw(2, 4, 5)
+    net = build("Python", [a.shape, b.shape], python_param(param_str="'factor': 2.5"), tops=2)
+    assert net.shapes["top0"] == (4, 5) and isinstance(net.layer("op"), Swap)
+    first, second = run(net, [a, b])
+    np.testing.assert_array_equal(first, b * np.float32(2.5))
+    np.testing.assert_array_equal(second, a)
+    diffs = draw(3, 4, 5), draw(4, 2, 3)
+    slopes = gradients(net, [a, b], *diffs)
+    for slope, wanted in zip(slopes, (diffs[1], diffs[0] * np.float32(2.5)), strict=True):
+        assert slope is not None
+        np.testing.assert_allclose(slope, wanted, rtol=1e-6)
+
+
+def test_the_proposal_layer_is_registered():
+    shapes = [(1, 18, 5, 6), (1, 36, 5, 6), (1, 3)]
+    params = python_param("rpn.proposal_layer", "ProposalLayer", "'feat_stride': 16")
+    layer = build("Python", shapes, params).layer("op")
+    assert isinstance(layer, ProposalLayer)
+    assert (len(layer.rules.anchors), layer.rules.feat_stride, layer.rules.top_n) == (9, 16, (6000, 300))
+
+
+def test_a_later_class_takes_the_names():
+    @register_python_layer("test_layers", "Twice")
+    class First(PythonLayer):
+        def forward(self, x):
+            return (x,)
+
+    @register_python_layer("test_layers", "Twice")
+    class Second(PythonLayer):
+        def forward(self, x):
+            return (2 * x,)
+
+    net = build("Python", [(2, 3)], python_param(layer="Twice"))
+    np.testing.assert_array_equal(run(net, [np.ones((2, 3), np.float32)])[0], np.full((2, 3), 2))
+
+
+def test_what_a_class_lacks_is_said():
+    net = build("Python", [(2, 3), (4, 5)], python_param(), tops=2)
+    with pytest.raises(
+        LayerError, match="cannot be written as ONNX: its class was written without the method onnx"
+    ):
+        build_onnx(net)
+    with pytest.raises(LayerError, match="cannot be written as Python: its class was written without"):
+        build_source(net)
+
+
+TWO = [(2, 3), (4, 5)]
+HEADS = [(1, 18, 5, 6), (1, 36, 5, 6), (1, 3)]
+REFUSED = {
+    "unknown class": (
+        *(TWO, python_param("os", "system"), 1),
+        "op (Python): class 'system' of module 'os' is not registered; write it in torch and register it",
+    ),
+    "nameless": (TWO, "", 1, "class '' of module '' is not registered"),
+    "its own refusal": (TWO, python_param(param_str="factor: 0"), 2, "op (Python): factor must not be 0"),
+    "bottoms": ([(2, 3)], python_param(), 2, "has 1 bottoms; it takes 2"),
+    "param_str": (
+        TWO,
+        python_param(param_str="factor 0"),
+        2,
+        "param_str: 'the end' stands where : is due",
+    ),
+    "no stride": (
+        *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer"), 1),
+        "param_str: feat_stride must be a whole number over 0, as in 'feat_stride': 16",
+    ),
+    "scales": (
+        *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer", "feat_stride: 16, scales: [0]"), 1),
+        "param_str: scales must be a list of numbers over 0, not [0]",
+    ),
+    "unknown setting": (
+        *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer", "feat_stride: 16, colour: red"), 1),
+        "param_str: colour is unknown; it may have feat_stride, scales, ratios",
+    ),
+}
+
+
+@pytest.mark.parametrize(("shapes", "params", "tops", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(shapes, params, tops, message):
+    with pytest.raises(LayerError) as raised:
+        build("Python", shapes, params, tops)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_only_its_subclasses_are_registered():
+    with pytest.raises(LayerError, match="is no subclass of PythonLayer; derive it from that"):
+        register_python_layer("test_layers", "Module")(torch.nn.Module)  # type: ignore[arg-type]
+
+
+READ = {
+    "nothing": ("", {}),
+    "quoted key": ("'feat_stride': 16", {"feat_stride": 16}),
+    "several in a row": ("'a': 1, \"b\": -2.5, c: 1e-3", {"a": 1, "b": -2.5, "c": 0.001}),
+    "several lines": ("a: 1\nb: two words\n", {"a": 1, "b": "two words"}),
+    "braces": ("{'a': 1, 'b': {0}}".replace("{0}", "'x: y'"), {"a": 1, "b": "x: y"}),
+    "lists": ("scales: [8, 16, 32]\nnames: ['a', b, ]", {"scales": [8, 16, 32], "names": ["a", "b"]}),
+    "empty list": ("a: []", {"a": []}),
+    "words": ("a: True, b: no, c: None, d: on", {"a": True, "b": False, "c": None, "d": True}),
+    "comment": ("a: 1 # the stride\n# b: 2", {"a": 1}),
+    "nothing is evaluated": ("a: 2**3, b: f(x)", {"a": "2**3", "b": "f(x)"}),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), READ.values(), ids=READ)
+def test_param_str(text, expected):
+    assert parse_param_str(text) == expected
+
+
+UNREAD = {
+    "no value": ("a:", "'the end' stands where text or word is due"),
+    "no key": (": 1", "':' stands where end is due"),
+    "nested": ("a: {b: 1}", "'{' stands where text or word is due"),
+    "open list": ("a: [1, 2", "stands where , is due"),
+    "open quote": ("a: 'b", '"\'b" cannot be read'),
+    "downward list": ("a:\n  - 1\n  - 2", "'- 1' is a list written downwards; write [8, 16]"),
+    "open brace": ("{a: 1", "'the end' stands where } is due"),
+    "much after": ("{a: 1} b", "'b' stands where end is due"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), UNREAD.values(), ids=UNREAD)
+def test_unreadable_param_str(text, message):
+    with pytest.raises(ValueError) as raised:
+        parse_param_str(text)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab1.-[]{},:'\"# \n", max_size=30))
+def test_any_text_is_read_or_refused(text):
+    try:
+        found = parse_param_str(text)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(key, str) for key in found)

@@ -1,0 +1,222 @@
+"""ROIPooling, PSROIPooling and Proposal against slow formulas, box by box and pixel by pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import slow_detection as slow
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from one_layer import build, draw, gradients, run, run_onnx, run_source
+
+from ilgnet_repro.errors import LayerError
+from ilgnet_repro.layers.proposal import make_anchors
+
+USES = (run, run_onnx, run_source)
+
+
+def regions(seed: int, count: int, height: float, width: float, pictures: int = 2) -> np.ndarray:
+    """Regions whose corners may lie outside the picture, and some of no size."""
+    random = np.random.default_rng(seed)
+    x = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * width, axis=1)
+    y = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * height, axis=1)
+    x[0], y[0] = x[0, 0], y[0, 0]
+    picture = random.integers(0, pictures, count)
+    return np.stack([picture, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+
+
+SIZES = st.tuples(st.integers(1, 13), st.integers(1, 13))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, st.sampled_from([1.0, 0.25, 1 / 16, 0.3]), st.integers(0, 999))
+def test_roi_pooling(size, pooled, scale, seed):
+    x, rois = draw(seed, 2, 3, *size), regions(seed, 7, size[0] / scale, size[1] / scale)
+    params = f"roi_pooling_param {{ pooled_h: {pooled[0]} pooled_w: {pooled[1]} spatial_scale: {scale} }}"
+    net = build("ROIPooling", [x.shape, rois.shape], params)
+    diff = draw(seed + 1, 7, 3, *pooled)
+    top, slope = slow.roi_pooling(x, rois, pooled, scale, diff)
+    for use in USES:
+        np.testing.assert_array_equal(use(net, [x, rois])[0], top, err_msg=use.__name__)
+    found, none = gradients(net, [x, rois], diff)
+    assert found is not None and none is None
+    np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(1, 4), st.sampled_from([1.0, 0.25, 1 / 16, 0.3]), st.integers(0, 999))
+def test_psroi_pooling(size, group, scale, seed):
+    x, rois = draw(seed, 2, 2 * group**2, *size), regions(seed, 7, size[0] / scale, size[1] / scale)
+    params = f"psroi_pooling_param {{ output_dim: 2 group_size: {group} spatial_scale: {scale} }}"
+    net = build("PSROIPooling", [x.shape, rois.shape], params)
+    diff = draw(seed + 1, 7, 2, group, group)
+    top, slope = slow.psroi_pooling(x, rois, 2, group, scale, diff)
+    for use in USES:
+        np.testing.assert_allclose(use(net, [x, rois])[0], top, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+    found, none = gradients(net, [x, rois], diff)
+    assert found is not None and none is None
+    np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5)
+
+
+POOLINGS = {
+    "ROIPooling": "roi_pooling_param { pooled_h: 2 pooled_w: 3 }",
+    "PSROIPooling": "psroi_pooling_param { output_dim: 2 group_size: 2 spatial_scale: 1 }",
+}
+
+
+@pytest.mark.parametrize("type_", POOLINGS)
+def test_pictures_and_regions_are_free(type_):
+    net = build(type_, [(2, 8, 6, 7), (4, 5)], POOLINGS[type_])
+    x, rois = draw(1, 3, 8, 6, 7), regions(2, 9, 6, 7, pictures=3)
+    if type_ == "ROIPooling":
+        expected, _ = slow.roi_pooling(x, rois, (2, 3), 1)
+    else:
+        expected, _ = slow.psroi_pooling(x, rois, 2, 2, 1)
+    for use in USES:
+        found = use(net, [x, rois])[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+    layer = net.layer("op")
+    example = (torch.zeros(2, 8, 6, 7), torch.zeros(4, 5))
+    free = tuple({0: torch.export.Dim(name, min=2)} for name in ("pictures", "regions"))
+    exported = torch.export.export(layer, example, dynamic_shapes={"bottoms": free}).module()
+    found = exported(torch.from_numpy(x), torch.from_numpy(rois))[0]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("type_", POOLINGS)
+def test_a_region_of_no_picture_is_refused(type_):
+    net = build(type_, [(2, 8, 6, 7), (1, 5)], POOLINGS[type_])
+    with pytest.raises(
+        LayerError, match="a region's picture number 2 is out of range; it must be from 0 to 1"
+    ):
+        run(net, [draw(1, 2, 8, 6, 7), np.array([[2, 0, 0, 3, 3]], np.float32)])
+
+
+def test_anchors_are_those_of_the_paper():
+    # The table in the comments of Faster R-CNN's generate_anchors, counted there from 1: minus one.
+    anchors = make_anchors(16, (0.5, 1, 2), (8, 16, 32))
+    assert anchors == (
+        (-84, -40, 99, 55),
+        (-176, -88, 191, 103),
+        (-360, -184, 375, 199),
+        (-56, -56, 71, 71),
+        (-120, -120, 135, 135),
+        (-248, -248, 263, 263),
+        (-36, -80, 51, 95),
+        (-80, -168, 95, 183),
+        (-168, -344, 183, 359),
+    )
+
+
+def network_outputs(seed, anchors, height=5, width=6):
+    random = np.random.default_rng(seed)
+    scores = random.permutation(2 * anchors * height * width).reshape(1, -1, height, width)
+    return (scores / scores.size).astype(np.float32), draw(seed, 1, 4 * anchors, height, width) * np.float32(
+        0.3
+    )
+
+
+FIELDS = "feat_stride: 8 base_size: 8 min_size: 4 ratio: 1 ratio: 2 scale: 2 scale: 4 scale: 5"
+PROPOSALS = {
+    "all": (FIELDS, (6000, 300), 0.7, 4),
+    "few before": (f"{FIELDS} pre_nms_topn: 40", (40, 300), 0.7, 4),
+    "few after": (f"{FIELDS} pre_nms_topn: 90 post_nms_topn: 7 nms_thresh: 0.4", (90, 7), 0.4, 4),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(("fields", "top_n", "threshold", "least"), PROPOSALS.values(), ids=PROPOSALS)
+def test_proposal(fields, top_n, threshold, least, scale):
+    scores, deltas = network_outputs(3, 6)
+    info = np.array([[40, 48, scale]], np.float32)
+    net = build("Proposal", [scores.shape, deltas.shape, (1, 3)], f"proposal_param {{ {fields} }}", tops=2)
+    anchors = make_anchors(8, (1, 2), (2, 4, 5))
+    expected = slow.propose(
+        scores, deltas, info[0], anchors, stride=8, top_n=top_n, threshold=threshold, min_size=least
+    )
+    for use in USES:
+        for found, wanted in zip(use(net, [scores, deltas, info]), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4, err_msg=use.__name__)
+    assert len(expected[0]) <= net.shapes["top0"][0]
+
+
+def test_proposals_at_another_size():
+    net = build("Proposal", [(1, 12, 5, 6), (1, 24, 5, 6), (1, 3)], f"proposal_param {{ {FIELDS} }}")
+    scores, deltas = network_outputs(4, 6, 7, 4)
+    info = np.array([[56, 32, 1]], np.float32)
+    (expected,) = run(net, [scores, deltas, info])
+    (found,) = run_onnx(net, [scores, deltas, info], dynamic_size=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_regions_reach_the_pooling():
+    """As in Faster R-CNN's net: proposals, the number of which only the run knows, into ROIPooling."""
+    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.loading import load_graph
+    from ilgnet_repro.net import CaffeNet
+
+    shapes = {"in0": (1, 12, 5, 6), "in1": (1, 24, 5, 6), "in2": (1, 3), "in3": (1, 2, 10, 12)}
+    text = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{'
+        f" {' '.join(f'dim: {length}' for length in shape)} }} }} }}"
+        for name, shape in shapes.items()
+    )
+    text += f"""layer {{ name: "proposal" type: "Proposal" proposal_param {{ {FIELDS} }}
+        bottom: "in0" bottom: "in1" bottom: "in2" top: "rois" }}
+    layer {{ name: "op" type: "ROIPooling" bottom: "in3" bottom: "rois" top: "top0"
+        roi_pooling_param {{ pooled_h: 2 pooled_w: 3 spatial_scale: 0.25 }} }}"""
+    net = CaffeNet(load_graph(parse_net(text)))
+    scores, deltas = network_outputs(3, 6)
+    arrays = [scores, deltas, np.array([[40, 48, 1]], np.float32), draw(5, 1, 2, 10, 12)]
+    rois, _ = slow.propose(
+        scores, deltas, arrays[2][0], make_anchors(8, (1, 2), (2, 4, 5)),
+        stride=8, top_n=(6000, 300), threshold=0.7, min_size=4,
+    )  # fmt: skip
+    expected, _ = slow.roi_pooling(arrays[3], rois, (2, 3), 0.25)
+    for use in USES:
+        np.testing.assert_allclose(use(net, arrays)[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+MAP, ROIS = (2, 8, 6, 7), (4, 5)
+HEADS = [(1, 18, 5, 6), (1, 36, 5, 6), (1, 3)]
+REFUSED = {
+    "no size": ("ROIPooling", [MAP, ROIS], "", "op (ROIPooling): pooled_h 0 and pooled_w 0 must be over 0"),
+    "regions": ("ROIPooling", [MAP, (4, 4)], POOLINGS["ROIPooling"], "regions [4, 4] must be R×5"),
+    "map": ("ROIPooling", [(2, 8), ROIS], POOLINGS["ROIPooling"], "bottom [2, 8] must be N×C×H×W"),
+    "no group": (
+        "PSROIPooling",
+        [MAP, ROIS],
+        "",
+        "output_dim, group_size and spatial_scale must all be stated",
+    ),
+    "channels": (
+        *("PSROIPooling", [(2, 7, 6, 7), ROIS], POOLINGS["PSROIPooling"]),
+        "bottom has 7 channels; output_dim × group_size² takes 8",
+    ),
+    "two pictures": ("Proposal", [(2, 18, 5, 6), *HEADS[1:]], "", "one picture at a time"),
+    "scores": ("Proposal", [(1, 17, 5, 6), *HEADS[1:]], "", "scores [1, 17, 5, 6] must have 18 channels"),
+    "offsets": ("Proposal", [HEADS[0], (1, 36, 6, 5), (1, 3)], "", "offsets [1, 36, 6, 5] must have 36"),
+    "info": ("Proposal", [*HEADS[:2], (1, 2)], "", "must hold a picture's height, width and scale"),
+    "stride": (
+        "Proposal",
+        HEADS,
+        "proposal_param { feat_stride: 0 }",
+        "feat_stride 0 must be a whole number",
+    ),
+    "word": ("Proposal", HEADS, "proposal_param { scale: big }", "proposal_param.scale big is no number"),
+    "ratio": (
+        "Proposal",
+        HEADS,
+        "proposal_param { ratio: 0 }",
+        "ratio [0.0] and scale [8, 16, 32] must be over 0",
+    ),
+    "unknown": ("Proposal", HEADS, "proposal_param { depth: 3 }", "field proposal_param.depth"),
+}
+
+
+@pytest.mark.parametrize(("type_", "shapes", "params", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(type_, shapes, params, message):
+    with pytest.raises(LayerError) as raised:
+        build(type_, shapes, params)
+    assert message in str(raised.value) and "\n" not in str(raised.value)

@@ -1,0 +1,71 @@
+"""The audit: it goes on past what is at fault, counts what the rest needs, and says what Caffe reads past."""
+
+from __future__ import annotations
+
+import pytest
+from small_nets import SMALL_TEXT, write_weights
+
+from ilgnet_repro.audit import audit, audit_files
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.caffemodel import open_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.zoo.catalogue import build
+
+# Parameters and multiply-adds a picture, from the papers or counted by hand from the layer sizes.
+KNOWN = [
+    ("ilgnet", 150_938_082, None),
+    ("googlenet", 6_998_552, None),
+    ("alexnet", 60_965_224, 724_406_816),
+    ("vgg16", 138_357_544, 15_470_264_320),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "work"), KNOWN, ids=[row[0] for row in KNOWN])
+def test_known_nets(name: str, parameters: int, work: int | None) -> None:
+    found = audit(build(name))
+    assert found.problems == ()
+    assert found.parameters == parameters
+    if work is not None:
+        assert found.multiply_adds == work
+
+
+def test_ilgnet_takes_about_one_point_two_billion_multiply_adds() -> None:
+    assert 1.1e9 < audit(build("ilgnet")).multiply_adds < 1.3e9
+
+
+def test_a_picture_s_share_does_not_depend_on_the_batch() -> None:
+    net = parse_net(SMALL_TEXT)
+    one, seven = audit(net), audit(net, input_shapes={"data": (7, 3, 9, 7)})
+    assert (one.multiply_adds, one.blob_bytes) == (seven.multiply_adds, seven.blob_bytes)
+    # data 3x9x7, conv 4x7x5 twice (it is written in place), pool 4x3x2, ip and prob 5 each; 4 bytes a value.
+    assert one.blob_bytes == 4 * (3 * 9 * 7 + 2 * 4 * 7 * 5 + 4 * 3 * 2 + 5 + 5)
+
+
+def test_an_idle_message_is_told_not_refused() -> None:
+    text = SMALL_TEXT.replace('type: "ReLU"', 'type: "ReLU" pooling_param { kernel_size: 3 }')
+    found = audit(parse_net(text))
+    assert found.problems == ()
+    assert next(row.note for row in found.layers if row.name == "relu") == "pooling_param is not read by this type"
+
+
+def test_it_goes_on_past_a_fault() -> None:
+    text = SMALL_TEXT.replace("kernel_size: 3 weight", "kernel_size: 30 weight").replace('"Softmax"', '"Soft"')
+    found = audit(parse_net(text))
+    assert [line.split(":")[0] for line in found.problems] == ["conv (Convolution)", "prob (Soft)"]
+    assert next(row.note for row in found.layers if row.name == "ip") == "shapes unknown: a layer before it is at fault"
+
+
+def test_misfits_are_named(tmp_path) -> None:
+    write_weights(tmp_path / "w.caffemodel")
+    text = SMALL_TEXT.replace('name: "ip"', 'name: "fc"').replace("num_output: 4", "num_output: 3")
+    found = audit(parse_net(text), open_caffemodel(tmp_path / "w.caffemodel"))
+    assert found.problems == (
+        "fc: the weights file has no blobs for it",
+        "layer conv, blob 0 is 4x3x3x3 in the file and 3x3x3x3 in the net",
+    )
+    assert found.fit.extra == ("ip",)
+
+
+def test_nothing_to_audit_is_refused() -> None:
+    with pytest.raises(IlgnetError, match=r"^give a prototxt, a caffemodel, or both$"):
+        audit_files(None, None)

@@ -1,0 +1,109 @@
+"""Pictures a second of `ilgnet test` (protocol full, batch 48) beside the bare forward pass of the same net.
+
+    python benchmarks/bench_test.py ilgnet.caffemodel [--pictures 192] [--encoded] [--rounds 3]
+
+Both are measured in turns, in one process, on the same machine. Three figures say how near they are: the
+ratio of their best rounds; that of their processor times, which other programs on the machine disturb less;
+and the share of the test's time that was spent inside the net.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ilgnet_repro.data.datum import encoded_datum, raw_datum
+from ilgnet_repro.data.images import encode_picture
+from ilgnet_repro.data.lmdb_read import row_key
+from ilgnet_repro.data.lmdb_write import LmdbWriter
+from ilgnet_repro.evaluate.journal import Journal
+from ilgnet_repro.evaluate.pictures import StoredPictures
+from ilgnet_repro.evaluate.protocols import PROTOCOLS, RESIZE, Mean, Preparation
+from ilgnet_repro.evaluate.runner import run_protocol, scorer
+from ilgnet_repro.scoring import open_weights
+
+BATCH = 48
+
+
+def store(folder: Path, count: int, encoded: bool) -> None:
+    """Write ``count`` smooth pictures as the authors' databases have them, raw, or as JPEG files."""
+    import cv2
+
+    random = np.random.default_rng(1)
+    writer = LmdbWriter(folder)
+    for index in range(count):
+        coarse = random.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (RESIZE, RESIZE), interpolation=cv2.INTER_CUBIC)
+        label = int(random.integers(2))
+        row = (
+            encoded_datum(encode_picture(picture, "jpg"), label)
+            if encoded
+            else raw_datum(picture.transpose(2, 0, 1), label)
+        )
+        writer.write([(row_key(index, f"{index}.jpg"), row)])
+    writer.close()
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("weights")
+    parser.add_argument("--pictures", type=int, default=192)
+    parser.add_argument("--encoded", action="store_true", help="JPEG files in the database, not pixels")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+
+    net, _ = open_weights(args.weights)
+    score = scorer(net)
+    side = net.shapes[net.inputs[0]][2]
+    mean = np.full((3, RESIZE, RESIZE), 100, np.float32)
+    noise = np.random.default_rng(2).uniform(-100, 100, (BATCH, 3, side, side))
+    batch = torch.from_numpy(noise.astype(np.float32))
+    rounds: list[tuple[float, float, float, float, float]] = []
+    inside = 0.0
+
+    def timed(pictures: torch.Tensor) -> torch.Tensor:
+        nonlocal inside
+        started = time.perf_counter()
+        result = score(pictures)
+        inside += time.perf_counter() - started
+        return result
+
+    with tempfile.TemporaryDirectory() as temporary:
+        store(Path(temporary, "lmdb"), args.pictures, args.encoded)
+        pictures = StoredPictures(Path(temporary, "lmdb"))
+        preparation = Preparation(PROTOCOLS["full"], side, Mean(mean))
+        score(batch)
+        passes = -(-args.pictures // BATCH)
+        for number in range(args.rounds):
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(passes):
+                score(batch)
+            forward, forward_cpu = time.perf_counter() - wall, time.process_time() - cpu
+            inside, wall, cpu = 0.0, time.perf_counter(), time.process_time()
+            with Journal(Path(temporary, f"journal{number}"), "bench") as journal:
+                run_protocol(timed, pictures, preparation, BATCH, journal=journal)
+            test, test_cpu = time.perf_counter() - wall, time.process_time() - cpu
+            # A last batch that is not full costs less: both are counted by the picture.
+            per = (passes * BATCH, passes * BATCH, args.pictures, args.pictures)
+            seconds = [s / n for s, n in zip((forward, forward_cpu, test, test_cpu), per, strict=True)]
+            rounds.append((*seconds, inside / test))
+            speeds = f"forward {1 / seconds[0]:.1f} pictures/s, test {1 / seconds[2]:.1f}"
+            print(f"round {number + 1}: {speeds}", flush=True)
+    forward, forward_cpu, test, test_cpu = (min(row[k] for row in rounds) for k in range(4))
+    print(f"best: forward {1 / forward:.1f}, test {1 / test:.1f} pictures/s: ratio {forward / test:.3f}")
+    times = f"forward {forward_cpu:.4f} s, test {test_cpu:.4f} s"
+    print(f"processor time a picture: {times}: ratio {forward_cpu / test_cpu:.3f}")
+    print(f"share of the test's time inside the net: {max(row[4] for row in rounds):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A run's figures as tables on stdout, with what they have to be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..evaluate.intervals import Interval, Measured
+    from ..evaluate.summary import Report
+
+
+def print_report(report: Report) -> None:
+    """Print the warnings, the accuracy beside the published one, all figures, verdicts and McNemar's test."""
+    from rich.markup import escape
+
+    from ._console import results_console
+
+    console = results_console()
+    run = report.run
+    console.print(f"[bold]{escape(run.dataset)}, protocol {run.protocol}[/]: {escape(run.preprocessing)}")
+    console.print(f"weights: {escape(run.weights.name)}", soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    _headline(console, report)
+    _figures(console, report)
+    for verdict in report.verdicts:
+        console.print(
+            f"beside the log, rows {verdict.order}: [bold]{verdict.verdict}[/]; {verdict.equal} of "
+            f"{verdict.batches} batches equal ({verdict.expected_equal:.1f} by chance), {verdict.ours:,} against "
+            f"{verdict.theirs:,} of {verdict.count:,} right, Fisher's exact p = {verdict.total_p:.3g}",
+            soft_wrap=True,
+        )
+        for text in verdict.explanations:
+            console.print(f"  {escape(text)}", soft_wrap=True)
+    if report.mcnemar:
+        test = report.mcnemar
+        console.print(
+            f"beside {escape(report.other_name)} (McNemar): right only here {test.only_first:,}, "
+            f"only there {test.only_second:,}, exact p = {test.exact_p:.3g}",
+            soft_wrap=True,
+        )
+
+
+def _headline(console: Console, report: Report) -> None:
+    from ..evaluate.intervals import wilson
+
+    run, figure = report.run, report.figure
+    value = _percent(run.correct / run.count) if run.count else "no picture"
+    rows = [("this run", value, f"{run.correct:,} / {run.count:,}", _range(wilson(run.correct, run.count)))]
+    if figure:
+        counted = f"{figure.correct:,} / {figure.count:,}"
+        rows.append(("published", _percent(figure.accuracy), counted, _range(figure.interval)))
+        counted = f"{figure.high_rows:,} / {figure.rows:,}"
+        rows.append(("always “high”, whole val list", _percent(figure.always_high), counted, ""))
+    _table(console, ("accuracy", "value", "right / pictures", "95 % Wilson"), rows)
+    if report.compatibility:
+        test = report.compatibility
+        console.print(
+            f"{'compatible' if test.compatible else 'not compatible'} with the published figure: "
+            f"{100 * test.difference:+.2f} points, Fisher's exact p = {test.p_value:.3g}"
+        )
+
+
+def _figures(console: Console, report: Report) -> None:
+    def row(name: str, measured: Measured, percent: bool = False) -> tuple[str, str, str]:
+        if measured.value is None:
+            return name, "–", measured.reason
+        return (
+            name,
+            _percent(measured.value) if percent else f"{measured.value:.6g}",
+            _range(measured.interval),
+        )
+
+    metrics, run = report.metrics, report.run
+    (low, wrong_low), (wrong_high, high) = metrics.confusion
+    # As Caffe averages; where the last batch is a smaller one it would weigh too much.
+    losses = [batch.loss for batch in run.batches if batch.loss is not None and batch.size == run.batch_size]
+    whole = losses and len(losses) == len(run.batches)
+    averaged = [("loss, mean of the batches", f"{sum(losses) / len(losses):.6g}", "")] if whole else []
+    _table(console, (f"over {metrics.count:,} pictures", "value", "95 %, or why none"), [
+        row("accuracy, each picture once", metrics.accuracy, True),
+        row("loss, mean −log p", metrics.loss),
+        *averaged,
+        row("recall of low (label 0)", metrics.recall_low, True),
+        row("recall of high (label 1)", metrics.recall_high, True),
+        row("balanced accuracy", metrics.balanced_accuracy, True),
+        row("ROC-AUC", metrics.roc_auc),
+        row("F1 of high", metrics.f1),
+        row("baseline: the more frequent label", metrics.majority, True),
+        row("baseline: always high", metrics.always_high, True),
+        row("expected calibration error", metrics.calibration_error),
+        row("SRCC with mean scores", metrics.srcc),
+        row("LCC with mean scores", metrics.lcc),
+    ])  # fmt: skip
+    _table(console, ("label", "answered low", "answered high"), [
+        ("0, low", f"{low:,}", f"{wrong_low:,}"), ("1, high", f"{wrong_high:,}", f"{high:,}"),
+    ])  # fmt: skip
+
+
+def _table(console: Console, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _range(interval: Interval | None) -> str:
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %" if interval else ""

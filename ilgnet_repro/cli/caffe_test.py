@@ -1,0 +1,114 @@
+"""``ilgnet caffe test``: Caffe's `test`, flag for flag and line for line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..evaluate.feeding import TestFeed
+    from ..net import CaffeNet
+
+_EPILOG = """examples:
+  ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel
+  ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel -iterations 400 2> test.log
+  ilgnet caffe test -model net.prototxt -weights w.caffemodel -arrays rows.npz -json
+
+Paths in the prototxt start from the current folder, as in Caffe, or from the prototxt's own where nothing is
+found here. What Caffe logs goes to stderr, in its words; -json prints all values on stdout."""
+
+
+def add_parser(actions: Any) -> None:
+    """Add ``test`` to the actions of ``ilgnet caffe``."""
+    parser = actions.add_parser(
+        "test", help="score a net: each output of each batch, and the means",
+        description="Score a net as Caffe does.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_net_flags(parser, "TEST")
+
+
+def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
+    """Add the flags that `test` and `time` share, each with one dash or two, as gflags takes them."""
+
+    def flag(name: str, help_: str, **options: Any) -> None:
+        parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
+
+    flag("model", "the net", metavar="PROTOTXT", required=True)
+    flag("weights", "trained weights", metavar="CAFFEMODEL", default="")
+    flag("iterations", "batches (default 50)", type=int, default=50, metavar="N")
+    flag("gpu", "a GPU's number (default: the CPU)", default="", metavar="N")
+    flag("phase", f"TRAIN or TEST (default {phase})", choices=("TRAIN", "TEST", ""), default="")
+    flag("level", "the net's level", type=int, default=0, metavar="N")
+    flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
+    flag("arrays", "rows for MemoryData and Input, named as their tops", metavar="NPZ", default="")
+    flag(
+        "shape",
+        "shape of an input, as data=1,3,227,227; may be repeated",
+        metavar="S",
+        action="append",
+        default=[],
+    )
+    flag("json", "print the result as JSON on stdout", action="store_true")
+    # glog's switches stand in people's scripts; the log goes to stderr in any case.
+    for switch in ("logtostderr", "alsologtostderr"):
+        flag(switch, argparse.SUPPRESS, nargs="?")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test, logging as Caffe does."""
+    from ..errors import IlgnetError
+    from ..evaluate.caffe_test import caffe_test
+
+    if not args.weights:
+        raise IlgnetError("-weights is missing: need model weights to score")
+    net, feed = build(args, "TEST")
+    result = caffe_test(net, feed, args.iterations, log)
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    return 0
+
+
+def log(place: str, message: str) -> None:
+    """Log a line on stderr, as glog does."""
+    from ..evaluate.caffelines import glog
+
+    print(glog(place, message), file=sys.stderr, flush=True)
+
+
+def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
+    """Build the net that the flags ask for, on its device, and what feeds it."""
+    from ..evaluate.caffelines import log_built, log_net
+    from ..evaluate.feeding import TestFeed, find_root, read_arrays
+    from ..loading import load_graph, load_net
+    from ._options import read_shapes
+
+    device = _device(args.gpu)
+    stages = tuple(stage for stage in args.stage.split(",") if stage)
+    state = {"phase": args.phase or phase, "level": args.level, "stages": stages}
+    graph = load_graph(args.model, **state)
+    log_net(log, graph, args.level, stages)
+    arrays = read_arrays(args.arrays) if args.arrays else None
+    feed = TestFeed(graph, find_root(graph, args.model), arrays, shapes=read_shapes(args.shape))
+    net = load_net(args.model, args.weights or None, input_shapes=feed.shapes(), **state).to(device)
+    log_built(log, graph)
+    return net, feed
+
+
+def _device(gpu: str) -> str:
+    from ..errors import IlgnetError
+
+    if not gpu:
+        log("caffe.cpp:275", "Use CPU.")
+        return "cpu"
+    import torch
+
+    number = "0" if gpu == "all" else gpu.split(",", maxsplit=1)[0]
+    if not number.isdecimal() or int(number) >= torch.cuda.device_count():
+        raise IlgnetError(
+            f"-gpu {gpu}: there are {torch.cuda.device_count()} GPUs here; leave it out for the CPU"
+        )
+    log("caffe.cpp:270", f"Use GPU with device ID {number}")
+    return f"cuda:{number}"

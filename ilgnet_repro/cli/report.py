@@ -1,0 +1,67 @@
+"""``ilgnet report``: a page that explains a test's result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..evaluate.summary import Pictures
+
+_EPILOG = """examples:
+  ilgnet report ava1_full/run.json --log AVA1_result.txt
+  ilgnet report a/run.json --other b/run.json --pictures images --out compared.html
+
+The page needs no file beside it; the same figures are written as JSON next to it. --log lays the batches
+beside those of a `caffe test` log, in the list's order and as its candidate shuffle permutes it."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``report``."""
+    parser = subparsers.add_parser(
+        "report", help="make a page of a test's result",
+        description="Make a page and a JSON of a run of `ilgnet test`.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN.json", help="what `ilgnet test` wrote")
+    parser.add_argument(
+        "--other", metavar="RUN2.json", help="another run on the same pictures: McNemar's test"
+    )
+    parser.add_argument("--log", metavar="LOG", help="a `caffe test` log, such as the authors'")
+    parser.add_argument("--pictures", metavar="DIR", help="folder of the pictures, for thumbnails")
+    parser.add_argument("--lmdb", metavar="DB", help="database of the pictures, for thumbnails")
+    parser.add_argument("--out", metavar="PAGE", help="default: report.html beside RUN.json")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and its JSON, and print the figures."""
+    from ..evaluate.authorlogs import read_test_log
+    from ..evaluate.report import write_report
+    from ..evaluate.results import RunResult
+    from ..evaluate.summary import build_report, report_values
+    from ._figures import print_report
+
+    result = RunResult.read(args.run)
+    log = read_test_log(args.log) if args.log else None
+    other = RunResult.read(args.other) if args.other else None
+    report = build_report(result, log, other, other_name=args.other or "other run")
+    page = Path(args.out) if args.out else Path(args.run).with_name("report.html")
+    write_report(report, page, pictures=_pictures(args))
+    if args.json:
+        print(json.dumps(report_values(report)))
+        return 0
+    print_report(report)
+    print(f"{page} and {page.with_suffix('.json')} written")
+    return 0
+
+
+def _pictures(args: argparse.Namespace) -> Pictures | None:
+    from ..evaluate.pictures import StoredPictures
+    from ..evaluate.summary import folder, stored
+
+    if args.lmdb:
+        return stored(StoredPictures(args.lmdb))
+    return folder(args.pictures) if args.pictures else None

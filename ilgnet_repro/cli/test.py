@@ -1,0 +1,138 @@
+"""``ilgnet test``: accuracy on AVA1 or AVA2, measured as it was published and as it should be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from typing import Any
+
+_EPILOG = """examples:
+  ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
+  ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --protocol full --resume
+  ilgnet test own --weights mine.caffemodel --list val.txt --pictures images --mean mean.binaryproto
+
+protocols:
+  published  the first 50 batches of 50 (AVA1) or 48 (AVA2), in the list's order, as was published
+  full       every picture once: the one to quote
+  resize     every picture once, the whole picture resized as the authors' test.py does
+  tencrop    every picture once, mean of ten crops
+
+run.json, pictures.csv and (for pictures that cannot be read) bad.txt are written to --out; `ilgnet report`
+makes a page of run.json. An interrupted run goes on with --resume."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``test``."""
+    parser = subparsers.add_parser(
+        "test", help="measure accuracy on AVA1, AVA2 or own pictures",
+        description="Test a two-class net by a named protocol, and print the result with its context.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class pictures")
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="a caffemodel, or a converted .safetensors"
+    )
+    parser.add_argument("--prototxt", metavar="P", help="the deploy net of a caffemodel")
+    parser.add_argument("--protocol", default="full", choices=("published", "full", "resize", "tencrop"))
+    where = parser.add_argument_group("pictures")
+    where.add_argument("--pictures", metavar="DIR", help="folder that the list's paths start from")
+    where.add_argument("--list", metavar="LIST", help="rows of `path label` (default: the released val list)")
+    where.add_argument("--lmdb", metavar="DB", help="a Caffe LMDB instead of both")
+    where.add_argument("--scores", metavar="FILE", help="mean scores, from `ilgnet partition --scores`")
+    where.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    prepared = parser.add_argument_group("preparation")
+    prepared.add_argument("--mean", metavar="FILE", help="mean image (default: the released one)")
+    prepared.add_argument(
+        "--mean-value", metavar="B,G,R", help="one mean a channel instead, or one number for all"
+    )
+    prepared.add_argument(
+        "--resize", type=int, default=256, metavar="N", help="side before the crop (default 256)"
+    )
+    run_ = parser.add_argument_group("run")
+    run_.add_argument("--batch-size", type=int, metavar="N", help="default 50, for ava2 48")
+    run_.add_argument("--batches", type=int, metavar="N", help="of the protocol published (default 50)")
+    run_.add_argument("--out", metavar="DIR", help="folder of the results (default DATASET_PROTOCOL)")
+    run_.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    run_.add_argument(
+        "--table", choices=("csv", "parquet"), default="csv", help="of the pictures (default csv)"
+    )
+    run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
+    run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    run_.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the test, write its files and print its figures."""
+    from ..evaluate.pictures import open_pictures
+    from ..evaluate.protocols import find_protocol
+    from ..evaluate.summary import build_report, report_values
+    from ..evaluate.testing import Test, run_test
+    from ._figures import print_report
+    from ._progress import progress_bar
+
+    pictures = open_pictures(args.dataset, pictures=args.pictures, list_file=args.list, database=args.lmdb)
+    test = Test(
+        dataset=args.dataset, protocol=find_protocol(args.protocol), pictures=pictures, mean=args.mean,
+        mean_values=_mean_values(args.mean_value), resize=args.resize, batch_size=args.batch_size,
+        batches=args.batches, scores=args.scores, strict=args.strict, workers=args.workers, table=args.table,
+        command=_command(args),
+    )  # fmt: skip
+    out = args.out or f"{args.dataset}_{args.protocol}"
+    net = _load(args)
+    try:
+        with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
+            result = run_test(
+                test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress
+            )
+    except KeyboardInterrupt:
+        print(f"\nwhat is done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
+        raise
+    report = build_report(result)
+    if args.json:
+        print(json.dumps(report_values(report)))
+        return 0
+    print_report(report)
+    print(
+        f"{out}/run.json and {out}/pictures.{args.table} written; `ilgnet report {out}/run.json` makes a page"
+    )
+    return 0
+
+
+def _load(args: argparse.Namespace) -> Any:
+    import torch
+
+    from ..errors import IlgnetError
+    from ..scoring import open_weights
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
+    try:
+        return open_weights(args.weights, args.prototxt)[0].to(args.device)
+    except RuntimeError as error:
+        raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
+
+
+def _mean_values(text: str | None) -> tuple[float, ...]:
+    from ..errors import IlgnetError
+
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3):
+        raise IlgnetError(f"--mean-value {text}: write one number, or three as 104,117,123")
+    return values * (3 // len(values))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as it could be typed again; whether it was resumed does not matter to the result."""
+    parts = ["ilgnet", "test", args.dataset]
+    for name, value in vars(args).items():
+        if name in ("command", "dataset", "resume", "json") or value in (None, False):
+            continue
+        parts += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(parts)

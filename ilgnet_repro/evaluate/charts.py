@@ -1,0 +1,158 @@
+"""The report's charts, as SVG that takes the page's own text colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from .metrics import Metrics
+
+# Drawn in these, then exchanged for the page's CSS colours, so that one chart serves light and dark.
+_TEXT, _FIRST, _SECOND, _GRID = "#010203", "#010204", "#010205", "#010206"
+_CSS = {
+    _TEXT: "currentColor",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
+    _GRID: "var(--rule)",
+}
+
+
+def _draw(name: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
+    """An inline ``<svg>`` of what ``paint`` does to one pair of axes; ``description`` is read out for it."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # the same ids at every run: the same report for the same result
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": _GRID,
+        "grid.linewidth": 0.8,
+        "legend.frameon": False,
+    }
+    for part in ("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "text.color"):
+        style[part] = _TEXT
+    with rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        paint(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for drawn, css in _CSS.items():
+        svg = svg.replace(drawn, css)
+    # Several charts share one page, and ids must not meet.
+    for mark in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(mark, f"{mark}{name}-")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+
+
+def _unit_axes(axes: Any, across: str, up: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=across, ylabel=up, aspect="equal")
+    axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=0.8, linestyle=":")
+
+
+def roc(metrics: Metrics, probability: np.ndarray, labels: np.ndarray) -> str | None:
+    """The ROC curve, or None where one class is missing."""
+    if metrics.roc_auc.value is None:
+        return None
+    from sklearn.metrics import roc_curve
+
+    false_high, true_high, _ = roc_curve(labels, probability)
+
+    def paint(axes: Any) -> None:
+        _unit_axes(axes, "low pictures called high", "high pictures called high")
+        axes.plot(false_high, true_high, color=_FIRST, linewidth=2)
+
+    return _draw("roc", f"ROC curve, area {metrics.roc_auc.value:.4f}", (4.2, 4), paint)
+
+
+def calibration(metrics: Metrics) -> str | None:
+    """The reliability diagram, dots sized by their pictures; None without any picture."""
+    filled = [bin_ for bin_ in metrics.bins if bin_.count]
+    if not filled:
+        return None
+    sizes = [20 + 280 * bin_.count / metrics.count for bin_ in filled]
+    across, up = [bin_.mean_probability for bin_ in filled], [bin_.share_high for bin_ in filled]
+
+    def paint(axes: Any) -> None:
+        _unit_axes(axes, "mean probability of high", "share of label 1")
+        axes.plot(across, up, color=_FIRST, linewidth=1)
+        axes.scatter(across, up, s=sizes, color=_FIRST, alpha=0.75, linewidths=0)
+
+    text = f"Reliability diagram, expected calibration error {metrics.calibration_error.value:.4f}"
+    return _draw("calibration", text, (4.2, 4), paint)
+
+
+def histogram(probability: np.ndarray, labels: np.ndarray) -> str | None:
+    """How the probabilities of the two labels are spread; None without any picture."""
+    if not len(labels):
+        return None
+    edges = np.linspace(0, 1, 41)
+
+    def paint(axes: Any) -> None:
+        for label, colour, name in ((0, _SECOND, "label 0, low"), (1, _FIRST, "label 1, high")):
+            axes.hist(probability[labels == label], edges, color=colour, alpha=0.6, label=name)
+        axes.axvline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.set(xlim=(0, 1), xlabel="probability of high", ylabel="pictures")
+        axes.legend()
+
+    return _draw("histogram", "Histogram of the probability of high, by label", (8.6, 3.2), paint)
+
+
+def confusion(metrics: Metrics) -> str | None:
+    """The confusion matrix, shaded by share of its label; None without any picture."""
+    if not metrics.count:
+        return None
+    from matplotlib.patches import Rectangle
+
+    def paint(axes: Any) -> None:
+        axes.grid(False)
+        axes.set(
+            xlim=(0, 2), ylim=(2, 0), xticks=(0.5, 1.5), yticks=(0.5, 1.5), aspect="equal",
+            xticklabels=("low", "high"), yticklabels=("low", "high"), xlabel="answer", ylabel="label",
+        )  # fmt: skip
+        for label, row in enumerate(metrics.confusion):
+            for answer, count in enumerate(row):
+                share = count / sum(row) if sum(row) else 0.0
+                colour = _FIRST if label == answer else _SECOND
+                axes.add_patch(
+                    Rectangle((answer, label), 1, 1, facecolor=colour, alpha=0.08 + 0.5 * share, linewidth=0)
+                )
+                text = f"{count:,}\n{share:.1%}"
+                axes.text(answer + 0.5, label + 0.5, text, ha="center", va="center", fontsize=12)
+
+    (low, wrong_low), (wrong_high, high) = metrics.confusion
+    text = f"Confusion matrix: low {low} right, {wrong_low} wrong; high {high} right, {wrong_high} wrong"
+    return _draw("confusion", text, (4.2, 4), paint)
+
+
+def batches(ours: Sequence[float], theirs: Sequence[float] | None = None) -> str | None:
+    """Accuracy of each batch, beside that of the authors' log where given; None without any batch."""
+    if not ours:
+        return None
+
+    def paint(axes: Any) -> None:
+        axes.plot(range(len(ours)), ours, color=_FIRST, marker="o", markersize=4, label="this run")
+        if theirs:
+            axes.plot(
+                range(len(theirs)), theirs, color=_SECOND, marker="s", markersize=4, linestyle="--",
+                label="the authors' log",
+            )  # fmt: skip
+        axes.set(xlabel="batch", ylabel="accuracy")
+        axes.legend()
+
+    text = "Accuracy of each batch" + (", this run and the authors' log" if theirs else "")
+    return _draw("batches", text, (8.6, 3.2), paint)

@@ -1,0 +1,125 @@
+"""How far a proportion can be trusted: Wilson intervals and tests between two runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval of a proportion, both ends in [0, 1]."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure, or ``None`` with the reason why there is none."""
+
+    value: float | None
+    reason: str = ""
+    interval: Interval | None = None
+
+
+def missing(reason: str) -> Measured:
+    """The figure that these inputs do not define."""
+    return Measured(None, reason)
+
+
+def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval | None:
+    """Wilson's score interval of ``correct`` out of ``count`` (Wilson 1927); None where ``count`` is 0.
+
+    It is the set of proportions p with |correct / count − p| ≤ z·sqrt(p (1 − p) / count), and unlike the
+    textbook interval it stays inside [0, 1] and has a width at 0 and at ``count``.
+    """
+    if not 0 <= correct <= count:
+        raise ValueError(f"{correct} correct of {count}: not a proportion")
+    if count == 0:
+        return None
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = correct / count
+    weight = z * z / count
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+    # The two exact ends are set by hand: rounding would leave 1e-17 there.
+    low = 0.0 if correct == 0 else max(0.0, middle - half)
+    high = 1.0 if correct == count else min(1.0, middle + half)
+    return Interval(low, high)
+
+
+def proportion(correct: int, count: int, what: str = "picture") -> Measured:
+    """``correct / count`` with its 95 % Wilson interval."""
+    if count == 0:
+        return missing(f"no {what}")
+    return Measured(correct / count, interval=wilson(correct, count))
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """Whether two proportions could be one: Fisher's exact test and the z statistic behind it."""
+
+    difference: float
+    z: float | None
+    p_value: float
+    compatible: bool
+
+
+def compare_proportions(
+    correct: int, count: int, other_correct: int, other_count: int, level: float = 0.05
+) -> Compatibility | None:
+    """Compare two independent proportions; ``compatible`` while Fisher's p is at least ``level``.
+
+    Two runs over the same pictures are not independent, and the test is then on the cautious side: use
+    ``mcnemar`` where the answers picture by picture are at hand. None where either count is 0.
+    """
+    if count == 0 or other_count == 0:
+        return None
+    from scipy.stats import fisher_exact
+
+    table = [[correct, count - correct], [other_correct, other_count - other_correct]]
+    p_value = float(fisher_exact(table).pvalue)
+    pooled = (correct + other_correct) / (count + other_count)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
+    difference = correct / count - other_correct / other_count
+    return Compatibility(difference, difference / spread if spread else None, p_value, p_value >= level)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two runs on the same pictures: how many only one of them got right, and what that says."""
+
+    only_first: int
+    only_second: int
+    exact_p: float
+    chi2: float | None
+    chi2_p: float | None
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """McNemar's test on two boolean arrays (same pictures, same order): right or wrong.
+
+    ``exact_p`` is the two-sided binomial test of the discordant pictures at one half; ``chi2`` is the
+    approximation with Edwards' continuity correction, None where no picture is discordant.
+    """
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape:
+        raise ValueError(f"{first.shape} and {second.shape}: not the same pictures")
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    discordant = only_first + only_second
+    if discordant == 0:
+        return McNemar(0, 0, 1.0, None, None)
+    from scipy.stats import binomtest
+    from scipy.stats import chi2 as chi2_law
+
+    statistic = max(0, abs(only_first - only_second) - 1) ** 2 / discordant
+    exact = float(binomtest(only_first, discordant, 0.5).pvalue)
+    return McNemar(only_first, only_second, exact, statistic, float(chi2_law.sf(statistic, 1)))

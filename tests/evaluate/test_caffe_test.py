@@ -1,0 +1,287 @@
+"""`caffe test` and `caffe time`: recorded logs line by line, every data layer, wrong flags."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.data.datum import raw_datum
+from ilgnet_repro.data.lmdb_read import row_key
+from ilgnet_repro.data.lmdb_write import LmdbWriter
+from ilgnet_repro.data.mean import read_mean
+from ilgnet_repro.evaluate.authorlogs import read_test_log
+from ilgnet_repro.evaluate.caffe_test import caffe_test
+from ilgnet_repro.evaluate.feeding import TestFeed
+from ilgnet_repro.evaluate.pictures import StoredPictures
+from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation
+from ilgnet_repro.evaluate.runner import run_protocol, scorer
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.zoo import ilgnet
+from ilgnet_repro.zoo.seeded import seeded_blobs
+
+# Log, prototxt, weights, flags: with one dash and with two, from the folder of the sources and from another.
+LOGS = {
+    "mean file, wraps": ("test_tiny.log", "tiny", "tiny_init", ["-iterations", "7"], True),
+    "crop, 50 by default": ("test_tiny_crop_default_iterations.log", "tiny_crop_test", "tiny_crop", [], True),
+    "from another folder": ("test_tiny.log", "tiny", "tiny_init", ["--iterations=7", "--phase=TEST"], False),
+}
+
+
+@pytest.mark.parametrize("log, net, weights, flags, inside", LOGS.values(), ids=LOGS)
+def test_recorded_logs(golden, tmp_path, monkeypatch, capsys, log, net, weights, flags, inside) -> None:
+    folder = golden / "pipeline"
+    monkeypatch.chdir(folder if inside else tmp_path)
+    prefix = "" if inside else f"{folder}/"
+    flags = ["-model", f"{prefix}{net}.prototxt", "-weights", f"{prefix}{weights}.caffemodel", *flags]
+    assert main(["caffe", "test", *flags, "-json"]) == 0
+    printed = capsys.readouterr()
+    recorded, found = read_test_log(folder / log), json.loads(printed.out)
+    assert found["iterations"] == recorded.iterations
+    assert list(found["batches"]) == list(recorded.batches)
+    for blob, rows in recorded.batches.items():
+        np.testing.assert_allclose(found["batches"][blob], rows, rtol=0, atol=1e-5)
+    assert found["loss"] == pytest.approx(recorded.loss, abs=1e-5)
+    for mine, theirs in zip(found["means"], recorded.summary, strict=True):
+        assert mine["blob"] == theirs.blob
+        assert mine["mean"] == pytest.approx(theirs.mean, abs=1e-5)
+        assert mine["weight"] == (theirs.weight or 0)
+        assert mine["weighted"] == pytest.approx(theirs.weighted or 0, abs=1e-5)
+    # The lines themselves, by the prefix that Caffe's own parse_log.py counts on.
+    line = re.compile(
+        r"^I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ caffe\.cpp:\d+\] (Batch|Loss|Running|loss|top-1|Use)(.*)$", re.M
+    )
+    theirs = re.sub(r"^I\d{4}(?=\d{4} )", "I", (folder / log).read_text(), flags=re.M)
+    numbers = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
+    mine, recorded_lines = line.findall(printed.err), line.findall(theirs)
+    assert [numbers.sub("#", "".join(m)) for m in mine] == [
+        numbers.sub("#", "".join(m)) for m in recorded_lines
+    ]
+    written = tmp_path / "written.log"
+    written.write_text(printed.err)
+    again = read_test_log(written)
+    assert (again.complete, again.batch_size, again.source) == (True, recorded.batch_size, recorded.source)
+
+
+@pytest.fixture(scope="module")
+def seeded() -> dict[str, list[np.ndarray]]:
+    """The weights that ILGNet's golden files were recorded with."""
+    text = ilgnet.deploy()
+    shapes = {n: [s.shape for s in specs] for n, specs in plan_net(build_graph(text)).specs.items()}
+    biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "ilgnet" / "classifier_bias.txt")}
+    return dict(seeded_blobs(text, shapes, biases=biases))
+
+
+def recorded_lines(golden: Path) -> list[str]:
+    recorded = (golden / "ilgnet" / "caffe_test.log").read_text()
+    return [line.split("] ")[1] for line in recorded.splitlines() if "caffe.cpp:275" not in line]
+
+
+def test_ilgnet_recorded(golden, authors, seeded, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = ilgnet.val(batch_size=12)
+    text.layer[0].data_param.source = str(golden / "ilgnet" / "val_lmdb")
+    text.layer[0].transform_param.mean_file = str(authors / "mean" / "AVA2_mean.binaryproto")
+    graph = build_graph(text)
+    feed = TestFeed(graph)
+    lines = []
+    net = CaffeNet(graph, seeded, input_shapes=feed.shapes())
+    caffe_test(net, feed, 10, lambda place, message: lines.append(message))
+    expected = recorded_lines(golden)
+    # Every accuracy to the last digit; the loss, a float32 sum of millions of terms, to 1e-4 of itself.
+    assert [line for line in lines if "Loss" not in line] == [line for line in expected if "Loss" not in line]
+    losses = [float(line.split()[1]) for line in (*lines, *expected) if "Loss" in line]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_published_protocol_counts_as_caffe_did(golden, authors, seeded) -> None:
+    mean = Mean(read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
+    pictures = StoredPictures(golden / "ilgnet" / "val_lmdb")
+    preparation = Preparation(PROTOCOLS["published"], 227, mean)
+    net = CaffeNet(build_graph(ilgnet.deploy()), seeded)
+    found = run_protocol(scorer(net), pictures, preparation, 12, batches=3)
+    accuracies = [f"Batch {b.index}, loss1/top-1 = {b.correct / b.size:g}" for b in found.batches]
+    assert accuracies == recorded_lines(golden)[1:4]
+
+
+ROWS = np.random.default_rng(2).integers(0, 256, (5, 3, 2, 4)).astype(np.uint8)
+LABELS = np.array([3, 0, 1, 1, 2])
+
+
+def write_lmdb(folder: Path) -> None:
+    (folder / "db").mkdir()
+    writer = LmdbWriter(folder / "db")
+    writer.write(
+        [(row_key(i, "x"), raw_datum(p, int(k))) for i, (p, k) in enumerate(zip(ROWS, LABELS, strict=True))]
+    )
+    writer.close()
+
+
+def write_list(folder: Path) -> None:
+    for index, picture in enumerate(ROWS):
+        cv2.imwrite(str(folder / f"{index}.png"), picture.transpose(1, 2, 0))
+    (folder / "list.txt").write_text("".join(f"{i}.png {label}\n" for i, label in enumerate(LABELS)))
+
+
+def write_hdf5(folder: Path) -> None:
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 5))):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["data"], file["label"] = ROWS[part].astype(np.float32), LABELS[part].astype(np.float32)
+    (folder / "files.txt").write_text("a.h5\nb.h5\n")
+
+
+def write_npz(folder: Path) -> None:
+    np.savez(folder / "rows.npz", data=ROWS, label=LABELS)
+
+
+# The layer's own fields, what writes its source, and the flags: each feeds the same five rows.
+LAYERS = {
+    "Data": ('data_param { source: "db" batch_size: 2 backend: LMDB }', write_lmdb, []),
+    "ImageData": ('image_data_param { source: "list.txt" batch_size: 2 root_folder: "./" }', write_list, []),
+    "HDF5Data": ('hdf5_data_param { source: "files.txt" batch_size: 2 }', write_hdf5, []),
+    "MemoryData": (
+        "memory_data_param { batch_size: 2 channels: 3 height: 2 width: 4 }",
+        write_npz, ["-arrays", "rows.npz"],
+    ),
+    "Input": (
+        "input_param { shape { dim: 2 dim: 3 dim: 2 dim: 4 } shape { dim: 2 } }",
+        write_npz, ["-arrays", "rows.npz"],
+    ),
+}  # fmt: skip
+HEAD = """
+layer { name: "flat" type: "Flatten" bottom: "data" top: "flat" }
+layer { name: "sum" type: "Reduction" bottom: "flat" top: "sum" reduction_param { axis: 1 } }
+"""
+
+
+def run_layer(type_: str, fields: str, flags: list[str], capsys, head: str = HEAD) -> dict:
+    tops = 'top: "data" top: "label"'
+    Path("net.prototxt").write_text(f'name: "n" layer {{ name: "d" type: "{type_}" {tops} {fields} }} {head}')
+    # Caffe wants a weights file for a net without weights too; the layer in it is none of the net's.
+    other = 'layer { name: "other" type: "InnerProduct" bottom: "x" top: "y" }'
+    write_caffemodel("other.caffemodel", parse_net(other), {"other": [np.ones((1, 1), np.float32)]})
+    flags = ["-model", "net.prototxt", "-weights", "other.caffemodel", "-iterations", "4", "-json", *flags]
+    status = main(["caffe", "test", *flags])
+    printed = capsys.readouterr()
+    return {"status": status, "error": printed.err} if status else json.loads(printed.out)
+
+
+@pytest.mark.parametrize("type_", LAYERS)
+def test_every_data_layer_wraps(tmp_path, monkeypatch, capsys, type_: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    fields, write, flags = LAYERS[type_]
+    write(tmp_path)
+    found = run_layer(type_, fields, flags, capsys)
+    read = np.arange(8).reshape(4, 2) % 5
+    assert found["batches"]["label"] == LABELS[read].tolist()
+    assert found["batches"]["sum"] == ROWS.astype(float).sum(axis=(1, 2, 3))[read].tolist()
+    means = {(m["blob"], k % 2): m["mean"] for k, m in enumerate(found["means"])}
+    assert means["label", 1] == LABELS[read].mean(axis=0)[1]
+
+
+def test_dummy_data(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    fillers = "data_filler { value: 0.5 } data_filler { value: 7 }"
+    fields = f"dummy_data_param {{ shape {{ dim: 2 dim: 3 }} shape {{ dim: 2 }} {fillers} }}"
+    found = run_layer("DummyData", fields, [], capsys)
+    assert found["batches"] == {"label": [[7, 7]] * 4, "sum": [[1.5, 1.5]] * 4}
+
+
+def test_an_input_without_rows_is_zero(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run_layer("Input", LAYERS["Input"][0], [], capsys)
+    assert found["batches"]["sum"] == [[0, 0]] * 4
+
+
+MEMORY = LAYERS["MemoryData"][0]
+WRONG = {
+    "no rows": (
+        "MemoryData",
+        MEMORY,
+        {},
+        [],
+        "d (MemoryData): nothing feeds 'data'; give an array of that name",
+    ),
+    "label missing": ("MemoryData", MEMORY, {"data": ROWS}, None, "nothing feeds 'label'"),
+    "other shape": (
+        "MemoryData",
+        MEMORY,
+        {"data": ROWS[:, :2], "label": LABELS},
+        None,
+        "array 'data' is (5, 2, 2, 4)",
+    ),
+    "unknown name": ("MemoryData", MEMORY, {"x": ROWS}, None, "array 'x': the net takes data, label"),
+    "no numbers": ("MemoryData", MEMORY, {"data": np.array(["a"])}, None, "rows.npz: data holds <U1"),
+    "no npz": ("MemoryData", MEMORY, {}, ["-arrays", "net.prototxt"], "net.prototxt: is not an npz file"),
+    "no database": ("Data", LAYERS["Data"][0], {}, [], "no LMDB there"),
+    "no iterations": (
+        "Input",
+        LAYERS["Input"][0],
+        {},
+        ["-iterations", "0"],
+        "iterations 0: must be 1 or more",
+    ),
+    "no GPU": ("Input", LAYERS["Input"][0], {}, ["-gpu", "99"], "-gpu 99: there are"),
+    "no weights": ("Input", LAYERS["Input"][0], {}, ["-weights", ""], "-weights is missing"),
+}
+
+
+@pytest.mark.parametrize("type_, fields, arrays, flags, message", WRONG.values(), ids=WRONG)
+def test_what_cannot_be_tested(tmp_path, monkeypatch, capsys, type_, fields, arrays, flags, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    if arrays:
+        np.savez("rows.npz", **arrays)
+    found = run_layer(type_, fields, ["-arrays", "rows.npz"] if flags is None else flags, capsys)
+    assert found["status"] == 1
+    assert message in found["error"].splitlines()[-1]
+
+
+def test_pictures_of_two_sizes_do_not_make_a_batch(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_list(tmp_path)
+    cv2.imwrite("1.png", np.zeros((9, 9, 3), np.uint8))
+    found = run_layer("ImageData", LAYERS["ImageData"][0], [], capsys)
+    assert found["status"] == 1
+    assert "pictures of one batch differ in size" in found["error"]
+
+
+def test_time(golden, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(golden / "pipeline")
+    assert (
+        main(["caffe", "time", "-model", "tiny.prototxt", "-iterations", "3", "-json", "-logtostderr=1"]) == 0
+    )
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    layers = {row["layer"]: row for row in found["layers"]}
+    assert list(layers) == [
+        "data",
+        "conv",
+        "relu",
+        "pool",
+        "norm",
+        "fc",
+        "fc_relu",
+        "cls",
+        "loss",
+    ]  # phase TRAIN
+    assert all(row["backward"] > 0 for name, row in layers.items() if name != "data")
+    assert layers["data"]["backward"] == 0
+    assert found["forward"] == pytest.approx(sum(row["forward"] for row in found["layers"]))
+    assert found["forward"] + found["backward"] <= found["forward_backward"] * 1.001
+    assert found["total"] == pytest.approx(3 * found["forward_backward"])
+    rows = re.findall(r"caffe\.cpp:\d+\] +(\S+)\t(forward|backward): (\S+) ms\.", printed.err)
+    assert [(name, way) for name, way, _ in rows] == [(n, w) for n in layers for w in ("forward", "backward")]
+    assert float(rows[2][2]) == pytest.approx(layers["conv"]["forward"], rel=1e-5)
+    assert len(re.findall(r"Iteration: \d forward-backward time: \S+ ms\.", printed.err)) == 3
+    assert main(["caffe", "time", "-model", "tiny.prototxt", "-iterations", "0"]) == 1
+    assert "iterations 0: must be 1 or more" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""The report's page and JSON: complete, escaped, readable by a screen reader, honest about weights."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ilgnet_repro.errors import DataError, FormatError
+from ilgnet_repro.evaluate.authorlogs import TestLog, parse_test_log
+from ilgnet_repro.evaluate.metrics import cross_entropy
+from ilgnet_repro.evaluate.report import render, write_report
+from ilgnet_repro.evaluate.results import BatchRow, PictureResult, RunResult, Source
+from ilgnet_repro.evaluate.shuffle import caffe_shuffle
+from ilgnet_repro.evaluate.summary import RANDOM_WEIGHTS, build_report, folder
+
+IMAGES = Path(__file__).parents[1] / "golden" / "pipeline" / "images"
+EVIL = "<script>alert(1)</script>&.jpg"
+
+
+class Page(HTMLParser):
+    """Counts what a reader would meet, and checks that every element is closed."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def _run(count: int = 300, batch_size: int = 50, **changes) -> RunResult:
+    rng = np.random.default_rng(4)
+    labels = (rng.random(count) < 0.7).astype(int)
+    probability = 1 / (1 + np.exp(-rng.normal(np.where(labels == 1, 1.5, -0.5), 1)))
+    names = np.array(["0001.jpg", "0008.png", EVIL, "0000.png"])[np.arange(count) % 4]
+    pictures = PictureResult(names, labels, probability, cross_entropy(probability, labels))
+    right = pictures.correct.reshape(-1, batch_size).sum(axis=1) if count else []
+    values = {
+        "protocol": "full",
+        "dataset": "ava1",
+        "weights": Source("w.caffemodel", "ab" * 32),
+        "random_weights": False,
+        "partition": Source("val.txt", "cd" * 32, "AVA1 val"),
+        "mean": Source("mean.binaryproto"),
+        "preprocessing": "centre crop 227",
+        "batch_size": batch_size,
+        "batches": tuple(BatchRow(k, batch_size, int(n)) for k, n in enumerate(right)),
+        "pictures": pictures,
+        "warnings": ("the mean file is <unknown>",),
+        "versions": {"torch": "2.13"},
+        "command": "ilgnet test ava1 --pictures 'a & b'",
+        "elapsed": 3.0,
+    }
+    return RunResult(**{**values, **changes})
+
+
+def _log(counts: list[int], batch_size: int) -> TestLog:
+    net = f"Initializing net from parameters: \nbatch_size: {batch_size}\n"
+    lines = [f"Batch {k}, top-1 = {count / batch_size:g}" for k, count in enumerate(counts)]
+    prefix = "I1121 09:27:28.918282 1 caffe.cpp:1] "
+    return parse_test_log(prefix + net + "".join(f"{prefix}{line}\n" for line in lines), "log.txt")
+
+
+def test_page_is_whole_escaped_and_accessible(tmp_path: Path) -> None:
+    report = build_report(_run())
+    write_report(report, tmp_path / "r.html", pictures=folder(IMAGES))
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert page.open == []
+    assert "<script" not in html and "<unknown>" not in html and "a &amp; b" in html
+    assert not any(mark in html for mark in ("http-equiv", "<link", 'src="http', "@import"))
+    assert len(page.all("svg")) == 5
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert page.all("img") and all(image["alt"] for image in page.all("img"))
+    assert all(head["scope"] in ("row", "col") for head in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert "prefers-color-scheme: dark" in html and "@media print" in html
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
+
+
+def test_thumbnails_are_the_pictures() -> None:
+    report = build_report(_run())
+    from ilgnet_repro.evaluate.summary import thumbnails
+
+    groups = dict(thumbnails(report, folder(IMAGES)))
+    pictures = report.run.pictures
+    assert groups["Scored highest"][0].probability == pictures.probability.max()
+    assert groups["Scored lowest"][0].probability == pictures.probability.min()
+    assert groups["Worst mistakes"][0].probability == max(
+        pictures.probability[~pictures.correct], key=lambda value: abs(value - 0.5)
+    )
+    shown = [picture for row in groups.values() for picture in row]
+    assert all(bool(picture.data) == (picture.name != EVIL) for picture in shown)
+    data = next(picture.data for picture in shown if picture.data)
+    small = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert max(small.shape[:2]) == 160
+
+
+def test_figures_in_page_and_json_agree(tmp_path: Path) -> None:
+    run = _run()
+    write_report(build_report(run), tmp_path / "r.html")
+    values = json.loads((tmp_path / "r.json").read_text())
+    right = int(run.pictures.correct.sum())
+    assert values["metrics"]["accuracy"]["value"] == right / 300 == values["protocol_accuracy"]["value"]
+    assert values["published"]["correct"] == 2042 and values["compatibility"]["p_value"] > 0
+    assert f"{right / 3:.2f} %" in (tmp_path / "r.html").read_text()
+
+
+def test_random_weights_are_named_in_every_section() -> None:
+    report = build_report(_run(random_weights=True))
+    page = Page(render(report))
+    assert page.words.count(RANDOM_WEIGHTS) == len(page.all("section"))
+    assert report.compatibility is None
+    assert RANDOM_WEIGHTS not in render(build_report(_run()))
+
+
+def test_log_in_both_orders() -> None:
+    run = _run(20_000)
+    order = caffe_shuffle(20_000, 1164)
+    counts = run.pictures.correct[order][:2500].reshape(50, 50).sum(axis=1).tolist()
+    given, permuted = build_report(run, _log(counts, 50)).verdicts
+    assert (given.order, given.verdict) != (permuted.order, permuted.verdict)
+    assert given.verdict != "identical" and not given.same_rows
+    assert permuted.verdict == "identical" and permuted.equal == 50 and "seed 1164" in permuted.order
+
+
+def test_log_of_another_batch_size_is_counted_from_the_pictures() -> None:
+    run = _run(400, batch_size=40)
+    counts = run.pictures.correct[:300].reshape(10, 30).sum(axis=1).tolist()
+    (verdict,) = build_report(run, _log(counts, 30)).verdicts
+    assert verdict.verdict == "identical"
+
+
+def test_log_longer_than_the_run_gives_no_verdict() -> None:
+    assert build_report(_run(100), _log([30] * 5, 50)).verdicts == ()
+
+
+def test_beside_another_run() -> None:
+    run = _run(4, batch_size=2)
+    wrong = PictureResult(
+        run.pictures.names, run.pictures.labels, 1 - run.pictures.probability, run.pictures.loss
+    )
+    report = build_report(run, other=_run(4, batch_size=2, pictures=wrong), other_name="the <other>")
+    assert report.mcnemar is not None
+    right = int(run.pictures.correct.sum())
+    assert (report.mcnemar.only_first, report.mcnemar.only_second) == (right, 4 - right)
+    assert "Beside the &lt;other&gt;" in render(report)
+
+
+def test_runs_over_other_pictures_are_refused() -> None:
+    empty = _run(0)
+    with pytest.raises(DataError, match="share no picture"):
+        build_report(_run(), other=empty)
+
+
+def test_empty_run_has_a_page_all_the_same() -> None:
+    page = Page(render(build_report(_run(0))))
+    assert page.open == [] and "no picture" in page.words and not page.all("svg")
+
+
+def test_page_and_json_must_be_two_files(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="would be one file"):
+        write_report(build_report(_run()), tmp_path / "r.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_outside_or_broken(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    read = folder(tmp_path)
+    assert [read(name) for name in ("empty.jpg", "none.jpg", "a\0b")] == [None] * 3

@@ -12,15 +12,21 @@ from ._console import results_console
 from ._options import add_net_options, add_preprocessing_options, read_preprocessing, read_shapes
 
 if TYPE_CHECKING:
+    from ..conversion.job import Options
     from ..conversion.report import ConversionReport
 
-FORMATS = ("safetensors", "caffemodel")
+FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 _EPILOG = """examples:
   ilgnet convert ilgnet.caffemodel
   ilgnet convert ilgnet.caffemodel --verify --out converted
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --mean-value 104,117,123
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to safetensors,caffemodel --out out --json
+  ilgnet convert ilgnet.caffemodel --to onnx --with-preprocessing --verify
+  ilgnet convert fcn.caffemodel --prototxt fcn.prototxt --to onnx --dynamic-size --fold
+  ilgnet convert ilgnet.caffemodel --to onnx --precision int8 --pictures a.jpg b.jpg
+  ilgnet convert net.caffemodel --prototxt deploy.prototxt --to python,pt2
 
 The prototxt is the one given, else NAME.prototxt or deploy.prototxt beside the weights, else the built-in
 net whose layers have the same names and shapes (ILGNet is one)."""
@@ -48,8 +54,35 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="run each written file against the original arrays"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    _add_writing_options(parser)
     add_net_options(parser)
     add_preprocessing_options(parser)
+
+
+def _add_writing_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("writing")
+    group.add_argument(
+        "--fold", action="store_true",
+        help="multiply BatchNorm, Scale and Bias into the layers before them, drop Dropout and Split",
+    )  # fmt: skip
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="float32",
+        help="of dense (InnerProduct) weights, in safetensors and onnx; what it costs is measured and reported",
+    )  # fmt: skip
+    group.add_argument(
+        "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these pictures"
+    )
+    group.add_argument(
+        "--dynamic-size", action="store_true", help="leave height and width open (onnx, pt2), where the net allows"
+    )
+    group.add_argument(
+        "--with-preprocessing", action="store_true",
+        help="onnx: take uint8 pictures (N, height, width, 3) and resize, crop, subtract and scale in the graph",
+    )  # fmt: skip
+    group.add_argument(
+        "--input-order", choices=("RGB", "BGR"), default="RGB",
+        help="channel order of those pictures (default RGB; OpenCV reads BGR)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,13 +99,22 @@ def run(args: argparse.Namespace) -> int:
         report = convert(
             args.weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
             preprocessing=read_preprocessing(args, _input_shape(args, shapes)), input_shapes=shapes,
-            ignore_fields=args.ignore_field, progress=progress,
+            ignore_fields=args.ignore_field, options=_options(args), pictures=args.pictures, progress=progress,
         )  # fmt: skip
     if args.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print_report(report)
     return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from ..conversion.job import Options
+
+    return Options(
+        fold=args.fold, with_preprocessing=args.with_preprocessing, input_order=args.input_order,
+        precision=args.precision, dynamic_size=args.dynamic_size,
+    )  # fmt: skip
 
 
 def _input_shape(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
@@ -119,7 +161,7 @@ def print_report(report: ConversionReport) -> None:
         ("outputs", ", ".join(report.outputs)),
         ("pictures", _pictures(report.preprocessing)),
     ]
-    rows += [("upgraded", note) for note in report.notes]
+    rows += [("note", note) for note in report.notes]
     if report.extra_layers:
         rows.append(("ignored", f"{', '.join(report.extra_layers)}: in the file, not in the net"))
     for row in rows:
@@ -139,3 +181,13 @@ def print_report(report: ConversionReport) -> None:
         for check in report.verified:
             checks.add_row(check.file, check.blob, f"{check.largest:.3g}", check.inputs)
         console.print(checks)
+    if report.deviations:
+        costs = Table(title=f"what {report.deviations[0].precision} dense weights cost", title_justify="left")
+        for column in ("output", "largest difference", "mean difference", "largest value", "other answers", "inputs"):
+            costs.add_column(column)
+        for cost in report.deviations:
+            costs.add_row(
+                cost.blob, f"{cost.largest:.3g}", f"{cost.mean:.3g}", f"{cost.scale:.3g}",
+                f"{cost.changed} of {cost.rows}", cost.inputs,
+            )  # fmt: skip
+        console.print(costs)

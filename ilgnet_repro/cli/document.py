@@ -44,7 +44,10 @@ def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _is_plumbing(action: argparse.Action) -> bool:
-    return isinstance(action, argparse._SubParsersAction | argparse._HelpAction) or action.help == argparse.SUPPRESS
+    return (
+        isinstance(action, argparse._SubParsersAction | argparse._HelpAction)
+        or action.help == argparse.SUPPRESS
+    )
 
 
 def _row(action: argparse.Action) -> str:

@@ -15,6 +15,7 @@ from ..version import __version__
 # Command -> module of this folder (with `add_parser` and `run`), in the order of the help.
 COMMANDS = {
     "convert": "convert",
+    "compare": "compare",
     "audit": "audit",
     "score": "score",
     "partition": "partition",

@@ -57,7 +57,7 @@ class LmdbReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).resolve()  # LMDB knows a database by its inode, not by the name of a link
         if not (self.path / "data.mdb").is_file():
             raise DataError(f"{path}: no LMDB there (no data.mdb); give the folder `ilgnet lmdb make` wrote")
         self._opened: Environment | None = None

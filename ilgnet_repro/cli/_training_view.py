@@ -1,0 +1,53 @@
+"""The progress view of `ilgnet train`, on stderr: a bar with loss and rate, and a line for each test."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..train.observe import Forward, Observer, Test, Updated
+
+if TYPE_CHECKING:
+    from ..train.loop import Trainer
+
+
+class TrainingView(Observer):
+    """Shows a run as it goes; where stderr is no terminal, only the tests and snapshots."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(file=sys.stderr, highlight=False)
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+            TextColumn("{task.fields[state]}"),
+        )
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task: Any = None
+        self._loss = ""
+
+    def tell(self, topic: str, text: str) -> None:
+        if topic in ("weights", "ignored", "snapshot_weights", "restored"):
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def on_start(self, trainer: Trainer) -> None:
+        total = trainer.settings.max_iter
+        self._task = self._progress.add_task("training", total=total, completed=trainer.iteration, state="")
+        self._progress.start()
+
+    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+        self._loss = f"loss {forward.smoothed:.4f}"
+
+    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+        self._progress.update(
+            self._task, completed=updated.iteration + 1, state=f"{self._loss}  lr {updated.rate:.3g}"
+        )
+
+    def on_test(self, trainer: Trainer, test: Test) -> None:
+        values = "  ".join(f"{output.name} {output.value:.4f}" for output in test.outputs[:6])
+        net = f" net {test.net}" if len(trainer.tester.nets) > 1 else ""
+        self._console.print(f"test at {test.iteration}{net}: {values}", markup=False, soft_wrap=True)
+
+    def on_finish(self, trainer: Trainer) -> None:
+        self._progress.stop()

@@ -1,0 +1,92 @@
+"""``ilgnet caffe train``: Caffe's `train`, flag for flag and line for line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_EPILOG = """examples:
+  ilgnet caffe train -solver solver.prototxt
+  ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel,heads.caffemodel
+  ilgnet caffe train -solver solver.prototxt -snapshot ilgnet_iter_1000.solverstate 2>&1 | tee train.log
+  torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt   (more devices: see ilgnet train)
+
+Paths in the solver start from the current folder, as in Caffe, or from the solver's own where its net is not
+found here. What Caffe logs goes to stderr. Ctrl-C stops with a snapshot, SIGHUP takes one and goes on."""
+
+
+def add_parser(actions: Any) -> None:
+    """Add ``train`` to the actions of ``ilgnet caffe``."""
+    parser = actions.add_parser(
+        "train", help="train or fine-tune a net", description="Train or fine-tune a net as Caffe does.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+    def flag(name: str, help_: str, **options: Any) -> None:
+        parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
+
+    flag("solver", "the solver", metavar="PROTOTXT", required=True)
+    flag("weights", "trained weights to fine-tune, with commas between", metavar="CAFFEMODELS", default="")
+    flag("snapshot", "the solver state to resume from", metavar="SOLVERSTATE", default="")
+    flag(
+        "gpu",
+        "a GPU's number (default: the solver's choice; the CPU where there is none)",
+        default="",
+        metavar="N",
+    )
+    flag("iterations", "read past, as in Caffe: max_iter in the solver counts", type=int, metavar="N")
+    flag("phase", "TRAIN, the only phase there is to train in", choices=("TRAIN", ""), default="")
+    flag("level", "the net's level", type=int, default=0, metavar="N")
+    flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
+    effects = ("stop", "snapshot", "none")
+    flag("sigint_effect", "what Ctrl-C does (default stop)", choices=effects, default="stop")
+    flag("sighup_effect", "what SIGHUP does (default snapshot)", choices=effects, default="snapshot")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, logging as Caffe does."""
+    from ..errors import IlgnetError
+    from ..train.caffelog import CaffeLog
+    from ..train.loop import Options, Trainer
+    from ..train.signals import Requests, watched
+    from ..train.solver import read_settings, solver_root
+
+    if args.weights and args.snapshot:
+        raise IlgnetError(
+            "-snapshot and -weights: give a snapshot to resume or weights to fine-tune, not both"
+        )
+    log = CaffeLog()
+    weights = [name for name in args.weights.split(",") if name]
+    settings = read_settings(
+        args.solver, solver_root(args.solver), level=args.level, stages=args.stage.split(","), weights=weights
+    )
+    if args.iterations is not None:
+        log.tell(
+            "mode", f"-iterations {args.iterations} is not read by train; max_iter is {settings.max_iter}"
+        )
+    for note in settings.notes:
+        log.tell("settings", note)
+    with watched(Requests(), args.sigint_effect, args.sighup_effect) as requests:
+        trainer = Trainer(settings, Options(device=_device(args.gpu)), [log], requests=requests)
+        if args.snapshot:
+            log.tell("resume", f"Resuming from {args.snapshot}")
+            trainer.restore(args.snapshot)
+        log.tell("start", "Starting Optimization")
+        trainer.solve()
+        log.tell("end", "Optimization Done.")
+    return 0
+
+
+def _device(gpu: str) -> str | None:
+    from ..errors import IlgnetError
+
+    if not gpu:
+        return None
+    import torch
+
+    found = torch.cuda.device_count()
+    if gpu == "all" or "," in gpu:
+        raise IlgnetError(f"-gpu {gpu}: several GPUs take a process each; use torchrun (docs/training.md)")
+    if not gpu.isdecimal() or int(gpu) >= found:
+        raise IlgnetError(f"-gpu {gpu}: there are {found} GPUs here; leave it out for the CPU")
+    return f"cuda:{gpu}"

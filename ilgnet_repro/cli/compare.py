@@ -1,0 +1,105 @@
+"""``ilgnet compare``: two forms of one net, blob by blob."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from ._console import results_console
+
+if TYPE_CHECKING:
+    from ..conversion.compare.comparison import BlobRow, Comparison
+
+_EPILOG = """A and B are files (.caffemodel .safetensors .onnx .pt2), or a file behind the name of another tool:
+  opencv:net.caffemodel      OpenCV 4's readNetFromCaffe
+  caffe2onnx:net.caffemodel  caffe2onnx 2.0.1, its graph run by ONNX Runtime    (make crosscheck)
+  onnx2torch:net.onnx        onnx2torch, its module run by torch                (make crosscheck)
+
+examples:
+  ilgnet compare net.caffemodel net.onnx
+  ilgnet compare net.caffemodel opencv:net.caffemodel --prototxt deploy.prototxt
+  ilgnet compare net.onnx onnx2torch:net.onnx --inputs pictures.npz --tolerance 1e-5
+  ilgnet compare net.safetensors net.pt2 --json
+
+A blob agrees if no value differs by more than T times the blob's largest value (or 1, where that is less).
+Ends with 0 if every blob agrees, 1 if one does not or a tool failed."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``compare``."""
+    parser = subparsers.add_parser(
+        "compare", help="two forms of one net, blob by blob",
+        description="Run two forms of a net on the same inputs and compare every blob both have.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("first", metavar="A")
+    parser.add_argument("second", metavar="B")
+    parser.add_argument("--prototxt", metavar="P", help="the net of a caffemodel (default: found as convert does)")
+    parser.add_argument("--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)")
+    parser.add_argument("--seed", type=int, default=7, help="default 7")
+    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help="default 1e-4")
+    parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; 1 where the two part ways."""
+    from ..conversion.compare.comparison import compare_files
+
+    found = compare_files(
+        args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _print(found, args.all)
+    return 0 if found.agrees else 1
+
+
+SHOWN = 12
+
+
+def _print(found: Comparison, show_all: bool) -> None:
+    from rich.table import Table
+
+    console = results_console()
+    if found.failed is not None:
+        console.print(f"failed: {found.failed}", markup=False)
+        return
+    parting = found.parting
+    table = Table(title=f"A {found.first}\nB {found.second}\ninputs {found.inputs}", title_justify="left")
+    for column, justify in (("blob", "left"), ("shape", "left"), ("largest difference", "right"),
+                            ("mean difference", "right"), ("largest value", "right"), ("", "left")):  # fmt: skip
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    rows = found.rows if show_all else _worth_showing(found.rows)
+    for row in rows:
+        shape = "x".join(map(str, row.shape))
+        if row.shape != row.other_shape:
+            shape += f", B {'x'.join(map(str, row.other_shape))}"
+        mark = "" if row.agrees else "first to differ" if row is parting else "differs"
+        table.add_row(row.blob, shape, f"{row.largest:.3g}", f"{row.mean:.3g}", f"{row.scale:.3g}", mark)
+    console.print(table)
+    left_out = len(found.rows) - len(rows)
+    if left_out:
+        console.print(f"{left_out} more blobs agree better than these; --all lists them")
+    for name, blobs in (("A", found.only_first), ("B", found.only_second)):
+        if blobs:
+            console.print(f"only in {name}: {len(blobs)} blobs, such as {blobs[0]}", markup=False)
+    if parting is None:
+        console.print(f"all {len(found.rows)} blobs agree within {found.tolerance:g}")
+    else:
+        differing = sum(not row.agrees for row in found.rows)
+        console.print(
+            f"{differing} of {len(found.rows)} blobs differ by more than {found.tolerance:g}; the first is {parting.blob}",
+            markup=False,
+        )
+
+
+def _worth_showing(rows: tuple[BlobRow, ...]) -> tuple[BlobRow, ...]:
+    """Those that differ and those that come nearest to it, in the order of computation."""
+    if len(rows) <= SHOWN:
+        return rows
+    worst = sorted(rows, key=lambda row: row.largest / max(1.0, row.scale), reverse=True)
+    kept = set(map(id, worst[:SHOWN])) | {id(row) for row in rows if not row.agrees}
+    return tuple(row for row in rows if id(row) in kept)

@@ -1,0 +1,133 @@
+"""``ilgnet train``: a solver run with a progress view, tables, a plot, the best weights, many processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+_EPILOG = """examples:
+  ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
+  ilgnet train --solver solver.prototxt --resume latest --patience 5 --keep 3
+  torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt --resume latest
+
+Paths in the solver start from the current folder, as in Caffe, or from the solver's own where its net is not
+found here. With torchrun the batch of the prototxt is that of all processes together. docs/training.md."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``train``."""
+    parser = subparsers.add_parser(
+        "train", help="train or fine-tune a net from a solver prototxt",
+        description="Train or fine-tune a net with Caffe's solvers, step for step.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--solver", required=True, metavar="PROTOTXT", help="the solver")
+    add("--weights", default="", metavar="W[,W]", help="caffemodels to fine-tune from, copied by layer name")
+    add(
+        "--resume",
+        metavar="STATE",
+        help="a .solverstate to go on from, or `latest`: the newest, if there is one",
+    )
+    add("--out", metavar="DIR", help="folder of tables and plot (default: SNAPSHOT_PREFIX_log)")
+    add("--max-iter", type=int, metavar="N", help="in place of the solver's max_iter")
+    add("--best-by", metavar="OUTPUT", help="test output to keep the best weights by (default: the accuracy)")
+    add("--patience", type=int, default=0, metavar="N", help="stop after N tests without a better one")
+    add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
+    precisions = ("float32", "float64", "bfloat16", "float16")
+    add("--precision", choices=precisions, default="float32", help="default float32, as Caffe")
+    add(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make each batch in N passes, with the same result",
+    )
+    add("--workers", type=int, metavar="N", help="processes that read ahead (default 0, with a GPU 4)")
+    add(
+        "--device",
+        metavar="D",
+        help="cpu or cuda:N (default: the solver's choice; the CPU where there is no GPU)",
+    )
+    add("--tensorboard", action="store_true", help="write TensorBoard events too")
+    add("--caffe-log", action="store_true", help="log Caffe's lines on stderr in place of the progress view")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    from ..train.distributed import joined
+    from ..train.signals import Requests, watched
+
+    with joined(args.device) as group, watched(Requests()) as requests:
+        return _train(args, group, requests)
+
+
+def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    from ..train.caffelog import CaffeLog
+    from ..train.curves import CsvLog, TensorBoardLog, draw_curves
+    from ..train.fit import BestWeights
+    from ..train.loop import Options, Trainer
+    from ..train.observe import Observer
+    from ..train.solver import read_settings, solver_root
+    from ._training_view import TrainingView
+
+    weights = [name for name in args.weights.split(",") if name]
+    settings = read_settings(args.solver, solver_root(args.solver), stages=(), weights=weights)
+    if args.max_iter is not None:
+        settings = settings.with_(max_iter=args.max_iter)
+    folder = Path(args.out) if args.out else Path(settings.root, f"{settings.snapshot_prefix}_log")
+    observers: list[Observer] = [CaffeLog() if args.caffe_log else TrainingView(), CsvLog(folder)]
+    best = BestWeights(args.best_by, args.patience) if settings.test_nets else None
+    if best is not None:
+        observers.append(best)
+    if args.tensorboard and group.is_first:
+        observers.append(TensorBoardLog(folder))
+    if group.is_first:
+        for note in settings.notes:
+            print(f"note: {note}", file=sys.stderr)
+    workers = args.workers if args.workers is not None else 4 if torch.cuda.is_available() else 0
+    options = Options(args.device, args.precision, args.accumulate, args.keep, workers)
+    trainer = Trainer(settings, options, observers, group, requests)
+    state = group.same(trainer.snapshots.latest()) if args.resume == "latest" else args.resume
+    if state:
+        trainer.restore(state)
+    trainer.solve()
+    if not group.is_first:
+        return 0
+    plot = folder / "curves.png"
+    draw_curves(folder, plot, Path(args.solver).stem)
+    _report(args, trainer, best.best if best else None, plot)
+    return 0
+
+
+def _report(args: argparse.Namespace, trainer: Any, best: Any, plot: Any) -> None:
+    from pathlib import Path
+
+    settings = trainer.settings
+    latest = trainer.snapshots.latest()
+    result = {
+        "iterations": trainer.iteration,
+        "stopped": trainer.reason or ("by request" if trainer.stopped else ""),
+        "best": None if best is None else {"iteration": best.iteration, best.output: best.value},
+        "best_weights": None
+        if best is None
+        else str(Path(settings.root, f"{settings.snapshot_prefix}_best.caffemodel")),
+        "snapshot": str(latest) if latest else None,
+        "plot": str(plot),
+    }
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(f"{trainer.iteration} iterations{'; stopped: ' + result['stopped'] if result['stopped'] else ''}")
+    if best is not None:
+        print(f"best {best.output} {best.value:.6g} at iteration {best.iteration}: {result['best_weights']}")
+    if latest:
+        print(f"snapshot: {latest}")
+    print(f"curves: {plot}")

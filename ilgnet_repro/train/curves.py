@@ -1,0 +1,154 @@
+"""The course of a run on disk: CSV tables, TensorBoard events, and a plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..atomic import atomic_file, atomic_path
+from ..errors import DataError, SolverError
+from .observe import Forward, Observer, Test, Updated
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+TRAIN, TEST = "train.csv", "test.csv"
+
+
+class CsvLog(Observer):
+    """Writes ``train.csv`` (a row an iteration) and ``test.csv`` (a row a test) into a folder.
+
+    A resumed run keeps the rows before the place that it resumes from.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, Any] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SolverError(
+                f"{self.folder}: cannot be made ({error.strerror}); give another folder"
+            ) from error
+        self._rate = 0.0
+        self._table(TRAIN, trainer, ["iteration", "learning_rate", "loss", "smoothed_loss"])
+        nets = len(trainer.tester.nets)
+        names = [
+            f"{output}#{net}" if nets > 1 else output
+            for net, one in enumerate(trainer.tester.nets)
+            for output in one.outputs
+        ]
+        self._table(TEST, trainer, ["iteration", *names])
+        self._row: dict[str, float] = {}
+        self._nets, self._left = nets, nets
+
+    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+        self._forward = forward
+
+    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+        self._write(TRAIN, [updated.iteration, updated.rate, self._forward.loss, self._forward.smoothed])
+
+    def on_test(self, trainer: Trainer, test: Test) -> None:
+        for output in test.outputs:  # of a blob of several values, the first
+            self._row.setdefault(f"{output.name}#{test.net}" if self._nets > 1 else output.name, output.value)
+        self._left -= 1
+        if not self._left:
+            self._write(TEST, [test.iteration, *self._row.values()])
+            self._row, self._left = {}, self._nets
+
+    def on_finish(self, trainer: Trainer) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _table(self, name: str, trainer: Trainer, columns: Sequence[str]) -> None:
+        path = self.folder / name
+        kept = []
+        if trainer.iteration and path.is_file():
+            kept = [row for row in read_table(path)[1] if row[0] < trainer.iteration]
+        with atomic_file(path, "w") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([int(row[0]), *row[1:]] for row in kept)
+        self._files[name] = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in on_finish
+
+    def _write(self, name: str, row: Sequence[float]) -> None:
+        csv.writer(self._files[name], lineterminator="\n").writerow(
+            [row[0], *(f"{value:.9g}" for value in row[1:])]
+        )
+        self._files[name].flush()
+
+
+class TensorBoardLog(Observer):
+    """Writes the same numbers as TensorBoard events.  Raises SolverError where tensorboard is absent."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise SolverError(
+                "tensorboard is not installed; pip install 'ilgnet_repro[tensorboard]'"
+            ) from error
+        make: Callable[..., Any] = SummaryWriter
+        self._writer = make(os.fspath(folder))
+
+    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+        self._writer.add_scalar("train/loss", forward.loss, forward.iteration)
+
+    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+        self._writer.add_scalar("train/learning_rate", updated.rate, updated.iteration)
+
+    def on_test(self, trainer: Trainer, test: Test) -> None:
+        for output in test.outputs:
+            self._writer.add_scalar(f"test{test.net or ''}/{output.name}", output.value, test.iteration)
+
+    def on_finish(self, trainer: Trainer) -> None:
+        self._writer.close()
+
+
+def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+    """Read a table of `CsvLog`: its columns, and its whole rows.  Raises DataError for anything else."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            columns, *rows = csv.reader(file)
+        # A run that was killed may have left half a row.
+        return columns, [[float(value) for value in row] for row in rows if len(row) == len(columns)]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: is no table of a training run; give the folder that `ilgnet train` wrote"
+        ) from error
+
+
+def draw_curves(folder: str | os.PathLike[str], picture: str | os.PathLike[str], title: str = "") -> None:
+    """Draw a run's losses and other test outputs, from its tables, as a PNG."""
+    from matplotlib.figure import Figure
+
+    _, train = read_table(Path(folder, TRAIN))
+    columns, test = read_table(Path(folder, TEST))
+    iterations = [row[0] for row in test]
+    # Names such as loss1/top-1 and loss1/loss are told apart by their last part.
+    losses = [number for number, name in enumerate(columns) if "loss" in name.rsplit("/", 1)[-1].lower()]
+    others = [number for number in range(1, len(columns)) if number not in losses]
+    figure = Figure(figsize=(8.0, 3.2) if others and test else (4.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2 if others and test else 1, squeeze=False)[0]
+    axes[0].plot(
+        [row[0] for row in train], [row[3] for row in train], linewidth=0.8, color="0.6", label="train"
+    )
+    for number in losses:
+        axes[0].plot(iterations, [row[number] for row in test], marker=".", label=f"test {columns[number]}")
+    for number in others if test else ():
+        axes[1].plot(
+            iterations, [row[number] for row in test], marker=".", color="C2", label=f"test {columns[number]}"
+        )
+    axes[0].set_ylabel("loss")
+    for each in axes:
+        each.set_xlabel("iteration")
+        each.grid(alpha=0.3)
+        each.legend(frameon=False)
+    figure.suptitle(title)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

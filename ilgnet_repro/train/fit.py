@@ -1,0 +1,85 @@
+"""What `ilgnet train` adds to a solver: the best weights on val, early stopping, and what the run was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..atomic import atomic_file
+from ..errors import SolverError
+from .observe import Observer, Test
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best test so far; the last test that was looked at, and how many were no better since."""
+
+    output: str
+    iteration: int
+    value: float
+    tested: int
+    tests_since: int = 0
+
+
+class BestWeights(Observer):
+    """Keeps the weights of the best test in ``PREFIX_best.caffemodel``; stops after ``patience`` no better.
+
+    ``output`` is an output of the first test net: more is better, unless it weighs in the loss.  By
+    default it is the first output without a weight (an accuracy), else the first.  What is known is kept
+    in ``PREFIX_best.json``, so that a resumed run goes on with it.
+    """
+
+    def __init__(self, output: str | None = None, patience: int = 0) -> None:
+        if patience < 0:
+            raise SolverError(f"patience {patience} must be 0 or more tests")
+        self.output, self.patience = output, patience
+        self.best: Best | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if not trainer.tester.nets:
+            raise SolverError("solver: has no test net to tell the best weights by; give test_iter and a net")
+        outputs = trainer.tester.nets[0].outputs
+        if self.output is not None and self.output not in outputs:
+            raise SolverError(
+                f"best-by {self.output!r} is no output of the test net; it has {', '.join(outputs)}"
+            )
+        # A run that resumes makes the same tests again that it made before it was cut off: they count once.
+        self.best = _read(self._path(trainer, "json")) if trainer.iteration else None
+
+    def on_test(self, trainer: Trainer, test: Test) -> None:
+        if test.net:
+            return
+        chosen = [output for output in test.outputs if output.name == self.output]
+        chosen += [output for output in test.outputs if not output.weight] + list(test.outputs)
+        output = chosen[0]
+        sign = -1 if output.weight else 1
+        best = self.best
+        if best is not None and best.tested >= test.iteration:
+            return
+        if best is None or sign * output.value > sign * best.value:
+            self.best = Best(output.name, test.iteration, output.value, test.iteration)
+            trainer.save_weights(self._path(trainer, "caffemodel"))
+        else:
+            self.best = replace(best, tested=test.iteration, tests_since=best.tests_since + 1)
+            if self.patience and self.best.tests_since >= self.patience:
+                trainer.stop(
+                    f"no better {output.name} in {self.patience} tests than {best.value:.6g} "
+                    f"at iteration {best.iteration}"
+                )
+        with atomic_file(self._path(trainer, "json"), "w") as file:
+            json.dump(asdict(self.best), file)
+
+    def _path(self, trainer: Trainer, ending: str) -> Path:
+        return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")
+
+
+def _read(path: Path) -> Best | None:
+    try:
+        return Best(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

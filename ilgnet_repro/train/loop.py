@@ -1,0 +1,290 @@
+"""The solver's loop: forward and backward, update, test, snapshot, in the order of Caffe's `Solver`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GraphError, SolverError
+from ..formats.prototxt import format_message
+from ..net import CaffeNet
+from . import snapshot as snapshots
+from .distributed import Group, choose_device, device_line
+from .feed import Feed
+from .nets import build_net, learnables
+from .observe import Forward, Observer, Output, Updated
+from .precision import Precision
+from .signals import Requests
+from .solver import Settings, net_text
+from .testing import Tester, output_values
+from .updates import Updater
+
+
+@dataclass(frozen=True)
+class Options:
+    """What Caffe's solver does not know.
+
+    ``accumulate`` splits each batch into that many passes of the same result; ``keep`` is the number of
+    snapshots that stay (0: all); ``workers`` read ahead; ``device`` is torch's name, by default the
+    solver's choice where there is a GPU.
+    """
+
+    device: str | None = None
+    precision: str = "float32"
+    accumulate: int = 1
+    keep: int = 0
+    workers: int = 0
+
+
+class _Pass(nn.Module):
+    """A pass as one module call, which is what torch's data parallelism wraps."""
+
+    def __init__(self, net: CaffeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        done = self.net.run(batch)
+        if done.loss is None:
+            raise GraphError(f"net {self.net.graph.name!r} has no loss layer in phase {self.net.graph.phase}")
+        return done.loss, done.blobs
+
+
+class Trainer:
+    """A solver at work; ``iteration`` counts the updates made, ``net`` holds the weights."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options | None = None,
+        observers: Sequence[Observer] = (),
+        group: Group | None = None,
+        requests: Requests | None = None,
+    ) -> None:
+        """Build the nets and copy the weights that the settings name.  Raises IlgnetError in one line."""
+        self.settings = settings
+        self.options = options or Options()
+        self.group = group or Group()
+        self.observers = tuple(observers) if self.group.is_first else ()
+        self.requests = requests or Requests()
+        if self.options.accumulate < 1 or self.options.workers < 0 or self.options.keep < 0:
+            raise SolverError("accumulate must be 1 or more, workers and keep 0 or more")
+        self.device = choose_device(self.options.device, settings.gpu, self.group)
+        self.tell("mode", device_line(self.device, settings.gpu))
+        self.precision = Precision(self.options.precision, self.device)
+        seed = settings.random_seed
+        self.seed = int(self.group.same(seed if seed >= 0 else torch.Generator().seed() % 2**31))
+        self.snapshots = snapshots.Snapshots(
+            settings.snapshot_prefix, settings.root, settings.snapshot_hdf5, self.options.keep
+        )
+        if self.group.is_first and (settings.snapshot or settings.snapshot_after_train):
+            self.snapshots.check()
+        self.tell(
+            "settings", "Initializing solver from parameters: \n" + format_message(settings.message).rstrip()
+        )
+        self._build()
+        self.iteration = 0
+        self.current_step = 0
+        self.stopped = False
+        self.reason = ""
+
+    def _build(self) -> None:
+        settings, group = self.settings, self.group
+        source = settings.train_net
+        self.tell("train_net", f"Creating training net {source.label}")
+        self.tell("net", "Initializing net from parameters: \n" + net_text(source))
+        pieces = self.options.accumulate
+        self.feed = Feed(
+            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, pieces=pieces
+        )
+        strange: list[str] = []
+        files = [settings.root / file for file in settings.weights]
+        net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=strange.append)
+        self.net = net.to(self.device, self.precision.dtype)
+        self.tell_outputs(self.net)
+        for file in settings.weights:
+            self.tell("weights", f"Finetuning from {file}")
+        for text in strange:
+            self.tell("ignored", text)
+        steps = self.net.steps((), with_loss=True)
+        self.learnables = learnables(self.net)
+        # What the loss does not reach has a gradient of 0 in Caffe; here it takes none at all.
+        reached = {id(blob) for _, layer in steps for blob in layer.blobs}
+        for one in self.learnables:
+            if id(one.tensor) not in reached and one.tensor.is_leaf:
+                one.tensor.requires_grad_(False)
+        cut = any(
+            node.layer.propagate_down or not (layer.has_gradient or layer.is_input) for node, layer in steps
+        )
+        self._pass = group.wrap(_Pass(self.net), self.device, some_unused=cut)
+        self.updater = Updater(settings, self.learnables)
+        self.tester = Tester(self)
+        self.tell("built", "Solver scaffolding done.")
+
+    # ------------------------------------------------------------------ running
+
+    def restore(self, state: str | Path) -> None:
+        """Go on from a snapshot of ours or of Caffe's: weights, arrays, iteration, place in the data."""
+        iteration, step = self.iteration, self.current_step
+        if self.group.is_first:
+            held = snapshots.restore(Path(state), self.settings.root, self.net, self.updater.history)
+            iteration, step = held.iter, held.current_step
+        self.iteration, self.current_step = self.group.same((iteration, step))
+        self.group.broadcast([*self.net.parameters(), *self.updater.history])
+        self.tell("restored", "SGDSolver: restoring history")
+
+    def solve(self) -> None:
+        """Run to `max_iter`, or to a request to stop, with tests and snapshots on the way."""
+        settings = self.settings
+        self.tell("solve", f"Solving {self.net.graph.name}")
+        self.tell("policy", f"Learning Rate Policy: {settings.policy.name}")
+        self.stopped = False
+        for observer in self.observers:
+            observer.on_start(self)
+        self.step(settings.max_iter - self.iteration)
+        if settings.snapshot_after_train and not (
+            settings.snapshot and self.iteration % settings.snapshot == 0
+        ):
+            self.snapshot()
+        if self.stopped:
+            self.tell("done", "Optimization stopped early.")
+        else:
+            if settings.display and self.iteration % settings.display == 0:
+                self._seed_pass()
+                with torch.no_grad():
+                    loss, _ = self._passes(self._batches, self.options.accumulate, backward=False)
+                self._smooth(loss)
+                self.tell("last", f"Iteration {self.iteration}, loss = {self._smoothed:g}")
+            if settings.test_interval and self.iteration % settings.test_interval == 0:
+                self.tester.run_all()
+            self.tell("done", "Optimization Done.")
+        for observer in self.observers:
+            observer.on_finish(self)
+
+    def step(self, iterations: int) -> None:
+        """Make some iterations, with the tests and snapshots that fall among them."""
+        settings = self.settings
+        self._start_iteration = self.iteration
+        self._losses: list[float] = []
+        self._smoothed = 0.0
+        passes = settings.iter_size * self.options.accumulate
+        self._batches = self.feed.batches(self.iteration * passes, self.options.workers)
+        self.tester.go_to(self.iteration)
+        for _ in range(iterations):
+            due = settings.test_interval and self.iteration % settings.test_interval == 0
+            if due and (self.iteration or settings.test_initialization):
+                self.tester.run_all()
+                if self.stopped:
+                    break
+            self._iterate(passes)
+            self.heed_requests()
+            if settings.snapshot and self.iteration % settings.snapshot == 0:
+                self.snapshot()
+            if self.stopped:
+                break
+
+    def _iterate(self, passes: int) -> None:
+        settings = self.settings
+        display = bool(settings.display) and self.iteration % settings.display == 0
+        for one in self.learnables:
+            one.tensor.grad = None
+        self._seed_pass()
+        loss, outputs = self._passes(self._batches, passes, backward=True)
+        self._smooth(loss)
+        forward = Forward(self.iteration, loss, self._smoothed, outputs, display)
+        for observer in self.observers:
+            observer.on_forward(self, forward)
+        rate, step = settings.policy.at(self.iteration, self.current_step)
+        new_step = step if step != self.current_step and settings.policy.name == "multistep" else None
+        self.current_step = step
+        finite = self.precision.unscale(one.tensor for one in self.learnables)
+        clipping = self.updater.update(rate, self.iteration) if finite else None
+        updated = Updated(self.iteration, rate, new_step, clipping, display)
+        for observer in self.observers:
+            observer.on_update(self, updated)
+        self.iteration += 1
+
+    def _passes(
+        self, batches: Iterator[dict[str, Tensor]], count: int, *, backward: bool
+    ) -> tuple[float, tuple[Output, ...]]:
+        """Run some passes; return the mean loss, and the outputs of the last batch."""
+        pieces = self.options.accumulate
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        outputs: dict[str, Tensor] = {}
+        for number in range(count):
+            batch = {top: value.to(self.device, self.precision.dtype) for top, value in next(batches).items()}
+            alone = number < count - 1  # gradients travel between processes once an iteration
+            with self.group.without_sync(self._pass) if alone else nullcontext():
+                with self.precision.context():
+                    loss, blobs = self._pass(batch)
+                if backward and loss.requires_grad:
+                    (self.precision.scaled(loss) / pieces).backward()
+            total += loss.detach()
+            for name, value in blobs.items():
+                value = value.detach().double().reshape(-1) / pieces
+                outputs[name] = value if number % pieces == 0 else outputs[name] + value
+        mean = self.group.sum(torch.cat([(total / count).view(1), *outputs.values()])) / self.group.world
+        loss, *values = mean.tolist()
+        return loss, output_values(self.net, outputs, values)
+
+    def _seed_pass(self) -> None:
+        # A fresh seed an iteration, so that dropout after a restart draws what it would have drawn.
+        torch.manual_seed((self.seed << 32) + self.iteration * self.group.world + self.group.rank)
+
+    def _smooth(self, loss: float) -> None:
+        """The mean over the last `average_loss` iterations, as Caffe's `UpdateSmoothedLoss` keeps it."""
+        window = self.settings.average_loss
+        if len(self._losses) < window:
+            self._losses.append(loss)
+            self._smoothed += (loss - self._smoothed) / len(self._losses)
+        else:
+            place = (self.iteration - self._start_iteration) % window
+            self._smoothed += (loss - self._losses[place]) / window
+            self._losses[place] = loss
+
+    # ------------------------------------------------------------------ stopping, keeping, telling
+
+    def stop(self, reason: str) -> None:
+        """Have the run end after this iteration, or this test."""
+        self.requests.stop = True
+        self.reason = reason
+
+    def heed_requests(self) -> None:
+        """Do what signals or observers of any process have asked for."""
+        stop, snapshot = self.requests.take()
+        if self.group.world > 1:
+            asked = torch.tensor([float(stop), float(snapshot)], device=self.device)
+            stop, snapshot = (value > 0 for value in self.group.sum(asked).tolist())
+        if snapshot:
+            self.snapshot()
+        self.stopped = bool(stop)
+
+    def snapshot(self) -> None:
+        """Write a snapshot of this moment."""
+        if not self.group.is_first:
+            return
+        kind = "HDF5" if self.settings.snapshot_hdf5 else "binary proto"
+        names = [self.snapshots.name(self.iteration, kind_) for kind_ in ("caffemodel", "solverstate")]
+        self.tell("snapshot_weights", f"Snapshotting to {kind} file {names[0]}")
+        self.tell("snapshot_state", f"Snapshotting solver state to {kind} file {names[1]}")
+        self.snapshots.save(self.net, self.iteration, self.updater.history, self.current_step)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights of this moment to a file of their own."""
+        snapshots.save_weights(self.net, path)
+
+    def tell(self, topic: str, text: str) -> None:
+        """Hand a line of Caffe's log to every observer."""
+        for observer in self.observers:
+            observer.tell(topic, text)
+
+    def tell_outputs(self, net: CaffeNet) -> None:
+        """Tell what a net puts out, as Caffe ends the building of one."""
+        for name in net.outputs:
+            self.tell("net_output", f"This network produces output {name}")
+        self.tell("net_done", "Network initialization done.")

@@ -1,0 +1,118 @@
+"""The nets of a solver: built, filled, given trained weights by layer name, and tied to each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LayerError, WeightsError
+from ..formats.caffemodel import open_caffemodel
+from ..graph.node import Graph
+from ..graph.sharing import find_owners, param_spec
+from ..layers.base import BlobSpec, Shape
+from ..loading import read_matrices
+from ..net import CaffeNet, plan_net
+from ..weights import fit_weights, take_weights
+from .updates import Learnable
+
+Note = Callable[[str], None]
+
+
+def trained_arrays(
+    specs: Mapping[str, Sequence[BlobSpec]], files: Iterable[str | os.PathLike[str]], note: Note
+) -> dict[str, list[np.ndarray]]:
+    """Gather the blobs of several weights files by layer name, as Caffe's `CopyTrainedLayersFrom`.
+
+    A later file wins.  Layers that no file has are absent from the result; layers that the net lacks are
+    told to ``note``.  Raises WeightsError, by layer name, for blobs of another shape.
+    """
+    arrays: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        layers = open_caffemodel(file).layers
+        for name in fit_weights(specs, layers).extra:
+            note(f"Ignoring source layer {name}")
+        arrays.update(take_weights(specs, layers, source=str(file), allow_missing=True))
+    return arrays
+
+
+def build_net(
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    weights: Iterable[str | os.PathLike[str]] = (),
+    *,
+    seed: int,
+    note: Note = lambda text: None,
+) -> CaffeNet:
+    """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
+    arrays = trained_arrays(plan_net(graph, shapes).specs, weights, note)
+    # The files are mapped into memory: training must not write there.
+    own = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
+    return read_matrices(CaffeNet(graph, own, input_shapes=shapes, seed=seed))
+
+
+def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -> CaffeNet:
+    """Build a net whose layers have the very parameters of the train net's layers of the same name.
+
+    Raises WeightsError where the shapes differ.  Layers that the train net lacks keep their fillers'
+    values, as in Caffe.
+    """
+    specs = plan_net(graph, shapes).specs
+    shared = {name: blobs for name, blobs in train.params.items() if specs.get(name)}
+    for name, blobs in shared.items():
+        wanted = [spec.shape for spec in specs[name]]
+        if [tuple(blob.shape) for blob in blobs] != wanted:
+            raise WeightsError(
+                f"layer {name} differs in the train net and a test net; give its blobs the same shapes"
+            )
+    values = {name: [blob.detach().cpu().float().numpy() for blob in blobs] for name, blobs in shared.items()}
+    net = read_matrices(CaffeNet(graph, values, input_shapes=shapes, seed=0))
+    for name, blobs in shared.items():
+        layer = net.layer(name)
+        for blob_name, blob in zip(layer.blob_names, blobs, strict=True):
+            # Parameters that are views of another layer's are taken anew at each pass.
+            if isinstance(blob, torch.nn.Parameter):
+                setattr(layer, blob_name, blob)
+    return net
+
+
+def learnables(net: CaffeNet) -> list[Learnable]:
+    """Return the parameters a solver updates, in the order of Caffe's `learnable_params`.
+
+    Shared parameters count once, with the multipliers of the first `param` row that states them.  Those
+    with a rate of 0 are listed (solver states hold arrays for them) but take no gradient.
+    """
+    owners = find_owners(
+        net.graph, {name: [tuple(b.shape) for b in blobs] for name, blobs in net.params.items()}
+    )
+    found: dict[tuple[str, int], tuple[Tensor, dict[str, float]]] = {}
+    for node in net.graph:
+        layer = net.layer(node.name)
+        _check_param_rows(node.layer.param, len(layer.blobs), layer.error)
+        for index, blob in enumerate(layer.blobs):
+            owner = owners.get((node.name, index))
+            key = (owner.layer, owner.index) if owner else (node.name, index)
+            _, multipliers = found.setdefault(key, (blob, {}))
+            spec = param_spec(node, index)
+            for field in ("lr_mult", "decay_mult"):
+                if spec.HasField(field):
+                    multipliers.setdefault(field, getattr(spec, field))
+            if not net.blob_specs[node.name][index].learned:
+                if node.type == "BatchNorm" and multipliers.get("lr_mult"):
+                    raise layer.error("lr_mult must be 0: its blobs are statistics; remove the param rows")
+                multipliers["lr_mult"] = 0.0
+    result = []
+    for (name, index), (blob, multipliers) in found.items():
+        one = Learnable(f"{name}[{index}]", blob, **multipliers)
+        if isinstance(blob, torch.nn.Parameter):
+            blob.requires_grad_(one.lr_mult != 0)
+        result.append(one)
+    return result
+
+
+def _check_param_rows(rows: Sequence[object], blobs: int, error: Callable[[str], LayerError]) -> None:
+    if len(rows) > blobs:
+        raise error(f"has {len(rows)} param rows for {blobs} blobs; remove those too many")

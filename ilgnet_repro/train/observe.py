@@ -1,0 +1,76 @@
+"""What a run tells as it goes: small frozen values, handed to any number of observers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .updates import Clipping
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+@dataclass(frozen=True)
+class Output:
+    """One value of an output blob, and its weight in the loss (0 for what is no loss)."""
+
+    name: str
+    value: float
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """An iteration's loss: its own, the mean over `average_loss` iterations, and the outputs."""
+
+    iteration: int
+    loss: float
+    smoothed: float
+    outputs: tuple[Output, ...]
+    display: bool
+
+
+@dataclass(frozen=True)
+class Updated:
+    """An iteration's update: its rate, whether a multistep policy stepped, whether gradients were clipped."""
+
+    iteration: int
+    rate: float
+    new_step: int | None
+    clipping: Clipping | None
+    display: bool
+
+
+@dataclass(frozen=True)
+class Test:
+    """Mean outputs of one test of one net; ``loss`` where `test_compute_loss` asks for it."""
+
+    __test__ = False  # no test case of pytest's
+
+    iteration: int
+    net: int
+    outputs: tuple[Output, ...]
+    loss: float | None
+
+
+class Observer:
+    """Does nothing; subclasses write over what they care about.  Only the first process has observers."""
+
+    def tell(self, topic: str, text: str) -> None:
+        """Take a line that Caffe's solver would log; topics are those of caffelog.py."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """A run is about to begin, perhaps from a snapshot (`trainer.iteration`)."""
+
+    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+        """The gradients of an iteration are there."""
+
+    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+        """The weights have changed."""
+
+    def on_test(self, trainer: Trainer, test: Test) -> None:
+        """A test net has run; the observer may call `trainer.stop`."""
+
+    def on_finish(self, trainer: Trainer) -> None:
+        """The run is over, or stopped."""

@@ -1,0 +1,122 @@
+"""Learning-rate policies: the rate of an iteration, as Caffe's `GetLearningRate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp
+from typing import NamedTuple
+
+from ..errors import SolverError
+from ..schema import caffe_pb2 as pb
+
+
+class Rate(NamedTuple):
+    """The rate of one iteration, and how many steps the policy has taken (kept in solver states)."""
+
+    value: float
+    current_step: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy with all its numbers; those it does not use are 0."""
+
+    name: str
+    base_lr: float
+    gamma: float = 0.0
+    power: float = 0.0
+    stepsize: int = 0
+    stepvalue: tuple[int, ...] = ()
+    max_iter: int = 0
+
+    def at(self, iteration: int, current_step: int = 0) -> Rate:
+        """Return the rate of ``iteration`` (from 0); ``current_step`` is what the iteration before left."""
+        factor, current_step = _FACTORS[self.name](self, iteration, current_step)
+        return Rate(self.base_lr * factor, current_step)
+
+
+def _fixed(policy: Policy, iteration: int, step: int) -> Rate:
+    return Rate(1.0, step)
+
+
+def _step(policy: Policy, iteration: int, step: int) -> Rate:
+    step = iteration // policy.stepsize
+    return Rate(policy.gamma**step, step)
+
+
+def _exp(policy: Policy, iteration: int, step: int) -> Rate:
+    return Rate(policy.gamma**iteration, step)
+
+
+def _inv(policy: Policy, iteration: int, step: int) -> Rate:
+    return Rate((1 + policy.gamma * iteration) ** -policy.power, step)
+
+
+def _multistep(policy: Policy, iteration: int, step: int) -> Rate:
+    # One step an iteration at most, also where two stepvalues are equal.
+    if step < len(policy.stepvalue) and iteration >= policy.stepvalue[step]:
+        step += 1
+    return Rate(policy.gamma**step, step)
+
+
+def _poly(policy: Policy, iteration: int, step: int) -> Rate:
+    return Rate((1 - iteration / policy.max_iter) ** policy.power, step)
+
+
+def _sigmoid(policy: Policy, iteration: int, step: int) -> Rate:
+    exponent = -policy.gamma * (iteration - policy.stepsize)
+    return Rate(1 / (1 + exp(exponent)) if exponent < 700 else 0.0, step)
+
+
+_FACTORS: dict[str, Callable[[Policy, int, int], Rate]] = {
+    "fixed": _fixed,
+    "step": _step,
+    "exp": _exp,
+    "inv": _inv,
+    "multistep": _multistep,
+    "poly": _poly,
+    "sigmoid": _sigmoid,
+}
+
+# The fields without which a policy means nothing.
+_NEEDED = {
+    "step": ("gamma", "stepsize"),
+    "exp": ("gamma",),
+    "inv": ("gamma", "power"),
+    "multistep": ("gamma", "stepvalue"),
+    "poly": ("power", "max_iter"),
+    "sigmoid": ("gamma", "stepsize"),
+}
+_OWN_FIELDS = ("gamma", "power", "stepsize", "stepvalue")
+
+
+def make_policy(param: pb.SolverParameter) -> Policy:
+    """Return the policy a solver asks for.  Raises SolverError for one that is unknown or incomplete."""
+    name = param.lr_policy
+    if name not in _FACTORS:
+        raise SolverError(f"solver: lr_policy {name!r} is unknown; use one of {', '.join(_FACTORS)}")
+    if not param.HasField("base_lr"):
+        raise SolverError("solver: base_lr is missing; set the learning rate to start from")
+    for field in _NEEDED.get(name, ()):
+        present = param.stepvalue if field == "stepvalue" else param.HasField(field)
+        if not present:
+            raise SolverError(f"solver: lr_policy {name} needs {field}; set it")
+    if param.gamma < 0:
+        raise SolverError(f"solver: gamma {param.gamma:g} is below 0; set 0 or more")
+    if "stepsize" in _NEEDED.get(name, ()) and param.stepsize < 1:
+        raise SolverError(f"solver: stepsize {param.stepsize} must be over 0")
+    if list(param.stepvalue) != sorted(param.stepvalue):
+        raise SolverError(
+            f"solver: stepvalue {', '.join(map(str, param.stepvalue))} must rise; put them in order"
+        )
+    return Policy(
+        name, param.base_lr, param.gamma, param.power, param.stepsize, tuple(param.stepvalue), param.max_iter
+    )
+
+
+def idle_fields(param: pb.SolverParameter) -> tuple[str, ...]:
+    """Return the policy fields that are set but that this policy does not read."""
+    needed = _NEEDED.get(param.lr_policy, ())
+    present = {field.name for field, _ in param.ListFields()}
+    return tuple(field for field in _OWN_FIELDS if field in present and field not in needed)

@@ -1,0 +1,74 @@
+"""Snapshots in HDF5, laid out as Caffe's `ToHDF5` and `SnapshotSolverStateToHDF5`; needs h5py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ..atomic import atomic_path
+from ..errors import FormatError, SolverError
+from ..formats.blob import Blob, Run
+from ..formats.solverstate import SolverState
+
+
+def write_weights(path: Path, layers: Iterable[str], blobs: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Write ``/data/LAYER/INDEX``, with an empty group for a layer without blobs."""
+    h5py = _h5py(path)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        root = file.create_group("data")
+        for layer in layers:
+            group = root.require_group(layer)
+            for index, array in enumerate(blobs.get(layer, ())):
+                group.create_dataset(str(index), data=np.asarray(array, np.float32))
+
+
+def write_state(
+    path: Path, iteration: int, learned_net: str, history: Sequence[np.ndarray], current_step: int
+) -> None:
+    """Write ``/iter``, ``/learned_net``, ``/current_step`` and ``/history/INDEX``."""
+    h5py = _h5py(path)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("iter", data=np.array([iteration], np.int32))
+        file.create_dataset("learned_net", data=np.bytes_(learned_net.encode()))
+        file.create_dataset("current_step", data=np.array([current_step], np.int32))
+        group = file.create_group("history")
+        for index, array in enumerate(history):
+            group.create_dataset(str(index), data=np.asarray(array, np.float32))
+
+
+def read_state(path: Path) -> SolverState:
+    """Read what `write_state` or Caffe wrote.  Raises FormatError for anything else."""
+    h5py = _h5py(path)
+    try:
+        with h5py.File(path, "r") as file:
+            iteration = int(np.ravel(file["iter"][()])[0])
+            step = int(np.ravel(file["current_step"][()])[0])
+            name = np.ravel(file["learned_net"][()])[0]
+            group = file["history"]
+            arrays = [np.asarray(group[str(index)][()], np.float32) for index in range(len(group))]
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise FormatError(
+            f"{path.name}: is no solver state in HDF5; give the .solverstate.h5 of a snapshot"
+        ) from error
+    if iteration < 0 or step < 0:
+        raise FormatError(f"{path.name}: iteration {iteration}, step {step}: cannot be negative")
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    return SolverState(iteration, text, tuple(map(_blob, arrays)), step)
+
+
+def _blob(array: np.ndarray) -> Blob:
+    runs = (Run(0, array.size, array.itemsize),) if array.size else ()
+    return Blob(array.shape, False, array.dtype, runs, memoryview(bytearray(array.tobytes())))
+
+
+def _h5py(path: Path) -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise SolverError(
+            f"{path.name}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]', or remove snapshot_format"
+        ) from error
+    return h5py

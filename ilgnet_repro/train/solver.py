@@ -1,0 +1,252 @@
+"""A solver prototxt as frozen settings: every field is honoured, or refused by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import SolverError
+from ..formats.prototxt import format_message, read_net, read_solver
+from ..formats.upgrade import upgrade_net, upgrade_solver
+from ..graph.build import build_graph
+from ..graph.node import Graph
+from ..schema import caffe_pb2 as pb
+from .policies import Policy, idle_fields, make_policy
+
+TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
+_TRAIN_NETS = ("net", "net_param", "train_net", "train_net_param")
+_LEAST = {"max_iter": 0, "iter_size": 1, "average_loss": 1, "display": 0, "test_interval": 0, "snapshot": 0}
+# What a rule keeps averages with; Caffe stops on momentum where the rule has none.
+_WITHOUT_MOMENTUM = ("AdaGrad", "RMSProp")
+
+
+@dataclass(frozen=True)
+class NetSource:
+    """A net as the solver names it (``net file: x.prototxt``), and its graph in the solver's state."""
+
+    label: str
+    graph: Graph
+    state: pb.NetState
+
+
+@dataclass(frozen=True)
+class TestNet:
+    """A net to test with, and the number of batches of one test."""
+
+    source: NetSource
+    test_iter: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A solver.  ``root`` is where its paths start; ``notes`` is what was read past, one line each."""
+
+    train_net: NetSource
+    test_nets: tuple[TestNet, ...]
+    policy: Policy
+    type: str
+    momentum: float
+    momentum2: float
+    rms_decay: float
+    delta: float
+    weight_decay: float
+    regularization: str
+    clip_gradients: float
+    iter_size: int
+    max_iter: int
+    display: int
+    average_loss: int
+    test_interval: int
+    test_initialization: bool
+    test_compute_loss: bool
+    snapshot: int
+    snapshot_prefix: str
+    snapshot_hdf5: bool
+    snapshot_after_train: bool
+    random_seed: int
+    gpu: int | None
+    weights: tuple[str, ...]
+    root: Path
+    message: pb.SolverParameter
+    notes: tuple[str, ...] = ()
+
+    def with_(self, **changes: object) -> Settings:
+        """Return the settings with some changed, the message that is printed included."""
+        message = pb.SolverParameter()
+        message.CopyFrom(self.message)
+        for name, value in changes.items():
+            if name in message.DESCRIPTOR.fields_by_name and isinstance(value, (int, float, str)):
+                setattr(message, name, value)
+        policy = self.policy
+        if "max_iter" in changes:
+            policy = replace(policy, max_iter=int(changes["max_iter"]))  # type: ignore[call-overload]
+        return replace(self, message=message, policy=policy, **changes)  # type: ignore[arg-type]
+
+
+def read_settings(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] = ".",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = ("",),
+    weights: Iterable[str] = (),
+) -> Settings:
+    """Read a solver prototxt.
+
+    ``root`` is the folder that its paths start from, which for Caffe is the current one.  ``level``,
+    ``stages`` and ``weights`` (paths from the current folder) join those of the file, as Caffe's command
+    line makes them.  Raises
+    SolverError, ParseError, FormatError, GraphError or LayerError, each in one line.
+    """
+    notes: list[str] = []
+    param = upgrade_solver(read_solver(path), notes)
+    if not param.snapshot_prefix:
+        # As Caffe: the solver's own path without its ending; in a folder, the solver's name there.
+        param.snapshot_prefix = os.fspath(Path(path).with_suffix(""))
+    elif Path(root, param.snapshot_prefix).is_dir():
+        param.snapshot_prefix = os.path.join(param.snapshot_prefix, Path(path).stem)
+    param.train_state.level = level
+    param.train_state.stage.extend(stages)
+    here = Path(root) == Path(".")
+    param.weights.extend(name if here else os.path.abspath(name) for name in weights)
+    return make_settings(param, root, notes)
+
+
+def solver_root(path: str | os.PathLike[str]) -> Path:
+    """Return where a solver's paths start: here, as for Caffe, or its own folder if its net is only there."""
+    param = read_solver(path)
+    nets = [name for name in (param.net, param.train_net) if name]
+    own = Path(path).parent
+    elsewhere = bool(nets) and not Path(nets[0]).is_file() and (own / nets[0]).is_file()
+    return own if elsewhere else Path(".")
+
+
+def make_settings(
+    param: pb.SolverParameter, root: str | os.PathLike[str] = ".", notes: Iterable[str] = ()
+) -> Settings:
+    """Check a solver message (upgraded) and return its settings."""
+    _check(param)
+    idle = [f"{name} is not read by lr_policy {param.lr_policy}" for name in idle_fields(param)]
+    if not param.layer_wise_reduce:
+        idle.append("layer_wise_reduce: torch chooses how gradients are sent; the result is the same")
+    gpu = param.device_id if param.solver_mode == pb.SolverParameter.GPU else None
+    return Settings(
+        train_net=_train_net(param, root),
+        test_nets=_test_nets(param, root),
+        policy=make_policy(param),
+        type=param.type,
+        momentum=param.momentum,
+        momentum2=param.momentum2,
+        rms_decay=param.rms_decay,
+        delta=param.delta,
+        weight_decay=param.weight_decay,
+        regularization=param.regularization_type,
+        clip_gradients=param.clip_gradients,
+        iter_size=param.iter_size,
+        max_iter=param.max_iter,
+        display=param.display,
+        average_loss=param.average_loss,
+        test_interval=param.test_interval,
+        test_initialization=param.test_initialization,
+        test_compute_loss=param.test_compute_loss,
+        snapshot=param.snapshot,
+        snapshot_prefix=param.snapshot_prefix,
+        snapshot_hdf5=param.snapshot_format == pb.SolverParameter.HDF5,
+        snapshot_after_train=param.snapshot_after_train,
+        random_seed=param.random_seed,
+        gpu=gpu,
+        weights=tuple(name for names in param.weights for name in names.split(",") if name),
+        root=Path(root),
+        message=param,
+        notes=(*notes, *idle),
+    )
+
+
+def _check(param: pb.SolverParameter) -> None:
+    for fork in param.fork_field:
+        if fork.path in ("name", "layer", "layers", "input"):
+            raise SolverError(
+                f"solver: field {fork.path} (line {fork.line}) belongs to a net; give the solver's prototxt"
+            )
+        raise SolverError(f"solver: field {fork.path} (line {fork.line}) is unknown to Caffe 1.0; remove it")
+    for name, least in _LEAST.items():
+        if getattr(param, name) < least:
+            raise SolverError(f"solver: {name} {getattr(param, name)} must be {least} or more")
+    if param.type not in TYPES:
+        raise SolverError(f"solver: type {param.type!r} is unknown; use one of {', '.join(TYPES)}")
+    if param.regularization_type not in ("L1", "L2"):
+        raise SolverError(
+            f"solver: regularization_type {param.regularization_type!r} is unknown; use L1 or L2"
+        )
+    if param.momentum and param.type in _WITHOUT_MOMENTUM:
+        raise SolverError(f"solver: momentum {param.momentum:g} cannot be used with {param.type}; remove it")
+    if not 0 <= param.rms_decay < 1:
+        raise SolverError(f"solver: rms_decay {param.rms_decay:g} must be at least 0 and below 1")
+    if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 < 1):
+        raise SolverError("solver: momentum and momentum2 of Adam must be at least 0 and below 1")
+    if param.snapshot_diff:
+        raise SolverError("solver: snapshot_diff is not supported: gradients are not kept; remove it")
+    if param.debug_info:
+        raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
+
+
+def _train_net(param: pb.SolverParameter, root: str | os.PathLike[str]) -> NetSource:
+    given = [name for name in _TRAIN_NETS if param.HasField(name)]
+    if len(given) != 1:
+        found = f"has {' and '.join(given)}" if given else "has no train net"
+        raise SolverError(f"solver: {found}; give exactly one of {', '.join(_TRAIN_NETS)}")
+    name = given[0]
+    if name.endswith("_param"):
+        return _source(f"specified in {name}", getattr(param, name), "TRAIN", param.train_state)
+    path = getattr(param, name)
+    return _source(f"from {name} file: {path}", read_net(Path(root, path)), "TRAIN", param.train_state)
+
+
+def _test_nets(param: pb.SolverParameter, root: str | os.PathLike[str]) -> tuple[TestNet, ...]:
+    """In Caffe's order: test_net_param, test_net, then net or net_param once for each test_iter left over."""
+    nets = [("test_net_param", net) for net in param.test_net_param]
+    nets += [(f"test_net file: {path}", read_net(Path(root, path))) for path in param.test_net]
+    shared = [name for name in ("net", "net_param") if param.HasField(name)]
+    left = len(param.test_iter) - len(nets)
+    if left < 0 or (left and not shared):
+        raise SolverError(
+            f"solver: test_iter is stated {len(param.test_iter)} times for {len(nets)} test nets; "
+            "state it once a net"
+        )
+    if shared == ["net"]:
+        nets += [(f"net file: {param.net}", read_net(Path(root, param.net)))] * left
+    elif shared:
+        nets += [("net_param", param.net_param)] * left
+    if nets and not param.test_interval:
+        raise SolverError(
+            "solver: test_interval is 0 with a test net; set it, or remove test_iter and the net"
+        )
+    if param.test_state and len(param.test_state) != len(nets):
+        raise SolverError(
+            f"solver: {len(param.test_state)} test_state for {len(nets)} test nets; give one a net"
+        )
+    if any(count < 1 for count in param.test_iter):
+        raise SolverError("solver: test_iter must be 1 or more for each test net")
+    states = list(param.test_state) or [pb.NetState()] * len(nets)
+    return tuple(
+        TestNet(_source(label, net, "TEST", state), count)
+        for (label, net), state, count in zip(nets, states, param.test_iter, strict=True)
+    )
+
+
+def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) -> NetSource:
+    """Merge the net's own state and the solver's, which wins; the phase is the solver's unless stated."""
+    merged = pb.NetState(phase=pb.TRAIN if phase == "TRAIN" else pb.TEST)
+    merged.MergeFrom(net.state)
+    merged.MergeFrom(state)
+    phase = pb.Phase.Name(merged.phase)
+    graph = build_graph(upgrade_net(net), phase, level=merged.level, stages=merged.stage)
+    return NetSource(label, graph, merged)
+
+
+def net_text(source: NetSource) -> str:
+    """Return a net as Caffe prints it when it builds one: its state and the layers of its phase."""
+    layers = [node.layer for node in source.graph]
+    return format_message(pb.NetParameter(name=source.graph.name, state=source.state, layer=layers)).rstrip()

@@ -1,0 +1,119 @@
+"""The tests during training: mean outputs of some batches, on nets that share the train net's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..net import CaffeNet
+from .feed import Feed
+from .nets import build_test_net
+from .observe import Output, Test
+from .solver import net_text
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class Tester:
+    """All test nets of a solver.  Processes share the batches of a test between them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.nets: list[CaffeNet] = []
+        self._feeds: list[Feed] = []
+        settings = trainer.settings
+        for index, test_net in enumerate(settings.test_nets):
+            source = test_net.source
+            trainer.tell("test_net", f"Creating test net (#{index}) specified by {source.label}")
+            trainer.tell("net", "Initializing net from parameters: \n" + net_text(source))
+            feed = Feed(source.graph, settings.root, trainer.seed)
+            self.nets.append(
+                build_test_net(source.graph, feed.shapes(), trainer.net).to(
+                    trainer.device, trainer.precision.dtype
+                )
+            )
+            self._feeds.append(feed)
+            trainer.tell_outputs(self.nets[-1])
+            for file in settings.weights:
+                trainer.tell("weights", f"Finetuning from {file}")
+        self._batches: list[Iterator[dict[str, Tensor]]] = []
+
+    def go_to(self, iteration: int) -> None:
+        """Put the data where they are after all tests of the iterations before this one."""
+        settings = self.trainer.settings
+        done = -(-iteration // settings.test_interval) if settings.test_interval else 0
+        if iteration and not settings.test_initialization:
+            done -= 1
+        group = self.trainer.group
+        self._batches = [
+            feed.batches(
+                _own_passes(done, test_net.test_iter, group.rank, group.world), self.trainer.options.workers
+            )
+            for feed, test_net in zip(self._feeds, settings.test_nets, strict=True)
+        ]
+
+    def run_all(self) -> None:
+        """Test every net, and tell the results."""
+        for index in range(len(self.nets)):
+            self.trainer.tell("testing", f"Iteration {self.trainer.iteration}, Testing net (#{index})")
+            test = self._run(index)
+            if test is None:
+                self.trainer.tell("test_cut", "Test interrupted.")
+                return
+            for observer in self.trainer.observers:
+                observer.on_test(self.trainer, test)
+        self.trainer.heed_requests()
+
+    @torch.no_grad()
+    def _run(self, index: int) -> Test | None:
+        trainer, net = self.trainer, self.nets[index]
+        group, times = trainer.group, trainer.settings.test_nets[index].test_iter
+        names = net.outputs
+        sums: Tensor | None = None
+        sizes: dict[str, Tensor] = {}
+        for _ in range(group.rank, times, group.world):
+            if group.world == 1:  # a request between batches would part the processes of a group
+                trainer.heed_requests()
+                if trainer.stopped:
+                    return None
+            batch = next(self._batches[index])
+            batch = {top: value.to(trainer.device, trainer.precision.dtype) for top, value in batch.items()}
+            done = net.run(batch)
+            sizes = {name: done.blobs[name].reshape(-1) for name in names}
+            loss = torch.zeros(1, device=trainer.device) if done.loss is None else done.loss.view(1)
+            values = torch.cat([loss.double(), *(value.double() for value in sizes.values())])
+            sums = values if sums is None else sums + values
+        if sums is None:  # more processes than batches: the outputs' sizes, at least
+            sizes = {name: torch.zeros(net.shapes[name]).reshape(-1) for name in names}
+            sums = torch.zeros(1 + sum(map(len, sizes.values())), dtype=torch.float64, device=trainer.device)
+        loss, *means = (group.sum(sums) / times).tolist()
+        return Test(
+            trainer.iteration, index, output_values(net, sizes, means),
+            loss if trainer.settings.test_compute_loss else None,
+        )  # fmt: skip
+
+
+def _own_passes(first_test: int, test_iter: int, rank: int, world: int) -> Iterable[int]:
+    """The numbers of the passes that one process makes, from a test on, for ever."""
+    for test in count(first_test):
+        yield from range(test * test_iter + rank, (test + 1) * test_iter, world)
+
+
+def output_values(net: CaffeNet, blobs: Mapping[str, Tensor], values: Sequence[float]) -> tuple[Output, ...]:
+    """Name each of the values that the blobs hold, one behind the other, with its weight in the loss."""
+    weights = {
+        top: weight
+        for node in net.graph
+        for top, weight in zip(node.tops, net.layer(node.name).loss_weights(), strict=False)
+    }
+    rest = iter(values)
+    return tuple(
+        Output(name, next(rest), weights.get(name, 0.0))
+        for name, blob in blobs.items()
+        for _ in range(blob.numel())
+    )

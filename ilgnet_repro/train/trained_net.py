@@ -1,0 +1,83 @@
+"""The message a snapshot is written from: the train net as Caffe holds it, as its `Net::ToProto`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..net import CaffeNet
+from ..schema import caffe_pb2 as pb
+
+Place = tuple[int, int]  # a layer, and one of its tops
+
+
+def net_message(net: CaffeNet) -> pb.NetParameter:
+    """Return the net's structure with what Caffe adds to it: phases, splits, default loss weights."""
+    layers = []
+    for node in net.graph:
+        layer = pb.LayerParameter()
+        layer.CopyFrom(node.layer)
+        layer.ClearField("blobs")
+        layers.append(layer)
+    layers = insert_splits(layers)
+    classes = {node.name: net.layer(node.name) for node in net.graph}
+    for layer in layers:
+        if not layer.HasField("phase"):
+            layer.phase = pb.Phase.Value(net.graph.phase)
+        known = classes.get(layer.name)
+        if known is not None and known.is_loss and not layer.loss_weight:
+            layer.loss_weight.append(1.0)
+        if layer.type == "BatchNorm":
+            # Caffe's BatchNorm writes into its own message that its statistics are not learned.
+            while len(layer.param) < 3:
+                layer.param.add(lr_mult=0.0)
+    return pb.NetParameter(name=net.graph.name, layer=layers)
+
+
+def insert_splits(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
+    """Return the layers with a Split behind each top that is read more than once (`InsertSplits`).
+
+    A loss weight that a top carries counts as a reader, and moves to the split's first top.
+    """
+    source: dict[tuple[int, int], Place] = {}  # bottom -> the top it reads
+    writer: dict[str, Place] = {}
+    readers: Counter[Place] = Counter()
+    weights: dict[Place, float] = {}
+    for index, layer in enumerate(layers):
+        for number, blob in enumerate(layer.bottom):
+            source[index, number] = writer[blob]
+            readers[writer[blob]] += 1
+        for number, blob in enumerate(layer.top):
+            writer[blob] = (index, number)
+        for number, weight in enumerate(layer.loss_weight[: len(layer.top)]):
+            weights[index, number] = weight
+            readers[index, number] += bool(weight)
+    result = []
+    used: Counter[Place] = Counter(place for place, weight in weights.items() if weight)
+    for index, original in enumerate(layers):
+        layer = pb.LayerParameter()
+        layer.CopyFrom(original)
+        for number in range(len(layer.bottom)):
+            place = source[index, number]
+            if readers[place] > 1:
+                layer.bottom[number] = f"{_split_name(layers, place)}_{used[place]}"
+                used[place] += 1
+        result.append(layer)
+        for number, blob in enumerate(original.top):
+            place = (index, number)
+            if readers[place] < 2:
+                continue
+            name = _split_name(layers, place)
+            split = pb.LayerParameter(
+                name=name, type="Split", bottom=[blob], top=[f"{name}_{k}" for k in range(readers[place])]
+            )
+            if weights.get(place):
+                layer.ClearField("loss_weight")
+                split.loss_weight.extend([weights[place]] + [0.0] * (readers[place] - 1))
+            result.append(split)
+    return result
+
+
+def _split_name(layers: list[pb.LayerParameter], place: Place) -> str:
+    index, number = place
+    layer = layers[index]
+    return f"{layer.top[number]}_{layer.name}_{number}_split"

@@ -1,0 +1,178 @@
+"""Caffe's six update rules: clip, normalise, regularise, compute, apply; each in Caffe's own order.
+
+A rule works on groups of parameters that share both multipliers, so that every step of it is one torch
+call a group (`torch._foreach_*`: one kernel launch for many tensors on a GPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from .solver import Settings
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """One parameter blob that a solver updates, with the multipliers of its `param` row."""
+
+    name: str
+    tensor: Tensor
+    lr_mult: float = 1.0
+    decay_mult: float = 1.0
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Gradients were scaled down: their L2 norm before, the limit, and the factor."""
+
+    norm: float
+    limit: float
+    factor: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a rule needs to know of one iteration; ``rate`` is already that of the group."""
+
+    settings: Settings
+    rate: float
+    iteration: int
+
+
+Rule = Callable[[_Step, Tensors, Tensors, list[Tensors]], None]
+
+
+class Updater:
+    """The state of a rule: ``history`` holds its arrays in the order of Caffe's solver states."""
+
+    def __init__(self, settings: Settings, learnables: Sequence[Learnable]) -> None:
+        self.settings = settings
+        self.learnables = tuple(learnables)
+        self._rule, copies = RULES[settings.type]
+        self.history: Tensors = [torch.zeros_like(one.tensor) for _ in range(copies) for one in learnables]
+        self._copies = copies
+        groups: dict[tuple[float, float], list[int]] = {}
+        for index, one in enumerate(self.learnables):
+            groups.setdefault((one.lr_mult, one.decay_mult), []).append(index)
+        self._groups = groups
+
+    @torch.no_grad()
+    def update(self, rate: float, iteration: int) -> Clipping | None:
+        """Change every parameter by its gradient, as Caffe's `ApplyUpdate` at ``rate``.
+
+        The gradients are the sums over ``iter_size`` passes and are written over.  A parameter without
+        one counts as having a gradient of 0, as in Caffe.
+        """
+        settings = self.settings
+        params = [one.tensor for one in self.learnables]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        # Caffe clips the sum over iter_size passes, before it divides.
+        clipping = self._clip(grads)
+        if settings.iter_size != 1:
+            torch._foreach_mul_(grads, 1 / settings.iter_size)
+        for (lr_mult, decay_mult), indices in self._groups.items():
+            own = [params[index] for index in indices]
+            diffs = [grads[index] for index in indices]
+            history = [
+                [self.history[copy * len(params) + index] for index in indices]
+                for copy in range(self._copies)
+            ]
+            decay = settings.weight_decay * decay_mult
+            if decay:
+                penalty = own if settings.regularization == "L2" else [torch.sign(p) for p in own]
+                torch._foreach_add_(diffs, penalty, alpha=decay)
+            self._rule(_Step(settings, rate * lr_mult, iteration), own, diffs, history)
+        return clipping
+
+    def _clip(self, grads: Tensors) -> Clipping | None:
+        limit = self.settings.clip_gradients
+        if limit < 0:
+            return None
+        norms = torch._foreach_norm(grads)
+        norm = float(torch.linalg.vector_norm(torch.stack([each.double() for each in norms])))
+        if norm <= limit:
+            return None
+        torch._foreach_mul_(grads, limit / norm)
+        return Clipping(norm, limit, limit / norm)
+
+
+def _sgd(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    (momentum,) = history
+    torch._foreach_mul_(momentum, step.settings.momentum)
+    torch._foreach_add_(momentum, grads, alpha=step.rate)
+    torch._foreach_sub_(params, momentum)
+
+
+def _nesterov(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    (momentum,) = history
+    share = step.settings.momentum
+    # The update is (1 + m) × new - m × old momentum.
+    torch._foreach_add_(params, momentum, alpha=share)
+    torch._foreach_mul_(momentum, share)
+    torch._foreach_add_(momentum, grads, alpha=step.rate)
+    torch._foreach_sub_(params, momentum, alpha=1 + share)
+
+
+def _adagrad(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    (squares,) = history
+    torch._foreach_addcmul_(squares, grads, grads)
+    _divide_by_root(step, params, grads, squares, step.rate)
+
+
+def _rmsprop(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    (squares,) = history
+    decay = step.settings.rms_decay
+    torch._foreach_mul_(squares, decay)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - decay)
+    _divide_by_root(step, params, grads, squares, step.rate)
+
+
+def _adadelta(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    squares, updates = history
+    share, delta = step.settings.momentum, step.settings.delta
+    torch._foreach_mul_(squares, share)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - share)
+    ratio = torch._foreach_add(updates, delta)
+    torch._foreach_div_(ratio, torch._foreach_add(squares, delta))
+    torch._foreach_sqrt_(ratio)
+    torch._foreach_mul_(grads, ratio)
+    torch._foreach_mul_(updates, share)
+    torch._foreach_addcmul_(updates, grads, grads, value=1 - share)
+    torch._foreach_sub_(params, grads, alpha=step.rate)
+
+
+def _adam(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
+    means, squares = history
+    beta1, beta2 = step.settings.momentum, step.settings.momentum2
+    torch._foreach_mul_(means, beta1)
+    torch._foreach_add_(means, grads, alpha=1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+    # Caffe corrects the rate, not the moments, so delta is not corrected along with them.
+    times = step.iteration + 1
+    correction = sqrt(1 - beta2**times) / (1 - beta1**times)
+    _divide_by_root(step, params, means, squares, step.rate * correction)
+
+
+def _divide_by_root(step: _Step, params: Tensors, values: Tensors, squares: Tensors, rate: float) -> None:
+    root = torch._foreach_sqrt(squares)
+    torch._foreach_add_(root, step.settings.delta)
+    torch._foreach_addcdiv_(params, values, root, value=-rate)
+
+
+# Each rule, and how many arrays a parameter it keeps.
+RULES: dict[str, tuple[Rule, int]] = {
+    "SGD": (_sgd, 1),
+    "Nesterov": (_nesterov, 1),
+    "AdaGrad": (_adagrad, 1),
+    "RMSProp": (_rmsprop, 1),
+    "AdaDelta": (_adadelta, 2),
+    "Adam": (_adam, 2),
+}

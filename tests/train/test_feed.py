@@ -1,0 +1,162 @@
+"""What each pass reads: Caffe's order, shares without overlap, places after a resume, and every source."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ilgnet_repro.data.lmdb_read import LmdbReader
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.loading import load_graph
+from ilgnet_repro.train.feed import Feed
+from ilgnet_repro.train.testing import _own_passes
+
+PIPELINE = Path(__file__).resolve().parent.parent / "golden" / "pipeline"
+ROWS = 24
+
+
+def data_layer(batch: int = 5, extra: str = "", transform: str = "") -> str:
+    return (
+        'layer { name: "data" type: "Data" top: "data" top: "label" transform_param { '
+        + transform
+        + " } data_param "
+        '{ source: "raw64_lmdb" backend: LMDB batch_size: ' + str(batch) + " " + extra + " } }"
+    )
+
+
+PARAMS = {"ImageData": "image_data", "HDF5Data": "hdf5_data", "MemoryData": "memory_data", "Input": "input"}
+
+
+def layer(type_: str, first: str, second: str, fields: str) -> str:
+    tops = f'top: "{first}" top: "{second}"'
+    return f'layer {{ name: "{first}" type: "{type_}" {tops} {PARAMS[type_]}_param {{ {fields} }} }}'
+
+
+def feed_of(text: str, root: Path = PIPELINE, phase: str = "TRAIN", seed: int = 0, **share: int) -> Feed:
+    return Feed(load_graph(parse_net('name: "n"' + text), phase=phase), root, seed, **share)
+
+
+def passes(feed: Feed, count: int, first: int = 0, workers: int = 0) -> list[dict[str, torch.Tensor]]:
+    return list(islice(feed.batches(first, workers), count))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    """Every row of the database, in key order, as Caffe would hold it."""
+    return torch.stack(
+        [torch.from_numpy(row.picture()[0].astype(np.float32)) for row in LmdbReader(PIPELINE / "raw64_lmdb")]
+    )
+
+
+def test_rows_come_in_key_order_and_wrap(pictures):
+    got = torch.cat([batch["data"] for batch in passes(feed_of(data_layer()), 7)])
+    assert torch.equal(got, pictures[[i % ROWS for i in range(35)]])
+
+
+def test_a_pass_is_known_from_its_number():
+    feed = feed_of(data_layer(transform="crop_size: 48 mirror: true"))
+    for late, early in zip(passes(feed, 3, first=6), passes(feed, 9)[6:], strict=True):
+        assert torch.equal(late["data"], early["data"])
+    ahead = passes(feed, 4, workers=2)
+    assert all(torch.equal(a["data"], b["data"]) for a, b in zip(ahead, passes(feed, 4), strict=True))
+    other = feed_of(data_layer(transform="crop_size: 48 mirror: true"), seed=1)
+    assert not torch.equal(passes(other, 1)[0]["data"], ahead[0]["data"])
+
+
+@pytest.mark.parametrize(("world", "pieces"), [(2, 1), (3, 1), (1, 3), (2, 3)])
+def test_shares_make_up_the_batch_without_overlap(world, pieces):
+    text = data_layer(batch=6, transform="crop_size: 40 mirror: true")
+    whole = [sorted(row.sum().item() for row in batch["data"]) for batch in passes(feed_of(text), 5)]
+    ranks = [
+        passes(feed_of(text, rank=rank, world=world, pieces=pieces), 5 * pieces) for rank in range(world)
+    ]
+    for number, expected in enumerate(whole):
+        own = [batch["data"] for rank in ranks for batch in rank[number * pieces : (number + 1) * pieces]]
+        assert all(len(part) == 6 // (world * pieces) for part in own)
+        assert sorted(row.sum().item() for part in own for row in part) == expected
+
+
+def test_shuffle_takes_each_row_once_an_epoch(pictures):
+    feed = feed_of(data_layer(batch=8, extra="shuffle: true"), seed=4)
+    got = torch.cat([batch["data"] for batch in passes(feed, 6)])
+    order = [int((pictures == row).flatten(1).all(1).nonzero()[0]) for row in got]
+    assert sorted(order[:ROWS]) == sorted(order[ROWS:]) == list(range(ROWS))
+    assert order[:ROWS] != order[ROWS:] and order[:ROWS] != list(range(ROWS))
+
+
+def test_rand_skip_starts_elsewhere_the_same_each_time(pictures):
+    got = passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"]
+    skipped = int((pictures == got[0]).flatten(1).all(1).nonzero()[0])
+    assert 0 < skipped < 20
+    assert torch.equal(got, pictures[skipped : skipped + 5])
+    assert torch.equal(got, passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"])
+
+
+def test_picture_lists(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (9, 7, 3)).astype(np.uint8))
+    (tmp_path / "list.txt").write_text("2.png 5\n0.png 1\n1.png 3\n")
+    text = layer("ImageData", "d", "l", 'source: "list.txt" batch_size: 2 new_height: 9 new_width: 7')
+    text = text.removesuffix("}") + "transform_param { scale: 0.5 mean_value: 10 } }"
+    first, second = passes(feed_of(text, tmp_path), 2)
+    assert first["l"].tolist() == [5, 1] and second["l"].tolist() == [3, 5]
+    expected = (cv2.imread(str(tmp_path / "2.png")).transpose(2, 0, 1).astype(np.float32) - 10) * 0.5
+    np.testing.assert_array_equal(first["d"][0].numpy(), expected)
+
+
+def test_hdf5_files_one_behind_the_other(tmp_path):
+    for name, start, rows in (("a.h5", 0, 3), ("b.h5", 3, 4)):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["x"] = np.arange(start, start + rows)[:, None] * np.ones((1, 2))
+            file["y"] = np.arange(start, start + rows)
+    (tmp_path / "list.txt").write_text("a.h5\nb.h5\n")
+    text = layer("HDF5Data", "x", "y", 'source: "list.txt" batch_size: 4')
+    feed = feed_of(text, tmp_path)
+    assert feed.shapes() == {"x": (4, 2), "y": (4,)}
+    assert [batch["y"].tolist() for batch in passes(feed, 2)] == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert passes(feed, 1)[0]["x"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+
+
+def test_processes_share_the_batches_of_a_test():
+    """Two tests of five passes by three processes: each pass once, and those of a test in that test."""
+    shares = [list(islice(_own_passes(2, 5, rank, 3), 4 if rank < 2 else 2)) for rank in range(3)]
+    assert shares == [[10, 13, 15, 18], [11, 14, 16, 19], [12, 17]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (data_layer(batch=0), "data (Data): batch_size is 0 or absent; state how many rows make a batch"),
+        (data_layer().replace("raw64_lmdb", "absent_lmdb"), "no LMDB there (no data.mdb)"),
+        (data_layer().replace("raw64_lmdb", "absent").replace("LMDB", "LEVELDB"),
+         "data (Data): backend LEVELDB of absent is not read; make an LMDB with `ilgnet lmdb make`"),
+        (layer("MemoryData", "x", "y", "batch_size: 2 channels: 1 height: 3 width: 4"),
+         "x (MemoryData): nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData"),
+        (layer("Input", "x", "y", "shape { dim: 2 } shape { dim: 3 }"), "x (Input): nothing feeds it"),
+        (layer("HDF5Data", "x", "y", 'source: "absent.txt" batch_size: 4'), "x (HDF5Data): source"),
+        (layer("ImageData", "x", "y", 'source: "list.txt" batch_size: 2 new_width: 7'),
+         "x (ImageData): new_height and new_width must be set together"),
+    ],
+    ids=["batch-0", "no-lmdb", "leveldb", "memory", "input", "no-hdf5", "half-a-size"],
+)  # fmt: skip
+def test_refused_by_name(text, message):
+    with pytest.raises(IlgnetError) as raised:
+        feed_of(text).shapes()
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_by_name():
+    with pytest.raises(IlgnetError) as raised:
+        feed_of(data_layer(batch=7), world=2)
+    message = (
+        "data (Data): batch_size 7 is no multiple of 2 (2 processes of 1 passes each); change one of them"
+    )
+    assert str(raised.value) == message

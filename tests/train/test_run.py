@@ -1,0 +1,274 @@
+"""The commands: Caffe's lines for Caffe's flags, signals, and what `ilgnet train` adds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+from train_cases import PIPELINE, SOLVERS, Recorder, read_log, run, settings_of
+
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.train.curves import read_table
+from ilgnet_repro.train.fit import BestWeights
+from ilgnet_repro.train.loop import Options, Trainer
+from ilgnet_repro.train.observe import Observer
+from ilgnet_repro.train.signals import Requests, watched
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    for name in ("tiny.prototxt", "raw64_lmdb", "raw64_mean.binaryproto", "tiny_init.caffemodel"):
+        (tmp_path / name).symlink_to(PIPELINE / name)
+    (tmp_path / "solvers").mkdir()
+    for path in SOLVERS.glob("*.prototxt"):
+        shutil.copy(path, tmp_path / "solvers")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# What comes and goes with the time of day, and the prefetching threads that we have not.
+PREFIX = re.compile(r"^I\d+ [\d:.]+ +\d+ ")
+LINES = re.compile(r"(caffe|solver|sgd_solver)\.cpp:|net.cpp:(244|257)")
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+def log_lines(text: str) -> list[str]:
+    lines = [PREFIX.sub("", line) for line in text.splitlines() if PREFIX.match(line)]
+    return [re.sub(r"\(.* iter/s, .* iters\)", "(speed)", line) for line in lines if LINES.match(line)]
+
+
+@pytest.mark.parametrize("name", ["sgd_multistep", "sgd_iter_size", "adam"])
+def test_caffe_train_logs_caffes_lines(name, workplace, capsys):
+    assert (
+        main(["caffe", "train", "-solver", f"solvers/{name}.prototxt", "-weights=tiny_init.caffemodel"]) == 0
+    )
+    ours, theirs = log_lines(capsys.readouterr().err), log_lines((SOLVERS / f"{name}.log").read_text())
+    # Word for word the same lines, and the same numbers in them.
+    assert [NUMBER.sub("N", line) for line in ours] == [NUMBER.sub("N", line) for line in theirs]
+    for mine, caffes in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(
+            *([float(n) for n in NUMBER.findall(line)] for line in (mine, caffes)), rtol=1e-4
+        )
+
+
+def test_the_solver_is_printed_as_caffe_prints_it(workplace, capsys):
+    main(["caffe", "train", "-solver", "solvers/sgd_clip.prototxt", "-weights", "tiny_init.caffemodel"])
+
+    def settings_of_log(text: str) -> Counter:
+        block = text.split("Initializing solver from parameters: \n")[1]
+        return Counter(line for line in block[: re.search(r"^I\d", block, re.M).start()].splitlines())
+
+    theirs = settings_of_log((SOLVERS / "sgd_clip.log").read_text())
+    assert settings_of_log(capsys.readouterr().err) == theirs
+
+
+def test_caffe_train_resumes(workplace, capsys):
+    state = SOLVERS / "sgd_inv_iter_10.solverstate"
+    assert main(["caffe", "train", "--solver", "solvers/sgd_inv.prototxt", "--snapshot", str(state)]) == 0
+    text = capsys.readouterr().err
+    assert f"Resuming from {state}" in text and "restoring history" in text
+    (workplace / "ours.log").write_text(text)
+    ours, theirs = read_log(workplace / "ours.log"), read_log(SOLVERS / "sgd_inv.log")
+    np.testing.assert_allclose(list(ours.losses.values()), list(theirs.losses.values())[10:], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-solver", "absent.prototxt"], "absent.prototxt"),
+        (
+            ["-solver", "solvers/adam.prototxt", "-weights", "a", "-snapshot", "b"],
+            "give a snapshot to resume or weights",
+        ),
+        (
+            ["-solver", "solvers/adam.prototxt", "-snapshot", "b.solverstate"],
+            "b.solverstate: no such snapshot",
+        ),
+        (
+            ["-solver", "solvers/adam.prototxt", "-gpu", "0,1"],
+            "-gpu 0,1: several GPUs take a process each; use torchrun",
+        ),
+        (
+            ["-solver", "tiny.prototxt"],
+            "solver: field name (line 1) belongs to a net; give the solver's prototxt",
+        ),
+    ],
+    ids=["absent", "both", "no-state", "two-gpus", "a-net"],
+)
+def test_caffe_train_refuses_in_one_line(arguments, message, workplace, capsys):
+    assert main(["caffe", "train", *arguments]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("ilgnet: ") and message in last
+
+
+class _Signal(Observer):
+    """Sends this process a signal at an iteration."""
+
+    def __init__(self, number: int, iteration: int) -> None:
+        self.number, self.iteration = number, iteration
+
+    def on_update(self, trainer, updated):
+        if updated.iteration == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "effects", "last", "snapshots"),
+    [
+        (signal.SIGINT, {}, 7, {7}),
+        (signal.SIGHUP, {}, 20, {7, 20}),
+        (signal.SIGINT, {"sigint_effect": "snapshot"}, 20, {7, 20}),
+        (signal.SIGHUP, {"sighup_effect": "stop"}, 7, {7}),
+        (signal.SIGINT, {"sigint_effect": "none"}, 20, {20}),
+    ],
+    ids=["int-stops", "hup-saves", "int-saves", "hup-stops", "int-ignored"],
+)
+def test_signals(number, effects, last, snapshots, tmp_path):
+    settings = settings_of("sgd_fixed", tmp_path, snapshot=0, test_interval=0)
+    with watched(Requests(), **effects) as requests:
+        trainer = Trainer(settings, observers=[_Signal(number, 6)], requests=requests)
+        trainer.solve()
+    assert trainer.iteration == last
+    assert set(trainer.snapshots.iterations()) == snapshots
+
+
+def test_average_loss_is_the_mean_of_the_last_iterations(tmp_path):
+    plain, _ = run(settings_of("sgd_exp", tmp_path, test_interval=0))
+    mean, _ = run(settings_of("sgd_exp", tmp_path, test_interval=0, average_loss=4))
+    losses = [plain.losses[i] for i in range(20)]
+    expected = [np.mean(losses[max(0, i - 3) : i + 1]) for i in range(20)]
+    np.testing.assert_allclose([mean.losses[i] for i in range(20)], expected, rtol=1e-6)
+
+
+def test_no_test_at_first_where_it_is_off(tmp_path):
+    """And the second test's rows are then those the first would have read."""
+    trace, _ = run(settings_of("sgd_exp", tmp_path, test_initialization=False, max_iter=10))
+    assert list(trace.tests) == [10]
+    resumed, _ = run(settings_of("sgd_exp", tmp_path, test_initialization=False, weights=()),
+                     resume=tmp_path / "sgd_exp_iter_10.solverstate")  # fmt: skip
+    assert resumed.tests[10] == trace.tests[10]
+
+
+def test_test_compute_loss(tmp_path):
+    told = []
+
+    class Ear(Recorder):
+        def on_test(self, trainer, test):
+            told.append((test.loss, test.outputs[0].value))
+
+    Trainer(settings_of("sgd_exp", tmp_path, test_compute_loss=True, max_iter=0), observers=[Ear()]).solve()
+    assert len(told) == 1 and told[0][0] == pytest.approx(told[0][1])
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 6])
+def test_accumulation_changes_nothing_but_memory(pieces, tmp_path):
+    whole, one = run(settings_of("adagrad", tmp_path, max_iter=10))
+    parts, other = run(settings_of("adagrad", tmp_path, max_iter=10), options=Options(accumulate=pieces))
+    np.testing.assert_allclose(list(parts.losses.values()), list(whole.losses.values()), rtol=1e-5)
+    for mine, theirs in zip(other.net.parameters(), one.net.parameters(), strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), theirs.detach().numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_learns_and_keeps_float32_weights(tmp_path):
+    exact, _ = run(settings_of("sgd_exp", tmp_path, max_iter=8))
+    mixed, trainer = run(settings_of("sgd_exp", tmp_path, max_iter=8), options=Options(precision="bfloat16"))
+    assert {p.dtype.itemsize for p in trainer.net.parameters()} == {4}
+    assert mixed.losses[0] == pytest.approx(exact.losses[0], rel=0.02) and mixed.losses != exact.losses
+
+
+def test_train_writes_tables_plot_and_best_weights(workplace, capsys):
+    arguments = [
+        "train",
+        "--solver",
+        "solvers/sgd_step.prototxt",
+        "--weights",
+        "tiny_init.caffemodel",
+        "--json",
+    ]
+    assert main([*arguments, "--out", "log", "--best-by", "top-1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    caffe = read_log(SOLVERS / "sgd_step.log")
+    columns, tests = read_table(workplace / "log" / "test.csv")
+    assert columns == ["iteration", "loss", "top-1"]
+    np.testing.assert_allclose(
+        [row[1:] for row in tests], [[v for _, v in t] for t in caffe.tests.values()], rtol=1e-4
+    )
+    best = max(caffe.tests, key=lambda iteration: dict(caffe.tests[iteration])["top-1"])
+    assert result["best"]["iteration"] == best == 10
+    saved, snapshot = (
+        workplace / "solvers/sgd_step_best.caffemodel",
+        workplace / "solvers/sgd_step_iter_10.caffemodel",
+    )
+    assert saved.read_bytes() == snapshot.read_bytes()
+    assert (workplace / "log" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert result["iterations"] == 20 and result["stopped"] == ""
+
+
+def test_train_stops_early_and_says_why(workplace, capsys):
+    arguments = [
+        "train",
+        "--solver",
+        "solvers/sgd_exp.prototxt",
+        "--weights",
+        "tiny_init.caffemodel",
+        "--json",
+    ]
+    assert main([*arguments, "--patience", "1", "--max-iter", "60", "--best-by", "loss"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    _, tests = read_table(workplace / "solvers" / "sgd_exp_log" / "test.csv")
+    losses = [row[1] for row in tests]
+    worse = next(i for i in range(1, len(losses)) if losses[i] >= min(losses[:i]))
+    assert result["iterations"] == worse * 10 < 60
+    assert result["stopped"].startswith("no better loss in 1 tests than")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--best-by", "accuracy"], "best-by 'accuracy' is no output of the test net; it has loss, top-1"),
+        (["--precision", "float16"], "precision float16 needs a GPU; use bfloat16, or float32"),
+        (["--device", "cuda:7"], "device cuda:7: there are"),
+        (["--device", "tpu"], "device 'tpu' is unknown; use cpu or cuda:N"),
+        (["--accumulate", "4"], "batch_size 6 is no multiple of 4 (1 processes of 4 passes each)"),
+        (
+            ["--resume", "absent.solverstate"],
+            "absent.solverstate: no such snapshot; give a .solverstate file",
+        ),
+    ],
+    ids=["output", "float16", "gpu", "device", "pieces", "state"],
+)
+def test_train_refuses_in_one_line(arguments, message, workplace, capsys):
+    assert main(["train", "--solver", "solvers/adam.prototxt", *arguments]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("ilgnet: ") and message in lines[-1]
+
+
+def test_best_is_not_counted_twice_after_a_resume(tmp_path):
+    settings = settings_of("sgd_exp", tmp_path, max_iter=10)
+    first = BestWeights()
+    Trainer(settings, observers=[first]).solve()
+    again = BestWeights()
+    trainer = Trainer(settings, observers=[again])
+    trainer.restore(tmp_path / "sgd_exp_iter_10.solverstate")
+    trainer.solve()
+    assert again.best == first.best and first.best.tested == 10
+
+
+def test_tensorboard_events(workplace):
+    pytest.importorskip("tensorboard", reason="an extra: pip install 'ilgnet_repro[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ["train", "--solver", "solvers/sgd_exp.prototxt", "--weights", "tiny_init.caffemodel"]
+    assert main([*arguments, "--out", "log", "--tensorboard"]) == 0
+    events = EventAccumulator("log")
+    events.Reload()
+    caffe = read_log(SOLVERS / "sgd_exp.log")
+    losses = [event.value for event in events.Scalars("train/loss")]
+    np.testing.assert_allclose(losses, list(caffe.losses.values()), rtol=1e-4)
+    assert [event.step for event in events.Scalars("test/top-1")] == [0, 10, 20]

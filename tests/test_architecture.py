@@ -20,6 +20,7 @@ ROOMS = {
     "data": {"errors", "atomic", "schema", "formats"},
     "zoo": {"errors", "atomic", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
+    "feeding": {"errors", "schema", "graph", "data", "layers"},
     "weights": {"errors", "graph", "layers"},
     "plan": {"graph", "layers"},
     "net": {"errors", "schema", "graph", "layers", "plan"},

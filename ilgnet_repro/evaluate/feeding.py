@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..data.parallel import ordered_map, single_threaded_opencv
 from ..errors import DataError, IlgnetError, LayerError
+from ..feeding.feed import Stream
+from ..feeding.sources import SOURCES
 from ..graph.node import Graph, Node
 from ..layers.base import Shape
 from ..layers.registry import layer_types, make_layer
-from ..train.feed import Stream
-from ..train.sources import SOURCES
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError, SolverError
+from ..feeding.feed import Feed
 from ..formats.prototxt import format_message
 from ..net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
-from .feed import Feed
 from .nets import build_net, learnables
 from .observe import Forward, Observer, Output, Updated
 from .precision import Precision

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..feeding.feed import Feed
 from ..net import CaffeNet
-from .feed import Feed
 from .nets import build_test_net
 from .observe import Output, Test
 from .solver import net_text

@@ -1,4 +1,4 @@
-"""Where training rows come from: LMDBs, picture lists and HDF5 files, by row number."""
+"""Where rows come from: LMDBs, picture lists and HDF5 files, by row number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.images import read_picture
 from ..data.listfile import ImageList, picture_path
 from ..data.lmdb_read import LmdbReader
 from ..data.transforms import Transform
-from ..errors import LayerError, SolverError
+from ..errors import DataError, LayerError
 from ..graph.node import Node
 from ..schema import caffe_pb2 as pb
 
@@ -91,7 +91,7 @@ class Hdf5Source:
         try:
             lines = Path(root, node.layer.hdf5_data_param.source).read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise SolverError(
+            raise DataError(
                 f"{self._where}: source {error.filename}: {error.strerror}; give a list of files"
             ) from error
         self._paths = [Path(root, line.strip()) for line in lines if line.strip()]
@@ -113,7 +113,7 @@ class Hdf5Source:
         with self._file(path) as file:
             counts = {int(file[top].shape[0]) if file[top].ndim else 0 for top in self._tops}
         if len(counts) != 1 or 0 in counts:
-            raise SolverError(f"{self._where}: {path}: its datasets must hold equally many rows, and some")
+            raise DataError(f"{self._where}: {path}: its datasets must hold equally many rows, and some")
         return counts.pop()
 
     def _load(self, path: Path) -> dict[str, np.ndarray]:
@@ -124,15 +124,15 @@ class Hdf5Source:
         try:
             import h5py
         except ImportError as error:
-            raise SolverError(f"{self._where}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]'") from error
+            raise DataError(f"{self._where}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]'") from error
         try:
             file = h5py.File(path, "r")
         except OSError as error:
-            raise SolverError(f"{self._where}: {path}: cannot be read as HDF5; check the list") from error
+            raise DataError(f"{self._where}: {path}: cannot be read as HDF5; check the list") from error
         for top in self._tops:
             if not isinstance(file.get(top), h5py.Dataset):
                 file.close()
-                raise SolverError(
+                raise DataError(
                     f"{self._where}: {path}: has no dataset {top!r}; name the tops as the datasets"
                 )
         return file

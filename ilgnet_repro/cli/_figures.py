@@ -65,6 +65,8 @@ def _headline(console: Console, report: Report) -> None:
 
 
 def _figures(console: Console, report: Report) -> None:
+    from ..evaluate.metrics import FIGURES
+
     def row(name: str, measured: Measured, percent: bool = False) -> tuple[str, str, str]:
         if measured.value is None:
             return name, "–", measured.reason
@@ -80,21 +82,10 @@ def _figures(console: Console, report: Report) -> None:
     losses = [batch.loss for batch in run.batches if batch.loss is not None and batch.size == run.batch_size]
     whole = losses and len(losses) == len(run.batches)
     averaged = [("loss, mean of the batches", f"{sum(losses) / len(losses):.6g}", "")] if whole else []
-    _table(console, (f"over {metrics.count:,} pictures", "value", "95 %, or why none"), [
-        row("accuracy, each picture once", metrics.accuracy, True),
-        row("loss, mean −log p", metrics.loss),
-        *averaged,
-        row("recall of low (label 0)", metrics.recall_low, True),
-        row("recall of high (label 1)", metrics.recall_high, True),
-        row("balanced accuracy", metrics.balanced_accuracy, True),
-        row("ROC-AUC", metrics.roc_auc),
-        row("F1 of high", metrics.f1),
-        row("baseline: the more frequent label", metrics.majority, True),
-        row("baseline: always high", metrics.always_high, True),
-        row("expected calibration error", metrics.calibration_error),
-        row("SRCC with mean scores", metrics.srcc),
-        row("LCC with mean scores", metrics.lcc),
-    ])  # fmt: skip
+    rows = [row(name, getattr(metrics, field), percent) for name, field, percent in FIGURES]
+    after_loss = [field for _, field, _ in FIGURES].index("loss") + 1
+    rows[after_loss:after_loss] = averaged
+    _table(console, (f"over {metrics.count:,} pictures", "value", "95 %, or why none"), rows)
     _table(console, ("label", "answered low", "answered high"), [
         ("0, low", f"{low:,}", f"{wrong_low:,}"), ("1, high", f"{wrong_high:,}", f"{high:,}"),
     ])  # fmt: skip

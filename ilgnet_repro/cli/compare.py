@@ -39,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)")
     parser.add_argument("--seed", type=int, default=7, help="default 7")
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help="default 1e-4")
+    parser.add_argument(
+        "--in-place", action="store_true", help="also what in-place layers replace (blob@layer); not for folded nets"
+    )
     parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
@@ -48,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from ..conversion.compare.comparison import compare_files
 
     found = compare_files(
-        args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance
+        args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
+        in_place=args.in_place,
     )  # fmt: skip
     if args.json:
         print(json.dumps(found.to_json(), indent=2))

@@ -26,6 +26,7 @@ COMMANDS = {
     "test": "test",
     "report": "report",
     "train": "train",
+    "synthetic": "synthetic",
     "caffe": "caffe",
     "demo": "demo",
 }

@@ -178,3 +178,21 @@ def _against(
     if not known.any():
         return missing("no picture has a mean score")
     return function(probability[known], np.asarray(scores, np.float64)[known])
+
+
+# What a report shows of `Metrics`: the words, the field, and whether it is a share.
+FIGURES = (
+    ("accuracy, each picture once", "accuracy", True),
+    ("loss, mean −log p", "loss", False),
+    ("recall of low (label 0)", "recall_low", True),
+    ("recall of high (label 1)", "recall_high", True),
+    ("balanced accuracy", "balanced_accuracy", True),
+    ("ROC-AUC", "roc_auc", False),
+    ("F1 of high", "f1", False),
+    ("baseline: the more frequent label", "majority", True),
+    ("baseline: always high", "always_high", True),
+    ("expected calibration error", "calibration_error", False),
+    ("Brier score", "brier", False),
+    ("SRCC with mean scores", "srcc", False),
+    ("LCC with mean scores", "lcc", False),
+)

@@ -12,7 +12,7 @@ from ..atomic import atomic_file
 from ..errors import FormatError
 from . import charts
 from .intervals import Interval, Measured, wilson
-from .metrics import Metrics
+from .metrics import FIGURES, Metrics
 from .published import AVA2_VAL_IN_AVA1_TRAIN
 from .results import Source
 from .style import STYLE
@@ -131,21 +131,7 @@ def _figures(metrics: Metrics) -> str:
         text = _percent(measured.value) if percent else f"{measured.value:.6g}"
         return name, text, _range(measured.interval)
 
-    rows = [
-        row("accuracy, each picture once", metrics.accuracy, True),
-        row("loss, mean −log p", metrics.loss),
-        row("recall of low (label 0)", metrics.recall_low, True),
-        row("recall of high (label 1)", metrics.recall_high, True),
-        row("balanced accuracy", metrics.balanced_accuracy, True),
-        row("ROC-AUC", metrics.roc_auc),
-        row("F1 of high", metrics.f1),
-        row("baseline: the more frequent label", metrics.majority, True),
-        row("baseline: always high", metrics.always_high, True),
-        row("expected calibration error", metrics.calibration_error),
-        row("Brier score", metrics.brier),
-        row("SRCC with mean scores", metrics.srcc),
-        row("LCC with mean scores", metrics.lcc),
-    ]
+    rows = [row(name, getattr(metrics, field), percent) for name, field, percent in FIGURES]
     (low, wrong_low), (wrong_high, high) = metrics.confusion
     return (
         _table(f"Over {metrics.count:,} pictures", ("figure", "value", "95 % interval, or why none"), rows)

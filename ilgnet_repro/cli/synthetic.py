@@ -1,0 +1,31 @@
+"""``ilgnet synthetic``: the drawn aesthetic task that docs/training.md trains on."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_EPILOG = """examples:
+  ilgnet synthetic synthetic
+
+prints the two training commands that follow."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``synthetic``."""
+    parser = subparsers.add_parser(
+        "synthetic", help="draw a small aesthetic task to try training on",
+        description="Draw 2,000 pictures whose label follows from composition and colour, with nets and solvers.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="DIR", help="where pictures, databases, nets and solvers go")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the task and say what to run next."""
+    from ..train.synthetic import make_task
+
+    folder = make_task(args.folder)
+    print(f"ilgnet train --solver {folder}/trunk_solver.prototxt")
+    print(f"ilgnet train --solver {folder}/solver.prototxt --weights {folder}/trunk_iter_250.caffemodel")
+    return 0

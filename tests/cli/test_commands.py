@@ -178,7 +178,7 @@ def test_every_command_is_documented_and_has_examples() -> None:
     text = document.PAGE.read_text(encoding="utf-8")
     assert text == document.page(), "docs/commands.md is old: python -m ilgnet_repro.cli.document --write"
     for command in COMMANDS:
-        section = text.split(f"`ilgnet {command}`\n", 1)[1]
+        section = text.split(f"\n## `ilgnet {command}`\n", 1)[1]
         assert "examples:" in section.split("\n## ", 1)[0], f"{command} shows no examples"
 
 

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format schema prototxt tables benchmarks clean
+.PHONY: demo test crosscheck lint format schema prototxt tables benchmarks clean
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -18,6 +18,12 @@ demo: $(READY)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# Two converters by others, as witnesses for `ilgnet compare`; without their dependencies, which would
+# replace onnx and torch.
+crosscheck: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps caffe2onnx==2.0.1 onnx2torch==1.5.15 torchvision==0.29.2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/conversion/test_compare.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .

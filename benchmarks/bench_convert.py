@@ -23,7 +23,8 @@ import json, sys, threading, time, torch
 import ilgnet_repro as ir
 from ilgnet_repro.schema import caffe_pb2
 import ilgnet_repro.conversion.convert, ilgnet_repro.scoring
-ir.convert, ir.load, ir.score
+from ilgnet_repro.layers.registry import layer_types
+ir.convert, ir.load, ir.score, layer_types()
 source, target, picture = sys.argv[1:4]
 
 def anonymous():
@@ -35,7 +36,7 @@ def watch():
     global peak
     while running:
         peak = max(peak, anonymous())
-        time.sleep(0.002)
+        time.sleep(0.01)
 thread = threading.Thread(target=watch); thread.start()
 started = time.perf_counter()
 {work}

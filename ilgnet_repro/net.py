@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from .graph.sharing import find_owners, show_shape
 from .layers.base import Layer, Shape
 from .layers.fillers import fill
 from .plan import Plan, plan_net
+
+if TYPE_CHECKING:
+    from .fast.net import FastNet
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,18 @@ class CaffeNet(nn.Module):
             if node.name == name:
                 return layer
         raise GraphError(f"layer {name!r} is not in net {self.graph.name!r}")
+
+    def fast(
+        self, precision: str = "float32", *, compile: bool = False, tell: Callable[[str], None] | None = None
+    ) -> FastNet:
+        """Return this net laid out for fast inference on the CPU, called as this one is (docs/speed.md).
+
+        ``precision`` is that of the large dense weights: float32, bfloat16 or int8.  ``compile`` has
+        torch compile what lies between the layers laid out; ``tell`` hears how long that takes.
+        """
+        from .fast.net import make_fast
+
+        return make_fast(self, precision, compile=compile, tell=tell)
 
     # ------------------------------------------------------------------ running
 

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared"
+from places import GOLDEN, SHARED
 
 torch.set_num_threads(1)
 

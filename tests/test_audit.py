@@ -45,14 +45,22 @@ def test_an_idle_message_is_told_not_refused() -> None:
     text = SMALL_TEXT.replace('type: "ReLU"', 'type: "ReLU" pooling_param { kernel_size: 3 }')
     found = audit(parse_net(text))
     assert found.problems == ()
-    assert next(row.note for row in found.layers if row.name == "relu") == "pooling_param is not read by this type"
+    assert (
+        next(row.note for row in found.layers if row.name == "relu")
+        == "pooling_param is not read by this type"
+    )
 
 
 def test_it_goes_on_past_a_fault() -> None:
-    text = SMALL_TEXT.replace("kernel_size: 3 weight", "kernel_size: 30 weight").replace('"Softmax"', '"Soft"')
+    text = SMALL_TEXT.replace("kernel_size: 3 weight", "kernel_size: 30 weight").replace(
+        '"Softmax"', '"Soft"'
+    )
     found = audit(parse_net(text))
     assert [line.split(":")[0] for line in found.problems] == ["conv (Convolution)", "prob (Soft)"]
-    assert next(row.note for row in found.layers if row.name == "ip") == "shapes unknown: a layer before it is at fault"
+    assert (
+        next(row.note for row in found.layers if row.name == "ip")
+        == "shapes unknown: a layer before it is at fault"
+    )
 
 
 def test_misfits_are_named(tmp_path) -> None:

@@ -49,6 +49,28 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale", type=float, help="factor after the mean is taken off (default 1)")
 
 
+def add_fast_options(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a net fast."""
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="lay the net out for this processor; the numbers stay, but for rounding",
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16", "int8"), default="float32",
+        help="of the large dense weights, with --fast (default float32)",
+    )  # fmt: skip
+
+
+def make_fast(net: Any, args: argparse.Namespace) -> Any:
+    """Return ``net``, or its fast form where the options ask for it."""
+    if args.fast:
+        return net.fast(args.precision)
+    if args.precision != "float32":
+        raise IlgnetError(f"--precision {args.precision} goes with --fast; add it")
+    return net
+
+
 def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     """Read ``data=1,3,227,227`` pairs.  Raises IlgnetError on anything else."""
     shapes = {}

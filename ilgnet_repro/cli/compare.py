@@ -35,12 +35,18 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("first", metavar="A")
     parser.add_argument("second", metavar="B")
-    parser.add_argument("--prototxt", metavar="P", help="the net of a caffemodel (default: found as convert does)")
-    parser.add_argument("--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)")
+    parser.add_argument(
+        "--prototxt", metavar="P", help="the net of a caffemodel (default: found as convert does)"
+    )
+    parser.add_argument(
+        "--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)"
+    )
     parser.add_argument("--seed", type=int, default=7, help="default 7")
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help="default 1e-4")
     parser.add_argument(
-        "--in-place", action="store_true", help="also what in-place layers replace (blob@layer); not for folded nets"
+        "--in-place",
+        action="store_true",
+        help="also what in-place layers replace (blob@layer); not for folded nets",
     )
     parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")

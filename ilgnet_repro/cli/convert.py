@@ -73,7 +73,9 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these pictures"
     )
     group.add_argument(
-        "--dynamic-size", action="store_true", help="leave height and width open (onnx, pt2), where the net allows"
+        "--dynamic-size",
+        action="store_true",
+        help="leave height and width open (onnx, pt2), where the net allows",
     )
     group.add_argument(
         "--fast-lrn", action="store_true",
@@ -187,7 +189,14 @@ def print_report(report: ConversionReport) -> None:
         console.print(checks)
     if report.deviations:
         costs = Table(title=f"what {report.deviations[0].precision} dense weights cost", title_justify="left")
-        for column in ("output", "largest difference", "mean difference", "largest value", "other answers", "inputs"):
+        for column in (
+            "output",
+            "largest difference",
+            "mean difference",
+            "largest value",
+            "other answers",
+            "inputs",
+        ):
             costs.add_column(column)
         for cost in report.deviations:
             costs.add_row(

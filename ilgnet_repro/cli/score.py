@@ -6,12 +6,13 @@ import argparse
 import json
 from typing import Any
 
-from ._options import add_preprocessing_options, read_preprocessing
+from ._options import add_fast_options, add_preprocessing_options, make_fast, read_preprocessing
 
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights ilgnet.safetensors
   ilgnet score pictures/ --weights ilgnet.caffemodel --json
-  ilgnet score pictures/ --weights ilgnet.safetensors --mean-file AVA1_mean.binaryproto"""
+  ilgnet score pictures/ --weights ilgnet.safetensors --mean-file AVA1_mean.binaryproto
+  ilgnet score pictures/ --weights ilgnet.safetensors --fast --precision int8"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prototxt", metavar="P", help="the net of a caffemodel")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures a pass (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    add_fast_options(parser)
     add_preprocessing_options(parser)
 
 
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = expand(args.pictures)
     if not pictures:
         raise IlgnetError(f"{args.pictures[0]}: holds no pictures")
+    net = make_fast(net, args)
     with progress_bar("scoring", len(pictures)) as progress:
         for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):
             if args.json:

@@ -17,13 +17,15 @@ from ..formats.caffemodel import open_caffemodel
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
 from ..layers.base import Shape
-from ..loading import drop_fields
-from ..net import plan_net
+from ..loading import drop_fields, read_matrices
+from ..net import CaffeNet, plan_net
 from ..weights import count_parameters, fit_weights, take_weights
+from .deviation import measure_deviation
 from .find import Found, find_net
+from .fold import fold
 from .job import Job, Options, Source
 from .report import ConversionReport, Written
-from .targets import TARGETS, check_written
+from .targets import TARGETS, check_options, check_written
 from .verify import Verification
 
 PathLike = str | os.PathLike[str]
@@ -42,31 +44,31 @@ def convert(
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Iterable[str] = (),
     options: Options | None = None,
+    pictures: Sequence[PathLike] = (),
     progress: Callable[[int], None] | None = None,
 ) -> ConversionReport:
     """Convert a caffemodel to the formats ``to`` in the folder ``out`` (default: the weights' own).
 
     The prototxt is found as `find_net` says.  Files appear under their names only when all are written
-    (and, with ``verify``, equal).  Raises IlgnetError, in one line, for anything wrong with the input.
+    (and, with ``verify``, equal).  ``pictures`` are what reduced weights (``options.precision``) are measured
+    on; without any, seeded inputs.  Raises IlgnetError, in one line, for anything wrong with the input.
     """
     source = Path(weights)
-    unknown = [name for name in to if name not in TARGETS]
-    if unknown:
-        raise IlgnetError(f"format {unknown[0]!r} is unknown; use {', '.join(TARGETS)}")
+    check_options(to, options or Options())
     with ThreadPoolExecutor(1) as pool:
         # The digest takes as long as the writing, from the same pages: it starts first and is waited for last.
         digest = pool.submit(file_sha256, source)
         return _convert(
             source, prototxt, to, Path(out) if out is not None else source.parent, digest, phase=phase, verify=verify,
             preprocessing=preprocessing, input_shapes=dict(input_shapes or {}), ignore_fields=ignore_fields,
-            options=options or Options(), progress=progress,
+            options=options or Options(), pictures=pictures, progress=progress,
         )  # fmt: skip
 
 
 def _convert(
     source: Path, prototxt: PathLike | None, to: Sequence[str], folder: Path, digest: Future[str], *, phase: str,
     verify: bool, preprocessing: Preprocessing | None, input_shapes: dict[str, Shape], ignore_fields: Iterable[str],
-    options: Options, progress: Callable[[int], None] | None,
+    options: Options, pictures: Sequence[PathLike], progress: Callable[[int], None] | None,
 ) -> ConversionReport:  # fmt: skip
     model = open_caffemodel(source)
     notes: list[str] = []
@@ -76,6 +78,16 @@ def _convert(
     plan = plan_net(graph, input_shapes)
     arrays = take_weights(plan.specs, model.layers, source=str(source))
     _check_folder(folder, source, to)
+    extra_layers = fit_weights(plan.specs, model.layers).extra
+    unfolded = None
+    if options.fold:
+        unfolded = read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes))
+        folded = fold(unfolded, net_text, arrays)
+        net_text, graph, arrays = folded.net_text, folded.graph, folded.arrays
+        plan = plan_net(graph, input_shapes)
+        notes.append(
+            f"{len(folded.folded)} layers folded into those before them, {len(folded.dropped)} dropped"
+        )
 
     def known_source() -> Source:
         sha256 = digest.result()
@@ -89,15 +101,20 @@ def _convert(
             source=known_source,
             preprocessing=preprocessing or _known_preprocessing(found, source.stat().st_size, known_source),
             input_shapes=input_shapes, folder=stage, stem=source.stem, options=options, progress=progress,
+            unfolded=unfolded,
         )  # fmt: skip
         written, checks = _write(job, to, verify, folder)
+        if options.precision != "float32" and not job.reduced:
+            notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
+        deviations = measure_deviation(job, pictures) if job.reduced else ()
         for path in sorted(stage.iterdir()):
             os.replace(path, folder / path.name)
     return ConversionReport(
         source=known_source(), net=graph.name, prototxt=found.origin, phase=phase, layers=len(graph.nodes),
         parameters=count_parameters(plan.specs), outputs=graph.outputs,
-        extra_layers=fit_weights(plan.specs, model.layers).extra, notes=tuple(notes), written=tuple(written),
+        extra_layers=extra_layers, notes=tuple(notes), written=tuple(written),
         verified=tuple(checks), preprocessing=job.preprocessing.to_json() if job.preprocessing else None,
+        deviations=deviations,
     )  # fmt: skip
 
 

@@ -16,6 +16,11 @@ from ..graph.build import build_graph
 from ..graph.node import Graph, Node
 from ..graph.sharing import find_owners
 from ..layers.base import Layer
+from ..layers.bn import BN
+from ..layers.conv import ConvolutionBase, Deconvolution
+from ..layers.dense import InnerProduct
+from ..layers.norm import BatchNorm
+from ..layers.scale import Overlay
 from ..net import CaffeNet
 from ..schema import caffe_pb2 as pb
 
@@ -123,16 +128,16 @@ def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Aff
     if not _takes_affine(net.layer(node.name)):
         return []
     chain: list[tuple[Node, _Affine]] = []
-    value, written = node.tops[0], [top for other in net.graph for top in other.layer.top]
+    value = node.tops[0]
+    begun = [top for other in net.graph for top in other.top_names if top not in other.bottom_names]
     while value not in net.graph.outputs:
         readers = net.graph.consumers(value)
         if len(readers) != 1 or readers[0].bottoms.count(value) != 1 or readers[0].name in shared:
             break
         reader = readers[0]
-        in_place = reader.top_names[0] == reader.bottom_names[0]
         affine = _affine_of(net.layer(reader.name), net.shapes[value])
-        # A name that several layers write would change its meaning when it is written earlier.
-        if affine is None or not (in_place or written.count(reader.top_names[0]) == 1):
+        # A name that is used for several blobs would change its meaning when it is written earlier.
+        if affine is None or begun.count(reader.top_names[0]) != 1:
             break
         chain.append((reader, affine))
         value = reader.tops[0]
@@ -140,43 +145,47 @@ def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Aff
 
 
 def _takes_affine(layer: Layer) -> bool:
-    if layer.node.type == "InnerProduct":
-        return layer.start == 1  # type: ignore[attr-defined]  # the outputs are axis 1, as channels are
-    return layer.channel_axis == 1  # type: ignore[attr-defined]
+    """Whether what the layer makes of each output lies along axis 1, as channels do."""
+    if isinstance(layer, InnerProduct):
+        return layer.start == 1
+    return isinstance(layer, ConvolutionBase) and layer.channel_axis == 1
 
 
 def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
     """What a layer does to each channel, or None where it does anything else."""
     channels = shape[1] if len(shape) > 1 else 0
-    kind = layer.node.type
-    if kind in ("BatchNorm", "BN") and len(shape) > 1:
-        return _norm_affine(layer)
-    if kind in ("Scale", "Bias") and layer.is_learned and layer.laid in ((), (channels,)):  # type: ignore[attr-defined]
-        if layer.laid and layer.behind != len(shape) - 2:  # type: ignore[attr-defined]
-            return None
-        values = {name: _wide(layer.blob(name)) for name in layer.blob_names}
-        every = np.ones(channels)
-        return _Affine(values.get("weight", 1.0) * every, values.get("bias", 0.0) * every)
+    if isinstance(layer, BatchNorm) and channels:
+        return _batch_norm_affine(layer)
+    if isinstance(layer, BN):
+        return _fork_affine(layer)
+    if isinstance(layer, Overlay) and layer.is_learned and channels:
+        along_channels = layer.laid == (channels,) and layer.behind == len(shape) - 2
+        if layer.laid == () or along_channels:
+            values = {name: _wide(layer.blob(name)) for name in layer.blob_names}
+            every = np.ones(channels)
+            return _Affine(values.get("weight", 1.0) * every, values.get("bias", 0.0) * every)
     return None
 
 
-def _norm_affine(layer: Layer) -> _Affine | None:
-    if layer.node.type == "BatchNorm":
-        if not layer.is_stored:  # type: ignore[attr-defined]
-            return None
-        mean, variance = map(_wide, layer.statistics)  # type: ignore[attr-defined]
-        scale = _wide(layer.blob("scale")) if layer.has_affine else 1.0  # type: ignore[attr-defined]
-        bias = _wide(layer.blob("bias")) if layer.has_affine else 0.0  # type: ignore[attr-defined]
-        eps = layer.param.eps
-    else:
-        scale, bias = _wide(layer.blob("scale")), _wide(layer.blob("shift"))
-        if layer.kind == "folded":  # type: ignore[attr-defined]
-            return _Affine(scale, bias)
-        if not layer.is_stored:  # type: ignore[attr-defined]
-            return None
-        mean, variance, eps = _wide(layer.blob("mean")), _wide(layer._variance), layer.eps  # type: ignore
-    factor = scale / np.sqrt(variance + eps)
-    return _Affine(factor, bias - mean * factor)
+def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
+    if not layer.is_stored:
+        return None
+    mean, variance = map(_wide, layer.statistics)
+    factor = 1 / np.sqrt(variance + layer.param.eps)
+    if not layer.has_affine:
+        return _Affine(factor, -mean * factor)
+    factor *= _wide(layer.scale)
+    return _Affine(factor, _wide(layer.bias) - mean * factor)
+
+
+def _fork_affine(layer: BN) -> _Affine | None:
+    scale, shift = _wide(layer.scale), _wide(layer.shift)
+    if layer.kind == "folded":
+        return _Affine(scale, shift)
+    if not layer.is_stored:
+        return None
+    factor = scale / np.sqrt(_wide(layer.variance) + layer.eps)
+    return _Affine(factor, shift - _wide(layer.mean) * factor)
 
 
 def _wide(values: torch.Tensor) -> np.ndarray:
@@ -205,19 +214,13 @@ def _multiplied(
 
 def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Shape one factor an output so that it broadcasts over the weights."""
-    if _transposes(layer):
+    if isinstance(layer, InnerProduct) and layer.param.transpose:
         return factor[None, :]
-    if layer.node.type != "Deconvolution":
+    if not isinstance(layer, Deconvolution):
         return factor.reshape(-1, *[1] * (weight.ndim - 1))
     # Input channels × outputs a group: the channels of each group meet their own outputs.
-    groups: int = layer.group  # type: ignore[attr-defined]
-    rows = np.repeat(factor.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+    rows = np.repeat(factor.reshape(layer.group, -1), weight.shape[0] // layer.group, axis=0)
     return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-
-
-def _transposes(layer: Layer) -> bool:
-    """Whether a dense layer keeps its weights with a column an output."""
-    return layer.node.type == "InnerProduct" and layer.param.transpose
 
 
 # ---------------------------------------------------------------------- names

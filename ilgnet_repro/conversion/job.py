@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.manifest import Release
 from ..data.preprocess import Preprocessing
@@ -17,9 +18,11 @@ from ..formats.prototxt import format_message
 from ..graph.node import Graph
 from ..graph.sharing import find_owners
 from ..layers.base import BlobSpec, Shape
+from ..loading import read_matrices
 from ..net import CaffeNet
 from ..schema import caffe_pb2 as pb
 from ..version import __version__
+from .precision import SCALE_SUFFIX, WEIGHT, Reduced, hold_reduced, reduce_dense
 
 FORMAT = "1"
 MEAN_TENSOR = "preprocessing/mean_image"
@@ -59,11 +62,15 @@ class Options:
     input_order: str = "RGB"
     precision: str = "float32"
     dynamic_size: bool = False
+    fast_lrn: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a writer needs; ``folder`` is where it puts its files, named from ``stem``."""
+    """Everything a writer needs; ``folder`` is where it puts its files, named from ``stem``.
+
+    ``unfolded`` is the net as it was read, where the rest describes a folded one.
+    """
 
     net_text: pb.NetParameter
     graph: Graph
@@ -77,11 +84,42 @@ class Job:
     stem: str
     options: Options
     progress: Callable[[int], None] | None = None
+    unfolded: CaffeNet | None = None
 
     @cached_property
     def net(self) -> CaffeNet:
         """The net over the mapped arrays, for the writers that walk its layers."""
-        return CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes)
+        return read_matrices(CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes))
+
+    @property
+    def original(self) -> CaffeNet:
+        """The net as it was read, which every written file is held against."""
+        return self.unfolded or self.net
+
+    @cached_property
+    def reduced(self) -> dict[str, Reduced]:
+        """The dense weights in the precision asked for, by layer name; none for float32."""
+        return reduce_dense(self.graph, self.specs, self.arrays, self.options.precision)
+
+    @cached_property
+    def stored_net(self) -> CaffeNet:
+        """The net over the weights as they are stored, dense ones reduced where that was asked for."""
+        if not self.reduced:
+            return self.net
+        net = read_matrices(CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes))
+        for name, reduced in self.reduced.items():
+            hold_reduced(net.layer(name), reduced)
+        return net
+
+    def stored_tensors(self) -> dict[str, np.ndarray | torch.Tensor]:
+        """As `named_arrays`, dense weights reduced: int8 ones are followed by their scales."""
+        tensors: dict[str, np.ndarray | torch.Tensor] = {}
+        for key, array in self.named_arrays().items():
+            reduced = self.reduced.get(key.removesuffix(f".{WEIGHT}")) if key.endswith(f".{WEIGHT}") else None
+            tensors[key] = array if reduced is None else reduced.values
+            if reduced is not None and reduced.scale is not None:
+                tensors[key + SCALE_SUFFIX] = reduced.scale
+        return tensors
 
     def named_arrays(self) -> dict[str, np.ndarray]:
         """Every blob once, as ``layer.blob``, float32, in Caffe's order; shared ones under their owner."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.preprocess import Preprocessing
 from ..errors import FormatError, WeightsError
 from ..formats.prototxt import parse_net
 from ..graph.build import build_graph
+from ..graph.node import Graph, Node
 from ..graph.sharing import find_owners, show_shape
+from ..layers.base import BlobSpec, Shape
 from ..net import CaffeNet, plan_net
 from .job import MEAN_TENSOR
+from .precision import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
 from .safetensors_file import TensorFile, open_safetensors
 
 
@@ -49,12 +54,18 @@ def load(path: str | os.PathLike[str]) -> CaffeNet:
         ) from error
     graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase)
     net = CaffeNet(graph, _arrays(file, plan_net(graph, shapes).specs, graph), input_shapes=shapes)
+    for node in graph:
+        if _is_reduced(file, node):
+            hold_reduced(net.layer(node.name), _reduced(file, node))
     net.converted = Converted(file.metadata, _preprocessing(file), source)
     return net
 
 
-def _arrays(file: TensorFile, specs: dict, graph: Any) -> dict[str, list[np.ndarray]]:
+def _arrays(
+    file: TensorFile, specs: Mapping[str, list[BlobSpec]], graph: Graph
+) -> dict[str, list[np.ndarray]]:
     owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
+    reduced = {node.name for node in graph if _is_reduced(file, node)}
     arrays: dict[str, list[np.ndarray]] = {}
     for name, blobs in specs.items():
         for index, spec in enumerate(blobs):
@@ -72,8 +83,38 @@ def _arrays(file: TensorFile, specs: dict, graph: Any) -> dict[str, list[np.ndar
                     f"{file.path}: tensor {name}.{spec.name} is {show_shape(tuple(tensor.shape))}, "
                     f"the net needs {show_shape(spec.shape)}; convert the weights again"
                 )
-            arrays.setdefault(name, []).append(tensor.numpy())
+            if tensor.dtype == torch.float32:
+                values = tensor.numpy()
+            elif spec.name == WEIGHT and name in reduced:
+                values = _stand_in(spec.shape)
+            else:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise WeightsError(
+                    f"{file.path}: tensor {name}.{spec.name} is {kind}, not float32; convert the weights again"
+                )
+            arrays.setdefault(name, []).append(values)
     return arrays
+
+
+def _is_reduced(file: TensorFile, node: Node) -> bool:
+    tensor = file.tensors.get(f"{node.name}.{WEIGHT}")
+    return node.type == DENSE and tensor is not None and tensor.dtype in STORED
+
+
+def _stand_in(shape: Shape) -> np.ndarray:
+    """An array of a shape that takes no memory, until the reduced weights take its place."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), shape, (0,) * len(shape))
+
+
+def _reduced(file: TensorFile, node: Node) -> Reduced:
+    key = f"{node.name}.{WEIGHT}"
+    values, scale, axis = file.tensors[key], file.tensors.get(key + SCALE_SUFFIX), output_axis(node.layer)
+    if values.dtype == torch.int8 and (scale is None or scale.shape != values.shape[axis : axis + 1]):
+        raise WeightsError(
+            f"{file.path}: holds no scales {key + SCALE_SUFFIX} for its {values.shape[axis]} outputs; "
+            "convert the weights again"
+        )
+    return Reduced(values, scale, axis)
 
 
 def _preprocessing(file: TensorFile) -> Preprocessing | None:

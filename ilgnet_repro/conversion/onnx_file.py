@@ -13,13 +13,14 @@ from onnx import TensorProto
 
 from ..atomic import atomic_file
 from ..formats.wire import encode_header
-from .onnx_writer import OnnxModel, tensor_bytes, tensor_header
+from .onnx_writer import OnnxModel, tensor_header
+from .safetensors_file import tensor_bytes
 
 # protobuf reads no message of 2 GiB or more.
 SINGLE_FILE_LIMIT = (1 << 31) - 1
 # External tensors start on pages, so that a runtime can map them.
 PAGE = 4096
-PIECE = 16 << 20
+PIECE = 1 << 20  # fits the processor caches
 # What a digest that is still being worked out may add to the metadata.
 LATE_ROOM = 4096
 

@@ -26,20 +26,23 @@ _ONE = 2048
 _FIRST_SHIFT, _SECOND_SHIFT, _LAST_SHIFT = 16, 65536, 4
 
 
-def picture_input(shapes: dict[str, Shape], preprocessing: Preprocessing | None, net: str) -> str:
-    """Return the net's input that takes a picture.  Raises IlgnetError where there is none to prepare."""
-    if preprocessing is None:
+def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str) -> tuple[Preprocessing, str]:
+    """Return how pictures are prepared, and the input that takes them.
+
+    Raises IlgnetError where that is not known, or not one input takes pictures of that size.
+    """
+    if how is None:
         raise IlgnetError(
             f"net {net!r}: its preprocessing is unknown; state it with --mean-value and the like"
         )
-    wanted = (3, *preprocessing.size)
+    wanted = (3, *how.size)
     found = [name for name, shape in shapes.items() if shape[1:] == wanted]
     if len(found) != 1:
         raise IlgnetError(
             f"net {net!r}: {len(found) or 'no'} inputs take pictures of 3x{wanted[1]}x{wanted[2]}; "
             "--with-preprocessing needs one, of the preprocessing's size"
         )
-    return found[0]
+    return how, found[0]
 
 
 def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: str) -> onnx.ValueInfoProto:
@@ -61,7 +64,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
         value = nodes("Sub", value, writer.constant(mean))
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
-    writer.rename(value, blob)
+    writer.name(value, blob)
     return value_info(PICTURE, [BATCH, *sides, 3], TensorProto.UINT8)
 
 

@@ -16,6 +16,7 @@ from ..layers.base import Layer, Shape
 from ..net import CaffeNet
 from ..version import __version__
 from .precision import Reduced, reduced_blob
+from .safetensors_file import tensor_bytes
 
 # Opset 20 is the first whose AveragePool ONNX Runtime's CPU kernel computes rightly with ceil_mode
 # and padding counted (FACTS §5 says 19; 20 is in every release since early 2024); its IR version is 9.
@@ -53,9 +54,13 @@ class OnnxModel:
 class OnnxWriter:
     """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to."""
 
-    def __init__(self, shapes: Mapping[str, Shape], *, dynamic_size: bool = False) -> None:
+    def __init__(
+        self, shapes: Mapping[str, Shape], outputs: Iterable[str] = (), *, dynamic_size: bool = False
+    ) -> None:
         self.dynamic_size = dynamic_size
         self._shapes = dict(shapes)
+        self._outputs = set(outputs)
+        self._now: dict[str, str] = {}  # a value that goes by another name: what that is
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
         self._parameters: dict[tuple[int, Shape], str] = {}  # so that shared blobs stay one
         self._layer: Layer | None = None
@@ -77,7 +82,7 @@ class OnnxWriter:
         self.graph_nodes.append(helper.make_node(op, list(inputs), names, name=stem, **attributes))
         return names
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: np.ndarray | np.generic) -> str:
         array = np.ascontiguousarray(array).reshape(np.shape(array))  # the first alone makes scalars 1-D
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
@@ -124,20 +129,49 @@ class OnnxWriter:
     def add_layer(self, layer: Layer) -> None:
         """Have a layer add its nodes, then give its results the blobs' own names."""
         self._layer, self._first = layer, len(self.graph_nodes)
-        results = layer.onnx(self, list(layer.node.bottoms))
+        results = layer.onnx(self, [self._known(bottom) for bottom in layer.node.bottoms])
         for top, result in zip(layer.node.tops, results, strict=False):
-            if result != top:
-                self.rename(result, top)
+            self.name(result, top)
         self._layer = None
 
-    def rename(self, result: str, top: str) -> None:
-        """Name the node output ``result`` after the blob; a value made elsewhere gets an Identity."""
-        own = self.last_nodes
-        maker = next((node for node in reversed(own) if result in node.output), None)
-        if maker is None or result in values_read(own):
-            self.graph_nodes.append(helper.make_node("Identity", [result], [top], name=f"{top}:Identity"))
+    def name(self, result: str, top: str) -> None:
+        """Have a result be the blob ``top``.
+
+        A layer that only passes its bottom on (Dropout, Split) adds no node: an in-place one gives the
+        value its last name, another leaves it the first.  An output of the net always has its own name.
+        """
+        result = self._known(result)
+        if result == top:
             return
-        maker.output[list(maker.output).index(result)] = top
+        made_here = any(result in node.output for node in self.last_nodes)
+        made = made_here or any(result in node.output for node in self.graph_nodes)
+        takes_name = made_here and result not in self._shapes
+        goes_on = made and result not in self._outputs and (top in self._outputs or "@" in result)
+        if takes_name or goes_on:
+            _rename(self.last_nodes if takes_name else self.graph_nodes, result, top)
+            self._now[result] = top
+        elif top in self._outputs:
+            self.graph_nodes.append(helper.make_node("Identity", [result], [top], name=f"{top}:Identity"))
+        else:
+            self._now[top] = result
+            self._shapes.setdefault(result, self._shapes[top])
+
+    def _known(self, value: str) -> str:
+        while value in self._now:
+            value = self._now[value]
+        return value
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Rename a value wherever nodes and their inner graphs make or read it."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(inner.node, old, new)
 
 
 @dataclass(frozen=True)
@@ -154,20 +188,21 @@ def plan_onnx(
     outputs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     dynamic_size: bool = False,
+    fast_lrn: bool = False,
     prepare: Prepare | None = None,
 ) -> OnnxModel:
     """Return ``net`` as an ONNX model with a dynamic batch, its weights not copied.
 
     Every input's and output's first axis is the symbol N; with ``dynamic_size`` the sides of pictures are
-    H and W.  ``prepare`` makes one input's values from pictures.  Raises LayerError where a layer cannot be
-    expressed in ONNX, or needs the size it was given.
+    H and W; ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values from
+    pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     if dynamic_size:
         from .onnx_size import check_size_is_free
 
         check_size_is_free(net, outputs)
     wanted = tuple(outputs if outputs is not None else net.outputs)
-    writer = OnnxWriter(net.shapes, dynamic_size=dynamic_size)
+    writer = OnnxWriter(net.shapes, wanted, dynamic_size=dynamic_size)
     inputs = [value_info(name, input_dims(net.shapes[name], dynamic_size)) for name in net.inputs_for(wanted)]
     if prepare is not None:
         inputs = [prepare.add(writer) if entry.name == prepare.blob else entry for entry in inputs]
@@ -175,6 +210,10 @@ def plan_onnx(
         layer.refresh_borrowed()
         writer.add_layer(layer)
     open_sized = {top for node, layer in net.steps(wanted) if layer.shaped_by_values for top in node.tops}
+    if fast_lrn:
+        from .onnx_lrn import write_out_lrn
+
+        write_out_lrn(writer)
     results = [
         value_info(name, [None] * len(shape) if name in open_sized else output_dims(shape, dynamic_size))
         for name, shape in ((name, net.shapes[name]) for name in wanted)
@@ -249,9 +288,3 @@ def value_info(
 def tensor_header(name: str, tensor: torch.Tensor) -> onnx.TensorProto:
     """An initializer without its values."""
     return TensorProto(name=name, data_type=ELEMENT_TYPES[tensor.dtype], dims=list(tensor.shape))
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The values' own bytes, little-endian in C order; no copy of a contiguous tensor is made."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())

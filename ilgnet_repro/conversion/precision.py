@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..layers.base import BlobSpec, Layer
 
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = ("float32", *FLOATS, "int8")
+STORED = (*FLOATS.values(), torch.int8)
 DENSE = "InnerProduct"
 WEIGHT = "weight"
 SCALE_SUFFIX = "_scale"
@@ -114,8 +116,9 @@ def reduced_blob(layer: Layer, name: str) -> Reduced | None:
     """The stored form of a layer's blob, or None where it is float32."""
     if not parametrize.is_parametrized(layer, name):
         return None
-    held = layer.parametrizations[name]  # type: ignore[index]
-    return Reduced(held.original, held[0].scale, held[0].axis)
+    held: Any = layer.parametrizations
+    stored = held[name]
+    return Reduced(stored.original, stored[0].scale, stored[0].axis)
 
 
 class _Widen(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .deviation import Deviation
 from .job import Source
 from .verify import Verification
 
@@ -35,6 +36,7 @@ class ConversionReport:
     written: tuple[Written, ...]
     verified: tuple[Verification, ...]
     preprocessing: str | None
+    deviations: tuple[Deviation, ...] = ()  # what reduced weights cost, for each output
 
     @property
     def is_verified(self) -> bool:

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import keyword
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..graph.sharing import show_shape
 from ..layers.base import Layer, Shape
 from ..net import CaffeNet
+from .python_format import LINE_LENGTH, format_statement, narrowed
 
-LINE_LENGTH = 100
+# What a variable must not hide: imported names, and those that linters take for digits.
+_RESERVED = {"self", "torch", "nn", "F", "math", "Tensor", "l", "I", "O"}
 
 
 @dataclass(frozen=True)
 class PythonSource:
-    """A generated module: its text, the class it defines, and the state that class loads."""
+    """A generated module: its text, the class it defines, its inputs' argument names, and its state."""
 
     text: str
     class_name: str
+    arguments: dict[str, str]
     state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """An assignment in ``forward``."""
+
+    targets: tuple[str, ...]
+    value: str
 
 
 class SourceWriter:
     """Collects statements; the `SourceCode` that a layer's `source` speaks to."""
 
-    def __init__(self, net: CaffeNet) -> None:
+    def __init__(self, net: CaffeNet, reserved: Iterable[str] = ()) -> None:
         self._net = net
-        self._names = _Names({"self", "torch", "nn", "F", "math"})
-        self._attributes = _Names(set(dir(type(net))) | {"forward"})
+        self._names = _Names({*_RESERVED, *dir(builtins), *reserved})
+        self._attributes = _Names({*dir(nn.Module()), "forward"})
         self._layer: Layer | None = None
         self.helpers: dict[str, str] = {}
         self.init: list[str] = []
-        self.body: list[str] = []
+        self.body: list[_Statement] = []
         self.state: dict[str, Tensor] = {}
-        self.uses_nn_functional = False
 
     # ------------------------------------------------------------------ what layers call
 
@@ -52,7 +65,7 @@ class SourceWriter:
 
     def parameter(self, name: str, value: Tensor) -> str:
         attribute = self._attributes.fresh(f"{self._current.node.name}_{name}")
-        self.init.append(f"self.{attribute} = nn.Parameter(torch.empty({tuple(value.shape)}))")
+        self.init.append(f"self.{attribute} = nn.Parameter(torch.empty({_sizes(value)}))")
         self.state[attribute] = value.detach()
         return f"self.{attribute}"
 
@@ -61,7 +74,7 @@ class SourceWriter:
         if name not in self.helpers:
             for other in getattr(function, "uses", ()):
                 self.helper(other)
-            self.helpers[name] = textwrap.dedent(inspect.getsource(function)).strip()
+            self.helpers[name] = narrowed(textwrap.dedent(inspect.getsource(function)).strip())
         return name
 
     def shape(self, index: int) -> Shape:
@@ -77,7 +90,7 @@ class SourceWriter:
 
     def variable(self, value: str) -> str:
         """Name the variable of a blob; in-place layers assign to the same one again."""
-        return self._names.of(value.split("@", maxsplit=1)[0])
+        return self._names.of(value.partition("@")[0])
 
     def add_layer(self, layer: Layer) -> None:
         """Have a layer say its expressions and assign them to the blobs' variables."""
@@ -85,46 +98,118 @@ class SourceWriter:
         expressions = layer.source(self, [self.variable(value) for value in layer.node.bottoms])
         tops = [self.variable(value) for value in layer.node.tops]
         if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
-            self.body.append(f"{', '.join(tops)} = {expressions[0]}")
+            self.body.append(_Statement(tuple(tops), expressions[0]))
         else:
             for top, expression in zip(tops, expressions, strict=False):
                 if top != expression:
-                    self.body.append(f"{top} = {expression}")
+                    self.body.append(_Statement((top,), expression))
         self._layer = None
 
 
 def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -> PythonSource:
     """Return ``net`` as Python text that needs only torch, with the state that loads into it.
 
-    Raises LayerError where a layer cannot be written as plain Python.
+    ``comment`` is the module's docstring.  Raises LayerError where a layer cannot be written as plain
+    Python.
     """
-    writer = SourceWriter(net)
-    inputs = net.inputs_for(net.outputs)
-    arguments = [writer.variable(name) for name in inputs]
+    # Twice, because a blob must not be named like a helper, and these are known at the end only.
+    writer = _walk(net, _walk(net, ()).helpers)
+    arguments = {name: writer.variable(name) for name in net.inputs_for(net.outputs)}
+    results = {name: writer.variable(name) for name in net.outputs}
+    lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
+    lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
+    lines += ["    def __init__(self):", "        super().__init__()"]
+    lines += [line for text in writer.init for line in format_statement(text, 8)]
+    lines += ["", *format_statement(f"def forward({', '.join(['self', *arguments.values()])}):", 4)]
+    for statement in _joined(_used(writer.body, set(results.values()))):
+        lines += format_statement(f"{', '.join(statement.targets)} = {statement.value}", 8)
+    pairs = ", ".join(f"{_quoted(name)}: {variable}" for name, variable in results.items())
+    lines += [*format_statement(f"return {{{pairs}}}", 8), ""]
+    body = "\n".join(lines)
+    head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
+    return PythonSource("\n".join(head) + "\n" + body, class_name, arguments, writer.state)
+
+
+def _walk(net: CaffeNet, reserved: Iterable[str]) -> SourceWriter:
+    writer = SourceWriter(net, reserved)
+    for name in net.inputs_for(net.outputs):
+        writer.variable(name)
     for _, layer in net.steps(net.outputs):
-        writer.add_layer(layer)
-    results = ", ".join(f"{name!r}: {writer.variable(name)}" for name in net.outputs)
-    lines = [f'"""{comment or "A Caffe net as a torch module."}"""', "", "import math", "", "import torch"]
-    lines += ["import torch.nn.functional as F", "from torch import nn", ""]
-    for text in writer.helpers.values():
-        lines += ["", text, ""]
-    lines += ["", f"class {class_name}(nn.Module):", "    def __init__(self):", "        super().__init__()"]
-    lines += [f"        {line}" for line in writer.init]
-    lines += ["", f"    def forward(self, {', '.join(arguments)}):"]
-    lines += [f"        {line}" for line in writer.body]
-    lines += [f"        return {{{results}}}", ""]
-    text = "\n".join(lines)
-    for module in ("math", "F"):
-        if not re.search(rf"\b{module}\.", text.split("from torch import nn", 1)[1]):
-            text = text.replace("import math\n\n", "") if module == "math" else text
-            text = text.replace("import torch.nn.functional as F\n", "") if module == "F" else text
-    return PythonSource(text, class_name, writer.state)
+        if not layer.is_input:  # its tops are the arguments
+            layer.refresh_borrowed()
+            writer.add_layer(layer)
+    return writer
+
+
+def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
+    """What goes in and comes out, for the class."""
+    given = [f"{name} ({show_shape(net.shapes[blob])})" for blob, name in arguments.items()]
+    made = [f"{_quoted(name)} ({show_shape(net.shapes[name])})" for name in net.outputs]
+    text = f"From {_listed(given)} to a dict of {_listed(made)}; the first axis is the batch."
+    # Room for the indent, and for the closing quotes where one line is all.
+    wrapped = textwrap.wrap(f'"""{text}', LINE_LENGTH - 7, break_long_words=False, break_on_hyphens=False)
+    if len(wrapped) == 1:
+        return [f'    {wrapped[0]}"""']
+    return [*(f"    {line}" for line in wrapped), '    """']
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words) if words else "nothing"
+
+
+def _used(body: list[_Statement], wanted: set[str]) -> list[_Statement]:
+    """Leave out assignments that nothing reads, such as a Split's spare tops."""
+    kept = []
+    live = set(wanted)
+    for statement in reversed(body):
+        if not live.intersection(statement.targets):
+            continue
+        live.difference_update(statement.targets)
+        live.update(re.findall(r"\w+", statement.value))
+        kept.append(statement)
+    return kept[::-1]
+
+
+def _joined(body: list[_Statement]) -> list[_Statement]:
+    """Write an in-place layer around the one before it, as in x = F.relu(self.conv(x)), where that is short."""
+    joined: list[_Statement] = []
+    for statement in body:
+        before = joined[-1] if joined else None
+        if before and len(statement.targets) == 1 and before.targets == statement.targets:
+            name = re.escape(statement.targets[0])
+            places = re.findall(rf"(?<![\w.]){name}\b", statement.value)
+            whole = re.sub(rf"(?<=[( ]){name}(?=[,)])", lambda _: before.value, statement.value)  # noqa: B023
+            fits = len(f"{statement.targets[0]} = {whole}") + 8 <= LINE_LENGTH
+            if len(places) == 1 and whole != statement.value and fits:
+                joined[-1] = _Statement(statement.targets, whole)
+                continue
+        joined.append(statement)
+    return joined
+
+
+def _imports(body: str) -> list[str]:
+    """The import lines for the names that the body uses."""
+    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    lines = ["import math", ""] if "math" in used else []
+    lines += ["import torch"] if "torch" in used else []
+    lines += ["import torch.nn.functional as F"] if "F" in used else []
+    return [*lines, f"from torch import {'Tensor, ' if 'Tensor' in used else ''}nn"]
+
+
+def _sizes(value: Tensor) -> str:
+    """A tensor's shape as arguments: torch.empty(3, 1, 1), and torch.empty(()) for a scalar."""
+    return ", ".join(map(str, value.shape)) or "()"
+
+
+def _quoted(name: str) -> str:
+    return repr(name) if '"' in name or "\\" in name else f'"{name}"'
 
 
 class _Names:
     """Identifiers for Caffe names, each unique: `conv1/7x7_s2` becomes conv1_7x7_s2."""
 
     def __init__(self, reserved: set[str]) -> None:
+        self._reserved = frozenset(reserved)
         self._taken = set(reserved)
         self._known: dict[str, str] = {}
 
@@ -135,8 +220,10 @@ class _Names:
 
     def fresh(self, name: str) -> str:
         stem = re.sub(r"\W", "_", name, flags=re.ASCII)
-        if not stem or stem[0].isdigit() or keyword.iskeyword(stem):
+        if not stem or stem[0].isdigit():
             stem = f"_{stem}"
+        if keyword.iskeyword(stem) or stem in self._reserved:
+            stem += "_"
         candidate, count = stem, 1
         while candidate in self._taken:
             count += 1

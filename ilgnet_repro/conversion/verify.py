@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import IlgnetError
+from ..layers.base import Shape
 from ..net import CaffeNet
 
 SEED = 7
@@ -32,19 +34,32 @@ class Verification:
 
 
 def seeded_inputs(net: CaffeNet, batch: int = BATCH) -> dict[str, torch.Tensor]:
-    """Return pixel-like inputs for the net, drawn from a seed; labels are zeros."""
+    """Return pixel-like inputs for the net, drawn from a seed; labels are zeros.
+
+    A net stated for one sample gets ``batch`` of them, unless it takes just one.
+    """
     generator = torch.Generator().manual_seed(SEED)
     inputs = {}
-    for name in net.inputs_for(net.outputs):
-        shape = net.shapes[name]
+    for name, shape in _batched(net, batch).items():
         if len(shape) == 4:
-            shape = (min(batch, max(shape[0], 1)) if shape[0] == 1 else shape[0], *shape[1:])
             inputs[name] = torch.empty(shape).uniform_(-120, 135, generator=generator)
         elif len(shape) >= 2:
             inputs[name] = torch.empty(shape).normal_(generator=generator)
         else:
             inputs[name] = torch.zeros(shape)
     return inputs
+
+
+def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
+    own = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
+    if any(shape[:1] != (1,) for shape in own.values()):
+        return own
+    more = {name: (batch, *shape[1:]) for name, shape in own.items()}
+    try:
+        net.blob_shapes(more)
+    except IlgnetError:
+        return own
+    return more
 
 
 def compare(

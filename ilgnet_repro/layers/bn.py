@@ -140,7 +140,7 @@ class BN(Layer):
         return self.scale.flatten(), self.shift.flatten()
 
     @property
-    def _variance(self) -> Tensor:
+    def variance(self) -> Tensor:
         fourth = self.fourth_blob.flatten()
         # F.batch_norm adds eps to it again.
         return fourth.square().reciprocal() - self.eps if self.fourth == INVERSE_STD else fourth
@@ -155,7 +155,7 @@ class BN(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, shift = self._affine
         if self.is_stored:
-            return (F.batch_norm(x, self.mean.flatten(), self._variance, scale, shift, eps=self.eps),)
+            return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":
@@ -165,7 +165,7 @@ class BN(Layer):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
         if self.is_stored:
-            values = [*self._affine, self.mean.flatten(), self._variance]
+            values = [*self._affine, self.mean.flatten(), self.variance]
             constants = [graph.constant(numbers(value)) for value in values]
             return [graph.node("BatchNormalization", [x, *constants], epsilon=self.eps)]
         if self.kind != "folded":
@@ -175,7 +175,7 @@ class BN(Layer):
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         x, eps = bottoms[0], literal(self.eps)
         if self.is_stored:
-            stored = (("mean", self.mean.flatten()), ("variance", self._variance))
+            stored = (("mean", self.mean.flatten()), ("variance", self.variance))
             affine = zip(("scale", "shift"), self._affine, strict=True)
             arguments = [code.parameter(name, value) for name, value in (*stored, *affine)]
             return [f"F.batch_norm({x}, {', '.join(arguments)}, eps={eps})"]

@@ -16,7 +16,7 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-class _ConvolutionBase(Layer):
+class ConvolutionBase(Layer):
     """What Caffe's BaseConvolutionLayer reads: kernel, stride, pad and dilation for each spatial axis."""
 
     message = "convolution_param"
@@ -205,12 +205,12 @@ def _short(values: Sequence[int]) -> str:
 
 
 @register("Convolution")
-class Convolution(_ConvolutionBase):
+class Convolution(ConvolutionBase):
     """Cross-correlation with learned weights, num_output × channels/group × kernel."""
 
 
 @register("DepthwiseConvolution")
-class DepthwiseConvolution(_ConvolutionBase):
+class DepthwiseConvolution(ConvolutionBase):
     """A Convolution with a group a channel, as the MobileNet forks name it (uses convolution_param)."""
 
     def _read_geometry(self, bottom: Shape) -> None:
@@ -222,7 +222,7 @@ class DepthwiseConvolution(_ConvolutionBase):
 
 
 @register("Deconvolution")
-class Deconvolution(_ConvolutionBase):
+class Deconvolution(ConvolutionBase):
     """The transpose of a Convolution: what its backward pass computes, weights channels × num_output/group."""
 
     transposed = True

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BlobSpec, OnnxGraph, Shape, SourceCode, integers
-from .conv import _ConvolutionBase
+from .conv import ConvolutionBase
 from .registry import register
 
 
@@ -25,7 +25,7 @@ def im2col(x, kernel, stride, pad, dilation):
 
 
 @register("Im2col")
-class Im2col(_ConvolutionBase):
+class Im2col(ConvolutionBase):
     """A channel for every place in the window and channel of the bottom: C·kernel × places."""
 
     fields = (

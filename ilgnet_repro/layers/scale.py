@@ -11,7 +11,7 @@ from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, numbe
 from .registry import register
 
 
-class _Overlay(Layer):
+class Overlay(Layer):
     """What Scale and Bias share: where the smaller blob, learned or the second bottom, lies."""
 
     bottom_count = (1, 2)
@@ -70,7 +70,7 @@ class _Overlay(Layer):
 
 
 @register("Scale")
-class Scale(_Overlay):
+class Scale(Overlay):
     """x · weight (+ bias): both learned, or the factors from a second bottom."""
 
     message = "scale_param"
@@ -106,7 +106,7 @@ class Scale(_Overlay):
 
 
 @register("Bias")
-class Bias(_Overlay):
+class Bias(Overlay):
     """x + bias: learned, or from a second bottom."""
 
     message = "bias_param"

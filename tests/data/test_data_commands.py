@@ -9,7 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from ilgnet_repro.cli._gflags import from_gflags
 from ilgnet_repro.cli.main import main

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 from torch.utils.data import DataLoader
 
 from ilgnet_repro.data.datasets import FolderDataset, ListDataset, LmdbDataset, LmdbIterable

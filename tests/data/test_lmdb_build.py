@@ -11,7 +11,7 @@ from collections import namedtuple
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from ilgnet_repro.data import lmdb_write
 from ilgnet_repro.data.build import BuildOptions, build_lmdb

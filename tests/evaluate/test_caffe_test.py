@@ -10,7 +10,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from places import GOLDEN
 
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.data.datum import raw_datum

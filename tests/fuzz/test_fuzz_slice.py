@@ -11,11 +11,21 @@ import fuzz_formats
 
 
 def test_seeds_are_sound(tmp_path):
-    for target in fuzz_formats.TARGETS:
+    for target in fuzz_formats.FORMATS:
         for number, data in enumerate(fuzz_formats.seeds()[target.kind]):
             refused, problem = fuzz_formats.attempt(target, data, tmp_path, number)
             assert not refused, f"{target.name}, seed {number}"
             assert problem is None
+
+
+def test_each_stage_takes_some_seeds(tmp_path):
+    for target in fuzz_formats.STAGES:
+        outcomes = [
+            fuzz_formats.attempt(target, data, tmp_path, number)
+            for number, data in enumerate(fuzz_formats.seeds()[target.kind])
+        ]
+        assert all(problem is None for _, problem in outcomes)
+        assert any(not refused for refused, _ in outcomes), target.name
 
 
 def test_damaged_files_raise_nothing_but_our_errors():

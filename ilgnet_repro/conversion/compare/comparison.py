@@ -1,0 +1,174 @@
+"""Comparing two sides: the same inputs, every blob both have, the first layer that parts ways."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import IlgnetError
+from .openers import open_side
+from .side import Side, WitnessError, identifier
+
+TOLERANCE = 1e-4
+SEED = 7
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class BlobRow:
+    """One blob on both sides; ``scale`` is its largest absolute value on the first."""
+
+    blob: str
+    shape: tuple[int, ...]
+    other_shape: tuple[int, ...]
+    largest: float
+    mean: float
+    scale: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides compared; where one failed there are no rows, and ``failed`` says why."""
+
+    first: str
+    second: str
+    inputs: str
+    tolerance: float
+    rows: tuple[BlobRow, ...]
+    only_first: tuple[str, ...] = ()
+    only_second: tuple[str, ...] = ()
+    failed: str | None = None
+
+    @property
+    def parting(self) -> BlobRow | None:
+        """The first blob, in the order of computation, that differs by more than the tolerance."""
+        return next((row for row in self.rows if not row.agrees), None)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every blob agrees; a side that failed agrees with nothing."""
+        return self.failed is None and bool(self.rows) and self.parting is None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        parting = self.parting
+        return {**asdict(self), "agrees": self.agrees, "parting": parting.blob if parting else None}
+
+
+def compare_files(
+    first: str,
+    second: str,
+    *,
+    prototxt: str | os.PathLike[str] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    seed: int = SEED,
+    tolerance: float = TOLERANCE,
+    in_place: bool = False,
+) -> Comparison:
+    """Open and run two forms of a net (`open_side`) and compare every blob that both can give.
+
+    ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
+    if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
+    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.
+    Raises IlgnetError where a file cannot be used, or the two have no blob in common.
+    """
+    shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
+    text = Path(prototxt) if prototxt is not None else None
+    try:
+        one, other = open_side(first, text), open_side(second, text)
+        _check_same_inputs(one, other)
+        given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
+        if inputs is None:
+            shown += ": " + ", ".join(f"{name} {'x'.join(map(str, v.shape))}" for name, v in given.items())
+        common = _common(one, other, in_place)
+        found = [side.run(given, common) for side in (one, other)]
+    except WitnessError as error:
+        return Comparison(first, second, shown, tolerance, (), failed=str(error))
+    rows = tuple(_row(blob, found[0][blob], found[1][blob], tolerance) for blob in common)
+    only = [
+        tuple(blob for blob in side.blobs if blob not in common and "@" not in blob) for side in (one, other)
+    ]
+    return Comparison(first, second, shown, tolerance, rows, only[0], only[1])
+
+
+def _common(first: Side, second: Side, in_place: bool) -> list[str]:
+    common = [blob for blob in first.blobs if blob in set(second.blobs) and (in_place or "@" not in blob)]
+    if not common:
+        raise IlgnetError(f"{first.spec} and {second.spec}: have no blob of the same name; are they one net?")
+    return common
+
+
+def _check_same_inputs(first: Side, second: Side) -> None:
+    names = [{identifier(entry.name) for entry in side.inputs} for side in (first, second)]
+    if names[0] != names[1]:
+        shown = [", ".join(sorted(side)) or "none" for side in names]
+        raise IlgnetError(
+            f"{first.spec} takes {shown[0]} and {second.spec} takes {shown[1]}; their inputs must be alike"
+        )
+
+
+def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise IlgnetError(f"{path}: is no npz file of arrays ({error})") from error
+    missing = [entry.name for entry in side.inputs if entry.name not in arrays]
+    if missing:
+        raise IlgnetError(f"{path}: holds no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
+    return {
+        entry.name: np.ascontiguousarray(arrays[entry.name], np.uint8 if entry.is_bytes else np.float32)
+        for entry in side.inputs
+    }
+
+
+def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
+    """Pixel-like inputs, of the lengths that either side states; an open batch gets `BATCH` samples."""
+    random = np.random.default_rng(seed)
+    others = {identifier(entry.name): entry for entry in second.inputs}
+    drawn: dict[str, np.ndarray] = {}
+    for entry in first.inputs:
+        # A file's own name counts where an argument had to be made of it.
+        other = others[identifier(entry.name)]
+        name = entry.name if entry.name != identifier(entry.name) else other.name
+        shape = []
+        for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
+            length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
+            if length is None:
+                raise IlgnetError(
+                    f"input {name!r}: axis {axis} may have any length; give arrays with --inputs"
+                )
+            shape.append(length)
+        if entry.is_bytes:
+            drawn[name] = random.integers(0, 256, shape, dtype=np.uint8)
+        elif len(shape) == 4:
+            drawn[name] = random.uniform(-120, 135, shape).astype(np.float32)
+        elif len(shape) > 1:
+            drawn[name] = random.standard_normal(shape, np.float32)
+        else:
+            drawn[name] = np.zeros(shape, np.float32)
+    return drawn
+
+
+def _row(blob: str, first: np.ndarray, second: np.ndarray, tolerance: float) -> BlobRow:
+    if first.shape != second.shape:
+        return BlobRow(blob, first.shape, second.shape, float("inf"), float("inf"), _largest(first), False)
+    difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
+    # inf - inf and NaN on both sides are the same values; on one side they are a difference.
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
+    largest, scale = float(difference.max(initial=0.0)), _largest(first)
+    mean = float(difference.mean()) if difference.size else 0.0
+    return BlobRow(
+        blob, first.shape, second.shape, largest, mean, scale, largest <= tolerance * max(1.0, scale)
+    )
+
+
+def _largest(values: np.ndarray) -> float:
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max(initial=0.0))

@@ -1,0 +1,134 @@
+"""Opening each form of a net for a comparison: by suffix, or by the witness named in front of a colon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import IlgnetError
+from ...formats.caffemodel import open_caffemodel
+from ...net import CaffeNet, plan_net
+from ...weights import take_weights
+from ..find import find_net
+from ..load import load
+from .side import Arrays, Input, Side, identifier
+from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
+
+Prototxt = Path | None
+
+
+def open_side(spec: str, prototxt: Prototxt = None) -> Side:
+    """Open ``x.caffemodel``, ``x.safetensors``, ``x.onnx``, ``x.pt2``, or a file behind a witness's name.
+
+    Witnesses are ``opencv:``, ``caffe2onnx:`` (both take a caffemodel) and ``onnx2torch:``.  Raises
+    IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
+    """
+    witness, colon, rest = spec.partition(":")
+    if colon and witness in _WITNESSES:
+        path, opener = Path(rest), _WITNESSES[witness]
+    else:
+        path = Path(spec)
+        kind = path.suffix.removeprefix(".").lower()
+        if kind not in _BY_SUFFIX:
+            raise IlgnetError(
+                f"{spec}: is none of {', '.join(f'.{name}' for name in _BY_SUFFIX)}, and names no witness "
+                f"({', '.join(f'{name}:FILE' for name in _WITNESSES)})"
+            )
+        opener = _BY_SUFFIX[kind]
+    if not path.is_file():
+        raise IlgnetError(f"{path}: no such file")
+    return opener(spec, path, prototxt)
+
+
+def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
+    """A net that this package runs: every value is a blob."""
+
+    def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        with torch.inference_mode():
+            return {name: value.numpy() for name, value in net(given, blobs=wanted).items()}
+
+    steps = net.steps(net.outputs)
+    inputs = tuple(Input(name, _open(net.shapes[name])) for name in net.inputs_for(net.outputs))
+    tops = tuple(top for _, layer in steps if not layer.is_input for top in layer.node.tops)
+    return Side(spec, kind, inputs, tops, run)
+
+
+def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
+    """A net's own lengths, its batch open where it is stated for one sample."""
+    return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
+
+
+def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt) -> Side:
+    from ...graph.build import build_graph
+
+    model = open_caffemodel(path)
+    graph = build_graph(find_net(model, prototxt).net)
+    arrays = take_weights(plan_net(graph).specs, model.layers, source=str(path))
+    return net_side(spec, "caffemodel", CaffeNet(graph, arrays))
+
+
+def _open_safetensors(spec: str, path: Path, prototxt: Prototxt) -> Side:
+    return net_side(spec, "safetensors", load(path))
+
+
+def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch raises several kinds for a file that is damaged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IlgnetError(f"{path}: torch.export cannot open it ({reason})") from error
+    module = program.module()
+    examples = _unflattened(program.call_spec.in_spec)[1]
+    outputs = _unflattened(program.call_spec.out_spec)
+    if not isinstance(outputs, dict):
+        raise IlgnetError(
+            f"{path}: its outputs have no names; only files written by `ilgnet convert` can be compared"
+        )
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    placed = [
+        values[spec.arg.name]
+        for spec in program.graph_signature.input_specs
+        if spec.kind.name == "USER_INPUT"
+    ]
+    inputs = tuple(
+        Input(name, tuple(size if isinstance(size, int) else None for size in placed[index].shape))
+        for name, index in examples.items()
+    )
+
+    def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        with torch.no_grad():
+            found = module(**{identifier(name): torch.from_numpy(value) for name, value in given.items()})
+        return {name: found[name].numpy() for name in wanted}
+
+    return Side(spec, "pt2", inputs, tuple(outputs), run)
+
+
+def _unflattened(spec: Any) -> Any:
+    """The structure of a program's inputs or outputs, with leaves numbered."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+
+
+def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:
+    from .onnx_side import onnx_side
+
+    return onnx_side(spec, "onnx", path)
+
+
+_BY_SUFFIX: dict[str, Callable[[str, Path, Prototxt], Side]] = {
+    "caffemodel": _open_caffemodel,
+    "safetensors": _open_safetensors,
+    "onnx": _open_onnx,
+    "pt2": _open_pt2,
+}
+_WITNESSES: dict[str, Callable[[str, Path, Prototxt], Side]] = {
+    "opencv": open_opencv,
+    "caffe2onnx": open_caffe2onnx,
+    "onnx2torch": open_onnx2torch,
+}

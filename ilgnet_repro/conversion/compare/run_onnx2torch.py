@@ -1,0 +1,65 @@
+"""Run by `witnesses`, in a process of its own: an ONNX file converted by onnx2torch, its values saved.
+
+onnx2torch imports torchvision, whose compiled operators do not load beside a CPU build of torch: those it
+looks up at import are declared first.  Its newest operators are of opset 18, so a file of a later one is read
+as if it were of that: what changed since (more types, dilated average pooling) our files do not use.
+Arguments: the model, the inputs (npz), the outputs (npz).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+NEWEST_OPSET = 18
+
+
+class _Watch(fx.Interpreter):
+    """Runs a converted graph and keeps the values of the ONNX names wanted."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.values: dict[str, np.ndarray] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_module(target, args, kwargs)
+        names = self.fetch_attr(target).onnx_mapping.outputs
+        for name, value in zip(names, result if len(names) > 1 else [result], strict=False):
+            if name in self.wanted:
+                self.values[name] = value.detach().numpy().copy()
+        return result
+
+
+def main(model: str, inputs: str, outputs: str) -> None:
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import onnx
+    from onnx2torch import convert
+
+    loaded = onnx.load(model)
+    for entry in loaded.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = min(entry.version, NEWEST_OPSET)
+    names = [entry.name for entry in loaded.graph.input]
+    with np.load(inputs) as file:
+        given = {str(name): torch.from_numpy(file[f"value_{i}"]) for i, name in enumerate(file["names"])}
+        wanted = [str(name) for name in file["wanted"]]
+    module = convert(loaded, attach_onnx_mapping=True)
+    watch = _Watch(module, set(wanted))
+    with torch.no_grad():
+        watch.run(*(given[name] for name in names))
+    missing = [name for name in wanted if name not in watch.values]
+    if missing:
+        raise SystemExit(f"onnx2torch's module has no value {missing[0]}")
+    results: dict[str, Any] = {f"value_{index}": watch.values[name] for index, name in enumerate(wanted)}
+    np.savez(outputs, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,47 @@
+"""What every form of a net can do for a comparison: say its blobs and inputs, and give blobs for inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import IlgnetError
+
+Arrays = dict[str, np.ndarray]
+Dims = tuple[int | None, ...]  # None where any length goes
+
+
+class WitnessError(IlgnetError):
+    """Another tool could not convert or run the net; the comparison reports it, never as agreement."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its name, lengths, and whether it takes bytes (pictures) rather than floats."""
+
+    name: str
+    dims: Dims
+    is_bytes: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """One form of a net, opened.
+
+    ``blobs`` are the names it can give, in the order they are computed; ``run`` takes inputs by name and
+    the blobs wanted.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
+    """
+
+    spec: str
+    kind: str
+    inputs: tuple[Input, ...]
+    blobs: tuple[str, ...]
+    run: Callable[[Mapping[str, np.ndarray], Sequence[str]], Arrays]
+
+
+def identifier(name: str) -> str:
+    """A blob's name as a Python argument, as torch.export files have it."""
+    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"_{name}", flags=re.ASCII)

@@ -1,0 +1,95 @@
+"""``--to pt2``: torch.export's own archive, which `torch.export.load` opens without this package."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..atomic import atomic_path
+from ..errors import IlgnetError
+from ..net import CaffeNet
+from .job import Job
+from .onnx_size import plan_grown
+from .onnx_writer import BATCH
+from .verify import seeded_inputs
+
+METADATA_FILE = "ilgnet_repro.json"
+LARGEST_BATCH = 1 << 14
+
+
+class _ByName(nn.Module):
+    """The net as a module whose inputs are arguments by name, as torch.export wants them."""
+
+    def __init__(self, net: CaffeNet, names: dict[str, str]) -> None:
+        super().__init__()
+        self.layers = net.layers
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.values()])
+
+        def forward(*values: Tensor, **named: Tensor) -> dict[str, Tensor]:
+            given = signature.bind(*values, **named).arguments
+            return net.run({blob: given[name] for blob, name in names.items()}, with_loss=False).blobs
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def to_pt2(job: Job) -> list[Path]:
+    """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
+    path = job.folder / f"{job.stem}.pt2"
+    program = export(job.net, dynamic_size=job.options.dynamic_size)
+    with atomic_path(path) as temporary:
+        torch.export.save(program, temporary, extra_files={METADATA_FILE: json.dumps(job.metadata())})
+    return [path]
+
+
+def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.ExportedProgram:
+    """Export a net with a dynamic batch; its inputs are keywords, Caffe's names made identifiers.
+
+    The example inputs are left out of the result: they are the only part torch would pickle.  Raises
+    IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
+    """
+    for _, layer in net.steps(net.outputs):
+        if layer.shaped_by_values:
+            raise layer.error(
+                "how many rows it gives depends on values, which torch.export cannot hold; "
+                "use --to onnx or --to python"
+            )
+    if dynamic_size:
+        plan_grown(net, net.outputs)
+    names = {name: _identifier(name) for name in net.inputs_for(net.outputs)}
+    inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
+    # Rounded-up pooling ties sizes to inequalities that a named Dim may not have.
+    sides = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC) if dynamic_size else {}
+    batch = torch.export.Dim(BATCH, min=1, max=LARGEST_BATCH)
+    dims = {
+        name: {0: batch, **(sides if value.dim() == 4 else {})} if value.dim() else {}
+        for name, value in inputs.items()
+    }
+    try:
+        # On failure torch shows the whole graph as far as it came; the reason is in the exception.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=dims)
+    except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
+        reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]
+        raise IlgnetError(f"net {net.graph.name!r} cannot be exported by torch.export: {reason}") from error
+    program.example_inputs = None
+    return program
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"_{name}", flags=re.ASCII)
+
+
+def run_pt2(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
+    """Load a written file with torch alone and run it."""
+    module = torch.export.load(paths[0]).module()
+    return module(**{_identifier(name): value for name, value in inputs.items()})

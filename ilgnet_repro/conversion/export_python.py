@@ -1,0 +1,98 @@
+"""``--to python``: one readable file that needs only torch, and safetensors weights that load into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..atomic import atomic_file
+from ..errors import IlgnetError
+from ..version import __version__
+from .job import PENDING, Job
+from .safetensors_file import open_safetensors, write_safetensors
+from .source_writer import build_source
+
+
+def to_python(job: Job) -> list[Path]:
+    """``STEM.py`` and ``STEM.weights.safetensors``, STEM made an identifier so that it can be imported."""
+    stem = module_name(job.stem)
+    code, weights = job.folder / f"{stem}.py", job.folder / f"{stem}.weights.safetensors"
+    name = class_name(job.graph.name)
+    source = build_source(job.net, class_name=name, comment=_comment(job, name, weights.name))
+    write_safetensors(
+        weights, source.state, job.metadata(PENDING), late_metadata=job.metadata, progress=job.progress
+    )
+    with atomic_file(code, "w") as file:
+        file.write(source.text)
+    return [code, weights]
+
+
+def _comment(job: Job, name: str, weights: str) -> str:
+    """The file's docstring: where it comes from and how it is used."""
+    lines = [
+        f"{_plain(job.graph.name or 'A Caffe net')} in PyTorch, written by ilgnet_repro {__version__}.",
+        "",
+        "    from safetensors.torch import load_file",
+        "",
+        '    with torch.device("meta"):',
+        f"        net = {name}()",
+        f'    net.load_state_dict(load_file("{_plain(weights)}"), assign=True)',
+        "    net.requires_grad_(False)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text that can stand in a docstring whatever a file calls itself."""
+    return re.sub(r'[^ -~]|["\\]', "_", text)[:60]
+
+
+def module_name(stem: str) -> str:
+    """A file's stem as a name that can be imported."""
+    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
+    return name if name[:1].isalpha() or name.startswith("_") else f"net_{name}"
+
+
+def class_name(net: str) -> str:
+    """A net's name as a class: `bvlc_googlenet` becomes BvlcGooglenet."""
+    words = [word for word in re.split(r"[^0-9A-Za-z]+", net) if word]
+    name = "".join(word[0].upper() + word[1:] for word in words)
+    return name if name[:1].isalpha() else f"Net{name}"
+
+
+def load_module(code: Path, weights: Path, name: str) -> nn.Module:
+    """Import a written file and load its weights.  Raises IlgnetError where they do not fit."""
+    label = f"ilgnet_repro_written_{code.stem}"
+    spec = importlib.util.spec_from_file_location(label, code)
+    if spec is None or spec.loader is None:
+        raise IlgnetError(f"{code}: is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = kept
+    with torch.device("meta"):
+        net: nn.Module = getattr(module, name)()
+    try:
+        net.load_state_dict(open_safetensors(weights).tensors, assign=True)
+    except RuntimeError as error:
+        raise IlgnetError(
+            f"{weights}: does not fit {code.name} ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return net.requires_grad_(False)
+
+
+def run_python(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
+    """Run a written file."""
+    name = class_name(job.graph.name)
+    arguments = build_source(job.net, class_name=name).arguments
+    net = load_module(paths[0], paths[1], name)
+    return net(**{arguments[blob]: value for blob, value in inputs.items()})

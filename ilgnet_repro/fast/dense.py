@@ -1,0 +1,134 @@
+"""Dense layers laid out for speed: packed float32 or bfloat16, or int8 with a scale an output.
+
+A big dense layer at batch 1 is one pass through its weights, so what counts is how many bytes they are.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..conversion.precision import WEIGHT, output_axis, reduced_blob
+from ..layers.base import Layer, Shape
+from .quantise import Plane, reduce_rows
+
+SMALLEST_REDUCED = 1 << 20  # weights; a layer of fewer costs no time worth an error
+PICTURES_AT_ONCE = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
+PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve every other
+
+
+class Dense(nn.Module):
+    """W·x + b, and a ReLU where one follows, for one InnerProduct layer; here in float32.
+
+    Weights are packed for oneDNN where torch has it; behind a picture they stand channels-last, as it does.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    packed: Tensor | None
+
+    def __init__(self, layer: Layer, bottom: Shape, relu: bool) -> None:
+        super().__init__()
+        self.start: int = layer.start  # type: ignore[assignment]
+        self.relu = relu
+        is_picture = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
+        self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_picture else None
+        bias = layer.blob("bias").detach() if layer.param.bias_term else None
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("packed", None, persistent=False)
+        self.lay_out(layer)
+
+    def lay_out(self, layer: Layer) -> None:
+        """Take the weights from a layer."""
+        self._pack(_rows(layer), torch.backends.mkldnn.is_available())
+
+    def _pack(self, weight: Tensor, can_pack: bool) -> None:
+        weight = self.in_channels_last(weight)
+        if can_pack:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+        else:
+            self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        lead = x.shape[: self.start]
+        y = self.multiply(x, prod(lead))
+        if self.bias is not None:
+            y += self.bias
+        return ((y.relu_() if self.relu else y).reshape(*lead, -1),)
+
+    def multiply(self, x: Tensor, count: int) -> Tensor:
+        """Return W·x, a row for each of ``count`` samples."""
+        rows = self.channels_last_rows(x, count)
+        return F.linear(rows, self.weight) if self.packed is None else _packed_product(rows, self.packed)
+
+    def channels_last_rows(self, x: Tensor, count: int) -> Tensor:
+        """A row a sample with the channels innermost, which takes no copy of a channels-last blob."""
+        return (x if self.plane is None else x.permute(0, 2, 3, 1)).reshape(count, -1)
+
+    def in_channels_last(self, weight: Tensor) -> Tensor:
+        """Weights in the order of `channels_last_rows`."""
+        if self.plane is None:
+            return weight
+        channels, height, width = self.plane
+        return weight.view(-1, channels, height * width).transpose(1, 2).reshape(weight.shape)
+
+
+class Bfloat16Dense(Dense):
+    """Weights, activations and each product's sum rounded to bfloat16; the sums themselves are float32."""
+
+    def lay_out(self, layer: Layer) -> None:
+        weight = reduce_rows(_rows(layer), "bfloat16", self.plane).values
+        self._pack(weight, torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+    def multiply(self, x: Tensor, count: int) -> Tensor:
+        return super().multiply(x.bfloat16(), count).float()
+
+
+class Int8Dense(Dense):
+    """int8 weights, with activations and sums rounded to bfloat16.
+
+    A file's own int8 weights are taken as they are.
+    """
+
+    scale: Tensor
+
+    def lay_out(self, layer: Layer) -> None:
+        stored = reduced_blob(layer, WEIGHT)
+        if stored is None or stored.scale is None or stored.axis != 0:
+            stored = reduce_rows(_rows(layer), "int8", self.plane)
+        weight = self.in_channels_last(stored.values)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("scale", stored.scale, persistent=False)
+        self.register_buffer("ones", torch.ones(len(weight), dtype=torch.bfloat16), persistent=False)
+        # The kernel walks whole vectors of weights.
+        self.is_aligned = weight.shape[1] % 64 == 0 and weight.shape[0] % 16 == 0
+
+    def multiply(self, x: Tensor, count: int) -> Tensor:
+        rows = self.channels_last_rows(x, count)
+        if self.is_aligned:
+            parts = rows.bfloat16().split(PICTURES_AT_ONCE)
+            sums = [torch.ops.aten._weight_int8pack_mm(part, self.weight, self.ones) for part in parts]
+            return torch.cat(sums).float().mul_(self.scale)
+        return F.linear(rows, self.weight.float()).mul_(self.scale)
+
+
+_KINDS = {"float32": Dense, "bfloat16": Bfloat16Dense, "int8": Int8Dense}
+
+
+def fast_dense(layer: Layer, bottom: Shape, precision: str, relu: bool) -> Dense:
+    """Return a dense layer's fast form; only a large layer's weights lose bits."""
+    is_large = layer.blob(WEIGHT).numel() > SMALLEST_REDUCED
+    return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
+
+
+def _rows(layer: Layer) -> Tensor:
+    """The weights with a row an output; not copied where they stand so."""
+    weight = layer.blob(WEIGHT).detach()
+    return weight.t().contiguous() if output_axis(layer.node.layer) == 1 else weight
+
+
+def _packed_product(rows: Tensor, packed: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")

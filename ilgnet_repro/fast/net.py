@@ -1,0 +1,137 @@
+"""`FastNet`: a net called like `CaffeNet`, laid out for the processor; for inference only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GraphError, IlgnetError
+from .compiled import compile_runs
+from .steps import Step, folded, per_picture, plan_steps, run_steps
+
+if TYPE_CHECKING:
+    from ..net import CaffeNet
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+Tell = Callable[[str], None]
+
+
+def make_fast(
+    net: CaffeNet, precision: str = "float32", *, compile: bool = False, tell: Tell | None = None
+) -> FastNet:
+    """Return ``net`` laid out for fast inference; see `FastNet`.
+
+    Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for a
+    precision that is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise IlgnetError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
+    if net.graph.phase != "TEST":
+        raise GraphError(
+            f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"
+        )
+    for name, blobs in net.params.items():
+        if any(blob.device.type != "cpu" or blob.dtype != torch.float32 for blob in blobs):
+            raise GraphError(
+                f"net {net.graph.name!r}: blobs of {name} are {blobs[0].dtype} on {blobs[0].device}; "
+                "the fast path takes float32 on the CPU"
+            )
+    return FastNet(net, precision, compile, tell or (lambda message: None))
+
+
+def slice_size() -> int:
+    """How many pictures go through the trunk at a time: two a thread stay in the caches and keep it busy."""
+    return 2 * torch.get_num_threads()
+
+
+class FastNet(nn.Module):
+    """Inputs by name in, outputs by name out, as of the `CaffeNet` it was made from (``exact``).
+
+    Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
+    weights alone: float32 gives the exact net's numbers but for the order of its sums; bfloat16 halves and
+    int8 quarters what a picture reads.  Layers that treat each picture by itself run on a few pictures at a
+    time, so that their blobs stay in the processor's caches; dense layers on all at once.
+    The weights are a copy: later changes to the exact net are not seen.
+    """
+
+    exact: CaffeNet
+
+    def __init__(self, net: CaffeNet, precision: str, compile: bool, tell: Tell) -> None:
+        super().__init__()
+        # Past Module.__setattr__: the exact net is there to compare with, not a part of this one.
+        object.__setattr__(self, "exact", net)
+        self.graph, self.converted, self.precision = net.graph, net.converted, precision
+        self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
+        self.compile_seconds = 0.0
+        self._needed = net.inputs_for(net.outputs)
+        with torch.no_grad():
+            steps = plan_steps(folded(net), precision)
+        self._trunk, self._heads = per_picture(steps, self._needed)
+        self._between = {name for step in self._heads for name in step.bottoms}.union(self.outputs)
+        if compile:
+            self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
+        self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        given: Mapping[str, Tensor] | None = None,
+        *,
+        blobs: Iterable[str] | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
+        """Run the net and return its outputs, or those of them asked for, by Caffe's names.
+
+        Raises IlgnetError for an input that is absent, GraphError for a blob that is no output: the fast
+        path does not make all of the others.
+        """
+        wanted = self.outputs if blobs is None else tuple(blobs)
+        for name in wanted:
+            if name not in self.outputs:
+                raise GraphError(
+                    f"blob {name!r} is no output of net {self.graph.name!r}; ask the exact net for it"
+                )
+        values = self.exact.take_inputs({**(given or {}), **inputs})
+        for name, value in values.items():
+            if value.dim() == 4:
+                values[name] = value.contiguous(memory_format=torch.channels_last)
+        values = run_steps(self._heads, self._in_slices(values), self.outputs)
+        return {name: values[name].contiguous() for name in wanted}
+
+    def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Return the inputs that the given blobs depend on."""
+        return self.exact.inputs_for(wanted)
+
+    def deviation(self, given: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> dict[str, float]:
+        """Return each output's largest absolute difference from the exact net's, for these inputs."""
+        with torch.inference_mode():
+            exact = self.exact(given, **inputs)
+        return {name: (blob - exact[name]).abs().max().item() for name, blob in self(given, **inputs).items()}
+
+    def _in_slices(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run the trunk a few pictures at a time."""
+        counts = {value.shape[:1] for value in values.values()}
+        size = slice_size()
+        if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
+            return run_steps(self._trunk, values, self._between)
+        pieces = [value.split(size) for value in values.values()]
+        parts = [
+            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._between)
+            for piece in zip(*pieces, strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _warm(self, trunk: Sequence[Step]) -> None:
+        """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts pictures."""
+        for count in {1, slice_size()}:
+            values = {}
+            for name in self._needed:
+                blank = torch.zeros(count, *self.shapes[name][1:])
+                values[name] = (
+                    blank.contiguous(memory_format=torch.channels_last) if blank.dim() == 4 else blank
+                )
+            with torch.inference_mode():
+                run_steps(trunk, values, self._between)

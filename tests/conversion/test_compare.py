@@ -1,0 +1,233 @@
+"""`ilgnet compare`: every opener, what parting looks like, and witnesses that fail."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_nets import SMALL_TEXT, write_weights
+from zoo_weights import drawn_net, narrow_text
+
+import ilgnet_repro as ir
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.conversion import onnx_file
+from ilgnet_repro.conversion.compare.comparison import BlobRow, Comparison, _row, compare_files
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import format_message
+
+BLOBS = ["conv", "pool", "ip", "prob"]
+CROSSCHECK = "is not installed (make crosscheck)"
+
+
+@pytest.fixture
+def files(folder: Path) -> Path:
+    """The small net in every form."""
+    ir.convert(folder / "small.caffemodel", to=("safetensors", "onnx", "pt2"))
+    return folder
+
+
+def needs(*packages: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.skipif(find_spec(name) is None, reason=f"{name} {CROSSCHECK}") for name in packages]
+
+
+FORMS = [
+    pytest.param("small.caffemodel", BLOBS, id="caffemodel"),
+    pytest.param("small.safetensors", BLOBS, id="safetensors"),
+    pytest.param("small.onnx", BLOBS, id="onnx"),
+    pytest.param("small.pt2", ["prob"], id="pt2"),
+    pytest.param("opencv:small.caffemodel", BLOBS, id="opencv"),
+    pytest.param("caffe2onnx:small.caffemodel", BLOBS, id="caffe2onnx", marks=needs("caffe2onnx")),
+    pytest.param("onnx2torch:small.onnx", BLOBS, id="onnx2torch", marks=needs("onnx2torch", "torchvision")),
+]
+
+
+@pytest.mark.parametrize(("form", "blobs"), FORMS)
+def test_every_form_agrees_with_the_caffemodel(files, monkeypatch, form: str, blobs: list[str]) -> None:
+    monkeypatch.chdir(files)
+    found = compare_files("small.safetensors", form)
+    assert found.failed is None
+    assert found.agrees
+    assert [row.blob for row in found.rows] == blobs
+    assert found.inputs == "seed 7: data 2x3x9x7"
+    assert all(row.scale > 0 for row in found.rows)
+
+
+def test_in_place_values_can_be_asked_for(files) -> None:
+    found = compare_files(str(files / "small.safetensors"), str(files / "small.onnx"), in_place=True)
+    assert [row.blob for row in found.rows] == ["conv@conv", *BLOBS]
+    assert found.agrees
+
+
+@pytest.mark.parametrize("witness", ["opencv", pytest.param("caffe2onnx", marks=needs("caffe2onnx"))])
+def test_squeezenet_agrees_with_code_that_is_not_ours(witness: str, tmp_path) -> None:
+    text = narrow_text("squeezenet")
+    net = drawn_net(text)
+    blobs = {name: [blob.detach().numpy() for blob in values] for name, values in net.params.items()}
+    write_caffemodel(tmp_path / "s.caffemodel", text, blobs)
+    (tmp_path / "s.prototxt").write_text(format_message(text))
+    np.savez(tmp_path / "x.npz", data=np.random.default_rng(2).uniform(-120, 135, (2, 3, 227, 227)))
+    path = tmp_path / "s.caffemodel"
+    found = compare_files(str(path), f"{witness}:{path}", inputs=tmp_path / "x.npz")
+    assert found.agrees, found.failed or found.parting
+    assert len(found.rows) > 30
+    assert found.inputs == "x.npz"
+
+
+@pytest.mark.skipif(find_spec("onnx2torch") is None, reason=f"onnx2torch {CROSSCHECK}")
+def test_onnx2torch_agrees_on_ilgnet(tmp_path) -> None:
+    onnx.save(onnx_model("ilgnet"), str(tmp_path / "i.onnx"))
+    found = compare_files(str(tmp_path / "i.onnx"), f"onnx2torch:{tmp_path / 'i.onnx'}")
+    assert found.agrees, found.failed or found.parting
+    assert len(found.rows) > 40
+
+
+def onnx_model(name: str) -> onnx.ModelProto:
+    from ilgnet_repro.conversion.onnx_writer import build_onnx
+
+    return build_onnx(drawn_net(narrow_text(name)))
+
+
+# ---------------------------------------------------------------------- parting
+
+
+def test_the_first_layer_that_parts_ways_is_named(files, capsys) -> None:
+    other = files / "other"
+    other.mkdir()
+    net = write_weights(other / "small.caffemodel")
+    net.params["ip"][1].data[3] += 50
+    blobs = {name: [blob.detach().numpy() for blob in values] for name, values in net.params.items()}
+    from ilgnet_repro.formats.prototxt import parse_net
+
+    write_caffemodel(other / "small.caffemodel", parse_net(SMALL_TEXT), blobs)
+    (other / "deploy.prototxt").write_text(SMALL_TEXT)
+    names = [str(files / "small.onnx"), str(other / "small.caffemodel")]
+    assert main(["compare", *names]) == 1
+    shown = capsys.readouterr().out
+    assert "first to differ" in shown
+    assert "the first is ip" in shown
+    assert main(["compare", *names, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["parting"], found["agrees"]) == ("ip", False)
+    assert [row["agrees"] for row in found["rows"]][:3] == [True, True, False]
+    assert found["rows"][2]["largest"] == pytest.approx(50, rel=1e-3)
+    assert main(["compare", *names, "--tolerance", "1"]) == 0
+
+
+ROWS = [
+    ("equal", [1.0, 2.0], [1.0, 2.0], 0.0, True),
+    ("within", [1.0, 2000.0], [1.0, 2000.1], 0.1, True),
+    ("over", [1.0, 2.0], [1.0, 2.01], 0.01, False),
+    ("NaN on both sides", [np.nan, 2.0], [np.nan, 2.0], 0.0, True),
+    ("NaN on one", [1.0, 2.0], [np.nan, 2.0], np.inf, False),
+    ("the same infinity", [np.inf, 2.0], [np.inf, 2.0], 0.0, True),
+    ("other infinities", [np.inf, 2.0], [-np.inf, 2.0], np.inf, False),
+    ("another shape", [1.0, 2.0], [[1.0, 2.0]], np.inf, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "largest", "agrees"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS]
+)
+def test_rows(first, second, largest, agrees) -> None:
+    row = _row("b", np.array(first), np.array(second), 1e-4)
+    assert row.largest == pytest.approx(largest, rel=1e-4)
+    assert row.agrees is agrees
+
+
+def test_nothing_compared_is_no_agreement() -> None:
+    row = BlobRow("b", (1,), (1,), 0.0, 0.0, 1.0, True)
+    assert Comparison("a", "b", "", 1e-4, (row,)).agrees
+    assert not Comparison("a", "b", "", 1e-4, ()).agrees
+    assert not Comparison("a", "b", "", 1e-4, (row,), failed="why").agrees
+
+
+# ---------------------------------------------------------------------- failures and refusals
+
+
+def test_a_witness_that_fails_is_reported_as_such(folder, capsys) -> None:
+    # OpenCV does not know the layer; ours does.
+    text = SMALL_TEXT.replace(
+        'layer { name: "prob" type: "Softmax"', 'layer { name: "prob" type: "Threshold"'
+    )
+    write_weights(folder / "small.caffemodel", text)
+    (folder / "deploy.prototxt").write_text(text)
+    path = folder / "small.caffemodel"
+    assert main(["compare", str(path), f"opencv:{path}"]) == 1
+    assert capsys.readouterr().out.startswith("failed: opencv:")
+    assert main(["compare", str(path), f"opencv:{path}", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"].startswith("opencv:")
+    assert (found["agrees"], found["rows"]) == (False, [])
+
+
+def test_an_absent_witness_is_reported_with_what_to_run(folder, monkeypatch) -> None:
+    from ilgnet_repro.conversion.compare import witnesses
+
+    monkeypatch.setattr(witnesses, "find_spec", lambda name: None)
+    path = folder / "small.caffemodel"
+    found = compare_files(str(path), f"caffe2onnx:{path}")
+    assert "caffe2onnx is not installed; run `make crosscheck`" in found.failed
+    assert not found.agrees
+
+
+def test_a_file_with_its_weights_outside(files, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 4500)
+    ir.convert(files / "small.caffemodel", to=("onnx",))
+    assert (files / "small.onnx.data").exists()
+    assert compare_files(str(files / "small.caffemodel"), str(files / "small.onnx")).agrees
+
+
+def damage(path: Path) -> str:
+    path.write_bytes(b"\x01\x02 nonsense")
+    return str(path)
+
+
+REFUSED = [
+    ("no such file", lambda f: "none.onnx", {}, "none.onnx: no such file"),
+    (
+        "an unknown kind",
+        lambda f: str(f / "deploy.prototxt"),
+        {},
+        "{f}/deploy.prototxt: is none of .caffemodel, ",
+    ),
+    ("damaged onnx", lambda f: damage(f / "small.onnx"), {}, "{f}/small.onnx: is no ONNX file ("),
+    ("damaged pt2", lambda f: damage(f / "small.pt2"), {}, "{f}/small.pt2: torch.export cannot open it ("),
+    (
+        "no array",
+        lambda f: str(f / "small.onnx"),
+        {"inputs": {"x": 1}},
+        "{f}/x.npz: holds no array 'data'; it has x",
+    ),
+    ("no npz", lambda f: str(f / "small.onnx"), {"inputs": None}, "{f}/x.npz: is no npz file of arrays ("),
+]
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "message"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(files, second, options, message) -> None:
+    given = {}
+    if "inputs" in options:
+        given["inputs"] = files / "x.npz"
+        if options["inputs"]:
+            np.savez(files / "x.npz", **options["inputs"])
+        else:
+            (files / "x.npz").write_text("nonsense")
+    with pytest.raises(IlgnetError) as caught:
+        compare_files(str(files / "small.safetensors"), second(files), **given)
+    assert str(caught.value).startswith(message.format(f=files))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_nets_are_no_pair(files, tmp_path) -> None:
+    text = SMALL_TEXT.replace('"data"', '"image"')
+    other = tmp_path / "o.caffemodel"
+    write_weights(other, text)
+    (tmp_path / "o.prototxt").write_text(text)
+    with pytest.raises(IlgnetError, match=r"takes data and .* takes image; their inputs must be alike"):
+        compare_files(str(files / "small.safetensors"), str(other))

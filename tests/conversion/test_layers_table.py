@@ -1,0 +1,51 @@
+"""The generated table: one row a type, and the pages that hold it are as it would be written now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ilgnet_repro.conversion.layers_table import END, START, main, replaced, table
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.layers.registry import layer_types
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_one_row_a_type_in_order() -> None:
+    lines = table().splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == list(layer_types())
+    assert "| `Convolution` | ✓ | ✓ | ✓ | ✓ |" in lines
+    assert "| `ArgMax` | ✓ | – | ✓ | ✓ |" in lines
+    assert "| `Dropout` | ✓ | ✓ | ✓, except: it draws anew at each pass in phase TRAIN | ✓ |" in lines
+
+
+@pytest.mark.parametrize("name", ["docs/layers.md", "README.md"])
+def test_the_page_holds_the_table_of_today(name: str) -> None:
+    page = ROOT / name
+    if not page.is_file():
+        pytest.skip(f"{name} is not part of this copy")
+    text = page.read_text(encoding="utf-8")
+    if START not in text:
+        pytest.skip(f"{name} has no place for the table")
+    held = text.split(START)[1].split(END)[0]
+    assert table() in held, f"run: python -m ilgnet_repro.conversion.layers_table --write {name}"
+
+
+def test_what_is_around_the_markers_stays() -> None:
+    text = replaced(f"before\n{START}\nformer table\n{END}\nafter", "page.md")
+    assert text.startswith(f"before\n{START}\n")
+    assert text.endswith(f"{END}\nafter")
+    assert "former" not in text
+    assert replaced(text, "page.md") == text
+
+
+def test_a_page_without_markers_is_refused(tmp_path, capsys) -> None:
+    with pytest.raises(IlgnetError, match=r"^p\.md: holds no markers <!-- layers:start -->"):
+        replaced("nothing", "p.md")
+    page = tmp_path / "p.md"
+    page.write_text("nothing")
+    assert main(["--write", str(page)]) == 1
+    assert "holds no markers" in capsys.readouterr().err
+    assert page.read_text() == "nothing"

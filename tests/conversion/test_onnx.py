@@ -1,0 +1,297 @@
+"""ONNX files: one file or two, streamed, batch and size open, weights shared, nothing left over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
+from zoo_weights import drawn_net, narrow_text
+
+import ilgnet_repro as ir
+from ilgnet_repro.conversion import onnx_file
+from ilgnet_repro.conversion.export_onnx import open_session
+from ilgnet_repro.conversion.job import Options
+from ilgnet_repro.conversion.onnx_writer import build_onnx, plan_onnx
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
+
+FULLY_CONVOLUTIONAL = """
+name: "any size"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 21 dim: 26 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 4 kernel_size: 3 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "up" type: "Deconvolution" bottom: "pool" top: "up" convolution_param {
+  num_output: 2 kernel_size: 8 stride: 4 weight_filler { type: "xavier" } } }
+layer { name: "score" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 0 } }
+layer { name: "all" type: "Pooling" bottom: "pool" top: "all" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "ip" type: "InnerProduct" bottom: "all" top: "ip" inner_product_param {
+  num_output: 3 weight_filler { type: "xavier" } } }
+"""
+
+
+def net_of(text: str, seed: int = 3) -> CaffeNet:
+    return CaffeNet(build_graph(parse_net(text)), seed=seed)
+
+
+def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = open_session(model if isinstance(model, Path) else model.SerializeToString())
+    names = [entry.name for entry in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def drawn(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+# ---------------------------------------------------------------------- the file
+
+
+def test_the_streamed_file_is_the_model_and_is_clean(folder) -> None:
+    ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
+    path = folder / "small.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path))
+    assert (model.ir_version, model.opset_import[0].version) == (9, 20)
+    net = ir.load_net(folder / "deploy.prototxt", folder / "small.caffemodel")
+    expected = build_onnx(net, metadata={entry.key: entry.value for entry in model.metadata_props})
+    assert model.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert {entry.name for entry in model.graph.initializer} == {
+        "conv.weight",
+        "conv.bias",
+        "ip.weight",
+        "ip.bias",
+    }
+    assert [name for node in model.graph.node for name in node.output][-1] == "prob"
+    first = path.read_bytes()
+    ir.convert(folder / "small.caffemodel", to=("onnx",))
+    assert path.read_bytes() == first
+
+
+def test_metadata_is_that_of_the_safetensors_file(folder) -> None:
+    from safetensors import safe_open
+
+    ir.convert(folder / "small.caffemodel", to=("onnx", "safetensors"))
+    model = onnx.load(str(folder / "small.onnx"))
+    with safe_open(folder / "small.safetensors", framework="np") as file:
+        metadata = file.metadata()
+    assert {entry.key: entry.value for entry in model.metadata_props} == metadata
+    assert len(json.loads(metadata["source"])["sha256"]) == 64
+
+
+def test_past_the_limit_weights_go_to_a_second_file(folder, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 4500)  # LATE_ROOM alone is 4096
+    report = ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
+    assert [Path(entry.path).name for entry in report.written] == ["small.onnx", "small.onnx.data"]
+    model = onnx.load(str(folder / "small.onnx"), load_external_data=False)
+    places = [
+        {entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer
+    ]
+    assert [int(place["offset"]) % onnx_file.PAGE for place in places] == [0] * 4
+    assert {place["location"] for place in places} == {"small.onnx.data"}
+    onnx.checker.check_model(str(folder / "small.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_batch_is_open(batch: int) -> None:
+    net = net_of(SMALL_TEXT)
+    x = drawn(batch, 3, 9, 7)
+    np.testing.assert_allclose(
+        run(build_onnx(net), {"data": x})["prob"], net(data=x)["prob"].detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_shared_weights_are_stored_once() -> None:
+    net = net_of(SHARED_TEXT)
+    model = build_onnx(net)
+    assert [entry.name for entry in model.graph.initializer] == ["a.weight"]
+    x = drawn(2, 3)
+    np.testing.assert_allclose(
+        run(model, {"x": x})["b"], net(x=x)["b"].detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+PASSED_ON = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "a" type: "AbsVal" bottom: "x" top: "a" }
+layer { name: "d" type: "Dropout" bottom: "a" top: "a" }
+layer { name: "s" type: "Split" bottom: "a" top: "s1" top: "s2" }
+layer { name: "e" type: "Exp" bottom: "s1" top: "e" }
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "operators"),
+    [
+        ('layer { name: "q" type: "Silence" bottom: "s2" }', ["Abs", "Exp"]),
+        ("", ["Abs", "Exp"]),  # s2 is an output and takes the value's name; s1 reads the same value
+    ],
+    ids=["no one reads it", "an output"],
+)
+def test_layers_that_pass_a_value_on_add_no_node(rest: str, operators: list[str]) -> None:
+    net = net_of(PASSED_ON % rest)
+    model = build_onnx(net)
+    assert [node.op_type for node in model.graph.node] == operators
+    x = drawn(2, 3)
+    found = run(model, {"x": x})
+    assert set(found) == set(net.outputs)
+    for blob, value in net(x=x).items():
+        np.testing.assert_allclose(found[blob], value.numpy(), rtol=1e-5)
+
+
+def test_an_output_that_is_an_input_keeps_its_name() -> None:
+    net = net_of(PASSED_ON % 'layer { name: "t" type: "Split" bottom: "x" top: "copy" }')
+    x = drawn(2, 3)
+    np.testing.assert_array_equal(run(build_onnx(net), {"x": x})["copy"], x)
+
+
+# ---------------------------------------------------------------------- any size
+
+
+@pytest.mark.parametrize("size", [(21, 26), (40, 33), (13, 50)], ids=["its own", "larger", "narrow"])
+def test_a_net_of_any_size(size: tuple[int, int]) -> None:
+    net = net_of(FULLY_CONVOLUTIONAL)
+    model = build_onnx(net, dynamic_size=True)
+    onnx.checker.check_model(model, full_check=True)
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["N", 3, "H", "W"]
+    x = drawn(2, 3, *size)
+    found = run(model, {"data": x})
+    for blob, value in net(data=x).items():
+        np.testing.assert_allclose(found[blob], value.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+NEEDS_SIZE = [
+    ("dense", SMALL_TEXT, "ip (InnerProduct): its weights fit one size of picture only; export without --dynamic-size"),
+    (
+        "no picture", SHARED_TEXT, "net 'shared': no input is a picture (N, C, H, W); drop --dynamic-size",
+    ),
+    (
+        "lengths of the picture",
+        FULLY_CONVOLUTIONAL + 'layer { name: "spp" type: "SPP" bottom: "pool" top: "spp" spp_param { pyramid_height: 2 } }',
+        "spp (SPP): a pyramid needs a fixed picture size in ONNX; export without a dynamic size",
+    ),
+    (
+        "a stated length",
+        FULLY_CONVOLUTIONAL + 'layer { name: "flat" type: "Reshape" bottom: "up" top: "flat" reshape_param { '
+        "shape { dim: 0 dim: 2 dim: -1 dim: 28 } } }",
+        "flat (Reshape): ",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [row[1:] for row in NEEDS_SIZE], ids=[row[0] for row in NEEDS_SIZE]
+)
+def test_a_layer_that_needs_the_size_is_named(text: str, message: str) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        build_onnx(net_of(text), dynamic_size=True)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_layer_whose_nodes_hold_the_size_is_named(monkeypatch) -> None:
+    from ilgnet_repro.layers.activation import ReLU
+    from ilgnet_repro.layers.base import integers
+
+    def baked(self, graph, bottoms):
+        return [graph.node("Reshape", [*bottoms, graph.constant(integers(-1, *graph.shape(bottoms[0])[1:]))])]
+
+    monkeypatch.setattr(ReLU, "onnx", baked)
+    with pytest.raises(IlgnetError, match=r"^relu \(ReLU\): its ONNX nodes hold the size; export without"):
+        build_onnx(net_of(FULLY_CONVOLUTIONAL), dynamic_size=True)
+
+
+# ---------------------------------------------------------------------- LRN written out
+
+
+@pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (3, 0.6)], ids=["AlexNet's", "another power"])
+def test_fast_lrn_gives_the_same_values(size: int, beta: float) -> None:
+    net = net_of(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 7 dim: 4 dim: 5 } } }'
+        f'layer {{ name: "n" type: "LRN" bottom: "x" top: "n" lrn_param {{ local_size: {size} alpha: 0.3 '
+        f"beta: {beta} k: 2 }} }}"
+    )
+    x = drawn(3, 7, 4, 5) * 5
+    model = plan_onnx(net, fast_lrn=True).proto()
+    assert "LRN" not in {node.op_type for node in model.graph.node}
+    assert [node.op_type for node in build_onnx(net).graph.node] == ["LRN"]
+    np.testing.assert_allclose(run(model, {"x": x})["n"], net(x=x)["n"].numpy(), rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- ILGNet, narrow, and refusals
+
+
+def test_ilgnet_at_batches_1_7_and_48() -> None:
+    net = drawn_net(narrow_text("ilgnet"))
+    session = open_session(build_onnx(net).SerializeToString())
+    counts: dict[str, int] = {}
+    for node in build_onnx(net).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    assert counts["LRN"] == 2
+    assert "Identity" not in counts
+    for batch in (1, 7, 48):
+        x = drawn(batch, 3, 227, 227, seed=batch)
+        with torch.inference_mode():
+            expected = net(data=x)
+        found = session.run(list(expected), {"data": x})
+        for value, wanted in zip(found, expected.values(), strict=True):
+            np.testing.assert_allclose(value, wanted.numpy(), atol=1e-4)
+
+
+OPTIONS_REFUSED = [
+    ("preprocessing", ("pt2",), Options(with_preprocessing=True), "--with-preprocessing is for onnx files, not pt2"),
+    ("precision", ("onnx", "python"), Options(precision="int8"), "--precision is for safetensors and onnx files, not"),
+    ("size", ("safetensors",), Options(dynamic_size=True), "--dynamic-size is for onnx and pt2 files, not safetensors"),
+    ("lrn", ("caffemodel",), Options(fast_lrn=True), "--fast-lrn is for onnx files, not caffemodel"),
+    ("unknown precision", ("onnx",), Options(precision="int4"), "--precision int4: choose one of float32, bfloat16, "),
+    ("both", ("onnx",), Options(with_preprocessing=True, dynamic_size=True), "--dynamic-size: the preprocessing makes"),
+    ("order", ("onnx",), Options(with_preprocessing=True, input_order="RBG"), "net 'small': its preprocessing is unknown"),
+    ("dense", ("onnx",), Options(dynamic_size=True), "ip (InnerProduct): its weights fit one size"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "message"),
+    [row[1:] for row in OPTIONS_REFUSED],
+    ids=[row[0] for row in OPTIONS_REFUSED],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(folder, to, options, message) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(IlgnetError) as caught:
+        ir.convert(folder / "small.caffemodel", to=to, options=options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+UNWRITABLE = SMALL_TEXT.replace('type: "ReLU" bottom: "conv" top: "conv"',
+                                'type: "Dropout" bottom: "conv" top: "conv"')  # fmt: skip
+
+
+def test_an_operator_onnx_lacks_leaves_no_file(tmp_path) -> None:
+    write_weights(tmp_path / "t.caffemodel", UNWRITABLE)
+    (tmp_path / "t.prototxt").write_text(UNWRITABLE)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(IlgnetError, match=r"^relu \(Dropout\): cannot be written as ONNX: it draws anew"):
+        ir.convert(tmp_path / "t.caffemodel", to=("safetensors", "onnx"), phase="TRAIN")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_runtime_that_is_absent_is_said(folder, monkeypatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(IlgnetError, match=r"^ONNX Runtime is not installed.*ilgnet_repro\[runtime\]"):
+        ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
+    assert onnxruntime.__name__ == "onnxruntime"
+    assert not (folder / "small.onnx").exists()

@@ -1,0 +1,146 @@
+"""Graphs that take pictures: the same pixels as `Preprocessing`, whatever the picture's size."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from small_nets import SMALL_TEXT, write_weights
+from zoo_weights import drawn_net, narrow_text
+
+import ilgnet_repro as ir
+from ilgnet_repro.conversion.export_onnx import open_session
+from ilgnet_repro.conversion.job import Options
+from ilgnet_repro.conversion.onnx_preprocess import add_preprocessing, picture_input
+from ilgnet_repro.conversion.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
+from ilgnet_repro.data.preprocess import Preprocessing, ilgnet_preprocessing
+from ilgnet_repro.errors import IlgnetError
+
+MEAN = np.random.default_rng(2).uniform(80, 120, (3, 64, 64)).astype(np.float32)
+# OpenCV's resize is fixed-point and so are the nodes: no difference.  pycaffe's is float64, the nodes' float32.
+EXACT, FLOAT32 = 0.0, 1e-3
+
+PATHS = {
+    "whole": (Preprocessing(size=(57, 49), mean_value=(91.0, 99.46, 107.85)), FLOAT32),
+    "whole, scaled RGB": (Preprocessing(size=(41, 57), mean_value=(127.5,), scale=0.0078125, order="RGB"), FLOAT32),
+    "crop of a mean image": (
+        Preprocessing(size=(57, 57), path="crop", resize=(64, 64), mean_image=MEAN, order="RGB"), EXACT,
+    ),
+    "crop, one mean, scaled": (
+        Preprocessing(size=(57, 57), path="crop", resize=(60, 71), mean_value=(100.0,), scale=0.5), EXACT,
+    ),
+    "crop of the picture's own size": (Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0)), EXACT),
+}  # fmt: skip
+SIZES = [(200, 300), (57, 49), (128, 128), (64, 64), (33, 41), (120, 25)]
+
+
+def graph_of(how: Preprocessing, order: str) -> onnx.ModelProto:
+    writer = OnnxWriter({"data": (1, 3, *how.size)}, ["data"])
+    picture = add_preprocessing(writer, "data", how, order)
+    return assemble(writer, "p", [picture], [value_info("data", ["N", 3, *how.size])]).proto()
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("name", PATHS)
+def test_the_pixels_are_those_of_preprocessing(name: str, order: str) -> None:
+    how, bound = PATHS[name]
+    model = graph_of(how, order)
+    onnx.checker.check_model(model, full_check=True)
+    session = open_session(model.SerializeToString())
+    random = np.random.default_rng(5)
+    for height, width in SIZES:
+        pictures = random.integers(30, 256, (2, height, width, 3), dtype=np.uint8)
+        bgr = pictures if order == "BGR" else pictures[..., ::-1]
+        expected = np.stack([how(np.ascontiguousarray(picture)) for picture in bgr])
+        found = session.run(None, {"picture": pictures})[0]
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= bound * max(how.scale, 1e-9), (height, width)
+
+
+def test_a_mean_image_without_a_resize_fixes_the_size() -> None:
+    how = Preprocessing(size=(57, 57), path="crop", mean_image=MEAN)
+    model = graph_of(how, "BGR")
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["N", 64, 64, 3]
+    picture = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
+    np.testing.assert_array_equal(found[0], how(picture[0]))
+
+
+@pytest.mark.parametrize("path", ["whole", "crop"])
+def test_ilgnet_on_both_of_the_authors_paths(path: str) -> None:
+    how = ilgnet_preprocessing("AVA2")
+    if path == "crop":
+        mean = np.random.default_rng(3).uniform(80, 120, (3, 256, 256)).astype(np.float32)
+        how = Preprocessing(size=(227, 227), path="crop", resize=(256, 256), mean_image=mean)
+    net = drawn_net(narrow_text("ilgnet"))
+    model = plan_onnx(
+        net, prepare=Prepare("data", lambda writer: add_preprocessing(writer, "data", how, "RGB"))
+    ).proto()
+    picture = np.random.default_rng(4).integers(0, 256, (1, 331, 402, 3), dtype=np.uint8)
+    found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
+    expected = net(data=how(np.ascontiguousarray(picture[0, :, :, ::-1]))[None].copy())
+    (wanted,) = (value.detach().numpy() for value in expected.values())
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+
+
+def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
+    write_weights(tmp_path / "small.caffemodel")
+    (tmp_path / "small.prototxt").write_text(SMALL_TEXT)
+    how = Preprocessing(size=(9, 7), mean_value=(1.0, 2.0, 3.0))
+    report = ir.convert(
+        tmp_path / "small.caffemodel", to=("onnx",), verify=True, preprocessing=how,
+        options=Options(with_preprocessing=True, input_order="BGR"),
+    )  # fmt: skip
+    assert "picture 2x240x320x3" in report.verified[0].inputs
+    model = onnx.load(str(tmp_path / "small.onnx"))
+    assert [entry.name for entry in model.graph.input] == ["picture"]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["picture"]) == {
+        "name": "picture",
+        "type": "uint8",
+        "layout": "NHWC",
+        "order": "BGR",
+    }
+    assert json.loads(metadata["preprocessing"])["mean_value"] == [1.0, 2.0, 3.0]
+
+
+REFUSED = [
+    ("unknown", {"data": (1, 3, 9, 7)}, None, "net 'n': its preprocessing is unknown; state it with --mean-value"),
+    (
+        "another size", {"data": (1, 3, 9, 7)}, Preprocessing(size=(8, 8)),
+        "net 'n': no inputs take pictures of 3x8x8; --with-preprocessing needs one",
+    ),
+    (
+        "two pictures", {"a": (1, 3, 8, 8), "b": (1, 3, 8, 8)}, Preprocessing(size=(8, 8)),
+        "net 'n': 2 inputs take pictures of 3x8x8; --with-preprocessing needs one",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "how", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        picture_input(shapes, how, "n")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("how", "order", "message"),
+    [
+        (Preprocessing(size=(8, 8)), "GBR", "--input-order GBR: choose one of RGB, BGR"),
+        (
+            Preprocessing(size=(8, 8), path="crop", resize=(32, 32), mean_image=MEAN), "RGB",
+            "preprocessing: mean image of (64, 64) and pictures of (32, 32) differ in size",
+        ),
+    ],
+    ids=["order", "mean of another size"],
+)  # fmt: skip
+def test_preprocessing_that_makes_no_sense_is_refused(how, order, message) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        graph_of(how, order)
+    assert str(caught.value) == message

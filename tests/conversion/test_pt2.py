@@ -1,0 +1,90 @@
+"""pt2 files: opened by torch alone, batch and size open, no pickle inside, refusals by layer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from test_onnx import FULLY_CONVOLUTIONAL, net_of
+from zoo_weights import drawn_net, narrow_text
+
+import ilgnet_repro as ir
+from ilgnet_repro.conversion.export_pt2 import METADATA_FILE, export
+from ilgnet_repro.errors import IlgnetError
+
+# Run where this package cannot be imported: an import of it ends the program.
+ALONE = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ilgnet_repro":
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+import numpy as np, torch
+module = torch.export.load(sys.argv[1]).module()
+x = torch.from_numpy(np.load(sys.argv[2]))
+np.save(sys.argv[3], module(data=x)["prob"].detach().numpy())
+assert not [name for name in sys.modules if name.startswith("ilgnet_repro")]
+"""
+
+
+def test_it_runs_without_this_package(folder, tmp_path) -> None:
+    ir.convert(folder / "small.caffemodel", to=("pt2",), verify=True)
+    x = np.random.default_rng(1).standard_normal((5, 3, 9, 7), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, folder / "small.pt2", tmp_path / "x.npy", tmp_path / "y.npy"], check=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    expected = ir.load_net(folder / "deploy.prototxt", folder / "small.caffemodel")(data=x)["prob"]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected.detach().numpy(), rtol=1e-5)
+
+
+def test_no_pickle_is_inside_and_the_metadata_are(folder) -> None:
+    ir.convert(folder / "small.caffemodel", to=("pt2",))
+    with zipfile.ZipFile(folder / "small.pt2") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    assert not [name for name, data in parts.items() if data[:1] == b"\x80" or data[:2] == b"PK"]
+    extra = {METADATA_FILE: ""}
+    torch.export.load(folder / "small.pt2", extra_files=extra)
+    assert json.loads(extra[METADATA_FILE])["caffe.phase"] == "TEST"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_batch_is_open(batch: int) -> None:
+    net = drawn_net(narrow_text("ilgnet"))
+    x = torch.randn(batch, 3, 227, 227)
+    module = export(net).module()
+    for blob, value in net(data=x).items():
+        torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_size_is_open_where_asked() -> None:
+    net = net_of(FULLY_CONVOLUTIONAL)
+    module = export(net, dynamic_size=True).module()
+    x = torch.randn(2, 3, 40, 33)
+    for blob, value in net(data=x).items():
+        torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "message"),
+    [
+        (
+            lambda: drawn_net(narrow_text("mobilenet_ssd")), False,
+            "detection_out (DetectionOutput): how many rows it gives depends on values, which torch.export cannot hold",
+        ),
+        (lambda: drawn_net(narrow_text("alexnet")), True, "fc6 (InnerProduct): its weights fit one size of picture only; "),
+    ],
+    ids=["rows by values", "a fixed size"],
+)  # fmt: skip
+def test_what_torch_cannot_hold_is_refused_in_one_line(net, size, message) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        export(net(), dynamic_size=size)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,200 @@
+"""The fast path against Caffe's records and the exact net: same numbers, stated errors, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import NAMES, read_case, tolerance
+from small_nets import SMALL_TEXT
+
+from ilgnet_repro.conversion.precision import hold_reduced, reduce_weights
+from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
+from ilgnet_repro.fast.dense import Int8Dense
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
+
+
+def build(text: str, phase: str = "TEST") -> CaffeNet:
+    return CaffeNet(build_graph(parse_net(text), phase), seed=5)
+
+
+# Whatever may be fused, folded, passed on, sliced or left alone, in one net; every size differs.
+MIXED_TEXT = """
+name: "mixed"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 19 dim: 23 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 8 kernel_size: 3 pad: 1 stride: 2 weight_filler { type: "xavier" }
+  bias_filler { type: "uniform" min: -1 max: 1 } } }
+layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "conv" }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true
+  filler { type: "uniform" min: 0.5 max: 2 } bias_filler { type: "uniform" min: -1 max: 1 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "lrn" type: "LRN" bottom: "conv" top: "lrn" lrn_param { local_size: 5 alpha: 2 beta: 0.75 k: 2 } }
+layer { name: "pool" type: "Pooling" bottom: "lrn" top: "pool" pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
+layer { name: "group" type: "Convolution" bottom: "pool" top: "group" convolution_param { num_output: 6 group: 2
+  kernel_h: 1 kernel_w: 3 dilation: 2 bias_term: false weight_filler { type: "xavier" } } }
+layer { name: "leaky" type: "ReLU" bottom: "group" top: "group" relu_param { negative_slope: 0.1 } }
+layer { name: "two" type: "Slice" bottom: "group" top: "left" top: "right" }
+layer { name: "sum" type: "Eltwise" bottom: "left" bottom: "right" top: "sum" }
+layer { name: "again" type: "Split" bottom: "sum" top: "one" top: "other" }
+layer { name: "squash" type: "Sigmoid" bottom: "one" top: "squash" }
+layer { name: "join" type: "Concat" bottom: "squash" bottom: "other" bottom: "group" top: "join" }
+layer { name: "drop" type: "Dropout" bottom: "join" top: "join" }
+layer { name: "ip" type: "InnerProduct" bottom: "join" top: "ip"
+  inner_product_param { num_output: 7 transpose: true weight_filler { type: "gaussian" } } }
+layer { name: "ip_relu" type: "ReLU" bottom: "ip" top: "ip" }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip" top: "ip2"
+  inner_product_param { num_output: 5 bias_term: false weight_filler { type: "gaussian" } } }
+layer { name: "prob" type: "Softmax" bottom: "ip2" top: "prob" }
+layer { name: "kept" type: "Dropout" bottom: "ip" top: "kept" }
+"""
+
+
+@pytest.fixture(scope="module")
+def mixed() -> CaffeNet:
+    text = MIXED_TEXT.replace('"Slice" bottom: "group"', '"Slice" slice_param { axis: 1 } bottom: "group"')
+    return build(text)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if read_case(name).phase == "TEST"])
+def test_recorded_layers(name: str, tmp_path) -> None:
+    case = read_case(name)
+    found = case.net(tmp_path).fast()({key: torch.from_numpy(value) for key, value in case.inputs.items()})
+    assert list(found) == list(case.outputs)
+    for blob, expected in case.outputs.items():
+        assert found[blob].shape == expected.shape
+        np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(name), err_msg=blob)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3, 9], ids="{} pictures".format)
+def test_float32_is_the_exact_net(mixed: CaffeNet, pictures: int) -> None:
+    data = torch.randn(pictures, 3, 19, 23, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = mixed(data=data)
+    found = mixed.fast()(data=data)
+    assert list(found) == list(exact) == ["kept", "prob"]  # Caffe lists outputs by name
+    for name, blob in exact.items():
+        assert found[name].is_contiguous()
+        torch.testing.assert_close(found[name], blob, rtol=1e-5, atol=1e-6)
+
+
+# A dense layer of more than 2^20 weights behind 32 channels of 32 × 40, which loses bits; with 37 columns
+# its rows are no whole number of the int8 kernel's vectors.
+LARGE_TEXT = """
+name: "large"
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 2 dim: 3 dim: 32 dim: {columns} }} }} }}
+layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {{
+  num_output: 32 kernel_size: 1 weight_filler {{ type: "msra" }} }} }}
+layer {{ name: "relu" type: "ReLU" bottom: "conv" top: "conv" }}
+layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_param {{
+  num_output: 48 weight_filler {{ type: "xavier" }} bias_filler {{ type: "uniform" min: -1 max: 1 }} }} }}
+"""
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 7], ids="{} pictures".format)
+@pytest.mark.parametrize("columns", [40, 37], ids=["whole vectors", "no whole vectors"])
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("bfloat16", 0.01), ("int8", 0.01)])
+def test_precisions(precision: str, most: float, columns: int, pictures: int) -> None:
+    net = build(LARGE_TEXT.format(columns=columns))
+    fast = net.fast(precision)
+    data = torch.rand(pictures, 3, 32, columns, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        exact = net(data=data)["ip"]
+    spread = exact.std().item()
+    assert fast.deviation(data=data)["ip"] < most * spread
+    assert fast.deviation(data=data)["ip"] == pytest.approx(
+        (fast(data=data)["ip"] - exact).abs().max().item()
+    )
+
+
+def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
+    net = build(LARGE_TEXT.format(columns=40))
+    layer = net.layer("ip")
+    stored = reduce_weights(layer.weight.detach().numpy(), "int8")
+    hold_reduced(layer, stored)
+    data = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(4))
+    # Only activations and sums are rounded to bfloat16 now: no second loss of bits in the weights.
+    assert net.fast("int8").deviation(data=data)["ip"] < 0.004 * net(data=data)["ip"].abs().max().item()
+    (dense,) = (part for part in net.fast("int8").parts if isinstance(part, Int8Dense))
+    assert torch.equal(dense.weight.view(48, 32 * 40, 32).transpose(1, 2).reshape(48, -1), stored.values)
+
+
+def test_blobs_are_outputs_only(mixed: CaffeNet) -> None:
+    data = torch.zeros(1, 3, 19, 23)
+    assert list(mixed.fast()(data=data, blobs=["prob"])) == ["prob"]
+    with pytest.raises(GraphError, match="blob 'pool' is no output of net 'mixed'; ask the exact net for it"):
+        mixed.fast()(data=data, blobs=["pool"])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: build(SMALL_TEXT).fast("float17"), IlgnetError,
+         "precision float17: choose one of float32, bfloat16, int8"),
+        (lambda: build(SMALL_TEXT, "TRAIN").fast(), GraphError,
+         "net 'small' is in phase TRAIN; only phase TEST can be made fast"),
+        (lambda: build(SMALL_TEXT).double().fast(), GraphError,
+         "net 'small': blobs of conv are torch.float64 on cpu; the fast path takes float32 on the CPU"),
+        (build(SMALL_TEXT).fast(), IlgnetError, "input 'data' is missing; the net takes 'data'"),
+        (lambda: build(SMALL_TEXT).fast()(data=torch.zeros(1, 3, 12, 7)), LayerError,
+         r"ip \(InnerProduct\): weight would be"),
+    ],
+    ids=["precision", "train", "float64", "no input", "another size"],
+)  # fmt: skip
+def test_refusals(make, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler on this machine")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    heard: list[str] = []
+    fast = mixed.fast(compile=True, tell=heard.append)
+    assert fast.compile_seconds > 0
+    assert heard[0] == "compiling 2 stretches of elementwise layers ..."
+    assert heard[1] == f"compiled 2 stretches in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
+    assert any(tmp_path.iterdir())
+    data = torch.randn(5, 3, 19, 23, generator=torch.Generator().manual_seed(2))
+    assert max(fast.deviation(data=data).values()) < 1e-5
+
+
+def test_without_a_compiler_it_says_so_and_runs(mixed: CaffeNet, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(
+        RuntimeWarning, match="runs uncompiled: no C\\+\\+ compiler 'no-such-compiler' on the PATH"
+    ):
+        fast = mixed.fast(compile=True)
+    assert fast.compile_seconds == 0
+    assert max(fast.deviation(data=torch.ones(2, 3, 19, 23)).values()) < 1e-5
+
+
+def test_a_compiler_that_fails_is_told(mixed: CaffeNet, monkeypatch) -> None:
+    def compiled(module):
+        def fail(*values):
+            raise RuntimeError("first line\nsecond line")
+
+        result = torch.nn.Module()
+        result.forward = fail
+        return result
+
+    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled: RuntimeError: first line$"):
+        fast = mixed.fast(compile=True)
+    assert max(fast.deviation(data=torch.ones(2, 3, 19, 23)).values()) < 1e-5
+
+
+def test_nothing_to_compile() -> None:
+    heard: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = build(SMALL_TEXT).fast(compile=True, tell=heard.append)
+    assert heard == ["nothing in this net gains by being compiled"]
+    assert fast.compile_seconds == 0

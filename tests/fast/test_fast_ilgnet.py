@@ -1,0 +1,39 @@
+"""ILGNet's fast path on the recorded pictures: within 0.005 of Caffe's probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import FOLDER
+
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.zoo import ilgnet
+from ilgnet_repro.zoo.seeded import seeded_blobs
+
+GOLDEN = FOLDER.parent / "ilgnet"
+HIGH = "loss1/loss"
+
+
+@pytest.fixture(scope="module")
+def net() -> CaffeNet:
+    text = ilgnet.deploy()
+    graph = build_graph(text)
+    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).specs.items()}
+    biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "classifier_bias.txt")}
+    return CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("bfloat16", 0.005), ("int8", 0.005)])
+def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
+    fast = net.fast(precision)
+    with np.load(GOLDEN / "blobs.npz") as recorded:
+        pictures = [recorded[f"in/{number}"].reshape(1, 3, 227, 227) for number in (0, 1)]
+        expected = [recorded[f"sample/{number}/{HIGH}"] for number in (0, 1)]
+    for picture, probabilities in zip(pictures, expected, strict=True):
+        found = fast(data=torch.from_numpy(picture))[HIGH][0]
+        np.testing.assert_allclose(found, probabilities, rtol=0, atol=most)
+    # Three of one picture, one of the other: a batch gives what each picture alone gives.
+    batch = fast(data=torch.from_numpy(np.concatenate([pictures[0]] * 3 + [pictures[1]])))[HIGH]
+    np.testing.assert_allclose(batch, np.stack([expected[0]] * 3 + [expected[1]]), rtol=0, atol=most)

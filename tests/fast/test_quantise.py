@@ -1,0 +1,66 @@
+"""Rounding with the error carried on: what it guarantees, and what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ilgnet_repro.fast.quantise import reduce_rows
+
+PLANE = (5, 7, 11)
+
+
+def weights(outputs: int = 37) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(outputs, 5 * 7 * 11, generator=generator) * torch.logspace(-3, 1, outputs)[:, None]
+
+
+@pytest.mark.parametrize("plane", [None, PLANE], ids=["flat", "plane"])
+def test_int8_spans_each_output(plane) -> None:
+    given = weights()
+    reduced = reduce_rows(given, "int8", plane)
+    assert reduced.values.dtype == torch.int8
+    assert reduced.values.shape == given.shape
+    np.testing.assert_allclose(reduced.scale, np.abs(given.numpy()).max(1) / 127, rtol=1e-6)
+    # To nearest, half a step; with what the weight before left, one step.
+    steps = (reduced.restore() - given).abs() / reduced.scale[:, None]
+    assert steps.max() <= (0.501 if plane is None else 1.001)
+
+
+def test_errors_of_a_channel_cancel() -> None:
+    given = weights()
+    reduced = reduce_rows(given, "int8", PLANE)
+    left = (reduced.restore() - given).view(37, 5, 77).double().sum(2) / reduced.scale[:, None]
+    assert left.abs().max() <= 0.51  # half a step in all, however many weights
+
+
+def test_flat_bfloat16_is_to_nearest() -> None:
+    given = weights()
+    assert torch.equal(reduce_rows(given, "bfloat16").values, given.bfloat16())
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_smooth_features_meet_smaller_errors(precision: str) -> None:
+    given = weights()
+    rows, columns = np.mgrid[0:7, 0:11]
+    features = torch.from_numpy(
+        np.stack([1 + np.sin(rows / 5 + channel) * np.cos(columns / 7) for channel in range(5)])
+    )
+
+    def error(plane) -> float:
+        restored = reduce_rows(given, precision, plane).restore()
+        return (
+            (((restored - given).double() @ features.flatten()) / given.norm(dim=1))
+            .square()
+            .mean()
+            .sqrt()
+            .item()
+        )
+
+    assert error(PLANE) < error(None) / 3
+
+
+def test_zero_weights_stay_zero() -> None:
+    reduced = reduce_rows(torch.zeros(3, 6), "int8", (1, 2, 3))
+    assert not reduced.restore().any()

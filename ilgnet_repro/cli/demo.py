@@ -12,7 +12,7 @@ _EPILOG = """examples:
   ilgnet demo --out demo
   ilgnet demo --small --out demo_small
 
-needs 1.3 GB of disk and about two minutes (--small: seconds and a few megabytes); the weights are random, so
+needs 1.9 GB of disk and about two minutes (--small: seconds and a few megabytes); the weights are random, so
 the scores and accuracies mean nothing."""
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     stated = ["--path", "whole", "--mean-value", "91,99.46,107.85"] if args.small else []
     converted = str(weights.with_suffix(".safetensors"))
     pictures = [str(path) for path in draw_pictures(folder)]
-    _step(["convert", str(weights), "--verify", "--out", str(folder), *stated])
+    _step(["convert", str(weights), "--to", "safetensors,onnx", "--verify", "--out", str(folder), *stated])
     _step(["score", *pictures, "--weights", converted])
 
     listed, drawn = draw_labelled_set(folder)

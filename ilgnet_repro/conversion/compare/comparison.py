@@ -158,7 +158,8 @@ def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
 def _row(blob: str, first: np.ndarray, second: np.ndarray, tolerance: float) -> BlobRow:
     if first.shape != second.shape:
         return BlobRow(blob, first.shape, second.shape, float("inf"), float("inf"), _largest(first), False)
-    difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
     # inf - inf and NaN on both sides are the same values; on one side they are a difference.
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))

@@ -22,8 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.data.mean import read_mean
@@ -36,6 +35,7 @@ from ilgnet_repro.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
+ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "ilgnet"
 MEAN = ROOT.parent / "shared" / "ilgnet" / "mean" / "AVA2_mean.binaryproto"
 HIGH = "loss1/loss"
@@ -169,7 +169,7 @@ def main() -> None:
                 "seconds to make ready": ready[name],
             }  # fmt: skip
             errors = {
-                key: np.abs(high(run, dict(two=two, hundred=hundred)[key]) - exact[key]) for key in exact
+                key: np.abs(high(run, {"two": two, "hundred": hundred}[key]) - exact[key]) for key in exact
             }
             row["deviation of 2"] = float(errors["two"].max())
             shown = "not measured"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.data.mean import read_mean
 from ilgnet_repro.data.transforms import Transform
-from ilgnet_repro.fast.net import PRECISIONS
+from ilgnet_repro.fast.precisions import PRECISIONS
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message
 from ilgnet_repro.loading import load_net

@@ -127,7 +127,7 @@ class CaffeNet(nn.Module):
     ) -> FastNet:
         """Return this net laid out for fast inference on the CPU, called as this one is (docs/speed.md).
 
-        ``precision`` is that of the large dense weights: float32, bfloat16 or int8.  ``compile`` has
+        ``precision`` is that of the large dense weights: float32, float16, bfloat16 or int8.  ``compile`` has
         torch compile what lies between the layers laid out; ``tell`` hears how long that takes.
         """
         from .fast.net import make_fast

@@ -22,6 +22,7 @@ def print_report(report: Report) -> None:
     run = report.run
     console.print(f"[bold]{escape(run.dataset)}, protocol {run.protocol}[/]: {escape(run.preprocessing)}")
     console.print(f"weights: {escape(run.weights.name)}", soft_wrap=True)
+    console.print(f"computed by {escape(run.computed)}", soft_wrap=True)
     for warning in report.warnings:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     _headline(console, report)

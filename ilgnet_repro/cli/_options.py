@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
+from ..fast.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from ..data.preprocess import Preprocessing
@@ -51,23 +53,32 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
 
 def add_fast_options(parser: argparse.ArgumentParser) -> None:
     """Add what makes a net fast."""
-    parser.add_argument(
+    group = parser.add_argument_group("speed")
+    group.add_argument(
         "--fast",
         action="store_true",
         help="lay the net out for this processor; the numbers stay, but for rounding",
     )
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16", "int8"), default="float32",
+    group.add_argument(
+        "--precision", choices=PRECISIONS,
         help="of the large dense weights, with --fast (default float32)",
     )  # fmt: skip
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --fast: torch.compile what lies between; slow the first time, then kept (docs/speed.md)",
+    )
 
 
 def make_fast(net: Any, args: argparse.Namespace) -> Any:
     """Return ``net``, or its fast form where the options ask for it."""
     if args.fast:
-        return net.fast(args.precision)
-    if args.precision != "float32":
-        raise IlgnetError(f"--precision {args.precision} goes with --fast; add it")
+        return net.fast(
+            args.precision or "float32", compile=args.compile, tell=lambda text: print(text, file=sys.stderr)
+        )
+    for name, given in ((f"--precision {args.precision}", args.precision), ("--compile", args.compile)):
+        if given:
+            raise IlgnetError(f"{name} goes with --fast; add it")
     return net
 
 

@@ -8,9 +8,12 @@ import shlex
 import sys
 from typing import Any
 
+from ._options import add_fast_options, make_fast
+
 _EPILOG = """examples:
   ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
   ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --protocol full --resume
+  ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --fast --precision float16
   ilgnet test own --weights mine.caffemodel --list val.txt --pictures images --mean mean.binaryproto
 
 protocols:
@@ -61,6 +64,7 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
     run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_fast_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         command=_command(args),
     )  # fmt: skip
     out = args.out or f"{args.dataset}_{args.protocol}"
-    net = _load(args)
+    net = make_fast(_load(args), args)
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
             result = run_test(

@@ -232,6 +232,7 @@ def _provenance(report: Report) -> str:
         ("partition", described(run.partition)),
         ("mean", described(run.mean)),
         ("preprocessing", run.preprocessing),
+        ("computed by", run.computed),
         ("order of the list", run.list_order),
         ("batches", f"{len(run.batches):,} of {run.batch_size}"),
         ("pictures", f"{len(run.pictures):,}"),

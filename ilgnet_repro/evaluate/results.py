@@ -75,6 +75,9 @@ class PictureResult:
         return is_correct(self.probability, self.labels)
 
 
+EXACT = "the exact net"
+
+
 @dataclass(frozen=True)
 class Source:
     """A file the run depended on; ``known_as`` names the released file its checksum belongs to, if any."""
@@ -103,7 +106,8 @@ class RunResult:
     """A whole run. ``dataset`` is ``ava1``, ``ava2`` or any other name; ``elapsed`` is in seconds.
 
     ``batches`` follow the protocol, and may count a picture twice where the list wraps; ``pictures`` hold
-    each picture once. ``list_order`` says in what order the rows were read.
+    each picture once. ``list_order`` says in what order the rows were read, ``computed`` in what form the
+    net ran and how far that is from the exact one.
     """
 
     protocol: str
@@ -119,6 +123,7 @@ class RunResult:
     list_order: str = "as given"
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    computed: str = EXACT
     command: str = ""
     elapsed: float = 0.0
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..atomic import atomic_file
 from ..data.scores import read_scores
 from ..errors import IlgnetError
@@ -26,10 +29,11 @@ from .context import (
 from .journal import Journal
 from .pictures import LabelledPictures
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
-from .results import RunResult
+from .results import EXACT, RunResult
 from .runner import run_protocol, scorer
 from .tables import write_table
 
+_COMPARED = 16  # pictures that the fast path is held against the exact net on
 _NAMED = 5  # how many pictures that could not be read are named in the warning
 
 
@@ -85,8 +89,9 @@ def run_test(
 ) -> RunResult:
     """Run a test; write run.json, pictures.csv and, where pictures could not be read, bad.txt into ``out``.
 
-    ``net`` holds ``weights`` and is called like a `CaffeNet`. With ``resume`` a run that was interrupted goes
-    on from its journal, and gives what it would have given. Raises IlgnetError in one line.
+    ``net`` holds ``weights`` and is a `CaffeNet`, its fast form, or called like them. With ``resume`` a run
+    that was interrupted goes on from its journal, and gives what it would have given. Raises IlgnetError in
+    one line.
     """
     started = time.monotonic()
     protocol = test.protocol
@@ -111,7 +116,7 @@ def run_test(
         journal_file.unlink(missing_ok=True)
     key = _key(
         known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores),
+        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), _layout(net),
     )  # fmt: skip
     with Journal(journal_file, key) as journal:
         outcome = run_protocol(
@@ -129,6 +134,7 @@ def run_test(
         partition=partition,
         mean=mean_source,
         preprocessing=preparation.describe(),
+        computed=_how_computed(net, preparation, test.pictures, outcome.pictures.names),
         batch_size=test.size,
         batches=outcome.batches,
         pictures=outcome.pictures,
@@ -141,6 +147,25 @@ def run_test(
     _write(result, outcome.bad, folder, test.table)
     journal_file.unlink()
     return result
+
+
+def _layout(net: Any) -> str:
+    """Which of its forms a net runs in; the rows of a run depend on it."""
+    return f"fast path, large dense weights in {net.precision}" if hasattr(net, "deviation") else EXACT
+
+
+def _how_computed(net: Any, preparation: Preparation, pictures: LabelledPictures, names: np.ndarray) -> str:
+    """The net's form and, where it is not the exact one, how far that is off on the first of the pictures."""
+    layout = _layout(net)
+    if layout == EXACT:
+        return layout
+    rows = {name: row for row, name in enumerate(pictures.names)}
+    first = [preparation.one(pictures.picture(rows[name])) for name in names[:_COMPARED].tolist()]
+    view = torch.from_numpy(next(iter(preparation.views(np.stack(first)))))
+    most = max(net.deviation({net.inputs_for(net.outputs)[0]: view}).values())
+    return (
+        f"{layout}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} pictures"
+    )
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:

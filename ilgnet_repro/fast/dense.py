@@ -1,4 +1,4 @@
-"""Dense layers laid out for speed: packed float32 or bfloat16, or int8 with a scale an output.
+"""Dense layers laid out for speed: packed float32, float16 or bfloat16, or int8 with a scale an output.
 
 A big dense layer at batch 1 is one pass through its weights, so what counts is how many bytes they are.
 """
@@ -6,6 +6,7 @@ A big dense layer at batch 1 is one pass through its weights, so what counts is 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from .quantise import Plane, reduce_rows
 
 SMALLEST_REDUCED = 1 << 20  # weights; a layer of fewer costs no time worth an error
 PICTURES_AT_ONCE = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
+FLOAT16_TOP = 15  # the power of two below which every float16 lies, with room for rounding up
 PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve every other
 
 
@@ -87,6 +89,34 @@ class Bfloat16Dense(Dense):
         return super().multiply(x.bfloat16(), count).float()
 
 
+class Float16Dense(Dense):
+    """Weights in float16; activations, products and sums in float32, so that nothing else loses bits.
+
+    The weights are scaled by a power of two that puts the largest near the top of float16's range, where the
+    small ones keep all their bits.
+    """
+
+    def lay_out(self, layer: Layer) -> None:
+        weight = _rows(layer)
+        largest = weight.abs().max()
+        exponent = FLOAT16_TOP - int(torch.frexp(largest).exponent) if torch.isfinite(largest) else 0
+        self.unit = 2.0**-exponent
+        values = reduce_rows(weight * 2.0**exponent, "float16", self.plane).values
+        values = self.in_channels_last(values)
+        self.product: Any = None
+        has_kernel = hasattr(torch.ops.quantized, "linear_prepack_fp16")
+        if has_kernel and torch.backends.quantized.engine in ("fbgemm", "x86"):
+            self.product = torch.ops.quantized.linear_prepack_fp16(values.float(), None)
+        else:
+            self.register_buffer("weight", values, persistent=False)
+
+    def multiply(self, x: Tensor, count: int) -> Tensor:
+        rows = self.channels_last_rows(x, count)
+        if self.product is None:
+            return F.linear(rows, self.weight.float()).mul_(self.unit)
+        return torch.ops.quantized.linear_dynamic_fp16(rows, self.product).mul_(self.unit)
+
+
 class Int8Dense(Dense):
     """int8 weights, with activations and sums rounded to bfloat16.
 
@@ -115,7 +145,7 @@ class Int8Dense(Dense):
         return F.linear(rows, self.weight.float()).mul_(self.scale)
 
 
-_KINDS = {"float32": Dense, "bfloat16": Bfloat16Dense, "int8": Int8Dense}
+_KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, "int8": Int8Dense}
 
 
 def fast_dense(layer: Layer, bottom: Shape, precision: str, relu: bool) -> Dense:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import GraphError, IlgnetError
 from .compiled import compile_runs
+from .memory import keep_freed_memory
+from .precisions import PRECISIONS
 from .steps import Step, folded, per_picture, plan_steps, run_steps
 
 if TYPE_CHECKING:
     from ..net import CaffeNet
 
-PRECISIONS = ("float32", "bfloat16", "int8")
 Tell = Callable[[str], None]
 
 
@@ -39,6 +40,7 @@ def make_fast(
                 f"net {net.graph.name!r}: blobs of {name} are {blobs[0].dtype} on {blobs[0].device}; "
                 "the fast path takes float32 on the CPU"
             )
+    keep_freed_memory()
     return FastNet(net, precision, compile, tell or (lambda message: None))
 
 
@@ -51,8 +53,9 @@ class FastNet(nn.Module):
     """Inputs by name in, outputs by name out, as of the `CaffeNet` it was made from (``exact``).
 
     Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
-    weights alone: float32 gives the exact net's numbers but for the order of its sums; bfloat16 halves and
-    int8 quarters what a picture reads.  Layers that treat each picture by itself run on a few pictures at a
+    weights alone: float32 gives the exact net's numbers but for the order of its sums; float16 and bfloat16
+    halve and int8 quarters what a picture reads. With float16 only the weights lose bits; with the other two
+    the activations and sums of those layers do too.  Layers that treat each picture by itself run on a few pictures at a
     time, so that their blobs stay in the processor's caches; dense layers on all at once.
     The weights are a copy: later changes to the exact net are not seen.
     """

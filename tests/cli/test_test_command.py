@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,35 @@ def test_files_and_tables(tiny: TinySet, capsys: pytest.CaptureFixture, table: s
         assert text in printed
     row = {line.split("  ")[1].strip(): line for line in printed.splitlines() if line.startswith("  ")}
     assert "–" not in row["SRCC with mean scores"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_fast_path_says_how_far_it_is_off(
+    tiny: TinySet, capsys: pytest.CaptureFixture, precision: str
+) -> None:
+    assert main(command(tiny, "--out", "exact", "--batch-size", "7")) == 0
+    assert "computed by the exact net" in capsys.readouterr().out
+    fast = ["--fast", "--precision", precision]
+    assert main(command(tiny, "--out", "fast", "--batch-size", "7", *fast)) == 0
+    exact, run = RunResult.read("exact/run.json"), RunResult.read("fast/run.json")
+    assert run.computed in capsys.readouterr().out
+    stated = re.fullmatch(
+        rf"fast path, large dense weights in {precision}; at most (\S+) from the exact net's probabilities"
+        " on the first 16 pictures", run.computed,
+    )  # fmt: skip
+    assert stated is not None
+    far = abs(run.pictures.probability - exact.pictures.probability).max()
+    assert far < 1e-6
+    assert float(stated[1]) < 1e-6
+
+
+def test_precision_without_fast(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
+    for more, named in (
+        (["--precision", "int8"], "--precision int8"),
+        (["--compile"], "--compile"),
+    ):
+        assert main(command(tiny, *more)) == 1
+        assert capsys.readouterr().err == f"ilgnet: {named} goes with --fast; add it\n"
 
 
 def test_json_is_the_report(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:

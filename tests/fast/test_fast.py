@@ -13,6 +13,7 @@ from small_nets import SMALL_TEXT
 
 from ilgnet_repro.conversion.precision import hold_reduced, reduce_weights
 from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
+from ilgnet_repro.fast import memory
 from ilgnet_repro.fast.dense import Int8Dense
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
@@ -98,7 +99,9 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_
 
 @pytest.mark.parametrize("pictures", [1, 2, 7], ids="{} pictures".format)
 @pytest.mark.parametrize("columns", [40, 37], ids=["whole vectors", "no whole vectors"])
-@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("bfloat16", 0.01), ("int8", 0.01)])
+@pytest.mark.parametrize(
+    ("precision", "most"), [("float32", 1e-5), ("float16", 2**-11), ("bfloat16", 0.01), ("int8", 0.01)]
+)
 def test_precisions(precision: str, most: float, columns: int, pictures: int) -> None:
     net = build(LARGE_TEXT.format(columns=columns))
     fast = net.fast(precision)
@@ -110,6 +113,21 @@ def test_precisions(precision: str, most: float, columns: int, pictures: int) ->
     assert fast.deviation(data=data)["ip"] == pytest.approx(
         (fast(data=data)["ip"] - exact).abs().max().item()
     )
+
+
+@pytest.mark.parametrize("engine", ["x86", "qnnpack"])
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9], ids="weights of {:g}".format)
+def test_float16_holds_weights_of_any_size(engine: str, factor: float, monkeypatch) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"torch has no engine {engine} here")
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    net = build(LARGE_TEXT.format(columns=40))
+    with torch.no_grad():
+        net.layer("ip").weight.mul_(factor)
+        net.layer("ip").bias.zero_()
+    data = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(4))
+    spread = net(data=data)["ip"].std().item()
+    assert 0 < net.fast("float16").deviation(data=data)["ip"] < 2**-11 * spread
 
 
 def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
@@ -135,7 +153,7 @@ def test_blobs_are_outputs_only(mixed: CaffeNet) -> None:
     ("make", "error", "message"),
     [
         (lambda: build(SMALL_TEXT).fast("float17"), IlgnetError,
-         "precision float17: choose one of float32, bfloat16, int8"),
+         "precision float17: choose one of float32, float16, bfloat16, int8"),
         (lambda: build(SMALL_TEXT, "TRAIN").fast(), GraphError,
          "net 'small' is in phase TRAIN; only phase TEST can be made fast"),
         (lambda: build(SMALL_TEXT).double().fast(), GraphError,
@@ -149,6 +167,23 @@ def test_blobs_are_outputs_only(mixed: CaffeNet) -> None:
 def test_refusals(make, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(("platform", "told"), [("linux", True), ("darwin", False)])
+def test_only_the_gnu_library_is_told_to_keep_memory(platform: str, told: bool, monkeypatch) -> None:
+    heard: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, *arguments: int) -> int:
+            heard.append(arguments)
+            return 1
+
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
+    assert memory.keep_freed_memory.__wrapped__() is told
+    assert heard == ([(-3, 64 << 20), (-1, 256 << 20)] if told else [])
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # as musl's, which has no mallopt
+    assert memory.keep_freed_memory.__wrapped__() is False
 
 
 def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> None:

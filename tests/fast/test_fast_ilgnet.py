@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import FOLDER
+from places import SHARED
 
+from ilgnet_repro.data.lmdb_read import LmdbReader
+from ilgnet_repro.data.mean import read_mean
+from ilgnet_repro.data.transforms import Transform
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.net import CaffeNet, plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
 GOLDEN = FOLDER.parent / "ilgnet"
+MEAN = SHARED / "ilgnet" / "mean" / "AVA2_mean.binaryproto"
 HIGH = "loss1/loss"
 
 
@@ -25,7 +30,9 @@ def net() -> CaffeNet:
     return CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
 
 
-@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("bfloat16", 0.005), ("int8", 0.005)])
+@pytest.mark.parametrize(
+    ("precision", "most"), [("float32", 1e-5), ("float16", 1e-5), ("bfloat16", 0.005), ("int8", 0.005)]
+)
 def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     fast = net.fast(precision)
     with np.load(GOLDEN / "blobs.npz") as recorded:
@@ -37,3 +44,17 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     # Three of one picture, one of the other: a batch gives what each picture alone gives.
     batch = fast(data=torch.from_numpy(np.concatenate([pictures[0]] * 3 + [pictures[1]])))[HIGH]
     np.testing.assert_allclose(batch, np.stack([expected[0]] * 3 + [expected[1]]), rtol=0, atol=most)
+
+
+@pytest.mark.skipif(not MEAN.is_file(), reason="needs ../shared/ilgnet, the authors' mean file")
+@pytest.mark.parametrize(("precision", "most"), [("float32", 2e-4), ("float16", 0.005)])
+def test_all_hundred_recorded_probabilities(net: CaffeNet, precision: str, most: float) -> None:
+    fast = net.fast(precision)
+    transform = Transform(crop_size=227, mean=read_mean(MEAN))
+    pictures = [row.picture()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
+    with np.load(GOLDEN / "blobs.npz") as recorded:
+        expected = recorded["high_probability"]
+    for start in (*range(0, 96, 16), 96):
+        batch = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 16])))
+        found = fast(data=batch)[HIGH][:, 1]
+        np.testing.assert_allclose(found, expected[start : start + 16], rtol=0, atol=most)

@@ -35,8 +35,11 @@ def add_parser(subparsers: Any) -> None:
     add("--best-by", metavar="OUTPUT", help="test output to keep the best weights by (default: the accuracy)")
     add("--patience", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
-    precisions = ("float32", "float64", "bfloat16", "float16")
-    add("--precision", choices=precisions, default="float32", help="default float32, as Caffe")
+    precisions = ("float32", "caffe", "float64", "bfloat16", "float16")
+    add(
+        "--precision", choices=precisions, default="float32",
+        help="default float32, as Caffe; caffe: in the order of its CPU code too, slower",
+    )  # fmt: skip
     add(
         "--accumulate",
         type=int,

@@ -1,4 +1,4 @@
-"""The numbers a run computes in: float32 as Caffe, float64, or mixed with bfloat16 or float16."""
+"""The numbers a run computes in: float32 as Caffe, Caffe's very sums, float64, bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError
+from .caffe_sums import CaffeSums
 
-PRECISIONS = ("float32", "float64", "bfloat16", "float16")
+PRECISIONS = ("float32", "caffe", "float64", "bfloat16", "float16")
 # Small float16 gradients vanish, so the loss is scaled up and the gradients down again.
 _FIRST_SCALE = 2.0**16
 _GROW_AFTER = 2000
@@ -21,8 +22,9 @@ class Precision:
     """How a run computes.
 
     Mixed precision makes the matrix products of a pass in bfloat16 or float16 and keeps weights and
-    updates in float32.  In float16 an update whose gradients overflowed is left out.  float64 leaves no
-    rounding of our own, for comparisons with what Caffe recorded.
+    updates in float32.  In float16 an update whose gradients overflowed is left out.  "caffe" is float32
+    with the sums in the order of Caffe's CPU code, slower, for runs that must go Caffe's way to the last
+    near-tie.  float64 leaves no rounding of our own.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -30,6 +32,10 @@ class Precision:
             raise SolverError(f"precision {name!r} is unknown; use {', '.join(PRECISIONS)}")
         if name == "float16" and device.type != "cuda":
             raise SolverError("precision float16 needs a GPU; use bfloat16, or float32")
+        if name == "caffe" and device.type != "cpu":
+            raise SolverError(
+                f"precision caffe is that of Caffe's CPU code; leave out --device {device.type}"
+            )
         self.name, self.device = name, device
         self.dtype = torch.float64 if name == "float64" else torch.float32
         self._scale = _FIRST_SCALE if name == "float16" else 1.0
@@ -39,6 +45,8 @@ class Precision:
         """Return the context in which a forward pass runs."""
         if self.name in ("float32", "float64"):
             return nullcontext()
+        if self.name == "caffe":
+            return CaffeSums()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.name))
 
     def scaled(self, loss: Tensor) -> Tensor:

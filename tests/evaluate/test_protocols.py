@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from killing import kill_midway
 from tiny_ava import CROP, SIDE, TinySet
 
 from ilgnet_repro.cli.main import main
@@ -105,14 +105,13 @@ def test_killed_and_resumed(ava: dict[str, TinySet], tmp_path: Path) -> None:
                *tiny.arguments("--resume"), "--out"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder, journal = tmp_path / "killed", tmp_path / "killed" / "journal.csv"
-    process = subprocess.Popen([*command, str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not journal.is_file() or journal.stat().st_size < 300_000:
-        assert process.poll() is None, "finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_midway(
+        [*command, folder],
+        is_midway=lambda: journal.is_file() and journal.stat().st_size >= 300_000,
+        start_over=lambda: shutil.rmtree(folder),
+        cwd=ROOT,
+        env=environment,
+    )
     assert not (folder / "run.json").exists()
     assert journal.stat().st_size >= 300_000
     subprocess.run([*command, str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)

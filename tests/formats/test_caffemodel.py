@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -246,7 +246,7 @@ def test_structures_that_cannot_be_told(tmp_path, data, message):
 
 
 def test_a_large_file_is_only_looked_over(tmp_path):
-    """3 GB with a hole where the weights are: neither time nor memory grows with it."""
+    """3 GB with a hole where the weights are: its values are not read."""
     count = 3 * 2**28
     tail = chunk(7, chunk(1, varint(count // 2**10) + varint(2**10)))
     values = b"\x2a" + varint(count * 4)
@@ -257,9 +257,9 @@ def test_a_large_file_is_only_looked_over(tmp_path):
         file.write(b"\xa2\x06" + varint(len(head) - len(values) + len(values) + count * 4 + len(tail)) + head)
         file.seek(count * 4, os.SEEK_CUR)
         file.write(tail)
-    began = time.perf_counter()
+    held = psutil.Process().memory_info().rss
     (found,) = open_caffemodel(path).layers
     array = found.blobs[0].array()
-    assert time.perf_counter() - began < 0.5
+    assert psutil.Process().memory_info().rss - held < 64 << 20  # a page of the file that is read counts too
     assert array.shape == (count // 2**10, 2**10)
     assert array[-1, -1] == 0

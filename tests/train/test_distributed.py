@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from killing import PATIENCE, kill_midway, wait_until
 from train_cases import PIPELINE, SOLVERS, read_log
 
 from ilgnet_repro.formats.caffemodel import open_caffemodel
@@ -54,6 +53,11 @@ def command(folder: Path, *arguments: str, processes: int = 1) -> list[str]:
     return [*start, *TRAIN, *arguments]
 
 
+def remove_snapshots(folder: Path) -> None:
+    for file in folder.glob("run_*"):
+        file.unlink()
+
+
 def weights(path: Path) -> list[np.ndarray]:
     return [blob.array() for layer in open_caffemodel(path).layers for blob in layer.blobs]
 
@@ -61,7 +65,9 @@ def weights(path: Path) -> list[np.ndarray]:
 def test_two_processes_make_the_recorded_run(workplace):
     write_solver(workplace, "sgd_iter_size")
     arguments = command(workplace, "--weights", "tiny_init.caffemodel", processes=2)
-    subprocess.run(arguments, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=100)
+    subprocess.run(
+        arguments, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE
+    )
     caffe = read_log(SOLVERS / "sgd_iter_size.log")
     _, rows = read_table(workplace / "log" / "train.csv")
     assert [int(row[0]) for row in rows] == list(range(20))
@@ -78,23 +84,22 @@ def test_two_processes_make_the_recorded_run(workplace):
 def test_a_killed_run_goes_on_to_the_same_weights(workplace):
     write_solver(workplace, "adam", max_iter=60, snapshot=4)
     fresh = command(workplace, "--weights", "tiny_init.caffemodel", "--keep", "3")
-    subprocess.run(fresh, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=60)
+    subprocess.run(fresh, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
     whole = weights(workplace / "run_iter_60.caffemodel")
     assert len(list(workplace.glob("run_iter_*.solverstate"))) == 3
-    for file in workplace.glob("run_*"):
-        file.unlink()
+    remove_snapshots(workplace)
 
-    running = subprocess.Popen(
-        fresh, cwd=workplace, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    kill_midway(
+        fresh,
+        is_midway=lambda: any(workplace.glob("run_iter_*.solverstate")),
+        start_over=lambda: remove_snapshots(workplace),
+        cwd=workplace,
+        env=ENVIRONMENT,
     )
-    while not list(workplace.glob("run_iter_*.solverstate")) and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
     assert not (workplace / "run_iter_60.caffemodel").exists(), "killed in the middle"
 
     again = command(workplace, "--resume", "latest", "--keep", "3")
-    subprocess.run(again, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=60)
+    subprocess.run(again, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
     for mine, theirs in zip(weights(workplace / "run_iter_60.caffemodel"), whole, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     _, rows = read_table(workplace / "log" / "train.csv")
@@ -107,22 +112,22 @@ def test_torchrun_restarts_from_the_last_snapshot(workplace):
     text = (workplace / "solver.prototxt").read_text()
     (workplace / "solver.prototxt").write_text(text.replace("test_iter: 0\n", "").replace("test_iter: 0", ""))
     arguments = ["--weights", "tiny_init.caffemodel", "--resume", "latest"]
-    subprocess.run(command(workplace, *arguments), cwd=workplace, env=ENVIRONMENT, check=True, timeout=60)
+    subprocess.run(
+        command(workplace, *arguments), cwd=workplace, env=ENVIRONMENT, check=True, timeout=PATIENCE
+    )
     whole = weights(workplace / "run_iter_90.caffemodel")
-    for file in workplace.glob("run_*"):
-        file.unlink()
+    remove_snapshots(workplace)
 
     start = command(workplace, *arguments, processes=2)
     start.insert(start.index("--standalone"), "--max-restarts=2")
     with (workplace / "out").open("w") as out:
         running = subprocess.Popen(start, cwd=workplace, env=ENVIRONMENT, stdout=out, stderr=out)
-        while not list(workplace.glob("run_iter_*.solverstate")) and running.poll() is None:
-            time.sleep(0.002)
+        wait_until(lambda: any(workplace.glob("run_iter_*.solverstate")))
         victim = next(
             child for child in psutil.Process(running.pid).children() if "train.py" in str(child.cmdline())
         )
         victim.kill()
-        assert running.wait(timeout=100) == 0
+        assert running.wait(timeout=PATIENCE) == 0
     assert "restoring history" in (workplace / "out").read_text()
     for mine, theirs in zip(weights(workplace / "run_iter_90.caffemodel"), whole, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * abs(theirs).max())

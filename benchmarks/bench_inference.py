@@ -102,10 +102,11 @@ def make_runners(files, whole):
     loaded = cv2.dnn.readNetFromCaffe(*files)
     ready["OpenCV 4"], runners["OpenCV 4"] = time.perf_counter() - start, opencv
     ready["exact"], runners["exact"] = 0.0, through(net)
-    for precision in PRECISIONS:
+    for precision, compile in (*((name, False) for name in PRECISIONS), ("float16", True)):
+        name = f"fast {precision}, compiled" if compile else f"fast {precision}"
         start = time.perf_counter()
-        runners[f"fast {precision}"] = through(net.fast(precision))
-        ready[f"fast {precision}"] = time.perf_counter() - start
+        runners[name] = through(net.fast(precision, compile=compile))
+        ready[name] = time.perf_counter() - start
     if whole:
         compiled = through(torch.compile(net))
         start = time.perf_counter()

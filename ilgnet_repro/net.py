@@ -17,6 +17,7 @@ from .graph.node import Graph, Node
 from .graph.sharing import find_owners, show_shape
 from .layers.base import Layer, Shape
 from .layers.fillers import fill
+from .memory import keep_freed_memory
 from .plan import Plan, plan_net
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class CaffeNet(nn.Module):
     ) -> None:
         """Build every layer, and give it ``weights`` or, where these lack it, what its fillers draw."""
         super().__init__()
+        keep_freed_memory()
         self.graph = graph
         self.converted: Any = None  # what a converted file says of itself (convert/load.py)
         self.layers = nn.Module()

@@ -14,6 +14,7 @@ ROOMS = {
     "version": set(),
     "errors": set(),
     "atomic": {"errors"},
+    "memory": set(),
     "schema": set(),
     "formats": {"errors", "atomic", "schema"},
     "graph": {"errors", "schema"},
@@ -24,7 +25,7 @@ ROOMS = {
     "weights": {"errors", "graph", "layers"},
     "plan": {"graph", "layers"},
     # `CaffeNet.fast` imports the room that is built on it when it is called, and only then.
-    "net": {"errors", "schema", "graph", "layers", "plan", "fast"},
+    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "fast"},
     "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "weights"},
 }
 LATER = {  # rooms built on nets; none of them imports the command line
@@ -32,7 +33,7 @@ LATER = {  # rooms built on nets; none of them imports the command line
 }  # fmt: skip
 FORBIDDEN_FOR_LATER = {"cli", "tools"}
 # Torch stays out of what reads files and text, so that it can be used without it.
-WITHOUT_TORCH = ("errors", "atomic", "schema", "formats", "graph", "zoo")
+WITHOUT_TORCH = ("errors", "atomic", "memory", "schema", "formats", "graph", "zoo")
 
 
 def room_of(path: Path) -> str:

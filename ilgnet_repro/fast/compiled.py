@@ -1,4 +1,4 @@
-"""Stretches of elementwise layers, compiled by torch.compile; where that cannot be done, run as they are."""
+"""Elementwise layers and LRN, compiled by torch.compile; where that cannot be done, run as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..layers.base import Layer
 from .conv import Conv
 from .dense import Dense
-from .lrn import LRN
+from .lrn import LRN, CompiledLRN
 from .steps import Step, run_steps
 
 
@@ -46,13 +46,13 @@ def compile_runs(
     tell: Callable[[str], None],
     warm: Callable[[Sequence[Step]], None],
 ) -> tuple[list[Step], float]:
-    """Return the steps with every stretch of elementwise layers compiled, and the seconds it took.
+    """Return the steps with every LRN and stretch of elementwise layers compiled, and the seconds it took.
 
     ``warm`` calls them at each size in use, so that no later call waits.  Without a C++ compiler, or where
     torch cannot compile them, a warning says so and the steps come back as they are.
     """
     joined = _joined(steps, kept)
-    count = sum(isinstance(step.module, Run) for step in joined)
+    count = sum(isinstance(step.module, (Run, LRN)) for step in joined)
     if not count:
         tell("nothing in this net gains by being compiled")
         return list(steps), 0.0
@@ -60,11 +60,8 @@ def compile_runs(
     if shutil.which(compiler) is None:
         return _as_they_are(steps, f"no C++ compiler {compiler!r} on the PATH")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder())
-    runs = []
-    for step in joined:
-        module: Any = torch.compile(step.module) if isinstance(step.module, Run) else step.module
-        runs.append(Step(module, step.bottoms, step.tops))
-    tell(f"compiling {count} stretches of elementwise layers ...")
+    runs = [Step(_compiled(step.module), step.bottoms, step.tops) for step in joined]
+    tell(f"compiling {count} stretches of elementwise layers and LRN ...")
     start = time.perf_counter()
     try:
         warm(runs)
@@ -73,6 +70,12 @@ def compile_runs(
     seconds = time.perf_counter() - start
     tell(f"compiled {count} stretches in {seconds:.1f} s; kept in {cache_folder()}")
     return runs, seconds
+
+
+def _compiled(module: nn.Module) -> Any:
+    if isinstance(module, Run):
+        return torch.compile(module)
+    return CompiledLRN(module) if isinstance(module, LRN) else module
 
 
 def _as_they_are(steps: Sequence[Step], reason: str) -> tuple[list[Step], float]:
@@ -101,7 +104,7 @@ def _joined(steps: Sequence[Step], kept: Collection[str]) -> list[Step]:
 
 
 def _is_worth(module: nn.Module) -> bool:
-    """Whether torch.compile may gain by it; what reads its neighbourhood is slower compiled than as it is."""
+    """Whether a stretch gains by it; what reads its neighbourhood is slower compiled than as it is."""
     if isinstance(module, (Conv, Dense, LRN)):
         return False
     return not (isinstance(module, Layer) and module.node.type in ("Pooling", "Concat", "Slice", "Softmax"))

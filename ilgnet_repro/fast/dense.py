@@ -16,7 +16,7 @@ from ..conversion.precision import WEIGHT, output_axis, reduced_blob
 from ..layers.base import Layer, Shape
 from .quantise import Plane, reduce_rows
 
-SMALLEST_REDUCED = 1 << 20  # weights; a layer of fewer costs no time worth an error
+SMALLEST_REDUCED = 1 << 20  # weights; a layer of as many or fewer costs no time worth an error
 PICTURES_AT_ONCE = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
 FLOAT16_TOP = 15  # the power of two below which every float16 lies, with room for rounding up
 PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve every other

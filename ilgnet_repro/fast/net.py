@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError, IlgnetError
+from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
 from .compiled import compile_runs
-from .memory import keep_freed_memory
 from .precisions import PRECISIONS
 from .steps import Step, folded, per_picture, plan_steps, run_steps
 
@@ -40,8 +40,11 @@ def make_fast(
                 f"net {net.graph.name!r}: blobs of {name} are {blobs[0].dtype} on {blobs[0].device}; "
                 "the fast path takes float32 on the CPU"
             )
-    keep_freed_memory()
-    return FastNet(net, precision, compile, tell or (lambda message: None))
+    before = mapped_pages()
+    fast = FastNet(net, precision, compile, tell or (lambda message: None))
+    hand_back_freed_memory()  # the weights were there in several forms
+    use_large_pages(before)
+    return fast
 
 
 def slice_size() -> int:

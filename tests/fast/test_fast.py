@@ -13,7 +13,6 @@ from small_nets import SMALL_TEXT
 
 from ilgnet_repro.conversion.precision import hold_reduced, reduce_weights
 from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
-from ilgnet_repro.fast import memory
 from ilgnet_repro.fast.dense import Int8Dense
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
@@ -169,23 +168,6 @@ def test_refusals(make, error: type[Exception], message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize(("platform", "told"), [("linux", True), ("darwin", False)])
-def test_only_the_gnu_library_is_told_to_keep_memory(platform: str, told: bool, monkeypatch) -> None:
-    heard: list[tuple[int, int]] = []
-
-    class Library:
-        def mallopt(self, *arguments: int) -> int:
-            heard.append(arguments)
-            return 1
-
-    monkeypatch.setattr(memory.sys, "platform", platform)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
-    assert memory.keep_freed_memory.__wrapped__() is told
-    assert heard == ([(-3, 64 << 20), (-1, 256 << 20)] if told else [])
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # as musl's, which has no mallopt
-    assert memory.keep_freed_memory.__wrapped__() is False
-
-
 def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> None:
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler on this machine")
@@ -193,8 +175,8 @@ def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> No
     heard: list[str] = []
     fast = mixed.fast(compile=True, tell=heard.append)
     assert fast.compile_seconds > 0
-    assert heard[0] == "compiling 2 stretches of elementwise layers ..."
-    assert heard[1] == f"compiled 2 stretches in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
+    assert heard[0] == "compiling 3 stretches of elementwise layers and LRN ..."
+    assert heard[1] == f"compiled 3 stretches in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
     assert any(tmp_path.iterdir())
     data = torch.randn(5, 3, 19, 23, generator=torch.Generator().manual_seed(2))
     assert max(fast.deviation(data=data).values()) < 1e-5

@@ -1,0 +1,149 @@
+"""What the C library and the kernel are told of a net's memory, and that no value changes by it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ilgnet_repro import memory
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 1024 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("platform", "stated", "refused", "heard", "told"),
+    [
+        ("linux", {}, [], [LATE, KEEP], True),
+        ("linux", {}, [LATE], [LATE, EARLY, KEEP], True),
+        ("linux", {}, [LATE, EARLY], [LATE, EARLY], False),
+        ("linux", {"MALLOC_TRIM_THRESHOLD_": "1000"}, [], [], False),
+        ("linux", {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000"}, [], [], False),
+        ("darwin", {}, [], [], False),
+    ],
+    ids=["told", "an older library", "refused", "stated by the user", "a tunable", "another system"],
+)
+def test_only_the_gnu_library_is_told(platform, stated, refused, heard, told, monkeypatch) -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, *arguments: int) -> int:
+            calls.append(arguments)
+            return int(arguments not in refused)
+
+    for name in memory.STATED_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in stated.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
+    assert memory.keep_freed_memory.__wrapped__() is told
+    assert calls == heard
+
+
+def test_a_library_without_the_call_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # as musl's
+    assert memory.keep_freed_memory.__wrapped__() is False
+
+
+# Blobs of 24 MB in a net of two layers; the page faults of five passes once five others have run.
+PASSES = """
+import resource, sys, torch
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
+layer = 'layer { name: "%s" type: "%s" bottom: "%s" top: "%s" }'
+text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 5 dim: 620 dim: 645 } } }'
+text += layer % ("a", "TanH", "x", "a") + layer % ("b", "AbsVal", "a", "b")
+net = CaffeNet(build_graph(parse_net(text), "TEST"))
+x = torch.ones(3, 5, 620, 645)
+def faults(passes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(passes):
+        net(x=x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(5)
+print(faults(5))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is told")
+def test_no_pass_takes_its_memory_from_the_kernel_anew() -> None:
+    def faults(**stated: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if name not in memory.STATED_BY_USER}
+        done = subprocess.run(
+            [sys.executable, "-c", PASSES], cwd=ROOT, env={**clean, **stated}, check=True, capture_output=True
+        )
+        return int(done.stdout)
+
+    as_by_default = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert faults(**as_by_default) > 5 * 2 * 5000  # every page of both blobs in each pass
+    assert faults() < 1000
+
+
+MAPS = """\
+00400000-00a00000 rw-p 00000000 00:00 0 \t\t[heap]
+01100000-01900000 rw-p 00000000 00:00 0
+02000000-02400000 rw-p 00000000 08:01 77 \t\t/weights of a file
+03000000-03400000 r--p 00000000 00:00 0
+04000000-04400000 rw-s 00000000 00:00 0
+05000000-05400000 rw-p 00000000 00:00 0 \t\t[stack]
+06100000-062fffff rw-p 00000000 00:00 0
+"""
+
+
+def test_pages_are_whole_ones_of_the_process_own_memory(monkeypatch, tmp_path) -> None:
+    (tmp_path / "maps").write_text(MAPS)
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "maps")
+    assert memory.mapped_pages() == {2, 3, 4, *(9, 10, 11)}
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "no such system")
+    assert memory.mapped_pages() == set()
+
+
+@pytest.mark.parametrize(
+    ("refused", "moved", "calls"),
+    [(set(), 80, 80), ({(25, 264)}, 78, 80), ({(25, page) for page in range(0, 999, 2)}, 0, 80),
+     ({(14, page) for page in range(0, 999, 2)}, 0, 40)],
+    ids=["all", "one page not", "an older kernel", "no large pages"],
+)  # fmt: skip
+def test_only_new_memory_is_moved_in_unbroken_stretches(refused, moved, calls, monkeypatch) -> None:
+    """96 MiB in a row, 16 of them there before: 48 and 32 are new. The 30 MiB elsewhere are not worth it."""
+    heard: list[tuple[int, int]] = []
+
+    class Library:
+        def madvise(self, start, size, advice) -> int:
+            assert size.value == 2 * MIB
+            heard.append((advice, start.value // MIB))
+            return -1 if heard[-1] in refused else 0
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda *name, **options: Library())
+    monkeypatch.setattr(memory, "mapped_pages", lambda: {*range(100, 148), *range(200, 215)})
+    assert memory.use_large_pages(set(range(124, 132))) == moved * MIB
+    assert len(heard) == calls
+    assert {start for _, start in heard} == {*range(200, 248, 2), *range(264, 296, 2)}
+
+
+def test_nothing_is_done_without_madvise(monkeypatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda *name, **options: object())
+    monkeypatch.setattr(memory, "mapped_pages", lambda: set(range(100)))
+    assert memory.use_large_pages(set()) == 0
+    memory.hand_back_freed_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked for large pages")
+def test_moved_memory_holds_what_it_held() -> None:
+    before = memory.mapped_pages()
+    values = torch.arange(24 * MIB, dtype=torch.int32)  # 96 MiB
+    page = values.data_ptr() // memory.LARGE_PAGE + 1
+    assert page in memory.mapped_pages() - before
+    assert memory.use_large_pages(before) >= 0
+    assert torch.equal(values, torch.arange(24 * MIB, dtype=torch.int32))

@@ -13,7 +13,7 @@ from pathlib import Path
 # at the heap's end is handed back.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED_FROM = 256 << 20
-MAPPED_FROM_AT_MOST = 32 << 20  # in versions before 2.35
+MAPPED_FROM_AT_MOST = 32 << 20  # in older versions
 KEPT = 1 << 30
 STATED_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -28,10 +28,10 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep up to 1 GiB of freed memory; return whether it could be told.
 
     Each blob of a pass is taken and freed again.  By default the GNU C library hands such blocks back to the
-    kernel, which clears them page by page when they are taken next: a quarter of the time of ILGNet's batch of 16,
-    nearly half of that of 48.  It holds for the whole process, and never keeps more than the process had taken at its
-    peak.  Who states one of ``STATED_BY_USER`` in the environment, or puts another allocator in the
-    library's place, keeps that.
+    kernel, which clears them page by page when they are taken next: a quarter of the time of ILGNet's batch
+    of 16, nearly half of that of 48.  It holds for the whole process, and never keeps more than the process
+    had taken at its peak.  Who states one of ``STATED_BY_USER`` in the environment, or puts another allocator
+    in the library's place, keeps that.
     """
     if sys.platform != "linux" or any(name in os.environ for name in STATED_BY_USER):
         return False
@@ -63,11 +63,12 @@ def use_large_pages(before: set[int]) -> int:
     ``WORTH_MOVING`` holds is moved.  A kernel that knows no large pages, or is out of them, leaves the
     memory as it is.
     """
-    madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
+    stretches = [run for run in _stretches(mapped_pages() - before) if len(run) * LARGE_PAGE >= WORTH_MOVING]
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if stretches else None
+    if madvise is None:
+        return 0
     moved = 0
-    for stretch in _stretches(mapped_pages() - before):
-        if madvise is None or len(stretch) * LARGE_PAGE < WORTH_MOVING:
-            continue
+    for stretch in stretches:
         # One by one: in a longer range, a page that holds nothing yet would end it.
         for start in (page * LARGE_PAGE for page in stretch):
             where = (ctypes.c_void_p(start), ctypes.c_size_t(LARGE_PAGE))

@@ -57,9 +57,9 @@ class FastNet(nn.Module):
 
     Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
     weights alone: float32 gives the exact net's numbers but for the order of its sums; float16 and bfloat16
-    halve and int8 quarters what a picture reads. With float16 only the weights lose bits; with the other two
-    the activations and sums of those layers do too.  Layers that treat each picture by itself run on a few pictures at a
-    time, so that their blobs stay in the processor's caches; dense layers on all at once.
+    halve and int8 quarters what a picture reads.  With float16 only the weights lose bits; with the other
+    two the activations and sums of those layers do too.  Layers that treat each picture by itself run on a
+    few pictures at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
     The weights are a copy: later changes to the exact net are not seen.
     """
 

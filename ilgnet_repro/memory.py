@@ -14,7 +14,7 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED_FROM = 256 << 20
 MAPPED_FROM_AT_MOST = 32 << 20  # in older versions
-KEPT = 1 << 30
+KEPT = (2 << 30) - 1  # the most that the call can say; a batch of 48 needs more than half of it
 STATED_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 # mman.h of Linux: let a stretch of memory have large pages, and move it there now (from Linux 6.1 on).
@@ -25,7 +25,7 @@ WORTH_MOVING = 32 << 20  # bytes; weights, not the stack of a thread that was st
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep up to 1 GiB of freed memory; return whether it could be told.
+    """Tell the C library to keep up to 2 GiB of freed memory; return whether it could be told.
 
     Each blob of a pass is taken and freed again.  By default the GNU C library hands such blocks back to the
     kernel, which clears them page by page when they are taken next: a quarter of the time of ILGNet's batch

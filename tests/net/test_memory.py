@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
 
-LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 1024 * MIB)
+LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 2**31 - 1)
 
 
 @pytest.mark.parametrize(

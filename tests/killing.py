@@ -22,9 +22,11 @@ def kill_midway(
     """
     for _ in range(TRIES):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-        wait_until(lambda: process.poll() is not None or is_midway())  # noqa: B023 — called at once
-        process.send_signal(signal.SIGKILL)
-        code = process.wait()
+        try:
+            wait_until(lambda: process.poll() is not None or is_midway())  # noqa: B023 — called at once
+        finally:
+            process.kill()
+            code = process.wait()
         if code == -signal.SIGKILL:
             return
         assert code == 0, f"it failed by itself: exit code {code}"

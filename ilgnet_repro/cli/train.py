@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from ..train.precisions import PRECISIONS
+
 _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
   ilgnet train --solver solver.prototxt --resume latest --patience 5 --keep 3
@@ -35,9 +37,8 @@ def add_parser(subparsers: Any) -> None:
     add("--best-by", metavar="OUTPUT", help="test output to keep the best weights by (default: the accuracy)")
     add("--patience", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
-    precisions = ("float32", "caffe", "float64", "bfloat16", "float16")
     add(
-        "--precision", choices=precisions, default="float32",
+        "--precision", choices=PRECISIONS, default="float32",
         help="default float32, as Caffe; caffe: in the order of its CPU code too, slower",
     )  # fmt: skip
     add(

@@ -1,4 +1,4 @@
-"""LRN over channels in few passes through memory; in one where it may be compiled."""
+"""LRN over channels in few passes through memory; in two where it may be compiled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.base import Layer
@@ -42,7 +43,7 @@ class CompiledLRN(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         x = x.permute(0, 2, 3, 1)
-        padded = torch.nn.functional.pad(x, (self.size // 2, self.size // 2))
+        padded = F.pad(x, (self.size // 2, self.size // 2))
         return (self.divided(padded, self.size, *self.rest).permute(0, 3, 1, 2),)
 
 

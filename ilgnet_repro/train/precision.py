@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import SolverError
 from .caffe_sums import CaffeSums
+from .precisions import PRECISIONS
 
-PRECISIONS = ("float32", "caffe", "float64", "bfloat16", "float16")
 # Small float16 gradients vanish, so the loss is scaled up and the gradients down again.
 _FIRST_SCALE = 2.0**16
 _GROW_AFTER = 2000

@@ -24,7 +24,7 @@ WRONG = BODY[:-1] + b"?"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 40009\n"
 RELEASE = Release("sample", "log", "results/sample.bin", len(BODY), hashlib.sha256(BODY).hexdigest())
 FAST = {"timeout": 30, "tries": 3, "pause": 0.01}
-SILENCE = {"stalls": 1, "mute": 1}  # seconds until a server that says nothing more is given up
+SILENT = {"stalls": {"timeout": 1}, "mute": {"timeout": 1}}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -172,8 +172,7 @@ def no_proxies(monkeypatch):
 
 
 def fetch(server, behaviour, target, release=RELEASE, **options):
-    timeout = SILENCE.get(behaviour, FAST["timeout"])
-    settings = {**FAST, "timeout": timeout, **options}
+    settings = {**FAST, **SILENT.get(behaviour, {}), **options}
     return download(release, target, Options(mirror=f"{server.address}/{behaviour}", **settings))
 
 

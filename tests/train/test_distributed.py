@@ -122,7 +122,7 @@ def test_torchrun_restarts_from_the_last_snapshot(workplace):
     start.insert(start.index("--standalone"), "--max-restarts=2")
     with (workplace / "out").open("w") as out:
         running = subprocess.Popen(start, cwd=workplace, env=ENVIRONMENT, stdout=out, stderr=out)
-        wait_until(lambda: any(workplace.glob("run_iter_*.solverstate")))
+        wait_until(lambda: any(workplace.glob("run_iter_*.solverstate")) or running.poll() is not None)
         victim = next(
             child for child in psutil.Process(running.pid).children() if "train.py" in str(child.cmdline())
         )

@@ -15,7 +15,7 @@ from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
 from .graph.node import Node
 from .graph.shapes import LARGEST_BLOB
-from .layers.base import BlobSpec, Layer, Shape
+from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
 from .loading import drop_fields
 from .schema import caffe_pb2 as pb
@@ -126,8 +126,9 @@ def _audit_layer(
     note = _idle_messages(node)
     layer: Layer | None = None
     try:
-        layer = make_layer(node)
-        if any(name not in shapes for name in node.bottoms):
+        known = all(name in shapes for name in node.bottoms)
+        layer = make_layer(node, [len(shapes[name]) for name in node.bottoms] if known else None)
+        if not known:
             return (
                 LayerAudit(
                     node.name, node.type, (), 0, 0, note="shapes unknown: a layer before it is at fault"
@@ -136,12 +137,12 @@ def _audit_layer(
                 [],
             )
         bottoms = [shapes[name] for name in node.bottoms]
-        tops = layer.input_shapes(given) if layer.is_input else layer.top_shapes(bottoms)
+        made = LayerPlan(layer.input_shapes(given)) if layer.is_input else layer.plan(*bottoms)
+        tops, specs = list(made.tops), list(made.blobs)
         if any(prod(shape) > LARGEST_BLOB for shape in tops):
             raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
-        specs = layer.blob_specs(bottoms)
         parameters = sum(prod(spec.shape) for spec in specs)
-        work = layer.multiply_adds(bottoms, tops)
+        work = made.multiply_adds
         return (
             LayerAudit(node.name, node.type, tuple(tops), parameters, work, note=note, no_onnx=layer.no_onnx),
             specs,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .graph.node import Graph, Node
 from .graph.shapes import infer_shapes
-from .layers.base import BlobSpec, Layer, Shape
+from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
 
 
@@ -27,10 +27,10 @@ def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> P
     given = dict(input_shapes or {})
 
     def rule(node: Node, bottoms: list[Shape]) -> Sequence[Shape]:
-        layer = layers[node.name] = make_layer(node)
-        tops = layer.input_shapes(given) if layer.is_input else layer.top_shapes(bottoms)
-        specs[node.name] = layer.blob_specs(bottoms)
-        return tops
+        layer = layers[node.name] = make_layer(node, [len(shape) for shape in bottoms])
+        made = LayerPlan(layer.input_shapes(given)) if layer.is_input else layer.plan(*bottoms)
+        specs[node.name] = list(made.blobs)
+        return made.tops
 
     shapes = infer_shapes(graph, rule)
     return Plan(layers, shapes, specs)

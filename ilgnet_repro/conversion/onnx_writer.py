@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import IlgnetError
-from ..layers.base import Layer, Shape
+from ..layers.base import Layer, Shape, emit_onnx
 from ..net import CaffeNet
 from ..version import __version__
 from .precision import Reduced, reduced_blob
@@ -129,7 +129,7 @@ class OnnxWriter:
     def add_layer(self, layer: Layer) -> None:
         """Have a layer add its nodes, then give its results the blobs' own names."""
         self._layer, self._first = layer, len(self.graph_nodes)
-        results = layer.onnx(self, [self._known(bottom) for bottom in layer.node.bottoms])
+        results = emit_onnx(layer, self, [self._known(bottom) for bottom in layer.node.bottoms])
         for top, result in zip(layer.node.tops, results, strict=False):
             self.name(result, top)
         self._layer = None

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..graph.sharing import show_shape
-from ..layers.base import Layer, Shape
+from ..layers.base import Layer, Shape, emit_source
 from ..net import CaffeNet
 from .python_format import LINE_LENGTH, format_statement, narrowed
 
@@ -95,7 +95,7 @@ class SourceWriter:
     def add_layer(self, layer: Layer) -> None:
         """Have a layer say its expressions and assign them to the blobs' variables."""
         self._layer = layer
-        expressions = layer.source(self, [self.variable(value) for value in layer.node.bottoms])
+        expressions = emit_source(layer, self, [self.variable(value) for value in layer.node.bottoms])
         tops = [self.variable(value) for value in layer.node.tops]
         if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
             self.body.append(_Statement(tuple(tops), expressions[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,6 +30,15 @@ class BlobSpec:
     filler: pb.FillerParameter | None = None
     learned: bool = True
     any_ones: bool = False
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What a layer makes of bottoms of given shapes: its tops, the blobs it needs, the multiply-adds of one pass."""
+
+    tops: Sequence[Shape]
+    blobs: Sequence[BlobSpec] = ()
+    multiply_adds: int = 0
 
 
 class OnnxGraph(Protocol):
@@ -75,11 +85,45 @@ class SourceCode(Protocol):
         """Return the shape that bottom ``index`` has at export; axis 0 is the batch."""
 
 
+def _nothing_to_set_up(self: Layer, *ranks: int) -> None:
+    """Read the fields to attributes; raise LayerError (by `self.error`) on a value that cannot be honoured."""
+
+
+def _plan_of_older_rules(self: Layer, *bottoms: Shape) -> LayerPlan:
+    """Return the tops' shapes, the blobs and the work for bottoms of these shapes; assigns nothing to the layer.
+
+    Classes that are still made of the older three rules answer by them; by default tops are shaped like bottoms.
+    """
+    tops = self.top_shapes(list(bottoms))
+    return LayerPlan(tops, self.blob_specs(list(bottoms)), self.multiply_adds(list(bottoms), tops))
+
+
+def _takes_ranks(setup: Callable[..., None]) -> bool:
+    return bool(signature(setup).parameters)
+
+
+def _takes_a_list(method: Callable[..., Any]) -> bool:
+    """Whether a class's `onnx` or `source` takes its bottoms as one list, as the older ones do."""
+    *_, last = signature(method).parameters.values()
+    return last.name == "bottoms" and last.kind is last.POSITIONAL_OR_KEYWORD
+
+
+def emit_onnx(layer: Layer, graph: OnnxGraph, bottoms: Sequence[str]) -> list[str]:
+    """Have a layer add its ONNX nodes; return the names of its tops."""
+    return layer.onnx(graph, list(bottoms)) if _takes_a_list(layer.onnx) else layer.onnx(graph, *bottoms)
+
+
+def emit_source(layer: Layer, code: SourceCode, bottoms: Sequence[str]) -> list[str]:
+    """Return a layer's Python expressions, one a top."""
+    return layer.source(code, list(bottoms)) if _takes_a_list(layer.source) else layer.source(code, *bottoms)
+
+
 class Layer(nn.Module):
     """One Caffe layer: parsed and checked when made, given its blobs by the net, then run.
 
-    A subclass sets the class attributes, reads its fields in `setup`, and stands for all four uses:
-    `top_shapes` and `blob_specs` (the shape rule), `forward` (torch), `onnx` and `source`.
+    A subclass sets the class attributes and gives five methods.  `setup` reads the fields once, when the layer is
+    made; it is the only one that assigns to ``self``.  `plan`, `forward`, `onnx` and `source` take the same
+    bottoms: as shapes, tensors, ONNX names and Python expressions.
     """
 
     # The message of LayerParameter that configures it, and the fields of it that are honoured.  Any other
@@ -108,7 +152,12 @@ class Layer(nn.Module):
     no_onnx: str = ""
     no_source: str = ""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
+        """Check the node and read its fields.
+
+        ``ranks`` are its bottoms' numbers of axes; where these are unknown (None), as behind a layer at fault,
+        only counts and the names of fields are checked.
+        """
         super().__init__()
         self.node = node
         self.blob_names: list[str] = []
@@ -121,12 +170,19 @@ class Layer(nn.Module):
         )
         self._check_counts()
         self._check_fields()
-        self.setup()
+        self._set_up(ranks)
+
+    def _set_up(self, ranks: Sequence[int] | None) -> None:
+        if not _takes_ranks(self.setup):
+            self.setup()
+        elif ranks is not None:
+            self.setup(*ranks)
 
     # ------------------------------------------------------------------ what a subclass writes
 
-    def setup(self) -> None:
-        """Read the fields; raise LayerError (by `self.error`) on a value that cannot be honoured."""
+    # Declared like torch's own `forward`, so that each class names its bottoms and mypy accepts the overrides.
+    setup: Callable[..., None] = _nothing_to_set_up
+    plan: Callable[..., LayerPlan] = _plan_of_older_rules
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         """Return the tops' shapes; by default each top is shaped like its bottom."""
@@ -134,7 +190,7 @@ class Layer(nn.Module):
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
         """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
-        own = self.top_shapes([]) if any(top not in given for top in self.node.tops) else []
+        own = self.plan().tops if any(top not in given for top in self.node.tops) else []
         return [given[top] if top in given else own[index] for index, top in enumerate(self.node.tops)]
 
     def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
@@ -149,11 +205,11 @@ class Layer(nn.Module):
         """Compute the tops."""
         raise self.error("has no forward pass here")
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: Any) -> list[str]:
         """Add this layer's ONNX nodes and return the names of its tops."""
         raise self.error(f"cannot be written as ONNX: {self.no_onnx or 'its class says not how'}")
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: Any) -> list[str]:
         """Return one Python expression a top."""
         raise self.error(f"cannot be written as Python: {self.no_source or 'its class says not how'}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from ..errors import LayerError
@@ -47,7 +47,7 @@ class PythonLayer(Layer):
     no_onnx: str = "its class was written without the method onnx"
     no_source: str = "its class was written without the method source"
 
-    def __new__(cls, node: Node) -> PythonLayer:
+    def __new__(cls, node: Node, ranks: Sequence[int] | None = ()) -> PythonLayer:
         """Choose the class that was registered for the node's module and layer."""
         if cls is not PythonLayer:
             return super().__new__(cls)
@@ -61,6 +61,9 @@ class PythonLayer(Layer):
                 "write it in torch and register it by register_python_layer (docs/layers.md)",
             )
         return super().__new__(found)
+
+    def _set_up(self, ranks: Sequence[int] | None) -> None:
+        self.setup()  # as in pycaffe, it takes nothing
 
     @property
     def settings(self) -> dict[str, Value | list[Value]]:

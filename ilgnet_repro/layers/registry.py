@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -44,12 +44,15 @@ def layer_types() -> dict[str, type[Layer]]:
     return dict(sorted(_classes.items()))
 
 
-def make_layer(node: Node) -> Layer:
-    """Make the layer of a node; an unknown type is a LayerError that names the nearest known one."""
+def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
+    """Make the layer of a node whose bottoms have ``ranks`` axes (None: unknown, see `Layer`).
+
+    An unknown type is a LayerError that names the nearest known one.
+    """
     _load_families()
     cls = _classes.get(node.type)
     if cls is None:
         alike = [type_ for type_ in _classes if type_.lower() == node.type.lower()]
         hint = f"did you mean {alike[0]}?" if alike else "register a class for it (docs/layers.md)"
         raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
-    return cls(node)
+    return cls(node, ranks)

@@ -22,6 +22,9 @@ from .schema import caffe_pb2 as pb
 from .weights import Fit, fit_weights
 
 FLOAT_BYTES = 4
+STATE_NOTE = (
+    "its state goes on from pass to pass in Caffe and in the commands; in Python with carry_state=True"
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def _audit_layer(
             raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
         parameters = sum(prod(spec.shape) for spec in specs)
         work = made.multiply_adds
+        if layer.has_state:
+            note = "; ".join(filter(None, (note, STATE_NOTE)))
         return (
             LayerAudit(node.name, node.type, tuple(tops), parameters, work, note=note, no_onnx=layer.no_onnx),
             specs,

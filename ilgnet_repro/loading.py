@@ -53,19 +53,23 @@ def load_net(
     ignore_fields: Iterable[str] = (),
     input_shapes: Mapping[str, Shape] | None = None,
     seed: int | None = None,
+    carry_state: bool = False,
 ) -> CaffeNet:
     """Build a net from a prototxt and, where given, a caffemodel; else its fillers draw the weights.
 
-    ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  Raises ParseError,
+    ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  With ``carry_state`` RNN and LSTM
+    start each pass from the state of the one before it, as in Caffe; `net.reset_state()` forgets it.  Raises ParseError,
     GraphError, LayerError, FormatError or WeightsError, each in one line.
     """
     graph = load_graph(prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields)
     if weights is None:
-        return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed))
+        return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed, carry_state=carry_state))
     model = open_caffemodel(weights)
     specs = plan_net(graph, input_shapes).specs
     arrays = take_weights(specs, model.layers, source=str(weights))
-    return read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed))
+    return read_matrices(
+        CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed, carry_state=carry_state)
+    )
 
 
 def read_matrices(net: CaffeNet) -> CaffeNet:

@@ -47,8 +47,12 @@ class CaffeNet(nn.Module):
         *,
         input_shapes: Mapping[str, Shape] | None = None,
         seed: int | None = None,
+        carry_state: bool = False,
     ) -> None:
-        """Build every layer, and give it ``weights`` or, where these lack it, what its fillers draw."""
+        """Build every layer, and give it ``weights`` or, where these lack it, what its fillers draw.
+
+        ``carry_state``: each pass of RNN and LSTM starts from the state that the pass before it left, as in Caffe.
+        """
         super().__init__()
         keep_freed_memory()
         self.graph = graph
@@ -71,6 +75,8 @@ class CaffeNet(nn.Module):
         self.outputs: tuple[str, ...] = graph.outputs
         self._whole_numbers = self._find_whole_numbers()
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
+        for layer in self.stateful_layers:
+            layer.carry_state = carry_state
 
     # ------------------------------------------------------------------ parameters
 
@@ -135,6 +141,23 @@ class CaffeNet(nn.Module):
         from .fast.net import make_fast
 
         return make_fast(self, precision, compile=compile, tell=tell)
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def stateful_layers(self) -> list[Any]:
+        """The layers (RNN, LSTM) whose state Caffe carries from pass to pass."""
+        return [layer for _, layer in self._sequence if layer.has_state]
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether a pass starts from the state that the pass before it left."""
+        return any(layer.carry_state for layer in self.stateful_layers)
+
+    def reset_state(self) -> None:
+        """Start the next pass of RNN and LSTM layers from zeros."""
+        for layer in self.stateful_layers:
+            layer.reset_state()
 
     # ------------------------------------------------------------------ running
 

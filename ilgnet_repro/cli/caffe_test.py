@@ -92,7 +92,8 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     log_net(log, graph, args.level, stages)
     arrays = read_arrays(args.arrays) if args.arrays else None
     feed = TestFeed(graph, find_root(graph, args.model), arrays, shapes=read_shapes(args.shape))
-    net = load_net(args.model, args.weights or None, input_shapes=feed.shapes(), **state).to(device)
+    net = load_net(args.model, args.weights or None, input_shapes=feed.shapes(), carry_state=True, **state)
+    net = net.to(device)
     log_built(log, graph)
     return net, feed
 

@@ -79,6 +79,12 @@ def _convert(
     arrays = take_weights(plan.specs, model.layers, source=str(source))
     _check_folder(folder, source, to)
     extra_layers = fit_weights(plan.specs, model.layers).extra
+    for layer in plan.layers.values():
+        if layer.has_state:
+            notes.append(
+                f"{layer.node.name} ({layer.node.type}): Caffe carries its state from pass to pass; what is written "
+                "starts each pass from zeros (a safetensors file can be loaded with carry_state=True)"
+            )
     unfolded = None
     if options.fold:
         unfolded = read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes))

@@ -33,11 +33,11 @@ class Converted:
     source: dict[str, Any]
 
 
-def load(path: str | os.PathLike[str]) -> CaffeNet:
+def load(path: str | os.PathLike[str], *, carry_state: bool = False) -> CaffeNet:
     """Return the net of a file that `convert` wrote; its weights are mapped from it, not copied.
 
-    ``net.converted`` holds the preprocessing and provenance.  Raises FormatError if the file is another
-    one's, WeightsError if its tensors do not fit its net.
+    ``net.converted`` holds the preprocessing and provenance.  ``carry_state`` is that of `load_net`.
+    Raises FormatError if the file is another one's, WeightsError if its tensors do not fit its net.
     """
     file = open_safetensors(path)
     if "caffe.net" not in file.metadata:
@@ -53,7 +53,8 @@ def load(path: str | os.PathLike[str]) -> CaffeNet:
             f"{path}: its metadata are not as `ilgnet convert` writes them ({error})"
         ) from error
     graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase)
-    net = CaffeNet(graph, _arrays(file, plan_net(graph, shapes).specs, graph), input_shapes=shapes)
+    arrays = _arrays(file, plan_net(graph, shapes).specs, graph)
+    net = CaffeNet(graph, arrays, input_shapes=shapes, carry_state=carry_state)
     for node in graph:
         if _is_reduced(file, node):
             hold_reduced(net.layer(node.name), _reduced(file, node))

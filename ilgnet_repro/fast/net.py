@@ -34,6 +34,11 @@ def make_fast(
         raise GraphError(
             f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"
         )
+    if net.carries_state:
+        raise GraphError(
+            f"net {net.graph.name!r} was loaded with carry_state; a fast net starts each pass of RNN and LSTM "
+            "from zeros; load it without, or run the exact net"
+        )
     for name, blobs in net.params.items():
         if any(blob.device.type != "cpu" or blob.dtype != torch.float32 for blob in blobs):
             raise GraphError(
@@ -60,7 +65,7 @@ class FastNet(nn.Module):
     halve and int8 quarters what a picture reads.  With float16 only the weights lose bits; with the other
     two the activations and sums of those layers do too.  Layers that treat each picture by itself run on a
     few pictures at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
-    The weights are a copy: later changes to the exact net are not seen.
+    The weights are a copy: later changes to the exact net are not seen.  RNN and LSTM start each pass from zeros.
     """
 
     exact: CaffeNet

@@ -146,6 +146,8 @@ class Layer(nn.Module):
     is_input: ClassVar[bool] = False
     # The tops' sizes depend on values; `top_shapes` gives the most they can be.
     shaped_by_values: ClassVar[bool] = False
+    # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.
+    has_state: bool = False
     # Whether Caffe has a backward pass for it.
     has_gradient: ClassVar[bool] = True
     # Why ONNX or plain Python cannot express it; empty where it can.

@@ -45,15 +45,21 @@ def with_states(top, states):
     return (top, *(state[None] for state in states))
 
 
+def _usable(kept: Tensor) -> Tensor:
+    """Copy what an inference-mode pass left, which autograd cannot read."""
+    return kept.clone() if kept.is_inference() and not torch.is_inference_mode_enabled() else kept
+
+
 # ---------------------------------------------------------------------- layers
 
 
 class _Recurrent(Layer):
     """Bottoms: values T×N×…, marks T×N, a static input N×… where given, and with `expose_hidden` the state.
 
-    Caffe keeps the last state of one pass as the first of the next unless it is exposed.  Here a pass starts
-    from zeros, so that a net is a function of its inputs; set ``carry_state`` for Caffe's way, and call
-    `reset_state` to forget.  ONNX and written source start from zeros.
+    Caffe's `RecurrentLayer` copies the last state of one pass to the first of the next unless the state is
+    exposed; the marks of step 0 decide whether it is used.  The commands do so.  In Python a net is a function
+    of its inputs, and a pass starts from zeros, unless it was loaded with ``carry_state=True``; `reset_state`
+    starts the next pass from zeros.  ONNX, written source and fast nets start each pass from zeros.
     """
 
     message = "recurrent_param"
@@ -67,7 +73,7 @@ class _Recurrent(Layer):
     run: ClassVar[Callable[..., tuple[Tensor, tuple[Tensor, ...]]]]
     # The same step in ONNX: operator, inputs, outputs, attributes; from `h`, `c` to `h'`, `c'` and `o`.
     step_onnx: ClassVar[tuple[tuple[str, str, str, dict[str, Any]], ...]]
-    carry_state = False
+    carry_state = False  # set by the net
 
     def setup(self) -> None:
         self.outputs: int = self.param.num_output
@@ -81,11 +87,19 @@ class _Recurrent(Layer):
                 f"(one more with a static input) and {1 + self.exposed} tops"
             )
         self.has_static = bottoms == 3 + self.exposed
-        self.reset_state()
+        self.has_state = not self.exposed
+        # The state moves with the net (`to`, `half`) and is no part of its weights.
+        for name in self._kept_names:
+            self.register_buffer(name, None, persistent=False)
+
+    @property
+    def _kept_names(self) -> tuple[str, ...]:
+        return ("last_h", "last_c")[: self.states]
 
     def reset_state(self) -> None:
         """Start the next pass from zeros."""
-        self._state: tuple[Tensor, ...] | None = None
+        for name in self._kept_names:
+            setattr(self, name, None)
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         x, cont, *others = bottoms
@@ -126,10 +140,20 @@ class _Recurrent(Layer):
     def _first_state(self, x: Tensor, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if given:
             return tuple(state[0] for state in given)
-        kept = self._state
-        if self.carry_state and kept is not None and len(kept[0]) == x.shape[1]:
-            return tuple(state.to(x) for state in kept)
+        kept = [getattr(self, name) for name in self._kept_names]
+        # As Caffe's blobs: more streams than ever before take new memory, which is zero; fewer read the first.
+        if self.carry_state and kept[0] is not None and len(kept[0]) >= x.shape[1]:
+            return tuple(_usable(state[: x.shape[1]]).to(x) for state in kept)
         return (x.new_zeros(x.shape[1], self.outputs),) * self.states
+
+    def _keep_state(self, state: Sequence[Tensor]) -> None:
+        """Keep the last state; what a pass of more streams left in the later rows stays, as in Caffe's memory."""
+        for name, value in zip(self._kept_names, state, strict=True):
+            kept = getattr(self, name)
+            value = value.detach()
+            if kept is not None and len(kept) > len(value):
+                value = torch.cat([value, _usable(kept[len(value) :]).to(value)])
+            setattr(self, name, value)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         x, cont, *others = bottoms
@@ -138,8 +162,8 @@ class _Recurrent(Layer):
             inputs = inputs + others[0].flatten(1) @ self.blob("static_weight").T
         first = self._first_state(x, others[self.has_static :])
         top, state = type(self).run(inputs, cont, first, *(self.blob(name) for name in self._step_blobs))
-        if self.carry_state:
-            self._state = tuple(value.detach() for value in state)
+        if self.carry_state and self.has_state:
+            self._keep_state(state)
         return with_states(top, state[: self.exposed])
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:

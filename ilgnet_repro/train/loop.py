@@ -16,7 +16,7 @@ from ..formats.prototxt import format_message
 from ..net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
-from .nets import build_net, learnables
+from .nets import build_net, check_splitting, learnables
 from .observe import Forward, Observer, Output, Updated
 from .precision import Precision
 from .signals import Requests
@@ -105,6 +105,7 @@ class Trainer:
         strange: list[str] = []
         files = [settings.root / file for file in settings.weights]
         net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=strange.append)
+        check_splitting(net, group.world, pieces)
         self.net = net.to(self.device, self.precision.dtype)
         self.tell_outputs(self.net)
         for file in settings.weights:
@@ -137,6 +138,12 @@ class Trainer:
         self.iteration, self.current_step = self.group.same((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
         self.tell("restored", "SGDSolver: restoring history")
+        for net in (self.net, *self.tester.nets):
+            net.reset_state()
+        for layer in self.net.stateful_layers:
+            self.tell(
+                "restored", f"{layer.node.name}: a snapshot holds no state; it starts from zeros, as in Caffe"
+            )
 
     def solve(self) -> None:
         """Run to `max_iter`, or to a request to stop, with tests and snapshots on the way."""

@@ -51,7 +51,20 @@ def build_net(
     arrays = trained_arrays(plan_net(graph, shapes).specs, weights, note)
     # The files are mapped into memory: training must not write there.
     own = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
-    return read_matrices(CaffeNet(graph, own, input_shapes=shapes, seed=seed))
+    return read_matrices(CaffeNet(graph, own, input_shapes=shapes, seed=seed, carry_state=True))
+
+
+def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
+    """Refuse to split the batches of a net with RNN or LSTM: a step needs the state that the step before it left.
+
+    Raises LayerError, which names the layer.
+    """
+    for what, count in (("processes", processes), ("passes (accumulate)", passes)):
+        if count > 1 and net.stateful_layers:
+            raise net.stateful_layers[0].error(
+                f"carries its state from step to step and from pass to pass, so {count} {what} cannot share its "
+                "batches; use one"
+            )
 
 
 def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -> CaffeNet:
@@ -69,7 +82,7 @@ def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -
                 f"layer {name} differs in the train net and a test net; give its blobs the same shapes"
             )
     values = {name: [blob.detach().cpu().float().numpy() for blob in blobs] for name, blobs in shared.items()}
-    net = read_matrices(CaffeNet(graph, values, input_shapes=shapes, seed=0))
+    net = read_matrices(CaffeNet(graph, values, input_shapes=shapes, seed=0, carry_state=True))
     for name, blobs in shared.items():
         layer = net.layer(name)
         for blob_name, blob in zip(layer.blob_names, blobs, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..feeding.feed import Feed
 from ..net import CaffeNet
-from .nets import build_test_net
+from .nets import build_test_net, check_splitting
 from .observe import Output, Test
 from .solver import net_text
 
@@ -37,6 +37,7 @@ class Tester:
                     trainer.device, trainer.precision.dtype
                 )
             )
+            check_splitting(self.nets[-1], trainer.group.world)
             self._feeds.append(feed)
             trainer.tell_outputs(self.nets[-1])
             for file in settings.weights:

@@ -285,3 +285,49 @@ def test_time(golden, monkeypatch, capsys) -> None:
     assert len(re.findall(r"Iteration: \d forward-backward time: \S+ ms\.", printed.err)) == 3
     assert main(["caffe", "time", "-model", "tiny.prototxt", "-iterations", "0"]) == 1
     assert "iterations 0: must be 1 or more" in capsys.readouterr().err
+
+
+def test_commands_carry_the_state_of_an_lstm(tmp_path, monkeypatch, capsys):
+    """A sequence read in three passes has the losses it has in one, as in Caffe: testing and training."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(6)
+    marks = np.ones((15, 2), np.float32)
+    marks[0] = 0
+    with h5py.File("seq.h5", "w") as file:
+        file["data"] = rng.standard_normal((15, 2, 4)).astype(np.float32)
+        file["cont"] = marks
+        file["label"] = rng.integers(0, 3, (15, 2)).astype(np.float32)
+    Path("list.txt").write_text("seq.h5\n")
+    for steps in (5, 15):
+        Path(f"net{steps}.prototxt").write_text(
+            'layer { name: "data" type: "HDF5Data" top: "data" top: "cont" top: "label" '
+            f'hdf5_data_param {{ source: "list.txt" batch_size: {steps} }} }}'
+            'layer { name: "rnn" type: "LSTM" bottom: "data" bottom: "cont" top: "h" recurrent_param { num_output: 6 '
+            'weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }'
+            'layer { name: "ip" type: "InnerProduct" bottom: "h" top: "s" inner_product_param { num_output: 3 axis: 2 '
+            'weight_filler { type: "xavier" } } }'
+            'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "s" bottom: "label" top: "loss" '
+            "softmax_param { axis: 2 } }"
+        )
+        Path(f"solver{steps}.prototxt").write_text(
+            f'net: "net{steps}.prototxt" base_lr: 0 lr_policy: "fixed" max_iter: 3 display: 1 random_seed: 1 '
+            'snapshot_prefix: "out" solver_mode: CPU'
+        )
+    assert main(["caffe", "train", "-solver", "solver5.prototxt"]) == 0
+    trained = [float(x) for x in re.findall(r"Iteration \d \(?.*loss = ([\d.]+)", capsys.readouterr().err)][
+        :3
+    ]
+    found = {}
+    for steps, passes in ((5, 3), (15, 1)):
+        flags = [
+            "-model",
+            f"net{steps}.prototxt",
+            "-weights",
+            "out_iter_3.caffemodel",
+            "-iterations",
+            str(passes),
+        ]
+        assert main(["caffe", "test", *flags, "-json"]) == 0
+        found[steps] = [row[0] for row in json.loads(capsys.readouterr().out)["batches"]["loss"]]
+    assert np.mean(found[5]) == pytest.approx(found[15][0], abs=2e-6)
+    assert trained == pytest.approx(found[5], abs=1e-5)

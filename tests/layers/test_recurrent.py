@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from one_layer import assert_all_uses, build, draw, run, run_onnx, run_source
+from one_layer import assert_all_uses, build, draw, layer_text, run, run_onnx, run_source
 
-from ilgnet_repro.errors import LayerError
+from ilgnet_repro.audit import STATE_NOTE, audit
+from ilgnet_repro.conversion.convert import convert
+from ilgnet_repro.conversion.load import load
+from ilgnet_repro.errors import GraphError, LayerError
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.layers.recurrent import LSTM, RNN
+from ilgnet_repro.loading import load_net
+from ilgnet_repro.train.nets import check_splitting
 
 STEPS, STREAMS, OUTPUTS = 5, 3, 4
 FILLERS = 'weight_filler { type: "gaussian" std: 0.4 } bias_filler { type: "gaussian" std: 0.2 }'
@@ -93,6 +102,135 @@ def test_state_is_carried_on_request_only(type_):
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
     layer.reset_state()
     np.testing.assert_allclose(run(net, chunks[0])[0], first, rtol=1e-4, atol=1e-5)
+
+
+PARAMS = f"recurrent_param {{ num_output: {OUTPUTS} {FILLERS} }}"
+
+
+def recurrent_net(type_, streams=STREAMS, phase="TEST", **options):
+    text = layer_text(type_, [(2, streams, 6), (2, streams)], PARAMS)
+    return load_net(parse_net(text), phase=phase, seed=3, **options)
+
+
+def feed(net, x, cont):
+    """One pass, outside inference mode and with gradients."""
+    return net({"in0": torch.from_numpy(x), "in1": torch.from_numpy(cont)})["top0"]
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("type_", ["RNN", "LSTM"])
+def test_loaded_with_carry_state(type_, phase):
+    """Caffe's way: three passes of 2 steps are one of 6, whatever the marks say; each has its own graph."""
+    net = recurrent_net(type_, phase=phase, carry_state=True)
+    assert net.carries_state and [layer.node.name for layer in net.stateful_layers] == ["op"]
+    x, cont = draw(1, 6, STREAMS, 6), marks(2, 6)
+    cont[2], cont[4, 1] = 1, 0  # the first step of a later pass: used in one stream, forgotten in another
+    (whole,) = slow(net, x, cont)
+    for start in (0, 2, 4):
+        top = feed(net, x[start : start + 2], cont[start : start + 2])
+        np.testing.assert_allclose(top.detach(), whole[start : start + 2], rtol=1e-4, atol=1e-5)
+        top.sum().backward()  # would fail if the state still held the graph of the pass before
+    net.reset_state()
+    np.testing.assert_allclose(feed(net, x[:2], cont[:2]).detach(), whole[:2], rtol=1e-4, atol=1e-5)
+    assert not any("last" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize("type_", ["RNN", "LSTM"])
+def test_state_for_other_numbers_of_streams(type_):
+    """Caffe's memory: fewer streams read the first of the state, more than ever before start from zeros."""
+    net = recurrent_net(type_, carry_state=True)
+    x, cont = draw(1, 8, 5, 6), np.ones((8, 5), np.float32)
+
+    def check(steps, streams, wanted):
+        found = feed(net, x[steps : steps + 2, :streams], cont[:2, :streams]).detach()
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+    (whole,) = slow(net, x[:, :STREAMS], cont[:, :STREAMS])
+    check(0, STREAMS, whole[:2])
+    check(2, 2, whole[2:4, :2])
+    # Streams 0 and 1 have seen steps 0 to 3; stream 2's state is that of the first pass.
+    (third,) = slow(net, x[[0, 1, 4, 5], 2:3], cont[:4, 2:3])
+    check(4, STREAMS, np.concatenate([whole[4:6, :2], third[2:]], axis=1))
+    (anew,) = slow(net, x[6:], cont[6:])
+    check(6, 5, anew)
+
+
+@pytest.mark.parametrize("type_", ["RNN", "LSTM"])
+def test_state_lives_with_the_net(type_):
+    """A copy has a state of its own; a state left by inference mode serves training; half keeps it."""
+    net = recurrent_net(type_, carry_state=True)
+    x, cont = draw(1, 4, STREAMS, 6), np.ones((4, STREAMS), np.float32)
+    (whole,) = slow(net, x, cont)
+    with torch.inference_mode():
+        feed(net, x[:2], cont[:2])
+    twin = copy.deepcopy(net)
+    for one in (net, twin):
+        top = feed(one, x[2:], cont[2:])
+        np.testing.assert_allclose(top.detach(), whole[2:], rtol=1e-4, atol=1e-5)
+        top.sum().backward()
+    for buffer in net.bfloat16().layers.op.buffers():
+        assert buffer.dtype == torch.bfloat16
+
+
+def test_exposed_state_is_never_carried():
+    params = f"recurrent_param {{ num_output: {OUTPUTS} expose_hidden: true {FILLERS} }}"
+    shapes = [(2, STREAMS, 6), (2, STREAMS), (1, STREAMS, OUTPUTS)]
+    net = load_net(parse_net(layer_text("RNN", shapes, params, tops=2)), seed=3, carry_state=True)
+    assert not net.stateful_layers and not net.carries_state
+    arrays = [draw(1, *shapes[0]), np.ones(shapes[1], np.float32), draw(2, *shapes[2])]
+    expected = slow(net, arrays[0], arrays[1], states=arrays[2:])
+    for _ in range(2):
+        for found, wanted in zip(run(net, arrays), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_no_fast_net_of_a_net_that_carries_its_state():
+    with pytest.raises(
+        GraphError, match="was loaded with carry_state; a fast net starts each pass of RNN and LSTM"
+    ):
+        recurrent_net("LSTM", carry_state=True).fast()
+    net = recurrent_net("LSTM")
+    x, cont = draw(1, 2, STREAMS, 6), np.ones((2, STREAMS), np.float32)
+    (expected,) = slow(net, x, cont)
+    fast = net.fast()
+    for _ in range(2):
+        np.testing.assert_allclose(feed(fast, x, cont), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_audit_says_that_the_state_goes_on():
+    found = audit(parse_net(layer_text("LSTM", [(2, 3, 6), (2, 3)], PARAMS)))
+    assert [row.note for row in found.layers if row.type == "LSTM"] == [STATE_NOTE]
+
+
+def test_convert_says_that_files_start_from_zeros(tmp_path):
+    net = recurrent_net("LSTM")
+    text = layer_text("LSTM", [(2, STREAMS, 6), (2, STREAMS)], PARAMS)
+    (tmp_path / "x.prototxt").write_text(text)
+    blobs = {name: [blob.detach().numpy() for blob in own] for name, own in net.params.items()}
+    write_caffemodel(tmp_path / "x.caffemodel", parse_net(text), blobs)
+    report = convert(tmp_path / "x.caffemodel")
+    assert (
+        "op (LSTM): Caffe carries its state from pass to pass; what is written starts each pass from zeros "
+        "(a safetensors file can be loaded with carry_state=True)"
+    ) in report.notes
+    x, cont = draw(1, 4, STREAMS, 6), np.ones((4, STREAMS), np.float32)
+    (whole,), (second,) = slow(net, x, cont), slow(net, x[2:], cont[2:])
+    for carry_state, wanted in ((True, whole[2:]), (False, second)):
+        loaded = load(tmp_path / "x.safetensors", carry_state=carry_state)
+        feed(loaded, x[:2], cont[:2])
+        np.testing.assert_allclose(feed(loaded, x[2:], cont[2:]).detach(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_steps_are_not_split():
+    net = recurrent_net("LSTM", phase="TRAIN")
+    check_splitting(net, 1, 1)
+    for processes, passes, what in ((2, 1, "2 processes"), (1, 3, "3 passes (accumulate)")):
+        with pytest.raises(LayerError) as caught:
+            check_splitting(net, processes, passes)
+        assert str(caught.value) == (
+            f"op (LSTM): carries its state from step to step and from pass to pass, so {what} cannot share its "
+            "batches; use one"
+        )
 
 
 def test_multiply_adds_count_every_product_once():

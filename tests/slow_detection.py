@@ -135,8 +135,30 @@ def detect(loc, conf, priors, *, classes, background=0, shared=True, code_type="
     return np.array(rows, F32)[None, None]
 
 
-def propose(scores, deltas, info, anchors, *, stride, top_n, threshold, min_size):
-    """Faster R-CNN's regions and their scores."""
+def unstable_sort(entries, count):
+    """PVANet's `sort_box`: rows by falling score, the rows of one score in the order its swaps leave them."""
+
+    def sort(start, end):
+        pivot, left, right = entries[start][0], start + 1, end
+        while left <= right:
+            while left <= end and entries[left][0] >= pivot:
+                left += 1
+            while right > start and entries[right][0] <= pivot:
+                right -= 1
+            if left <= right:
+                entries[left], entries[right] = entries[right], entries[left]
+                left, right = left + 1, right - 1
+        entries[start], entries[right] = entries[right], entries[start]
+        if start < right - 1:
+            sort(start, right - 1)
+        if right + 1 < min(count, end):
+            sort(right + 1, end)
+
+    sort(0, len(entries) - 1)
+
+
+def propose(scores, deltas, info, anchors, *, stride, top_n, threshold, min_size, keep_small=False):
+    """Faster R-CNN's regions and their scores; with ``keep_small`` PVANet's (four values of ``info``) or R-FCN's."""
     height, width = scores.shape[2:]
     found = []
     for y, x in np.ndindex(height, width):
@@ -149,12 +171,18 @@ def propose(scores, deltas, info, anchors, *, stride, top_n, threshold, min_size
             box = [centre_x - reach_x, centre_y - reach_y, centre_x + reach_x, centre_y + reach_y]
             limits = [info[1] - 1, info[0] - 1] * 2
             box = [min(max(edge, 0), limit) for edge, limit in zip(box, limits, strict=True)]
-            if min(box[2] - box[0] + 1, box[3] - box[1] + 1) >= min_size * info[2]:
-                found.append((scores[0, len(anchors) + index, y, x], box))
-    found = sorted(found, key=lambda entry: -entry[0])[: top_n[0]]
+            large = box[2] - box[0] + 1 >= min_size * info[-1] and box[3] - box[1] + 1 >= min_size * info[2]
+            if large or keep_small:
+                found.append((scores[0, len(anchors) + index, y, x] if large else 0, box))
+    if len(info) == 4:
+        unstable_sort(found, top_n[0])
+    else:
+        found.sort(key=lambda entry: -entry[0])
+    found = found[: top_n[0]]
     kept = suppress([box for _, box in found], [score for score, _ in found], threshold, pixel=1)[: top_n[1]]
-    regions = [[0, *found[index][1]] for index in kept]
-    return np.array(regions, F32).reshape(-1, 5), np.array([[found[i][0]] for i in kept], F32).reshape(-1, 1)
+    regions = np.array([[0, *found[index][1]] for index in kept], F32).reshape(-1, 5)
+    found_scores = np.array([found[index][0] for index in kept], F32)
+    return regions, found_scores if keep_small else found_scores[:, None]
 
 
 def prior_boxes(feature, picture, sizes, variance, step=None, offset=0.5, clip=False):

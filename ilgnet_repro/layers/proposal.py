@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -18,27 +18,34 @@ from .registry import register
 
 @dataclass(frozen=True)
 class Rules:
-    """How offsets become regions; sizes in pixels, ``top_n`` regions before and after suppression."""
+    """How offsets become regions; sizes in pixels, ``top_n`` regions before and after suppression.
+
+    Regions smaller than ``min_size`` are left out or, with ``keep_small``, get score 0 and stay.
+    """
 
     anchors: tuple[tuple[float, ...], ...]
     feat_stride: int
     top_n: tuple[int, int]
     nms_threshold: float = 0.7
     min_size: float = 16
+    keep_small: bool = False
 
 
 def make_anchors(
-    base_size: int, ratios: Sequence[float], scales: Sequence[float]
+    base_size: int,
+    ratios: Sequence[float],
+    scales: Sequence[float],
+    rounded: Callable[[float], float] = np.round,
 ) -> tuple[tuple[float, ...], ...]:
     """Return corners x1, y1, x2, y2 around a cell: each ratio (height / width) at each scale.
 
-    Widths and heights are rounded before they are scaled, as in Faster R-CNN's `generate_anchors`.
+    Widths and heights are ``rounded`` before they are scaled, as in Faster R-CNN's `generate_anchors`.
     """
     centre = (base_size - 1) / 2
     anchors = []
     for ratio in ratios:
-        width = np.round(np.sqrt(base_size**2 / ratio))
-        height = np.round(width * ratio)
+        width = rounded(np.sqrt(base_size**2 / ratio))
+        height = rounded(width * ratio)
         for scale in scales:
             reach_x, reach_y = (width * scale - 1) / 2, (height * scale - 1) / 2
             anchors.append((centre - reach_x, centre - reach_y, centre + reach_x, centre + reach_y))
@@ -48,8 +55,45 @@ def make_anchors(
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def propose(scores, deltas, im_info, *, anchors, feat_stride, top_n, nms_threshold, min_size):
-    """Regions (0, x1, y1, x2, y2) and their scores, best first; ``top_n`` before and after suppression."""
+def quicksort_order(score, count):
+    """The order in which PVANet's `sort_box` puts scores, right in the first ``count``; it is not stable.
+
+    Each part is split at its first score: smaller ones from the left change places with greater ones from the right.
+    """
+    values, order = score.clone(), torch.arange(len(score), device=score.device)
+    parts = [(0, len(score) - 1)]
+    while parts:
+        start, end = parts.pop()
+        if start >= end or bool((values[start : end + 1] == values[start]).all()):
+            continue
+        rest, pivot = values[start + 1 : end + 1], values[start].item()
+        small = (rest < pivot).nonzero()[:, 0] + start + 1
+        great = (rest > pivot).nonzero()[:, 0].flip(0) + start + 1
+        paired = min(len(small), len(great))
+        swaps = int((small[:paired] < great[:paired]).sum())
+        left, right = small[:swaps], great[:swaps]
+        moved = torch.cat([right, left])
+        for row in (values, order):
+            row[torch.cat([left, right])] = row[moved]
+        # Where the search from the right ends: at the next greater score, a place of an earlier swap, or the start.
+        last = start
+        if swaps:
+            last = int(left[-1])
+            if last + 1 > int(right[-1]) - 1:  # the two searches have met
+                last = int(right[-1]) - 1
+        if len(great) > swaps and int(great[swaps]) > last:
+            last = int(great[swaps])
+        for row in (values, order):
+            row[[start, last]] = row[[last, start]]
+        parts += [(start, last - 1), *([(last + 1, end)] if last + 1 < count else [])]
+    return order
+
+
+def propose(scores, deltas, im_info, *, anchors, feat_stride, top_n, nms_threshold, min_size, keep_small):
+    """Regions (0, x1, y1, x2, y2) and their scores, best first; ``top_n`` before and after suppression.
+
+    ``im_info`` holds the image's height, width and scale; with ``keep_small`` it may hold the scale of either axis.
+    """
     height, width = scores.shape[2:]
     score = scores[0, len(anchors) :].permute(1, 2, 0).reshape(-1)
     starts = [torch.arange(cells, device=scores.device) * feat_stride for cells in (height, width)]
@@ -59,27 +103,36 @@ def propose(scores, deltas, im_info, *, anchors, feat_stride, top_n, nms_thresho
     size = high - low + 1
     move, grow = deltas[0].permute(1, 2, 0).reshape(-1, 4).chunk(2, 1)
     centre, reach = move * size + low + 0.5 * size, 0.5 * grow.exp() * size
-    rows, columns, scale = im_info.flatten()[:3]
+    rows, columns, *scales = im_info.flatten()[: 4 if keep_small else 3]
+    least = min_size * torch.stack([scales[-1], scales[0]])
     edge = torch.stack([columns, rows]) - 1
     low, high = [torch.minimum(corner, edge).clamp(min=0) for corner in (centre - reach, centre + reach)]
-    large = (high - low + 1 >= min_size * scale).all(1)
-    boxes, score = torch.cat([low, high], 1)[large], score[large]
-    score, order = score.sort(descending=True, stable=True)
-    score, boxes = score[: top_n[0]], boxes[order[: top_n[0]]]
+    boxes, large = torch.cat([low, high], 1), (high - low + 1 >= least).all(1)
+    if keep_small:
+        score = torch.where(large, score, 0)
+    else:
+        boxes, score = boxes[large], score[large]
+    sorted_score, order = score.sort(descending=True, stable=True)
+    first = sorted_score[: top_n[0] + 1]
+    if keep_small and len(scales) == 2 and bool((first[1:] == first[:-1]).any()):  # PVANet's layer
+        order = quicksort_order(score, top_n[0])
+    order = order[: top_n[0]]
+    score, boxes = score[order], boxes[order]
     kept = greedy_nms(boxes.cpu(), nms_threshold, pixel=1.0, limit=top_n[1]).to(boxes.device)
-    return torch.cat([torch.zeros_like(boxes[kept, :1]), boxes[kept]], 1), score[kept, None]
+    score = score[kept] if keep_small else score[kept, None]
+    return torch.cat([torch.zeros_like(boxes[kept, :1]), boxes[kept]], 1), score
 
 
-propose.uses = (greedy_nms,)  # type: ignore[attr-defined]
+propose.uses = (greedy_nms, quicksort_order)  # type: ignore[attr-defined]
 
 # ---------------------------------------------------------------------- layers
 
 
 class _Proposals(Layer):
-    """Bottoms: scores 1×2A×H×W (foreground last), offsets 1×4A×H×W, and the picture's height, width, scale.
+    """Bottoms: scores 1×2A×H×W (foreground last), offsets 1×4A×H×W, and the image's height, width, scale.
 
-    Tops: regions R×5 and, where named, their scores R×1.  R is known only once the net runs: the shape rule
-    gives the most it can be.
+    Tops: regions R×5 and, where named, their scores (R×1, or R with `keep_small`).  R is known only once
+    the net runs: the shape rule gives the most it can be.
     """
 
     bottom_count: ClassVar[tuple[int, int | None]] = (3, 3)
@@ -101,7 +154,7 @@ class _Proposals(Layer):
         if int(np.prod(info)) < 3:
             raise self.error(f"the third bottom {list(info)} must hold a picture's height, width and scale")
         most = min(count * scores[2] * scores[3], *self.rules.top_n)
-        tops: list[Shape] = [(most, 5), (most, 1)]
+        tops: list[Shape] = [(most, 5), (most,) if self.rules.keep_small else (most, 1)]
         return tops[: len(self.node.tops)]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -148,15 +201,20 @@ class _Proposals(Layer):
         low, high = (
             node("Max", node("Min", node(op, centre, reach), edge), numbers(0)) for op in ("Sub", "Add")
         )
-        least = node("Mul", node("Gather", facts, integers(2)), numbers(rules.min_size))
+        both = rules.keep_small and int(np.prod(graph.shape(info))) > 3
+        scales = node("Gather", facts, integers(3, 2) if both else integers(2))  # of x and y
+        least = node("Mul", scales, numbers(rules.min_size))
         enough = node("GreaterOrEqual", node("Add", node("Sub", high, low), numbers(1)), least)
         enough = node("Cast", enough, to=TensorProto.FLOAT)
         large = node("Cast", node("ReduceMin", enough, integers(1), keepdims=0), to=TensorProto.BOOL)
-        boxes = node("Compress", node("Concat", low, high, axis=1), large, axis=0)
+        boxes = node("Concat", low, high, axis=1)
 
         foreground = node("Slice", scores, integers(count), integers(2 * count), integers(1))
         flat = node("Reshape", node("Transpose", foreground, perm=[0, 2, 3, 1]), integers(-1))
-        flat = node("Compress", flat, large, axis=0)
+        if rules.keep_small:
+            flat = node("Where", large, flat, numbers(0))
+        else:
+            boxes, flat = (node("Compress", value, large, axis=0) for value in (boxes, flat))
         limit = node("Min", node("Shape", flat), integers(rules.top_n[0]))
         best, order = graph.nodes("TopK", [flat, limit], 2, axis=0)
         boxes = node("Gather", boxes, order)
@@ -166,7 +224,8 @@ class _Proposals(Layer):
         chosen = node("NonMaxSuppression", edges, node("Unsqueeze", best, integers(0, 1)), *limits)
         kept = node("Gather", chosen, np.array(2), axis=1)
         regions = node("Pad", node("Gather", boxes, kept), integers(0, 1, 0, 0))
-        tops = [regions, node("Unsqueeze", node("Gather", best, kept), integers(1))]
+        chosen_scores = node("Gather", best, kept)
+        tops = [regions, chosen_scores if rules.keep_small else node("Unsqueeze", chosen_scores, integers(1))]
         return tops[: len(self.node.tops)]
 
 
@@ -178,7 +237,12 @@ _FIELDS = (
 
 @register("Proposal")
 class Proposal(_Proposals):
-    """The C++ layer of several forks, which reads `proposal_param`; its defaults are Faster R-CNN's."""
+    """The C++ layer of PVANet and R-FCN, which reads `proposal_param`; its defaults are Faster R-CNN's.
+
+    A region that is too small keeps its place in suppression and in the tops, with score 0.  The third bottom is the
+    image's height, width and one scale (R-FCN), or one for each of height and width (PVANet).  Equal scores are in
+    the order of the cells or, with two scales, in that of PVANet's sort; in ONNX always in that of the cells.
+    """
 
     fork_fields = tuple(f"proposal_param.{field}" for field in _FIELDS)
 
@@ -187,11 +251,14 @@ class Proposal(_Proposals):
         if min(*ratios, *scales) <= 0:
             raise self.error(f"ratio {list(ratios)} and scale {list(scales)} must be over 0")
         self.rules = Rules(
-            anchors=make_anchors(self._whole("base_size", 16), ratios, scales),
+            anchors=make_anchors(
+                self._whole("base_size", 16), ratios, scales, rounded=lambda x: np.floor(np.float32(x + 0.5))
+            ),
             feat_stride=self._whole("feat_stride", 16),
             top_n=(self._whole("pre_nms_topn", 6000), self._whole("post_nms_topn", 300)),
             nms_threshold=self._numbers("nms_thresh", 0.7)[-1],
             min_size=self._numbers("min_size", 16)[-1],
+            keep_small=True,
         )
 
     def _numbers(self, field: str, *default: float) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from one_layer import build, draw, gradients, run, run_onnx, run_source
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.layers.proposal import make_anchors
+from ilgnet_repro.layers.proposal import make_anchors, quicksort_order
 
 USES = (run, run_onnx, run_source)
 
@@ -125,20 +125,59 @@ PROPOSALS = {
 }
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+# What is resized by which factors: image height, width and R-FCN's one scale, or PVANet's of height and width.
+INFOS = {
+    "one scale": (40, 48, 1),
+    "large scale": (40, 48, 3),
+    "scales": (40, 48, 1, 1),
+    "unequal": (40, 48, 3, 5),
+}
+
+
+@pytest.mark.parametrize("info", INFOS.values(), ids=INFOS)
 @pytest.mark.parametrize(("fields", "top_n", "threshold", "least"), PROPOSALS.values(), ids=PROPOSALS)
-def test_proposal(fields, top_n, threshold, least, scale):
+def test_proposal(fields, top_n, threshold, least, info):
     scores, deltas = network_outputs(3, 6)
-    info = np.array([[40, 48, scale]], np.float32)
-    net = build("Proposal", [scores.shape, deltas.shape, (1, 3)], f"proposal_param {{ {fields} }}", tops=2)
+    info = np.array([info], np.float32)
+    net = build(
+        "Proposal", [scores.shape, deltas.shape, info.shape], f"proposal_param {{ {fields} }}", tops=2
+    )
     anchors = make_anchors(8, (1, 2), (2, 4, 5))
     expected = slow.propose(
-        scores, deltas, info[0], anchors, stride=8, top_n=top_n, threshold=threshold, min_size=least
-    )
+        *(scores, deltas, info[0], anchors),
+        stride=8, top_n=top_n, threshold=threshold, min_size=least, keep_small=True,
+    )  # fmt: skip
     for use in USES:
+        if use is run_onnx and info.shape[1] == 4 and (np.diff(expected[1]) == 0).any():
+            continue  # ONNX has no unstable sort: equal scores stay in the order of the cells
         for found, wanted in zip(use(net, [scores, deltas, info]), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4, err_msg=use.__name__)
     assert len(expected[0]) <= net.shapes["top0"][0]
+
+
+def test_small_regions_keep_their_place_with_score_0():
+    """Every region is smaller than `min_size`; as many stay as may (PVANet's recorded case has these fields)."""
+    net = build("Proposal", [(1, 4, 2, 3), (1, 8, 2, 3), (1, 4)], "proposal_param { ratio: 1 scale: 1 scale: 1.5 "
+                "min_size: 200 post_nms_topn: 5 }", tops=2)  # fmt: skip
+    scores, deltas = network_outputs(3, 2, 2, 3)
+    info = np.array([[32, 48, 1, 1]], np.float32)
+    rois, kept = run(net, [scores, deltas, info])
+    assert rois.shape == (5, 5) and kept.tolist() == [0] * 5
+
+
+def test_order_of_equal_scores_is_that_of_the_sort():
+    """Part by part as PVANet's `sort_box` swaps; a stable sort would keep the rows of one score in order."""
+    random = np.random.default_rng(0)
+    stable = 0
+    for _ in range(60):
+        scores = random.integers(-6, 9, random.integers(1, 60)).clip(0).astype(np.float32)
+        count = int(random.integers(1, len(scores) + 1))
+        entries = [(score, row) for row, score in enumerate(scores)]
+        slow.unstable_sort(entries, count)
+        order = quicksort_order(torch.from_numpy(scores), count)[:count].tolist()
+        assert order == [row for _, row in entries][:count]
+        stable += order == np.argsort(-scores, kind="stable")[:count].tolist()
+    assert stable < 30
 
 
 def test_proposals_at_another_size():
@@ -171,7 +210,7 @@ def test_regions_reach_the_pooling():
     arrays = [scores, deltas, np.array([[40, 48, 1]], np.float32), draw(5, 1, 2, 10, 12)]
     rois, _ = slow.propose(
         scores, deltas, arrays[2][0], make_anchors(8, (1, 2), (2, 4, 5)),
-        stride=8, top_n=(6000, 300), threshold=0.7, min_size=4,
+        stride=8, top_n=(6000, 300), threshold=0.7, min_size=4, keep_small=True,
     )  # fmt: skip
     expected, _ = slow.roi_pooling(arrays[3], rois, (2, 3), 0.25)
     for use in USES:

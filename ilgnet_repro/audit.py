@@ -13,11 +13,11 @@ from .errors import IlgnetError, LayerError
 from .formats.caffemodel import CaffeModel, open_caffemodel
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
+from .graph.fork_fields import drop_fields, net_refusals
 from .graph.node import Node
 from .graph.shapes import LARGEST_BLOB
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
-from .loading import drop_fields
 from .schema import caffe_pb2 as pb
 from .weights import Fit, fit_weights
 
@@ -54,6 +54,7 @@ class Audit:
     multiply_adds: int
     blob_bytes: int
     upgrades: tuple[str, ...]
+    unknown: tuple[str, ...] = ()  # fields outside the layers that nobody reads, one line each
     fit: Fit | None = None
     release: str | None = None
     sha256: str | None = None
@@ -61,7 +62,7 @@ class Audit:
     @property
     def problems(self) -> tuple[str, ...]:
         """Everything that stops a conversion, one line each."""
-        lines = [layer.problem for layer in self.layers if layer.problem]
+        lines = [*self.unknown, *(layer.problem for layer in self.layers if layer.problem)]
         if self.fit:
             lines += [f"{name}: the weights file has no blobs for it" for name in self.fit.missing]
             lines += list(self.fit.misshapen)
@@ -86,7 +87,10 @@ def audit(
     only where the layers form no net at all.
     """
     notes: list[str] = []
-    graph = build_graph(drop_fields(upgrade_net(net, notes), ignore_fields), phase)
+    net = upgrade_net(drop_fields(net, ignore_fields), notes)
+    unknown = tuple(net_refusals(net))
+    net.ClearField("fork_field")  # a copy of the caller's
+    graph = build_graph(net, phase)
     given = dict(input_shapes or {})
     shapes: dict[str, Shape] = {}
     specs: dict[str, list[BlobSpec]] = {}
@@ -106,7 +110,7 @@ def audit(
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows) // batch,
         blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in shapes.values()) // batch,
-        upgrades=tuple(notes), fit=fit_weights(specs, weights.layers) if weights else None,
+        upgrades=tuple(notes), unknown=unknown, fit=fit_weights(specs, weights.layers) if weights else None,
         release=known[0], sha256=known[1],
     )  # fmt: skip
 

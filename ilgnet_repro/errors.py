@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 LONGEST = 1000
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `` (did you mean NAME?)`` for the one of ``names`` that is close to ``name``, or nothing."""
+    known = {other.casefold(): other for other in names}
+    close = get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+    return f" (did you mean {known[close[0]]}?)" if close else ""
 
 
 class IlgnetError(Exception):

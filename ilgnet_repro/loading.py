@@ -11,6 +11,7 @@ from .formats.caffemodel import open_caffemodel
 from .formats.prototxt import read_net
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
+from .graph.fork_fields import describe_field, drop_fields
 from .graph.node import Graph
 from .layers.base import Shape
 from .layers.loss import InfogainLoss
@@ -32,15 +33,16 @@ def load_graph(
     """Read a prototxt of any generation and return its graph.
 
     ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the
-    caller knows not to matter.
+    caller knows not to matter; that of an unknown message stands for all that is in it.
     """
     if isinstance(prototxt, pb.NetParameter):
         net = prototxt
     else:
         net = read_net(prototxt)
         if not net.layer and not net.layers:
-            raise FormatError(f"{prototxt}: holds no layers; is it a solver or another kind of text?")
-    return build_graph(drop_fields(upgrade_net(net), ignore_fields), phase, level=level, stages=stages)
+            first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
+            raise FormatError(f"{prototxt}: holds no layers{first}; is it a solver or another kind of text?")
+    return build_graph(upgrade_net(drop_fields(net, ignore_fields)), phase, level=level, stages=stages)
 
 
 def load_net(
@@ -79,17 +81,3 @@ def read_matrices(net: CaffeNet) -> CaffeNet:
         if isinstance(layer, InfogainLoss) and layer.matrix_file:
             layer.set_matrix(read_blob(layer.matrix_file))
     return net
-
-
-def drop_fields(net: pb.NetParameter, paths: Iterable[str]) -> pb.NetParameter:
-    """Return ``net`` without the fields of the given dotted paths that no schema lists."""
-    dropped = set(paths)
-    if not dropped:
-        return net
-    result = pb.NetParameter()
-    result.CopyFrom(net)
-    for layer in result.layer:
-        kept = [field for field in layer.fork_field if field.path not in dropped]
-        del layer.fork_field[:]
-        layer.fork_field.extend(kept)
-    return result

@@ -23,8 +23,13 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT=N,C,H,W",
         help="shape of an input; may be repeated",
     )
+    add_ignore_field(parser, "--ignore-field")
+
+
+def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Add what lets fields of forks pass."""
     parser.add_argument(
-        "--ignore-field", action="append", default=[], metavar="PATH",
+        *flags, action="append", default=[], metavar="PATH",
         help="a field unknown to Caffe that does not change the result, such as convolution_param.foo",
     )  # fmt: skip
 

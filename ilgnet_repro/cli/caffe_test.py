@@ -7,6 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._options import add_ignore_field
+
 if TYPE_CHECKING:
     from ..evaluate.feeding import TestFeed
     from ..net import CaffeNet
@@ -51,6 +53,7 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         action="append",
         default=[],
     )
+    add_ignore_field(parser, "-ignore-field", "--ignore-field")
     flag("json", "print the result as JSON on stdout", action="store_true")
     # glog's switches stand in people's scripts; the log goes to stderr in any case.
     for switch in ("logtostderr", "alsologtostderr"):
@@ -87,7 +90,12 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
 
     device = _device(args.gpu)
     stages = tuple(stage for stage in args.stage.split(",") if stage)
-    state = {"phase": args.phase or phase, "level": args.level, "stages": stages}
+    state = {
+        "phase": args.phase or phase,
+        "level": args.level,
+        "stages": stages,
+        "ignore_fields": args.ignore_field,
+    }
     graph = load_graph(args.model, **state)
     log_net(log, graph, args.level, stages)
     arrays = read_arrays(args.arrays) if args.arrays else None

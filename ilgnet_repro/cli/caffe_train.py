@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ._options import add_ignore_field
+
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt
   ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel,heads.caffemodel
@@ -38,6 +40,7 @@ def add_parser(actions: Any) -> None:
     flag("phase", "TRAIN, the only phase there is to train in", choices=("TRAIN", ""), default="")
     flag("level", "the net's level", type=int, default=0, metavar="N")
     flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
+    add_ignore_field(parser, "-ignore-field", "--ignore-field")
     effects = ("stop", "snapshot", "none")
     flag("sigint_effect", "what Ctrl-C does (default stop)", choices=effects, default="stop")
     flag("sighup_effect", "what SIGHUP does (default snapshot)", choices=effects, default="snapshot")
@@ -58,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     log = CaffeLog()
     weights = [name for name in args.weights.split(",") if name]
     settings = read_settings(
-        args.solver, solver_root(args.solver), level=args.level, stages=args.stage.split(","), weights=weights
-    )
+        args.solver, solver_root(args.solver), level=args.level, stages=args.stage.split(","), weights=weights,
+        ignore_fields=args.ignore_field,
+    )  # fmt: skip
     if args.iterations is not None:
         log.tell(
             "mode", f"-iterations {args.iterations} is not read by train; max_iter is {settings.max_iter}"

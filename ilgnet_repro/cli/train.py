@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..train.precisions import PRECISIONS
+from ._options import add_ignore_field
 
 _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
@@ -56,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--tensorboard", action="store_true", help="write TensorBoard events too")
     add("--caffe-log", action="store_true", help="log Caffe's lines on stderr in place of the progress view")
+    add_ignore_field(parser, "--ignore-field")
     add("--json", action="store_true", help="print the result as JSON")
 
 
@@ -83,7 +85,9 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     from ._training_view import TrainingView
 
     weights = [name for name in args.weights.split(",") if name]
-    settings = read_settings(args.solver, solver_root(args.solver), stages=(), weights=weights)
+    settings = read_settings(
+        args.solver, solver_root(args.solver), stages=(), weights=weights, ignore_fields=args.ignore_field
+    )
     if args.max_iter is not None:
         settings = settings.with_(max_iter=args.max_iter)
     folder = Path(args.out) if args.out else Path(settings.root, f"{settings.snapshot_prefix}_log")

@@ -16,8 +16,9 @@ from ..errors import IlgnetError
 from ..formats.caffemodel import open_caffemodel
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
+from ..graph.fork_fields import drop_fields
 from ..layers.base import Shape
-from ..loading import drop_fields, read_matrices
+from ..loading import read_matrices
 from ..net import CaffeNet, plan_net
 from ..weights import count_parameters, fit_weights, take_weights
 from .deviation import measure_deviation

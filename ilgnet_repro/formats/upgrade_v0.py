@@ -99,6 +99,8 @@ def _fold_padding(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1LayerParamete
             if len(source.bottom) != 1 or len(source.top) != 1:
                 raise _error(source, "a padding layer takes one bottom and gives one top")
             layer.layer.pad = source.layer.pad
+            # What no schema lists must not go with the layer that held it.
+            layer.fork_field.extend([*source.fork_field, *source.layer.fork_field])
             layer.bottom[index] = source.bottom[0]
         writer.update(dict.fromkeys(layer.top, layer))
         if layer.layer.type != "padding":

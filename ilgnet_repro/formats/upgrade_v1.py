@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from google.protobuf.message import Message
 
 from ..errors import LayerError, ParseError
@@ -83,9 +85,10 @@ def _type_fork_fields(layer: caffe_pb2.LayerParameter) -> None:
         typed = parse_text(format_fork_fields(modern), caffe_pb2.LayerParameter, "its fork fields")
     except ParseError as error:
         raise LayerError(shown(layer.name), layer.type, str(error)) from error
+    places = {field.path: (field.line, field.column) for field in modern}
     for field in typed.fork_field:
-        field.ClearField("line")
-        field.ClearField("column")
+        # Typed anew, a repeated message shows an index that the kept path has not.
+        field.line, field.column = places.get(re.sub(r"\[\d+\]", "", field.path), (0, 0))
     copies = [caffe_pb2.ForkField.FromString(field.SerializeToString()) for field in kept]
     layer.ClearField("fork_field")
     layer.MergeFrom(typed)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
+from .fork_fields import check_net_fields, check_rule_fields
 from .node import Graph, Node
 from .rules import is_included, net_state
 
@@ -15,10 +16,14 @@ def build_graph(
 ) -> Graph:
     """Build the graph of ``net`` (modern form, see formats/upgrade.py) in a phase, level and stages.
 
-    Raises GraphError for a bottom nothing wrote, a cycle, or a top that two layers write; the rules
-    are those of Caffe's `Net::Init`.
+    Raises GraphError for a bottom nothing wrote, a cycle, a top that two layers write, or a field that no
+    schema lists outside the layers; the rules are those of Caffe's `Net::Init`.
     """
-    state = net_state(phase, level, tuple(stages))
+    check_net_fields(net)
+    for layer in net.layer:
+        check_rule_fields(layer)
+    # Caffe's `Net` takes the phase and level it is told, and adds the stages to those of the text.
+    state = net_state(phase, level, (*net.state.stage, *stages))
     layers = [layer for layer in net.layer if is_included(layer, state)]
     if not layers:
         raise GraphError(f"net {net.name!r} has no layer in phase {phase}; check include rules and phase")

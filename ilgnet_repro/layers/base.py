@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError
+from ..graph.fork_fields import refusal
 from ..graph.node import Node
 from ..schema import caffe_pb2 as pb
 
@@ -307,12 +308,12 @@ class Layer(nn.Module):
                     raise self.error(
                         f"{self.message}.{field.name} is not supported; remove it if it does not matter"
                     )
+        if layer.blobs:
+            # Caffe starts from them; here weights come from a weights file, and numbers must not vanish.
+            raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
         for fork in layer.fork_field:
             if fork.path not in self.fork_fields:
-                raise self.error(
-                    f"field {fork.path} (line {fork.line}) is unknown to Caffe and to this package; "
-                    "remove it, or pass --ignore-field if it does not change the result"
-                )
+                raise self.error(refusal(fork, layer.DESCRIPTOR))
 
 
 def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,12 @@ from ..errors import SolverError
 from ..formats.prototxt import format_message, read_net, read_solver
 from ..formats.upgrade import upgrade_net, upgrade_solver
 from ..graph.build import build_graph
+from ..graph.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
 from ..graph.node import Graph
 from ..schema import caffe_pb2 as pb
 from .policies import Policy, idle_fields, make_policy
+
+ReadNet = Callable[[str], pb.NetParameter]
 
 TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 _TRAIN_NETS = ("net", "net_param", "train_net", "train_net_param")
@@ -92,16 +95,18 @@ def read_settings(
     level: int = 0,
     stages: Iterable[str] = ("",),
     weights: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
 ) -> Settings:
     """Read a solver prototxt.
 
     ``root`` is the folder that its paths start from, which for Caffe is the current one.  ``level``,
     ``stages`` and ``weights`` (paths from the current folder) join those of the file, as Caffe's command
-    line makes them.  Raises
-    SolverError, ParseError, FormatError, GraphError or LayerError, each in one line.
+    line makes them.  ``ignore_fields`` are the dotted paths of unknown fields, of the solver or its nets,
+    that do not matter.  Raises SolverError, ParseError, FormatError, GraphError or LayerError, each in one line.
     """
     notes: list[str] = []
-    param = upgrade_solver(read_solver(path), notes)
+    ignore_fields = tuple(ignore_fields)
+    param = upgrade_solver(drop_fields(read_solver(path), ignore_fields), notes)
     if not param.snapshot_prefix:
         # As Caffe: the solver's own path without its ending; in a folder, the solver's name there.
         param.snapshot_prefix = os.fspath(Path(path).with_suffix(""))
@@ -111,7 +116,7 @@ def read_settings(
     param.train_state.stage.extend(stages)
     here = Path(root) == Path(".")
     param.weights.extend(name if here else os.path.abspath(name) for name in weights)
-    return make_settings(param, root, notes)
+    return make_settings(param, root, notes, ignore_fields)
 
 
 def solver_root(path: str | os.PathLike[str]) -> Path:
@@ -124,17 +129,24 @@ def solver_root(path: str | os.PathLike[str]) -> Path:
 
 
 def make_settings(
-    param: pb.SolverParameter, root: str | os.PathLike[str] = ".", notes: Iterable[str] = ()
+    param: pb.SolverParameter,
+    root: str | os.PathLike[str] = ".",
+    notes: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
 ) -> Settings:
     """Check a solver message (upgraded) and return its settings."""
     _check(param)
+
+    def read(name: str) -> pb.NetParameter:
+        return drop_fields(read_net(Path(root, name)), ignore_fields)
+
     idle = [f"{name} is not read by lr_policy {param.lr_policy}" for name in idle_fields(param)]
     if not param.layer_wise_reduce:
         idle.append("layer_wise_reduce: torch chooses how gradients are sent; the result is the same")
     gpu = param.device_id if param.solver_mode == pb.SolverParameter.GPU else None
     return Settings(
-        train_net=_train_net(param, root),
-        test_nets=_test_nets(param, root),
+        train_net=_train_net(param, read),
+        test_nets=_test_nets(param, read),
         policy=make_policy(param),
         type=param.type,
         momentum=param.momentum,
@@ -166,11 +178,9 @@ def make_settings(
 
 def _check(param: pb.SolverParameter) -> None:
     for fork in param.fork_field:
-        if fork.path in ("name", "layer", "layers", "input"):
-            raise SolverError(
-                f"solver: field {fork.path} (line {fork.line}) belongs to a net; give the solver's prototxt"
-            )
-        raise SolverError(f"solver: field {fork.path} (line {fork.line}) is unknown to Caffe 1.0; remove it")
+        if is_of_a_net(fork):
+            raise SolverError(f"solver: {describe_field(fork)} belongs to a net; give the solver's prototxt")
+        raise SolverError(f"solver: {refusal(fork, param.DESCRIPTOR)}")
     for name, least in _LEAST.items():
         if getattr(param, name) < least:
             raise SolverError(f"solver: {name} {getattr(param, name)} must be {least} or more")
@@ -192,7 +202,7 @@ def _check(param: pb.SolverParameter) -> None:
         raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
 
 
-def _train_net(param: pb.SolverParameter, root: str | os.PathLike[str]) -> NetSource:
+def _train_net(param: pb.SolverParameter, read: ReadNet) -> NetSource:
     given = [name for name in _TRAIN_NETS if param.HasField(name)]
     if len(given) != 1:
         found = f"has {' and '.join(given)}" if given else "has no train net"
@@ -201,13 +211,13 @@ def _train_net(param: pb.SolverParameter, root: str | os.PathLike[str]) -> NetSo
     if name.endswith("_param"):
         return _source(f"specified in {name}", getattr(param, name), "TRAIN", param.train_state)
     path = getattr(param, name)
-    return _source(f"from {name} file: {path}", read_net(Path(root, path)), "TRAIN", param.train_state)
+    return _source(f"from {name} file: {path}", read(path), "TRAIN", param.train_state)
 
 
-def _test_nets(param: pb.SolverParameter, root: str | os.PathLike[str]) -> tuple[TestNet, ...]:
+def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
     """In Caffe's order: test_net_param, test_net, then net or net_param once for each test_iter left over."""
     nets = [("test_net_param", net) for net in param.test_net_param]
-    nets += [(f"test_net file: {path}", read_net(Path(root, path))) for path in param.test_net]
+    nets += [(f"test_net file: {path}", read(path)) for path in param.test_net]
     shared = [name for name in ("net", "net_param") if param.HasField(name)]
     left = len(param.test_iter) - len(nets)
     if left < 0 or (left and not shared):
@@ -216,7 +226,7 @@ def _test_nets(param: pb.SolverParameter, root: str | os.PathLike[str]) -> tuple
             "state it once a net"
         )
     if shared == ["net"]:
-        nets += [(f"net file: {param.net}", read_net(Path(root, param.net)))] * left
+        nets += [(f"net file: {param.net}", read(param.net))] * left
     elif shared:
         nets += [("net_param", param.net_param)] * left
     if nets and not param.test_interval:

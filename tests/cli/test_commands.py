@@ -104,7 +104,7 @@ def test_audit_names_every_problem_at_once(folder, capsys) -> None:
     )
     status, out, _ = run(capsys, "audit", "deploy.prototxt", "small.caffemodel")
     assert status == 1
-    assert "problem: pool (Pooling): field pooling_param.foo (line 7) is unknown" in out
+    assert "problem: pool (Pooling): field pooling_param.foo (line 7, column 81) is unknown" in out
     assert "problem: prob (Sofmax): layer type is unknown" in out
 
 

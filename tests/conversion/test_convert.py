@@ -138,7 +138,7 @@ REFUSED = [
     ),
     (
         "a field of no schema", lambda f: damage_prototxt(f, "kernel_size: 3 weight", "kernel_size: 3 foo: 1 weight"), {},
-        "conv (Convolution): field convolution_param.foo (line 5) is unknown to Caffe and to this package; ",
+        "conv (Convolution): field convolution_param.foo (line 5, column 32) is unknown to Caffe and to this package; ",
     ),
     (
         "a truncated file",

@@ -96,7 +96,7 @@ def test_caffe_train_resumes(workplace, capsys):
         ),
         (
             ["-solver", "tiny.prototxt"],
-            "solver: field name (line 1) belongs to a net; give the solver's prototxt",
+            "solver: field name (line 1, column 1) belongs to a net; give the solver's prototxt",
         ),
     ],
     ids=["absent", "both", "no-state", "two-gpus", "a-net"],

@@ -116,7 +116,7 @@ def test_paths_start_here_or_at_the_solver(read, tmp_path, monkeypatch):
         (NET_FIELD + 'average_loss: 0', "average_loss 0 must be 1 or more"),
         (NET_FIELD + 'snapshot_diff: true', "snapshot_diff is not supported"),
         (NET_FIELD + 'debug_info: true', "debug_info is not supported; remove it"),
-        (NET_FIELD + 'plateau_winsize: 3', "field plateau_winsize (line 2) is unknown to Caffe 1.0"),
+        (NET_FIELD + 'plateau_winsize: 3', "field plateau_winsize (line 2, column 21) is unknown to Caffe"),
     ],
     ids=lambda value: value.removeprefix(NET_FIELD)[:30],
 )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Fields that no schema lists: those the caller lets pass, and how one that nobody reads is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from ..errors import GraphError, did_you_mean
+from ..schema import caffe_pb2 as pb
+
+M = TypeVar("M", bound=Message)
+
+_INDEX = re.compile(r"\[\d+\]")
+# What only a solver's text holds, and only a net's: the first unknown field tells which file was mistaken.
+_NET_BLOCKS = ("name", "layer", "layers", "input", "input_dim", "input_shape")
+
+
+def without_indices(path: str) -> str:
+    """``include[1].fog`` as people write it: ``include.fog``."""
+    return _INDEX.sub("", path)
+
+
+def drop_fields(message: M, paths: Iterable[str]) -> M:
+    """Return a net or solver without the unknown fields of the given dotted paths.
+
+    A path is counted from the layer, the net or the solver around the field; that of an unknown message stands
+    for everything in it.
+    """
+    dropped = set(paths)
+    if not dropped:
+        return message
+    result = type(message)()
+    result.CopyFrom(message)
+    for keeper in _keepers(result):
+        kept = [field for field in keeper.fork_field if dropped.isdisjoint(_names_of(field.path))]
+        del keeper.fork_field[:]
+        keeper.fork_field.extend(kept)
+    return result
+
+
+def describe_field(field: pb.ForkField) -> str:
+    """Name an unknown field and its place in the text."""
+    place = f" (line {field.line}, column {field.column})" if field.line else ""
+    return f"field {field.path}{place}"
+
+
+def refusal(field: pb.ForkField, descriptor: Descriptor) -> str:
+    """Say that a field of a message is unknown, what may have been meant, and how it can be passed over."""
+    return (
+        f"{describe_field(field)} is unknown to Caffe and to this package{_meant(field.path, descriptor)}; "
+        "remove it, or pass --ignore-field if it does not change the result"
+    )
+
+
+def net_refusals(net: pb.NetParameter) -> list[str]:
+    """Return a line for each unknown field that stands in a net but in no layer of it, one a block."""
+    first = {field.path.split(".")[0]: field for field in reversed(net.fork_field)}
+    return [f"net {net.name!r}: {refusal(first[name], net.DESCRIPTOR)}" for name in reversed(first)]
+
+
+def check_net_fields(net: pb.NetParameter) -> None:
+    """Raise GraphError for the first unknown field that a net holds outside its layers."""
+    for line in net_refusals(net):
+        raise GraphError(line)
+
+
+def check_rule_fields(layer: pb.LayerParameter) -> None:
+    """Raise GraphError for an unknown field in a layer's rules: it may decide whether the layer is there."""
+    for field in layer.fork_field:
+        if without_indices(field.path).split(".")[0] in ("include", "exclude"):
+            raise GraphError(f"{layer.name} ({layer.type}): {refusal(field, layer.DESCRIPTOR)}")
+
+
+def is_of_a_net(field: pb.ForkField) -> bool:
+    """Whether a field that a solver lacks is one that every net has."""
+    return field.path.split(".")[0] in _NET_BLOCKS
+
+
+def _keepers(message: Any) -> Iterator[Any]:
+    """The message and all those inside that keep unknown fields."""
+    yield message
+    for descriptor, value in message.ListFields():
+        inner = descriptor.message_type
+        if inner is not None and descriptor.name != "fork_field" and "fork_field" in inner.fields_by_name:
+            for one in (value,) if isinstance(value, Message) else value:
+                yield from _keepers(one)
+
+
+def _names_of(path: str) -> Collection[str]:
+    """Every path that a field goes by: its own and those of the messages around it, with and without indices."""
+    names: set[str] = set()
+    for written in {path, without_indices(path)}:
+        parts = written.split(".")
+        names.update(".".join(parts[: end + 1]) for end in range(len(parts)))
+    return names
+
+
+def _meant(path: str, descriptor: Descriptor) -> str:
+    for part in without_indices(path).split("."):
+        known = descriptor.fields_by_name.get(part)
+        if known is None or known.message_type is None:
+            return did_you_mean(part, [name for name in descriptor.fields_by_name if name != "fork_field"])
+        descriptor = known.message_type
+    return ""

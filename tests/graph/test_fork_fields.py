@@ -1,0 +1,194 @@
+"""Fields that no schema lists, wherever they stand: refused by name and place, or let pass by name."""
+
+from __future__ import annotations
+
+import pytest
+
+import ilgnet_repro as ir
+from ilgnet_repro.audit import audit
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net, parse_solver
+from ilgnet_repro.graph.fork_fields import drop_fields
+from ilgnet_repro.loading import load_graph
+from ilgnet_repro.train.solver import read_settings
+
+INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
+UNKNOWN = "is unknown to Caffe and to this package"
+REMEDY = "; remove it, or pass --ignore-field if it does not change the result"
+
+REFUSED = {
+    "a misspelt block": (
+        INPUT + 'lyaer {\n  name: "s" type: "Sigmoid" bottom: "x" top: "x" }',
+        f"net '': field lyaer.name (line 3, column 3) {UNKNOWN} (did you mean layer?){REMEDY}",
+        "lyaer",
+    ),
+    "a capital": (
+        INPUT + 'Layer { name: "s" }',
+        f"net '': field Layer.name (line 2, column 9) {UNKNOWN} (did you mean layer?){REMEDY}",
+        "Layer",
+    ),
+    "an empty block": (
+        INPUT + "foo {}",
+        f"net '': field foo (line 2, column 1) {UNKNOWN}{REMEDY}",
+        "foo",
+    ),
+    "a field of a fork": (
+        'name: "n" ' + INPUT + "optimize_mem: TRAIN_OPTIM",
+        f"net 'n': field optimize_mem (line 2, column 1) {UNKNOWN}{REMEDY}",
+        "optimize_mem",
+    ),
+    "in the net's state": (
+        INPUT + 'state { stge: "a" }',
+        f"net '': field state.stge (line 2, column 9) {UNKNOWN} (did you mean stage?){REMEDY}",
+        "state.stge",
+    ),
+    "an include rule": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" include { phas: TRAIN } }',
+        f"r (ReLU): field include[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",
+        "include.phas",
+    ),
+    # An exclude rule that states nothing matches every state: the layer itself would be gone.
+    "an exclude rule": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" exclude { phas: TRAIN } }',
+        f"r (ReLU): field exclude[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",
+        None,
+    ),
+    "a param": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" param { nmae: "w" } }',
+        f"r (ReLU): field param[0].nmae (line 2, column 61) {UNKNOWN} (did you mean name?){REMEDY}",
+        "param[0].nmae",
+    ),
+    "a whole message of a layer": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" quantization_param { bits: 8 } }',
+        f"r (ReLU): field quantization_param.bits (line 2, column 74) {UNKNOWN}{REMEDY}",
+        "quantization_param",
+    ),
+    "a layer's transformation": (
+        'layer { name: "d" type: "Data" top: "x" data_param { batch_size: 2 source: "s" }\n'
+        "transform_param { crop_size: 4 cropsize: 5 } }",
+        f"d (Data): field transform_param.cropsize (line 2, column 32) {UNKNOWN} (did you mean crop_size?){REMEDY}",
+        "transform_param",
+    ),
+    "V1": (
+        'input: "x" input_dim: [2, 3, 5, 4]\nlayers { name: "r" type: RELU bottom: "x" top: "r" prelu_param { foo: 1 } }',
+        f"r (ReLU): field prelu_param.foo (line 2, column 66) {UNKNOWN}{REMEDY}",
+        "prelu_param.foo",
+    ),
+    "V0 padding, folded away": (
+        'input: "x" input_dim: [2, 3, 5, 4]\n'
+        'layers { layer { name: "p" type: "padding" pad: 1 foo: 2 } bottom: "x" top: "p" }\n'
+        'layers { layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 } bottom: "p" top: "c" }',
+        f"c (Convolution): field foo (line 2, column 51) {UNKNOWN}{REMEDY}",
+        "foo",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message", "path"), REFUSED.values(), ids=REFUSED)
+def test_an_unknown_field_is_refused_by_name_and_place(text, message, path) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        ir.load_net(parse_net(text))
+    assert str(caught.value) == message
+    if path is not None:
+        assert ir.load_net(parse_net(text), ignore_fields=[path]).inputs == ("x",)
+
+
+def test_blobs_in_the_text_are_refused() -> None:
+    text = INPUT + 'layer { name: "p" type: "PReLU" bottom: "x" top: "p" blobs { data: 0.5 } }'
+    with pytest.raises(IlgnetError) as caught:
+        ir.load_net(parse_net(text))
+    assert str(caught.value) == "p (PReLU): blobs in a prototxt are not read; put them in a caffemodel"
+
+
+def test_stages_of_the_text_count_beside_those_asked_for() -> None:
+    one, two = (
+        f'layer {{ name: "{s}" type: "ReLU" bottom: "x" top: "{s}" include {{ stage: "{s}" }} }}'
+        for s in ("deploy", "other")
+    )
+    net = parse_net(INPUT + one + two + 'state { stage: "deploy" }')
+    assert load_graph(net).outputs == ("deploy",)
+    assert load_graph(net, stages=["other"]).outputs == ("deploy", "other")
+
+
+def test_a_text_of_unknown_fields_alone_is_named(tmp_path) -> None:
+    path = tmp_path / "solver.prototxt"
+    path.write_text("\nbase_lr: 0.1")
+    with pytest.raises(IlgnetError) as caught:
+        ir.load_net(path)
+    assert str(caught.value) == (
+        f"{path}: holds no layers but field base_lr (line 2, column 1); is it a solver or another kind of text?"
+    )
+
+
+def test_audit_lists_every_unknown_block_and_goes_on() -> None:
+    net = parse_net(
+        INPUT
+        + 'lyaer { name: "a" } lyaer { name: "b" } mode: 2\nlayer { name: "b" type: "Foo" bottom: "x" top: "b" }'
+    )
+    found = audit(net)
+    assert [problem.split(";")[0] for problem in found.problems] == [
+        f"net '': field lyaer.name (line 2, column 9) {UNKNOWN} (did you mean layer?)",
+        f"net '': field mode (line 2, column 41) {UNKNOWN}",
+        "b (Foo): layer type is unknown",
+    ]
+    assert len(net.fork_field) == 3
+    assert audit(net, ignore_fields=["lyaer", "mode"]).problems == found.problems[2:]
+
+
+IN_SOLVERS = {
+    "a misspelt field": (
+        'net: "n.prototxt"\nbas_lr: 0.1',
+        f"solver: field bas_lr (line 2, column 1) {UNKNOWN} (did you mean base_lr?){REMEDY}",
+        "bas_lr",
+    ),
+    "a block": (
+        'net: "n.prototxt"\nbn { a: 1 }',
+        f"solver: field bn.a (line 2, column 6) {UNKNOWN}{REMEDY}",
+        "bn",
+    ),
+    "a state": (
+        'net: "n.prototxt"\ntrain_state { levl: 1 }',
+        f"solver: field train_state.levl (line 2, column 15) {UNKNOWN} (did you mean level?){REMEDY}",
+        "train_state.levl",
+    ),
+    "a net inside": (
+        "net_param {\n" + INPUT + 'lyaer { name: "s" } }',
+        f"net '': field lyaer.name (line 3, column 9) {UNKNOWN} (did you mean layer?){REMEDY}",
+        "lyaer",
+    ),
+    "a test net inside": (
+        'net: "n.prototxt" test_iter: 1 test_interval: 1 test_net_param {\n' + INPUT + "foo: 1 }",
+        f"net '': field foo (line 3, column 1) {UNKNOWN}{REMEDY}",
+        "foo",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message", "path"), IN_SOLVERS.values(), ids=IN_SOLVERS)
+def test_of_a_solver(text, message, path, tmp_path) -> None:
+    (tmp_path / "n.prototxt").write_text(INPUT)
+    solver = tmp_path / "s.prototxt"
+    solver.write_text(f'{text}\nlr_policy: "fixed" base_lr: 0.5')
+    with pytest.raises(IlgnetError) as caught:
+        read_settings(solver, tmp_path)
+    assert str(caught.value) == message
+    assert read_settings(solver, tmp_path, ignore_fields=[path]).train_net.graph.outputs == ("x",)
+
+
+def test_of_a_net_that_a_solver_names(tmp_path) -> None:
+    (tmp_path / "n.prototxt").write_text(INPUT + "foo: 1")
+    solver = tmp_path / "s.prototxt"
+    solver.write_text('net: "n.prototxt" lr_policy: "fixed" base_lr: 0.5')
+    with pytest.raises(IlgnetError, match="field foo"):
+        read_settings(solver, tmp_path)
+    assert read_settings(solver, tmp_path, ignore_fields=["foo"]).train_net.graph.outputs == ("x",)
+
+
+def test_dropped_fields_leave_the_callers_message() -> None:
+    solver = parse_solver(
+        "a: 1 net_param { b: 2 layer { c { d: 3 } include { e: 4 } } layers { layer { f: 5 } } }"
+    )
+    dropped = drop_fields(solver, ["a", "b", "c", "include.e", "f"])
+    assert "fork_field" not in str(dropped)
+    assert str(solver).count("fork_field") == 5
+    assert drop_fields(solver, ["c.e", "include[1].e", "d"]) == solver

@@ -112,6 +112,8 @@ class CaffeNet(nn.Module):
                 else:
                     if node.name in weights:
                         values = _tensor(weights[node.name][index])
+                        if not spec.learned:  # a pass may move statistics: never those of the caller
+                            values = values.clone()
                     else:
                         values = fill(spec, generator, layer.error)
                     parameter = nn.Parameter(values, requires_grad=spec.learned)

@@ -157,7 +157,7 @@ def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
     if isinstance(layer, BatchNorm) and channels:
         return _batch_norm_affine(layer)
     if isinstance(layer, BN):
-        return _fork_affine(layer)
+        return _fork_affine(layer, len(shape))
     if isinstance(layer, Overlay) and layer.is_learned and channels:
         along_channels = layer.laid == (channels,) and layer.behind == len(shape) - 2
         if layer.laid == () or along_channels:
@@ -178,7 +178,9 @@ def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
     return _Affine(factor, _wide(layer.bias) - mean * factor)
 
 
-def _fork_affine(layer: BN) -> _Affine | None:
+def _fork_affine(layer: BN, rank: int) -> _Affine | None:
+    if layer.is_segnets and rank < 4:
+        return None  # its top has four axes, which no layer before it would give
     scale, shift = _wide(layer.scale), _wide(layer.shift)
     if layer.kind == "folded":
         return _Affine(scale, shift)

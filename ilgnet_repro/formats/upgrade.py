@@ -94,12 +94,20 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
 
 
 def _upgrade_batch_norm(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
-    """The three blobs of BatchNorm are statistics, never learned: Caffe drops three `param` of old nets."""
+    """The three blobs of BatchNorm are statistics, never learned: Caffe sets the rates of three `param` to 0.
+
+    Their names stay, so that layers share statistics by them (`UpgradeNetBatchNorm`).
+    """
     out = _copy(net)
     for layer in out.layer:
         if layer.type == "BatchNorm" and len(layer.param) == 3:
-            layer.ClearField("param")
-            notes.append(f"{shown(layer.name)} (BatchNorm): its three param were dropped, as Caffe does")
+            rows = [row for row in layer.param if row.lr_mult or row.decay_mult]
+            for row in layer.param:
+                row.lr_mult = row.decay_mult = 0
+            if rows:
+                notes.append(
+                    f"{shown(layer.name)} (BatchNorm): its three param have lr_mult 0 and decay_mult 0, as in Caffe"
+                )
     return out
 
 

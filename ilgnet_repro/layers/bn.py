@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..schema import caffe_pb2 as pb
+from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, literal, numbers
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
 from .registry import register
@@ -57,6 +58,9 @@ class BN(Layer):
                 f"bn_param.fourth_blob goes with four blobs; this text shows the {self.kind!r} kind of two"
             )
         self.is_stored = self.kind == "stored" and (self.param.frozen or not self.is_train)
+        # SegNet's layer, and only that, shapes its top num x channels x height x width.
+        sloped = self._states("slope_filler", "bias_filler", "moving_average")
+        self.is_segnets = self.kind != "stored" and not sloped
 
     def _states(self, *fields: str) -> list[str]:
         return [field for field in fields if self.param.HasField(field)]
@@ -104,7 +108,7 @@ class BN(Layer):
         if not 2 <= len(bottoms[0]) <= 4:
             raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 2 to 4")
         self._rank = len(bottoms[0])
-        return list(bottoms)
+        return [legacy_shape(bottoms[0])] if self.is_segnets else list(bottoms)
 
     def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
         # The forks write (1, C), (1, C, 1, 1) or both in one history: axes of size 1 do not matter here.
@@ -160,7 +164,8 @@ class BN(Layer):
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":
                 self._keep(mean, variance)
-        return (x * along_channels(scale, self._rank) + along_channels(shift, self._rank),)
+        top = x * along_channels(scale, self._rank) + along_channels(shift, self._rank)
+        return (with_four_axes(top) if self.is_segnets else top,)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
@@ -170,7 +175,8 @@ class BN(Layer):
             return [graph.node("BatchNormalization", [x, *constants], epsilon=self.eps)]
         if self.kind != "folded":
             x = onnx_batch_norm(graph, x, self._rank, self.eps)
-        return [onnx_affine(graph, x, *self._affine, self._rank)]
+        top = onnx_affine(graph, x, *self._affine, self._rank)
+        return [onnx_with_four_axes(graph, top, self._rank) if self.is_segnets else top]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         x, eps = bottoms[0], literal(self.eps)
@@ -184,4 +190,5 @@ class BN(Layer):
             for name, value in zip(("scale", "shift"), self._affine, strict=True)
         )
         top = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})[0]"
-        return [f"{top} * {scale} + {shift}"]
+        tail = four_axes_index(self._rank) if self.is_segnets else ""
+        return [f"({top} * {scale} + {shift}){tail}" if tail else f"{top} * {scale} + {shift}"]

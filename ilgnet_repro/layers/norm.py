@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
+from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .registry import register
 
@@ -50,8 +51,9 @@ class BatchNorm(Layer):
     """Normalise each channel (axis 1) by the batch's own mean and variance (TRAIN) or the stored ones (TEST).
 
     Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
-    In TRAIN each pass decays all three by moving_average_fraction and adds the batch's: 1 to the factor,
-    the unbiased variance to the second.  NVIDIA's fork (scale_bias, or a filler) adds a learned scale and
+    Each pass that uses the batch's statistics decays all three by moving_average_fraction and adds the batch's:
+    1 to the factor, the unbiased variance to the second.  So does one in phase TEST with use_global_stats: false:
+    Caffe's tests move the statistics that they share with the train net.  NVIDIA's fork (scale_bias, or a filler) adds a learned scale and
     bias as blobs four and five.  Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
     """
 
@@ -118,7 +120,7 @@ class BatchNorm(Layer):
             top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.param.eps)
             return (top.view_as(x),)
         top, mean, variance = batch_norm(x, self.param.eps)
-        if self.is_train:
+        if not torch.compiler.is_exporting():  # an exported program computes the tops and keeps nothing
             self._keep(mean, variance, x.numel() // mean.numel())
         if scale is not None and bias is not None:
             top = top * along_channels(scale, self._rank) + along_channels(bias, self._rank)
@@ -176,7 +178,10 @@ def subtract_mean(x, groups):
 
 @register("MVN")
 class MVN(Layer):
-    """Give every plane, or with across_channels every sample, mean 0 and deviation 1."""
+    """Give every plane, or with across_channels every sample, mean 0 and deviation 1.
+
+    The top has four axes whatever the bottom has: Caffe shapes it num x channels x height x width.
+    """
 
     message = "mvn_param"
     fields = ("normalize_variance", "across_channels", "eps")
@@ -187,12 +192,12 @@ class MVN(Layer):
         # Caffe's blobs of fewer axes have ones behind.
         channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
         self.groups = 1 if self.param.across_channels else channels
-        return list(bottoms)
+        return [legacy_shape(bottoms[0])]
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.param.normalize_variance:
-            return (mean_variance_norm(x, self.groups, self.param.eps),)
-        return (subtract_mean(x, self.groups),)
+            return (with_four_axes(mean_variance_norm(x, self.groups, self.param.eps)),)
+        return (with_four_axes(subtract_mean(x, self.groups)),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
@@ -205,13 +210,15 @@ class MVN(Layer):
             variance = graph.node("ReduceMean", [graph.node("Mul", [top, top]), axis])
             eps = graph.constant(numbers([self.param.eps]).reshape(()))
             top = graph.node("Div", [top, graph.node("Add", [graph.node("Sqrt", [variance]), eps])])
-        return [graph.node("Reshape", [top, graph.node("Shape", [x])])]
+        top = graph.node("Reshape", [top, graph.node("Shape", [x])])
+        return [onnx_with_four_axes(graph, top, len(shape))]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        tail = four_axes_index(len(code.shape(0)))
         if self.param.normalize_variance:
             eps = literal(self.param.eps)
-            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {self.groups}, {eps})"]
-        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {self.groups})"]
+            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {self.groups}, {eps}){tail}"]
+        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {self.groups}){tail}"]
 
 
 def l2_normalize(x, axes, eps):

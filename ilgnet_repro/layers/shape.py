@@ -8,6 +8,7 @@ from math import prod
 
 from torch import Tensor
 
+from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .base import Layer, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
 
@@ -188,7 +189,10 @@ class Permute(Layer):
 
 @register("ShuffleChannel")
 class ShuffleChannel(Layer):
-    """Channels dealt out anew: the first of each group, then the second of each, ... (ShuffleNet)."""
+    """Channels dealt out anew: the first of each group, then the second of each, ... (ShuffleNet).
+
+    The top has four axes, as the forks shape it.
+    """
 
     message = "shuffle_channel_param"
     fields = ("group",)
@@ -198,12 +202,14 @@ class ShuffleChannel(Layer):
         self.group: int = self.param.group
         if len(bottom) < 2:
             raise self.error(f"bottom {list(bottom)} has no channels; it needs 2 axes or more")
+        if len(bottom) > 4:
+            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 2 to 4")
         if not self.group or bottom[1] % self.group:
             raise self.error(f"{bottom[1]} channels are no multiple of group {self.group}")
-        return [bottom]
+        return [legacy_shape(bottom)]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (bottoms[0].unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2),)
+        return (with_four_axes(bottoms[0].unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         (x,) = bottoms
@@ -211,7 +217,8 @@ class ShuffleChannel(Layer):
         groups = graph.constant(integers(0, self.group, shape[1] // self.group, -1))
         dealt = graph.node("Transpose", [graph.node("Reshape", [x, groups])], perm=[0, 2, 1, 3])
         lengths: list[Length] = [0, shape[1], *(Kept(axis) for axis in range(2, len(shape)))]
-        return [reshape_onnx(graph, dealt, lengths, x)]
+        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), len(shape))]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{bottoms[0]}.unflatten(1, ({self.group}, -1)).transpose(1, 2).flatten(1, 2)"]
+        tail = four_axes_index(len(code.shape(0)))
+        return [f"{bottoms[0]}.unflatten(1, ({self.group}, -1)).transpose(1, 2).flatten(1, 2){tail}"]

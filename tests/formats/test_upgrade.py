@@ -134,9 +134,10 @@ NETS = {
         'layer { name: "input" type: "Input" top: "a" } layer { name: "r" type: "ReLU" }',
     ),
     "BatchNorm": (
-        'layer { name: "b" type: "BatchNorm" param { lr_mult: 1 } param { lr_mult: 1 } param { '
+        'layer { name: "b" type: "BatchNorm" param { name: "m" lr_mult: 1 } param { lr_mult: 1 } param { '
         "lr_mult: 0 } }",
-        'layer { name: "b" type: "BatchNorm" }',
+        'layer { name: "b" type: "BatchNorm" param { name: "m" lr_mult: 0 decay_mult: 0 } '
+        "param { lr_mult: 0 decay_mult: 0 } param { lr_mult: 0 decay_mult: 0 } }",
     ),
     "BatchNorm of two param stays": (
         'layer { name: "b" type: "BatchNorm" param { lr_mult: 0 } param { lr_mult: 0 } }',

@@ -140,13 +140,16 @@ def test_frozen_bn_neither_learns_nor_moves():
         np.testing.assert_array_equal(blob.numpy(), was)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (2, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("mode", ["LEARN", "INFERENCE"])
-def test_segnets_two_blobs(mode):
+def test_segnets_two_blobs(mode, shape):
     scale, shift = draw(1, 3, 1, 1, seed=1), draw(1, 3, 1, 1, seed=2)
-    x = draw(2, 3, 4, 5)
+    x = draw(*shape)
     net = one_layer(bn(f"{SCALE} bn_mode: {mode}"), x.shape, blobs=[scale, shift])
-    mean, variance = (by_channel(values, 4) for values in statistics(x))
-    normed = (x - mean) / np.sqrt(variance + 1e-9) if mode == "LEARN" else x
+    wide = x.reshape(*shape, *[1] * (4 - len(shape)))  # SegNet's top has four axes
+    mean, variance = (by_channel(values, 4) for values in statistics(wide))
+    normed = (wide - mean) / np.sqrt(variance + 1e-9) if mode == "LEARN" else wide
+    assert net.shapes["top0"] == wide.shape
     check(net, x, normed * scale + shift, rtol=1e-4, atol=1e-5)
 
 

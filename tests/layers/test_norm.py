@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import by_channel, check, draw, one_layer, statistics
-from one_layer import run
+from one_layer import gradients, layer_text, run
 
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.loading import load_graph
+from ilgnet_repro.net import CaffeNet
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 2)], ids=["2d", "3d", "4d"])
@@ -75,14 +77,19 @@ def test_training_moves_the_sums_as_caffe_does():
     [
         ("TRAIN", "", True),
         ("TRAIN", "use_global_stats: true", False),
-        ("TEST", "use_global_stats: false", False),
+        ("TEST", "use_global_stats: false", True),
+        ("TEST", "", False),
     ],
-    ids=["train", "train_stored", "test_batch"],
+    ids=["train", "train_stored", "test_batch", "test_stored"],
 )
-def test_only_training_on_batches_moves_the_sums(phase, stated, moves):
-    net = one_layer(f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase)
+def test_a_pass_on_batch_statistics_moves_the_sums_in_either_phase(phase, stated, moves):
+    given = [np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros(1, np.float32)]
+    net = one_layer(
+        f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase, blobs=given
+    )
     run(net, [draw(3, 2, 4)])
-    assert bool(net.params["op"][2].item()) is moves
+    assert net.params["op"][2].item() == float(moves)
+    assert [blob.tolist() for blob in given] == [[0, 0], [0, 0], [0]]  # the caller's arrays stay
 
 
 def test_one_value_a_channel_trains_to_zero():
@@ -119,7 +126,33 @@ def test_mvn_equals_its_formula(shape, across, variance, eps):
     if variance:
         expected = expected / (rows.std(2, keepdims=True) + eps)
     flags = f"across_channels: {str(across).lower()} normalize_variance: {str(variance).lower()} eps: {eps}"
-    check(one_layer(f'type: "MVN" mvn_param {{ {flags} }}', shape), x, expected.reshape(shape), atol=1e-5)
+    # Caffe's top has four axes, whatever the bottom has.
+    wanted = expected.reshape(*shape, *[1] * (4 - len(shape)))
+    net = one_layer(f'type: "MVN" mvn_param {{ {flags} }}', shape)
+    assert net.shapes["top0"] == wanted.shape
+    check(net, x, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 5, 4), (3, 5, 4, 2)], ids=str)
+@pytest.mark.parametrize("across", [False, True], ids=["each_channel", "across_channels"])
+def test_mvn_gives_readers_four_axes_and_takes_their_gradient(shape, across):
+    field = f"across_channels: {str(across).lower()} normalize_variance: false"
+    net = one_layer(f'type: "MVN" mvn_param {{ {field} }}', shape)
+    wide = (*shape, *[1] * (4 - len(shape)))
+    diff = draw(*wide, seed=4)
+    axes = (1, 2, 3) if across else (2, 3)
+    wanted = diff - diff.mean(axes, keepdims=True)
+    (found,) = gradients(net, [draw(*shape)], diff)
+    np.testing.assert_allclose(found, wanted.reshape(shape), rtol=1e-4, atol=1e-6)
+
+
+def test_mvn_of_two_axes_is_read_along_the_third():
+    text = layer_text("MVN", [(3, 5)]) + (
+        ' layer { name: "sum" type: "Reduction" bottom: "top0" top: "sum"'
+        ' reduction_param { axis: -2 operation: SUM } }'
+    )
+    net = CaffeNet(load_graph(parse_net(text)))
+    assert net.shapes["sum"] == (3, 5)
 
 
 def test_mvn_of_a_constant_plane_has_a_finite_gradient():

@@ -89,7 +89,7 @@ def test_permute(shape, data) -> None:
 
 
 @PROPERTY
-@given(group=st.integers(1, 4), each=st.integers(1, 3), rest=st.lists(st.integers(1, 4), max_size=3))
+@given(group=st.integers(1, 4), each=st.integers(1, 3), rest=st.lists(st.integers(1, 4), max_size=2))
 def test_shuffle_channel(group, each, rest) -> None:
     shape = (2, group * each, *rest)
     x = draw(5, *shape)
@@ -98,7 +98,8 @@ def test_shuffle_channel(group, each, rest) -> None:
         for column in range(each):
             expected[:, column * group + row] = x[:, row * each + column]
     net = build("ShuffleChannel", [shape], f"shuffle_channel_param {{ group: {group} }}")
-    assert_all_uses(net, [x], [expected])
+    # The forks shape the top num x channels x height x width.
+    assert_all_uses(net, [x], [expected.reshape(*shape, *[1] * (2 - len(rest)))])
 
 
 def test_a_length_stated_for_the_batch_is_kept_like_caffe_keeps_it() -> None:
@@ -202,6 +203,13 @@ REFUSED = {
         "shuffle_channel_param { group: 0 }",
         1,
         "multiple of group 0",
+    ),
+    "ShuffleChannel five axes": (
+        "ShuffleChannel",
+        [(2, 3, 4, 5, 1)],
+        "shuffle_channel_param { group: 3 }",
+        1,
+        r"bottom \[2, 3, 4, 5, 1\] has 5 axes; it takes 2 to 4",
     ),
     "ShuffleChannel no channels": ("ShuffleChannel", [(3,)], "", 1, "has no channels; it needs 2 axes"),
 }

@@ -53,8 +53,8 @@ class BatchNorm(Layer):
     Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
     Each pass that uses the batch's statistics decays all three by moving_average_fraction and adds the batch's:
     1 to the factor, the unbiased variance to the second.  So does one in phase TEST with use_global_stats: false:
-    Caffe's tests move the statistics that they share with the train net.  NVIDIA's fork (scale_bias, or a filler) adds a learned scale and
-    bias as blobs four and five.  Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
+    Caffe's tests move the statistics that they share with the train net.  NVIDIA's fork (scale_bias, or a filler)
+    adds a learned scale and bias as blobs four and five.  Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
     """
 
     message = "batch_norm_param"

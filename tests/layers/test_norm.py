@@ -84,9 +84,7 @@ def test_training_moves_the_sums_as_caffe_does():
 )
 def test_a_pass_on_batch_statistics_moves_the_sums_in_either_phase(phase, stated, moves):
     given = [np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros(1, np.float32)]
-    net = one_layer(
-        f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase, blobs=given
-    )
+    net = one_layer(f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase, blobs=given)
     run(net, [draw(3, 2, 4)])
     assert net.params["op"][2].item() == float(moves)
     assert [blob.tolist() for blob in given] == [[0, 0], [0, 0], [0]]  # the caller's arrays stay
@@ -149,7 +147,7 @@ def test_mvn_gives_readers_four_axes_and_takes_their_gradient(shape, across):
 def test_mvn_of_two_axes_is_read_along_the_third():
     text = layer_text("MVN", [(3, 5)]) + (
         ' layer { name: "sum" type: "Reduction" bottom: "top0" top: "sum"'
-        ' reduction_param { axis: -2 operation: SUM } }'
+        " reduction_param { axis: -2 operation: SUM } }"
     )
     net = CaffeNet(load_graph(parse_net(text)))
     assert net.shapes["sum"] == (3, 5)

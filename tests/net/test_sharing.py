@@ -6,6 +6,7 @@ import torch
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.net import CaffeNet
 
@@ -87,3 +88,84 @@ def test_refused(first, second, outputs, message) -> None:
     with pytest.raises(LayerError) as caught:
         shared_net(first, second, outputs)
     assert str(caught.value) == message
+
+
+def batch_norms(first: str, second: str, phase: str = "TRAIN") -> CaffeNet:
+    """Two BatchNorm layers, of x and of y, whose `param` rows are given."""
+    text = f"""
+    layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 5 dim: 3 dim: 2 dim: 4 }} }} }}
+    layer {{ name: "y" type: "Input" top: "y" input_param {{ shape {{ dim: 2 dim: 3 dim: 4 }} }} }}
+    layer {{ name: "a" type: "BatchNorm" bottom: "x" top: "a" {first} batch_norm_param {{ use_global_stats: false }} }}
+    layer {{ name: "b" type: "BatchNorm" bottom: "y" top: "b" {second} batch_norm_param {{ use_global_stats: false }} }}
+    """
+    return CaffeNet(build_graph(upgrade_net(parse_net(text)), phase), seed=3)
+
+
+NAMED = 'param { name: "m" lr_mult: 1 } param { name: "v" } param { name: "k" lr_mult: 0 }'
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_three_named_rows_of_batch_norm_share_its_statistics(phase) -> None:
+    net = batch_norms(NAMED, NAMED, phase)
+    assert all(one is other for one, other in zip(net.params["a"], net.params["b"], strict=True))
+    inputs = {"x": torch.randn(5, 3, 2, 4), "y": torch.randn(2, 3, 4)}
+    with torch.no_grad():
+        net(inputs)
+    mean, variance, factor = np.zeros(3), np.zeros(3), 0.0
+    for value in inputs.values():  # the batch of a, then that of b, into one set of blobs
+        rows = value.double().numpy().swapaxes(0, 1).reshape(3, -1)
+        mean = 0.999 * mean + rows.mean(1)
+        variance = 0.999 * variance + rows.var(1, ddof=1)
+        factor = 0.999 * factor + 1
+    found = [blob.numpy() for blob in net.params["b"]]
+    for value, wanted in zip(found, (mean, variance, [factor]), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", ["", "param { } param { } param { }"], ids=["none", "without_names"])
+def test_batch_norms_without_names_keep_their_own_statistics(rows) -> None:
+    net = batch_norms(rows, rows)
+    with torch.no_grad():
+        net(x=torch.randn(5, 3, 2, 4), y=torch.randn(2, 3, 4))
+    assert [net.params[name][2].item() for name in "ab"] == [1, 1]
+    assert not any(one is other for one, other in zip(net.params["a"], net.params["b"], strict=True))
+
+
+SHARING = {
+    "PReLU": ("", "", 1),
+    "Scale": ("scale_param { bias_term: true }", "scale_param { bias_term: true }", 2),
+    "Bias": ("", "", 1),
+    "BN": ("bn_param { frozen: true }", "bn_param { frozen: true }", 4),
+    "Deconvolution": (*["convolution_param { num_output: 3 kernel_size: 2 }"] * 2, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("type_", "first", "second", "blobs"), [(k, *v) for k, v in SHARING.items()], ids=SHARING
+)
+def test_every_blob_of_a_type_is_shared_by_its_name(type_, first, second, blobs) -> None:
+    rows = " ".join(f'param {{ name: "p{index}" }}' for index in range(blobs))
+    text = f"""
+    layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 dim: 4 dim: 5 }} }} }}
+    layer {{ name: "a" type: "{type_}" bottom: "x" top: "a" {rows} {first} }}
+    layer {{ name: "b" type: "{type_}" bottom: "a" top: "b" {rows} {second} }}"""
+    net = CaffeNet(build_graph(parse_net(text)), seed=3)
+    assert len(net.params["a"]) == blobs
+    assert all(one is other for one, other in zip(net.params["a"], net.params["b"], strict=True))
+
+
+def test_types_share_with_each_other_and_a_layer_with_itself() -> None:
+    text = """
+    layer { name: "i" type: "Input" top: "i" input_param { shape { dim: 4 } } }
+    layer { name: "e" type: "Embed" bottom: "i" top: "e" param { name: "w" }
+      embed_param { input_dim: 3 num_output: 2 bias_term: false weight_filler { type: "gaussian" } } }
+    layer { name: "p" type: "Parameter" top: "p" param { name: "w" } parameter_param { shape { dim: 3 dim: 2 } } }
+    layer { name: "s" type: "Scale" bottom: "e" top: "s" param { name: "v" } param { name: "v" }
+      scale_param { bias_term: true filler { type: "gaussian" } } }"""
+    net = CaffeNet(build_graph(parse_net(text)), seed=3)
+    assert net.params["e"][0] is net.params["p"][0]
+    assert net.params["s"][0] is net.params["s"][1]
+    tops = net(i=torch.tensor([2, 0, 1, 2]), blobs=["e", "p", "s"])
+    np.testing.assert_array_equal(tops["p"].detach(), net.params["e"][0].detach())
+    v = net.params["s"][0]
+    np.testing.assert_allclose(tops["s"].detach(), (tops["e"] * v + v).detach(), rtol=1e-6)

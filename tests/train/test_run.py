@@ -19,6 +19,7 @@ from ilgnet_repro.train.fit import BestWeights
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Observer
 from ilgnet_repro.train.signals import Requests, watched
+from ilgnet_repro.train.solver import read_settings
 
 
 @pytest.fixture
@@ -272,3 +273,32 @@ def test_tensorboard_events(workplace):
     losses = [event.value for event in events.Scalars("train/loss")]
     np.testing.assert_allclose(losses, list(caffe.losses.values()), rtol=1e-4)
     assert [event.step for event in events.Scalars("test/top-1")] == [0, 10, 20]
+
+
+BATCH_STATISTICS = """
+layer { name: "x" type: "DummyData" top: "x" top: "y" dummy_data_param {
+  shape { dim: 3 dim: 2 dim: 4 dim: 5 } shape { dim: 3 dim: 7 }
+  data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "bn" type: "BatchNorm" bottom: "x" top: "bn" %s }
+layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip"
+  inner_product_param { num_output: 7 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [("batch_norm_param { use_global_stats: false }", 4 + 3 * 2), ("", 4)],
+    ids=["stated_for_both_phases", "by_phase"],
+)
+def test_tests_on_batch_statistics_move_those_of_the_train_net(fields, passes, tmp_path):
+    (tmp_path / "net.prototxt").write_text(BATCH_STATISTICS % fields)
+    solver = tmp_path / "solver.prototxt"
+    solver.write_text(
+        'net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 4 test_iter: 2 test_interval: 2 '
+        f'random_seed: 1 snapshot_after_train: false snapshot_prefix: "{tmp_path}/s"'
+    )
+    trainer = Trainer(read_settings(solver, root=tmp_path))
+    trainer.solve()
+    factor = trainer.net.params["bn"][2].item()  # each pass: 0.999 of it, and 1
+    assert factor == pytest.approx(sum(0.999**number for number in range(passes)), abs=1e-4)

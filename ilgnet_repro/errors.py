@@ -68,3 +68,7 @@ class DownloadError(IlgnetError):
 
 class SolverError(IlgnetError):
     """A solver, its snapshot or its data cannot be used for training."""
+
+
+class DivergedError(SolverError):
+    """A training run whose loss or weights are no longer finite."""

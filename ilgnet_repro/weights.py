@@ -93,9 +93,7 @@ def take_weights(
             f"{source}: holds no weights for {_some(fit.missing)}{extra}; "
             "use the prototxt these weights were made with"
         )
-    held: dict[str, FileLayer] = {}
-    for layer in layers:
-        held.setdefault(layer.name, layer)
+    held = {layer.name: layer for layer in layers if layer.blobs}  # of two, Caffe copies the last
     return {
         name: [
             blob.array().reshape(spec.shape) for spec, blob in zip(specs[name], held[name].blobs, strict=True)

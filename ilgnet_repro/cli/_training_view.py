@@ -28,7 +28,7 @@ class TrainingView(Observer):
         self._loss = ""
 
     def tell(self, topic: str, text: str) -> None:
-        if topic in ("weights", "ignored", "snapshot_weights", "restored"):
+        if topic in ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged"):
             self._console.print(text, markup=False, soft_wrap=True)
 
     def on_start(self, trainer: Trainer) -> None:

@@ -41,6 +41,10 @@ def add_parser(actions: Any) -> None:
     flag("level", "the net's level", type=int, default=0, metavar="N")
     flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
     add_ignore_field(parser, "-ignore-field", "--ignore-field")
+    parser.add_argument(
+        "-allow-nonfinite", "--allow-nonfinite", "-allow_nonfinite", "--allow_nonfinite", action="store_true",
+        help="go on where the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
+    )  # fmt: skip
     effects = ("stop", "snapshot", "none")
     flag("sigint_effect", "what Ctrl-C does (default stop)", choices=effects, default="stop")
     flag("sighup_effect", "what SIGHUP does (default snapshot)", choices=effects, default="snapshot")
@@ -71,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     for note in settings.notes:
         log.tell("settings", note)
     with watched(Requests(), args.sigint_effect, args.sighup_effect) as requests:
-        trainer = Trainer(settings, Options(device=_device(args.gpu)), [log], requests=requests)
+        options = Options(device=_device(args.gpu), allow_nonfinite=args.allow_nonfinite)
+        trainer = Trainer(settings, options, [log], requests=requests)
         if args.snapshot:
             log.tell("resume", f"Resuming from {args.snapshot}")
             trainer.restore(args.snapshot)

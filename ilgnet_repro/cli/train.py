@@ -39,6 +39,10 @@ def add_parser(subparsers: Any) -> None:
     add("--patience", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
     add(
+        "--allow-nonfinite", action="store_true",
+        help="go on where the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
+    )  # fmt: skip
+    add(
         "--precision", choices=PRECISIONS, default="float32",
         help="default float32, as Caffe; caffe: in the order of its CPU code too, slower",
     )  # fmt: skip
@@ -76,6 +80,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
 
     import torch
 
+    from ..errors import DivergedError
     from ..train.caffelog import CaffeLog
     from ..train.curves import CsvLog, TensorBoardLog, draw_curves
     from ..train.fit import BestWeights
@@ -101,17 +106,24 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
         for note in settings.notes:
             print(f"note: {note}", file=sys.stderr)
     workers = args.workers if args.workers is not None else 4 if torch.cuda.is_available() else 0
-    options = Options(args.device, args.precision, args.accumulate, args.keep, workers)
+    options = Options(
+        args.device, args.precision, args.accumulate, args.keep, workers, args.allow_nonfinite
+    )  # fmt: skip
     trainer = Trainer(settings, options, observers, group, requests)
     state = group.same(trainer.snapshots.latest()) if args.resume == "latest" else args.resume
     if state:
         trainer.restore(state)
-    trainer.solve()
-    if not group.is_first:
-        return 0
-    plot = folder / "curves.png"
-    draw_curves(folder, plot, Path(args.solver).stem)
-    _report(args, trainer, best.best if best else None, plot)
+    diverged: DivergedError | None = None
+    try:
+        trainer.solve()
+    except DivergedError as error:  # what came before it is still worth a report
+        diverged = error
+    if group.is_first:
+        plot = folder / "curves.png"
+        draw_curves(folder, plot, Path(args.solver).stem)
+        _report(args, trainer, best.best if best else None, plot)
+    if diverged is not None:
+        raise diverged
     return 0
 
 

@@ -41,6 +41,7 @@ def write_caffemodel(
         raise WeightsError(
             f"{where}: weights for layer {shown(missing[0])}, which the net lacks; rename or drop them"
         )
+    _check_names(layers, blobs, where)
     if not net.IsInitialized():
         raise WeightsError(f"{where}: the net lacks {net.FindInitializationErrors()[0]}; set it")
     outside = caffe_pb2.NetParameter()
@@ -55,6 +56,23 @@ def write_caffemodel(
         _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where)
         file.write(tail)
         _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where)
+
+
+def _check_names(layers: list, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
+    """Refuse two layers of one name and one set of rules: the blobs of one would be written to both."""
+    seen: set[tuple[str, bytes]] = set()
+    for _, _, layer in layers:
+        if not blobs.get(layer.name):
+            continue
+        rules = caffe_pb2.LayerParameter(include=layer.include, exclude=layer.exclude)
+        key = layer.name, rules.SerializeToString(deterministic=True)
+        if key in seen:
+            what = f"are named {shown(layer.name)}" if layer.name else "have no name"
+            raise WeightsError(
+                f"{where}: two layers {what}; weights are stored by layer name, so give each layer a name of "
+                "its own"
+            )
+        seen.add(key)
 
 
 def _write_layers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..atomic import atomic_file
 from ..errors import SolverError
 from .observe import Observer, Test
+from .snapshot import all_finite
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -30,8 +32,9 @@ class BestWeights(Observer):
     """Keeps the weights of the best test in ``PREFIX_best.caffemodel``; stops after ``patience`` no better.
 
     ``output`` is an output of the first test net: more is better, unless it weighs in the loss.  By
-    default it is the first output without a weight (an accuracy), else the first.  What is known is kept
-    in ``PREFIX_best.json``, so that a resumed run goes on with it.
+    default it is the first output without a weight (an accuracy), else the first.  Weights or tests that
+    are not finite are never the best.  What is known is kept in ``PREFIX_best.json``, so that a resumed
+    run goes on with it.
     """
 
     def __init__(self, output: str | None = None, patience: int = 0) -> None:
@@ -39,6 +42,7 @@ class BestWeights(Observer):
             raise SolverError(f"patience {patience} must be 0 or more tests")
         self.output, self.patience = output, patience
         self.best: Best | None = None
+        self._diverged = 0  # tests so far without a finite one
 
     def on_start(self, trainer: Trainer) -> None:
         if not trainer.tester.nets:
@@ -61,9 +65,17 @@ class BestWeights(Observer):
         best = self.best
         if best is not None and best.tested >= test.iteration:
             return
-        if best is None or sign * output.value > sign * best.value:
+        better = best is None or sign * output.value > sign * best.value
+        # A net that has diverged may still count as right: its accuracy is no measure.
+        finite = test.finite and math.isfinite(output.value)
+        if better and finite and all_finite(trainer.net.parameters()):
             self.best = Best(output.name, test.iteration, output.value, test.iteration)
             trainer.save_weights(self._path(trainer, "caffemodel"))
+        elif best is None:
+            self._diverged += 1
+            if self.patience and self._diverged >= self.patience:
+                trainer.stop(f"no finite test of {output.name} in {self.patience} tests")
+            return
         else:
             self.best = replace(best, tested=test.iteration, tests_since=best.tests_since + 1)
             if self.patience and self.best.tests_since >= self.patience:
@@ -72,7 +84,7 @@ class BestWeights(Observer):
                     f"at iteration {best.iteration}"
                 )
         with atomic_file(self._path(trainer, "json"), "w") as file:
-            json.dump(asdict(self.best), file)
+            json.dump(asdict(self.best), file, allow_nan=False)
 
     def _path(self, trainer: Trainer, ending: str) -> Path:
         return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")
@@ -80,6 +92,8 @@ class BestWeights(Observer):
 
 def _read(path: Path) -> Best | None:
     try:
-        return Best(**json.loads(path.read_text(encoding="utf-8")))
+        best = Best(**json.loads(path.read_text(encoding="utf-8")))
+        # Earlier versions kept weights that had diverged: any finite test is better.
+        return best if math.isfinite(best.value) else None
     except (OSError, ValueError, TypeError):
         return None

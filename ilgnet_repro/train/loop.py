@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import GraphError, SolverError
+from ..errors import DivergedError, GraphError, SolverError
 from ..feeding.feed import Feed
 from ..formats.prototxt import format_message
 from ..net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
-from .nets import build_net, check_splitting, learnables
+from .nets import build_net, check_layer_names, check_splitting, learnables
 from .observe import Forward, Observer, Output, Updated
 from .precision import Precision
 from .signals import Requests
@@ -31,7 +32,8 @@ class Options:
 
     ``accumulate`` splits each batch into that many passes of the same result; ``keep`` is the number of
     snapshots that stay (0: all); ``workers`` read ahead; ``device`` is torch's name, by default the
-    solver's choice where there is a GPU.
+    solver's choice where there is a GPU.  ``allow_nonfinite`` goes on, as Caffe does, where the loss is NaN
+    or infinite; otherwise the run stops there.
     """
 
     device: str | None = None
@@ -39,6 +41,7 @@ class Options:
     accumulate: int = 1
     keep: int = 0
     workers: int = 0
+    allow_nonfinite: bool = False
 
 
 class _Pass(nn.Module):
@@ -92,6 +95,8 @@ class Trainer:
         self.current_step = 0
         self.stopped = False
         self.reason = ""
+        self._unproven: int | None = None  # the last snapshot, until the loss of its weights is known
+        self._was_finite = True
 
     def _build(self) -> None:
         settings, group = self.settings, self.group
@@ -106,6 +111,9 @@ class Trainer:
         files = [settings.root / file for file in settings.weights]
         net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=strange.append)
         check_splitting(net, group.world, pieces)
+        check_layer_names(net)
+        for note in self.snapshots.check_names(net):
+            self.tell("note", note)
         self.net = net.to(self.device, self.precision.dtype)
         self.tell_outputs(self.net)
         for file in settings.weights:
@@ -133,7 +141,10 @@ class Trainer:
         """Go on from a snapshot of ours or of Caffe's: weights, arrays, iteration, place in the data."""
         iteration, step = self.iteration, self.current_step
         if self.group.is_first:
-            held = snapshots.restore(Path(state), self.settings.root, self.net, self.updater.history)
+            held = snapshots.restore(
+                Path(state), self.settings.root, self.net, self.updater.history,
+                allow_nonfinite=self.options.allow_nonfinite,
+            )  # fmt: skip
             iteration, step = held.iter, held.current_step
         self.iteration, self.current_step = self.group.same((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
@@ -146,7 +157,17 @@ class Trainer:
             )
 
     def solve(self) -> None:
-        """Run to `max_iter`, or to a request to stop, with tests and snapshots on the way."""
+        """Run to `max_iter`, or to a request to stop, with tests and snapshots on the way.
+
+        Raises DivergedError where the loss is not finite, unless the options allow it.
+        """
+        try:
+            self._solve()
+        finally:
+            for observer in self.observers:
+                observer.on_finish(self)
+
+    def _solve(self) -> None:
         settings = self.settings
         self.tell("solve", f"Solving {self.net.graph.name}")
         self.tell("policy", f"Learning Rate Policy: {settings.policy.name}")
@@ -158,20 +179,33 @@ class Trainer:
             settings.snapshot and self.iteration % settings.snapshot == 0
         ):
             self.snapshot()
+        shown = not self.stopped and settings.display and self.iteration % settings.display == 0
+        if shown:
+            loss = self._last_loss()
+            self._smooth(loss)
+            self.tell("last", f"Iteration {self.iteration}, loss = {self._smoothed:g}")
+            self._check_loss(loss)
+        elif self.options.keep and self._unproven is not None:
+            statistics = [
+                blob
+                for name, blobs in self.net.params.items()
+                for spec, blob in zip(self.net.blob_specs[name], blobs, strict=True)
+                if not spec.learned
+            ]
+            held = [blob.detach().clone() for blob in statistics]
+            loss = self._last_loss()
+            with torch.no_grad():
+                for blob, value in zip(statistics, held, strict=True):
+                    blob.copy_(value)
+            self._check_loss(loss)
+        elif not snapshots.all_finite(self.net.parameters()):
+            self._diverged("the weights are not finite")
         if self.stopped:
             self.tell("done", "Optimization stopped early.")
         else:
-            if settings.display and self.iteration % settings.display == 0:
-                self._seed_pass()
-                with torch.no_grad():
-                    loss, _ = self._passes(self._batches, self.options.accumulate, backward=False)
-                self._smooth(loss)
-                self.tell("last", f"Iteration {self.iteration}, loss = {self._smoothed:g}")
             if settings.test_interval and self.iteration % settings.test_interval == 0:
                 self.tester.run_all()
             self.tell("done", "Optimization Done.")
-        for observer in self.observers:
-            observer.on_finish(self)
 
     def step(self, iterations: int) -> None:
         """Make some iterations, with the tests and snapshots that fall among them."""
@@ -206,6 +240,7 @@ class Trainer:
         forward = Forward(self.iteration, loss, self._smoothed, outputs, display)
         for observer in self.observers:
             observer.on_forward(self, forward)
+        self._check_loss(loss)
         rate, step = settings.policy.at(self.iteration, self.current_step)
         new_step = step if step != self.current_step and settings.policy.name == "multistep" else None
         self.current_step = step
@@ -239,6 +274,12 @@ class Trainer:
         loss, *values = mean.tolist()
         return loss, output_values(self.net, outputs, values)
 
+    def _last_loss(self) -> float:
+        """The loss of the weights at the end of a run."""
+        self._seed_pass()
+        with torch.no_grad():
+            return self._passes(self._batches, self.options.accumulate, backward=False)[0]
+
     def _seed_pass(self) -> None:
         # A fresh seed an iteration, so that dropout after a restart draws what it would have drawn.
         torch.manual_seed((self.seed << 32) + self.iteration * self.group.world + self.group.rank)
@@ -253,6 +294,31 @@ class Trainer:
             place = (self.iteration - self._start_iteration) % window
             self._smoothed += (loss - self._losses[place]) / window
             self._losses[place] = loss
+
+    def _check_loss(self, loss: float) -> None:
+        """Take the loss of the weights as they are: the last snapshot is sound, or the run has diverged."""
+        finite = math.isfinite(loss)
+        if self._unproven is not None and self.group.is_first:
+            if not finite:
+                self.snapshots.unsound.add(self._unproven)
+            self.snapshots.prune(self._unproven)
+        self._unproven = None
+        if not finite and self._was_finite:
+            self._diverged(f"the loss is {loss:g}")
+        self._was_finite = finite
+
+    def _diverged(self, what: str) -> None:
+        """Say that the run has diverged, and stop it unless the options have it go on."""
+        what = f"iteration {self.iteration}: {what}"
+        self.tell("diverged", what)
+        if self.options.allow_nonfinite:
+            return
+        self.reason = what
+        latest = self.snapshots.latest()
+        resume = f" and resume from {latest}" if latest else ""
+        raise DivergedError(
+            f"{what}; check the data, lower base_lr{resume}, or go on as Caffe does with --allow-nonfinite"
+        )
 
     # ------------------------------------------------------------------ stopping, keeping, telling
 
@@ -272,7 +338,8 @@ class Trainer:
         self.stopped = bool(stop)
 
     def snapshot(self) -> None:
-        """Write a snapshot of this moment."""
+        """Write a snapshot of this moment; older ones go once the next loss shows that it is sound."""
+        self._unproven = self.iteration
         if not self.group.is_first:
             return
         kind = "HDF5" if self.settings.snapshot_hdf5 else "binary proto"

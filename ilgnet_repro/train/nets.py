@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LayerError, WeightsError
+from ..errors import LayerError, SolverError, WeightsError
 from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
 from ..graph.sharing import find_owners, param_spec
-from ..layers.base import BlobSpec, Shape
+from ..layers.base import BlobSpec, Layer, Shape
 from ..loading import read_matrices
 from ..net import CaffeNet, plan_net
 from ..weights import fit_weights, take_weights
@@ -65,6 +65,27 @@ def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
                 f"carries its state from step to step and from pass to pass, so {count} {what} cannot share its "
                 "batches; use one"
             )
+
+
+def check_layer_names(net: CaffeNet) -> None:
+    """Raise SolverError where a layer with weights shares its name, or its lack of one, with another layer.
+
+    Weights are stored and found by layer name; Caffe would write such a net but never read it again.
+    """
+    layers: dict[str, list[Layer]] = {}
+    for node in net.graph:
+        layers.setdefault(node.layer.name, []).append(net.layer(node.name))
+    for name, own in layers.items():
+        if len(own) < 2 or not any(layer.blobs for layer in own):
+            continue
+        tops = ", ".join(
+            f"{layer.node.type} writing {', '.join(layer.node.top_names) or 'nothing'}" for layer in own[:3]
+        )
+        what = f"{len(own)} layers are named {name!r}" if name else f"{len(own)} layers have no name"
+        raise SolverError(
+            f"net {net.graph.name!r}: {what} ({tops}{', ...' if len(own) > 3 else ''}); weights are stored by "
+            "layer name, so give each layer a name of its own"
+        )
 
 
 def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -> CaffeNet:

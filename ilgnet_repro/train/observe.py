@@ -44,7 +44,10 @@ class Updated:
 
 @dataclass(frozen=True)
 class Test:
-    """Mean outputs of one test of one net; ``loss`` where `test_compute_loss` asks for it."""
+    """Mean outputs of one test of one net; ``loss`` where `test_compute_loss` asks for it.
+
+    ``finite``: every loss was finite, and no score was NaN (Caffe's Accuracy counts NaN scores as right).
+    """
 
     __test__ = False  # no test case of pytest's
 
@@ -52,6 +55,7 @@ class Test:
     net: int
     outputs: tuple[Output, ...]
     loss: float | None
+    finite: bool = True
 
 
 class Observer:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FormatError, IlgnetError, SolverError
+from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..formats.caffemodel import open_caffemodel, write_caffemodel
 from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
 from ..net import CaffeNet
@@ -28,13 +28,15 @@ class Snapshots:
     """Where snapshots go: ``prefix_iter_N.caffemodel`` and ``.solverstate``, or both with ``.h5``.
 
     ``prefix`` is written into the solver states as it stands, and looked up from ``root``.  ``keep`` is
-    how many snapshots stay (0: all); older ones of the same prefix are removed once a newer is whole.
+    how many snapshots stay (0: all): `prune` removes older ones of the same prefix.  ``unsound`` are the
+    iterations whose snapshots hold a net that has diverged; they never count as newer than a sound one.
     """
 
     prefix: str
     root: Path
     hdf5: bool = False
     keep: int = 0
+    unsound: set[int] = field(default_factory=set)
 
     def name(self, iteration: int, kind: str) -> str:
         """Return the name of a file of the snapshot at ``iteration``; ``kind`` is its ending."""
@@ -42,11 +44,27 @@ class Snapshots:
 
     def check(self) -> None:
         """Raise SolverError unless files can be written there: better now than hours later."""
+        if "\0" in self.prefix:
+            raise SolverError(f"snapshot_prefix {self.prefix!r}: no file can have a zero byte in its name")
         folder = Path(self.root, self.prefix).parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise SolverError(
                 f"snapshot_prefix {self.prefix!r}: its folder is missing or read-only; make {folder}"
             )
+
+    def check_names(self, net: CaffeNet) -> list[str]:
+        """Raise SolverError for layers whose names the format cannot hold; return what is worth a note."""
+        if not self.hdf5:
+            return []
+        counts = {name: len(blobs) for name, blobs in net.params.items()}
+        snapshot_hdf5.check_names([layer.name for layer in net_message(net).layer], counts)
+        nested = [name for name in counts if "/" in name]
+        if not nested:
+            return []
+        return [
+            f"snapshot_format HDF5: layer {nested[0]} has a slash in its name; such snapshots resume here, but "
+            "Caffe neither writes nor reads them"
+        ]
 
     def save(
         self, net: CaffeNet, iteration: int, history: Sequence[Tensor], current_step: int
@@ -62,12 +80,25 @@ class Snapshots:
             snapshot_hdf5.write_state(self.root / state, iteration, model, arrays, current_step)
         else:
             write_solverstate(self.root / state, iteration, model, arrays, current_step)
-        if self.keep:
-            for older in self.iterations()[: -self.keep]:
-                if older < iteration:
-                    for kind in ("solverstate", "caffemodel"):
-                        (self.root / self.name(older, kind)).unlink(missing_ok=True)
+        if not (all_finite(net.parameters()) and all_finite(history)):
+            self.unsound.add(iteration)
+        else:
+            self.unsound.discard(iteration)
         return model, state
+
+    def prune(self, iteration: int) -> None:
+        """Remove what is older than the snapshot at ``iteration`` and beyond the newest ``keep`` of its kind.
+
+        Sound and unsound snapshots are counted apart, so that no diverged one takes the place of a sound one.
+        """
+        if not self.keep:
+            return
+        for unsound in (False, True):
+            kind = [number for number in self.iterations() if (number in self.unsound) is unsound]
+            for older in kind[: -self.keep]:
+                if older < iteration:
+                    for ending in ("solverstate", "caffemodel"):
+                        (self.root / self.name(older, ending)).unlink(missing_ok=True)
 
     def iterations(self) -> list[int]:
         """Return the iterations that have a whole snapshot on disk, rising."""
@@ -79,18 +110,24 @@ class Snapshots:
         return [number for number in numbers if (self.root / self.name(number, "caffemodel")).is_file()]
 
     def latest(self) -> Path | None:
-        """Return the solver state of the newest whole snapshot, or None."""
-        numbers = self.iterations()
+        """Return the solver state of the newest whole snapshot that is not known to be unsound, or None."""
+        numbers = [number for number in self.iterations() if number not in self.unsound]
         return Path(self.root, self.name(numbers[-1], "solverstate")) if numbers else None
 
 
 def save_weights(net: CaffeNet, path: Path) -> None:
     """Write a net's weights, as a caffemodel or, where the name ends in ``.h5``, as HDF5."""
     blobs = {name: [_array(blob) for blob in own] for name, own in net.params.items()}
+    message = net_message(net)
     if path.suffix == HDF5_ENDING:
-        snapshot_hdf5.write_weights(path, [node.name for node in net.graph], blobs)
+        snapshot_hdf5.write_weights(path, [layer.name for layer in message.layer], blobs)
     else:
-        write_caffemodel(path, net_message(net), blobs)
+        write_caffemodel(path, message, blobs)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -105,11 +142,14 @@ def read_state(path: Path) -> SolverState:
 
 
 @torch.no_grad()
-def restore(path: Path, root: Path, net: CaffeNet, history: Sequence[Tensor]) -> SolverState:
+def restore(
+    path: Path, root: Path, net: CaffeNet, history: Sequence[Tensor], *, allow_nonfinite: bool = False
+) -> SolverState:
     """Set a net and the solver's arrays to a snapshot, ours or Caffe's, and return its state.
 
     The weights are those the state names, looked up from ``root`` and then beside the state.  Raises
-    SolverError where state and net do not belong together; then nothing has changed.
+    SolverError where state and net do not belong together and, unless ``allow_nonfinite``, where the
+    snapshot holds NaN or infinite values; then nothing has changed.
     """
     state = read_state(path)
     if len(state.history) != len(history):
@@ -129,12 +169,25 @@ def restore(path: Path, root: Path, net: CaffeNet, history: Sequence[Tensor]) ->
         source=state.learned_net,
         allow_missing=True,
     )
+    if not allow_nonfinite:
+        _check_finite(path, weights, state)
     for name, arrays in weights.items():
         for own, array in zip(net.params[name], arrays, strict=True):
             own.copy_(torch.from_numpy(array))
     for own, blob in zip(history, state.history, strict=True):
         own.copy_(torch.from_numpy(blob.array()).view(own.shape))
     return state
+
+
+def _check_finite(path: Path, weights: Mapping[str, Sequence[np.ndarray]], state: SolverState) -> None:
+    places = [(f"layer {name}", array) for name, arrays in weights.items() for array in arrays]
+    places += [(f"array {index}", blob.array()) for index, blob in enumerate(state.history)]
+    for place, array in places:
+        if not np.isfinite(array).all():
+            raise DivergedError(
+                f"{path}: the run had diverged, {place} is not finite; resume from an earlier snapshot, "
+                "or go on with --allow-nonfinite"
+            )
 
 
 def _weights_of(state: SolverState, path: Path, root: Path) -> Path:

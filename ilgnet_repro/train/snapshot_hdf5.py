@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,46 @@ def write_state(
     h5py = _h5py(path)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("iter", data=np.array([iteration], np.int32))
-        file.create_dataset("learned_net", data=np.bytes_(learned_net.encode()))
+        _write_string(h5py, file, "learned_net", learned_net.encode())
         file.create_dataset("current_step", data=np.array([current_step], np.int32))
         group = file.create_group("history")
         for index, array in enumerate(history):
             group.create_dataset(str(index), data=np.asarray(array, np.float32))
+
+
+def check_names(layers: Iterable[str], blobs: Mapping[str, int]) -> None:
+    """Raise SolverError for layers that no HDF5 file can hold beside each other.
+
+    ``blobs`` counts each layer's blobs.  A name is a path in the file: layer ``a/0`` would stand where the
+    first blob of layer ``a`` does.
+    """
+    names = list(layers)
+    datasets = {f"{name}/{index}": name for name in names for index in range(blobs.get(name, 0))}
+    for name in names:
+        parts = name.split("/")
+        if "" in parts or "." in parts or "\0" in name:
+            raise SolverError(
+                f"layer {name!r}: HDF5 cannot hold a layer of this name; rename it, or remove snapshot_format"
+            )
+        paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        taken = next((datasets[path] for path in paths if path in datasets), None)
+        if taken is not None:
+            raise SolverError(
+                f"layer {name!r}: stands in HDF5 where a blob of layer {taken!r} does; rename one of the two, "
+                "or remove snapshot_format"
+            )
+
+
+def _write_string(h5py: ModuleType, file: Any, name: str, text: bytes) -> None:
+    """Write a string as `H5LTmake_dataset_string`: a scalar whose size counts the zero at its end.
+
+    Caffe reads it into a buffer of that size as a C string, so without the zero it reads on behind it.
+    """
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(len(text) + 1)
+    kind.set_strpad(h5py.h5t.STR_NULLTERM)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(text, f"S{len(text) + 1}"), mtype=kind)
 
 
 def read_state(path: Path) -> SolverState:

@@ -75,6 +75,7 @@ class Tester:
         trainer, net = self.trainer, self.nets[index]
         group, times = trainer.group, trainer.settings.test_nets[index].test_iter
         names = net.outputs
+        scores = _scores(net)
         sums: Tensor | None = None
         sizes: dict[str, Tensor] = {}
         for _ in range(group.rank, times, group.world):
@@ -84,19 +85,33 @@ class Tester:
                     return None
             batch = next(self._batches[index])
             batch = {top: value.to(trainer.device, trainer.precision.dtype) for top, value in batch.items()}
-            done = net.run(batch)
+            done = net.run(batch, (*names, *scores))
             sizes = {name: done.blobs[name].reshape(-1) for name in names}
             loss = torch.zeros(1, device=trainer.device) if done.loss is None else done.loss.view(1)
-            values = torch.cat([loss.double(), *(value.double() for value in sizes.values())])
+            unsound = ~loss.isfinite() | any(bool(done.blobs[name].isnan().any()) for name in scores)
+            values = torch.cat(
+                [loss.double(), unsound.double(), *(value.double() for value in sizes.values())]
+            )
             sums = values if sums is None else sums + values
         if sums is None:  # more processes than batches: the outputs' sizes, at least
             sizes = {name: torch.zeros(net.shapes[name]).reshape(-1) for name in names}
-            sums = torch.zeros(1 + sum(map(len, sizes.values())), dtype=torch.float64, device=trainer.device)
-        loss, *means = (group.sum(sums) / times).tolist()
+            sums = torch.zeros(2 + sum(map(len, sizes.values())), dtype=torch.float64, device=trainer.device)
+        loss, unsound_share, *means = (group.sum(sums) / times).tolist()
         return Test(
             trainer.iteration, index, output_values(net, sizes, means),
-            loss if trainer.settings.test_compute_loss else None,
+            loss if trainer.settings.test_compute_loss else None, finite=not unsound_share,
         )  # fmt: skip
+
+
+def _scores(net: CaffeNet) -> tuple[str, ...]:
+    """The blobs that outputs without a gradient are made of: an accuracy does not show that they are NaN."""
+    steps = net.steps(net.outputs)
+    read = [
+        node.bottoms
+        for node, layer in steps
+        if not layer.has_gradient and not layer.is_input and set(node.tops) & set(net.outputs)
+    ]
+    return tuple(dict.fromkeys(name for bottoms in read for name in bottoms))
 
 
 def _own_passes(first_test: int, test_iter: int, rank: int, world: int) -> Iterable[int]:

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from train_cases import NAMES, PIPELINE, SOLVERS, run, settings_of
 
-from ilgnet_repro.errors import IlgnetError, WeightsError
+from ilgnet_repro.errors import IlgnetError, SolverError, WeightsError
+from ilgnet_repro.formats.caffemodel import open_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.loading import load_net
 from ilgnet_repro.schema import caffe_pb2 as pb
+from ilgnet_repro.train import snapshot_hdf5
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Observer
 from ilgnet_repro.train.snapshot import Snapshots
+from ilgnet_repro.train.solver import make_settings
 from ilgnet_repro.train.trained_net import net_message
 
 
@@ -187,3 +191,111 @@ def test_splits_as_caffe_inserts_them():
 
 def test_the_cases_are_all_there():
     assert len(NAMES) == 15
+
+
+@pytest.mark.parametrize("prefix", ["run", "übung"])
+def test_hdf5_strings_end_in_the_zero_that_caffe_reads_up_to(prefix, tmp_path):
+    """As `H5LTmake_dataset_string` stores them: a scalar C string of strlen + 1 bytes, null terminated."""
+    state = tmp_path / "run.solverstate.h5"
+    name = f"{prefix}_iter_7.caffemodel.h5"
+    snapshot_hdf5.write_state(state, 7, name, [np.ones((2, 3), np.float32)], 4)
+    text = name.encode()
+    with h5py.File(state) as file:
+        kind = file["learned_net"].id.get_type()
+        assert (kind.get_size(), kind.get_strpad()) == (len(text) + 1, h5py.h5t.STR_NULLTERM)
+        assert kind.get_cset() == h5py.h5t.CSET_ASCII and file["learned_net"].shape == ()
+        assert {key: (file[key].dtype, file[key].shape) for key in ("iter", "current_step")} == {
+            key: (np.dtype("<i4"), (1,)) for key in ("iter", "current_step")
+        }
+        assert file["history/0"].dtype == np.dtype("<f4") and file["history/0"].shape == (2, 3)
+        assert sorted(file) == ["current_step", "history", "iter", "learned_net"]
+        offset = file["learned_net"].id.get_offset()
+    assert state.read_bytes()[offset : offset + len(text) + 1] == text + b"\0"
+    assert snapshot_hdf5.read_state(state).learned_net == name
+
+
+NAMED = """
+layer {{ name: "data" type: "Data" top: "data" top: "label"
+  data_param {{ source: "{data}" batch_size: 4 backend: LMDB }} }}
+layer {{ name: "{first}" type: "InnerProduct" bottom: "data" top: "h" inner_product_param {{ num_output: 5 }} }}
+layer {{ name: "{second}" type: "{type}" bottom: "h" top: "h2" {param} }}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "h2" bottom: "label" top: "loss" }}
+"""
+DENSE = "inner_product_param { num_output: 3 }"
+
+
+def named_settings(first: str, second: str, type_: str, folder: Path, **changes: object):
+    """A net of two layers with the names given, and a solver for it."""
+    param = DENSE if type_ == "InnerProduct" else ""
+    text = NAMED.format(data=PIPELINE / "raw64_lmdb", first=first, second=second, type=type_, param=param)
+    net = upgrade_net(parse_net(text), [])
+    message = pb.SolverParameter(base_lr=0.01, lr_policy="fixed", max_iter=2, snapshot=1, net_param=net)
+    message.snapshot_prefix = str(folder / "run")
+    return make_settings(message).with_(**changes)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "type_", "message"),
+    [
+        (
+            "ip", "ip", "InnerProduct",
+            "2 layers are named 'ip' (InnerProduct writing h, InnerProduct writing h2)",
+        ),
+        ("", "", "InnerProduct", "2 layers have no name (InnerProduct writing h, InnerProduct writing h2)"),
+        ("ip", "ip", "ReLU", "2 layers are named 'ip' (InnerProduct writing h, ReLU writing h2)"),
+    ],
+    ids=["twice", "none", "one without weights"],
+)  # fmt: skip
+def test_layers_that_no_file_could_tell_apart_are_refused_at_the_start(
+    first, second, type_, message, tmp_path
+):
+    with pytest.raises(SolverError) as raised:
+        Trainer(named_settings(first, second, type_, tmp_path))
+    assert str(raised.value) == (
+        f"net '': {message}; weights are stored by layer name, so give each layer a name of its own"
+    )
+
+
+@pytest.mark.parametrize("hdf5", [False, True], ids=["binary", "hdf5"])
+@pytest.mark.parametrize("second", ["ip2", "ip#2", "loss_"])
+def test_layers_of_names_of_their_own_are_stored(second, hdf5, tmp_path):
+    """The twin of the refusals: the snapshot of each iteration is there, and holds both layers."""
+    settings = named_settings("ip", second, "InnerProduct", tmp_path, snapshot_hdf5=hdf5)
+    Trainer(settings).solve()
+    (path,) = tmp_path.glob("run_iter_2.caffemodel*")
+    held = {layer.name: [blob.shape for blob in layer.blobs] for layer in open_caffemodel(path).layers}
+    assert {name: shapes for name, shapes in held.items() if shapes} == {
+        "ip": [(5, 12288), (5,)],
+        second: [(3, 5), (3,)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("ip", "ip/0", "layer 'ip/0': stands in HDF5 where a blob of layer 'ip' does; rename one of the two, "),
+        ("ip/1/x", "ip", "layer 'ip/1/x': stands in HDF5 where a blob of layer 'ip' does; rename one of the "),
+        ("/ip", "b", "layer '/ip': HDF5 cannot hold a layer of this name; rename it, or remove snapshot_format"),
+        ("a", "b/./c", "layer 'b/./c': HDF5 cannot hold a layer of this name; rename it, or remove "),
+    ],
+)  # fmt: skip
+def test_names_that_hdf5_cannot_hold_are_refused_at_the_start(first, second, message, tmp_path):
+    with pytest.raises(SolverError) as raised:
+        Trainer(named_settings(first, second, "InnerProduct", tmp_path, snapshot_hdf5=True))
+    assert str(raised.value).startswith(message)
+    Trainer(named_settings(first, second, "InnerProduct", tmp_path))  # binary files hold any name
+
+
+def test_a_slash_in_hdf5_is_told(tmp_path):
+    told = []
+
+    class Ear(Observer):
+        def tell(self, topic, text):
+            if topic == "note":
+                told.append(text)
+
+    Trainer(named_settings("a/b", "c", "InnerProduct", tmp_path, snapshot_hdf5=True), observers=[Ear()])
+    assert told == [
+        "snapshot_format HDF5: layer a/b has a slash in its name; such snapshots resume here, but Caffe neither "
+        "writes nor reads them"
+    ]

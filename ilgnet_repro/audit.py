@@ -150,8 +150,7 @@ def _audit_layer(
             raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
         parameters = sum(prod(spec.shape) for spec in specs)
         work = made.multiply_adds
-        if layer.has_state:
-            note = "; ".join(filter(None, (note, STATE_NOTE)))
+        note = "; ".join(filter(None, (note, layer.note, STATE_NOTE if layer.has_state else "")))
         return (
             LayerAudit(node.name, node.type, tuple(tops), parameters, work, note=note, no_onnx=layer.no_onnx),
             specs,

@@ -171,7 +171,7 @@ def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
     if not layer.is_stored:
         return None
     mean, variance = map(_wide, layer.statistics)
-    factor = 1 / np.sqrt(variance + layer.param.eps)
+    factor = 1 / np.sqrt(variance + layer.eps)
     if not layer.has_affine:
         return _Affine(factor, -mean * factor)
     factor *= _wide(layer.scale)

@@ -151,6 +151,8 @@ class Layer(nn.Module):
     has_state: bool = False
     # Whether Caffe has a backward pass for it.
     has_gradient: ClassVar[bool] = True
+    # Which of several layers of one name this is and what told it, where that is not plain; `audit` says so.
+    note: str = ""
     # Why ONNX or plain Python cannot express it; empty where it can.
     no_onnx: str = ""
     no_source: str = ""

@@ -11,6 +11,8 @@ from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_
 from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .registry import register
 
+NVIDIAS_LEAST_EPS = 1e-5
+
 
 def constant_filler(value: float) -> pb.FillerParameter:
     """Return the filler that gives every element ``value``."""
@@ -53,8 +55,11 @@ class BatchNorm(Layer):
     Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
     Each pass that uses the batch's statistics decays all three by moving_average_fraction and adds the batch's:
     1 to the factor, the unbiased variance to the second.  So does one in phase TEST with use_global_stats: false:
-    Caffe's tests move the statistics that they share with the train net.  NVIDIA's fork (scale_bias, or a filler)
-    adds a learned scale and bias as blobs four and five.  Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
+    Caffe's tests move the statistics that they share with the train net.  The text of
+    NVIDIA's fork shows scale_bias or a filler, which add a learned scale and bias as blobs four and five.  There the
+    phase alone decides, the third of five blobs divides nothing, and a pass in TRAIN moves mean and variance
+    themselves: the first two passes copy the batch's, its variance with eps.
+    Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
     """
 
     message = "batch_norm_param"
@@ -74,10 +79,23 @@ class BatchNorm(Layer):
     bias: Tensor
 
     def setup(self) -> None:
-        stated = self.param.HasField("use_global_stats")
-        self.is_stored: bool = self.param.use_global_stats if stated else not self.is_train
         fillers = any(self.param.HasField(field) for field in ("scale_filler", "bias_filler"))
         self.has_affine: bool = self.param.scale_bias or fillers
+        self.is_nvidias: bool = fillers or self.param.HasField("scale_bias")
+        self.eps: float = self.param.eps
+        self.passes = 0  # on batch statistics, since the layer was made
+        if self.is_nvidias:
+            self.is_stored = not self.is_train
+            self.eps = max(self.eps, NVIDIAS_LEAST_EPS)
+            self.note = (
+                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: the phase alone decides "
+                "whose statistics count, eps is at least 1e-5"
+                + (", the third of five blobs divides nothing" if self.has_affine else "")
+            )
+        elif self.param.HasField("use_global_stats"):
+            self.is_stored = self.param.use_global_stats
+        else:
+            self.is_stored = not self.is_train
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         if not bottoms[0]:
@@ -88,7 +106,8 @@ class BatchNorm(Layer):
     def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
         channels = bottoms[0][1] if self._rank > 1 else 1
         specs = [BlobSpec(name, (channels,), learned=False) for name in ("mean", "variance")]
-        specs.append(BlobSpec("scale_factor", (1,), learned=False))
+        started = constant_filler(1.0) if self.is_nvidias else None
+        specs.append(BlobSpec("scale_factor", (1,), started, learned=False))
         if self.has_affine:
             for name, usual in (("scale", 1.0), ("bias", 0.0)):
                 field = f"{name}_filler"
@@ -99,7 +118,9 @@ class BatchNorm(Layer):
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """The stored mean and variance, divided by the scale factor."""
+        """The stored mean and variance, divided by the scale factor where they are sums."""
+        if self.has_affine:  # NVIDIA's: older releases left 0 in the third of five blobs, newer ones 1
+            return self.mean, self.variance
         factor = self.scale_factor
         inverse = torch.where(factor == 0, 0, 1 / torch.where(factor == 0, 1, factor))
         return self.mean * inverse, self.variance * inverse
@@ -108,6 +129,16 @@ class BatchNorm(Layer):
         """Add a batch's statistics to the moving sums, as Caffe does on every pass."""
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
+            if self.is_nvidias:
+                share = 1 - fraction if self.passes > 1 else 1
+                old = self.statistics
+                for blob, stored, new in zip(
+                    (self.mean, self.variance), old, (mean, variance + self.eps), strict=True
+                ):
+                    blob.copy_(torch.lerp(stored, new, share))
+                self.scale_factor.fill_(1)
+                self.passes += 1
+                return
             self.scale_factor.mul_(fraction).add_(1)
             self.mean.mul_(fraction).add_(mean)
             self.variance.mul_(fraction).add_(variance * (count / (count - 1) if count > 1 else 1.0))
@@ -117,9 +148,9 @@ class BatchNorm(Layer):
         if self.is_stored:
             # F.batch_norm wants a channel axis; without one Caffe has a single channel.
             wide = x if self._rank > 1 else x[:, None]
-            top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.param.eps)
+            top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.eps)
             return (top.view_as(x),)
-        top, mean, variance = batch_norm(x, self.param.eps)
+        top, mean, variance = batch_norm(x, self.eps)
         if not torch.compiler.is_exporting():  # an exported program computes the tops and keeps nothing
             self._keep(mean, variance, x.numel() // mean.numel())
         if scale is not None and bias is not None:
@@ -132,17 +163,17 @@ class BatchNorm(Layer):
         ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
         scale, bias = (self.scale, self.bias) if self.has_affine else (ones, zeros)
         if not self.is_stored:
-            top = onnx_batch_norm(graph, x, self._rank, self.param.eps)
+            top = onnx_batch_norm(graph, x, self._rank, self.eps)
             return [onnx_affine(graph, top, scale, bias, self._rank) if self.has_affine else top]
         last = graph.constant(integers(1))
         wide = x if self._rank > 1 else graph.node("Unsqueeze", [x, last])
         values = [graph.constant(numbers(blob)) for blob in (scale, bias, mean, variance)]
-        top = graph.node("BatchNormalization", [wide, *values], epsilon=self.param.eps)
+        top = graph.node("BatchNormalization", [wide, *values], epsilon=self.eps)
         return [top if self._rank > 1 else graph.node("Squeeze", [top, last])]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
-        eps = literal(self.param.eps)
+        eps = literal(self.eps)
         affine = (
             [code.parameter(name, self.blob(name)) for name in ("scale", "bias")] if self.has_affine else []
         )

@@ -14,6 +14,7 @@ from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
 from ..graph.sharing import find_owners, param_spec
 from ..layers.base import BlobSpec, Layer, Shape
+from ..layers.norm import BatchNorm
 from ..loading import read_matrices
 from ..net import CaffeNet, plan_net
 from ..weights import fit_weights, take_weights
@@ -135,7 +136,9 @@ def learnables(net: CaffeNet) -> list[Learnable]:
                 if spec.HasField(field):
                     multipliers.setdefault(field, getattr(spec, field))
             if not net.blob_specs[node.name][index].learned:
-                if node.type == "BatchNorm" and multipliers.get("lr_mult"):
+                # NVIDIA's BatchNorm sets the rates of its statistics to 0, whatever the text says.
+                refused = isinstance(layer, BatchNorm) and not layer.is_nvidias
+                if refused and multipliers.get("lr_mult"):
                     raise layer.error("lr_mult must be 0: its blobs are statistics; remove the param rows")
                 multipliers["lr_mult"] = 0.0
     result = []

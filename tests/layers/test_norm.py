@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from layer_nets import by_channel, check, draw, one_layer, statistics
 from one_layer import gradients, layer_text, run
 
+from ilgnet_repro.audit import audit
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import write_caffemodel
@@ -20,21 +21,118 @@ from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.loading import load_graph
 from ilgnet_repro.net import CaffeNet
 
+# What shows NVIDIA's BatchNorm, and how many blobs it then has.
+NVIDIAS = {
+    "scale_bias": ("scale_bias: true", 5),
+    "scale_filler": ("scale_filler { value: 1 }", 5),
+    "bias_filler": ("bias_filler { value: 0 }", 5),
+    "no_scale_bias": ("scale_bias: false", 3),
+}
+
+
+def nvidias_blobs(count: int, third: float) -> list[np.ndarray]:
+    mean, variance, scale, bias = (draw(4, seed=seed) for seed in range(4))
+    return [mean, variance**2 + 0.1, np.array([third], np.float32), scale, bias][:count]
+
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 2)], ids=["2d", "3d", "4d"])
-def test_batch_norm_of_nvidias_five_blobs(shape):
-    mean, variance, scale, bias = (draw(4, seed=seed) for seed in range(4))
-    variance = variance**2 + 0.1
-    factor = np.array([2.5], np.float32)
+@pytest.mark.parametrize("third", [0.0, 1.0, 2.5])
+def test_the_third_of_nvidias_five_blobs_divides_nothing(shape, third):
+    blobs = nvidias_blobs(5, third)
+    mean, variance, _, scale, bias = (by_channel(blob, len(shape)) for blob in blobs)
     x = draw(*shape, seed=9)
-    net = one_layer(
-        'type: "BatchNorm" batch_norm_param { scale_bias: true }',
-        shape,
-        blobs=[mean, variance, factor, scale, bias],
-    )
-    centred = (x - by_channel(mean / 2.5, x.ndim)) / np.sqrt(by_channel(variance / 2.5, x.ndim) + 1e-5)
-    check(net, x, centred * by_channel(scale, x.ndim) + by_channel(bias, x.ndim), rtol=1e-4, atol=1e-5)
+    net = one_layer('type: "BatchNorm" batch_norm_param { scale_bias: true }', shape, blobs=blobs)
+    check(net, x, (x - mean) / np.sqrt(variance + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5)
     assert [blob.requires_grad for blob in net.params["op"]] == [False, False, False, True, True]
+
+
+def test_the_third_of_nvidias_three_blobs_divides():
+    blobs = nvidias_blobs(3, 2.5)
+    x = draw(3, 4, 5, 2, seed=9)
+    net = one_layer('type: "BatchNorm" batch_norm_param { scale_bias: false eps: 0 }', x.shape, blobs=blobs)
+    mean, variance = (by_channel(blob / 2.5, 4) for blob in blobs[:2])
+    check(net, x, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "eps"),
+    [*((fields, 1e-5) for fields, _ in NVIDIAS.values()), ("", 1e-8)],
+    ids=[*NVIDIAS, "bvlc"],
+)
+def test_nvidias_eps_is_at_least_1e_5(fields, eps):
+    count = 5 if "true" in fields or "filler" in fields else 3
+    variance = np.array([1e-7, 3e-6], np.float32)
+    blobs = [
+        np.zeros(2, np.float32),
+        variance,
+        np.ones(1, np.float32),
+        np.ones(2, np.float32),
+        np.zeros(2, np.float32),
+    ]
+    x = draw(3, 2, 4, 5)
+    net = one_layer(
+        f'type: "BatchNorm" batch_norm_param {{ eps: 1e-8 {fields} }}', x.shape, blobs=blobs[:count]
+    )
+    check(net, x, x / np.sqrt(by_channel(variance.astype(np.float64), 4) + eps), rtol=1e-3)
+    batch = one_layer(f'type: "BatchNorm" batch_norm_param {{ eps: 1e-8 {fields} }}', x.shape, phase="TRAIN")
+    small = x * np.float32(1e-3)
+    mean, spread = (by_channel(values, 4) for values in statistics(small))
+    check(batch, small, (small - mean) / np.sqrt(spread + eps), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stated", ["", "use_global_stats: true", "use_global_stats: false"])
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("fields", [fields for fields, _ in NVIDIAS.values()], ids=NVIDIAS)
+def test_the_phase_alone_decides_in_nvidias(fields, phase, stated):
+    layer = one_layer(
+        f'type: "BatchNorm" batch_norm_param {{ {fields} {stated} }}', (3, 4), phase=phase
+    ).layer("op")
+    assert layer.is_stored is (phase == "TEST")
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_nvidias_first_two_passes_copy_the_batchs_statistics(count):
+    blobs = nvidias_blobs(count, 2.5)
+    fields = f"scale_bias: {str(count == 5).lower()} eps: 0.125 moving_average_fraction: 0.75"
+    net = one_layer(
+        f'type: "BatchNorm" batch_norm_param {{ {fields} }}', (3, 4, 5, 2), phase="TRAIN", blobs=blobs
+    )
+    mean = variance = None
+    for number in range(4):
+        x = draw(3, 4, 5, 2, seed=number)
+        run(net, [x])
+        new_mean, new_variance = statistics(x)
+        new_variance = new_variance + 0.125  # what it stores holds eps
+        old = 0.75 if number > 1 else 0.0
+        mean = new_mean if mean is None else old * mean + (1 - old) * new_mean
+        variance = new_variance if variance is None else old * variance + (1 - old) * new_variance
+        found = [blob.detach().numpy() for blob in net.params["op"]]
+        np.testing.assert_allclose(found[0], mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[1], variance, rtol=1e-4)
+        assert found[2].tolist() == [1.0]
+    for value, kept in zip(found[3:], blobs[3:], strict=True):
+        np.testing.assert_array_equal(value, kept)
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        *(
+            (
+                fields,
+                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: the phase alone decides "
+                "whose statistics count, eps is at least 1e-5"
+                + (", the third of five blobs divides nothing" if count == 5 else ""),
+            )
+            for fields, count in NVIDIAS.values()
+        ),
+        ("", ""),
+    ],
+    ids=[*NVIDIAS, "bvlc"],
+)
+def test_audit_says_whose_batch_norm_it_is(fields, note):
+    text = layer_text("BatchNorm", [(3, 4)], f"batch_norm_param {{ {fields} }}")
+    assert audit(parse_net(text)).layers[1].note == note
 
 
 def test_fillers_make_five_blobs_too():

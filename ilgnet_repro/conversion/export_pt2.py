@@ -19,6 +19,7 @@ from ..net import CaffeNet
 from .job import Job
 from .onnx_size import plan_grown
 from .onnx_writer import BATCH
+from .python_names import argument_name
 from .verify import seeded_inputs
 
 METADATA_FILE = "ilgnet_repro.json"
@@ -30,7 +31,7 @@ class _ByName(nn.Module):
 
     def __init__(self, net: CaffeNet, names: dict[str, str]) -> None:
         super().__init__()
-        self.layers = net.layers
+        self.layers = _named_layers(net)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.values()])
 
@@ -65,7 +66,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
             )
     if dynamic_size:
         plan_grown(net, net.outputs)
-    names = {name: _identifier(name) for name in net.inputs_for(net.outputs)}
+    names = _argument_names(net)
     inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
     # Rounded-up pooling ties sizes to inequalities that a named Dim may not have.
     sides = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC) if dynamic_size else {}
@@ -85,11 +86,32 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     return program
 
 
-def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"_{name}", flags=re.ASCII)
+def _argument_names(net: CaffeNet) -> dict[str, str]:
+    """The argument of each input.  Raises IlgnetError where two inputs would be one."""
+    taken: dict[str, str] = {}
+    for name in net.inputs_for(net.outputs):
+        argument = argument_name(name)
+        if argument in taken:
+            raise IlgnetError(
+                f"inputs {taken[argument]!r} and {name!r} would both be the argument {argument} of a pt2 file; "
+                "rename one, or use --to onnx"
+            )
+        taken[argument] = name
+    return {name: argument for argument, name in taken.items()}
+
+
+def _named_layers(net: CaffeNet) -> nn.Module:
+    """The layers by names that torch may write into the code it runs: it quotes attributes, and escapes none."""
+    layers = nn.Module()
+    for key, layer in net.layers.named_children():
+        name = re.sub(r"[^\w/-]", "_", key, flags=re.ASCII) or "_"
+        while name in layers._modules or hasattr(nn.Module(), name):
+            name += "_"
+        layers._modules[name] = layer
+    return layers
 
 
 def run_pt2(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
     """Load a written file with torch alone and run it."""
     module = torch.export.load(paths[0]).module()
-    return module(**{_identifier(name): value for name, value in inputs.items()})
+    return module(**{argument_name(name): value for name, value in inputs.items()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..atomic import atomic_file
 from ..errors import IlgnetError
 from ..version import __version__
 from .job import PENDING, Job
+from .python_names import class_name, module_name, plain
 from .safetensors_file import open_safetensors, write_safetensors
 from .source_writer import build_source
 
@@ -36,35 +36,17 @@ def to_python(job: Job) -> list[Path]:
 def _comment(job: Job, name: str, weights: str) -> str:
     """The file's docstring: where it comes from and how it is used."""
     lines = [
-        f"{_plain(job.graph.name or 'A Caffe net')} in PyTorch, written by ilgnet_repro {__version__}.",
+        f"{plain(job.graph.name or 'A Caffe net', 60)} in PyTorch, written by ilgnet_repro {__version__}.",
         "",
         "    from safetensors.torch import load_file",
         "",
         '    with torch.device("meta"):',
         f"        net = {name}()",
-        f'    net.load_state_dict(load_file("{_plain(weights)}"), assign=True)',
+        f'    net.load_state_dict(load_file("{weights}"), assign=True)',
         "    net.requires_grad_(False)",
         "",
     ]
     return "\n".join(lines)
-
-
-def _plain(text: str) -> str:
-    """Text that can stand in a docstring whatever a file calls itself."""
-    return re.sub(r'[^ -~]|["\\]', "_", text)[:60]
-
-
-def module_name(stem: str) -> str:
-    """A file's stem as a name that can be imported."""
-    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
-    return name if name[:1].isalpha() or name.startswith("_") else f"net_{name}"
-
-
-def class_name(net: str) -> str:
-    """A net's name as a class: `bvlc_googlenet` becomes BvlcGooglenet."""
-    words = [word for word in re.split(r"[^0-9A-Za-z]+", net) if word]
-    name = "".join(word[0].upper() + word[1:] for word in words)
-    return name if name[:1].isalpha() else f"Net{name}"
 
 
 def load_module(code: Path, weights: Path, name: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 import tokenize
 from itertools import pairwise
@@ -48,14 +49,17 @@ def _body(body: str, indent: int, limit: int, is_call: bool) -> list[str]:
         return [" " * indent + body]
     elements = _elements(body)
     ending = "" if len(elements) == 1 and body.lstrip().startswith("*") else ","
-    if len(elements) == 1 and " for " in body:
-        return _comprehension(body, indent)
+    loop = _loop(body)
+    if len(elements) == 1 and loop:
+        return [" " * indent + body[:loop], " " * indent + body[loop + 1 :]]
     return [line for element in elements for line in _split(element, indent, limit, ending)]
 
 
-def _comprehension(body: str, indent: int) -> list[str]:
-    item, loop = body.split(" for ", 1)
-    return [" " * indent + item, " " * indent + f"for {loop}"]
+def _loop(body: str) -> int:
+    """Where the ``for`` of a comprehension starts (the space before it), or 0 where there is none."""
+    depths = _depths(body)
+    places = (match.start() for match in re.finditer(" for ", body))
+    return next((place for place in places if depths[place] == 0), 0)
 
 
 def _in_parentheses(text: str, indent: int, limit: int, ending: str) -> list[str]:
@@ -76,12 +80,14 @@ def _in_parentheses(text: str, indent: int, limit: int, ending: str) -> list[str
 
 
 def _depths(text: str) -> list[int]:
-    """How many brackets are open at each character; inside a string none count."""
-    depths, depth, quote = [], 0, ""
-    for position, character in enumerate(text):
-        if quote:
-            if character == quote and text[position - 1] != "\\":
-                quote = ""
+    """How many brackets are open at each character; a string counts as one, whatever is in it."""
+    depths, depth, quote, escaped = [], 0, "", False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = character == "\\"
+            quote = "" if character == quote else quote
         elif character in "\"'":
             quote = character
         elif character in _PAIRS:

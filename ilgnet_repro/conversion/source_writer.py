@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
-import keyword
 import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..graph.sharing import show_shape
 from ..layers.base import Layer, Shape, emit_source
 from ..net import CaffeNet
 from .python_format import LINE_LENGTH, format_statement, narrowed
-
-# What a variable must not hide: imported names, and those that linters take for digits.
-_RESERVED = {"self", "torch", "nn", "F", "math", "Tensor", "l", "I", "O"}
+from .python_names import Names, plain, quoted
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,12 @@ class SourceWriter:
 
     def __init__(self, net: CaffeNet, reserved: Iterable[str] = ()) -> None:
         self._net = net
-        self._names = _Names({*_RESERVED, *dir(builtins), *reserved})
-        self._attributes = _Names({*dir(nn.Module()), "forward"})
+        self._names = Names.for_variables(reserved)
+        self._attributes = Names.for_attributes()
+        # A value that an in-place layer replaces is `blob@layer`; the blob's name is what the file says.
+        self._blobs = {
+            value: blob for node in net.graph for value, blob in zip(node.tops, node.top_names, strict=False)
+        }
         self._layer: Layer | None = None
         self.helpers: dict[str, str] = {}
         self.init: list[str] = []
@@ -90,7 +90,7 @@ class SourceWriter:
 
     def variable(self, value: str) -> str:
         """Name the variable of a blob; in-place layers assign to the same one again."""
-        return self._names.of(value.partition("@")[0])
+        return self._names.of(self._blobs.get(value, value))
 
     def add_layer(self, layer: Layer) -> None:
         """Have a layer say its expressions and assign them to the blobs' variables."""
@@ -123,7 +123,7 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     lines += ["", *format_statement(f"def forward({', '.join(['self', *arguments.values()])}):", 4)]
     for statement in _joined(_used(writer.body, set(results.values()))):
         lines += format_statement(f"{', '.join(statement.targets)} = {statement.value}", 8)
-    pairs = ", ".join(f"{_quoted(name)}: {variable}" for name, variable in results.items())
+    pairs = ", ".join(f"{quoted(name)}: {variable}" for name, variable in results.items())
     lines += [*format_statement(f"return {{{pairs}}}", 8), ""]
     body = "\n".join(lines)
     head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
@@ -144,7 +144,7 @@ def _walk(net: CaffeNet, reserved: Iterable[str]) -> SourceWriter:
 def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
     """What goes in and comes out, for the class."""
     given = [f"{name} ({show_shape(net.shapes[blob])})" for blob, name in arguments.items()]
-    made = [f"{_quoted(name)} ({show_shape(net.shapes[name])})" for name in net.outputs]
+    made = [f'"{plain(name)}" ({show_shape(net.shapes[name])})' for name in net.outputs]
     text = f"From {_listed(given)} to a dict of {_listed(made)}; the first axis is the batch."
     # Room for the indent, and for the closing quotes where one line is all.
     wrapped = textwrap.wrap(f'"""{text}', LINE_LENGTH - 7, break_long_words=False, break_on_hyphens=False)
@@ -199,34 +199,3 @@ def _imports(body: str) -> list[str]:
 def _sizes(value: Tensor) -> str:
     """A tensor's shape as arguments: torch.empty(3, 1, 1), and torch.empty(()) for a scalar."""
     return ", ".join(map(str, value.shape)) or "()"
-
-
-def _quoted(name: str) -> str:
-    return repr(name) if '"' in name or "\\" in name else f'"{name}"'
-
-
-class _Names:
-    """Identifiers for Caffe names, each unique: `conv1/7x7_s2` becomes conv1_7x7_s2."""
-
-    def __init__(self, reserved: set[str]) -> None:
-        self._reserved = frozenset(reserved)
-        self._taken = set(reserved)
-        self._known: dict[str, str] = {}
-
-    def of(self, name: str) -> str:
-        if name not in self._known:
-            self._known[name] = self.fresh(name)
-        return self._known[name]
-
-    def fresh(self, name: str) -> str:
-        stem = re.sub(r"\W", "_", name, flags=re.ASCII)
-        if not stem or stem[0].isdigit():
-            stem = f"_{stem}"
-        if keyword.iskeyword(stem) or stem in self._reserved:
-            stem += "_"
-        candidate, count = stem, 1
-        while candidate in self._taken:
-            count += 1
-            candidate = f"{stem}_{count}"
-        self._taken.add(candidate)
-        return candidate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -196,6 +198,8 @@ class Clip(Layer):
         for field in self.fields:
             if not self.param.HasField(field):
                 raise self.error(f"clip_param.{field} is missing; state both min and max")
+            if math.isnan(getattr(self.param, field)):
+                raise self.error(f"clip_param.{field} is nan; state a number, or inf for no limit")
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (torch.clamp(x, self.param.min, self.param.max),)

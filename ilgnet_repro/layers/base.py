@@ -332,6 +332,14 @@ def integers(*values: int) -> np.ndarray:
 
 def literal(value: float) -> str:
     """Write a float32 field as a person would: 0.1, not the double nearest to it (0.10000000149011612)."""
-    if np.isinf(value):
-        return "math.inf" if value > 0 else "-math.inf"
-    return repr(float(str(np.float32(value))))
+    return exact(float(str(np.float32(value))))
+
+
+def exact(value: Any) -> str:
+    """Write a value as Python source: a double in full, and inf and nan, which Python has no names for."""
+    if isinstance(value, tuple | list):
+        entries = ", ".join(map(exact, value))
+        return f"[{entries}]" if isinstance(value, list) else f"({entries}{',' * (len(value) == 1)})"
+    if isinstance(value, float) and not np.isfinite(value):
+        return "math.nan" if np.isnan(value) else "math.inf" if value > 0 else "-math.inf"
+    return repr(value)

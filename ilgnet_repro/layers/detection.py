@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
 from .nms import decode_boxes, greedy_nms
 from .registry import register
 
@@ -133,7 +133,7 @@ class DetectionOutput(Layer):
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         settings = self._settings()
         threshold, eta, top_k = settings.pop("nms")
-        texts = {name: repr(value) for name, value in settings.items()}
+        texts = {name: exact(value) for name, value in settings.items()}
         texts["nms"] = f"({literal(threshold)}, {literal(eta)}, {top_k})"
         texts["confidence"] = literal(self.confidence)
         rest = ", ".join(f"{name}={text}" for name, text in texts.items())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers
 from .math import scalar_onnx, shortest
 from .registry import register
 
@@ -77,7 +77,7 @@ class Eltwise(Layer):
         text = ""
         for value, x in zip(self.coeff, bottoms, strict=True):
             sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
-            text += sign + (x if abs(value) == 1 else f"{abs(value)!r} * {x}")
+            text += sign + (x if abs(value) == 1 else f"{exact(abs(value))} * {x}")
         return [text]
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .labels import (
     check_label_count,
     check_labels,
@@ -109,7 +109,7 @@ class _SoftmaxLoss(Loss):
         return {"mode": self.mode, "ignore_label": self.ignore, "floor": self.floor}
 
     def _call(self, name: str, *arguments: str) -> str:
-        rules = [f"{key}={value!r}" for key, value in self._rules().items()]
+        rules = [f"{key}={exact(value)}" for key, value in self._rules().items()]
         return f"{name}({', '.join([*arguments, str(self.dim), *rules])})"
 
     def _tops_source(self, x: str, loss: str) -> list[str]:

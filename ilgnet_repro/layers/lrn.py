@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,6 +50,10 @@ class LRN(Layer):
         self.size: int = self.param.local_size
         if self.size % 2 == 0:
             raise self.error(f"local_size {self.size} must be odd")
+        for field in ("alpha", "beta", "k"):
+            value = getattr(self.param, field)
+            if not math.isfinite(value):
+                raise self.error(f"{field} {value:g} must be finite")
         self.is_across = self.param.norm_region == self.param.ACROSS_CHANNELS
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:

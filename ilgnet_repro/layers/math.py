@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .registry import register
 
 
@@ -53,7 +53,7 @@ class Reduction(Layer):
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         first = {"ASUM": ".abs()", "SUMSQ": ".square()"}.get(self.operation, "")
-        factor = "" if self.coeff == 1 else f" * {self.coeff!r}"
+        factor = "" if self.coeff == 1 else f" * {exact(self.coeff)}"
         axes = self.axes if len(self.axes) > 1 else self.axes[0]
         return [f"{bottoms[0]}{first}.{'mean' if self.operation == 'MEAN' else 'sum'}({axes}){factor}"]
 
@@ -83,8 +83,8 @@ class _OfEachValue(Layer):
         return x if self.shift == 0 else graph.node("Add", [x, scalar_onnx(graph, self.shift)])
 
     def _inner_source(self, x: str) -> str:
-        shift = f" {'-' if self.shift < 0 else '+'} {abs(self.shift)!r}" if self.shift else ""
-        return (x if self.scale == 1 else f"{x} * {self.scale!r}") + shift
+        shift = f" {'-' if self.shift < 0 else '+'} {exact(abs(self.shift))}" if self.shift else ""
+        return (x if self.scale == 1 else f"{x} * {exact(self.scale)}") + shift
 
 
 @register("Power")
@@ -110,7 +110,7 @@ class Power(_OfEachValue):
         inner = self._inner_source(bottoms[0])
         if self.power == 1:
             return [inner]
-        return [f"{inner if inner == bottoms[0] else f'({inner})'} ** {self.power!r}"]
+        return [f"{inner if inner == bottoms[0] else f'({inner})'} ** {exact(self.power)}"]
 
 
 @register("Exp")
@@ -138,7 +138,7 @@ class Exp(_OfEachValue):
         inner = self._inner_source(bottoms[0])
         if self.base is None:
             return [f"torch.exp({inner})"]
-        return [f"{self.base!r} ** {inner if inner == bottoms[0] else f'({inner})'}"]
+        return [f"{exact(self.base)} ** {inner if inner == bottoms[0] else f'({inner})'}"]
 
 
 @register("Log")
@@ -163,5 +163,5 @@ class Log(_OfEachValue):
         return [y if self.base is None else graph.node("Div", [y, scalar_onnx(graph, math.log(self.base))])]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        base = "" if self.base is None else f" / math.log({self.base!r})"
+        base = "" if self.base is None else f" / math.log({exact(self.base)})"
         return [f"torch.log({self._inner_source(bottoms[0])}){base}"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, numbers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, numbers
 from .registry import register
 
 
@@ -128,8 +128,8 @@ class PriorBox(Layer):
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         feature, data = bottoms
-        picture = self.boxes.picture or f"{data}.shape[2:]"
-        rest = ", ".join(f"{name}={_rounded(value)!r}" for name, value in self._keywords().items())
+        picture = exact(self.boxes.picture) if self.boxes.picture else f"{data}.shape[2:]"
+        rest = ", ".join(f"{name}={exact(_rounded(value))}" for name, value in self._keywords().items())
         return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {picture}, {rest}).to({feature})"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .nms import greedy_nms
 from .python_layer import PythonLayer, register_python_layer
 from .registry import register
@@ -162,7 +162,7 @@ class _Proposals(Layer):
         return propose(scores, deltas, info, **asdict(self.rules))[: len(self.node.tops)]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        rest = ", ".join(f"{name}={value!r}" for name, value in asdict(self.rules).items())
+        rest = ", ".join(f"{name}={exact(value)}" for name, value in asdict(self.rules).items())
         call = f"{code.helper(propose)}({', '.join(bottoms)}, {rest})"
         return [call if len(self.node.tops) > 1 else f"{call}[0]"]
 

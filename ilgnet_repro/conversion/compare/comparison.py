@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import IlgnetError
+from ..python_names import argument_name
 from .openers import open_side
-from .side import Side, WitnessError, identifier
+from .side import Side, WitnessError
 
 TOLERANCE = 1e-4
 SEED = 7
@@ -104,7 +105,7 @@ def _common(first: Side, second: Side, in_place: bool) -> list[str]:
 
 
 def _check_same_inputs(first: Side, second: Side) -> None:
-    names = [{identifier(entry.name) for entry in side.inputs} for side in (first, second)]
+    names = [{argument_name(entry.name) for entry in side.inputs} for side in (first, second)]
     if names[0] != names[1]:
         shown = [", ".join(sorted(side)) or "none" for side in names]
         raise IlgnetError(
@@ -130,12 +131,12 @@ def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarr
 def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
     """Pixel-like inputs, of the lengths that either side states; an open batch gets `BATCH` samples."""
     random = np.random.default_rng(seed)
-    others = {identifier(entry.name): entry for entry in second.inputs}
+    others = {argument_name(entry.name): entry for entry in second.inputs}
     drawn: dict[str, np.ndarray] = {}
     for entry in first.inputs:
         # A file's own name counts where an argument had to be made of it.
-        other = others[identifier(entry.name)]
-        name = entry.name if entry.name != identifier(entry.name) else other.name
+        other = others[argument_name(entry.name)]
+        name = entry.name if entry.name != argument_name(entry.name) else other.name
         shape = []
         for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
             length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)

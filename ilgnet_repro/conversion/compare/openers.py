@@ -15,7 +15,8 @@ from ...net import CaffeNet, plan_net
 from ...weights import take_weights
 from ..find import find_net
 from ..load import load
-from .side import Arrays, Input, Side, identifier
+from ..python_names import argument_name
+from .side import Arrays, Input, Side
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
 
 Prototxt = Path | None
@@ -102,7 +103,7 @@ def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
     def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
         with torch.no_grad():
-            found = module(**{identifier(name): torch.from_numpy(value) for name, value in given.items()})
+            found = module(**{argument_name(name): torch.from_numpy(value) for name, value in given.items()})
         return {name: found[name].numpy() for name in wanted}
 
     return Side(spec, "pt2", inputs, tuple(outputs), run)

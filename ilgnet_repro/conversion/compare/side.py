@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +39,3 @@ class Side:
     inputs: tuple[Input, ...]
     blobs: tuple[str, ...]
     run: Callable[[Mapping[str, np.ndarray], Sequence[str]], Arrays]
-
-
-def identifier(name: str) -> str:
-    """A blob's name as a Python argument, as torch.export files have it."""
-    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"_{name}", flags=re.ASCII)

@@ -1,0 +1,228 @@
+"""Names that a file chose, in every place of a net: no written form runs them, and every form keeps its numbers."""
+
+from __future__ import annotations
+
+import keyword
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import ilgnet_repro as ir
+from ilgnet_repro.conversion.export_python import class_name, load_module, module_name
+from ilgnet_repro.conversion.python_format import format_statement
+from ilgnet_repro.conversion.python_names import Names, plain, quoted
+from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.formats.caffemodel import write_caffemodel
+from ilgnet_repro.formats.prototxt import format_message
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.schema import caffe_pb2 as pb
+
+# Each leaves a file PWNED where its text runs.
+RUNS = 'open("PWNED", "w")'
+EVIL = {
+    "closes a docstring": f'x"""\n{RUNS}\n"""',
+    "closes a string": f"x';{RUNS};'",
+    "closes a double string": f'x"; {RUNS}; "',
+    "is a dict entry": f'x": {RUNS}, "',
+    "a line of its own": f"x\n{RUNS}\n",
+    "after a return": f"x\r{RUNS}\r",
+    "ends in a backslash": 'x\\',
+    "a backslash and a quote": 'x\\"',
+    "calls getattr": f'x") or {RUNS} or getattr(self, "x',
+    "a loop in a string": f"x for {RUNS} in (1, 2)",
+    "brackets": "}{)(][",
+    "commas": "a, b = c",
+    "long": "x, " * 60,
+    "long and closed": "a for b in c, ) \\" * 12,
+    "format": "%s{0}{x}",
+    "NUL": "x\0y",
+    "escape": "\x1b[31mx",
+    "C1": "x\x9b31m",
+    "right to left": "x\u202ey",
+    "line separator": "x\u2028y",
+    "accent": "é",
+    "beyond the plane": "x\U0001f600",
+    "empty after cleaning": "''",
+    "digits": "12",
+    "space": "a b",
+    "at": "x@left",
+    "hash": "x#2",
+    "slashes": "../../x",
+    "markup": "[/x][red]",
+    **{word: word for word in ("torch", "nn", "F", "math", "Tensor", "self", "None", "True", "class", "match", "_")},
+    **{word: word for word in ("super", "print", "__init__", "__class__", "__x", "__debug__", "__dict__", "forward")},
+    **{word: word for word in ("training", "parameters", "_modules", "state_dict", "lrn_across_channels", "l")},
+}  # fmt: skip
+PLACES = ("layer", "blob", "input", "net")
+X = np.random.default_rng(3).standard_normal((4, 3, 6, 5)).astype(np.float32)
+WEIGHT = np.random.default_rng(4).standard_normal((2, 3, 1, 1)).astype(np.float32)
+
+
+def message_of(place: str, name: str) -> pb.NetParameter:
+    """Input, 1x1 convolution, ReLU in place, LRN, Power; the name stands for one place of it."""
+    names = {
+        key: name if key == place else default
+        for key, default in zip(PLACES, ("c", "y", "d", "n"), strict=True)
+    }
+    net = pb.NetParameter(name=names["net"])
+    given = net.layer.add(name="in", type="Input", top=[names["input"]])
+    given.input_param.shape.add().dim.extend((1, *X.shape[1:]))
+    conv = net.layer.add(
+        name=names["layer"], type="Convolution", bottom=[names["input"]], top=[names["blob"]]
+    )
+    conv.convolution_param.num_output = 2
+    conv.convolution_param.kernel_size.append(1)
+    conv.convolution_param.bias_term = False
+    net.layer.add(name="relu", type="ReLU", bottom=[names["blob"]], top=[names["blob"]])
+    net.layer.add(name="out", type="Power", bottom=[names["blob"]], top=["z"]).power_param.scale = 2
+    # The name is an output too.
+    net.layer.add(name="spare", type="AbsVal", bottom=["z"], top=["zz" if place != "blob" else f"{name}!"])
+    return net
+
+
+def expected_values() -> np.ndarray:
+    return 2 * np.maximum(np.einsum("nchw,kc->nkhw", X, WEIGHT[:, :, 0, 0]), 0)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("evil", EVIL)
+def test_the_written_source_runs_nothing_and_is_right(evil: str, place: str, here: Path) -> None:
+    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+
+    net = net_of(place, EVIL[evil])
+    label = class_name(net.graph.name)
+    source = build_source(net, class_name=label, comment=plain(net.graph.name))
+    assert source.text.isascii()
+    (here / "written.py").write_text(source.text)
+    write_safetensors(here / "written.safetensors", source.state, {})
+    written = load_module(here / "written.py", here / "written.safetensors", label)
+    found = written(**{source.arguments[name]: torch.from_numpy(X) for name in net.inputs})
+    assert list(found) == list(net.outputs)
+    np.testing.assert_allclose(found[net.outputs[0]].numpy(), expected_values(), rtol=1e-5, atol=1e-6)
+    assert not (here / "PWNED").exists()
+
+
+def net_of(place: str, name: str) -> CaffeNet:
+    return CaffeNet(build_graph(message_of(place, name)), {message_of(place, name).layer[1].name: [WEIGHT]})
+
+
+FORMS = ("python", "onnx", "safetensors", "pt2", "caffemodel")
+SOME = (
+    "closes a docstring",
+    "calls getattr",
+    "a line of its own",
+    "NUL",
+    "C1",
+    "at",
+    "hash",
+    "markup",
+    "__class__",
+    "training",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("evil", SOME)
+def test_every_form_is_written_and_verified(evil: str, place: str, here: Path) -> None:
+    message = message_of(place, EVIL[evil])
+    write_caffemodel(here / "n.caffemodel", message, {message.layer[1].name: [WEIGHT]})
+    (here / "n.prototxt").write_text(format_message(message))
+    Path("o").mkdir()
+    report = ir.convert("n.caffemodel", prototxt="n.prototxt", to=FORMS, out="o", verify=True)
+    assert {file.format for file in report.written} >= set(FORMS)
+    session = onnxruntime.InferenceSession("o/n.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: X})[0]
+    np.testing.assert_allclose(found, expected_values(), rtol=1e-5, atol=1e-6)
+    assert not list(here.rglob("PWNED"))
+    assert not list(here.parent.glob("PWNED"))
+
+
+# ---------------------------------------------------------------------- blobs that look like made-up names
+
+
+def test_a_blob_named_like_an_in_place_value_stays_its_own(here: Path) -> None:
+    text_net = pb.NetParameter(name="n")
+    text_net.layer.add(name="in", type="Input", top=["x"]).input_param.shape.add().dim.extend((1, 3))
+    for name, bottom, top, shift in (
+        ("p", "x", "x@left", 1),
+        ("q", "x", "x@right", 10),
+        ("r", "x@left", "a", 100),
+    ):
+        text_net.layer.add(name=name, type="Power", bottom=[bottom], top=[top]).power_param.shift = shift
+    net = CaffeNet(build_graph(text_net))
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    source = build_source(net)
+    (here / "n.py").write_text(source.text)
+    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+
+    write_safetensors(here / "n.safetensors", source.state, {})
+    found = load_module(here / "n.py", here / "n.safetensors", "Net")(torch.from_numpy(x))
+    np.testing.assert_array_equal(found["a"], x + 101)
+    np.testing.assert_array_equal(found["x@right"], x + 10)
+
+
+# ---------------------------------------------------------------------- the pieces
+
+
+@pytest.mark.parametrize("name", [*EVIL.values(), "x" * 500])
+def test_identifiers_and_literals(name: str) -> None:
+    for names in (Names.for_variables(("helper",)), Names.for_attributes()):
+        first, again, other = names.of(name), names.of(name), names.fresh(name)
+        assert first == again != other
+        for word in (first, other):
+            assert word.isidentifier()
+            assert word.isascii()
+            assert not keyword.iskeyword(word)
+            assert not word.startswith("__")
+    text = quoted(name)
+    assert text.isascii()
+    assert text.isprintable()
+    space: dict[str, object] = {}
+    exec(f"value = {text}", space)
+    assert space["value"] == name
+    assert class_name(name).isidentifier()
+    assert not keyword.iskeyword(class_name(name))
+    assert class_name(name) not in ("F", "Tensor", "Exception")
+    assert module_name(name).isidentifier()
+    assert not keyword.iskeyword(module_name(name))
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "expected"),
+    [
+        (class_name, "f", "FNet"), (class_name, "none", "NoneNet"), (class_name, "tensor", "TensorNet"),
+        (class_name, "exception", "ExceptionNet"), (class_name, "torch", "Torch"),
+        (module_name, "class", "net_class"), (module_name, "torch", "net_torch"), (module_name, "random", "net_random"),
+        (module_name, "test", "test"), (module_name, "my-net", "my_net"),
+        (quoted, 'a"b', "'a\"b'"), (quoted, "a'b", '"a\'b"'), (quoted, "a'\"b", '"a\'\\"b"'), (quoted, "a\\", '"a\\\\"'),
+        (quoted, "é\n", '"\\xe9\\n"'),
+    ],
+)  # fmt: skip
+def test_names_in_the_written_file(function, given: str, expected: str) -> None:
+    assert function(given) == expected
+
+
+@pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
+def test_a_long_statement_is_split_beside_its_strings(name: str) -> None:
+    pairs = {name: 1, f"{name} for x in y": 2, name * 9: 3, f"{name}\\": 4}
+    text = "return {" + ", ".join(f"{quoted(key)}: value_{value}" for key, value in pairs.items()) + "}"
+    lines = [
+        "def f():",
+        *(f"    value_{value} = {value}" for value in pairs.values()),
+        *format_statement(text, 4),
+    ]
+    space: dict[str, object] = {}
+    exec("\n".join(lines), space)
+    assert space["f"]() == pairs  # type: ignore[operator]
+    assert not os.path.exists("PWNED")

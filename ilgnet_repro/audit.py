@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from .errors import IlgnetError, LayerError
 from .formats.caffemodel import CaffeModel, open_caffemodel
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
+from .graph.crops import place_crops
+from .graph.feeds import feed_dummies
 from .graph.fork_fields import drop_fields, net_refusals
 from .graph.node import Node
 from .graph.shapes import LARGEST_BLOB
@@ -80,6 +82,7 @@ def audit(
     phase: str = "TEST",
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Iterable[str] = (),
+    crop: str | None = None,
 ) -> Audit:
     """Look at every layer of a net, going on past those that are at fault.
 
@@ -90,14 +93,19 @@ def audit(
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
-    graph = build_graph(net, phase)
     given = dict(input_shapes or {})
+    faults: list[LayerError] = []
+    net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)
+    graph = build_graph(feed_dummies(net, given, phase, notes=notes), phase)
+    misplaced = {error.layer: str(error) for error in faults}
     shapes: dict[str, Shape] = {}
     specs: dict[str, list[BlobSpec]] = {}
     rows = []
     inputs: dict[str, Shape] = {}
     for node in graph:
         row, layer_specs, tops = _audit_layer(node, shapes, given)
+        if node.layer.name in misplaced:
+            row = replace(row, problem=misplaced[node.layer.name])
         rows.append(row)
         specs[node.name] = layer_specs
         shapes.update(zip(node.tops, tops, strict=False))
@@ -144,7 +152,11 @@ def _audit_layer(
                 [],
             )
         bottoms = [shapes[name] for name in node.bottoms]
-        made = LayerPlan(layer.input_shapes(given)) if layer.is_input else layer.plan(*bottoms)
+        made = (
+            LayerPlan(layer.input_shapes(given))
+            if layer.is_input or layer.may_be_fed
+            else layer.plan(*bottoms)
+        )
         tops, specs = list(made.tops), list(made.blobs)
         if any(prod(shape) > LARGEST_BLOB for shape in tops):
             raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")

@@ -11,6 +11,7 @@ from .formats.caffemodel import open_caffemodel
 from .formats.prototxt import read_net
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
+from .graph.feeds import feed_dummies
 from .graph.fork_fields import describe_field, drop_fields
 from .graph.node import Graph
 from .layers.base import Shape
@@ -29,11 +30,15 @@ def load_graph(
     level: int = 0,
     stages: Iterable[str] = (),
     ignore_fields: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    crop: str | None = None,
 ) -> Graph:
     """Read a prototxt of any generation and return its graph.
 
     ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the
-    caller knows not to matter; that of an unknown message stands for all that is in it.
+    caller knows not to matter; that of an unknown message stands for all that is in it.  A DummyData top with a
+    shape in ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the
+    text leaves it open: "bvlc" (0) or "geometry" (forks: from the layers).
     """
     if isinstance(prototxt, pb.NetParameter):
         net = prototxt
@@ -42,7 +47,10 @@ def load_graph(
         if not net.layer and not net.layers:
             first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
             raise FormatError(f"{prototxt}: holds no layers{first}; is it a solver or another kind of text?")
-    return build_graph(upgrade_net(drop_fields(net, ignore_fields)), phase, level=level, stages=stages)
+    stages = tuple(stages)
+    text = upgrade_net(drop_fields(net, ignore_fields))
+    text = feed_dummies(text, input_shapes or {}, phase, level=level, stages=stages)
+    return build_graph(text, phase, level=level, stages=stages, crop=crop)
 
 
 def load_net(
@@ -56,14 +64,18 @@ def load_net(
     input_shapes: Mapping[str, Shape] | None = None,
     seed: int | None = None,
     carry_state: bool = False,
+    crop: str | None = None,
 ) -> CaffeNet:
     """Build a net from a prototxt and, where given, a caffemodel; else its fillers draw the weights.
 
     ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  With ``carry_state`` RNN and LSTM
-    start each pass from the state of the one before it, as in Caffe; `net.reset_state()` forgets it.  Raises ParseError,
-    GraphError, LayerError, FormatError or WeightsError, each in one line.
+    start each pass from the state of the one before it, as in Caffe; `net.reset_state()` forgets it.  ``crop`` is as
+    in `load_graph`.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError, each in one line.
     """
-    graph = load_graph(prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields)
+    graph = load_graph(
+        prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields,
+        input_shapes=input_shapes, crop=crop,
+    )  # fmt: skip
     if weights is None:
         return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed, carry_state=carry_state))
     model = open_caffemodel(weights)

@@ -73,6 +73,10 @@ class CaffeNet(nn.Module):
             top for node, layer in self._sequence if layer.is_input for top in node.tops
         )
         self.outputs: tuple[str, ...] = graph.outputs
+        # What DummyData layers make up unless the caller gives it.
+        self.optional_inputs: tuple[str, ...] = tuple(
+            top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names
+        )
         self._whole_numbers = self._find_whole_numbers()
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
         for layer in self.stateful_layers:
@@ -201,6 +205,9 @@ class CaffeNet(nn.Module):
             if layer.is_input:
                 values.update((top, self._input(inputs, top)) for top in node.tops if top in read)
                 continue
+            if layer.may_be_fed and not set(inputs).isdisjoint(node.top_names):
+                values.update(self._fed_or_made(node, layer, inputs))
+                continue
             bottoms = [values[name] for name in node.bottoms]
             for position in layer.stopped_bottoms:
                 bottoms[position] = bottoms[position].detach()
@@ -224,7 +231,7 @@ class CaffeNet(nn.Module):
         """
         wanted = {**(given or {}), **shapes}
         for name in wanted:
-            if name not in self.inputs:
+            if name not in (*self.inputs, *self.optional_inputs):
                 raise GraphError(
                     f"{name!r} is no input of net {self.graph.name!r}; it has {_names(self.inputs)}"
                 )
@@ -261,6 +268,25 @@ class CaffeNet(nn.Module):
             name for name in self.inputs if all(whole for bottom, whole in uses if bottom == name)
         )
 
+    def image_input(self) -> str:
+        """Return the one input that the outputs depend on.
+
+        Raises GraphError where there are several, or none: then no image enters the net.
+        """
+        names = self.inputs_for(self.outputs)
+        if not names:
+            made = [f"{node.name} ({node.type})" for node, _ in self.steps(self.outputs) if not node.bottoms]
+            raise GraphError(
+                f"net {self.graph.name!r} takes no input, so no image enters it; its data come from "
+                f"{', '.join(made)}: put an Input layer there, or convert the net with the shape of that top "
+                "(--shape TOP=N,C,H,W)"
+            )
+        if len(names) > 1:
+            raise GraphError(
+                f"net {self.graph.name!r} takes {len(names)} inputs ({_names(names)}); images fit only a net with one"
+            )
+        return names[0]
+
     def take_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the inputs that the outputs depend on, as tensors of the net's own kind, their sizes checked."""
         self._check_sizes(inputs)
@@ -268,7 +294,8 @@ class CaffeNet(nn.Module):
 
     def _check_sizes(self, inputs: Mapping[str, Tensor]) -> None:
         """Refuse, by layer name, inputs of a size that the weights do not fit; each size is checked once."""
-        sizes = {name: tuple(inputs[name].shape) for name in self.inputs if name in inputs}
+        names = (*self.inputs, *self.optional_inputs)
+        sizes = {name: tuple(inputs[name].shape) for name in names if name in inputs}
         key = tuple(sizes.items())
         if key in self._accepted:
             return
@@ -282,6 +309,13 @@ class CaffeNet(nn.Module):
                         f"but is {show_shape(own.shape)}; give the size the net was made for"
                     )
         self._accepted.add(key)
+
+    def _fed_or_made(
+        self, node: Node, layer: Layer, inputs: Mapping[str, Tensor]
+    ) -> Iterable[tuple[str, Tensor]]:
+        """The tops of a DummyData layer: those given, and what the layer makes of the others."""
+        for value, name, made in zip(node.tops, node.top_names, layer(), strict=True):
+            yield value, self._input(inputs, name) if name in inputs else made
 
     def _input(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
         if name not in inputs:

@@ -28,7 +28,11 @@ def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> P
 
     def rule(node: Node, bottoms: list[Shape]) -> Sequence[Shape]:
         layer = layers[node.name] = make_layer(node, [len(shape) for shape in bottoms])
-        made = LayerPlan(layer.input_shapes(given)) if layer.is_input else layer.plan(*bottoms)
+        made = (
+            LayerPlan(layer.input_shapes(given))
+            if layer.is_input or layer.may_be_fed
+            else layer.plan(*bottoms)
+        )
         specs[node.name] = list(made.blobs)
         return made.tops
 

@@ -38,15 +38,18 @@ class Score:
 
 
 def open_weights(
-    weights: PathLike, prototxt: PathLike | None = None
+    weights: PathLike, prototxt: PathLike | None = None, *, crop: str | None = None
 ) -> tuple[CaffeNet, Preprocessing | None]:
-    """Open a converted file or a caffemodel; return the net and the preprocessing that is known of it."""
+    """Open a converted file or a caffemodel; return the net and the preprocessing that is known of it.
+
+    ``crop`` is as in `load_graph`.
+    """
     if Path(weights).suffix == ".safetensors":
-        net = load(weights)
+        net = load(weights, crop=crop)
         return net, net.converted.preprocessing
     found = find_net(open_caffemodel(weights), prototxt)
     known = ilgnet_preprocessing() if found.built_in == "ilgnet" else None
-    return load_net(found.net, weights), known
+    return load_net(found.net, weights, crop=crop), known
 
 
 def score(
@@ -56,13 +59,14 @@ def score(
     prototxt: PathLike | None = None,
     preprocessing: Preprocessing | None = None,
     batch: int = BATCH,
+    crop: str | None = None,
 ) -> list[Score]:
     """Return each picture's score, in the order given.
 
     Raises IlgnetError where the net's preprocessing is not known and none is given: of a picture that is
     fed wrongly every score is wrong.
     """
-    net, known = open_weights(weights, prototxt)
+    net, known = open_weights(weights, prototxt, crop=crop)
     return list(score_with(net, pictures, preprocessing or known, batch))
 
 
@@ -75,16 +79,12 @@ def score_with(
             f"net {net.graph.name!r}: nothing says how its pictures are prepared; "
             "give the mean, scale and channel order (--mean-value, --scale, --order)"
         )
-    names = net.inputs_for(net.outputs)
-    if len(names) != 1:
-        raise IlgnetError(
-            f"net {net.graph.name!r} takes {len(names)} inputs; pictures fit only a net with one"
-        )
+    name = net.image_input()
     remaining = iter(pictures)
     while chunk := list(islice(remaining, batch)):
         values = np.stack([preprocessing(path) for path in chunk])
         with torch.inference_mode():
-            outputs = net({names[0]: torch.from_numpy(values)})
+            outputs = net({name: torch.from_numpy(values)})
         for index, path in enumerate(chunk):
             yield Score(
                 os.fspath(path), {name: _row(blob, index, len(chunk)) for name, blob in outputs.items()}

@@ -24,6 +24,7 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
         help="shape of an input; may be repeated",
     )
     add_ignore_field(parser, "--ignore-field")
+    add_crop_option(parser)
 
 
 def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -31,6 +32,14 @@ def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
     parser.add_argument(
         *flags, action="append", default=[], metavar="PATH",
         help="a field unknown to Caffe that does not change the result, such as convolution_param.foo",
+    )  # fmt: skip
+
+
+def add_crop_option(parser: argparse.ArgumentParser) -> None:
+    """Add the rule for Crop layers without an offset."""
+    parser.add_argument(
+        "--crop", choices=("bvlc", "geometry"),
+        help="offset of Crop layers that state none: 0 (bvlc), or found from the layers, as forks do (geometry)",
     )  # fmt: skip
 
 

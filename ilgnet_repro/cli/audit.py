@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return _candidates(weights[0] if weights else "", args)
     found = audit_files(
         read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase,
-        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
     )  # fmt: skip
     if args.json:
         print(json.dumps(found.to_json(), indent=2))

@@ -54,6 +54,10 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         default=[],
     )
     add_ignore_field(parser, "-ignore-field", "--ignore-field")
+    flag(
+        "crop", "offset of Crop layers that state none: 0 (bvlc), or from the layers, as forks do (geometry)",
+        choices=("bvlc", "geometry"),
+    )  # fmt: skip
     flag("json", "print the result as JSON on stdout", action="store_true")
     # glog's switches stand in people's scripts; the log goes to stderr in any case.
     for switch in ("logtostderr", "alsologtostderr"):
@@ -96,11 +100,19 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
         "stages": stages,
         "ignore_fields": args.ignore_field,
     }
-    graph = load_graph(args.model, **state)
+    shapes = read_shapes(args.shape)
+    graph = load_graph(args.model, input_shapes=shapes, crop=args.crop, **state)
     log_net(log, graph, args.level, stages)
     arrays = read_arrays(args.arrays) if args.arrays else None
-    feed = TestFeed(graph, find_root(graph, args.model), arrays, shapes=read_shapes(args.shape))
-    net = load_net(args.model, args.weights or None, input_shapes=feed.shapes(), carry_state=True, **state)
+    feed = TestFeed(graph, find_root(graph, args.model), arrays, shapes=shapes)
+    net = load_net(
+        args.model,
+        args.weights or None,
+        input_shapes=feed.shapes(),
+        carry_state=True,
+        crop=args.crop,
+        **state,
+    )
     net = net.to(device)
     log_built(log, graph)
     return net, feed

@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         report = convert(
             args.weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
             preprocessing=read_preprocessing(args, _input_shape(args, shapes)), input_shapes=shapes,
-            ignore_fields=args.ignore_field, options=_options(args), pictures=args.pictures, progress=progress,
+            ignore_fields=args.ignore_field, crop=args.crop, options=_options(args), pictures=args.pictures,
+            progress=progress,
         )  # fmt: skip
     if args.json:
         print(json.dumps(report.to_json(), indent=2))
@@ -134,7 +135,9 @@ def _input_shape(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -
     from ..graph.build import build_graph
     from ..net import plan_net
 
-    graph = build_graph(find_net(open_caffemodel(args.weights), args.prototxt).net, args.phase)
+    graph = build_graph(
+        find_net(open_caffemodel(args.weights), args.prototxt).net, args.phase, crop=args.crop
+    )
     return next((shape for shape in plan_net(graph, shapes).shapes.values() if len(shape) == 4), None)
 
 

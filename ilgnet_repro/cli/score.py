@@ -6,7 +6,13 @@ import argparse
 import json
 from typing import Any
 
-from ._options import add_fast_options, add_preprocessing_options, make_fast, read_preprocessing
+from ._options import (
+    add_crop_option,
+    add_fast_options,
+    add_preprocessing_options,
+    make_fast,
+    read_preprocessing,
+)
 
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights ilgnet.safetensors
@@ -26,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prototxt", metavar="P", help="the net of a caffemodel")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures a pass (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    add_crop_option(parser)
     add_fast_options(parser)
     add_preprocessing_options(parser)
 
@@ -38,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch < 1:
         raise IlgnetError(f"--batch {args.batch}: must be 1 or more")
-    net, known = open_weights(args.weights, args.prototxt)
-    preprocessing = read_preprocessing(args, net.shapes[net.inputs[0]]) or known
+    net, known = open_weights(args.weights, args.prototxt, crop=args.crop)
+    preprocessing = read_preprocessing(args, net.shapes[net.image_input()]) or known
     pictures = expand(args.pictures)
     if not pictures:
         raise IlgnetError(f"{args.pictures[0]}: holds no pictures")

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import Any
 
-from ._options import add_fast_options, make_fast
+from ._options import add_crop_option, add_fast_options, make_fast
 
 _EPILOG = """examples:
   ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
@@ -64,6 +64,7 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
     run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_crop_option(parser)
     add_fast_options(parser)
 
 
@@ -113,7 +114,7 @@ def _load(args: argparse.Namespace) -> Any:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
     try:
-        return open_weights(args.weights, args.prototxt)[0].to(args.device)
+        return open_weights(args.weights, args.prototxt, crop=args.crop)[0].to(args.device)
     except RuntimeError as error:
         raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
 

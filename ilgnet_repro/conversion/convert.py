@@ -16,6 +16,8 @@ from ..errors import IlgnetError
 from ..formats.caffemodel import open_caffemodel
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
+from ..graph.crops import place_crops
+from ..graph.feeds import DUMMY_NOTE, feed_dummies
 from ..graph.fork_fields import drop_fields
 from ..layers.base import Shape
 from ..loading import read_matrices
@@ -44,6 +46,7 @@ def convert(
     preprocessing: Preprocessing | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Iterable[str] = (),
+    crop: str | None = None,
     options: Options | None = None,
     pictures: Sequence[PathLike] = (),
     progress: Callable[[int], None] | None = None,
@@ -52,7 +55,8 @@ def convert(
 
     The prototxt is found as `find_net` says.  Files appear under their names only when all are written
     (and, with ``verify``, equal).  ``pictures`` are what reduced weights (``options.precision``) are measured
-    on; without any, seeded inputs.  Raises IlgnetError, in one line, for anything wrong with the input.
+    on; without any, seeded inputs.  ``crop`` is as in `load_graph`; the offsets
+    found are written into the net's text.  Raises IlgnetError, in one line, for anything wrong with the input.
     """
     source = Path(weights)
     check_options(to, options or Options())
@@ -61,7 +65,7 @@ def convert(
         digest = pool.submit(file_sha256, source)
         return _convert(
             source, prototxt, to, Path(out) if out is not None else source.parent, digest, phase=phase, verify=verify,
-            preprocessing=preprocessing, input_shapes=dict(input_shapes or {}), ignore_fields=ignore_fields,
+            preprocessing=preprocessing, input_shapes=dict(input_shapes or {}), ignore_fields=ignore_fields, crop=crop,
             options=options or Options(), pictures=pictures, progress=progress,
         )  # fmt: skip
 
@@ -69,12 +73,15 @@ def convert(
 def _convert(
     source: Path, prototxt: PathLike | None, to: Sequence[str], folder: Path, digest: Future[str], *, phase: str,
     verify: bool, preprocessing: Preprocessing | None, input_shapes: dict[str, Shape], ignore_fields: Iterable[str],
-    options: Options, pictures: Sequence[PathLike], progress: Callable[[int], None] | None,
+    crop: str | None, options: Options, pictures: Sequence[PathLike], progress: Callable[[int], None] | None,
 ) -> ConversionReport:  # fmt: skip
     model = open_caffemodel(source)
     notes: list[str] = []
     found = find_net(model, prototxt)
     net_text = drop_fields(upgrade_net(found.net, notes), ignore_fields)
+    net_text = feed_dummies(
+        place_crops(net_text, phase, crop=crop, notes=notes), input_shapes, phase, notes=notes
+    )
     graph = build_graph(net_text, phase)
     plan = plan_net(graph, input_shapes)
     arrays = take_weights(plan.specs, model.layers, source=str(source))
@@ -86,6 +93,9 @@ def _convert(
                 f"{layer.node.name} ({layer.node.type}): Caffe carries its state from pass to pass; what is written "
                 "starts each pass from zeros (a safetensors file can be loaded with carry_state=True)"
             )
+    for node in graph:
+        if node.type == "DummyData":
+            notes.append(f"{node.name} (DummyData): {DUMMY_NOTE}")
     unfolded = None
     if options.fold:
         unfolded = read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes))

@@ -33,10 +33,10 @@ class Converted:
     source: dict[str, Any]
 
 
-def load(path: str | os.PathLike[str], *, carry_state: bool = False) -> CaffeNet:
+def load(path: str | os.PathLike[str], *, carry_state: bool = False, crop: str | None = None) -> CaffeNet:
     """Return the net of a file that `convert` wrote; its weights are mapped from it, not copied.
 
-    ``net.converted`` holds the preprocessing and provenance.  ``carry_state`` is that of `load_net`.
+    ``net.converted`` holds the preprocessing and provenance.  ``carry_state`` and ``crop`` are those of `load_net`.
     Raises FormatError if the file is another one's, WeightsError if its tensors do not fit its net.
     """
     file = open_safetensors(path)
@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str], *, carry_state: bool = False) -> CaffeNet
         raise FormatError(
             f"{path}: its metadata are not as `ilgnet convert` writes them ({error})"
         ) from error
-    graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase)
+    graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase, crop=crop)
     arrays = _arrays(file, plan_net(graph, shapes).specs, graph)
     net = CaffeNet(graph, arrays, input_shapes=shapes, carry_state=carry_state)
     for node in graph:

@@ -178,7 +178,7 @@ def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, ta
 
 
 def _side(net: Any) -> int:
-    inputs = net.inputs_for(net.outputs) if hasattr(net, "inputs_for") else net.inputs
+    inputs = [net.image_input()] if hasattr(net, "image_input") else net.inputs
     shape = net.shapes[inputs[0]]
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         raise IlgnetError(

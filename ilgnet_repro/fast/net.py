@@ -116,6 +116,10 @@ class FastNet(nn.Module):
         """Return the inputs that the given blobs depend on."""
         return self.exact.inputs_for(wanted)
 
+    def image_input(self) -> str:
+        """Return the one input that the outputs depend on, as `CaffeNet.image_input`."""
+        return self.exact.image_input()
+
     def deviation(self, given: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> dict[str, float]:
         """Return each output's largest absolute difference from the exact net's, for these inputs."""
         with torch.inference_mode():

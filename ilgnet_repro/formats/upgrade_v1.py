@@ -7,7 +7,7 @@ import re
 from google.protobuf.message import Message
 
 from ..errors import LayerError, ParseError
-from ..schema import caffe_pb2
+from ..schema import V1_CROP_MARK, caffe_pb2
 from .layer_types import FORK_V1_TYPES, modern_type_of_v1
 from .textparser import parse_text
 from .textwriter import format_fork_fields
@@ -58,6 +58,8 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
         if index < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[index]
     _type_fork_fields(new)
+    if new.type == "Crop":  # only forks had it, and theirs find their offset (graph/crops.py)
+        new.fork_field.add(path=V1_CROP_MARK, text="true")
     return new
 
 

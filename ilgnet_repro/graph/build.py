@@ -6,22 +6,31 @@ from collections.abc import Iterable
 
 from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
+from .crops import place_crops
 from .fork_fields import check_net_fields, check_rule_fields
 from .node import Graph, Node
 from .rules import is_included, net_state
 
 
 def build_graph(
-    net: pb.NetParameter, phase: str = "TEST", *, level: int = 0, stages: Iterable[str] = ()
+    net: pb.NetParameter,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    crop: str | None = None,
 ) -> Graph:
     """Build the graph of ``net`` (modern form, see formats/upgrade.py) in a phase, level and stages.
 
     Raises GraphError for a bottom nothing wrote, a cycle, a top that two layers write, or a field that no
-    schema lists outside the layers; the rules are those of Caffe's `Net::Init`.
+    schema lists outside the layers; the rules are those of Caffe's `Net::Init`.  ``crop`` is the rule for Crop
+    layers without an offset (crops.py).
     """
+    stages = tuple(stages)
     check_net_fields(net)
     for layer in net.layer:
         check_rule_fields(layer)
+    net = place_crops(net, phase, level=level, stages=stages, crop=crop)
     # Caffe's `Net` takes the phase and level it is told, and adds the stages to those of the text.
     state = net_state(phase, level, (*net.state.stage, *stages))
     layers = [layer for layer in net.layer if is_included(layer, state)]

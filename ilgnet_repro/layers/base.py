@@ -145,6 +145,8 @@ class Layer(nn.Module):
     index_bottoms: ClassVar[tuple[int, ...]] = ()
     # The tops are values that the caller feeds.
     is_input: ClassVar[bool] = False
+    # The layer makes its tops up; the caller may give any of them instead, of any size the net can take.
+    may_be_fed: ClassVar[bool] = False
     # The tops' sizes depend on values; `top_shapes` gives the most they can be.
     shaped_by_values: ClassVar[bool] = False
     # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..graph.feeds import DUMMY_NOTE
 from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode
 from .fillers import fill
 from .registry import register
@@ -171,12 +172,14 @@ class HDF5Data(_FedLayer):
 
 @register("DummyData")
 class DummyData(Layer):
-    """Tops drawn by fillers: constants once, anything random anew at each pass."""
+    """Tops drawn by fillers: constants once, anything random anew at each pass; the caller may feed any instead."""
 
     message = "dummy_data_param"
     fields = ("data_filler", "shape", "num", "channels", "height", "width")
     bottom_count = (0, 0)
     top_count = (1, None)
+    may_be_fed = True
+    note = DUMMY_NOTE
     has_gradient = False
     no_onnx = "its values are drawn anew at each pass"
     no_source = "its values are drawn anew at each pass"
@@ -188,8 +191,12 @@ class DummyData(Layer):
                 f"has {len(self.param.data_filler)} data_fillers for {tops} tops; state none, one or one each"
             )
         self._generator = torch.Generator().manual_seed(0)
+        self._shapes = self._stated_shapes()
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        return self._shapes
+
+    def _stated_shapes(self) -> list[Shape]:
         shapes: list[Shape] = [tuple(shape.dim) for shape in self.param.shape]
         legacy = [getattr(self.param, field) for field in ("num", "channels", "height", "width")]
         if shapes and any(legacy):
@@ -201,8 +208,7 @@ class DummyData(Layer):
         tops = len(self.node.tops)
         if len(shapes) not in (1, tops):
             raise self.error(f"states {len(shapes)} shapes for {tops} tops; state one for all or one each")
-        self._shapes = shapes * tops if len(shapes) == 1 else shapes
-        return self._shapes
+        return shapes * tops if len(shapes) == 1 else shapes
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         fillers = list(self.param.data_filler) or [None]

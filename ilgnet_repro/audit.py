@@ -18,10 +18,11 @@ from .graph.feeds import feed_dummies
 from .graph.fork_fields import drop_fields, net_refusals
 from .graph.node import Node
 from .graph.shapes import LARGEST_BLOB
+from .graph.sharing import find_owners
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
 from .schema import caffe_pb2 as pb
-from .weights import Fit, fit_weights
+from .weights import Fit, Owners, fit_weights
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
@@ -111,6 +112,11 @@ def audit(
         shapes.update(zip(node.tops, tops, strict=False))
         if not node.bottoms and not layer_specs:
             inputs.update(zip(node.tops, tops, strict=False))
+    owners: Owners = {}
+    try:
+        owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
+    except LayerError as error:
+        rows = [replace(row, problem=str(error)) if row.name == error.layer else row for row in rows]
     batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
     known = _release_of(weights)
     return Audit(
@@ -118,7 +124,7 @@ def audit(
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows) // batch,
         blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in shapes.values()) // batch,
-        upgrades=tuple(notes), unknown=unknown, fit=fit_weights(specs, weights.layers) if weights else None,
+        upgrades=tuple(notes), unknown=unknown, fit=fit_weights(specs, weights.layers, owners) if weights else None,
         release=known[0], sha256=known[1],
     )  # fmt: skip
 

@@ -79,8 +79,8 @@ def load_net(
     if weights is None:
         return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed, carry_state=carry_state))
     model = open_caffemodel(weights)
-    specs = plan_net(graph, input_shapes).specs
-    arrays = take_weights(specs, model.layers, source=str(weights))
+    plan = plan_net(graph, input_shapes)
+    arrays = take_weights(plan.specs, model.layers, source=str(weights), owners=plan.owners)
     return read_matrices(
         CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed, carry_state=carry_state)
     )

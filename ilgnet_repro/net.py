@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import GraphError, IlgnetError
 from .graph.node import Graph, Node
-from .graph.sharing import find_owners, show_shape
+from .graph.sharing import show_shape
 from .layers.base import Layer, Shape
 from .layers.fillers import fill
 from .memory import keep_freed_memory
@@ -67,6 +67,7 @@ class CaffeNet(nn.Module):
             self._sequence.append((node, layer))
         self.shapes = plan.shapes
         self.blob_specs = plan.specs
+        self.owners = plan.owners
         self._check_memory(plan, weights or {})
         self._fill_blobs(plan, weights or {}, seed)
         self.inputs: tuple[str, ...] = tuple(
@@ -102,12 +103,11 @@ class CaffeNet(nn.Module):
             generator.manual_seed(seed)
         else:
             generator.seed()
-        owners = find_owners(self.graph, {n: [s.shape for s in blobs] for n, blobs in plan.specs.items()})
         made: dict[tuple[str, int], nn.Parameter] = {}
         for node, layer in self._sequence:
             specs = plan.specs[node.name]
             for index, spec in enumerate(specs):
-                owner = owners.get((node.name, index))
+                owner = plan.owners.get((node.name, index))
                 if owner:
                     parameter = made[owner.layer, owner.index]
                     if tuple(parameter.shape) != spec.shape:  # PERMISSIVE: the same values in another shape

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .graph.node import Graph, Node
 from .graph.shapes import infer_shapes
+from .graph.sharing import Owner, find_owners
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
 
@@ -15,9 +17,15 @@ from .layers.registry import make_layer
 class Plan:
     """A net before its parameters exist: layers, the shape of every value, the blobs each layer needs."""
 
+    graph: Graph
     layers: dict[str, Layer]
     shapes: dict[str, Shape]
     specs: dict[str, list[BlobSpec]]
+
+    @cached_property
+    def owners(self) -> dict[tuple[str, int], Owner]:
+        """Which blobs are another layer's, shared by name.  Raises LayerError where their shapes differ."""
+        return find_owners(self.graph, {name: [s.shape for s in blobs] for name, blobs in self.specs.items()})
 
 
 def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> Plan:
@@ -37,4 +45,4 @@ def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> P
         return made.tops
 
     shapes = infer_shapes(graph, rule)
-    return Plan(layers, shapes, specs)
+    return Plan(graph, layers, shapes, specs)

@@ -10,8 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from .errors import WeightsError
-from .graph.sharing import show_shape
+from .graph.sharing import Owner, show_shape
 from .layers.base import BlobSpec, Shape
+
+Owners = Mapping[tuple[str, int], Owner]
 
 
 class FileBlob(Protocol):
@@ -48,8 +50,14 @@ class Fit:
         return not self.missing and not self.misshapen
 
 
-def fit_weights(specs: Mapping[str, Sequence[BlobSpec]], layers: Iterable[FileLayer]) -> Fit:
-    """Compare the blobs a net needs with those a file holds; reads no values."""
+def fit_weights(
+    specs: Mapping[str, Sequence[BlobSpec]], layers: Iterable[FileLayer], owners: Owners | None = None
+) -> Fit:
+    """Compare the blobs a net needs with those a file holds; reads no values.
+
+    With ``owners`` (`Plan.owners`) a layer that the file lacks is matched where other layers of the file hold
+    every blob it shares with them.
+    """
     held = {layer.name: layer for layer in layers if layer.blobs}
     needed = {name: blobs for name, blobs in specs.items() if blobs}
     misshapen = []
@@ -62,9 +70,13 @@ def fit_weights(specs: Mapping[str, Sequence[BlobSpec]], layers: Iterable[FileLa
             misshapen.append(complaint)
         else:
             matched.append(name)
+    known = {_owner(owners, name, index) for name in matched for index in range(len(needed[name]))}
+    for name, blobs in needed.items():
+        if name not in held and all(_owner(owners, name, index) in known for index in range(len(blobs))):
+            matched.append(name)
     return Fit(
-        matched=tuple(matched),
-        missing=tuple(name for name in needed if name not in held),
+        matched=tuple(name for name in needed if name in matched),
+        missing=tuple(name for name in needed if name not in held and name not in matched),
         extra=tuple(name for name in held if name not in needed),
         misshapen=tuple(misshapen),
     )
@@ -76,13 +88,17 @@ def take_weights(
     *,
     source: str = "weights",
     allow_missing: bool = False,
+    owners: Owners | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """Return the arrays of every matched layer, shaped as the net needs them (views, no copies).
+
+    Blobs that layers share (``owners``) are one array: of several copies in a file Caffe takes the last, as it
+    copies each of them into the same memory.
 
     Raises WeightsError, by layer name, where a layer's blobs have another shape and, unless
     ``allow_missing`` (fine-tuning), where the file lacks a layer.
     """
-    fit = fit_weights(specs, layers)
+    fit = fit_weights(specs, layers, owners)
     if fit.misshapen:
         raise WeightsError(
             f"{source}: {_some(fit.misshapen, '; ')}; use the prototxt these weights were made with"
@@ -93,13 +109,26 @@ def take_weights(
             f"{source}: holds no weights for {_some(fit.missing)}{extra}; "
             "use the prototxt these weights were made with"
         )
-    held = {layer.name: layer for layer in layers if layer.blobs}  # of two, Caffe copies the last
+    matched = set(fit.matched)
+    last: dict[tuple[str, int], FileBlob] = {}
+    for layer in layers:  # where one name stands twice, or a shared blob does, Caffe copies the last
+        if layer.name not in matched or len(layer.blobs) != len(specs[layer.name]):
+            continue
+        for index, blob in enumerate(layer.blobs):
+            last[_owner(owners, layer.name, index)] = blob
     return {
         name: [
-            blob.array().reshape(spec.shape) for spec, blob in zip(specs[name], held[name].blobs, strict=True)
+            last[_owner(owners, name, index)].array().reshape(spec.shape)
+            for index, spec in enumerate(specs[name])
         ]
         for name in fit.matched
     }
+
+
+def _owner(owners: Owners | None, name: str, index: int) -> tuple[str, int]:
+    """The layer and blob index under which a blob's values are kept: its own unless it is shared."""
+    owner = (owners or {}).get((name, index))
+    return (owner.layer, owner.index) if owner else (name, index)
 
 
 def _misfit(name: str, wanted: Sequence[BlobSpec], held: Sequence[FileBlob]) -> str | None:

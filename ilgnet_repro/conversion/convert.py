@@ -84,9 +84,9 @@ def _convert(
     )
     graph = build_graph(net_text, phase)
     plan = plan_net(graph, input_shapes)
-    arrays = take_weights(plan.specs, model.layers, source=str(source))
+    arrays = take_weights(plan.specs, model.layers, source=str(source), owners=plan.owners)
     _check_folder(folder, source, to)
-    extra_layers = fit_weights(plan.specs, model.layers).extra
+    extra_layers = fit_weights(plan.specs, model.layers, plan.owners).extra
     for layer in plan.layers.values():
         if layer.has_state:
             notes.append(

@@ -57,8 +57,8 @@ def match_built_in(model: CaffeModel) -> list[str]:
         # Cheap first: most nets share no names at all, and training nets are no deployment.
         if net.layer[0].type != "Input" or not held <= {layer.name for layer in net.layer}:
             continue
-        specs = plan_net(build_graph(net)).specs
-        fit = fit_weights(specs, model.layers)
+        plan = plan_net(build_graph(net))
+        fit = fit_weights(plan.specs, model.layers, plan.owners)
         if fit.is_whole and fit.matched and not fit.extra:
             matches.append(name)
     return matches
@@ -69,8 +69,8 @@ def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tupl
     rows = []
     for path in prototxts:
         try:
-            specs = plan_net(build_graph(upgrade_net(read_net(path)))).specs
-            fit = fit_weights(specs, model.layers)
+            plan = plan_net(build_graph(upgrade_net(read_net(path))))
+            fit = fit_weights(plan.specs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:
             rows.append((path, str(error)))

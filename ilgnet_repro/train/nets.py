@@ -13,10 +13,11 @@ from ..errors import LayerError, SolverError, WeightsError
 from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
 from ..graph.sharing import find_owners, param_spec
-from ..layers.base import BlobSpec, Layer, Shape
+from ..layers.base import Layer, Shape
 from ..layers.norm import BatchNorm
 from ..loading import read_matrices
-from ..net import CaffeNet, plan_net
+from ..net import CaffeNet
+from ..plan import Plan, plan_net
 from ..weights import fit_weights, take_weights
 from .updates import Learnable
 
@@ -24,7 +25,7 @@ Note = Callable[[str], None]
 
 
 def trained_arrays(
-    specs: Mapping[str, Sequence[BlobSpec]], files: Iterable[str | os.PathLike[str]], note: Note
+    plan: Plan, files: Iterable[str | os.PathLike[str]], note: Note
 ) -> dict[str, list[np.ndarray]]:
     """Gather the blobs of several weights files by layer name, as Caffe's `CopyTrainedLayersFrom`.
 
@@ -34,9 +35,10 @@ def trained_arrays(
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
         layers = open_caffemodel(file).layers
-        for name in fit_weights(specs, layers).extra:
+        for name in fit_weights(plan.specs, layers).extra:
             note(f"Ignoring source layer {name}")
-        arrays.update(take_weights(specs, layers, source=str(file), allow_missing=True))
+        found = take_weights(plan.specs, layers, source=str(file), allow_missing=True, owners=plan.owners)
+        arrays.update(found)
     return arrays
 
 
@@ -49,7 +51,7 @@ def build_net(
     note: Note = lambda text: None,
 ) -> CaffeNet:
     """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
-    arrays = trained_arrays(plan_net(graph, shapes).specs, weights, note)
+    arrays = trained_arrays(plan_net(graph, shapes), weights, note)
     # The files are mapped into memory: training must not write there.
     own = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
     return read_matrices(CaffeNet(graph, own, input_shapes=shapes, seed=seed, carry_state=True))

@@ -168,6 +168,7 @@ def restore(
         open_caffemodel(_weights_of(state, path, root)).layers,
         source=state.learned_net,
         allow_missing=True,
+        owners=net.owners,
     )
     if not allow_nonfinite:
         _check_finite(path, weights, state)

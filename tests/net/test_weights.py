@@ -5,8 +5,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from ilgnet_repro.audit import audit
 from ilgnet_repro.errors import WeightsError
+from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.graph.node import Graph
 from ilgnet_repro.layers.base import BlobSpec
+from ilgnet_repro.loading import load_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
+from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.weights import fit_weights, take_weights
 
 
@@ -102,3 +111,89 @@ def test_fine_tuning_may_lack_layers_but_not_misshape_them() -> None:
     assert list(take_weights(NET, without("ip"), allow_missing=True)) == ["conv", "scalar"]
     with pytest.raises(WeightsError):
         take_weights(NET, [Held("ip", [Blob((6, 7))])], allow_missing=True)
+
+
+@dataclass
+class Values:
+    """A blob of given values in a file."""
+
+    values: np.ndarray
+    legacy: bool = False
+
+    @property
+    def shape(self) -> tuple:
+        return self.values.shape
+
+    def array(self) -> np.ndarray:
+        return self.values
+
+
+def twins(*, bias: bool = False, second: str = "") -> Graph:
+    """Two dense layers, a before b, that share their weight."""
+    text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }'
+    for name, bottom, mode in (("a", "x", ""), ("b", "a", second)):
+        text += f"""
+        layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" param {{ name: "w" {mode} }}
+          inner_product_param {{ num_output: 3 bias_term: {str(bias).lower()} }} }}"""
+    return build_graph(parse_net(text))
+
+
+def dense(name: str, value: float, bias: float | None = None) -> Held:
+    blobs = [Values(np.full((3, 3), value, np.float32))]
+    return Held(name, blobs if bias is None else [*blobs, Values(np.full(3, bias, np.float32))])
+
+
+# The layers of a file in its order, and the shared weight that Caffe ends with.
+COPIES = {
+    "equal to the net's order": ([dense("a", 1), dense("b", 2)], 2),
+    "the borrower first": ([dense("b", 2), dense("a", 1)], 1),
+    "one of them twice": ([dense("a", 1), dense("b", 2), dense("a", 3)], 3),
+    "only the owner": ([dense("a", 1)], 1),
+    "only the borrower": ([dense("b", 2)], 2),
+}
+
+
+@pytest.mark.parametrize("mode", ["", "share_mode: PERMISSIVE"], ids=["strict", "permissive"])
+@pytest.mark.parametrize(("layers", "wanted"), COPIES.values(), ids=COPIES)
+def test_of_several_copies_of_a_shared_blob_the_last_in_the_file_counts(layers, wanted, mode) -> None:
+    plan = plan_net(twins(second=mode))
+    arrays = take_weights(plan.specs, layers, owners=plan.owners)
+    assert {name: float(blobs[0].mean()) for name, blobs in arrays.items()} == {"a": wanted, "b": wanted}
+    net = CaffeNet(plan.graph, arrays)
+    assert net.params["a"][0] is net.params["b"][0]
+    np.testing.assert_array_equal(net.params["b"][0].detach(), np.full((3, 3), wanted))
+
+
+def test_blobs_of_their_own_stay_apart_and_must_be_there() -> None:
+    plan = plan_net(twins(bias=True))
+    layers = [dense("a", 1, bias=4), dense("b", 2, bias=5)]
+    arrays = take_weights(plan.specs, layers, owners=plan.owners)
+    assert [float(arrays[name][1][0]) for name in "ab"] == [4, 5]
+    with pytest.raises(WeightsError) as caught:
+        take_weights(plan.specs, layers[:1], owners=plan.owners, source="f")
+    assert str(caught.value) == "f: holds no weights for b; use the prototxt these weights were made with"
+
+
+def test_load_net_takes_the_last_copy_of_a_file(tmp_path) -> None:
+    text = twins().nodes
+    message = pb.NetParameter(layer=[node.layer for node in text])
+    path = tmp_path / "w.caffemodel"
+    write_caffemodel(
+        path, message, {name: [np.full((3, 3), v, np.float32)] for name, v in (("a", 1), ("b", 2))}
+    )
+    assert load_net(message, path).params["a"][0][0, 0].item() == 2
+    report = audit(message, open_caffemodel(path))
+    assert report.fit is not None and report.fit.is_whole
+    write_caffemodel(path, pb.NetParameter(layer=[text[2].layer]), {"b": [np.full((3, 3), 7, np.float32)]})
+    assert load_net(message, path).params["a"][0][0, 0].item() == 7
+    report = audit(message, open_caffemodel(path))
+    assert report.fit is not None and report.fit.is_whole
+
+
+def test_audit_names_a_layer_that_cannot_share() -> None:
+    layers = [node.layer for node in twins().nodes]
+    layers[2].inner_product_param.num_output = 4
+    assert audit(pb.NetParameter(layer=layers)).problems == (
+        "b (InnerProduct): blob 0 shares 'w' with a but its shape differs (4x3 here, 3x3 there); "
+        "share_mode: PERMISSIVE compares only counts",
+    )

@@ -69,7 +69,8 @@ def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
     model = open_caffemodel(path)
     graph = build_graph(find_net(model, prototxt).net)
-    arrays = take_weights(plan_net(graph).specs, model.layers, source=str(path))
+    plan = plan_net(graph)
+    arrays = take_weights(plan.specs, model.layers, source=str(path), owners=plan.owners)
     return net_side(spec, "caffemodel", CaffeNet(graph, arrays))
 
 

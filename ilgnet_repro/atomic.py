@@ -43,12 +43,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
     """Yield an open file whose content appears under ``path`` only if the block succeeds.
 
-    ``mode`` is ``wb`` or ``w`` (UTF-8).
+    ``mode`` is ``wb`` or ``w``: UTF-8, with the bytes of a file name that are not UTF-8 written as escapes.
     """
     binary = "b" in mode
     with (
         atomic_path(path) as temporary,
         # Not "wb": ext4 takes a truncated file for one being replaced, and writes it out when it is closed.
-        open(temporary, "r+b" if binary else "r+", encoding=None if binary else "utf-8") as file,
+        open(
+            temporary,
+            "r+b" if binary else "r+",
+            encoding=None if binary else "utf-8",
+            errors=None if binary else "backslashreplace",
+        ) as file,
     ):
         yield file

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_file
+from .data.images import encode_picture
 from .evaluate.context import RANDOM_MARK
 from .formats.caffemodel import write_caffemodel
 from .formats.prototxt import format_message
@@ -109,4 +110,5 @@ def _draw(path: Path, random: np.random.Generator, grain: float = 4) -> None:
     colour = [int(value) for value in random.integers(0, 256, 3)]
     cv2.circle(canvas, centre, int(min(height, width) * random.uniform(0.08, 0.2)), colour, -1, cv2.LINE_AA)
     noisy = canvas + random.normal(0, grain, canvas.shape)
-    cv2.imwrite(str(path), np.clip(noisy, 0, 255).astype(np.uint8))
+    with atomic_file(path) as file:
+        file.write(encode_picture(np.clip(noisy, 0, 255).astype(np.uint8), "png"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -15,6 +17,26 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {known[close[0]]}?)" if close else ""
 
 
+def printable(text: str) -> str:
+    """``text`` in one line that any terminal, page or UTF-8 file can hold.
+
+    Control characters, and bytes of a file name that are not UTF-8 (lone surrogates), become escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, but for line breaks and tabs."""
+    return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
+
+
+def html_text(text: str) -> str:
+    """``text`` for HTML: escaped, and `printable`."""
+    return html.escape(printable(text))
+
+
 class IlgnetError(Exception):
     """Something the user gave cannot be used; the message is one line: where, what, remedy.
 
@@ -23,8 +45,7 @@ class IlgnetError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        if not message.isprintable():
-            message = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
+        message = printable(message)
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
         super().__init__(message)

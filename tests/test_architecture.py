@@ -14,11 +14,12 @@ ROOMS = {
     "version": set(),
     "errors": set(),
     "atomic": {"errors"},
+    "paths": {"errors"},
     "memory": set(),
     "schema": set(),
     "formats": {"errors", "atomic", "schema"},
     "graph": {"errors", "schema"},
-    "data": {"errors", "atomic", "schema", "formats"},
+    "data": {"errors", "atomic", "paths", "schema", "formats"},
     "zoo": {"errors", "atomic", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},
@@ -33,7 +34,7 @@ LATER = {  # rooms built on nets; none of them imports the command line
 }  # fmt: skip
 FORBIDDEN_FOR_LATER = {"cli", "tools"}
 # Torch stays out of what reads files and text, so that it can be used without it.
-WITHOUT_TORCH = ("errors", "atomic", "memory", "schema", "formats", "graph", "zoo")
+WITHOUT_TORCH = ("errors", "atomic", "paths", "memory", "schema", "formats", "graph", "zoo")
 
 
 def room_of(path: Path) -> str:

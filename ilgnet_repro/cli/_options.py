@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
 from ..fast.precisions import PRECISIONS
+from ._console import say
 
 if TYPE_CHECKING:
     from ..data.preprocess import Preprocessing
@@ -88,7 +89,7 @@ def make_fast(net: Any, args: argparse.Namespace) -> Any:
     """Return ``net``, or its fast form where the options ask for it."""
     if args.fast:
         return net.fast(
-            args.precision or "float32", compile=args.compile, tell=lambda text: print(text, file=sys.stderr)
+            args.precision or "float32", compile=args.compile, tell=lambda text: say(text, file=sys.stderr)
         )
     for name, given in ((f"--precision {args.precision}", args.precision), ("--compile", args.compile)):
         if given:

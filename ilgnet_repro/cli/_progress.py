@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ._console import make_console
+
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
@@ -15,7 +17,6 @@ def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[i
 
     Nothing is drawn where stderr is no terminal.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -36,7 +37,7 @@ def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[i
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), Rate())
     columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    console = Console(file=sys.stderr)
+    console = make_console(sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, completed=done)

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..train.observe import Forward, Observer, Test, Updated
+from ._console import make_console
 
 if TYPE_CHECKING:
     from ..train.loop import Trainer
@@ -15,10 +16,9 @@ class TrainingView(Observer):
     """Shows a run as it goes; where stderr is no terminal, only the tests and snapshots."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._console = Console(file=sys.stderr, highlight=False)
+        self._console = make_console(sys.stderr)
         columns = (
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
             TextColumn("{task.fields[state]}"),

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from ._console import results_console
+from ._console import results_console, say
 from ._options import add_net_options, read_shapes
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
         (str(path), verdict) for path, verdict in deploy_candidates(model, [Path(p) for p in args.candidates])
     ]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
-    print(json.dumps(dict(rows)) if args.json else "\n".join(f"{name}: {verdict}" for name, verdict in rows))
+    if args.json:
+        print(json.dumps(dict(rows)))
+    else:
+        for name, verdict in rows:
+            say(f"{name}: {verdict}")
     return 0 if any(verdict == "fits" for _, verdict in rows) else 1
 
 

@@ -80,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
 def log(place: str, message: str) -> None:
     """Log a line on stderr, as glog does."""
+    from ..errors import printable_lines
     from ..evaluate.caffelines import glog
 
-    print(glog(place, message), file=sys.stderr, flush=True)
+    print(printable_lines(glog(place, message)), file=sys.stderr, flush=True)
 
 
 def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ._console import say
+
 _EPILOG = """NAME is a released file (ava1-train, ava2-weights, deploy, ...) or a kind of them
 (partition, mean, weights, net, solver, log); `ilgnet data where` lists them all.
 
@@ -77,7 +79,7 @@ def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int
             {"name": release.name, "file": str(target), "size": release.size, "sha256": release.sha256}
         )
         if not args.json:
-            print(f"{release.name}: {target}", flush=True)
+            say(f"{release.name}: {target}", flush=True)
     if args.json:
         print(json.dumps(got))
     return 0
@@ -97,9 +99,9 @@ def _verify(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> 
         print(json.dumps(rows))
     else:
         for release, path, state in found:
-            print(f"{release.name}: {state or 'ok'} ({path})")
+            say(f"{release.name}: {state or 'ok'} ({path})")
     if not whole and not wrong:
-        print(f"note: no released file is under {folder}", file=sys.stderr)
+        say(f"note: no released file is under {folder}", file=sys.stderr)
     return 1 if wrong or not whole else 0
 
 
@@ -121,10 +123,10 @@ def _where(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> i
         print(json.dumps(rows))
         return 0
     for row, release in zip(rows, chosen, strict=True):
-        print(f"{row['name']} ({row['kind']}, {row['size']:,} bytes{_counts(release)})")
-        print(f"  here    {row['file']}{'' if row['present'] else ' (not there)'}")
+        say(f"{row['name']} ({row['kind']}, {row['size']:,} bytes{_counts(release)})")
+        say(f"  here    {row['file']}{'' if row['present'] else ' (not there)'}")
         for address in row["addresses"]:
-            print(f"  source  {address}")
+            say(f"  source  {address}")
         if release.drives:
             _print_drive_help(release, folder)
     return 0
@@ -139,7 +141,7 @@ def _counts(release: Any) -> str:
 def _print_drive_help(release: Any, folder: Path) -> None:
     print("  source  no direct address is known: the authors put it on cloud drives, which need a browser:")
     for drive in release.drives:
-        print(f"          {drive}")
-    print(f"  then    ilgnet data get {release.name} --from FOLDER   (FOLDER: where the browser put it)")
-    print(f"          or move it to {folder / release.path} and run: ilgnet data verify {release.name}")
-    print(f"  SHA-256 {release.sha256}")
+        say(f"          {drive}")
+    say(f"  then    ilgnet data get {release.name} --from FOLDER   (FOLDER: where the browser put it)")
+    say(f"          or move it to {folder / release.path} and run: ilgnet data verify {release.name}")
+    say(f"  SHA-256 {release.sha256}")

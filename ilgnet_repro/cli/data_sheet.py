@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from ._console import say
+
 _EPILOG = """examples:
   ilgnet sheet train_lmdb --out train.html
   ilgnet sheet lists/AVA2/train.txt --root images/ --out train.html --out train.png"""
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**counts, "pages": args.out}))
     else:
         for label, count in sheet.labels.items():
-            print(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")
+            say(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")
         for page in args.out:
-            print(f"{page}: {len(sheet.sizes):,} pictures measured, {len(sheet.unreadable):,} unreadable")
+            say(f"{page}: {len(sheet.sizes):,} pictures measured, {len(sheet.unreadable):,} unreadable")
     return 0

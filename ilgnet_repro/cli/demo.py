@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ._console import say
+
 _EPILOG = """examples:
   ilgnet demo --out demo
   ilgnet demo --small --out demo_small
@@ -36,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     label = SMALL_LABEL if args.small else LABEL
     weights = _make_weights(folder, args.small)
-    print(f"# {weights}: {weights.stat().st_size:,} bytes.\n# {label}.")
+    say(f"# {weights}: {weights.stat().st_size:,} bytes.")
+    say(f"# {label}.")
     # Of ILGNet the preprocessing is known; of any other net it has to be said.
     stated = ["--path", "whole", "--mean-value", "91,99.46,107.85"] if args.small else []
     converted = str(weights.with_suffix(".safetensors"))
@@ -45,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     _step(["score", *pictures, "--weights", converted])
 
     listed, drawn = draw_labelled_set(folder)
-    print(f"\n# {listed}: labelled pictures, drawn for this demo.")
+    print()
+    say(f"# {listed}: labelled pictures, drawn for this demo.")
     database, mean = str(folder / "lmdb"), str(folder / "mean.binaryproto")
     if not Path(database).is_dir():
         _step(
@@ -61,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     _step(
         ["report", f"{full}/run.json", "--other", f"{published}/run.json", "--lmdb", database, "--out", page]
     )
-    print(f"\n# {label}.")
+    print()
+    say(f"# {label}.")
     return 0
 
 
@@ -85,7 +90,8 @@ def _step(arguments: list[str]) -> None:
     from ..errors import IlgnetError
     from .main import main
 
-    print(f"\n$ ilgnet {shlex.join(arguments)}", flush=True)
+    print()
+    say(f"$ ilgnet {shlex.join(arguments)}", flush=True)
     status = main(arguments)
     sys.stdout.flush()
     if status:

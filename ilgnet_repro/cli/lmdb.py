@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ._console import say
 from ._gflags import from_gflags
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _make(args: argparse.Namespace) -> int:
             strict=args.strict,
             workers=args.workers,
             progress=lambda done, rows: bar(done),
-            on_bad=lambda bad: print(f"left out: row {bad.number}: {bad.reason}", file=sys.stderr),
+            on_bad=lambda bad: say(f"left out: row {bad.number}: {bad.reason}", file=sys.stderr),
         )
     _print_report(report, args)
     return 0
@@ -143,10 +144,10 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
         )
         return
     if report.began_at:
-        print(f"went on at row {report.began_at}", file=sys.stderr)
-    print(f"{report.path}: {report.stored:,} of {report.rows:,} rows stored")
+        say(f"went on at row {report.began_at}", file=sys.stderr)
+    say(f"{report.path}: {report.stored:,} of {report.rows:,} rows stored")
     if report.bad:
-        print(f"{report.path}.bad.txt: {len(report.bad):,} rows left out")
+        say(f"{report.path}.bad.txt: {len(report.bad):,} rows left out")
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -156,13 +157,13 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(summary)))
         return 0
-    print(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
-    print(f"keys: {summary.first_key} to {summary.last_key}")
+    say(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
+    say(f"keys: {summary.first_key} to {summary.last_key}")
     for title, counts in (("label", summary.labels), ("kind", summary.kinds), ("shape", summary.shapes)):
         for value, count in list(counts.items())[:10]:
-            print(f"{title} {value}: {count:,} rows")
+            say(f"{title} {value}: {count:,} rows")
         if len(counts) > 10:
-            print(f"{title}: {len(counts) - 10:,} more")
+            say(f"{title}: {len(counts) - 10:,} more")
     return 0
 
 
@@ -185,10 +186,10 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(found)))
     else:
         for fault in found.faults:
-            print(fault)
+            say(fault)
         if found.fault_count > len(found.faults):
-            print(f"… and {found.fault_count - len(found.faults):,} more")
-        print(f"{args.database}: {found.rows:,} rows, {found.fault_count:,} faults")
+            say(f"… and {found.fault_count - len(found.faults):,} more")
+        say(f"{args.database}: {found.rows:,} rows, {found.fault_count:,} faults")
     return 1 if found.fault_count else 0
 
 
@@ -202,5 +203,5 @@ def _export(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": args.folder, "rows": rows}))
     else:
-        print(f"{args.folder}: {rows:,} pictures and list.txt")
+        say(f"{args.folder}: {rows:,} pictures and list.txt")
     return 0

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from ..errors import IlgnetError
 from ..version import __version__
+from ._console import escaping_streams
 
 # Command -> module of this folder (with `add_parser` and `run`), in the order of the help.
 COMMANDS = {
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse ends with 2 for a wrong option: the input was wrong
         return WRONG_INPUT if stop.code else DONE
     module = import_module(f".{COMMANDS[arguments.command]}", __package__)
-    return guarded(lambda: module.run(arguments))
+    with escaping_streams():
+        return guarded(lambda: module.run(arguments))
 
 
 def guarded(work: Callable[[], int]) -> int:

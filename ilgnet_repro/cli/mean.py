@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ._console import say
 from ._gflags import from_gflags
 from .lmdb import check_backend
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
         return 0
-    print(f"Number of channels: {len(mean.channels)}")
+    say(f"Number of channels: {len(mean.channels)}")
     for channel, value in enumerate(mean.channels):
-        print(f"mean_value channel [{channel}]: {value:g}")
+        say(f"mean_value channel [{channel}]: {value:g}")
     return 0

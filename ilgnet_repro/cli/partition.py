@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
+
+from ._console import say
 
 _EPILOG = """examples:
   ilgnet partition ava1 AVA.txt --out lists/AVA1 --seed 1
@@ -103,11 +106,11 @@ def _make(args: argparse.Namespace) -> int:
         }
         print(json.dumps({"pictures": len(table), "seed": args.seed, "dropped": made.dropped, **lists}))
     else:
-        print(f"{len(table):,} pictures, {args.action.upper()}, seed {args.seed}, order {args.order}")
+        say(f"{len(table):,} pictures, {args.action.upper()}, seed {args.seed}, order {args.order}")
         for path, (low, high) in zip(paths, sizes.values(), strict=True):
-            print(f"{path}: {low + high:,} rows, {low:,} of label 0, {high:,} of label 1")
+            say(f"{path}: {low + high:,} rows, {low:,} of label 0, {high:,} of label 1")
         if made.dropped:
-            print(f"{made.dropped:,} training pictures dropped: within {args.delta:g} of 5")
+            say(f"{made.dropped:,} training pictures dropped: within {args.delta:g} of 5")
     if args.order == "class":
         print("note: sorted by class; a test that stops early sees label 0 alone", file=sys.stderr)
     return 0
@@ -142,19 +145,19 @@ def _check(args: argparse.Namespace) -> int:
         for index, report in enumerate(reports):
             _print_list(report, pictures[index] if pictures else None)
         for overlap in overlaps:
-            print(f"{overlap['rows']:,} rows of {overlap['lists'][1]} are in {overlap['lists'][0]}")
+            say(f"{overlap['rows']:,} rows of {overlap['lists'][1]} are in {overlap['lists'][0]}")
     return 1 if faulty else 0
 
 
 def _print_list(report: Any, pictures: Any) -> None:
     sizes = ", ".join(f"{count:,} of label {label}" for label, count in report.class_sizes.items())
-    print(f"{report.file}: {report.rows:,} rows, {sizes}")
-    print(f"  {report.order_note or f'classes mixed: {report.runs:,} stretches'}")
-    print(f"  SHA-256 {report.sha256}: {report.release or 'no released list'}")
-    print(f"  {_some(report.duplicates)} more than once")
+    say(f"{report.file}: {report.rows:,} rows, {sizes}")
+    say(f"  {report.order_note or f'classes mixed: {report.runs:,} stretches'}")
+    say(f"  SHA-256 {report.sha256}: {report.release or 'no released list'}")
+    say(f"  {_some(report.duplicates)} more than once")
     if pictures:
         for kind in ("missing", "corrupt", "truncated"):
-            print(f"  {_some(getattr(pictures, kind))} {kind}, of {pictures.checked:,}")
+            say(f"  {_some(getattr(pictures, kind))} {kind}, of {pictures.checked:,}")
 
 
 def _some(names: tuple[str, ...], shown: int = 3) -> str:
@@ -175,5 +178,8 @@ def _check_pictures(path: str, args: argparse.Namespace) -> Any:
 def _write_bad(path: str, pictures: list[Any]) -> None:
     from ..atomic import atomic_file
 
-    with atomic_file(path, "w") as file:
-        file.writelines(f"{name} {kind}\n" for report in pictures for name, kind in report.bad.items())
+    # Names byte for byte as the list has them: --exclude reads them again.
+    with atomic_file(path) as file:
+        file.writelines(
+            os.fsencode(f"{name} {kind}\n") for report in pictures for name, kind in report.bad.items()
+        )

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._console import say
+
 if TYPE_CHECKING:
     from ..evaluate.summary import Pictures
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report_values(report)))
         return 0
     print_report(report)
-    print(f"{page} and {page.with_suffix('.json')} written")
+    say(f"{page} and {page.with_suffix('.json')} written")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from ._console import say
 from ._options import (
     add_crop_option,
     add_fast_options,
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
                     )
                 )
             elif row.high_quality is not None:
-                print(f"{row.high_quality:.6f}  {row.picture}")
+                say(f"{row.high_quality:.6f}  {row.picture}")
             else:
-                print(
+                say(
                     row.picture,
                     *(f"{name} {_shown(values)}" for name, values in row.outputs.items()),
                     sep="\t",

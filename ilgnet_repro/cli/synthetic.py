@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ._console import say
+
 _EPILOG = """examples:
   ilgnet synthetic synthetic
 
@@ -26,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from ..train.synthetic import make_task
 
     folder = make_task(args.folder)
-    print(f"ilgnet train --solver {folder}/trunk_solver.prototxt")
-    print(f"ilgnet train --solver {folder}/solver.prototxt --weights {folder}/trunk_iter_250.caffemodel")
+    say(f"ilgnet train --solver {folder}/trunk_solver.prototxt")
+    say(f"ilgnet train --solver {folder}/solver.prototxt --weights {folder}/trunk_iter_250.caffemodel")
     return 0

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import Any
 
+from ._console import say
 from ._options import add_crop_option, add_fast_options, make_fast
 
 _EPILOG = """examples:
@@ -92,14 +93,15 @@ def run(args: argparse.Namespace) -> int:
                 test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress
             )
     except KeyboardInterrupt:
-        print(f"\nwhat is done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
+        print(file=sys.stderr)
+        say(f"what is done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
         raise
     report = build_report(result)
     if args.json:
         print(json.dumps(report_values(report)))
         return 0
     print_report(report)
-    print(
+    say(
         f"{out}/run.json and {out}/pictures.{args.table} written; `ilgnet report {out}/run.json` makes a page"
     )
     return 0

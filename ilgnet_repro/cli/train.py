@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..train.precisions import PRECISIONS
+from ._console import say
 from ._options import add_ignore_field
 
 _EPILOG = """examples:
@@ -104,7 +105,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
         observers.append(TensorBoardLog(folder))
     if group.is_first:
         for note in settings.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", file=sys.stderr)
     workers = args.workers if args.workers is not None else 4 if torch.cuda.is_available() else 0
     options = Options(
         args.device, args.precision, args.accumulate, args.keep, workers, args.allow_nonfinite
@@ -145,9 +146,9 @@ def _report(args: argparse.Namespace, trainer: Any, best: Any, plot: Any) -> Non
     if args.json:
         print(json.dumps(result))
         return
-    print(f"{trainer.iteration} iterations{'; stopped: ' + result['stopped'] if result['stopped'] else ''}")
+    say(f"{trainer.iteration} iterations{'; stopped: ' + result['stopped'] if result['stopped'] else ''}")
     if best is not None:
-        print(f"best {best.output} {best.value:.6g} at iteration {best.iteration}: {result['best_weights']}")
+        say(f"best {best.output} {best.value:.6g} at iteration {best.iteration}: {result['best_weights']}")
     if latest:
-        print(f"snapshot: {latest}")
-    print(f"curves: {plot}")
+        say(f"snapshot: {latest}")
+    say(f"curves: {plot}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import IlgnetError
+from ..paths import utf8_path
 from .job import PENDING, Job
 from .onnx_file import write_onnx
 from .onnx_preprocess import PICTURE, add_preprocessing, picture_input
@@ -69,13 +73,19 @@ def open_session(model: Path | bytes, folder: Path | None = None):  # type: igno
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder.resolve())
-        )
-    given = model if isinstance(model, bytes) else str(model)
+    given: Any = model
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        with ExitStack() as stack:
+            if folder is not None:
+                place = stack.enter_context(utf8_path(folder.resolve()))
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", place
+                )
+            if isinstance(model, Path):
+                # By way of the folder: the weights of a model over 2 GB lie in a file beside it.
+                given = os.path.join(stack.enter_context(utf8_path(model.parent)), model.name)
+                given = stack.enter_context(utf8_path(given))
+            return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class but Exception
         reason = str(error).strip().splitlines()[0]
         where = model if isinstance(model, Path) else "model"

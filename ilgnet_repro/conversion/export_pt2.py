@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..atomic import atomic_path
 from ..errors import IlgnetError
 from ..net import CaffeNet
+from ..paths import utf8_path
 from .job import Job
 from .onnx_size import plan_grown
 from .onnx_writer import BATCH
@@ -47,8 +48,8 @@ def to_pt2(job: Job) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
     path = job.folder / f"{job.stem}.pt2"
     program = export(job.net, dynamic_size=job.options.dynamic_size)
-    with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={METADATA_FILE: json.dumps(job.metadata())})
+    with atomic_path(path) as temporary, utf8_path(temporary) as name:
+        torch.export.save(program, name, extra_files={METADATA_FILE: json.dumps(job.metadata())})
     return [path]
 
 
@@ -113,5 +114,6 @@ def _named_layers(net: CaffeNet) -> nn.Module:
 
 def run_pt2(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
     """Load a written file with torch alone and run it."""
-    module = torch.export.load(paths[0]).module()
+    with utf8_path(paths[0]) as name:
+        module = torch.export.load(name).module()
     return module(**{argument_name(name): value for name, value in inputs.items()})

@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto
 
 from ..atomic import atomic_file
+from ..errors import IlgnetError
 from ..formats.wire import encode_header
 from .onnx_writer import OnnxModel, tensor_header
 from .safetensors_file import tensor_bytes
@@ -101,6 +102,10 @@ def _write_external(
     target: Path, model: OnnxModel, late: Callable[[], Mapping[str, str]] | None, progress: Progress
 ) -> list[Path]:
     data = target.with_name(f"{target.name}.data")
+    try:
+        data.name.encode()
+    except UnicodeEncodeError as error:
+        raise IlgnetError(f"{data}: ONNX holds the name of this file as UTF-8; rename the weights") from error
     whole = onnx.ModelProto()
     whole.CopyFrom(model.skeleton)
     done = offset = 0

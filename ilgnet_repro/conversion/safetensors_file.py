@@ -12,6 +12,7 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import FormatError
+from ..paths import utf8_path
 
 PIECE = 1 << 20  # fits the processor caches: a third faster than 16 MiB
 LATE_ROOM = 1024
@@ -90,7 +91,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:

@@ -9,6 +9,30 @@ import numpy as np
 
 from ..errors import DataError
 
+# What libjpeg's reader of files supplies behind the end of a file cut short: end marks. A marker segment holds
+# up to 65,535 bytes, so this many are enough wherever the cut is.
+_JPEG_END = b"\xff\xd9" * 0x8001
+
+
+def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
+    """What ``cv2.imread`` with ``flag`` gives, for a file of any name; None if it is absent or no image.
+
+    The file is read here and decoded from memory: OpenCV ends the process at a name that is not UTF-8. A JPEG
+    cut short gives the rows it has, as it does in Caffe.
+    """
+    import cv2
+
+    try:
+        if not os.path.isfile(path):  # a pipe would block
+            return None
+        with open(path, "rb") as file:
+            data = file.read()
+        if data.startswith(b"\xff\xd8"):
+            data += _JPEG_END
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    except (OSError, ValueError, MemoryError, cv2.error):
+        return None
+
 
 def read_picture(path: str, colour: bool = True, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode a file to uint8 (height, width, 3) in BGR, or (height, width) where ``colour`` is False.
@@ -20,11 +44,7 @@ def read_picture(path: str, colour: bool = True, size: tuple[int, int] | None = 
     import cv2
 
     flag = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE
-    try:
-        # imread, not imdecode: a JPEG cut short then gives the rows it has, as it does in Caffe.
-        picture = cv2.imread(path, flag) if os.path.isfile(path) else None
-    except (cv2.error, UnicodeError):
-        picture = None
+    picture = decode_file(path, flag)
     if picture is None:
         reason = "cannot be decoded" if os.path.isfile(path) else "no such file"
         raise DataError(f"{path}: {reason}; remove the row or replace the picture")

@@ -35,7 +35,9 @@ class Environment:
     def _open(self) -> None:
         # No lock file: finished databases do not change, and may lie on a medium that cannot be written.
         try:
-            self._handle = lmdb.open(os.fspath(self.path), readonly=True, lock=False, create=False, max_dbs=0)
+            self._handle = lmdb.open(
+                os.fsencode(self.path), readonly=True, lock=False, create=False, max_dbs=0
+            )
         except lmdb.Error as error:
             raise DataError(
                 f"{self.path}: is not an LMDB ({error}); give the folder that holds data.mdb"

@@ -31,7 +31,7 @@ class LmdbWriter:
         try:
             # No lock file (Caffe's readers would take it for theirs); the builder locks the whole build.
             self._handle = lmdb.open(
-                os.fspath(self.folder), map_size=map_size, lock=False, metasync=False, readahead=False
+                os.fsencode(self.folder), map_size=map_size, lock=False, metasync=False, readahead=False
             )
         except (lmdb.Error, OSError) as error:
             raise self._failed(error) from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .images import decode_file
 from .mean import read_mean
 from .resize_path import bgr_to_unit, load_image, preprocess
 from .transforms import Transform
@@ -109,7 +110,7 @@ class Preprocessing:
 def _read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
     import cv2
 
-    pixels = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR) if os.path.isfile(path) else None
+    pixels = decode_file(path, cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
     return pixels

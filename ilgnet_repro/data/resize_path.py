@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import DataError
+from .images import decode_file
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -22,7 +23,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     import cv2
 
-    picture = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED) if os.path.isfile(path) else None
+    picture = decode_file(path, cv2.IMREAD_UNCHANGED)
     if picture is None or picture.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
     return bgr_to_unit(np.atleast_3d(picture))

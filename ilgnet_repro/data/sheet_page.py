@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from ..atomic import atomic_file, atomic_path
-from ..errors import DataError
+from ..errors import DataError, html_text, printable
 from .images import encode_picture
 from .sheet import THUMBNAIL, Sheet, histogram
 
@@ -34,15 +33,15 @@ def write_sheet(sheet: Sheet, path: str | os.PathLike[str]) -> None:
     if suffix == ".png":
         _write_png(sheet, path)
     elif suffix in (".html", ".htm"):
-        with atomic_file(path, "wb") as file:
-            file.write(html_page(sheet).encode("utf-8", "backslashreplace"))
+        with atomic_file(path, "w") as file:
+            file.write(html_page(sheet))
     else:
         raise DataError(f"{path}: suffix {suffix!r} is no kind of page; use .html or .png")
 
 
 def html_page(sheet: Sheet) -> str:
     """The page as HTML."""
-    title = escape(sheet.title)
+    title = html_text(sheet.title)
     most = max(sheet.labels.values())
     rows = "".join(
         f"<tr><td>{label}</td><td>{count:,}</td><td>{count / sheet.rows:.2%}</td>"
@@ -58,11 +57,11 @@ def html_page(sheet: Sheet) -> str:
     for label, chosen in sheet.samples.items():
         figures = "".join(
             f'<figure><img alt="" src="data:image/jpeg;base64,{_base64(sample.thumbnail)}">'
-            f"<figcaption>{escape(sample.name)}<br>{sample.size[0]}×{sample.size[1]}</figcaption></figure>"
+            f"<figcaption>{html_text(sample.name)}<br>{sample.size[0]}×{sample.size[1]}</figcaption></figure>"
             for sample in chosen
         )
         samples += f'<h2>Label {label}</h2><div class="samples">{figures}</div>'
-    bad = "".join(f"<li>{escape(reason)}</li>" for reason in sheet.unreadable)
+    bad = "".join(f"<li>{html_text(reason)}</li>" for reason in sheet.unreadable)
     return (
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><p>{sheet.rows:,} rows, {len(sheet.labels)} labels</p>"
@@ -104,7 +103,7 @@ def _write_png(sheet: Sheet, path: str | os.PathLike[str]) -> None:
     FigureCanvasAgg(figure)
     ratios = [2.4, *[1.0] * len(sheet.samples)]
     grid = figure.add_gridspec(1 + len(sheet.samples), 1, height_ratios=ratios)
-    figure.suptitle(f"{sheet.title}: {sheet.rows:,} rows", parse_math=False)
+    figure.suptitle(f"{printable(sheet.title)}: {sheet.rows:,} rows", parse_math=False)
     across_top = grid[0].subgridspec(1, 3)
     charts = [figure.add_subplot(across_top[column]) for column in range(3)]
     names = [str(label) for label in sheet.labels]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from ..errors import html_text
 from .metrics import Metrics
 
 # Drawn in these, then exchanged for the page's CSS colours, so that one chart serves light and dark.
@@ -56,7 +56,7 @@ def _draw(name: str, description: str, size: tuple[float, float], paint: Callabl
     # Several charts share one page, and ids must not meet.
     for mark in ('id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}{name}-")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html_text(description)}" ', 1)
 
 
 def _unit_axes(axes: Any, across: str, up: str) -> None:

@@ -82,7 +82,12 @@ class Journal:
 def _sealed(fields: Sequence[str | int | float]) -> bytes:
     # A line break within a name would split its row: it is spelt out, and so is the backslash then.
     plain = csv_line(fields).removesuffix("\n")
-    text = plain.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").encode()
+    text = (
+        plain.replace("\\", "\\\\")
+        .replace("\n", "\\n")
+        .replace("\r", "\\r")
+        .encode("utf-8", "surrogateescape")
+    )
     return text + b",%08x\n" % zlib.crc32(text)
 
 
@@ -90,6 +95,6 @@ def _opened(line: bytes) -> Row | None:
     text, _, seal = line.rpartition(b",")
     if seal != b"%08x" % zlib.crc32(text):
         return None
-    parts = text.decode().split("\\\\")
+    parts = text.decode("utf-8", "surrogateescape").split("\\\\")
     plain = "\\".join(part.replace("\\n", "\n").replace("\\r", "\r") for part in parts)
     return parse_row(next(csv.reader(io.StringIO(plain, newline=""))), "journal")

@@ -74,7 +74,9 @@ class StoredPictures:
         self.names = tuple(names)
         self.labels = _two_classes(np.array(labels, np.int64), self.names, str(database))
         self.title = str(database)
-        text = "\n".join(f"{name} {label}" for name, label in zip(names, labels, strict=True)).encode()
+        text = "\n".join(f"{name} {label}" for name, label in zip(names, labels, strict=True)).encode(
+            "utf-8", "surrogateescape"
+        )
         # The released lists have no line break behind the last row.
         digests = [hashlib.sha256(text).hexdigest(), hashlib.sha256(text + b"\n").hexdigest()]
         self.sha256 = next((digest for digest in digests if known_release(digest)), digests[1])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from ..atomic import atomic_file
-from ..errors import FormatError
+from ..errors import FormatError, html_text
 from . import charts
 from .intervals import Interval, Measured, wilson
 from .metrics import FIGURES, Metrics
@@ -56,8 +55,8 @@ def render(report: Report, pictures: Sequence[tuple[str, Sequence[Thumbnail]]] =
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
-        f'<header><h1>{escape(title)}</h1><p class="soft">Weights: {escape(run.weights.name)}</p></header>'
+        f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
+        f'<header><h1>{html_text(title)}</h1><p class="soft">Weights: {html_text(run.weights.name)}</p></header>'
         f"<main>{''.join(sections)}</main></body></html>\n"
     )
 
@@ -65,21 +64,21 @@ def render(report: Report, pictures: Sequence[tuple[str, Sequence[Thumbnail]]] =
 def _section(title: str, content: str, report: Report, bare: bool = False) -> str:
     """A section; where the weights are random each one says so, for it may be read or printed alone."""
     notes = list(report.warnings) if bare else [RANDOM_WEIGHTS] if report.run.random_weights else []
-    banners = "".join(f'<p class="banner" role="note">{escape(note)}</p>' for note in notes)
-    return f"<section><h2>{escape(title)}</h2>{banners}{content}</section>"
+    banners = "".join(f'<p class="banner" role="note">{html_text(note)}</p>' for note in notes)
+    return f"<section><h2>{html_text(title)}</h2>{banners}{content}</section>"
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts, escaped here; the first cell of each row is its header."""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    head = "".join(f'<th scope="col">{html_text(text)}</th>' for text in heads)
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(text)}</td>" for text in rest)
+        f'<tr><th scope="row">{html_text(first)}</th>'
+        + "".join(f"<td>{html_text(text)}</td>" for text in rest)
         + "</tr>"
         for first, *rest in rows
     )
     return (
-        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<table><caption>{html_text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
 
@@ -162,7 +161,7 @@ def _charts(report: Report) -> str:
 
 def _drawn(drawings: Iterable[tuple[str | None, str]]) -> str:
     return "".join(
-        f"<figure>{svg}<figcaption>{escape(name)}</figcaption></figure>" for svg, name in drawings if svg
+        f"<figure>{svg}<figcaption>{html_text(name)}</figcaption></figure>" for svg, name in drawings if svg
     )
 
 
@@ -184,7 +183,7 @@ def _verdicts(report: Report) -> str:
     file = report.log.file if report.log else ""
     return "".join(
         _table(f"Rows {verdict.order}; log {file}", ("statistic", "value"), rows(verdict))
-        + "".join(f"<p>{escape(text)}</p>" for text in verdict.explanations)
+        + "".join(f"<p>{html_text(text)}</p>" for text in verdict.explanations)
         for verdict in report.verdicts
     )
 
@@ -206,16 +205,16 @@ def _row(title: str, pictures: Sequence[Thumbnail]) -> str:
     def one(picture: Thumbnail) -> str:
         text = f"{picture.name}, label {picture.label}, probability of high {picture.probability:.4f}"
         image = (
-            f'<img src="data:image/jpeg;base64,{picture.data}" alt="{escape(text)}">'
+            f'<img src="data:image/jpeg;base64,{picture.data}" alt="{html_text(text)}">'
             if picture.data
-            else f'<div class="none" role="img" aria-label="{escape(text)}">no picture</div>'
+            else f'<div class="none" role="img" aria-label="{html_text(text)}">no picture</div>'
         )
-        caption = f"{escape(picture.name)}<br>{picture.probability:.4f}, label {picture.label}"
+        caption = f"{html_text(picture.name)}<br>{picture.probability:.4f}, label {picture.label}"
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
     if not pictures:
-        return f'<h3>{escape(title)}</h3><p class="soft">None.</p>'
-    return f'<h3>{escape(title)}</h3><div class="pictures">{"".join(one(p) for p in pictures)}</div>'
+        return f'<h3>{html_text(title)}</h3><p class="soft">None.</p>'
+    return f'<h3>{html_text(title)}</h3><div class="pictures">{"".join(one(p) for p in pictures)}</div>'
 
 
 def _provenance(report: Report) -> str:
@@ -241,5 +240,5 @@ def _provenance(report: Report) -> str:
     ]
     return (
         _table("Inputs and versions", ("what", "value"), rows)
-        + f"<h3>Command</h3><pre>{escape(run.command)}</pre>"
+        + f"<h3>Command</h3><pre>{html_text(run.command)}</pre>"
     )

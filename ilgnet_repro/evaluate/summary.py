@@ -6,11 +6,12 @@ import base64
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.images import decode_file
+from ..data.listfile import picture_path
 from ..errors import DataError
 from .authorlogs import TestLog
 from .intervals import Compatibility, McNemar, mcnemar, wilson
@@ -146,11 +147,7 @@ def folder(root: str | os.PathLike[str]) -> Pictures:
     def read(name: str) -> np.ndarray | None:
         import cv2
 
-        try:
-            content = (Path(root) / name).read_bytes()
-        except (OSError, ValueError):
-            return None
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        return decode_file(picture_path(root, name), cv2.IMREAD_COLOR)
 
     return read
 

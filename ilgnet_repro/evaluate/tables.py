@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import atomic_file, atomic_path
-from ..errors import FormatError, IlgnetError
+from ..errors import FormatError, IlgnetError, printable
 from .results import PictureResult
 
 COLUMNS = ("name", "label", "probability", "loss", "mean_score")
@@ -61,13 +62,18 @@ def from_rows(rows: Iterable[Row]) -> PictureResult:
 def _rows(pictures: PictureResult) -> Iterable[Row]:
     scores = [math.nan] * len(pictures) if pictures.mean_score is None else pictures.mean_score.tolist()
     return zip(
-        pictures.names.tolist(),
+        map(_plain, pictures.names.tolist()),
         pictures.labels.tolist(),
         pictures.probability.tolist(),
         pictures.loss.tolist(),
         scores,
         strict=True,
     )
+
+
+def _plain(name: str) -> str:
+    """A name in UTF-8 and without control characters; line breaks stay, which CSV quotes."""
+    return name if name.isprintable() else re.sub(r"[^\r\n]+", lambda part: printable(part[0]), name)
 
 
 def row_fields(row: Row) -> list[str | int | float]:
@@ -109,7 +115,7 @@ def _pyarrow() -> Any:
 def _write_parquet(path: str | os.PathLike[str], pictures: PictureResult) -> None:
     pyarrow = _pyarrow()
     columns: dict[str, object] = {
-        "name": pictures.names.tolist(),
+        "name": [_plain(name) for name in pictures.names.tolist()],
         "label": pictures.labels,
         "probability": pictures.probability,
         "loss": pictures.loss,
@@ -118,14 +124,15 @@ def _write_parquet(path: str | os.PathLike[str], pictures: PictureResult) -> Non
     missing = np.ones(len(pictures), bool) if scores is None else np.isnan(scores)
     values = np.zeros(len(pictures)) if scores is None else scores
     columns["mean_score"] = pyarrow.array(values, pyarrow.float64(), mask=missing)
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
 def _read_parquet(path: str | os.PathLike[str]) -> PictureResult:
     pyarrow = _pyarrow()
     try:
-        table = pyarrow.parquet.read_table(path)
+        with open(path, "rb") as file:
+            table = pyarrow.parquet.read_table(file)
         columns = [table.column(name).to_pylist() for name in COLUMNS]
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]

@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
+from ..errors import printable_lines
 from .observe import Forward, Observer, Output, Test, Updated
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class CaffeLog(Observer):
     def tell(self, topic: str, text: str) -> None:
         now = datetime.now()
         prefix = f"I{now:%m%d %H:%M:%S}.{now.microsecond:06d} {os.getpid():5d} {PLACES[topic]}] "
-        print(prefix + text, file=self.stream or sys.stderr, flush=True)
+        print(prefix + printable_lines(text), file=self.stream or sys.stderr, flush=True)
 
     def on_start(self, trainer: Trainer) -> None:
         self._since, self._last = time.perf_counter(), trainer.iteration

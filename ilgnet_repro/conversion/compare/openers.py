@@ -12,6 +12,7 @@ import torch
 from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
 from ...net import CaffeNet, plan_net
+from ...paths import utf8_path
 from ...weights import take_weights
 from ..find import find_net
 from ..load import load
@@ -80,7 +81,8 @@ def _open_safetensors(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
 def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
     try:
-        program = torch.export.load(path)
+        with utf8_path(path) as name:
+            program = torch.export.load(name)
     except Exception as error:  # torch raises several kinds for a file that is damaged
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IlgnetError(f"{path}: torch.export cannot open it ({reason})") from error

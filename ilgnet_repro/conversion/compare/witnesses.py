@@ -23,6 +23,7 @@ from ...formats.prototxt import format_message
 from ...graph.build import build_graph
 from ...graph.node import Graph
 from ...net import plan_net
+from ...paths import utf8_path
 from ...schema import caffe_pb2 as pb
 from ..find import find_net
 from .onnx_side import model_inputs, onnx_side, read_model
@@ -64,7 +65,8 @@ def open_opencv(spec: str, path: Path, prototxt: Path | None) -> Side:
         written = Path(folder, "net.prototxt")
         written.write_text(format_message(text))
         try:
-            net = cv2.dnn.readNetFromCaffe(str(written), str(path))
+            with utf8_path(path) as name:
+                net = cv2.dnn.readNetFromCaffe(str(written), name)
         except cv2.error as error:
             raise WitnessError(
                 f"{spec}: OpenCV {cv2.__version__} cannot read it ({_reason(error)})"

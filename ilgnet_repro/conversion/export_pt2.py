@@ -20,10 +20,10 @@ from ..paths import utf8_path
 from .job import Job
 from .onnx_size import plan_grown
 from .onnx_writer import BATCH
+from .pt2_file import METADATA_FILE, check_members
 from .python_names import argument_name
 from .verify import seeded_inputs
 
-METADATA_FILE = "ilgnet_repro.json"
 LARGEST_BATCH = 1 << 14
 
 
@@ -113,7 +113,8 @@ def _named_layers(net: CaffeNet) -> nn.Module:
 
 
 def run_pt2(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
-    """Load a written file with torch alone and run it."""
+    """Load a written file with torch alone and run it; nothing in it is a pickle."""
+    check_members(paths[0])
     with utf8_path(paths[0]) as name:
         module = torch.export.load(name).module()
     return module(**{argument_name(name): value for name, value in inputs.items()})

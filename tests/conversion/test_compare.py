@@ -196,7 +196,12 @@ REFUSED = [
         "{f}/deploy.prototxt: is none of .caffemodel, ",
     ),
     ("damaged onnx", lambda f: damage(f / "small.onnx"), {}, "{f}/small.onnx: is no ONNX file ("),
-    ("damaged pt2", lambda f: damage(f / "small.pt2"), {}, "{f}/small.pt2: torch.export cannot open it ("),
+    (
+        "damaged pt2",
+        lambda f: damage(f / "small.pt2"),
+        {},
+        "{f}/small.pt2: cannot be read (File is not a zip file); only pt2 files as `ilgnet ",
+    ),
     (
         "no array",
         lambda f: str(f / "small.onnx"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,10 @@ import torch
 from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
 from ...net import CaffeNet, plan_net
-from ...paths import utf8_path
 from ...weights import take_weights
 from ..find import find_net
 from ..load import load
+from ..pt2_file import read_pt2
 from ..python_names import argument_name
 from .side import Arrays, Input, Side
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
@@ -80,43 +79,14 @@ def _open_safetensors(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
 
 def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
-    try:
-        with utf8_path(path) as name:
-            program = torch.export.load(name)
-    except Exception as error:  # torch raises several kinds for a file that is damaged
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise IlgnetError(f"{path}: torch.export cannot open it ({reason})") from error
-    module = program.module()
-    examples = _unflattened(program.call_spec.in_spec)[1]
-    outputs = _unflattened(program.call_spec.out_spec)
-    if not isinstance(outputs, dict):
-        raise IlgnetError(
-            f"{path}: its outputs have no names; only files written by `ilgnet convert` can be compared"
-        )
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    placed = [
-        values[spec.arg.name]
-        for spec in program.graph_signature.input_specs
-        if spec.kind.name == "USER_INPUT"
-    ]
-    inputs = tuple(
-        Input(name, tuple(size if isinstance(size, int) else None for size in placed[index].shape))
-        for name, index in examples.items()
-    )
+    program = read_pt2(path)
+    inputs = tuple(Input(name, lengths) for name, lengths in program.inputs.items())
 
     def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
-        with torch.no_grad():
-            found = module(**{argument_name(name): torch.from_numpy(value) for name, value in given.items()})
+        found = program.run({argument_name(name): torch.from_numpy(value) for name, value in given.items()})
         return {name: found[name].numpy() for name in wanted}
 
-    return Side(spec, "pt2", inputs, tuple(outputs), run)
-
-
-def _unflattened(spec: Any) -> Any:
-    """The structure of a program's inputs or outputs, with leaves numbered."""
-    from torch.utils import _pytree as pytree
-
-    return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return Side(spec, "pt2", inputs, program.outputs, run)
 
 
 def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:

@@ -1,0 +1,417 @@
+"""Reading a pt2 file as data: its weights, its list of operators and its names; nothing in it is run as code.
+
+`torch.export.load` unpickles some members of an archive, evaluates its symbolic expressions and guards, and looks
+operators up by any dotted path, so it is for files one wrote oneself.  Here a file is refused unless each
+member is one that `ilgnet convert` writes, and its operators are called one by one from `OPERATORS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import operator
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import IlgnetError
+
+METADATA_FILE = "ilgnet_repro.json"
+
+# Members of an archive, under its top folder.
+_MODEL = "models/model.json"
+_WEIGHTS, _CONSTANTS = "data/weights", "data/constants"
+_CONFIGS = {
+    _WEIGHTS: f"{_WEIGHTS}/model_weights_config.json",
+    _CONSTANTS: f"{_CONSTANTS}/model_constants_config.json",
+}
+_SAMPLES = "data/sample_inputs/model.pt"  # a pickle, unless it is empty
+_KNOWN = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
+    rf"|{_MODEL}|{_WEIGHTS}/(model_weights_config\.json|weight_\d+)"
+    rf"|{_CONSTANTS}/(model_constants_config\.json|tensor_\d+)|{_SAMPLES}|extra/{METADATA_FILE}"
+)
+
+# torch's own numbers in the file (torch/_export/serde/schema.py).
+_DTYPES = {
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
+    7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
+}  # fmt: skip
+_FORMATS = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+    4: torch.preserve_format,
+}
+_STRIDED = 7
+
+# The operators of ATen that Caffe's layers become: all of them give new values and touch no file.
+_ATEN = """
+    __and__ __or__ _assert_tensor_metadata _log_softmax _softmax _to_copy abs adaptive_avg_pool2d adaptive_max_pool2d
+    add alias amax amin arange argmax argmin avg_pool1d avg_pool2d avg_pool3d batch_norm
+    binary_cross_entropy_with_logits bitwise_and bitwise_not bitwise_or bmm cat ceil chunk clamp clamp_max clamp_min
+    clone constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos
+    cumsum detach div dropout einsum elu embedding eq exp expand expand_as fill flatten flip floor floor_divide full
+    full_like gather ge gelu group_norm gt hardtanh index index_select isnan layer_norm le leaky_relu lerp lift_fresh_copy
+    linear linspace log log1p log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max
+    max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mm movedim mul narrow
+    native_group_norm ne neg new_full new_ones new_zeros one_hot ones ones_like pad permute pixel_shuffle pow prelu prod
+    promote_types reciprocal relu relu6 remainder repeat repeat_interleave reshape round rsqrt rsub scalar_tensor scatter
+    scatter_add select sigmoid sign silu sin slice softmax softplus sort split split_with_sizes sqrt square squeeze
+    stack std std_mean sub sum sym_numel sym_size t tanh tensor_split threshold tile to topk transpose true_divide
+    unbind unflatten unfold unsqueeze upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros
+    zeros_like
+"""
+OPERATORS = frozenset(_ATEN.split())
+# What sizes are worked out with.
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    **{f"_operator.{name}": getattr(operator, name) for name in (
+        "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "getitem"
+    )},
+    "torch.sym_max": max, "torch.sym_min": min, "torch.sym_int": int, "torch.sym_float": float,
+    "math.ceil": math.ceil, "math.floor": math.floor, "math.trunc": math.trunc,
+}  # fmt: skip
+
+# The functions that sympy prints the expressions of sizes with.
+_SYMPY = """
+    Symbol Integer Float Rational Add Mul Pow Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv FloatTrueDiv
+    ToFloat TruncToInt FloorToInt CeilToInt RoundToInt Where Abs And Or Not Equality Unequality Eq Ne LessThan
+    StrictLessThan GreaterThan StrictGreaterThan max min
+"""
+_FUNCTIONS = frozenset(_SYMPY.split())
+_SHAPES_OF_EXPRESSIONS = (
+    ast.Expression, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop,
+    ast.cmpop, ast.keyword,
+)  # fmt: skip
+LONGEST_EXPRESSION = 20_000
+
+
+@dataclass(frozen=True)
+class Pt2Program:
+    """An archive's net: inputs and outputs by name, its values before the first operator, and its operators."""
+
+    path: str
+    inputs: dict[str, tuple[int | None, ...]]  # lengths; None where any goes
+    outputs: tuple[str, ...]
+    _given: dict[str, str]  # input -> value
+    _results: tuple[str, ...]
+    _values: dict[str, Tensor]
+    _nodes: tuple[_Node, ...]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs.  Raises IlgnetError where an operator does not take what it is given."""
+        values: dict[str, Any] = {
+            **self._values,
+            **{self._given[name]: value for name, value in inputs.items()},
+        }
+        with torch.inference_mode():
+            for node in self._nodes:
+                try:
+                    node.run(values)
+                except KeyError as error:
+                    raise IlgnetError(
+                        f"{self.path}: {node.target} reads {error}, which nothing gives"
+                    ) from error
+                except Exception as error:  # torch raises several kinds for arguments that do not fit
+                    raise IlgnetError(f"{self.path}: {node.target} fails ({_reason(error)})") from error
+        return {name: values[result] for name, result in zip(self.outputs, self._results, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Node:
+    target: str
+    function: Callable[..., Any]
+    arguments: tuple[tuple[str | None, Any], ...]  # the keyword, None for a position, and how it is stored
+    results: tuple[Any, ...]
+
+    def run(self, values: dict[str, Any]) -> None:
+        given = [(key, _argument(stored, values)) for key, stored in self.arguments]
+        found = self.function(
+            *(value for key, value in given if key is None), **{key: value for key, value in given if key}
+        )
+        several = found if len(self.results) > 1 else (found,)
+        for result, value in zip(self.results, several if self.results else (), strict=True):
+            kind, names = next(iter(result.items()))
+            if kind == "as_tensors":
+                values.update((entry["name"], part) for entry, part in zip(names, value, strict=True))
+            elif kind != "as_none":
+                values[names.get("name") or names["as_name"]] = value
+
+
+def check_members(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive with a member that torch would unpickle or run, or that `ilgnet convert` does not write."""
+    with _opened(path) as archive:
+        _members(path, archive)
+
+
+def read_pt2(path: str | os.PathLike[str]) -> Pt2Program:
+    """Read an archive.  Raises IlgnetError for one that is damaged, or that holds what is not known to be safe."""
+    with _opened(path) as archive:
+        return _program(path, archive, _members(path, archive))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except IlgnetError:
+        raise
+    except Exception as error:  # what a damaged file makes of its parts is of any kind
+        raise _refused(path, f"cannot be read ({_reason(error)})") from error
+
+
+def _members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members under the archive's one folder, each known, once, and stored as it is."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    top = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
+    for entry in archive.infolist():
+        folder, _, name = entry.filename.partition("/")
+        if folder != top or name in members or not _KNOWN.fullmatch(name):
+            raise _refused(
+                path,
+                f"holds {entry.filename!r}, which `ilgnet convert` does not write; pickles and compiled code are not "
+                "read",
+            )
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise _refused(path, f"holds {entry.filename!r} compressed or encrypted")
+        if name == _SAMPLES and entry.file_size:
+            raise _refused(path, f"holds {entry.filename!r}, a pickle; pickles are not read")
+        members[name] = entry
+    missing = [name for name in (_MODEL, *_CONFIGS.values()) if name not in members]
+    if missing:
+        raise _refused(path, f"lacks {missing[0]}")
+    for config in _CONFIGS.values():
+        for name, entry in json.loads(archive.read(members[config]))["config"].items():
+            if entry["use_pickle"]:
+                raise _refused(path, f"keeps {name!r} as a pickle; pickles are not read")
+    model = json.loads(archive.read(members[_MODEL]))
+    for text in (*_expressions(model), *model.get("guards_code", ())):
+        check_expression(path, text)
+    return members
+
+
+def _program(
+    path: str | os.PathLike[str], archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> Pt2Program:
+    if "byteorder" in members and archive.read(members["byteorder"]).decode() != sys.byteorder:
+        raise _refused(path, "was written on a machine of the other byte order")
+    model = json.loads(archive.read(members[_MODEL]))["graph_module"]
+    stored = {folder: _tensors(path, archive, members, folder) for folder in _CONFIGS}
+    graph, signature = model["graph"], model["signature"]
+    values: dict[str, Tensor] = {}
+    placed: list[str] = []
+    for spec in signature["input_specs"]:
+        ((kind, held),) = spec.items()
+        if kind == "user_input":
+            placed.append(held["arg"]["as_tensor"]["name"])
+        elif kind == "parameter":
+            values[held["arg"]["name"]] = stored[_WEIGHTS][held["parameter_name"]]
+        elif kind == "buffer":
+            name = held["buffer_name"]
+            values[held["arg"]["name"]] = (stored[_WEIGHTS] if held["persistent"] else stored[_CONSTANTS])[
+                name
+            ]
+        elif kind == "tensor_constant":
+            values[held["arg"]["name"]] = stored[_CONSTANTS][held["tensor_constant_name"]]
+        else:
+            raise _refused(path, f"has an input of the kind {kind!r}")
+    call = next(entry["signature"] for entry in model["module_call_graph"] if not entry["fqn"])
+    names, outputs = _names(json.loads(call["in_spec"])[1]), _names(json.loads(call["out_spec"])[1])
+    if names is None or outputs is None:
+        raise _refused(path, "its inputs or outputs have no names")
+    results = [spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"]]
+    given = dict(zip(names, placed, strict=True))
+    sizes = {name: graph["tensor_values"][value]["sizes"] for name, value in given.items()}
+    return Pt2Program(
+        str(path),
+        {name: tuple(length.get("as_int") for length in lengths) for name, lengths in sizes.items()},
+        tuple(outputs),
+        given,
+        tuple(results),
+        values,
+        tuple(_node(path, node) for node in graph["nodes"]),
+    )
+
+
+def _names(spec: Any) -> list[str] | None:
+    """The keys of the dict that a structure is, or holds behind an empty tuple; None for another structure."""
+    if spec["type"] == "builtins.tuple" and len(spec["children_spec"]) == 2:
+        positions, spec = spec["children_spec"]
+        if positions["children_spec"]:
+            return None
+    if spec["type"] != "builtins.dict" or any(child["type"] is not None for child in spec["children_spec"]):
+        return None
+    names = json.loads(spec["context"])
+    if len(names) != len(spec["children_spec"]) or not all(isinstance(name, str) for name in names):
+        return None
+    return names
+
+
+# ---------------------------------------------------------------------- operators
+
+
+def _node(path: str | os.PathLike[str], node: Mapping[str, Any]) -> _Node:
+    target = node["target"]
+    arguments = tuple(
+        (entry["name"] if entry.get("kind") == 2 else None, entry["arg"]) for entry in node["inputs"]
+    )
+    return _Node(target, _function(path, target), arguments, tuple(node["outputs"]))
+
+
+def _function(path: str | os.PathLike[str], target: str) -> Callable[..., Any]:
+    if target in _ARITHMETIC:
+        return _ARITHMETIC[target]
+    parts = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
+    if parts is None or parts[1] not in OPERATORS:
+        raise _refused(path, f"calls {target!r}, which no layer becomes")
+    packet = getattr(torch.ops.aten, parts[1])
+    if parts[2] not in packet.overloads() or parts[2].endswith("out"):
+        raise _refused(path, f"calls {target!r}, which this torch does not have")
+    return getattr(packet, parts[2])
+
+
+def _argument(stored: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    """What an operator is given: a value computed before, or a plain one."""
+    ((kind, held),) = stored.items()
+    if kind == "as_none":
+        return None
+    if kind in ("as_tensor", "as_optional_tensor"):
+        return values[held["name"]] if "name" in held else _argument(held, values)
+    if kind in ("as_tensors", "as_optional_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
+        return [values[entry["name"]] if "name" in entry else _argument(entry, values) for entry in held]
+    if kind == "as_name":
+        return values[held]
+    if kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
+        return _argument(held, values)
+    if kind == "as_float":
+        return float(held)  # Infinity and NaN are stored as text
+    if kind == "as_floats":
+        return [float(value) for value in held]
+    if kind in ("as_int", "as_ints", "as_bool", "as_bools", "as_string"):
+        return held
+    if kind == "as_scalar_type":
+        return _DTYPES[held]
+    if kind == "as_memory_format":
+        return _FORMATS[held]
+    if kind == "as_device" and held["type"] == "cpu":
+        return torch.device("cpu")
+    if kind == "as_layout" and held == _STRIDED:
+        return torch.strided
+    raise ValueError(f"it has an argument {kind} {held!r}")
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def _tensors(
+    path: str | os.PathLike[str],
+    archive: zipfile.ZipFile,
+    members: Mapping[str, zipfile.ZipInfo],
+    folder: str,
+) -> dict[str, Tensor]:
+    """The tensors of a folder by name; views of one member share its memory."""
+    config = json.loads(archive.read(members[_CONFIGS[folder]]))["config"]
+    flat: dict[tuple[str, torch.dtype], Tensor] = {}
+    tensors = {}
+    for name, entry in config.items():
+        meta, member = entry["tensor_meta"], f"{folder}/{entry['path_name']}"
+        if member not in members or member in _CONFIGS.values():
+            raise _refused(path, f"keeps {name!r} in {member!r}, which is no array of it")
+        if meta["device"]["type"] != "cpu" or meta["layout"] != _STRIDED:
+            raise _refused(path, f"keeps {name!r} in a form other than an array of the processor")
+        key = member, _DTYPES[meta["dtype"]]
+        if key not in flat:
+            data = bytearray(archive.read(members[member]))
+            flat[key] = torch.frombuffer(data, dtype=key[1]) if data else torch.empty(0, dtype=key[1])
+        size, stride = (tuple(length["as_int"] for length in meta[field]) for field in ("sizes", "strides"))
+        offset = meta["storage_offset"]["as_int"]
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        fits = min((*size, *stride, offset)) >= 0 and (0 in size or last < flat[key].numel())
+        if not fits:
+            raise _refused(path, f"keeps {name!r} in {member!r}, which is too short for it")
+        tensors[name] = flat[key].as_strided(size, stride, offset) if 0 not in size else torch.empty(size)
+    return tensors
+
+
+# ---------------------------------------------------------------------- expressions
+
+
+def _expressions(document: Any) -> Iterator[Any]:
+    """Each symbolic expression of a document, at whatever depth."""
+    open_: list[Any] = [document]
+    while open_:
+        found = open_.pop()
+        if isinstance(found, dict):
+            if "expr_str" in found:
+                yield found["expr_str"]
+            open_ += found.values()
+        elif isinstance(found, list):
+            open_ += found
+
+
+def check_expression(path: str | os.PathLike[str], text: Any) -> None:
+    """Refuse an expression that is more than arithmetic on sizes: torch has sympy evaluate it, and runs guards.
+
+    The grammar: numbers, operators and comparisons; sympy's functions by name; symbols; ``L['input'].size()[0]``.
+    """
+    try:
+        tree = ast.parse(text, mode="eval") if len(text) <= LONGEST_EXPRESSION else None
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if tree is None or not all(_is_arithmetic(node) for node in _nodes(tree.body)):
+        shown = str(text)[:80]
+        raise _refused(path, f"holds the expression {shown!r}, which is more than arithmetic on sizes")
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """The parts of an expression; of an input's size, only the whole."""
+    open_ = [tree]
+    while open_:
+        node = open_.pop()
+        yield node
+        if not _is_size(node) and not _is_symbol(node):
+            open_ += ast.iter_child_nodes(node)
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, bool | int | float)
+    if isinstance(node, ast.Name):
+        return node.id in _FUNCTIONS or re.fullmatch(r"[suz]\d+", node.id) is not None
+    if isinstance(node, ast.Call) and not _is_symbol(node):
+        return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS - {"Symbol"}
+    return isinstance(node, _SHAPES_OF_EXPRESSIONS) or _is_size(node) or _is_symbol(node)
+
+
+def _is_symbol(node: ast.AST) -> bool:
+    """Symbol('s17', positive=True, integer=True)."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Symbol"):
+        return False
+    name = node.args[0].value if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) else None
+    flags = all(isinstance(word.value, ast.Constant) and word.arg for word in node.keywords)
+    return isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII) is not None and flags
+
+
+def _is_size(node: ast.AST) -> bool:
+    """L['data'].size()[2]."""
+    return isinstance(node, ast.Subscript) and bool(
+        re.fullmatch(r"L\['\w+'\]\.size\(\)\[\d+\]", ast.unparse(node), re.ASCII)
+    )
+
+
+def _refused(path: str | os.PathLike[str], why: str) -> IlgnetError:
+    return IlgnetError(f"{path}: {why}; only pt2 files as `ilgnet convert` writes them are read")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -15,11 +15,12 @@ ROOMS = {
     "errors": set(),
     "atomic": {"errors"},
     "paths": {"errors"},
+    "strict_json": set(),
     "memory": set(),
     "schema": set(),
     "formats": {"errors", "atomic", "schema"},
     "graph": {"errors", "schema"},
-    "data": {"errors", "atomic", "paths", "schema", "formats"},
+    "data": {"errors", "atomic", "paths", "schema", "formats", "strict_json"},
     "zoo": {"errors", "atomic", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},
@@ -34,7 +35,7 @@ LATER = {  # rooms built on nets; none of them imports the command line
 }  # fmt: skip
 FORBIDDEN_FOR_LATER = {"cli", "tools"}
 # Torch stays out of what reads files and text, so that it can be used without it.
-WITHOUT_TORCH = ("errors", "atomic", "paths", "memory", "schema", "formats", "graph", "zoo")
+WITHOUT_TORCH = ("errors", "atomic", "paths", "strict_json", "memory", "schema", "formats", "graph", "zoo")
 
 
 def room_of(path: Path) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ._console import results_console, say
 from ._options import add_net_options, read_shapes
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
     )  # fmt: skip
     if args.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(strict_json.dumps(found.to_json(), indent=2))
     else:
         print_audit(found)
     return 1 if found.problems else 0
@@ -77,7 +77,7 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
     ]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
     if args.json:
-        print(json.dumps(dict(rows)))
+        print(strict_json.dumps(dict(rows)))
     else:
         for name, verdict in rows:
             say(f"{name}: {verdict}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ._options import add_ignore_field
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     net, feed = build(args, "TEST")
     result = caffe_test(net, feed, args.iterations, log)
     if args.json:
-        print(json.dumps(result.to_dict()))
+        print(strict_json.dumps(result.to_dict()))
     return 0
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ._console import results_console
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ examples:
   ilgnet compare net.safetensors net.pt2 --json
 
 A blob agrees if no value differs by more than T times the blob's largest value (or 1, where that is less).
-Ends with 0 if every blob agrees, 1 if one does not or a tool failed."""
+A blob without a finite value agrees with nothing. Ends with 0 if every blob agrees, 1 if one does not, could not be
+compared, or a tool failed."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         in_place=args.in_place,
     )  # fmt: skip
     if args.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(strict_json.dumps(found.to_json(), indent=2))
     else:
         _print(found, args.all)
     return 0 if found.agrees else 1
@@ -87,7 +88,9 @@ def _print(found: Comparison, show_all: bool) -> None:
         shape = "x".join(map(str, row.shape))
         if row.shape != row.other_shape:
             shape += f", B {'x'.join(map(str, row.other_shape))}"
-        mark = "" if row.agrees else "first to differ" if row is parting else "differs"
+        mark = "first to differ" if row is parting else "differs" if row.differs else ""
+        if row.not_compared:
+            mark = row.not_compared if row.agrees else f"not compared: {row.not_compared}"
         table.add_row(row.blob, shape, f"{row.largest:.3g}", f"{row.mean:.3g}", f"{row.scale:.3g}", mark)
     console.print(table)
     left_out = len(found.rows) - len(rows)
@@ -96,10 +99,19 @@ def _print(found: Comparison, show_all: bool) -> None:
     for name, blobs in (("A", found.only_first), ("B", found.only_second)):
         if blobs:
             console.print(f"only in {name}: {len(blobs)} blobs, such as {blobs[0]}", markup=False)
+    unknown = [row for row in found.rows if not row.agrees and not row.differs]
+    if unknown:
+        console.print(
+            f"{len(unknown)} of {len(found.rows)} blobs were not compared, such as {unknown[0].blob}: "
+            f"{unknown[0].not_compared}; give other inputs with --inputs",
+            markup=False,
+        )
     if parting is None:
+        if unknown:
+            return
         console.print(f"all {len(found.rows)} blobs agree within {found.tolerance:g}")
     else:
-        differing = sum(not row.agrees for row in found.rows)
+        differing = sum(row.differs for row in found.rows)
         console.print(
             f"{differing} of {len(found.rows)} blobs differ by more than {found.tolerance:g}; the first is {parting.blob}",
             markup=False,

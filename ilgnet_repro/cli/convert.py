@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ._console import results_console
 from ._options import add_net_options, add_preprocessing_options, read_preprocessing, read_shapes
 
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )  # fmt: skip
     if args.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print(strict_json.dumps(report.to_json(), indent=2))
     else:
         print_report(report)
     return 0
@@ -188,8 +189,11 @@ def print_report(report: ConversionReport) -> None:
         for column in ("file", "output", "largest difference", "inputs"):
             checks.add_column(column)
         for check in report.verified:
-            checks.add_row(check.file, check.blob, f"{check.largest:.3g}", check.inputs)
+            checks.add_row(check.file, check.blob, _number(check.largest), check.inputs)
         console.print(checks)
+        for check in report.verified:
+            for text in check.not_compared:
+                console.print(f"{check.file}: not compared: {text}", markup=False)
     if report.deviations:
         costs = Table(title=f"what {report.deviations[0].precision} dense weights cost", title_justify="left")
         for column in (
@@ -203,7 +207,14 @@ def print_report(report: ConversionReport) -> None:
             costs.add_column(column)
         for cost in report.deviations:
             costs.add_row(
-                cost.blob, f"{cost.largest:.3g}", f"{cost.mean:.3g}", f"{cost.scale:.3g}",
+                cost.blob, _number(cost.largest), _number(cost.mean), f"{cost.scale:.3g}",
                 f"{cost.changed} of {cost.rows}", cost.inputs,
             )  # fmt: skip
         console.print(costs)
+        for cost in report.deviations:
+            if cost.not_compared:
+                console.print(f"not compared: {cost.blob}: {cost.not_compared}", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "not compared" if value is None else f"{value:.3g}"

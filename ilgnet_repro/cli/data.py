@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ._console import say
 
 _EPILOG = """NAME is a released file (ava1-train, ava2-weights, deploy, ...) or a kind of them
@@ -81,7 +81,7 @@ def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int
         if not args.json:
             say(f"{release.name}: {target}", flush=True)
     if args.json:
-        print(json.dumps(got))
+        print(strict_json.dumps(got))
     return 0
 
 
@@ -96,7 +96,7 @@ def _verify(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> 
             {"name": release.name, "file": str(path), "ok": state is None, "fault": state}
             for release, path, state in found
         ]
-        print(json.dumps(rows))
+        print(strict_json.dumps(rows))
     else:
         for release, path, state in found:
             say(f"{release.name}: {state or 'ok'} ({path})")
@@ -120,7 +120,7 @@ def _where(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> i
         for release in chosen
     ]
     if args.json:
-        print(json.dumps(rows))
+        print(strict_json.dumps(rows))
         return 0
     for row, release in zip(rows, chosen, strict=True):
         say(f"{row['name']} ({row['kind']}, {row['size']:,} bytes{_counts(release)})")

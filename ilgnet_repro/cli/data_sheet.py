@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from .. import strict_json
 from ._console import say
 
 _EPILOG = """examples:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         write_sheet(sheet, page)
     if args.json:
         counts = {"rows": sheet.rows, "labels": sheet.labels, "unreadable": sheet.unreadable}
-        print(json.dumps({**counts, "pages": args.out}))
+        print(strict_json.dumps({**counts, "pages": args.out}))
     else:
         for label, count in sheet.labels.items():
             say(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ..errors import DataError
 from ._console import say
 from ._gflags import from_gflags
@@ -140,7 +140,9 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
     if args.json:
         bad = [row._asdict() for row in report.bad]
         print(
-            json.dumps({"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad})
+            strict_json.dumps(
+                {"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad}
+            )
         )
         return
     if report.began_at:
@@ -155,7 +157,7 @@ def _info(args: argparse.Namespace) -> int:
 
     summary = summarise(args.database)
     if args.json:
-        print(json.dumps(asdict(summary)))
+        print(strict_json.dumps(asdict(summary)))
         return 0
     say(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
     say(f"keys: {summary.first_key} to {summary.last_key}")
@@ -183,7 +185,7 @@ def _check(args: argparse.Namespace) -> int:
             progress=lambda done, rows: bar(done),
         )
     if args.json:
-        print(json.dumps(asdict(found)))
+        print(strict_json.dumps(asdict(found)))
     else:
         for fault in found.faults:
             say(fault)
@@ -201,7 +203,7 @@ def _export(args: argparse.Namespace) -> int:
     with progress_bar("exporting", len(LmdbReader(args.database))) as bar:
         rows = export_lmdb(args.database, args.folder, lambda done, rows: bar(done))
     if args.json:
-        print(json.dumps({"folder": args.folder, "rows": rows}))
+        print(strict_json.dumps({"folder": args.folder, "rows": rows}))
     else:
         say(f"{args.folder}: {rows:,} pictures and list.txt")
     return 0

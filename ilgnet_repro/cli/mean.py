@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ._console import say
 from ._gflags import from_gflags
 from .lmdb import check_backend
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_mean(args.output, mean.image)
     if args.json:
-        print(json.dumps({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
+        print(strict_json.dumps({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
         return 0
     say(f"Number of channels: {len(mean.channels)}")
     for channel, value in enumerate(mean.channels):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ._console import say
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     page = Path(args.out) if args.out else Path(args.run).with_name("report.html")
     write_report(report, page, pictures=_pictures(args))
     if args.json:
-        print(json.dumps(report_values(report)))
+        print(strict_json.dumps(report_values(report)))
         return 0
     print_report(report)
     say(f"{page} and {page.with_suffix('.json')} written")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from .. import strict_json
 from ._console import say
 from ._options import (
     add_crop_option,
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):
             if args.json:
                 print(
-                    json.dumps(
+                    strict_json.dumps(
                         {"picture": row.picture, "high_quality": row.high_quality, "outputs": row.outputs}
                     )
                 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from typing import Any
 
+from .. import strict_json
 from ._console import say
 from ._options import add_crop_option, add_fast_options, make_fast
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     report = build_report(result)
     if args.json:
-        print(json.dumps(report_values(report)))
+        print(strict_json.dumps(report_values(report)))
         return 0
     print_report(report)
     say(

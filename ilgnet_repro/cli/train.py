@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from .. import strict_json
 from ..train.precisions import PRECISIONS
 from ._console import say
 from ._options import add_ignore_field
@@ -144,7 +144,7 @@ def _report(args: argparse.Namespace, trainer: Any, best: Any, plot: Any) -> Non
         "plot": str(plot),
     }
     if args.json:
-        print(json.dumps(result))
+        print(strict_json.dumps(result))
         return
     say(f"{trainer.iteration} iterations{'; stopped: ' + result['stopped'] if result['stopped'] else ''}")
     if best is not None:

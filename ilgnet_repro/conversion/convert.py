@@ -153,10 +153,10 @@ def _write(
         written += [Written(name, str(folder / path.name), path.stat().st_size, seconds) for path in paths]
         if verify:
             checks.append(check_written(name, job, paths))
-            if not checks[-1].is_equal:
+            if checks[-1].differs:
                 raise IlgnetError(
-                    f"{paths[0].name}: output {checks[-1].blob!r} differs from the original's by "
-                    f"{checks[-1].largest:.3g}; nothing was written. This is a fault of ours: please report it"
+                    f"{paths[0].name}: output {checks[-1].blob!r} differs from the original's "
+                    f"{checks[-1].how}; nothing was written. This is a fault of ours: please report it"
                 )
     return written, checks
 

@@ -11,8 +11,10 @@ import torch
 
 from ..errors import IlgnetError
 from ..layers.base import Shape
+from .difference import Difference, differ
+from .drawn import SEED
 from .job import Job
-from .verify import SEED, seeded_inputs
+from .verify import seeded_inputs
 
 SEEDED_BATCH = 8
 
@@ -21,17 +23,19 @@ SEEDED_BATCH = 8
 class Deviation:
     """How far an output of the reduced net is from the float32 net's.
 
-    ``changed`` counts the rows whose largest value stands elsewhere: another class is the answer.
+    ``changed`` counts the rows whose largest value stands elsewhere: another class is the answer.  ``largest`` and
+    ``mean`` are None where nothing could be compared, and ``not_compared`` says why, or what was left out.
     """
 
     precision: str
     blob: str
-    largest: float
-    mean: float
+    largest: float | None
+    mean: float | None
     scale: float  # the largest absolute value of the float32 net's output
     rows: int
     changed: int
     inputs: str
+    not_compared: str = ""
 
 
 def measure_deviation(job: Job, pictures: Sequence[str | os.PathLike[str]] = ()) -> tuple[Deviation, ...]:
@@ -41,17 +45,13 @@ def measure_deviation(job: Job, pictures: Sequence[str | os.PathLike[str]] = ())
     Raises IlgnetError where pictures are given and no preprocessing is known.
     """
     batches, shown = _inputs(job, pictures)
-    wanted: dict[str, list[np.ndarray]] = {}
-    found: dict[str, list[np.ndarray]] = {}
+    tallies: dict[str, _Tally] = {}
     with torch.inference_mode():
         for inputs in batches:
-            for net, results in ((job.original, wanted), (job.stored_net, found)):
-                for blob, value in net(inputs).items():
-                    results.setdefault(blob, []).append(value.numpy())
-    return tuple(
-        _deviation(job.options.precision, blob, np.concatenate(rows), np.concatenate(found[blob]), shown)
-        for blob, rows in wanted.items()
-    )
+            wanted, found = job.original(inputs), job.stored_net(inputs)
+            for blob, value in wanted.items():
+                tallies.setdefault(blob, _Tally()).add(value.numpy(), found[blob].numpy())
+    return tuple(tally.deviation(job.options.precision, blob, shown) for blob, tally in tallies.items())
 
 
 def _inputs(
@@ -77,17 +77,32 @@ def _inputs(
     return batches, f"{len(pictures)} picture{'s' if len(pictures) != 1 else ''}"
 
 
-def _deviation(precision: str, blob: str, wanted: np.ndarray, found: np.ndarray, shown: str) -> Deviation:
-    difference = np.abs(found.astype(np.float64) - wanted)
-    rows = wanted.reshape(len(wanted), -1) if wanted.ndim else wanted.reshape(1, 1)
-    others = found.reshape(rows.shape)
-    return Deviation(
-        precision=precision,
-        blob=blob,
-        largest=float(difference.max(initial=0.0)),
-        mean=float(difference.mean()) if difference.size else 0.0,
-        scale=float(np.abs(wanted).max(initial=0.0)),
-        rows=len(rows),
-        changed=int((rows.argmax(1) != others.argmax(1)).sum()) if rows.shape[1] > 1 else 0,
-        inputs=shown,
-    )
+class _Tally:
+    """What the batches so far showed of one output."""
+
+    def __init__(self) -> None:
+        self._apart: list[Difference] = []
+        self._rows = self._changed = 0
+
+    def add(self, wanted: np.ndarray, found: np.ndarray) -> None:
+        """Take a batch; how many rows it has may depend on values, and so on the weights."""
+        self._apart.append(differ(wanted, found))
+        per_row = (len(wanted), -1) if wanted.ndim and wanted.size else (wanted.size, 1)
+        rows = wanted.reshape(per_row)
+        self._rows += len(rows)
+        if wanted.shape != found.shape:
+            self._changed += len(rows)
+        elif rows.shape[1] > 1:
+            self._changed += int((rows.argmax(1) != found.reshape(rows.shape).argmax(1)).sum())
+
+    def deviation(self, precision: str, blob: str, inputs: str) -> Deviation:
+        values, compared = (sum(getattr(one, name) for one in self._apart) for name in ("values", "compared"))
+        largest = max(one.largest for one in self._apart)
+        apart = sum(one.mean * one.compared for one in self._apart if one.compared)
+        mean = np.inf if np.isinf(largest) else apart / max(compared, 1)
+        whole = Difference(largest, mean, max(one.scale for one in self._apart), values, compared)
+        return Deviation(
+            precision=precision, blob=blob, largest=largest if whole.is_compared else None,
+            mean=mean if whole.is_compared else None, scale=whole.scale, rows=self._rows, changed=self._changed,
+            inputs=inputs, not_compared=whole.left_out,
+        )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import strict_json
 from ..errors import IlgnetError
 from ..paths import utf8_path
+from .drawn import SEED
 from .job import PENDING, Job
 from .onnx_file import write_onnx
 from .onnx_preprocess import PICTURE, add_preprocessing, picture_input
 from .onnx_writer import OnnxModel, Prepare, plan_onnx
-from .verify import SEED
 
 _PICTURE_SIZE = (240, 320)
 
@@ -51,7 +51,7 @@ def _metadata(job: Job, metadata: dict[str, str]) -> dict[str, str]:
     if not job.options.with_preprocessing:
         return metadata
     picture = {"name": PICTURE, "type": "uint8", "layout": "NHWC", "order": job.options.input_order}
-    return {**metadata, "picture": json.dumps(picture)}
+    return {**metadata, "picture": strict_json.dumps(picture)}
 
 
 def run_onnx(paths: list[Path], inputs: Mapping[str, torch.Tensor], job: Job) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import strict_json
 from ..atomic import atomic_path
 from ..errors import IlgnetError
 from ..net import CaffeNet
@@ -49,7 +49,7 @@ def to_pt2(job: Job) -> list[Path]:
     path = job.folder / f"{job.stem}.pt2"
     program = export(job.net, dynamic_size=job.options.dynamic_size)
     with atomic_path(path) as temporary, utf8_path(temporary) as name:
-        torch.export.save(program, name, extra_files={METADATA_FILE: json.dumps(job.metadata())})
+        torch.export.save(program, name, extra_files={METADATA_FILE: strict_json.dumps(job.metadata())})
     return [path]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import strict_json
 from ..data.manifest import Release
 from ..data.preprocess import Preprocessing
 from ..formats.prototxt import format_message
@@ -143,9 +143,9 @@ class Job:
             "ilgnet_repro.version": __version__,
             "caffe.net": format_message(self.net_text),
             "caffe.phase": self.graph.phase,
-            "caffe.input_shapes": json.dumps(
+            "caffe.input_shapes": strict_json.dumps(
                 {name: list(shape) for name, shape in self.input_shapes.items()}
             ),
-            "source": json.dumps((source or self.source()).to_json()),
+            "source": strict_json.dumps((source or self.source()).to_json()),
             **({"preprocessing": self.preprocessing.to_json()} if self.preprocessing else {}),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import FormatError
 from ..paths import utf8_path
@@ -81,7 +81,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _header(metadata: Mapping[str, str], entries: Mapping[str, object]) -> bytes:
-    return json.dumps(
+    return strict_json.dumps(
         {"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=False
     ).encode()
 

@@ -14,11 +14,12 @@ from ..formats.caffemodel import open_caffemodel, write_caffemodel
 from ..formats.prototxt import format_message
 from ..net import CaffeNet
 from ..weights import take_weights
+from .drawn import SEED
 from .job import MEAN_TENSOR, PENDING, Job, Options
 from .load import load
 from .precision import PRECISIONS
 from .safetensors_file import write_safetensors
-from .verify import SEED, Verification, compare, seeded_inputs
+from .verify import Verification, compare, seeded_inputs
 
 Writer = Callable[[Job], list[Path]]
 Runner = Callable[[list[Path], Mapping[str, torch.Tensor], Job], Mapping[str, Any]]

@@ -12,42 +12,58 @@ import torch
 from ..errors import IlgnetError
 from ..layers.base import Shape
 from ..net import CaffeNet
+from ..plan import plan_net
+from .difference import Difference, differ
+from .drawn import draw_inputs
 
-SEED = 7
 BATCH = 2
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest difference between a written file's outputs and those of the original arrays."""
+    """How far a written file's outputs are from those of the original arrays.
+
+    ``blob`` is the output that comes nearest to differing, or differs most.  ``largest`` is None where no output
+    could be compared; ``not_compared`` says which outputs were not, or not whole, and why.
+    """
 
     file: str
     blob: str
-    largest: float
+    largest: float | None
     scale: float  # the largest absolute value of that output
     inputs: str
+    not_compared: tuple[str, ...] = ()
 
     @property
-    def is_equal(self) -> bool:
-        """Whether the difference is within what float32 sums in another order may give."""
-        return self.largest <= 1e-5 + 1e-4 * self.scale
+    def differs(self) -> bool:
+        """Whether the difference is over what float32 sums in another order may give."""
+        return self.largest is not None and not self.largest <= _tolerance(self.scale)
+
+    @property
+    def how(self) -> str:
+        """The difference in words."""
+        if self.largest is None or np.isinf(self.largest):
+            return "in its shape or in where its values are not finite"
+        return f"by {self.largest:.3g}"
+
+    @property
+    def is_equal(self) -> bool | None:
+        """Whether the outputs are equal; None where that is unknown, since none could be compared."""
+        return None if self.largest is None else not self.differs
+
+
+def _tolerance(scale: float) -> float:
+    return 1e-5 + 1e-4 * scale
 
 
 def seeded_inputs(net: CaffeNet, batch: int = BATCH) -> dict[str, torch.Tensor]:
-    """Return pixel-like inputs for the net, drawn from a seed; labels are zeros.
+    """Return inputs for the net's outputs, drawn from a seed by what reads them.
 
     A net stated for one sample gets ``batch`` of them, unless it takes just one.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    inputs = {}
-    for name, shape in _batched(net, batch).items():
-        if len(shape) == 4:
-            inputs[name] = torch.empty(shape).uniform_(-120, 135, generator=generator)
-        elif len(shape) >= 2:
-            inputs[name] = torch.empty(shape).normal_(generator=generator)
-        else:
-            inputs[name] = torch.zeros(shape)
-    return inputs
+    shapes = _batched(net, batch)
+    plan = plan_net(net.graph, {**{name: net.shapes[name] for name in net.inputs}, **shapes})
+    return draw_inputs(plan, net.graph, shapes)
 
 
 def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
@@ -68,16 +84,16 @@ def compare(
     found: Mapping[str, np.ndarray | torch.Tensor],
     inputs: str,
 ) -> Verification:
-    """Return the output that differs most."""
-    worst = Verification(file.name, "", -1.0, 0.0, inputs)
-    for blob, tensor in expected.items():
-        wanted = tensor.detach().double().numpy()
-        given = np.asarray(found[blob], dtype=np.float64)
-        if given.shape != wanted.shape:
-            return Verification(file.name, blob, float("inf"), 0.0, inputs)
-        difference = float(np.abs(given - wanted).max(initial=0.0))
-        if not np.isfinite(given).all() and np.isfinite(wanted).all():
-            difference = float("inf")
-        if difference > worst.largest:
-            worst = Verification(file.name, blob, difference, float(np.abs(wanted).max(initial=0.0)), inputs)
-    return worst
+    """Hold the outputs against each other; return what the one worst for its size shows."""
+    apart = {
+        blob: differ(tensor.detach().double().numpy(), np.asarray(found[blob]))
+        if blob in found
+        else Difference(np.inf, np.inf, 0.0, tensor.numel(), 0)
+        for blob, tensor in expected.items()
+    }
+    notes = tuple(f"{blob}: {one.left_out}" for blob, one in apart.items() if one.left_out)
+    compared = {blob: one for blob, one in apart.items() if one.is_compared}
+    if not compared:
+        return Verification(file.name, "", None, 0.0, inputs, notes or ("the net has no outputs",))
+    worst = max(compared, key=lambda blob: compared[blob].largest / _tolerance(compared[blob].scale))
+    return Verification(file.name, worst, compared[worst].largest, compared[worst].scale, inputs, notes)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import DataError
 from .listfile import ImageList
@@ -107,7 +108,7 @@ class Journal:
         path = self.folder / "build.json"
         if not path.exists() and not self.database.exists():
             with atomic_file(path, "w") as file:
-                json.dump(self.plan, file)
+                file.write(strict_json.dumps(self.plan))
             return
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +126,7 @@ class Journal:
         self.bad.append(row)
         try:
             with open(self.folder / "bad.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(strict_json.dumps(row) + "\n")
         except OSError as error:
             raise DataError(
                 f"{self.folder}: cannot be written ({error.strerror}); free some space"
@@ -140,7 +141,7 @@ class Journal:
                 if line.endswith("\n") and (row := BadRow(*json.loads(line))).number < start:
                     self.bad.append(row)
         with atomic_file(path, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.bad)
+            file.writelines(strict_json.dumps(row) + "\n" for row in self.bad)
 
     def finish(self) -> None:
         """Write ``TARGET.bad.txt`` (or remove an old one) and give the database its name."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import strict_json
 from ..errors import DataError
 from .images import decode_file
 from .mean import read_mean
@@ -91,7 +92,7 @@ class Preprocessing:
             "size": self.size, "path": self.path, "resize": self.resize, "order": self.order,
             "mean_value": self.mean_value, "scale": self.scale, "has_mean_image": self.mean_image is not None,
         }  # fmt: skip
-        return json.dumps(fields)
+        return strict_json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str, mean_image: np.ndarray | None = None) -> Preprocessing:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import FormatError, html_text
 from . import charts
@@ -33,7 +33,7 @@ def write_report(
     with atomic_file(page, "w") as file:
         file.write(html)
     with atomic_file(target, "w") as file:
-        json.dump(report_values(report), file, indent=1, allow_nan=False)
+        file.write(strict_json.dumps(report_values(report), indent=1))
 
 
 def render(report: Report, pictures: Sequence[tuple[str, Sequence[Thumbnail]]] = ()) -> str:

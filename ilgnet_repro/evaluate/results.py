@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import FormatError
 from .metrics import is_correct
@@ -73,6 +74,13 @@ class PictureResult:
     def correct(self) -> np.ndarray:
         """Which answers are right, (N,) bool, ties wrong as in Caffe."""
         return is_correct(self.probability, self.labels)
+
+
+def _batch(values: Mapping[str, Any]) -> BatchRow:
+    loss = values.get("loss")
+    return BatchRow(
+        **{**values, "loss": None if loss is None else float(loss)}
+    )  # "NaN" is a string in the file
 
 
 EXACT = "the exact net"
@@ -174,7 +182,7 @@ class RunResult:
                     "weights": Source(**values["weights"]),
                     "partition": Source(**values["partition"]),
                     "mean": Source(**values["mean"]) if values["mean"] else None,
-                    "batches": tuple(BatchRow(**batch) for batch in values["batches"]),
+                    "batches": tuple(map(_batch, values["batches"])),
                     "pictures": PictureResult(**pictures),
                     "warnings": tuple(values["warnings"]),
                 }
@@ -185,7 +193,7 @@ class RunResult:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the run as JSON, whole or not at all."""
         with atomic_file(path, "w") as file:
-            json.dump(self.to_dict(), file, allow_nan=False)
+            file.write(strict_json.dumps(self.to_dict()))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RunResult:

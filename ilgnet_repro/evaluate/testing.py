@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..data.scores import read_scores
 from ..errors import IlgnetError
@@ -218,4 +218,4 @@ def _about(bad: tuple[tuple[str, str], ...], file: Path) -> str:
 
 def _key(*parts: Any) -> str:
     """A digest of all that the rows of a run depend on."""
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps([str(part) for part in parts]).encode()).hexdigest()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import SolverError
 from .observe import Observer, Test
@@ -84,7 +85,7 @@ class BestWeights(Observer):
                     f"at iteration {best.iteration}"
                 )
         with atomic_file(self._path(trainer, "json"), "w") as file:
-            json.dump(asdict(self.best), file, allow_nan=False)
+            file.write(strict_json.dumps(asdict(self.best)))
 
     def _path(self, trainer: Trainer, ending: str) -> Path:
         return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -203,3 +204,27 @@ def test_journal_outlives_a_kill(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", "key") as journal:
         assert len(journal.rows) > promised
         assert journal.rows == [(f"{k}.jpg", k % 2, 0.25, k / 7, 5.0) for k in range(len(journal.rows))]
+
+
+def test_a_loss_that_is_not_finite_survives_the_file(tmp_path) -> None:
+    """A net that diverged: the journal of a long test is still written, as JSON that any reader takes."""
+    run = _run()
+    loss = np.array(run.pictures.loss)
+    loss[0], loss[-1] = np.nan, np.inf
+    pictures = dataclasses.replace(run.pictures, loss=loss)
+    first = dataclasses.replace(run.batches[0], loss=float("nan"))
+    changed = dataclasses.replace(run, pictures=pictures, batches=(first, *run.batches[1:]))
+    changed.write(tmp_path / "run.json")
+    json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    read = RunResult.read(tmp_path / "run.json")
+    assert (
+        read.pictures == pictures and math.isnan(read.batches[0].loss) and read.batches[1:] == run.batches[1:]
+    )
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path) -> None:
+    """Bare NaN, as Python's json writes by default."""
+    values = _run().to_dict()
+    values["batches"][0]["loss"] = float("nan")
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    assert math.isnan(RunResult.read(tmp_path / "run.json").batches[0].loss)

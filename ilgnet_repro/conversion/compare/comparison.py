@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...errors import IlgnetError
+from ...graph.node import Graph
+from ...layers.base import Shape
+from ...plan import plan_net
+from ..difference import differ
+from ..drawn import SEED, draw_inputs, draw_plain
 from ..python_names import argument_name
 from .openers import open_side
 from .side import Side, WitnessError
 
 TOLERANCE = 1e-4
-SEED = 7
 BATCH = 2
 
 
 @dataclass(frozen=True)
 class BlobRow:
-    """One blob on both sides; ``scale`` is its largest absolute value on the first."""
+    """One blob on both sides; ``scale`` is its largest absolute value on the first.
+
+    ``not_compared`` says what could not be compared: of a blob without a finite value nothing, and it agrees with
+    none.
+    """
 
     blob: str
     shape: tuple[int, ...]
@@ -30,6 +40,12 @@ class BlobRow:
     mean: float
     scale: float
     agrees: bool
+    not_compared: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether it was compared, and does not agree."""
+        return not self.agrees and self.largest > 0
 
 
 @dataclass(frozen=True)
@@ -48,12 +64,12 @@ class Comparison:
     @property
     def parting(self) -> BlobRow | None:
         """The first blob, in the order of computation, that differs by more than the tolerance."""
-        return next((row for row in self.rows if not row.agrees), None)
+        return next((row for row in self.rows if row.differs), None)
 
     @property
     def agrees(self) -> bool:
-        """Whether every blob agrees; a side that failed agrees with nothing."""
-        return self.failed is None and bool(self.rows) and self.parting is None
+        """Whether every blob was compared and agrees; a side that failed agrees with nothing."""
+        return self.failed is None and bool(self.rows) and all(row.agrees for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -129,48 +145,50 @@ def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarr
 
 
 def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
-    """Pixel-like inputs, of the lengths that either side states; an open batch gets `BATCH` samples."""
-    random = np.random.default_rng(seed)
+    """Inputs by what reads them, of the lengths that either side states; an open batch gets `BATCH` samples."""
     others = {argument_name(entry.name): entry for entry in second.inputs}
-    drawn: dict[str, np.ndarray] = {}
+    shapes: dict[str, Shape] = {}
+    whole: dict[str, bool] = {}
     for entry in first.inputs:
         # A file's own name counts where an argument had to be made of it.
         other = others[argument_name(entry.name)]
         name = entry.name if entry.name != argument_name(entry.name) else other.name
-        shape = []
+        lengths: list[int] = []
         for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
             length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
             if length is None:
                 raise IlgnetError(
                     f"input {name!r}: axis {axis} may have any length; give arrays with --inputs"
                 )
-            shape.append(length)
-        if entry.is_bytes:
-            drawn[name] = random.integers(0, 256, shape, dtype=np.uint8)
-        elif len(shape) == 4:
-            drawn[name] = random.uniform(-120, 135, shape).astype(np.float32)
-        elif len(shape) > 1:
-            drawn[name] = random.standard_normal(shape, np.float32)
+            lengths.append(length)
+        shapes[name], whole[name] = tuple(lengths), entry.is_bytes
+    known = _drawn_by_readers(first.graph or second.graph, shapes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        if whole[name]:
+            drawn[name] = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
         else:
-            drawn[name] = np.zeros(shape, np.float32)
+            drawn[name] = (known[name] if name in known else draw_plain(shape, generator)).numpy()
     return drawn
 
 
+def _drawn_by_readers(
+    graph: Graph | None, shapes: Mapping[str, Shape], seed: int
+) -> Mapping[str, torch.Tensor]:
+    """Draw what a net's text says is read as labels, sizes and the like; nothing where no text is known."""
+    if graph is None:
+        return {}
+    try:
+        plan = plan_net(graph, shapes)
+    except IlgnetError:  # the other side was made for other sizes: running it will say so
+        return {}
+    return draw_inputs(plan, graph, [name for name in shapes if name in plan.shapes], seed)
+
+
 def _row(blob: str, first: np.ndarray, second: np.ndarray, tolerance: float) -> BlobRow:
-    if first.shape != second.shape:
-        return BlobRow(blob, first.shape, second.shape, float("inf"), float("inf"), _largest(first), False)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
-    # inf - inf and NaN on both sides are the same values; on one side they are a difference.
-    same = (first == second) | (np.isnan(first) & np.isnan(second))
-    difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
-    largest, scale = float(difference.max(initial=0.0)), _largest(first)
-    mean = float(difference.mean()) if difference.size else 0.0
+    apart = differ(first, second)
+    agrees = apart.is_compared and apart.largest <= tolerance * max(1.0, apart.scale)
     return BlobRow(
-        blob, first.shape, second.shape, largest, mean, scale, largest <= tolerance * max(1.0, scale)
+        blob, first.shape, second.shape, apart.largest, apart.mean, apart.scale, agrees, apart.left_out
     )
-
-
-def _largest(values: np.ndarray) -> float:
-    finite = np.abs(values[np.isfinite(values)])
-    return float(finite.max(initial=0.0))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import IlgnetError
+from ...graph.node import Graph
 
 Arrays = dict[str, np.ndarray]
 Dims = tuple[int | None, ...]  # None where any length goes
@@ -32,6 +33,7 @@ class Side:
 
     ``blobs`` are the names it can give, in the order they are computed; ``run`` takes inputs by name and
     the blobs wanted.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
+    ``graph`` is the net, where its text is known.
     """
 
     spec: str
@@ -39,3 +41,4 @@ class Side:
     inputs: tuple[Input, ...]
     blobs: tuple[str, ...]
     run: Callable[[Mapping[str, np.ndarray], Sequence[str]], Arrays]
+    graph: Graph | None = None

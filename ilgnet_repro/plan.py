@@ -28,8 +28,11 @@ class Plan:
         return find_owners(self.graph, {name: [s.shape for s in blobs] for name, blobs in self.specs.items()})
 
 
-def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> Plan:
-    """Make every layer of ``graph`` and work out all shapes; takes no memory for weights."""
+def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None, counts: int = 1) -> Plan:
+    """Make every layer of ``graph`` and work out all shapes; takes no memory for weights.
+
+    ``counts`` multiplies the lengths that depend on values, to see what they decide.
+    """
     layers: dict[str, Layer] = {}
     specs: dict[str, list[BlobSpec]] = {}
     given = dict(input_shapes or {})
@@ -42,6 +45,9 @@ def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None) -> P
             else layer.plan(*bottoms)
         )
         specs[node.name] = list(made.blobs)
+        if layer.shaped_by_values and counts != 1:
+            axis = layer.counted_axis
+            return [(*top[:axis], top[axis] * counts, *top[axis + 1 :]) for top in made.tops]
         return made.tops
 
     shapes = infer_shapes(graph, rule)

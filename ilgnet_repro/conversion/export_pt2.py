@@ -18,8 +18,7 @@ from ..errors import IlgnetError
 from ..net import CaffeNet
 from ..paths import utf8_path
 from .job import Job
-from .onnx_size import plan_grown
-from .onnx_writer import BATCH
+from .open_shapes import open_shapes
 from .pt2_file import METADATA_FILE, check_members
 from .python_names import argument_name
 from .verify import seeded_inputs
@@ -65,21 +64,28 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
                 "how many rows it gives depends on values, which torch.export cannot hold; "
                 "use --to onnx or --to python"
             )
-    if dynamic_size:
-        plan_grown(net, net.outputs)
+    dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
     names = _argument_names(net)
     inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
+    batches = {
+        symbol: torch.export.Dim(argument_name(symbol), min=1, max=LARGEST_BATCH)
+        for name in names
+        for symbol in dims[name][:1]
+        if isinstance(symbol, str)
+    }
     # Rounded-up pooling ties sizes to inequalities that a named Dim may not have.
-    sides = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC) if dynamic_size else {}
-    batch = torch.export.Dim(BATCH, min=1, max=LARGEST_BATCH)
-    dims = {
-        name: {0: batch, **(sides if value.dim() == 4 else {})} if value.dim() else {}
-        for name, value in inputs.items()
+    open_axes = {
+        names[name]: {
+            axis: batches.get(symbol, torch.export.Dim.DYNAMIC)
+            for axis, symbol in enumerate(dims[name])
+            if isinstance(symbol, str)
+        }
+        for name in names
     }
     try:
         # On failure torch shows the whole graph as far as it came; the reason is in the exception.
         with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=dims)
+            program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=open_axes)
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
         reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]
         raise IlgnetError(f"net {net.graph.name!r} cannot be exported by torch.export: {reason}") from error

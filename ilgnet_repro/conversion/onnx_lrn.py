@@ -27,7 +27,7 @@ def write_out_lrn(writer: OnnxWriter) -> None:
 
 
 def _written_out(writer: OnnxWriter, x: str, *, size: int, alpha: float, beta: float, bias: float) -> str:
-    channels = writer.shape(x)[1]
+    channels = writer.size(x, 1)
     squares = writer.node("Mul", [x, x])
     scale = writer.node("Conv", [squares, *(writer.constant(a) for a in _band(channels, size, alpha, bias))])
     if beta != 0.75:

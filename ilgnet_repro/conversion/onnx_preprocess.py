@@ -17,7 +17,7 @@ from onnx import TensorProto
 from ..data.preprocess import Preprocessing
 from ..errors import IlgnetError
 from ..layers.base import Shape, integers
-from .onnx_writer import BATCH, OnnxWriter, value_info
+from .onnx_writer import OnnxWriter, value_info
 
 PICTURE = "picture"
 ORDERS = ("RGB", "BGR")
@@ -65,7 +65,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
     writer.name(value, blob)
-    return value_info(PICTURE, [BATCH, *sides, 3], TensorProto.UINT8)
+    return value_info(PICTURE, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
 
 
 def _mean(how: Preprocessing) -> np.ndarray | None:

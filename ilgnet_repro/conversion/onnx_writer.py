@@ -11,20 +11,17 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import IlgnetError
+from ..errors import IlgnetError, LayerError
 from ..layers.base import Layer, Shape, emit_onnx
 from ..net import CaffeNet
 from ..version import __version__
+from .open_shapes import Dim, Dims, open_shapes
 from .precision import Reduced, reduced_blob
 from .safetensors_file import tensor_bytes
 
-# Opset 20 is the first whose AveragePool ONNX Runtime's CPU kernel computes rightly with ceil_mode
-# and padding counted (FACTS §5 says 19; 20 is in every release since early 2024); its IR version is 9.
+# Opset 20 is in every release of ONNX Runtime since early 2024; its IR version is 9.
 OPSET = 20
 IR_VERSION = 9
-BATCH = "N"
-# Sides of a picture, for nets that take any; a side that a layer changes has no name.
-SIDES = ("H", "W")
 
 ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -51,14 +48,18 @@ class OnnxModel:
         return whole
 
 
-class OnnxWriter:
-    """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to."""
+class NeedsFixedSizeError(LayerError):
+    """A layer's nodes need a length that is open."""
 
-    def __init__(
-        self, shapes: Mapping[str, Shape], outputs: Iterable[str] = (), *, dynamic_size: bool = False
-    ) -> None:
-        self.dynamic_size = dynamic_size
-        self._shapes = dict(shapes)
+
+class OnnxWriter:
+    """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to.
+
+    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.
+    """
+
+    def __init__(self, dims: Mapping[str, tuple[Dim, ...]], outputs: Iterable[str] = ()) -> None:
+        self.dims: Dims = dict(dims)
         self._outputs = set(outputs)
         self._now: dict[str, str] = {}  # a value that goes by another name: what that is
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
@@ -69,6 +70,7 @@ class OnnxWriter:
         self.graph_nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.weights: dict[str, torch.Tensor] = {}
+        self._names = set(dims)  # those taken, by blobs, nodes' outputs and initializers
 
     # ------------------------------------------------------------------ what layers call
 
@@ -77,7 +79,7 @@ class OnnxWriter:
 
     def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
         self._count += 1
-        stem = f"{self._layer.node.name if self._layer else 'net'}:{op}_{self._count}"
+        stem = self._unused(f"{self._layer.node.name if self._layer else 'net'}:{op}_{self._count}")
         names = [stem] if outputs == 1 else [f"{stem}.{index}" for index in range(outputs)]
         self.graph_nodes.append(helper.make_node(op, list(inputs), names, name=stem, **attributes))
         return names
@@ -86,7 +88,7 @@ class OnnxWriter:
         array = np.ascontiguousarray(array).reshape(np.shape(array))  # the first alone makes scalars 1-D
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
-            name = f"const_{len(self._constants)}"
+            name = self._unused(f"const_{len(self._constants)}")
             self._constants[key] = name
             self.constants.append(numpy_helper.from_array(array, name))
         return self._constants[key]
@@ -95,29 +97,45 @@ class OnnxWriter:
         if self._layer is None:
             raise IlgnetError("a parameter was asked for outside a layer")
         initializer = f"{self._layer.node.name}.{name}"
-        while initializer in self._shapes:  # a blob may be named like a parameter
-            initializer += "'"
         reduced = reduced_blob(self._layer, name)
         if reduced is not None:
-            return self._reduced(initializer, reduced)
+            return self._reduced(self._unused(initializer), reduced)
         blob = self._layer.blob(name).detach()
         key = (blob.data_ptr(), tuple(blob.shape))
         if blob.numel() and key in self._parameters:
             return self._parameters[key]
-        self._parameters[key] = initializer
+        initializer = self._parameters[key] = self._unused(initializer)
         self.weights[initializer] = blob.float().cpu()
         return initializer
 
-    def shape(self, value: str) -> Shape:
-        return self._shapes[value]
+    def shape(self, value: str) -> tuple[int | None, ...]:
+        return tuple(length if isinstance(length, int) else None for length in self.dims[value])
+
+    def size(self, value: str, axis: int) -> int:
+        length = self.dims[value][axis]
+        if not isinstance(length, int):
+            raise self._needs_fixed_size(f"needs a fixed size in ONNX: axis {axis} of {value!r} is open")
+        return length
+
+    def _needs_fixed_size(self, why: str) -> NeedsFixedSizeError:
+        name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
+        return NeedsFixedSizeError(name, type_, f"{why}; export without --dynamic-size")
+
+    def _unused(self, name: str) -> str:
+        """Return the name, or one that nothing else has; blobs and layers may be named like our own values."""
+        while name in self._names:
+            name += "'"
+        self._names.add(name)
+        return name
 
     def _reduced(self, name: str, reduced: Reduced) -> str:
         """Keep the values as they are stored, and have the runtime widen them."""
         self.weights[name] = reduced.values
         if reduced.scale is None:
             return self.node("Cast", [name], to=TensorProto.FLOAT)
-        self.weights[f"{name}_scale"] = reduced.scale
-        return self.node("DequantizeLinear", [name, f"{name}_scale"], axis=reduced.axis)
+        scale = self._unused(f"{name}_scale")
+        self.weights[scale] = reduced.scale
+        return self.node("DequantizeLinear", [name, scale], axis=reduced.axis)
 
     # ------------------------------------------------------------------ the walk
 
@@ -129,7 +147,13 @@ class OnnxWriter:
     def add_layer(self, layer: Layer) -> None:
         """Have a layer add its nodes, then give its results the blobs' own names."""
         self._layer, self._first = layer, len(self.graph_nodes)
-        results = emit_onnx(layer, self, [self._known(bottom) for bottom in layer.node.bottoms])
+        bottoms = [self._known(bottom) for bottom in layer.node.bottoms]
+        try:
+            results = emit_onnx(layer, self, bottoms)
+        except TypeError as error:  # a class of a user's own that takes an open length for a number
+            if not any(None in self.shape(bottom) for bottom in bottoms):
+                raise
+            raise self._needs_fixed_size("its ONNX nodes hold the size") from error
         for top, result in zip(layer.node.tops, results, strict=False):
             self.name(result, top)
         self._layer = None
@@ -145,7 +169,7 @@ class OnnxWriter:
             return
         made_here = any(result in node.output for node in self.last_nodes)
         made = made_here or any(result in node.output for node in self.graph_nodes)
-        takes_name = made_here and result not in self._shapes
+        takes_name = made_here and result not in self.dims
         goes_on = made and result not in self._outputs and (top in self._outputs or "@" in result)
         if takes_name or goes_on:
             _rename(self.last_nodes if takes_name else self.graph_nodes, result, top)
@@ -154,7 +178,7 @@ class OnnxWriter:
             self.graph_nodes.append(helper.make_node("Identity", [result], [top], name=f"{top}:Identity"))
         else:
             self._now[top] = result
-            self._shapes.setdefault(result, self._shapes[top])
+            self.dims.setdefault(result, self.dims[top])
 
     def _known(self, value: str) -> str:
         while value in self._now:
@@ -193,32 +217,35 @@ def plan_onnx(
 ) -> OnnxModel:
     """Return ``net`` as an ONNX model with a dynamic batch, its weights not copied.
 
-    Every input's and output's first axis is the symbol N; with ``dynamic_size`` the sides of pictures are
-    H and W; ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values from
-    pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
+    Open are the first axis of every input (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, the
+    sides of images (H, W), where the net takes other lengths; what layers make of them is declared as it is
+    (open_shapes.py).  ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values
+    from pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
-    if dynamic_size:
-        from .onnx_size import check_size_is_free
-
-        check_size_is_free(net, outputs)
     wanted = tuple(outputs if outputs is not None else net.outputs)
-    writer = OnnxWriter(net.shapes, wanted, dynamic_size=dynamic_size)
-    inputs = [value_info(name, input_dims(net.shapes[name], dynamic_size)) for name in net.inputs_for(wanted)]
-    if prepare is not None:
-        inputs = [prepare.add(writer) if entry.name == prepare.blob else entry for entry in inputs]
-    for _, layer in net.steps(wanted):
-        layer.refresh_borrowed()
-        writer.add_layer(layer)
-    open_sized = {top for node, layer in net.steps(wanted) if layer.shaped_by_values for top in node.tops}
-    if fast_lrn:
-        from .onnx_lrn import write_out_lrn
 
-        write_out_lrn(writer)
-    results = [
-        value_info(name, [None] * len(shape) if name in open_sized else output_dims(shape, dynamic_size))
-        for name, shape in ((name, net.shapes[name]) for name in wanted)
-    ]
-    return assemble(writer, net.graph.name, inputs, results, metadata)
+    def plan(batch: bool) -> OnnxModel:
+        dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
+        writer = OnnxWriter(dims, wanted)
+        inputs = [value_info(name, dims[name]) for name in net.inputs_for(wanted)]
+        if prepare is not None:
+            inputs = [prepare.add(writer) if entry.name == prepare.blob else entry for entry in inputs]
+        for _, layer in net.steps(wanted):
+            layer.refresh_borrowed()
+            writer.add_layer(layer)
+        if fast_lrn:
+            from .onnx_lrn import write_out_lrn
+
+            write_out_lrn(writer)
+        return assemble(
+            writer, net.graph.name, inputs, [value_info(name, dims[name]) for name in wanted], metadata
+        )
+
+    try:
+        return plan(batch=True)
+    except NeedsFixedSizeError:
+        # The batch may have been moved to an axis whose length a layer's nodes hold: then it stays fixed.
+        return plan(batch=False)
 
 
 def build_onnx(
@@ -263,19 +290,6 @@ def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 read |= values_read(inner.node) | {entry.name for entry in inner.output}
     return read
-
-
-def input_dims(shape: Shape, dynamic_size: bool) -> list[int | str | None]:
-    """The batch is open; with ``dynamic_size`` so are a picture's sides."""
-    sides = SIDES if dynamic_size and len(shape) == 4 else shape[2:]
-    return [BATCH, *shape[1:2], *sides] if shape else []
-
-
-def output_dims(shape: Shape, dynamic_size: bool) -> list[int | str | None]:
-    """As `input_dims`, with the sides unnamed: what layers make of H and W has no symbol."""
-    if dynamic_size and len(shape) > 1:
-        return [BATCH, *([None] * (len(shape) - 1) if len(shape) < 4 else [shape[1], None, None])]
-    return [BATCH, *shape[1:]] if shape else []
 
 
 def value_info(

@@ -60,10 +60,7 @@ class Accuracy(Layer):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         from onnx import TensorProto
 
-        shape = graph.shape(bottoms[0])
-        rows, labels, counts = label_rows_onnx(
-            graph, bottoms[0], bottoms[1], self.dim, shape, ignore_label=self.ignore
-        )
+        rows, labels, counts = label_rows_onnx(graph, bottoms[0], bottoms[1], self.dim, self.ignore)
         own = graph.node("GatherElements", [rows, labels], axis=1)
         as_high = graph.node("Cast", [graph.node("GreaterOrEqual", [rows, own])], to=TensorProto.FLOAT)
         # The label itself is one of those as high, hence at most top_k.
@@ -81,7 +78,7 @@ class Accuracy(Layer):
         tops = [share(valid, [])]
         if len(self.node.tops) > 1:
             flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
-            depth = graph.constant(integers(shape[self.dim]))
+            depth = graph.constant(integers(graph.size(bottoms[0], self.dim)))
             classes = graph.node("OneHot", [flat, depth, graph.constant(numbers([0, 1]))])
             tops.append(share(graph.node("Mul", [classes, valid]), [graph.constant(integers(0))]))
         return tops

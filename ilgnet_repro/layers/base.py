@@ -45,8 +45,6 @@ class LayerPlan:
 class OnnxGraph(Protocol):
     """What a layer may ask of the ONNX writer while it adds its nodes."""
 
-    dynamic_size: bool
-
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node with one output and return that output's name; an input may be "" (absent)."""
 
@@ -59,8 +57,11 @@ class OnnxGraph(Protocol):
     def parameter(self, name: str) -> str:
         """Return the initializer of the current layer's blob ``name``, as Caffe shaped it."""
 
-    def shape(self, value: str) -> Shape:
-        """Return the shape a *bottom* has at export; axis 0 is the batch and may differ at run time."""
+    def shape(self, value: str) -> tuple[int | None, ...]:
+        """Return the shape of a *bottom*; None is an open length, known only when the graph runs."""
+
+    def size(self, value: str, axis: int) -> int:
+        """Return one length of a bottom; raises LayerError, by the current layer, where it is open."""
 
 
 class SourceCode(Protocol):
@@ -147,8 +148,9 @@ class Layer(nn.Module):
     is_input: ClassVar[bool] = False
     # The layer makes its tops up; the caller may give any of them instead, of any size the net can take.
     may_be_fed: ClassVar[bool] = False
-    # The tops' sizes depend on values; `top_shapes` gives the most they can be.
+    # The tops' lengths along `counted_axis` depend on values; `top_shapes` gives the most they can be.
     shaped_by_values: ClassVar[bool] = False
+    counted_axis: ClassVar[int] = 0
     # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.
     has_state: bool = False
     # Whether Caffe has a backward pass for it.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .lengths import Kept, reshape_onnx
 from .registry import register
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -161,21 +162,33 @@ class ConvolutionBase(Layer):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         weights = [graph.parameter(name) for name in self.blob_names]
         op = "ConvTranspose" if self.transposed else "Conv"
-        tops = []
-        for x in bottoms:
-            shape = graph.shape(x)
-            if self.channel_axis != 1:
-                x = graph.node("Reshape", [x, graph.constant(integers(-1, *shape[self.channel_axis :]))])
-            y = graph.node(
-                op, [x, *weights], kernel_shape=self.kernel, strides=self.stride, pads=self.pad * 2,
+        return [
+            self._windowed_onnx(
+                graph, x, op, weights, self.outputs, kernel_shape=self.kernel, strides=self.stride, pads=self.pad * 2,
                 dilations=self.dilation, group=self.group,
-            )  # fmt: skip
-            if self.channel_axis != 1:
-                top = self.top_shapes([shape])[0]
-                batch = (-1, *top[1:]) if self.channel_axis else top
-                y = graph.node("Reshape", [y, graph.constant(integers(*batch))])
-            tops.append(y)
-        return tops
+            )
+            for x in bottoms
+        ]  # fmt: skip
+
+    def _windowed_onnx(
+        self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, **attributes: object
+    ) -> str:
+        """Add a node that takes one batch axis, with all axes in front of `axis` made that one."""
+        front = self.channel_axis
+        if front == 1:
+            return graph.node(op, [x, *weights], **attributes)
+        shape = graph.shape(x)
+        y = reshape_onnx(graph, x, [-1, *map(Kept, range(front, len(shape)))], x)
+        y = graph.node(op, [y, *weights], **attributes)
+        sides = enumerate(shape[front + 1 :])
+        extents = [None if size is None else self._extent(size, axis) for axis, size in sides]
+        top = [*shape[:front], outputs, *extents]
+        if top.count(None) <= 1:
+            stated = graph.constant(integers(*(-1 if length is None else length for length in top)))
+        else:
+            parts = [graph.node("Shape", [x], end=front)] if front else []
+            stated = graph.node("Concat", [*parts, graph.node("Shape", [y], start=1)], axis=0)
+        return graph.node("Reshape", [y, stated])
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         count = len(self.kernel)

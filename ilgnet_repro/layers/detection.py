@@ -75,6 +75,7 @@ class DetectionOutput(Layer):
     bottom_count = (3, 4)
     has_gradient = False
     shaped_by_values = True
+    counted_axis = 2
 
     def setup(self) -> None:
         nms = self.param.nms_param
@@ -180,7 +181,7 @@ class _DetectionGraph:
     def candidates(self, loc: str, conf: str, priors: str) -> tuple[str, str, int]:
         """The best top_k scores of each class, N×F×K, with their boxes, N×F×K×4, and K."""
         layer, node = self.layer, self.node
-        count = self.graph.shape(priors)[2] // 4
+        count = self.graph.size(priors, 2) // 4
         keep = count if layer.top_k is None else min(layer.top_k, count)
         labels = integers(*layer.foreground)
         scores = node("Reshape", conf, integers(-1, count, layer.classes))

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import BlobSpec, OnnxGraph, Shape, SourceCode, integers
+from .base import BlobSpec, OnnxGraph, Shape, SourceCode
 from .conv import ConvolutionBase
 from .registry import register
 
@@ -56,20 +56,15 @@ class Im2col(ConvolutionBase):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         # Standard ONNX has no unfold: a convolution whose weights pick one place each copies them exactly.
         (x,) = bottoms
-        shape = graph.shape(x)
-        picks = np.tile(np.eye(prod(self.kernel), dtype=np.float32), (self.channels, 1))
-        weight = picks.reshape(self.outputs, 1, *self.kernel)
-        if self.channel_axis != 1:
-            x = graph.node("Reshape", [x, graph.constant(integers(-1, *shape[self.channel_axis :]))])
-        y = graph.node(
-            "Conv", [x, graph.constant(weight)], kernel_shape=self.kernel, strides=self.stride,
-            pads=self.pad * 2, dilations=self.dilation, group=self.channels,
-        )  # fmt: skip
-        if self.channel_axis != 1:
-            (top,) = self.top_shapes([shape])
-            top = (-1, *top[1:]) if self.channel_axis else top
-            y = graph.node("Reshape", [y, graph.constant(integers(*top))])
-        return [y]
+        channels = graph.size(x, self.channel_axis)
+        picks = np.tile(np.eye(prod(self.kernel), dtype=np.float32), (channels, 1))
+        weight = graph.constant(picks.reshape(-1, 1, *self.kernel))
+        return [
+            self._windowed_onnx(
+                graph, x, "Conv", [weight], channels * prod(self.kernel), kernel_shape=self.kernel, strides=self.stride,
+                pads=self.pad * 2, dilations=self.dilation, group=channels,
+            )
+        ]  # fmt: skip
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         geometry = f"{self.kernel}, {self.stride}, {self.pad}, {self.dilation}"

@@ -94,7 +94,7 @@ class Slice(_AlongAxis):
             return [x]
         if not self.points:
             return graph.nodes("Split", [x], tops, axis=self.dim, num_outputs=tops)
-        if self.dim and not graph.dynamic_size:
+        if graph.shape(x)[self.dim] is not None:
             return graph.nodes("Split", [x, graph.constant(integers(*self.lengths))], tops, axis=self.dim)
         # The last part takes whatever length the axis then has.
         axes = graph.constant(integers(self.dim))

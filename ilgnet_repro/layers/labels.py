@@ -88,20 +88,26 @@ def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int |
 
 
 def label_rows_onnx(
-    graph: OnnxGraph, scores: str, labels: str, axis: int, shape: Shape, *, ignore_label: int | None
+    graph: OnnxGraph, scores: str, labels: str, axis: int, ignore_label: int | None
 ) -> tuple[str, str, str]:
-    """Add `label_rows` of scores shaped ``shape`` to a graph; the labels come out as N×1."""
+    """Add `label_rows` of a bottom to a graph; the labels come out as N×1."""
+    rank, classes = len(graph.shape(scores)), graph.size(scores, axis)
+    rows = scores
+    if axis != rank - 1:
+        rows = graph.node("Transpose", [scores], perm=[*range(axis), *range(axis + 1, rank), axis])
+    rows = graph.node("Reshape", [rows, graph.constant(integers(-1, classes))])
+    return rows, *labels_onnx(graph, labels, ignore_label)
+
+
+def labels_onnx(graph: OnnxGraph, labels: str, ignore_label: int | None) -> tuple[str, str]:
+    """Add the labels as class numbers N×1, 0 where left out, and which count."""
     from onnx import TensorProto
 
-    if axis != len(shape) - 1:
-        order = [*range(axis), *range(axis + 1, len(shape)), axis]
-        scores = graph.node("Transpose", [scores], perm=order)
-    rows = graph.node("Reshape", [scores, graph.constant(integers(-1, shape[axis]))])
     flat = graph.node("Reshape", [labels, graph.constant(integers(-1, 1))])
     whole = graph.node("Cast", [flat], to=TensorProto.INT64)
     left_out = np.asarray(np.iinfo(np.int64).min if ignore_label is None else ignore_label, np.int64)
     counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
-    return rows, graph.node("Where", [counts, whole, graph.constant(np.zeros((), np.int64))]), counts
+    return graph.node("Where", [counts, whole, graph.constant(np.zeros((), np.int64))]), counts
 
 
 def normalized_sum_onnx(

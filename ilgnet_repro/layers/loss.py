@@ -92,10 +92,7 @@ class _SoftmaxLoss(Loss):
         return (loss, F.softmax(x.detach(), self.dim))[: max(len(self.node.tops), 1)]
 
     def _log_rows_onnx(self, graph: OnnxGraph, bottoms: list[str]) -> tuple[str, str, str]:
-        shape = graph.shape(bottoms[0])
-        rows, labels, counts = label_rows_onnx(
-            graph, bottoms[0], bottoms[1], self.dim, shape, ignore_label=self.ignore
-        )
+        rows, labels, counts = label_rows_onnx(graph, bottoms[0], bottoms[1], self.dim, self.ignore)
         log_p = graph.node("LogSoftmax", [rows], axis=-1)
         return graph.node("Max", [log_p, graph.constant(numbers(self.floor))]), labels, counts
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .base import OnnxGraph, Shape, SourceCode, integers, numbers
-from .labels import check_labels, label_rows_onnx, normalized_sum_onnx
+from .labels import check_labels, labels_onnx, normalized_sum_onnx
 from .loss import LOG_THRESHOLD, Loss
 from .registry import register
 
@@ -48,9 +48,10 @@ class _PictureLoss(Loss):
         return [()]
 
     def _rows_onnx(self, graph: OnnxGraph, bottoms: list[str]) -> tuple[str, str, str]:
-        shape = graph.shape(bottoms[0])
-        flat = graph.node("Flatten", [bottoms[0]], axis=1)
-        return label_rows_onnx(graph, flat, bottoms[1], 1, (shape[0], prod(shape[1:])), ignore_label=None)
+        # All but the first axis are classes.
+        rows = graph.node("Flatten", [bottoms[0]], axis=1)
+        labels, counts = labels_onnx(graph, bottoms[1], None)
+        return rows, labels, counts
 
 
 @register("MultinomialLogisticLoss")
@@ -90,7 +91,7 @@ class HingeLoss(_PictureLoss):
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         rows, labels, counts = self._rows_onnx(graph, bottoms)
-        classes = prod(graph.shape(bottoms[0])[1:])
+        classes = prod(graph.size(bottoms[0], axis) for axis in range(1, len(graph.shape(bottoms[0]))))
         flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
         signs = graph.constant(numbers([1, -1]))
         sign = graph.node("OneHot", [flat, graph.constant(integers(classes)), signs])

@@ -68,7 +68,9 @@ class _EqualLoss(Loss):
 
     @staticmethod
     def _like(graph: OnnxGraph, value: str, first: str) -> str:
-        if graph.shape(value) == graph.shape(first):
+        shape = graph.shape(value)
+        # Equally many values, and all lengths but one known to be equal: so is that one.
+        if shape == graph.shape(first) and shape.count(None) <= 1:
             return value
         return graph.node("Reshape", [value, graph.node("Shape", [first])])
 

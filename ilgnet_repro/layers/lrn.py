@@ -75,7 +75,7 @@ class LRN(Layer):
         squares = graph.node("Mul", [x, x])
         kernel, pads = [self.size, self.size], [self.size // 2] * 4
         if self.is_across:
-            rows = graph.constant(integers(0, 1, graph.shape(x)[1], -1))
+            rows = graph.constant(integers(0, 1, graph.size(x, 1), -1))
             squares = graph.node("Reshape", [squares, rows])
             kernel, pads = [self.size, 1], [self.size // 2, 0] * 2
         mean = graph.node(

@@ -233,9 +233,12 @@ class MVN(Layer):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
         shape, axis = graph.shape(x), graph.constant(integers(2))
-        rows = graph.node("Reshape", [x, graph.constant(integers(0, self.groups, -1))])
         if len(shape) == 1:
             rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
+        else:
+            # 0 copies the axis, of open length too.
+            groups = 1 if self.param.across_channels else 0
+            rows = graph.node("Reshape", [x, graph.constant(integers(0, groups, -1))])
         top = graph.node("Sub", [rows, graph.node("ReduceMean", [rows, axis])])
         if self.param.normalize_variance:
             variance = graph.node("ReduceMean", [graph.node("Mul", [top, top]), axis])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .base import Layer, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
 from .window import (
+    Sides,
     Window,
     caffe_avg_pool2d,
     caffe_max_pool2d,
@@ -46,13 +47,13 @@ class _PoolingBase(Layer):
             return stochastic_pool2d_draw if self.is_train else stochastic_pool2d
         return caffe_max_pool2d if self.method == "MAX" else caffe_avg_pool2d
 
-    def _onnx_pool(self, graph: OnnxGraph, x: str, shape: Shape, window: Window) -> str:
+    def _onnx_pool(self, graph: OnnxGraph, x: str, sides: Sides, window: Window) -> str:
         if self.method == "MAX":
-            return window.onnx_max(graph, x, shape)[0]
+            return window.onnx_max(graph, x, sides)[0]
         if self.method == "AVE":
-            return window.onnx_average(graph, x, shape)
-        total = window.onnx_padded_average(graph, x, shape)
-        squares = window.onnx_padded_average(graph, graph.node("Mul", [x, x]), shape)
+            return window.onnx_average(graph, x, sides)
+        total = window.onnx_whole_average(graph, x, sides)
+        squares = window.onnx_whole_average(graph, graph.node("Mul", [x, x]), sides)
         zero = graph.constant(_ZERO)
         ratio = graph.node("Div", [squares, total])
         return graph.node("Where", [graph.node("Greater", [total, zero]), ratio, zero])
@@ -158,20 +159,18 @@ class Pooling(_PoolingBase):
         if self.no_onnx:
             return super().onnx(graph, bottoms)
         x = bottoms[0]
-        shape = graph.shape(x)
         has_mask = len(self.node.tops) == 2
         if self.is_global and not has_mask and self.method != "STOCHASTIC":
             return [graph.node("GlobalMaxPool" if self.method == "MAX" else "GlobalAveragePool", [x])]
-        if graph.dynamic_size:
-            plain = {"MAX": self.window.max_is_plain and not has_mask, "AVE": self.window.average_is_plain}
-            if self.is_global or not plain.get(self.method, False):
-                raise self.error(
-                    "this window needs a fixed picture size in ONNX; export without a dynamic size"
-                )
-        window = self._window(*shape[2:])
+        if self.is_global or self.window.may_miss:
+            plane = graph.size(x, 2), graph.size(x, 3)
+            sides: Sides = plane
+            window = self._window(*plane)
+        else:
+            sides, window = graph.shape(x)[2:], self.window
         if has_mask:
-            return window.onnx_max(graph, x, shape, mask=True)
-        return [self._onnx_pool(graph, x, shape, window)]
+            return window.onnx_max(graph, x, sides, mask=True)
+        return [self._onnx_pool(graph, x, sides, window)]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
@@ -224,17 +223,17 @@ class SPP(_PoolingBase):
         if not 1 <= self.levels <= 15:
             raise self.error(f"pyramid_height {self.levels} must be 1 to 15")
 
-    def _windows(self, bottom: Shape) -> list[Window]:
+    def _windows(self, plane: tuple[int, int]) -> list[Window]:
         windows = []
         for level in range(self.levels):
-            kernel, pad = pyramid_window(*self._plane(bottom), 2**level)
+            kernel, pad = pyramid_window(*plane, 2**level)
             windows.append(Window(kernel, kernel, pad, True))
         return windows
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         count, channels, height, width = (*bottoms[0][:2], *self._plane(bottoms[0]))
         total = 0
-        for window in self._windows(bottoms[0]):
+        for window in self._windows((height, width)):
             self._check_pad(window)
             rows, columns = pool_size((height, width), window.kernel, window.stride, window.pad, True)
             total += rows * columns
@@ -246,10 +245,9 @@ class SPP(_PoolingBase):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         if self.no_onnx:
             return super().onnx(graph, bottoms)
-        if graph.dynamic_size:
-            raise self.error("a pyramid needs a fixed picture size in ONNX; export without a dynamic size")
-        shape = graph.shape(bottoms[0])
-        tops = [self._onnx_pool(graph, bottoms[0], shape, window) for window in self._windows(shape)]
+        (x,) = bottoms
+        sides = graph.size(x, 2), graph.size(x, 3)
+        tops = [self._onnx_pool(graph, x, sides, window) for window in self._windows(sides)]
         if self.levels == 1:
             return tops
         flat = [graph.node("Reshape", [top, graph.constant(integers(0, -1))]) for top in tops]

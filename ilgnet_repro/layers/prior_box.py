@@ -122,8 +122,12 @@ class PriorBox(Layer):
         return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        feature, data = (graph.shape(bottom)[2:] for bottom in bottoms)
-        boxes = prior_boxes(feature, self.boxes.picture or data, **self._keywords())
+        def sides(bottom: str) -> tuple[int, int]:
+            return graph.size(bottom, 2), graph.size(bottom, 3)
+
+        feature, data = bottoms
+        picture = self.boxes.picture or sides(data)
+        boxes = prior_boxes(sides(feature), picture, **self._keywords())
         return [graph.constant(numbers(boxes))]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:

@@ -175,7 +175,7 @@ class _Recurrent(Layer):
         x, cont, *others = bottoms
         flat = x
         if len(graph.shape(x)) > 3:
-            flat = graph.node("Reshape", [x, graph.constant(integers(0, 0, prod(graph.shape(x)[2:])))])
+            flat = graph.node("Reshape", [x, graph.constant(integers(0, 0, -1))])
         inputs = graph.node("Add", [projected(flat, "weight"), graph.parameter("bias")])
         if self.has_static:
             static = projected(graph.node("Flatten", [others[0]], axis=1), "static_weight")

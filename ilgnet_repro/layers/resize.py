@@ -69,12 +69,15 @@ class Upsample(Layer):
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x, mask = bottoms
-        if graph.dynamic_size and not self.size:
+        height, width = graph.shape(x)[2:]
+        if height is not None and width is not None:
+            size = graph.constant(integers(*self._size(height, width)))
+        elif self.size:
+            size = graph.constant(integers(*self.size))
+        else:
             sides = graph.node("Shape", [x], start=2)
             scaled = graph.node("Mul", [sides, graph.constant(integers(*self.scale))])
             size = graph.node("Sub", [scaled, graph.constant(integers(*self.less))])
-        else:
-            size = graph.constant(integers(*self._size(*graph.shape(x)[2:])))
         planes = graph.node("Shape", [x], end=2)
         area = graph.node("ReduceProd", [size], keepdims=1)
         zeros = graph.node("ConstantOfShape", [graph.node("Concat", [planes, area], axis=0)])
@@ -140,8 +143,11 @@ class Interp(Layer):
             raise self.error(f"bottom {list(bottoms[0])} has nothing left once {sum(self.cut)} are cut off")
         if len(bottoms) == 2:
             return [(*bottoms[0][:2], *bottoms[1][2:])]
-        size = self.size or tuple((length - 1) // self.shrink * self.zoom + 1 for length in left)
+        size = self.size or tuple(map(self._by_factor, bottoms[0][2:]))
         return [(*bottoms[0][:2], *size)]
+
+    def _by_factor(self, length: int) -> int:
+        return (length - sum(self.cut) - 1) // self.shrink * self.zoom + 1
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         x, *like = bottoms
@@ -156,13 +162,16 @@ class Interp(Layer):
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x, *like = bottoms
         first, last = self.cut
-        top = self.top_shapes([graph.shape(bottom) for bottom in bottoms])[0]
+        height, width = graph.shape(bottoms[-1])[2:]
         if any(self.cut):
             ends = integers(*[-last or 2**63 - 1] * 2)
             cuts = (integers(first, first), ends, integers(2, 3))
             x = graph.node("Slice", [x, *map(graph.constant, cuts)])
-        if self.size or not graph.dynamic_size:
-            size = graph.constant(integers(*top[2:]))
+        if self.size:
+            size = graph.constant(integers(*self.size))
+        elif height is not None and width is not None:
+            sides = (height, width) if like else (self._by_factor(height), self._by_factor(width))
+            size = graph.constant(integers(*sides))
         elif like:
             size = graph.node("Shape", like, start=2)
         else:

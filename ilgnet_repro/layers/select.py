@@ -46,8 +46,9 @@ class Crop(Layer):
         x, like = bottoms
         wanted = graph.shape(like)[self.start :]
         starts = graph.constant(integers(*self.offsets))
-        if self.start and not graph.dynamic_size:
-            ends = graph.constant(integers(*map(sum, zip(self.offsets, wanted, strict=True))))
+        known = [length for length in wanted if length is not None]
+        if len(known) == len(wanted):
+            ends = graph.constant(integers(*map(sum, zip(self.offsets, known, strict=True))))
         else:
             ends = graph.node("Add", [graph.node("Shape", [like], start=self.start), starts])
         axes = graph.constant(integers(*range(self.start, self.start + len(wanted))))

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from torch import Tensor
 
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .lengths import Kept, Length, reshape_onnx
 from .registry import register
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A length that is copied from an axis of the bottom when the net runs."""
-
-    axis: int
-
-
-Length = int | Kept
-
-
-def reshape_onnx(graph: OnnxGraph, value: str, lengths: Sequence[Length], like: str) -> str:
-    """Add a Reshape of ``value``; kept lengths are those of ``like``, and -1 is inferred, as in ONNX."""
-    known = graph.shape(like)
-    stated: list[int] = []
-    open_at: list[int] = []
-    for position, length in enumerate(lengths):
-        if isinstance(length, Kept) and (length.axis == 0 or graph.dynamic_size):
-            # ONNX copies a length by 0 where the axis keeps its place.
-            in_place = value == like and length.axis == position
-            stated.append(0 if in_place else -1)
-            open_at += [] if in_place else [position]
-        else:
-            stated.append(known[length.axis] if isinstance(length, Kept) else length)
-    if stated.count(-1) <= 1:
-        return graph.node("Reshape", [value, graph.constant(integers(*stated))])
-    parts = []
-    for position, length in enumerate(lengths):
-        if isinstance(length, Kept) and position in open_at:
-            parts.append(graph.node("Shape", [like], start=length.axis, end=length.axis + 1))
-        else:
-            parts.append(graph.constant(integers(stated[position])))
-    return graph.node("Reshape", [value, graph.node("Concat", parts, axis=0)])
 
 
 @register("Flatten")
@@ -213,11 +178,11 @@ class ShuffleChannel(Layer):
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         (x,) = bottoms
-        shape = graph.shape(x)
-        groups = graph.constant(integers(0, self.group, shape[1] // self.group, -1))
+        rank, channels = len(graph.shape(x)), graph.size(x, 1)
+        groups = graph.constant(integers(0, self.group, channels // self.group, -1))
         dealt = graph.node("Transpose", [graph.node("Reshape", [x, groups])], perm=[0, 2, 1, 3])
-        lengths: list[Length] = [0, shape[1], *(Kept(axis) for axis in range(2, len(shape)))]
-        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), len(shape))]
+        lengths: list[Length] = [0, channels, *(Kept(axis) for axis in range(2, rank))]
+        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), rank)]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         tail = four_axes_index(len(code.shape(0)))

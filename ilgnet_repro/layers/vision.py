@@ -186,13 +186,19 @@ class PSROIPooling(_RegionPooling):
 
         whole, single, double = TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE
         x, rois = bottoms
-        extents = graph.shape(x)[2:]
         total = cast(x, double)
         for axis in (2, 3):
             total = node("CumSum", total, graph.constant(np.array(axis)))
         total = node("Pad", total, graph.constant(integers(0, 0, 1, 1, 0, 0, 0, 0)))
-        grouped = integers(-1, self.outputs, self.group, self.group, *(extent + 1 for extent in extents))
-        total = node("Reshape", total, graph.constant(grouped))
+        shape = graph.shape(x)
+        if shape[2] is None or shape[3] is None:
+            front = node("Shape", x, start=0, end=1)
+            middle = graph.constant(integers(self.outputs, self.group, self.group))
+            grouped = node("Concat", front, middle, node("Shape", total, start=2), axis=0)
+        else:
+            sides = (shape[2] + 1, shape[3] + 1)
+            grouped = graph.constant(integers(-1, self.outputs, self.group, self.group, *sides))
+        total = node("Reshape", total, grouped)
 
         half, scale = graph.constant(numbers(0.5)), graph.constant(numbers(self.param.spatial_scale))
         rois = node("Reshape", rois, graph.constant(integers(-1, 5)))
@@ -202,6 +208,14 @@ class PSROIPooling(_RegionPooling):
             for column in columns[1:]
         ]
         bins = np.arange(self.group)
+        limits = []
+        for axis in (2, 3):
+            extent = shape[axis]
+            if extent is None:
+                length = node("Squeeze", node("Shape", x, start=axis, end=axis + 1))
+                limits.append(cast(length, single))
+            else:
+                limits.append(graph.constant(numbers(extent)))
 
         def edges(axis: int) -> list[str]:
             """First and last bound of each bin of each region, R×group."""
@@ -213,7 +227,7 @@ class PSROIPooling(_RegionPooling):
             for offset, rounding in ((0, "Floor"), (1, "Ceil")):
                 steps = graph.constant(numbers((bins + offset).tolist()))
                 edge = node(rounding, node("Add", node("Mul", size, steps), first))
-                limit = graph.constant(numbers(extents[axis]))
+                limit = limits[axis]
                 bounds.append(cast(node("Clip", edge, graph.constant(numbers(0)), limit), whole))
             return bounds
 
@@ -222,13 +236,13 @@ class PSROIPooling(_RegionPooling):
         across = [node("Unsqueeze", edge, graph.constant(integers(1, 2))) for edge in edges(1)]
         channel = graph.constant(np.arange(self.outputs).reshape(-1, 1, 1))
         picture = node("Unsqueeze", cast(columns[0], whole), graph.constant(integers(2, 3)))
-        shape = node("Shape", node("Add", node("Add", node("Add", rows[0], across[0]), channel), picture))
+        spread = node("Shape", node("Add", node("Add", node("Add", rows[0], across[0]), channel), picture))
 
         def read(row: str, column: str) -> str:
             places = (picture, channel, graph.constant(bins[:, None]), graph.constant(bins), row, column)
             last = graph.constant(integers(4))
-            spread = [node("Unsqueeze", node("Expand", place, shape), last) for place in places]
-            return node("GatherND", total, node("Concat", *spread, axis=4))
+            index = [node("Unsqueeze", node("Expand", place, spread), last) for place in places]
+            return node("GatherND", total, node("Concat", *index, axis=4))
 
         (top, bottom), (left, right) = rows, across
         below = node("Sub", read(bottom, right), read(bottom, left))

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .base import OnnxGraph, Shape, integers, numbers
+from .base import OnnxGraph, integers, numbers
+
+# Height and width; None where open.
+Sides = Sequence[int | None]
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -147,32 +150,37 @@ class Window:
         return ", ".join(words)
 
     # ------------------------------------------------------------------ ONNX
+    #
+    # Only padding of its own (Pad) and windows that all lie inside are computed alike by every consumer:
+    # `ceil_mode` and `count_include_pad` are not (docs/migrating.md has what was measured).
 
-    def onnx_max(self, graph: OnnxGraph, x: str, shape: Shape, *, mask: bool = False) -> list[str]:
+    @property
+    def may_miss(self) -> bool:
+        """Whether rounding up may lay a window where there is no pixel, depending on the size."""
+        return self.ceil_mode and not any(self.pad) and any(s > k for k, s, _ in self._axes())
+
+    def onnx_max(self, graph: OnnxGraph, x: str, sides: Sides, *, mask: bool = False) -> list[str]:
         """Add a MaxPool whose pads give Caffe's size, and the index within the plane where asked."""
-        if graph.dynamic_size:
-            return [graph.node("MaxPool", [x], ceil_mode=int(self.ceil_mode), **self._onnx_window(self.pad))]
-        ends, empty = self._reach(*shape[2:])
+        ends, empty = self._reach(sides)
+        window = {**self._onnx_window(), "pads": [*self.pad, *ends]}
         lowest = np.asarray(np.finfo(np.float32).min)
         if not mask:
-            top = graph.node("MaxPool", [x], **self._onnx_window(ends))
+            top = graph.node("MaxPool", [x], **window)
             return [self._append(graph, top, empty, lowest)]
-        top, index = graph.nodes("MaxPool", [x], 2, **self._onnx_window(ends))
+        top, index = graph.nodes("MaxPool", [x], 2, **window)
         # ONNX counts over N, C, H and W together, Caffe within the plane.
-        index = graph.node("Mod", [index, graph.constant(integers(prod(shape[2:])))])
+        index = graph.node("Mod", [index, self._area(graph, x, sides)])
         index = graph.node("Cast", [index], to=1)
         none = numbers([-1.0]).reshape(())
         return [self._append(graph, top, empty, lowest), self._append(graph, index, empty, none)]
 
-    def onnx_average(self, graph: OnnxGraph, x: str, shape: Shape) -> str:
-        """Add an AveragePool of explicit pads, its divisor corrected where windows overhang the padding."""
-        if graph.dynamic_size:
-            window = self._onnx_window(self.pad)
-            return graph.node(
-                "AveragePool", [x], ceil_mode=int(self.ceil_mode), count_include_pad=1, **window
-            )
-        height, width = shape[2:]
-        top = self.onnx_padded_average(graph, x, shape)
+    def onnx_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
+        """Add an average over padding written out, its divisor corrected where windows overhang the padding."""
+        top = self.onnx_whole_average(graph, x, sides)
+        height, width = sides
+        if height is None or width is None:
+            overhangs = any(end > p for end, p in zip(self._reach(sides)[0], self.pad, strict=True))
+            return graph.node("Div", [top, self._inside_onnx(graph, x)]) if overhangs else top
         rows, columns = (
             np.minimum(starts + k, extent + 2 * p) - starts
             for starts, extent, (k, _, p) in zip(
@@ -182,27 +190,55 @@ class Window:
         divisor = np.outer(rows, columns).astype(np.float64)
         if (divisor == prod(self.kernel)).all():
             return top
-        # A window just beyond the picture has no pixels and no divisor: Caffe divides 0 by 0 there.
+        # A window just beyond the image has no pixels and no divisor: Caffe divides 0 by 0 there.
         with np.errstate(divide="ignore"):
             correction = prod(self.kernel) / divisor
         return graph.node("Mul", [top, graph.constant(correction[None, None].astype(np.float32))])
 
-    def onnx_padded_average(self, graph: OnnxGraph, x: str, shape: Shape) -> str:
-        """Add an AveragePool that divides every window's sum by the whole kernel."""
-        ends, empty = self._reach(*shape[2:])
-        top = graph.node("AveragePool", [x], count_include_pad=1, **self._onnx_window(ends))
+    def onnx_whole_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
+        """Add an average that divides every window's sum by the whole kernel."""
+        ends, empty = self._reach(sides)
+        top = graph.node("AveragePool", [_pad(graph, x, self.pad, ends)], **self._onnx_window())
         return self._append(graph, top, empty, numbers([0.0]).reshape(()))
+
+    def _inside_onnx(self, graph: OnnxGraph, x: str) -> str:
+        """Which share of each window lies on the image and its padding, N×1×rows×columns."""
+        first = [graph.constant(integers(*values)) for values in ([0], [1], [1])]
+        # Any number to the power 0 is 1, NaN included.
+        ones = graph.node("Pow", [graph.node("Slice", [x, *first]), graph.constant(numbers(0))])
+        ones = _pad(graph, ones, self.pad, self.pad, value=1)
+        over = [end - p for end, p in zip(self._reach((None, None))[0], self.pad, strict=True)]
+        return graph.node("AveragePool", [_pad(graph, ones, (0, 0), over)], **self._onnx_window())
+
+    @staticmethod
+    def _area(graph: OnnxGraph, x: str, sides: Sides) -> str:
+        """How many pixels a plane has, one int64."""
+        known = [side for side in sides if side is not None]
+        if len(known) == len(sides):
+            return graph.constant(integers(prod(known)))
+        return graph.node("ReduceProd", [graph.node("Shape", [x], start=2)], keepdims=1)
 
     def _starts(self, height: int, width: int) -> list[np.ndarray]:
         """Return where each window starts along each axis, counted from the padding's edge."""
         return [np.arange(count) * s for count, s in zip(self.size(height, width), self.stride, strict=True)]
 
-    def _reach(self, height: int, width: int) -> tuple[list[int], list[int]]:
-        """Return the padding that the windows with pixels need behind, and how many windows have none."""
+    def _reach(self, sides: Sides) -> tuple[list[int], list[int]]:
+        """Return the padding that the windows with pixels need behind, and how many windows have none.
+
+        Where a side is open (None) this is what gives Caffe's number of windows for every length, unless
+        the window `may_miss`.
+        """
         ends, empty = [], []
-        for starts, extent, (k, _, p) in zip(
-            self._starts(height, width), (height, width), self._axes(), strict=True
-        ):
+        for axis, (extent, (k, s, p)) in enumerate(zip(sides, self._axes(), strict=True)):
+            if extent is None:
+                # Rounded up, the windows are (extent + 2p - k) / s + 1; where any axis is padded only those
+                # that start in front of extent + p.
+                up = min(p + s - 1, k - 1) if any(self.pad) else p + s - 1
+                ends.append(up if self.ceil_mode else p)
+                empty.append(0)
+                continue
+            known = [extent if side is None else side for side in sides]
+            starts = self._starts(*known)[axis]
             filled = starts[starts - p < extent]
             ends.append(max(int(filled[-1]) + k - extent - p, 0))
             empty.append(len(starts) - len(filled))
@@ -210,13 +246,20 @@ class Window:
 
     def _append(self, graph: OnnxGraph, top: str, empty: list[int], value: np.ndarray) -> str:
         """Add the results of windows without a pixel, which ONNX Runtime's own padding cannot make."""
-        if not any(empty):
-            return top
-        pads = graph.constant(integers(0, 0, 0, 0, 0, 0, *empty))
-        return graph.node("Pad", [top, pads, graph.constant(value)])
+        return _pad(graph, top, (0, 0), empty, value=value)
 
-    def _onnx_window(self, ends: Sequence[int]) -> dict[str, list[int]]:
-        return {"kernel_shape": list(self.kernel), "strides": list(self.stride), "pads": [*self.pad, *ends]}
+    def _onnx_window(self) -> dict[str, list[int]]:
+        return {"kernel_shape": list(self.kernel), "strides": list(self.stride)}
+
+
+def _pad(
+    graph: OnnxGraph, x: str, front: Sequence[int], behind: Sequence[int], *, value: float | np.ndarray = 0
+) -> str:
+    """Add a Pad of rows and columns, unless there are none to add."""
+    if not any((*front, *behind)):
+        return x
+    pads = graph.constant(integers(0, 0, *front, 0, 0, *behind))
+    return graph.node("Pad", [x, pads, graph.constant(np.asarray(value, np.float32))])
 
 
 def short(values: Sequence[int]) -> str:

@@ -193,12 +193,19 @@ def test_onnx_of_dynamic_size_keeps_caffes_size(fields):
 
 @pytest.mark.parametrize(
     "fields",
-    ["kernel_size: 2 stride: 3", "pool: STOCHASTIC kernel_size: 2", "pool: AVE kernel_size: 3 pad: 2"],
-    ids=["gap", "stochastic", "wide_pad"],
+    [
+        "kernel_size: 2 stride: 3",
+        "pool: AVE kernel_size: 1 stride: 2",
+        "pool: STOCHASTIC global_pooling: true",
+    ],
+    ids=["gap", "gap_average", "global_stochastic"],
 )
 def test_onnx_of_dynamic_size_is_refused_where_sizes_decide(fields):
     net = one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', (2, 3, 8, 10))
-    with pytest.raises(LayerError, match=r"op \(Pooling\): this window needs a fixed picture size in ONNX"):
+    message = (
+        r"op \(Pooling\): needs a fixed size in ONNX: axis 2 of 'in0' is open; export without --dynamic-size"
+    )
+    with pytest.raises(LayerError, match=message):
         run_onnx(net, [draw(2, 3, 8, 10)], dynamic_size=True)
 
 

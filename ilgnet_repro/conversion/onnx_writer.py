@@ -114,12 +114,12 @@ class OnnxWriter:
     def size(self, value: str, axis: int) -> int:
         length = self.dims[value][axis]
         if not isinstance(length, int):
-            raise self._needs_fixed_size(f"needs a fixed size in ONNX: axis {axis} of {value!r} is open")
+            raise self._needs_fixed_size()
         return length
 
-    def _needs_fixed_size(self, why: str) -> NeedsFixedSizeError:
+    def _needs_fixed_size(self) -> NeedsFixedSizeError:
         name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
-        return NeedsFixedSizeError(name, type_, f"{why}; export without --dynamic-size")
+        return NeedsFixedSizeError(name, type_, "its ONNX nodes hold the size; export without --dynamic-size")
 
     def _unused(self, name: str) -> str:
         """Return the name, or one that nothing else has; blobs and layers may be named like our own values."""
@@ -153,7 +153,7 @@ class OnnxWriter:
         except TypeError as error:  # a class of a user's own that takes an open length for a number
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
-            raise self._needs_fixed_size("its ONNX nodes hold the size") from error
+            raise self._needs_fixed_size() from error
         for top, result in zip(layer.node.tops, results, strict=False):
             self.name(result, top)
         self._layer = None

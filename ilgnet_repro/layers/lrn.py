@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .lengths import Kept, reshape_onnx
 from .registry import register
+from .window import Window
 
 
 def lrn_across_channels(x, size, alpha, beta, k):
@@ -73,16 +75,15 @@ class LRN(Layer):
         if self.is_across and param.alpha > 0 and param.beta > 0:
             return [graph.node("LRN", [x], size=self.size, alpha=param.alpha, beta=param.beta, bias=param.k)]
         squares = graph.node("Mul", [x, x])
-        kernel, pads = [self.size, self.size], [self.size // 2] * 4
+        half = self.size // 2
+        window = Window((self.size, self.size), (1, 1), (half, half), ceil_mode=False)
         if self.is_across:
             rows = graph.constant(integers(0, 1, graph.size(x, 1), -1))
             squares = graph.node("Reshape", [squares, rows])
-            kernel, pads = [self.size, 1], [self.size // 2, 0] * 2
-        mean = graph.node(
-            "AveragePool", [squares], kernel_shape=kernel, strides=[1, 1], pads=pads, count_include_pad=1
-        )
+            window = Window((self.size, 1), (1, 1), (half, 0), ceil_mode=False)
+        mean = window.onnx_whole_average(graph, squares, (None, None))
         if self.is_across:
-            mean = graph.node("Reshape", [mean, graph.node("Shape", [x])])
+            mean = reshape_onnx(graph, mean, [Kept(axis) for axis in range(4)], x)
         alpha, shift, power = (
             graph.constant(numbers([value]).reshape(()))
             for value in (param.alpha, param.k if self.is_across else 1.0, -param.beta)

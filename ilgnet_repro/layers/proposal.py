@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -201,7 +202,7 @@ class _Proposals(Layer):
         low, high = (
             node("Max", node("Min", node(op, centre, reach), edge), numbers(0)) for op in ("Sub", "Add")
         )
-        both = rules.keep_small and int(np.prod(graph.shape(info))) > 3
+        both = rules.keep_small and prod(graph.size(info, axis) for axis in range(len(graph.shape(info)))) > 3
         scales = node("Gather", facts, integers(3, 2) if both else integers(2))  # of x and y
         least = node("Mul", scales, numbers(rules.min_size))
         enough = node("GreaterOrEqual", node("Add", node("Sub", high, low), numbers(1)), least)

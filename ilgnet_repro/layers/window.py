@@ -151,8 +151,8 @@ class Window:
 
     # ------------------------------------------------------------------ ONNX
     #
-    # Only padding of its own (Pad) and windows that all lie inside are computed alike by every consumer:
-    # `ceil_mode` and `count_include_pad` are not (docs/migrating.md has what was measured).
+    # For averages only padding of its own (Pad) and windows that all lie inside are computed alike by every
+    # consumer; `ceil_mode` and `count_include_pad` are not (docs/migrating.md has what was measured).
 
     @property
     def may_miss(self) -> bool:
@@ -198,7 +198,7 @@ class Window:
     def onnx_whole_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
         """Add an average that divides every window's sum by the whole kernel."""
         ends, empty = self._reach(sides)
-        top = graph.node("AveragePool", [_pad(graph, x, self.pad, ends)], **self._onnx_window())
+        top = self._average_inside_onnx(graph, _pad(graph, x, self.pad, ends))
         return self._append(graph, top, empty, numbers([0.0]).reshape(()))
 
     def _inside_onnx(self, graph: OnnxGraph, x: str) -> str:
@@ -208,7 +208,11 @@ class Window:
         ones = graph.node("Pow", [graph.node("Slice", [x, *first]), graph.constant(numbers(0))])
         ones = _pad(graph, ones, self.pad, self.pad, value=1)
         over = [end - p for end, p in zip(self._reach((None, None))[0], self.pad, strict=True)]
-        return graph.node("AveragePool", [_pad(graph, ones, (0, 0), over)], **self._onnx_window())
+        return self._average_inside_onnx(graph, _pad(graph, ones, (0, 0), over))
+
+    def _average_inside_onnx(self, graph: OnnxGraph, x: str) -> str:
+        # Without VALID, ONNX Runtime to 1.24 makes Pad and AveragePool one node, and divides by other counts.
+        return graph.node("AveragePool", [x], auto_pad="VALID", **self._onnx_window())
 
     @staticmethod
     def _area(graph: OnnxGraph, x: str, sides: Sides) -> str:

@@ -179,7 +179,7 @@ NEEDS_SIZE = [
     (
         "lengths of the picture",
         FULLY_CONVOLUTIONAL + 'layer { name: "spp" type: "SPP" bottom: "pool" top: "spp" spp_param { pyramid_height: 2 } }',
-        "spp (SPP): needs a fixed size in ONNX: axis 2 of 'pool' is open; export without --dynamic-size",
+        "spp (SPP): its ONNX nodes hold the size; export without --dynamic-size",
     ),
     (
         "a stated length",

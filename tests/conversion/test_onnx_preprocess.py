@@ -37,7 +37,7 @@ SIZES = [(200, 300), (57, 49), (128, 128), (64, 64), (33, 41), (120, 25)]
 
 
 def graph_of(how: Preprocessing, order: str) -> onnx.ModelProto:
-    writer = OnnxWriter({"data": (1, 3, *how.size)}, ["data"])
+    writer = OnnxWriter({"data": ("N", 3, *how.size)}, ["data"])
     picture = add_preprocessing(writer, "data", how, order)
     return assemble(writer, "p", [picture], [value_info("data", ["N", 3, *how.size])]).proto()
 

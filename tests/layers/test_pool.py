@@ -12,6 +12,7 @@ from layer_nets import draw, one_layer
 from one_layer import run, run_onnx, run_source
 from slow_pooling import LOWEST, slow_counts, slow_pool
 
+from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
 
@@ -181,12 +182,18 @@ def test_stochastic_draws_in_proportion():
         "pool: AVE kernel_size: 3 stride: 2",
         "pool: AVE kernel_size: 3 stride: 2 pad: 1",
         "kernel_size: 3 stride: 2 pad: 1",
+        "kernel_h: 2 kernel_w: 4 stride: 3 pad_h: 1 pad_w: 0",
+        "pool: AVE kernel_h: 5 kernel_w: 3 stride_h: 3 stride_w: 2 pad_h: 2 pad_w: 0",
+        "pool: AVE kernel_size: 3 pad: 2 stride: 3",
+        "pool: AVE kernel_size: 4 stride: 3 pad: 1 round_mode: FLOOR",
+        "pool: STOCHASTIC kernel_size: 3 stride: 2",
     ],
 )
 def test_onnx_of_dynamic_size_keeps_caffes_size(fields):
     net = one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', (2, 3, 8, 10))
-    for size in ((8, 10), (9, 11), (7, 5)):
+    for size in ((8, 10), (9, 11), (7, 5), (12, 6)):
         x = draw(2, 3, *size)
+        x = np.abs(x) if "STOCHASTIC" in fields else x
         wanted = run(net, [x])[0]
         np.testing.assert_allclose(run_onnx(net, [x], dynamic_size=True)[0], wanted, rtol=1e-5, atol=1e-6)
 
@@ -202,9 +209,7 @@ def test_onnx_of_dynamic_size_keeps_caffes_size(fields):
 )
 def test_onnx_of_dynamic_size_is_refused_where_sizes_decide(fields):
     net = one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', (2, 3, 8, 10))
-    message = (
-        r"op \(Pooling\): needs a fixed size in ONNX: axis 2 of 'in0' is open; export without --dynamic-size"
-    )
+    message = r"op \(Pooling\): its ONNX nodes hold the size; export without --dynamic-size"
     with pytest.raises(LayerError, match=message):
         run_onnx(net, [draw(2, 3, 8, 10)], dynamic_size=True)
 
@@ -258,3 +263,59 @@ def test_opencv_pools_alike(fields):
     np.testing.assert_array_equal(
         run(one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', x.shape), [x])[0], other.forward()
     )
+
+
+# ---------------------------------------------------------------------- what other consumers make of the file
+
+AVERAGES = {
+    "overhang": ("kernel_size: 3 stride: 2", (16, 18)),
+    "pad": ("kernel_size: 3 stride: 1 pad: 1", (7, 9)),
+    "pad, overhang": ("kernel_h: 5 kernel_w: 3 stride: 3 pad_h: 2 pad_w: 1", (9, 8)),
+    "pad, rounded down": ("kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR", (8, 7)),
+    "pad over half the kernel": ("kernel_size: 3 stride: 2 pad: 2", (7, 10)),
+    "gap": ("kernel_size: 2 stride: 3", (8, 11)),
+    "exact": ("kernel_size: 2 stride: 2", (8, 6)),
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "dynamic_size"),
+    [
+        (*row, dynamic)
+        for name, row in AVERAGES.items()
+        for dynamic in (False, True)
+        if name != "gap" or not dynamic
+    ],
+)
+def test_averages_hold_nothing_that_consumers_compute_differently(fields, size, dynamic_size):
+    """ONNX Runtime 1.22 to 1.24 and OpenCV 4 differ in ceil_mode and count_include_pad (docs/migrating.md).
+
+    Without VALID, ONNX Runtime makes a Pad and an AveragePool one node that counts the padding wrongly.
+    """
+    net = one_layer(f'type: "Pooling" pooling_param {{ pool: AVE {fields} }}', (2, 3, *size))
+    model = build_onnx(net, dynamic_size=dynamic_size)
+    for node in model.graph.node:
+        if node.op_type == "AveragePool":
+            assert {entry.name for entry in node.attribute} == {"kernel_shape", "strides", "auto_pad"}
+            assert next(entry.s for entry in node.attribute if entry.name == "auto_pad") == b"VALID"
+
+
+CV_READS = {
+    **{name: (f'type: "Pooling" pooling_param {{ pool: AVE {fields} }}', size) for name, (fields, size) in AVERAGES.items()},
+    "maximum, overhang": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 }', (8, 9)),
+    "maximum, pad": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 pad: 1 }', (8, 9)),
+    "stochastic": ('type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 }', (8, 9)),
+    "pyramid": ('type: "SPP" spp_param { pyramid_height: 3 pool: AVE }', (7, 9)),
+    "LRN within": ('type: "LRN" lrn_param { norm_region: WITHIN_CHANNEL local_size: 3 alpha: 2 }', (6, 7)),
+    "LRN without alpha": ('type: "LRN" lrn_param { alpha: 0 k: 2 }', (6, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "size"), CV_READS.values(), ids=CV_READS)
+def test_opencv_reads_pools_as_caffe_computes_them(body, size):
+    net = one_layer(body, (2, 3, *size))
+    x = np.abs(draw(2, 3, *size))
+    expected = run(net, [x])[0]
+    reader = cv2.dnn.readNetFromONNX(np.frombuffer(build_onnx(net).SerializeToString(), np.uint8))
+    reader.setInput(x)
+    np.testing.assert_allclose(reader.forward(), expected, rtol=1e-5, atol=1e-6)

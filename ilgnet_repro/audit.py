@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from .calls import shapes_by_name
 from .data.manifest import file_sha256, known_release, releases
 from .errors import IlgnetError, LayerError
 from .formats.caffemodel import CaffeModel, open_caffemodel
@@ -99,6 +100,7 @@ def audit(
     net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)
     graph = build_graph(feed_dummies(net, given, phase, notes=notes), phase)
     misplaced = {error.layer: str(error) for error in faults}
+    given = shapes_by_name(given, graph)
     shapes: dict[str, Shape] = {}
     specs: dict[str, list[BlobSpec]] = {}
     rows = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import GraphError, IlgnetError
+from .calls import Intake, names, shapes_by_name, wanted_blobs
+from .errors import GraphError, did_you_mean
 from .graph.node import Graph, Node
 from .graph.sharing import show_shape
 from .layers.base import Layer, Shape
 from .layers.fillers import fill
 from .memory import keep_freed_memory
+from .placed import Placed
 from .plan import Plan, plan_net
 
 if TYPE_CHECKING:
@@ -58,13 +60,11 @@ class CaffeNet(nn.Module):
         self.graph = graph
         self.converted: Any = None  # what a converted file says of itself (convert/load.py)
         self.layers = nn.Module()
-        self._sequence: list[tuple[Node, Layer]] = []
-        plan = plan_net(graph, input_shapes)
-        for key, node in zip(_module_keys(graph), graph.nodes, strict=True):
-            layer = plan.layers[node.name]
+        self._keys: dict[str, Node] = dict(zip(_module_keys(graph), graph.nodes, strict=True))
+        plan = plan_net(graph, shapes_by_name(input_shapes or {}, graph))
+        for key, node in self._keys.items():
             # add_module would refuse a layer named like one of Module's own attributes ("data", "type").
-            self.layers._modules[key] = layer
-            self._sequence.append((node, layer))
+            self.layers._modules[key] = plan.layers[node.name]
         self.shapes = plan.shapes
         self.blob_specs = plan.specs
         self.owners = plan.owners
@@ -79,9 +79,66 @@ class CaffeNet(nn.Module):
             top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names
         )
         self._whole_numbers = self._find_whole_numbers()
-        self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
+        self._intake = self.make_intake()
+        # What a net without parameters computes in: float32, as Caffe, until `half()`, `to()` and the like.
+        self._dtype, self._device = torch.float32, torch.device("cpu")
         for layer in self.stateful_layers:
             layer.carry_state = carry_state
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def _sequence(self) -> list[tuple[Node, Any]]:
+        """Each node with what `layers` holds for it now: its layer, or the module that was put in its place."""
+        held = self.layers._modules
+        if len(held) != len(self._keys):
+            for key in held:
+                if key not in self._keys:
+                    raise GraphError(
+                        f"net {self.graph.name!r}: layers.{key} belongs to no layer of the net and would not run; "
+                        "put it in the place of one"
+                    )
+        return [(node, self._layer(key, node, held.get(key))) for key, node in self._keys.items()]
+
+    def _layer(self, key: str, node: Node, module: nn.Module | None) -> Any:
+        if module is None:
+            raise GraphError(
+                f"{node.name} ({node.type}): is gone from the net's layers; "
+                f"to pass its bottom on, put torch.nn.Identity() at layers.{key}"
+            )
+        if isinstance(module, Layer) and (module.node is node or module.node == node):
+            return module
+        return Placed(node, module)
+
+    def refuse_changes(self, what: str) -> None:
+        """Raise GraphError, by layer name, where `layers` no longer holds what the net's text says.
+
+        ``what`` is what cannot be done with such a net.
+        """
+        for change in self._changes():
+            raise GraphError(f"{change}, so the net cannot be {what}")
+        for _, layer in self._sequence:
+            layer.refuse_unread_parameters()
+
+    def _changes(self) -> Iterator[str]:
+        for node, layer in self._sequence:
+            where = f"{node.name} ({node.type}):"
+            if isinstance(layer, Placed):
+                yield f"{where} holds a {layer.kind} now"
+                continue
+            for spec in self.blob_specs[node.name]:
+                # A blob that is computed (int8 weights, weight norm) is none of the parameters, and keeps its shape.
+                blob = layer._parameters.get(spec.name, layer)
+                if blob is None:
+                    yield f"{where} {spec.name} is None now"
+                elif isinstance(blob, Tensor) and tuple(blob.shape) != spec.shape:
+                    yield f"{where} {spec.name} is {show_shape(tuple(blob.shape))} now, not {show_shape(spec.shape)}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CaffeNet:
+        super()._apply(fn, recurse)
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        self._dtype, self._device = probe.dtype, probe.device
+        return self
 
     # ------------------------------------------------------------------ parameters
 
@@ -134,7 +191,10 @@ class CaffeNet(nn.Module):
         for node, layer in self._sequence:
             if node.name == name:
                 return layer
-        raise GraphError(f"layer {name!r} is not in net {self.graph.name!r}")
+        known = [node.name for node in self.graph]
+        raise GraphError(
+            f"layer {name!r} is not in net {self.graph.name!r}{did_you_mean(name, known)}; it has {names(known)}"
+        )
 
     def fast(
         self, precision: str = "float32", *, compile: bool = False, tell: Callable[[str], None] | None = None
@@ -169,21 +229,22 @@ class CaffeNet(nn.Module):
 
     def forward(
         self,
-        given: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Tensor] | Tensor | None = None,
         *,
         blobs: Iterable[str] | None = None,
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Run the net and return its outputs, or the blobs asked for, by Caffe's names.
 
-        Inputs come by keyword or, where a name is no keyword, in one mapping.  Raises IlgnetError for an
-        input that is absent, and GraphError for a blob the net has not.
+        Inputs come by keyword or, where a name is no keyword, in one mapping; the only input of a net may come
+        by itself.  Raises IlgnetError for an input that is absent, that the net has not, or that is of another
+        rank or layout, and GraphError for a blob the net has not.
         """
-        return self.run({**(given or {}), **inputs}, blobs, with_loss=False).blobs
+        return self.run(self._intake.named(given, inputs), blobs, with_loss=False).blobs
 
-    def loss(self, given: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> Tensor:
+    def loss(self, given: Mapping[str, Tensor] | Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Run the net and return the weighted sum of its losses, ready for ``backward()``."""
-        loss = self.run({**(given or {}), **inputs}, ()).loss
+        loss = self.run(self._intake.named(given, inputs), ()).loss
         if loss is None:
             raise GraphError(f"net {self.graph.name!r} has no loss layer in phase {self.graph.phase}")
         return loss
@@ -192,9 +253,10 @@ class CaffeNet(nn.Module):
         self, inputs: Mapping[str, Tensor], blobs: Iterable[str] | None = None, *, with_loss: bool = True
     ) -> Pass:
         """Run the net once for some blobs (default: its outputs) and, with ``with_loss``, all its losses."""
+        inputs = self._intake.tensors(inputs)
         if not torch.compiler.is_compiling():
-            self._check_sizes(inputs)
-        wanted = self.outputs if blobs is None else tuple(blobs)
+            self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
+        wanted = self.outputs if blobs is None else self._wanted(blobs)
         steps = self.steps(wanted, with_loss)
         last_use = {value: index for index, (node, _) in enumerate(steps) for value in node.bottoms}
         keep = set(wanted)
@@ -204,6 +266,9 @@ class CaffeNet(nn.Module):
         for index, (node, layer) in enumerate(steps):
             if layer.is_input:
                 values.update((top, self._input(inputs, top)) for top in node.tops if top in read)
+                if isinstance(layer, Placed):
+                    fed = [top for top in node.tops if top in values]
+                    values.update(zip(fed, layer(*(values[top] for top in fed)), strict=True))
                 continue
             if layer.may_be_fed and not set(inputs).isdisjoint(node.top_names):
                 values.update(self._fed_or_made(node, layer, inputs))
@@ -212,7 +277,10 @@ class CaffeNet(nn.Module):
             for position in layer.stopped_bottoms:
                 bottoms[position] = bottoms[position].detach()
             layer.refresh_borrowed()
+            layer.refuse_unread_parameters()
             tops = layer(*bottoms)
+            if not bottoms:  # DummyData draws float32, whatever the net computes in
+                tops = tuple(self._as_computed(top) for top in tops)
             values.update(zip(node.tops, tops, strict=False))
             if with_loss:
                 for weight, top in zip(layer.loss_weights(), tops, strict=False):
@@ -229,12 +297,8 @@ class CaffeNet(nn.Module):
 
         Raises LayerError where a layer cannot take that size.
         """
-        wanted = {**(given or {}), **shapes}
-        for name in wanted:
-            if name not in (*self.inputs, *self.optional_inputs):
-                raise GraphError(
-                    f"{name!r} is no input of net {self.graph.name!r}; it has {_names(self.inputs)}"
-                )
+        self.refuse_changes("planned; run it to see its blobs")
+        wanted = shapes_by_name({**(given or {}), **shapes}, self.graph)
         return plan_net(self.graph, {**{n: self.shapes[n] for n in self.inputs}, **wanted}).shapes
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
@@ -245,10 +309,7 @@ class CaffeNet(nn.Module):
 
     def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Layer]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
-        known = {top for node, _ in self._sequence for top in node.tops}
-        for name in wanted:
-            if name not in known:
-                raise GraphError(f"blob {name!r} is not in net {self.graph.name!r}; see blob_shapes()")
+        self._wanted(wanted)
         needed = set(wanted)
         steps = []
         for node, layer in reversed(self._sequence):
@@ -256,6 +317,9 @@ class CaffeNet(nn.Module):
                 needed.update(node.bottoms)
                 steps.append((node, layer))
         return steps[::-1]
+
+    def _wanted(self, blobs: Any) -> tuple[str, ...]:
+        return wanted_blobs(blobs, (top for node in self.graph for top in node.tops), self.graph.name)
 
     def _find_whole_numbers(self) -> frozenset[str]:
         """The inputs that are read only as labels or indices."""
@@ -273,42 +337,42 @@ class CaffeNet(nn.Module):
 
         Raises GraphError where there are several, or none: then no image enters the net.
         """
-        names = self.inputs_for(self.outputs)
-        if not names:
+        found = self.inputs_for(self.outputs)
+        if not found:
             made = [f"{node.name} ({node.type})" for node, _ in self.steps(self.outputs) if not node.bottoms]
             raise GraphError(
                 f"net {self.graph.name!r} takes no input, so no image enters it; its data come from "
                 f"{', '.join(made)}: put an Input layer there, or convert the net with the shape of that top "
                 "(--shape TOP=N,C,H,W)"
             )
-        if len(names) > 1:
+        if len(found) > 1:
             raise GraphError(
-                f"net {self.graph.name!r} takes {len(names)} inputs ({_names(names)}); images fit only a net with one"
+                f"net {self.graph.name!r} takes {len(found)} inputs ({names(found)}); images fit only a net with one"
             )
-        return names[0]
+        return found[0]
 
-    def take_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs that the outputs depend on, as tensors of the net's own kind, their sizes checked."""
-        self._check_sizes(inputs)
-        return {name: self._input(inputs, name) for name in self.inputs_for(self.outputs)}
+    def make_intake(self) -> Intake:
+        """Return what checks a call's inputs by this net's names and shapes."""
+        optional = {
+            name: self.shapes[value]
+            for node, layer in self._sequence
+            if layer.may_be_fed
+            for value, name in zip(node.tops, node.top_names, strict=True)
+        }
+        own = {name: self.shapes[name] for name in self.inputs}
+        return Intake(self.graph, own, self.blob_specs, optional)
 
-    def _check_sizes(self, inputs: Mapping[str, Tensor]) -> None:
-        """Refuse, by layer name, inputs of a size that the weights do not fit; each size is checked once."""
-        names = (*self.inputs, *self.optional_inputs)
-        sizes = {name: tuple(inputs[name].shape) for name in names if name in inputs}
-        key = tuple(sizes.items())
-        if key in self._accepted:
-            return
-        plan = plan_net(self.graph, {**{name: self.shapes[name] for name in self.inputs}, **sizes})
-        for name, specs in plan.specs.items():
-            for spec, own in zip(specs, self.blob_specs[name], strict=True):
-                if spec.shape != own.shape:
-                    raise plan.layers[name].error(
-                        f"{spec.name} would be {show_shape(spec.shape)} for inputs of this size "
-                        f"({', '.join(f'{key} {show_shape(size)}' for key, size in sizes.items())}), "
-                        f"but is {show_shape(own.shape)}; give the size the net was made for"
-                    )
-        self._accepted.add(key)
+    @property
+    def computes_in(self) -> tuple[torch.dtype, torch.device]:
+        """The type and device of the first float parameter; without any, float32 on the CPU unless moved."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype, parameter.device
+        return self._dtype, self._device
+
+    def _as_computed(self, value: Tensor) -> Tensor:
+        dtype, device = self.computes_in
+        return value if value.dtype == dtype and value.device == device else value.to(device, dtype)
 
     def _fed_or_made(
         self, node: Node, layer: Layer, inputs: Mapping[str, Tensor]
@@ -318,18 +382,10 @@ class CaffeNet(nn.Module):
             yield value, self._input(inputs, name) if name in inputs else made
 
     def _input(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
-        if name not in inputs:
-            raise IlgnetError(f"input {name!r} is missing; the net takes {_names(self.inputs)}")
-        value = inputs[name]
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(value)
-        parameter = next(self.parameters(), None)
-        if parameter is None:
-            return value
-        dtype = torch.float32 if name in self._whole_numbers else parameter.dtype
-        if value.dtype != dtype or value.device != parameter.device:
-            value = value.to(device=parameter.device, dtype=dtype)
-        return value
+        dtype, device = self.computes_in
+        return self._intake.value(
+            inputs, name, torch.float32 if name in self._whole_numbers else dtype, device
+        )
 
 
 def _module_keys(graph: Graph) -> list[str]:
@@ -346,7 +402,3 @@ def _module_keys(graph: Graph) -> list[str]:
 def _tensor(array: np.ndarray) -> Tensor:
     """Wrap an array without a copy where it is float32 already."""
     return torch.from_numpy(np.asarray(array, dtype=np.float32))
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"

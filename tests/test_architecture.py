@@ -25,9 +25,11 @@ ROOMS = {
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},
     "weights": {"errors", "graph", "layers"},
-    "plan": {"graph", "layers"},
+    "plan": {"errors", "graph", "layers"},
+    "calls": {"errors", "graph", "layers", "plan"},
+    "placed": {"errors", "graph", "layers"},
     # `CaffeNet.fast` imports the room that is built on it when it is called, and only then.
-    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "fast"},
+    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "calls", "placed", "fast"},
     "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "weights"},
 }
 LATER = {  # rooms built on nets; none of them imports the command line

@@ -102,6 +102,8 @@ def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for text in texts:
         name, _, dims = text.rpartition("=")
+        if name in shapes:
+            raise IlgnetError(f"--shape {text}: the shape of {name} is given twice; give it once")
         try:
             shapes[name] = tuple(int(part) for part in dims.replace("x", ",").split(","))
         except ValueError:

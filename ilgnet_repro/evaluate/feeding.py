@@ -18,6 +18,7 @@ from ..feeding.sources import SOURCES
 from ..graph.node import Graph, Node
 from ..layers.base import Shape
 from ..layers.registry import layer_types, make_layer
+from ..plan import by_input
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -55,6 +56,15 @@ class TestFeed:
         for name in arrays:
             if name not in tops:
                 raise DataError(f"array {name!r}: the net takes {', '.join(sorted(tops)) or 'no arrays'}")
+        by_input(graph, shapes or {})
+        for node in nodes:
+            for top in node.tops:
+                if node.type in SOURCES and top in (shapes or {}):
+                    raise LayerError(
+                        node.name,
+                        node.type,
+                        f"the shape of {top!r} is that of its source's rows; leave it out",
+                    )
         self._readers: list[_Reader] = [
             _Rows(Stream(node, Path(root), seed), workers if node.type != "HDF5Data" else 1)
             if node.type in SOURCES

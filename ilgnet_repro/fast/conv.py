@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.base import Layer, Shape
+from .copies import pack
 
 
 def can_pack(layer: Layer) -> bool:
@@ -30,7 +31,8 @@ class Conv(nn.Module):
         self.geometry = (list(layer.pad), list(layer.stride), list(layer.dilation), layer.group)
         self.attribute = "relu" if relu else "none"
         weight = layer.blob("weight").detach().contiguous(memory_format=torch.channels_last)
-        weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(bottom))
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        weight, self.held = pack(weight, lambda own: reorder(own, *self.geometry, list(bottom)))
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)

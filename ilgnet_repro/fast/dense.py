@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..conversion.precision import WEIGHT, output_axis, reduced_blob
 from ..layers.base import Layer, Shape
+from .copies import pack
 from .quantise import Plane, reduce_rows
 
 SMALLEST_REDUCED = 1 << 20  # weights; a layer of as many or fewer costs no time worth an error
@@ -38,7 +39,7 @@ class Dense(nn.Module):
         self.relu = relu
         is_picture = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
         self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_picture else None
-        bias = layer.blob("bias").detach() if layer.param.bias_term else None
+        bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", None, persistent=False)
         self.lay_out(layer)
@@ -50,9 +51,10 @@ class Dense(nn.Module):
     def _pack(self, weight: Tensor, can_pack: bool) -> None:
         weight = self.in_channels_last(weight)
         if can_pack:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+            reorder = torch.ops.mkldnn._reorder_linear_weight
+            self.packed, self.held = pack(weight, lambda own: reorder(own, PACKED_FOR))
         else:
-            self.register_buffer("weight", weight, persistent=False)
+            self.register_buffer("weight", weight.clone(), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         lead = x.shape[: self.start]
@@ -129,9 +131,10 @@ class Int8Dense(Dense):
         stored = reduced_blob(layer, WEIGHT)
         if stored is None or stored.scale is None or stored.axis != 0:
             stored = reduce_rows(_rows(layer), "int8", self.plane)
-        weight = self.in_channels_last(stored.values)
+        assert stored.scale is not None
+        weight = self.in_channels_last(stored.values).clone()
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("scale", stored.scale, persistent=False)
+        self.register_buffer("scale", stored.scale.clone(), persistent=False)
         self.register_buffer("ones", torch.ones(len(weight), dtype=torch.bfloat16), persistent=False)
         # The kernel walks whole vectors of weights.
         self.is_aligned = weight.shape[1] % 64 == 0 and weight.shape[0] % 16 == 0

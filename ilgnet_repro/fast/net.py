@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..calls import wanted_blobs
 from ..errors import GraphError, IlgnetError
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
 from .compiled import compile_runs
@@ -17,6 +18,7 @@ from .steps import Step, folded, per_picture, plan_steps, run_steps
 if TYPE_CHECKING:
     from ..net import CaffeNet
 
+_CPU = torch.device("cpu")
 Tell = Callable[[str], None]
 
 
@@ -39,12 +41,18 @@ def make_fast(
             f"net {net.graph.name!r} was loaded with carry_state; a fast net starts each pass of RNN and LSTM "
             "from zeros; load it without, or run the exact net"
         )
+    net.refuse_changes("made fast")
     for name, blobs in net.params.items():
         if any(blob.device.type != "cpu" or blob.dtype != torch.float32 for blob in blobs):
             raise GraphError(
                 f"net {net.graph.name!r}: blobs of {name} are {blobs[0].dtype} on {blobs[0].device}; "
                 "the fast path takes float32 on the CPU"
             )
+    dtype, device = net.computes_in
+    if (dtype, device.type) != (torch.float32, "cpu"):
+        raise GraphError(
+            f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
+        )
     before = mapped_pages()
     fast = FastNet(net, precision, compile, tell or (lambda message: None))
     hand_back_freed_memory()  # the weights were there in several forms
@@ -65,7 +73,9 @@ class FastNet(nn.Module):
     halve and int8 quarters what a picture reads.  With float16 only the weights lose bits; with the other
     two the activations and sums of those layers do too.  Layers that treat each picture by itself run on a
     few pictures at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
-    The weights are a copy: later changes to the exact net are not seen.  RNN and LSTM start each pass from zeros.
+    The weights are a copy: later changes to the exact net are not seen.  They stand in forms of this processor's
+    own, so that a fast net is neither moved, converted, copied nor saved: the exact net is, and is made fast again.
+    RNN and LSTM start each pass from zeros.
     """
 
     exact: CaffeNet
@@ -78,6 +88,8 @@ class FastNet(nn.Module):
         self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
         self.compile_seconds = 0.0
         self._needed = net.inputs_for(net.outputs)
+        self._inputs_for = {name: net.inputs_for((name,)) for name in net.outputs}
+        self._intake = net.make_intake()
         with torch.no_grad():
             steps = plan_steps(folded(net), precision)
         self._trunk, self._heads = per_picture(steps, self._needed)
@@ -89,23 +101,20 @@ class FastNet(nn.Module):
     @torch.inference_mode()
     def forward(
         self,
-        given: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Tensor] | Tensor | None = None,
         *,
         blobs: Iterable[str] | None = None,
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Run the net and return its outputs, or those of them asked for, by Caffe's names.
 
-        Raises IlgnetError for an input that is absent, GraphError for a blob that is no output: the fast
-        path does not make all of the others.
+        Raises IlgnetError for an input that is absent or that the net has not, GraphError for a blob that is no
+        output: the fast path does not make all of the others.
         """
-        wanted = self.outputs if blobs is None else tuple(blobs)
-        for name in wanted:
-            if name not in self.outputs:
-                raise GraphError(
-                    f"blob {name!r} is no output of net {self.graph.name!r}; ask the exact net for it"
-                )
-        values = self.exact.take_inputs({**(given or {}), **inputs})
+        wanted = self.outputs if blobs is None else self._wanted(blobs)
+        inputs = self._intake.tensors(self._intake.named(given, inputs))
+        self._intake.check_sizes(inputs, by_plan=lambda: True)
+        values = {name: self._intake.value(inputs, name, torch.float32, _CPU) for name in self._needed}
         for name, value in values.items():
             if value.dim() == 4:
                 values[name] = value.contiguous(memory_format=torch.channels_last)
@@ -114,13 +123,45 @@ class FastNet(nn.Module):
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
-        return self.exact.inputs_for(wanted)
+        used = {name for blob in self._wanted(wanted) for name in self._inputs_for[blob]}
+        return tuple(name for name in self.inputs if name in used)
 
     def image_input(self) -> str:
         """Return the one input that the outputs depend on, as `CaffeNet.image_input`."""
         return self.exact.image_input()
 
-    def deviation(self, given: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> dict[str, float]:
+    def _wanted(self, blobs: Iterable[str]) -> tuple[str, ...]:
+        listed = "ask the exact net for it; the outputs are"
+        return wanted_blobs(blobs, self.outputs, self.graph.name, "no output of net", listed)
+
+    # ------------------------------------------------------------------ what a copy in its own form cannot do
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastNet:
+        """Pass over what changes nothing (``float()``, ``cpu()``), refuse everything else by which modules move."""
+        probe = fn(torch.empty(0))
+        if probe.dtype != torch.float32 or probe.device != _CPU or probe.is_shared():
+            raise self._refusal("converted, moved or shared")
+        return self
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse: the weights are packed."""
+        raise self._refusal("saved as a state_dict")
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse: the weights are packed."""
+        raise self._refusal("given a state_dict")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._refusal("copied or pickled")
+
+    def _refusal(self, what: str) -> GraphError:
+        return GraphError(
+            f"net {self.graph.name!r}: a fast net cannot be {what}; do it with the exact net, and make that fast"
+        )
+
+    def deviation(
+        self, given: Mapping[str, Tensor] | Tensor | None = None, **inputs: Tensor
+    ) -> dict[str, float]:
         """Return each output's largest absolute difference from the exact net's, for these inputs."""
         with torch.inference_mode():
             exact = self.exact(given, **inputs)

@@ -14,6 +14,7 @@ from ..layers.base import Layer
 from ..net import CaffeNet
 from ..schema import caffe_pb2 as pb
 from .conv import Conv, can_pack
+from .copies import own_copy
 from .dense import fast_dense
 from .lrn import LRN
 
@@ -59,7 +60,7 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
         relu = _relu_behind(net, node)
         module = _fast_module(net, node, layer, precision, relu is not None)
         if module is None or relu is None:
-            steps.append(Step(module or layer, bottoms, node.tops))
+            steps.append(Step(module or own_copy(layer), bottoms, node.tops))
         else:
             joined.add(relu.name)
             steps.append(Step(module, bottoms, relu.tops))

@@ -171,15 +171,19 @@ class Layer(nn.Module):
         self.node = node
         self.blob_names: list[str] = []
         self._borrowed: tuple[tuple[str, Layer, int, Shape], ...] = ()
-        # `propagate_down: false` keeps gradients from a bottom.
-        self.stopped_bottoms = tuple(
+        self.stopped_bottoms = self.find_stopped(node)
+        self._check_counts()
+        self._check_fields()
+        self._set_up(ranks)
+
+    @staticmethod
+    def find_stopped(node: Node) -> tuple[int, ...]:
+        """Return the bottoms that `propagate_down: false` keeps gradients from."""
+        return tuple(
             index
             for index, propagate in enumerate(node.layer.propagate_down)
             if not propagate and index < len(node.bottoms)
         )
-        self._check_counts()
-        self._check_fields()
-        self._set_up(ranks)
 
     def _set_up(self, ranks: Sequence[int] | None) -> None:
         if not _takes_ranks(self.setup):
@@ -269,8 +273,20 @@ class Layer(nn.Module):
     def refresh_borrowed(self) -> None:
         """Take the views anew, so that gradients of this pass reach the owner."""
         for name, owner, index, shape in self._borrowed:
+            if name in self._parameters:  # the caller gave this layer a parameter of its own
+                continue
             # Past Module.__setattr__, which would keep a reference to the owner as a submodule's state.
             object.__setattr__(self, name, owner.blobs[index].view(shape))
+
+    def refuse_unread_parameters(self) -> None:
+        """Raise LayerError for a parameter that was put here under a name that this layer does not read.
+
+        Hooks that compute a blob from parameters of their own (pruning, weight norm) may add such names.
+        """
+        for name in self._parameters:
+            if name not in self.blob_names and not self._forward_pre_hooks:
+                blobs = ", ".join(self.blob_names) or "none"
+                raise self.error(f"does not read a parameter {name!r}; its blobs are {blobs}")
 
     @property
     def blobs(self) -> list[Tensor]:

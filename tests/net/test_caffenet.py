@@ -127,11 +127,13 @@ REFUSED = [
     ("input missing", lambda net: net(), "input 'data' is missing; the net takes 'data'"),
     (
         "no such blob", lambda net: net(data=torch.zeros(1, 3, 9, 7), blobs=["conv2"]),
-        "blob 'conv2' is not in net 'small'; see blob_shapes()",
+        "blob 'conv2' is not in net 'small' (did you mean conv?); "
+        "it has 'data', 'conv@conv.1', 'conv', 'pool', 'norm', 'gap', 'ip', 'prob'",
     ),
     ("no such input", lambda net: net.blob_shapes(image=(1, 3, 9, 7)), "'image' is no input of net 'small'; it has 'data'"),
     ("no loss", lambda net: net.loss(data=torch.zeros(1, 3, 9, 7)), "net 'small' has no loss layer in phase TEST"),
-    ("no such layer", lambda net: net.layer("fc"), "layer 'fc' is not in net 'small'"),
+    ("no such layer", lambda net: net.layer("fc"), "layer 'fc' is not in net 'small'; "
+     "it has 'data', 'conv.1', 'type', 'pool', 'norm', 'gap', 'ip', 'prob'"),
 ]  # fmt: skip
 
 
@@ -149,5 +151,5 @@ def test_a_size_that_does_not_fit_the_weights_is_refused_by_layer() -> None:
         net(data=torch.zeros(1, 3, 30, 20))
     assert str(caught.value) == (
         "ip (InnerProduct): weight would be 5x504 for inputs of this size (data 1x3x30x20), but is 5x48; "
-        "give the size the net was made for"
+        "give the size the net was made for (data 2x3x9x7)"
     )

@@ -1,0 +1,199 @@
+"""What a caller hands to a net: inputs by name or in place, and names of blobs, each one checked by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import GraphError, IlgnetError, LayerError, did_you_mean
+from .graph.node import Graph
+from .graph.sharing import show_shape
+from .layers.base import BlobSpec, Shape
+from .plan import by_input, plan_net
+
+LISTED = 20  # names in a message
+
+
+class Intake:
+    """The inputs of a net: their names, the shapes it was made for, and the sizes known to fit its weights."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        shapes: Mapping[str, Shape],
+        specs: Mapping[str, list[BlobSpec]],
+        optional: Mapping[str, Shape],
+    ) -> None:
+        """Take the inputs' own ``shapes``, and those of what may be fed and is made up otherwise (``optional``)."""
+        self.graph, self.shapes, self.specs = graph, shapes, specs
+        self.all_shapes = {**shapes, **optional}
+        # An input that an in-place layer follows is another value, of the same name in the text.
+        self._values = {
+            name: value
+            for node in graph
+            for name, value in zip(node.top_names, node.tops, strict=True)
+            if value in shapes
+        }
+        self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
+
+    def named(self, given: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs by name, from a mapping, keywords, or the one input of a net by itself.
+
+        Raises GraphError for one given twice, or by itself to a net of several.
+        """
+        if given is None:
+            given = {}
+        elif not isinstance(given, Mapping):
+            own = self.shapes or self.all_shapes
+            if len(own) != 1:
+                raise GraphError(
+                    f"net {self.graph.name!r} has {len(own)} inputs, so each is given by its name; "
+                    f"it takes {names(own)}"
+                )
+            given = dict.fromkeys(own, given)
+        for name in given:
+            if name in keywords:
+                raise GraphError(f"input {name!r} is given twice; give it once")
+        return {**given, **keywords}
+
+    def tensors(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return inputs as tensors of their own types.  Raises GraphError for a name that is no input of the net."""
+        found = {}
+        for name in inputs:
+            value = self._values.get(name, name)
+            if value not in self.all_shapes:
+                blobs = {top for node in self.graph for top in node.tops}
+                what = "a blob that the net computes, not an input" if name in blobs else "no input"
+                raise GraphError(
+                    f"{name!r} is {what} of net {self.graph.name!r}{_meant(name, self.all_shapes)}; "
+                    f"it has {names(self.all_shapes)}"
+                )
+            found[value] = _tensor(name, inputs[name])
+        return found
+
+    def value(
+        self, inputs: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return an input in a type and on a device.  Raises IlgnetError for one that is absent."""
+        if name not in inputs:
+            raise IlgnetError(f"input {name!r} is missing; the net takes {names(self.shapes)}")
+        value = inputs[name]
+        return (
+            value if value.dtype == dtype and value.device == device else value.to(device=device, dtype=dtype)
+        )
+
+    def check_sizes(self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]) -> None:
+        """Refuse inputs of another rank or layout and, ``by_plan``, of a size that the weights do not fit.
+
+        Each size is checked once.
+        """
+        sizes = {name: tuple(inputs[name].shape) for name in self.all_shapes if name in inputs}
+        key = tuple(sizes.items())
+        if key in self._accepted:
+            return
+        for name, size in sizes.items():
+            self._check_layout(name, size)
+        if not by_plan():
+            return
+        own = _shown({name: self.all_shapes[name] for name in sizes})
+        try:
+            plan = plan_net(self.graph, {**self.shapes, **sizes})
+        except LayerError as error:
+            told = str(error).removeprefix(f"{error.layer} ({error.type}): ")
+            told += f" (inputs: {_shown(sizes)}; the net was made for {own})"
+            raise LayerError(error.layer, error.type, told) from error
+        for name, specs in plan.specs.items():
+            for spec, blob in zip(specs, self.specs[name], strict=True):
+                if spec.shape != blob.shape:
+                    raise plan.layers[name].error(
+                        f"{spec.name} would be {show_shape(spec.shape)} for inputs of this size "
+                        f"({_shown(sizes)}), but is {show_shape(blob.shape)}; "
+                        f"give the size the net was made for ({own})"
+                    )
+        self._accepted.add(key)
+
+    def _check_layout(self, name: str, size: Shape) -> None:
+        own = self.all_shapes[name]
+        where = f"input {name!r} of net {self.graph.name!r} is {show_shape(size)}"
+        if len(size) != len(own):
+            batch = "; add the batch axis in front (x[None])" if size == own[1:] else ""
+            raise GraphError(
+                f"{where}, of {len(size)} axes; it takes {len(own)}, as {show_shape(own)}{batch}"
+            )
+        if len(own) == 4 and size[1:] != own[1:] and size[1:] == (*own[2:], own[1]):
+            raise GraphError(
+                f"{where}, which is N x H x W x C; it takes N x C x H x W, as {show_shape(own)}: "
+                "permute it (0, 3, 1, 2)"
+            )
+
+
+def wanted_blobs(
+    blobs: Any, known: Iterable[str], net: str, what: str = "not in net", listed: str = "it has"
+) -> tuple[str, ...]:
+    """Return the names of blobs asked for, a single one or several.  Raises GraphError for one that is not known."""
+    if isinstance(blobs, str):
+        blobs = (blobs,)
+    try:
+        wanted = tuple(blobs)
+    except TypeError:
+        raise GraphError(f"blobs={blobs!r}: give a list of names") from None
+    known = list(known)
+    for name in wanted:
+        if name not in known:
+            raise GraphError(f"blob {name!r} is {what} {net!r}{_meant(name, known)}; {listed} {names(known)}")
+    return wanted
+
+
+def shapes_by_name(shapes: Mapping[str, Any], graph: Graph) -> dict[str, Shape]:
+    """Return shapes as tuples.  Raises GraphError for a name that is no input of the net, or what is no shape."""
+    result = {}
+    for name, shape in by_input(graph, shapes).items():
+        try:
+            result[name] = tuple(operator.index(size) for size in shape)
+        except TypeError:
+            raise GraphError(
+                f"the shape of input {name!r} is {shape!r}; give whole numbers, as (1, 3, 227, 227)"
+            ) from None
+    return result
+
+
+def names(known: Iterable[str]) -> str:
+    """List names as a message shows them."""
+    listed = [repr(name) for name in known]
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return ", ".join(listed[:LISTED]) + more if listed else "none"
+
+
+def _meant(name: Any, known: Iterable[str]) -> str:
+    return did_you_mean(name, known) if isinstance(name, str) else ""
+
+
+def _shown(shapes: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {show_shape(shape)}" for name, shape in shapes.items())
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else _from_array(name, value)
+    if tensor.is_complex():
+        raise IlgnetError(f"input {name!r} holds complex numbers; give real ones")
+    return tensor
+
+
+def _from_array(name: str, value: Any) -> Tensor:
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise ValueError
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        # torch takes neither foreign byte orders nor strides that run backwards, and warns of read-only arrays.
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+        return torch.as_tensor(array if array.flags.writeable else array.copy())
+    except (ValueError, TypeError, RuntimeError):
+        kind = type(value).__name__
+        raise IlgnetError(f"input {name!r} is a {kind} without numbers; give a tensor or an array") from None

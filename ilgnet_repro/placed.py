@@ -1,0 +1,71 @@
+"""A module that somebody put in the place of a net's layer: it runs there, and says what it cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import LayerError
+from .graph.node import Node
+from .layers.base import Layer
+from .layers.registry import layer_types
+
+
+class Placed:
+    """What `CaffeNet` asks of a layer, answered for any module; made anew at each pass, and never kept."""
+
+    has_state = shaped_by_values = may_be_fed = False
+    index_bottoms: tuple[int, ...] = ()
+    no_onnx = no_source = "it is no Caffe layer"
+
+    def __init__(self, node: Node, module: nn.Module) -> None:
+        self.node, self.module = node, module
+        self.kind = type(module).__name__
+        self._type = layer_types()[node.type]
+        self.is_input = self._type.is_input
+        self.blob_names = [name for name, _ in module.named_parameters()]
+        self.stopped_bottoms = Layer.find_stopped(node)
+
+    def __call__(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        """Run the module; a tensor is one top, a tuple or list several."""
+        found = self.module(*bottoms)
+        tops = (found,) if isinstance(found, Tensor) else found
+        if not isinstance(tops, (tuple, list)) or not all(isinstance(top, Tensor) for top in tops):
+            raise self.error(
+                f"{self.kind} gives a {type(found).__name__}; a layer gives a tensor, or a tuple of them"
+            )
+        wanted = len(bottoms) if self.is_input else len(self.node.tops)
+        if len(tops) != wanted and wanted:
+            raise self.error(f"{self.kind} gives {len(tops)} values for {wanted} tops; give one each")
+        return tuple(tops)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    @property
+    def blobs(self) -> list[Tensor]:
+        """The module's parameters."""
+        return list(self.module.parameters())
+
+    def refresh_borrowed(self) -> None:
+        """Do nothing: a module has its own parameters."""
+
+    def refuse_unread_parameters(self) -> None:
+        """Do nothing: a module reads its parameters itself."""
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """The weight of each top in the net's loss, as the layer's own."""
+        return tuple(self.node.layer.loss_weight) or ((1.0,) if self._type.is_loss else ())
+
+    def error(self, message: str) -> LayerError:
+        """Make a LayerError that names the layer."""
+        return LayerError(self.node.name, self.node.type, message)
+
+    def onnx(self, graph: Any, *bottoms: str) -> list[str]:
+        """Refuse: only Caffe's layers can be written."""
+        raise self.error(f"holds a {self.kind} now, which cannot be written as ONNX")
+
+    def source(self, code: Any, *bottoms: str) -> list[str]:
+        """Refuse: only Caffe's layers can be written."""
+        raise self.error(f"holds a {self.kind} now, which cannot be written as Python")

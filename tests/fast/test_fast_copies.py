@@ -1,0 +1,126 @@
+"""A fast net has memory of its own: whatever becomes of the exact net, its numbers stay; it itself stays where it is."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import ilgnet_repro as ir
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net
+
+# Every kind of step: packed and plain convolutions, dense layers, layers that run as they are, folded ones.
+TEXT = """name: "mixed"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 8 dim: 6 } } }
+layer { name: "c1" type: "Convolution" bottom: "data" top: "c1"
+  convolution_param { num_output: 16 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "p" type: "PReLU" bottom: "c1" top: "p" }
+layer { name: "c2" type: "Convolution" bottom: "p" top: "c2"
+  convolution_param { num_output: 5 kernel_size: 3 bias_term: false weight_filler { type: "xavier" } } }
+BNdeconv
+layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip"
+  inner_product_param { num_output: 9 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.2 } } }
+layer { name: "out" type: "Sigmoid" bottom: "ip" top: "out" }"""
+DECONV = """layer { name: "d" type: "Deconvolution" bottom: "SOURCE" top: "d"
+  convolution_param { num_output: 4 kernel_size: 2 stride: 2 weight_filler { type: "xavier" } } }"""
+BN = """layer { name: "bn" type: "BatchNorm" bottom: "c2" top: "bn" }
+layer { name: "s" type: "Scale" bottom: "bn" top: "s" }"""
+TEXTS = {
+    "plain": TEXT.replace("BNdeconv", DECONV.replace("SOURCE", "c2")),
+    "folded": TEXT.replace("BNdeconv", BN + DECONV.replace("SOURCE", "s")),
+}
+
+
+def step(net) -> None:
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
+    net(torch.ones(2, 3, 8, 6))["out"][:, 0].sum().backward()
+    optimizer.step()
+
+
+def overwrite(net) -> None:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(float("nan"))
+
+
+CHANGES = {
+    "an optimizer's step": step,
+    "overwritten": overwrite,
+    "half": lambda net: net.half(),
+    "double": lambda net: net.double(),
+    "meta": lambda net: net.to("meta"),
+    "shared memory": lambda net: net.share_memory(),
+    "a state dict": lambda net: net.load_state_dict({k: v + 1 for k, v in net.state_dict().items()}),
+    "given back": lambda net: [setattr(p, "data", torch.empty(0)) for p in net.parameters()],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_no_change_of_the_exact_net_is_seen(text, change) -> None:
+    net = ir.load_net(parse_net(text), seed=4)
+    data = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(2))
+    if "bn" in net.params:
+        with torch.no_grad():
+            for blob, value in zip(net.params["bn"], (0.1, 0.9, 1.0), strict=True):
+                blob.fill_(value)
+    fast = net.fast()
+    wanted = fast(data)["out"].clone()
+    torch.testing.assert_close(wanted, net(data)["out"])
+    change(net)
+    junk = [torch.full((5000,), 7.0) for _ in range(50)]  # takes what was given back
+    torch.testing.assert_close(fast(data)["out"], wanted, rtol=0, atol=0)
+    assert len(junk) == 50
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
+def test_large_dense_layers_too(precision) -> None:
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 1100 } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+      inner_product_param { num_output: 1000 weight_filler { type: "xavier" } } }"""
+    net = ir.load_net(parse_net(text), seed=4)
+    fast = net.fast(precision)
+    wanted = fast(torch.ones(2, 1100))["ip"].clone()
+    overwrite(net)
+    torch.testing.assert_close(fast(torch.ones(2, 1100))["ip"], wanted, rtol=0, atol=0)
+
+
+def test_a_fast_net_does_not_touch_the_exact_one() -> None:
+    net = ir.load_net(parse_net(TEXTS["plain"]), seed=4)
+    exact = {id(p) for p in net.parameters()} | {p.data_ptr() for p in net.parameters()}
+    fast = net.fast()
+    held = [*fast.parameters(), *(b for b in fast.buffers() if b.layout == torch.strided)]
+    assert held
+    assert not exact & {id(p) for p in held}
+    assert not exact & {p.data_ptr() for p in held}
+
+
+REFUSED = {
+    "half": (lambda fast: fast.half(), "converted, moved or shared"),
+    "double": (lambda fast: fast.double(), "converted, moved or shared"),
+    "bfloat16": (lambda fast: fast.to(torch.bfloat16), "converted, moved or shared"),
+    "meta": (lambda fast: fast.to("meta"), "converted, moved or shared"),
+    "to_empty": (lambda fast: fast.to_empty(device="meta"), "converted, moved or shared"),
+    "share_memory": (lambda fast: fast.share_memory(), "converted, moved or shared"),
+    "state_dict": (lambda fast: fast.state_dict(), "saved as a state_dict"),
+    "load_state_dict": (lambda fast: fast.load_state_dict({}), "given a state_dict"),
+    "copy": (copy.copy, "copied or pickled"),
+    "deepcopy": (copy.deepcopy, "copied or pickled"),
+    "pickle": (pickle.dumps, "copied or pickled"),
+}
+
+
+@pytest.mark.parametrize(("use", "what"), REFUSED.values(), ids=REFUSED)
+def test_a_fast_net_stays_as_it_is(use, what) -> None:
+    fast = ir.load_net(parse_net(TEXTS["plain"]), seed=4).fast()
+    with pytest.raises(IlgnetError) as caught:
+        use(fast)
+    assert str(caught.value) == (
+        f"net 'mixed': a fast net cannot be {what}; do it with the exact net, and make that fast"
+    )
+    wanted = fast(torch.ones(1, 3, 8, 6))["out"]
+    for same in (fast.float(), fast.cpu(), fast.to("cpu"), fast.eval()):
+        torch.testing.assert_close(same(torch.ones(1, 3, 8, 6))["out"], wanted)

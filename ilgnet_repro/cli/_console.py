@@ -11,6 +11,7 @@ from ..errors import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Piped output is read by programs and in files: no row is cut for the sake of a screen.
 PIPED_WIDTH = 160
@@ -22,7 +23,10 @@ def results_console() -> Console:
 
 
 def make_console(file: IO[str], **options: Any) -> Console:
-    """A rich console that shows control characters and undecodable bytes of any text as escapes."""
+    """A rich console that shows text as it is: no markup or emoji in it, control characters as escapes.
+
+    What this package words itself may pass ``markup=True``, and `rich.markup.escape` what it puts in.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -30,7 +34,12 @@ def make_console(file: IO[str], **options: Any) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable_lines(text), **options)
 
-    return EscapingConsole(file=file, highlight=False, **options)
+    return EscapingConsole(file=file, highlight=False, markup=False, emoji=False, **options)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of one line: names come from files."""
+    table.add_row(*map(printable, cells))
 
 
 def say(*values: object, sep: str = " ", file: IO[str] | None = None, flush: bool = False) -> None:

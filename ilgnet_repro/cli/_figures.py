@@ -16,15 +16,18 @@ def print_report(report: Report) -> None:
     """Print the warnings, the accuracy beside the published one, all figures, verdicts and McNemar's test."""
     from rich.markup import escape
 
+    from ..errors import printable
     from ._console import results_console
 
     console = results_console()
     run = report.run
-    console.print(f"[bold]{escape(run.dataset)}, protocol {run.protocol}[/]: {escape(run.preprocessing)}")
-    console.print(f"weights: {escape(run.weights.name)}", soft_wrap=True)
-    console.print(f"computed by {escape(run.computed)}", soft_wrap=True)
+    console.print(
+        f"[bold]{escape(run.dataset)}, protocol {run.protocol}[/]: {escape(run.preprocessing)}", markup=True
+    )
+    console.print(f"weights: {printable(run.weights.name)}", soft_wrap=True)
+    console.print(f"computed by {printable(run.computed)}", soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True, markup=True)
     _headline(console, report)
     _figures(console, report)
     for verdict in report.verdicts:
@@ -33,13 +36,14 @@ def print_report(report: Report) -> None:
             f"{verdict.batches} batches equal ({verdict.expected_equal:.1f} by chance), {verdict.ours:,} against "
             f"{verdict.theirs:,} of {verdict.count:,} right, Fisher's exact p = {verdict.total_p:.3g}",
             soft_wrap=True,
+            markup=True,
         )
         for text in verdict.explanations:
-            console.print(f"  {escape(text)}", soft_wrap=True)
+            console.print(f"  {printable(text)}", soft_wrap=True)
     if report.mcnemar:
         test = report.mcnemar
         console.print(
-            f"beside {escape(report.other_name)} (McNemar): right only here {test.only_first:,}, "
+            f"beside {printable(report.other_name)} (McNemar): right only here {test.only_first:,}, "
             f"only there {test.only_second:,}, exact p = {test.exact_p:.3g}",
             soft_wrap=True,
         )

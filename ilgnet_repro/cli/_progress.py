@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..errors import printable
 from ._console import make_console
 
 
@@ -36,8 +37,8 @@ def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[i
             return Text("" if not unit or speed is None else f"{speed:,.1f} {unit}/s")
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), Rate())
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amount, TimeRemainingColumn())
     console = make_console(sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(printable(title), total=total)
         yield lambda done: progress.update(task, completed=done)

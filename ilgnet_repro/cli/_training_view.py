@@ -20,8 +20,13 @@ class TrainingView(Observer):
 
         self._console = make_console(sys.stderr)
         columns = (
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-            TextColumn("{task.fields[state]}"),
+            *(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            ),
+            TextColumn("{task.fields[state]}", markup=False),
         )
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task: Any = None
@@ -29,7 +34,7 @@ class TrainingView(Observer):
 
     def tell(self, topic: str, text: str) -> None:
         if topic in ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged"):
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
     def on_start(self, trainer: Trainer) -> None:
         total = trainer.settings.max_iter
@@ -47,7 +52,7 @@ class TrainingView(Observer):
     def on_test(self, trainer: Trainer, test: Test) -> None:
         values = "  ".join(f"{output.name} {output.value:.4f}" for output in test.outputs[:6])
         net = f" net {test.net}" if len(trainer.tester.nets) > 1 else ""
-        self._console.print(f"test at {test.iteration}{net}: {values}", markup=False, soft_wrap=True)
+        self._console.print(f"test at {test.iteration}{net}: {values}", soft_wrap=True)
 
     def on_finish(self, trainer: Trainer) -> None:
         self._progress.stop()

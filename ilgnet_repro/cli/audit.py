@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
-from ._console import results_console, say
+from ..errors import printable
+from ._console import add_row, results_console, say
 from ._options import add_net_options, read_shapes
 
 if TYPE_CHECKING:
@@ -86,11 +87,10 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
 
 def print_audit(found: Audit) -> None:
     """Print the findings as tables."""
-    from rich.markup import escape
     from rich.table import Table
 
     console = results_console()
-    table = Table(title=escape(f"{found.net or 'net'}, phase {found.phase}"), title_justify="left")
+    table = Table(title=printable(f"{found.net or 'net'}, phase {found.phase}"), title_justify="left")
     for column in ("layer", "type", "top shape"):
         table.add_column(column)
     for column in ("parameters", "multiply-adds"):
@@ -99,17 +99,17 @@ def print_audit(found: Audit) -> None:
     for row in found.layers:
         shapes = ", ".join("x".join(map(str, shape)) or "(scalar)" for shape in row.tops)
         remark = "NOT SUPPORTED" if row.problem else row.note
-        table.add_row(
-            escape(row.name), row.type, shapes, f"{row.parameters:,}" if row.parameters else "",
-            f"{row.multiply_adds:,}" if row.multiply_adds else "", escape(remark),
+        add_row(
+            table, row.name, row.type, shapes, f"{row.parameters:,}" if row.parameters else "",
+            f"{row.multiply_adds:,}" if row.multiply_adds else "", remark,
         )  # fmt: skip
     console.print(table)
     console.print(
         f"{found.parameters:,} parameters; a picture takes {found.multiply_adds:,} multiply-adds "
-        f"and {found.blob_bytes:,} bytes of blobs; outputs: {', '.join(found.outputs)}"
+        f"and {found.blob_bytes:,} bytes of blobs; outputs: {printable(', '.join(found.outputs))}"
     )
     for note in found.upgrades:
-        console.print(f"upgraded: {note}", markup=False)
+        console.print(printable(f"upgraded: {note}"))
     if found.sha256:
         console.print(
             f"weights: SHA-256 {found.sha256}: {found.release or 'not a file the ILGNet authors released'}"
@@ -120,6 +120,6 @@ def print_audit(found: Audit) -> None:
             f"weights: {len(fit.matched)} layers fit, {len(fit.missing)} missing, {len(fit.misshapen)} misshapen"
         )
         if fit.extra:
-            console.print(f"weights: not in the net, ignored: {', '.join(fit.extra)}", markup=False)
+            console.print(printable(f"weights: not in the net, ignored: {', '.join(fit.extra)}"))
     for problem in found.problems:
-        console.print(f"problem: {problem}", markup=False)
+        console.print(printable(f"problem: {problem}"))

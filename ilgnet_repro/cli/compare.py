@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
-from ._console import results_console
+from ..errors import printable
+from ._console import add_row, results_console
 
 if TYPE_CHECKING:
     from ..conversion.compare.comparison import BlobRow, Comparison
@@ -76,10 +77,14 @@ def _print(found: Comparison, show_all: bool) -> None:
 
     console = results_console()
     if found.failed is not None:
-        console.print(f"failed: {found.failed}", markup=False)
+        console.print(printable(f"failed: {found.failed}"))
         return
     parting = found.parting
-    table = Table(title=f"A {found.first}\nB {found.second}\ninputs {found.inputs}", title_justify="left")
+    title = (f"A {found.first}", f"B {found.second}", f"inputs {found.inputs}")
+    table = Table(
+        title="\n".join(map(printable, title)),
+        title_justify="left",
+    )
     for column, justify in (("blob", "left"), ("shape", "left"), ("largest difference", "right"),
                             ("mean difference", "right"), ("largest value", "right"), ("", "left")):  # fmt: skip
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -91,30 +96,29 @@ def _print(found: Comparison, show_all: bool) -> None:
         mark = "first to differ" if row is parting else "differs" if row.differs else ""
         if row.not_compared:
             mark = row.not_compared if row.agrees else f"not compared: {row.not_compared}"
-        table.add_row(row.blob, shape, f"{row.largest:.3g}", f"{row.mean:.3g}", f"{row.scale:.3g}", mark)
+        add_row(table, row.blob, shape, f"{row.largest:.3g}", f"{row.mean:.3g}", f"{row.scale:.3g}", mark)
     console.print(table)
     left_out = len(found.rows) - len(rows)
     if left_out:
         console.print(f"{left_out} more blobs agree better than these; --all lists them")
     for name, blobs in (("A", found.only_first), ("B", found.only_second)):
         if blobs:
-            console.print(f"only in {name}: {len(blobs)} blobs, such as {blobs[0]}", markup=False)
+            console.print(f"only in {name}: {len(blobs)} blobs, such as {printable(blobs[0])}")
     unknown = [row for row in found.rows if not row.agrees and not row.differs]
     if unknown:
         console.print(
-            f"{len(unknown)} of {len(found.rows)} blobs were not compared, such as {unknown[0].blob}: "
+            f"{len(unknown)} of {len(found.rows)} blobs were not compared, such as {printable(unknown[0].blob)}: "
             f"{unknown[0].not_compared}; give other inputs with --inputs",
-            markup=False,
         )
     if parting is None:
         if unknown:
             return
         console.print(f"all {len(found.rows)} blobs agree within {found.tolerance:g}")
     else:
+        blob = printable(parting.blob)
         differing = sum(row.differs for row in found.rows)
         console.print(
-            f"{differing} of {len(found.rows)} blobs differ by more than {found.tolerance:g}; the first is {parting.blob}",
-            markup=False,
+            f"{differing} of {len(found.rows)} blobs differ by more than {found.tolerance:g}; the first is {blob}"
         )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
-from ._console import results_console
+from ..errors import printable
+from ._console import add_row, results_console
 from ._options import add_net_options, add_preprocessing_options, read_preprocessing, read_shapes
 
 if TYPE_CHECKING:
@@ -175,25 +176,25 @@ def print_report(report: ConversionReport) -> None:
     if report.extra_layers:
         rows.append(("ignored", f"{', '.join(report.extra_layers)}: in the file, not in the net"))
     for row in rows:
-        about.add_row(*row)
+        add_row(about, *row)
     console.print(about)
 
     files = Table(title="written", title_justify="left")
     for column, justify in (("format", "left"), ("file", "left"), ("bytes", "right"), ("seconds", "right")):
         files.add_column(column, justify=justify)  # type: ignore[arg-type]
     for file in report.written:
-        files.add_row(file.format, file.path, f"{file.bytes:,}", f"{file.seconds:.2f}")
+        add_row(files, file.format, file.path, f"{file.bytes:,}", f"{file.seconds:.2f}")
     console.print(files)
     if report.verified:
         checks = Table(title="verified against the original arrays", title_justify="left")
         for column in ("file", "output", "largest difference", "inputs"):
             checks.add_column(column)
         for check in report.verified:
-            checks.add_row(check.file, check.blob, _number(check.largest), check.inputs)
+            add_row(checks, check.file, check.blob, _number(check.largest), check.inputs)
         console.print(checks)
         for check in report.verified:
             for text in check.not_compared:
-                console.print(f"{check.file}: not compared: {text}", markup=False)
+                console.print(printable(f"{check.file}: not compared: {text}"))
     if report.deviations:
         costs = Table(title=f"what {report.deviations[0].precision} dense weights cost", title_justify="left")
         for column in (
@@ -206,14 +207,14 @@ def print_report(report: ConversionReport) -> None:
         ):
             costs.add_column(column)
         for cost in report.deviations:
-            costs.add_row(
-                cost.blob, _number(cost.largest), _number(cost.mean), f"{cost.scale:.3g}",
+            add_row(
+                costs, cost.blob, _number(cost.largest), _number(cost.mean), f"{cost.scale:.3g}",
                 f"{cost.changed} of {cost.rows}", cost.inputs,
             )  # fmt: skip
         console.print(costs)
         for cost in report.deviations:
             if cost.not_compared:
-                console.print(f"not compared: {cost.blob}: {cost.not_compared}", markup=False)
+                console.print(printable(f"not compared: {cost.blob}: {cost.not_compared}"))
 
 
 def _number(value: float | None) -> str:

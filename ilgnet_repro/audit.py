@@ -23,7 +23,7 @@ from .graph.sharing import find_owners
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import make_layer
 from .schema import caffe_pb2 as pb
-from .weights import Fit, Owners, fit_weights
+from .weights import Fit, Owners, fit_weights, tell_kinds
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
@@ -95,6 +95,8 @@ def audit(
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
+    if weights is not None:
+        net = tell_kinds(net, weights.layers)
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
     net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)
@@ -183,7 +185,7 @@ def _audit_layer(
 def _idle_messages(node: Node) -> str:
     """Parameter messages of other layer types: Caffe reads past them, and so do we, but aloud."""
     try:
-        own = make_layer(node).message
+        own = make_layer(node, None).message  # the fields may need ranks, the message does not
     except LayerError:
         return ""
     always = {"transform_param", "loss_param", "scale_param" if node.type == "Bias" else ""}

@@ -18,7 +18,7 @@ from .layers.base import Shape
 from .layers.loss import InfogainLoss
 from .net import CaffeNet, plan_net
 from .schema import caffe_pb2 as pb
-from .weights import take_weights
+from .weights import FileLayer, take_weights, tell_kinds
 
 PathLike = str | os.PathLike[str]
 
@@ -32,6 +32,7 @@ def load_graph(
     ignore_fields: Iterable[str] = (),
     input_shapes: Mapping[str, Shape] | None = None,
     crop: str | None = None,
+    held: Iterable[FileLayer] = (),
 ) -> Graph:
     """Read a prototxt of any generation and return its graph.
 
@@ -39,6 +40,7 @@ def load_graph(
     caller knows not to matter; that of an unknown message stands for all that is in it.  A DummyData top with a
     shape in ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the
     text leaves it open: "bvlc" (0) or "geometry" (forks: from the layers).
+    ``held`` are the layers of the weights file: their blobs tell the kind of a layer whose text leaves it open.
     """
     if isinstance(prototxt, pb.NetParameter):
         net = prototxt
@@ -48,7 +50,7 @@ def load_graph(
             first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
             raise FormatError(f"{prototxt}: holds no layers{first}; is it a solver or another kind of text?")
     stages = tuple(stages)
-    text = upgrade_net(drop_fields(net, ignore_fields))
+    text = tell_kinds(upgrade_net(drop_fields(net, ignore_fields)), held)
     text = feed_dummies(text, input_shapes or {}, phase, level=level, stages=stages)
     return build_graph(text, phase, level=level, stages=stages, crop=crop)
 
@@ -72,13 +74,13 @@ def load_net(
     start each pass from the state of the one before it, as in Caffe; `net.reset_state()` forgets it.  ``crop`` is as
     in `load_graph`.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError, each in one line.
     """
+    model = None if weights is None else open_caffemodel(weights)
     graph = load_graph(
         prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields,
-        input_shapes=input_shapes, crop=crop,
+        input_shapes=input_shapes, crop=crop, held=model.layers if model else (),
     )  # fmt: skip
-    if weights is None:
+    if model is None:
         return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed, carry_state=carry_state))
-    model = open_caffemodel(weights)
     plan = plan_net(graph, input_shapes)
     arrays = take_weights(plan.specs, model.layers, source=str(weights), owners=plan.owners)
     return read_matrices(

@@ -14,7 +14,7 @@ from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
 from ..net import plan_net
 from ..schema import caffe_pb2 as pb
-from ..weights import fit_weights
+from ..weights import fit_weights, tell_kinds
 from ..zoo.catalogue import BUILDERS, build
 
 
@@ -34,11 +34,12 @@ def find_net(model: CaffeModel, prototxt: str | os.PathLike[str] | None = None) 
     layer names and shapes are the file's.  Raises WeightsError if none fits.
     """
     if prototxt is not None:
-        return Found(upgrade_net(read_net(prototxt)), str(prototxt), _name_of_twin(read_net(prototxt)))
+        net = upgrade_net(read_net(prototxt))
+        return Found(tell_kinds(net, model.layers), str(prototxt), _name_of_twin(net))
     for sibling in (model.path.with_suffix(".prototxt"), model.path.with_name("deploy.prototxt")):
         if sibling.is_file():
             net = upgrade_net(read_net(sibling))
-            return Found(net, str(sibling), _name_of_twin(net))
+            return Found(tell_kinds(net, model.layers), str(sibling), _name_of_twin(net))
     matches = match_built_in(model)
     if matches:
         return Found(build(matches[0]), f"built in ({matches[0]})", matches[0])
@@ -69,7 +70,7 @@ def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tupl
     rows = []
     for path in prototxts:
         try:
-            plan = plan_net(build_graph(upgrade_net(read_net(path))))
+            plan = plan_net(build_graph(tell_kinds(upgrade_net(read_net(path)), model.layers)))
             fit = fit_weights(plan.specs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:

@@ -226,6 +226,13 @@ class Layer(nn.Module):
         """Return one Python expression a top."""
         raise self.error(f"cannot be written as Python: {self.no_source or 'its class says not how'}")
 
+    @classmethod
+    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+        """Write into a layer's text what the number of its blobs in the weights file tells of its kind.
+
+        For types of which several forks have one each, where the text itself leaves it open.
+        """
+
     # ------------------------------------------------------------------ what a subclass may use
 
     @property

@@ -17,6 +17,19 @@ from .registry import register
 VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
 
 
+def stored_norm(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Normalise by stored statistics, with the gradient of batch statistics.
+
+    The fork's backward pass makes no difference between the phases; only ``frozen`` has one of its own.
+    """
+    mean, deviation = along_channels(mean, x.dim()), along_channels((variance + eps).sqrt(), x.dim())
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    unit = ((x - mean) / deviation).detach()
+    moved = x / deviation
+    moved = moved - moved.mean(axes, keepdim=True) - unit * (moved * unit).mean(axes, keepdim=True)
+    return unit + (moved - moved.detach())
+
+
 @register("BN")
 class BN(Layer):
     """Batch normalisation with its scale and shift, in the kind that the text shows.
@@ -30,8 +43,9 @@ class BN(Layer):
       (PSPNet and its parents), ``moving_average: true`` (ILGNet_v4), or four ``param`` rows.  TEST and
       ``frozen`` use the stored statistics; TRAIN uses the batch's and moves the stored ones towards them.
 
-    Weights with another number of blobs than the kind has are refused when they are loaded.  A text that
-    shows none or several kinds is refused here.  The fourth blob is the variance in older builds of the
+    Where the text shows none, the number of blobs in the weights file decides (`tell_kind`).  Weights with another
+    number of blobs than the kind has are refused when they are loaded.  A text that shows several kinds, or none
+    without a file, is refused here.  The fourth blob is the variance in older builds of the
     same fork and 1 / sqrt(variance + eps) in newer ones; neither text nor file says which:
     ``bn_param { fourth_blob: INVERSE_STD }`` does, and VARIANCE is the default.
     """
@@ -46,6 +60,15 @@ class BN(Layer):
     shift: Tensor
     mean: Tensor
     fourth_blob: Tensor
+
+    @classmethod
+    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+        shown = {field.name for field, _ in text.bn_param.ListFields()} - {"eps", "var_eps"}
+        if not shown and len(text.param) not in (2, 4):
+            if blobs == 4:
+                text.bn_param.slope_filler.SetInParent()
+            elif blobs == 2:
+                text.bn_param.scale_filler.SetInParent()
 
     def setup(self) -> None:
         self.kind = self._kind()
@@ -158,6 +181,9 @@ class BN(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, shift = self._affine
+        if self.is_stored and not self.param.frozen and torch.is_grad_enabled() and x.requires_grad:
+            x = stored_norm(x, self.mean.flatten(), self.variance, self.eps)
+            return (x * along_channels(scale, self._rank) + along_channels(shift, self._rank),)
         if self.is_stored:
             return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
         if self.kind != "folded":

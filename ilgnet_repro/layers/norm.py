@@ -1,4 +1,4 @@
-"""Normalisation by statistics: BatchNorm, MVN (of each sample) and SSD's Normalize (of each position)."""
+"""Normalisation by statistics: BatchNorm (of each channel) and MVN (of each sample)."""
 
 from __future__ import annotations
 
@@ -253,50 +253,3 @@ class MVN(Layer):
             eps = literal(self.param.eps)
             return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {self.groups}, {eps}){tail}"]
         return [f"{code.helper(subtract_mean)}({bottoms[0]}, {self.groups}){tail}"]
-
-
-def l2_normalize(x, axes, eps):
-    """Divide by the Euclidean length over some axes; SSD adds eps under the root."""
-    return x / (x.square().sum(axes, keepdim=True) + eps).sqrt()
-
-
-@register("Normalize")
-class Normalize(Layer):
-    """Give each position, or with across_spatial each sample, length 1 and a learned scale (SSD)."""
-
-    scale: Tensor
-
-    message = "norm_param"
-    fields = ("across_spatial", "scale_filler", "channel_shared", "eps")
-
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 2 to 4")
-        self._rank = len(bottoms[0])
-        self.axes = list(range(1, self._rank)) if self.param.across_spatial else [1]
-        return list(bottoms)
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        shape = () if self.param.channel_shared else bottoms[0][1:2]
-        stated = self.param.HasField("scale_filler")
-        return [BlobSpec("scale", shape, self.param.scale_filler if stated else constant_filler(1.0))]
-
-    def _shaped_scale(self) -> Tensor:
-        return self.scale if self.param.channel_shared else along_channels(self.scale, self._rank)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (l2_normalize(x, self.axes, self.param.eps) * self._shaped_scale(),)
-
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
-        total = graph.node("ReduceSumSquare", [x, graph.constant(integers(*self.axes))])
-        eps = graph.constant(numbers([self.param.eps]).reshape(()))
-        length = graph.node("Sqrt", [graph.node("Add", [total, eps])])
-        scale = graph.constant(numbers(self._shaped_scale()))
-        return [graph.node("Mul", [graph.node("Div", [x, length]), scale])]
-
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        scale = code.parameter("scale", self._shaped_scale())
-        return [
-            f"{code.helper(l2_normalize)}({bottoms[0]}, {self.axes}, {literal(self.param.eps)}) * {scale}"
-        ]

@@ -16,7 +16,7 @@ BODIES = {
     "lrn_within": 'type: "LRN" lrn_param { norm_region: WITHIN_CHANNEL }',
     "lrn_without_alpha": 'type: "LRN" lrn_param { alpha: 0 k: 2 }',
     "mvn": 'type: "MVN"',
-    "normalize": 'type: "Normalize"',
+    "normalize": 'type: "Normalize" norm_param { }',
     "max": 'type: "Pooling" pooling_param { kernel_size: 3 stride: 2 pad: 2 }',
     "average": 'type: "Pooling" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 2 }',
     "stochastic": 'type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 3 }',

@@ -8,12 +8,13 @@ import warnings
 import numpy as np
 import pytest
 from layer_nets import by_channel, check, draw, one_layer, statistics
-from one_layer import run
+from one_layer import gradients, layer_text, run
 
+from ilgnet_repro.audit import audit
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
+from ilgnet_repro.loading import load_graph, load_net
 from ilgnet_repro.net import CaffeNet, plan_net
 from ilgnet_repro.weights import fit_weights, take_weights
 
@@ -193,3 +194,46 @@ def test_the_authors_second_net_builds(phase, authors):
     specs = plan_net(graph).specs
     normed = [specs[node.name] for node in graph if node.type == "BN"]
     assert [len(blobs) for blobs in normed] == [4] * 5
+
+
+def bn_file(tmp_path, count):
+    text = layer_text("BN", [(2, 3, 4, 5)], "bn_param { eps: 0.001 }")
+    path = tmp_path / "w.caffemodel"
+    write_caffemodel(path, parse_net(text), {"op": list(four_blobs()[:count])})
+    return parse_net(text), path
+
+
+@pytest.mark.parametrize(("count", "kind"), [(4, "stored"), (2, "batch")])
+def test_where_the_text_shows_no_kind_the_files_blobs_decide(count, kind, tmp_path):
+    text, path = bn_file(tmp_path, count)
+    net = load_net(text, path)
+    assert (net.layer("op").kind, net.layer("op").eps) == (kind, pytest.approx(0.001))
+    assert audit(text, open_caffemodel(path)).problems == ()
+    slope, bias, mean, variance = (by_channel(blob, 4) for blob in four_blobs())
+    x = draw(2, 3, 4, 5)
+    if kind == "batch":
+        mean, variance = (by_channel(values, 4) for values in statistics(x))
+    check(net, x, (x - mean) / np.sqrt(variance + 0.001) * slope + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_another_number_of_blobs_decides_nothing(tmp_path):
+    text, path = bn_file(tmp_path, 3)
+    with pytest.raises(LayerError, match="bn_param does not show which fork's BN this is"):
+        load_net(text, path)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_through_stored_statistics(frozen):
+    slope, bias, mean, variance = four_blobs()
+    x, diff = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=7)
+    net = one_layer(
+        bn(SLOPE + f" frozen: {str(frozen).lower()}"), x.shape, blobs=[slope, bias, mean, variance]
+    )
+    (found,) = gradients(net, [x], diff)
+    by = [by_channel(values, 4).astype(np.float64) for values in (slope, mean, variance)]
+    deviation = np.sqrt(by[2] + 1e-5)
+    unit, scaled = (x - by[1]) / deviation, diff * by[0]
+    if not frozen:  # the fork's one backward pass, that of batch statistics
+        axes = {"axis": (0, 2, 3), "keepdims": True}
+        scaled = scaled - scaled.mean(**axes) - unit * (scaled * unit).mean(**axes)
+    np.testing.assert_allclose(found, scaled / deviation, rtol=1e-4, atol=1e-5)

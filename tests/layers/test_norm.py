@@ -1,4 +1,4 @@
-"""BatchNorm, MVN and Normalize against slow formulas, and what they refuse."""
+"""BatchNorm and MVN against slow formulas, and what they refuse."""
 
 from __future__ import annotations
 
@@ -257,26 +257,10 @@ def test_mvn_of_a_constant_plane_has_a_finite_gradient():
     assert torch.isfinite(leaf.grad).all()
 
 
-@pytest.mark.parametrize("across", [True, False], ids=["across_spatial", "each_position"])
-@pytest.mark.parametrize("shared", [True, False], ids=["one_scale", "a_scale_a_channel"])
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 5)], ids=["2d", "4d"])
-def test_normalize_equals_its_formula(shape, across, shared):
-    x = draw(*shape)
-    scale = np.float32(2.5).reshape(()) if shared else draw(3, seed=4)
-    axes = tuple(range(1, len(shape))) if across else 1
-    length = np.sqrt((x.astype(np.float64) ** 2).sum(axes, keepdims=True) + 1e-10)
-    fields = f"across_spatial: {str(across).lower()} channel_shared: {str(shared).lower()}"
-    net = one_layer(f'type: "Normalize" norm_param {{ {fields} }}', shape, blobs=[scale])
-    check(net, x, x / length * (scale if shared else by_channel(scale, x.ndim)))
-    leaf = torch.from_numpy(x).double().requires_grad_()
-    assert torch.autograd.gradcheck(net.double().layer("op"), (leaf,))
-
-
 @pytest.mark.parametrize(
     ("kind", "shape", "message"),
     [
         ("MVN", (1, 2, 3, 4, 5), "has 5 axes; it takes 1 to 4"),
-        ("Normalize", (3,), "has 1 axes; it takes 2 to 4"),
         ("BN", (3,), "has 1 axes; it takes 2 to 4"),
     ],
 )

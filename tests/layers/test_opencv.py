@@ -37,7 +37,7 @@ PRIORS = {
 }
 VARIANCE = "variance: 0.1 variance: 0.2 variance: 0.3 variance: 0.4"
 READ = {
-    "Normalize": ("Normalize", [X], ""),
+    "Normalize": ("Normalize", [X], "norm_param { }"),
     "Normalize positions": ("Normalize", [X], "norm_param { across_spatial: false }"),
     "Normalize with a scale a channel": (
         *("Normalize", [X]),

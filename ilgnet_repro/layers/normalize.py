@@ -1,0 +1,175 @@
+"""Normalize, the name under which three forks keep normalisations to length 1 that are not the same."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from ..schema import caffe_pb2 as pb
+from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .norm import along_channels, constant_filler
+from .registry import register
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def l2_normalize(x, axes, eps):
+    """Divide by the Euclidean length over some axes; SSD adds eps under the root."""
+    return x / (x.square().sum(axes, keepdim=True) + eps).sqrt()
+
+
+def l2_normalize_channels(x, scale, axes, eps):
+    """Divide by the Euclidean length and scale each channel.
+
+    Caffe's gradient has the channel's scale before the sum over channels, where the exact one has it inside:
+    scale · (dy - x sum(x dy) / n²) / n.
+    """
+    scaled = x.detach() + scale.detach() * (x - x.detach())
+    unit = l2_normalize(scaled, axes, eps)
+    return unit.detach() * scale + (unit - unit.detach())
+
+
+def length_over(x, axes, eps, first_power):
+    """The sum of absolute values plus eps, or the root of the sum of squares plus eps."""
+    if first_power:
+        return x.abs().sum(axes, keepdim=True) + eps
+    return (x.square().sum(axes, keepdim=True) + eps).sqrt()
+
+
+l2_normalize_channels.uses = (l2_normalize,)  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------------- the layer
+
+FORK = "normalize_param"
+EACH_POSITION, WHOLE_ITEM, SCALED = "each position", "whole item", "scaled"
+NOTES = {
+    EACH_POSITION: "Normalize of happynear's Caffe: x over its length at each position, no blob",
+    WHOLE_ITEM: "Normalize of yjxiong's Caffe: x over the length of the whole item, no blob",
+    SCALED: "Normalize of SSD's Caffe: with a learned scale",
+}
+
+
+@register("Normalize")
+class Normalize(Layer):
+    """Give each position or each item length 1, in the kind that the text shows.
+
+    - SSD: ``norm_param``, or a blob in the weights file: a learned scale, by channel or one for all; the top is
+      shaped like the bottom.
+    - happynear: ``normalize_param`` or a second top: the length over the channels of each position, with
+      1e-6 under the root or, with ``normalize_type: "L1"``, added to the sum.  The second top is the length; its
+      gradient reaches the bottom with ``bp_norm``.  No blob.
+    - yjxiong: no field at all; the length of the whole item, without an eps.  No blob.
+
+    The tops of the last two have four axes.  Where the text shows none of them and the file holds no blob, the
+    last two agree on bottoms of one position; on others ``normalize_param { across_spatial: false }`` says
+    happynear's and ``true`` yjxiong's.
+    """
+
+    scale: Tensor
+
+    message = "norm_param"
+    fields = ("across_spatial", "scale_filler", "channel_shared", "eps")
+    fork_fields = (FORK, *(f"{FORK}.{name}" for name in ("normalize_type", "bp_norm", "across_spatial")))
+    top_count = (1, 2)
+
+    @classmethod
+    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+        if blobs == 1 and not _shows_fork(text):
+            text.norm_param.SetInParent()
+
+    def setup(self, rank: int) -> None:
+        self.rank = rank
+        shows_ssds = self.node.layer.HasField("norm_param")
+        shows_fork = _shows_fork(self.node.layer)
+        if shows_ssds and shows_fork:
+            raise self.error(
+                "shows both SSD's layer (norm_param) and happynear's (normalize_param or a second top); keep one"
+            )
+        self.kind = SCALED if shows_ssds else EACH_POSITION
+        self.first_power = self._word("normalize_type", "L2", ("L1", "L2")) == "L1"
+        self.passes_norm = self._word("bp_norm", "false", ("true", "false")) == "true"
+        if self._word("across_spatial", "false", ("true", "false")) == "true":
+            if self.first_power or len(self.node.tops) == 2:
+                raise self.error(f"{FORK}.across_spatial: true goes with one top and normalize_type L2")
+            self.kind = WHOLE_ITEM
+        self.is_told = shows_ssds or shows_fork
+        whole = self.kind == WHOLE_ITEM or (self.kind == SCALED and self.param.across_spatial)
+        self.axes = list(range(1, rank)) if whole else [1]
+        self.eps: float = {SCALED: self.param.eps, EACH_POSITION: 1e-6, WHOLE_ITEM: 0.0}[self.kind]
+        self.note = NOTES[self.kind]
+
+    def _word(self, name: str, usual: str, words: tuple[str, ...]) -> str:
+        word = (self.fork_field(f"{FORK}.{name}") or usual).strip("\"'")
+        if word not in words:
+            raise self.error(f"{FORK}.{name} {word!r} must be {' or '.join(words)}")
+        return word
+
+    # ------------------------------------------------------------------ shapes
+
+    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+        (bottom,) = bottoms
+        if not 2 <= len(bottom) <= 4:
+            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 2 to 4")
+        if self.kind == SCALED:
+            return [bottom]
+        if not self.is_told and prod(bottom[2:]) != 1:
+            raise self.error(
+                "two forks have layers of this name without fields and blobs, which differ on a bottom of "
+                f"{'x'.join(map(str, bottom))}; state {FORK} {{ across_spatial: false }} for the length at each position "
+                "(happynear) or true for that of the whole item (yjxiong); a scale in the weights file would show SSD's"
+            )
+        top = legacy_shape(bottom)
+        return [top, (top[0], 1, *top[2:])][: len(self.node.tops)]
+
+    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+        if self.kind != SCALED:
+            return []
+        shape = () if self.param.channel_shared else bottoms[0][1:2]
+        stated = self.param.HasField("scale_filler")
+        return [BlobSpec("scale", shape, self.param.scale_filler if stated else constant_filler(1.0))]
+
+    def _shaped_scale(self) -> Tensor:
+        return self.scale if self.param.channel_shared else along_channels(self.scale, self.rank)
+
+    # ------------------------------------------------------------------ the four uses
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.kind == SCALED:
+            if self.param.channel_shared:
+                return (l2_normalize(x, self.axes, self.eps) * self.scale,)
+            return (l2_normalize_channels(x, self._shaped_scale(), self.axes, self.eps),)
+        length = length_over(x, self.axes, self.eps, self.first_power)
+        norm = length if self.passes_norm else length.detach()
+        return tuple(map(with_four_axes, (x / length, norm)[: len(self.node.tops)]))
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        axes = graph.constant(integers(*self.axes))
+        eps = graph.constant(numbers([self.eps]).reshape(()))
+        total = graph.node("ReduceL1" if self.first_power else "ReduceSumSquare", [x, axes])
+        length = graph.node("Add", [total, eps])
+        if not self.first_power:
+            length = graph.node("Sqrt", [length])
+        top = graph.node("Div", [x, length])
+        if self.kind == SCALED:
+            return [graph.node("Mul", [top, graph.constant(numbers(self._shaped_scale()))])]
+        tops = [top, length][: len(self.node.tops)]
+        return [onnx_with_four_axes(graph, value, self.rank) for value in tops]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.kind == SCALED:
+            scale = code.parameter("scale", self._shaped_scale())
+            if not self.param.channel_shared:
+                call = code.helper(l2_normalize_channels)
+                return [f"{call}({x}, {scale}, {self.axes}, {literal(self.eps)})"]
+            return [f"{code.helper(l2_normalize)}({x}, {self.axes}, {literal(self.eps)}) * {scale}"]
+        length = f"{code.helper(length_over)}({x}, {self.axes}, {literal(self.eps)}, {self.first_power})"
+        norm = length if self.passes_norm else f"{length}.detach()"
+        tail = four_axes_index(self.rank)
+        return [f"({x} / {length}){tail}", f"{norm}{tail}"][: len(self.node.tops)]
+
+
+def _shows_fork(text: pb.LayerParameter) -> bool:
+    """Whether the text shows happynear's layer (or, by ``across_spatial``, says which fork's it is)."""
+    return len(text.top) == 2 or any(field.path.split(".")[0] == FORK for field in text.fork_field)

@@ -21,9 +21,9 @@ from .graph.node import Node
 from .graph.shapes import LARGEST_BLOB
 from .graph.sharing import find_owners
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
-from .layers.registry import make_layer
+from .layers.registry import make_layer, tell_kinds
 from .schema import caffe_pb2 as pb
-from .weights import Fit, Owners, fit_weights, tell_kinds
+from .weights import Fit, Owners, blob_counts, fit_weights
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
@@ -96,7 +96,7 @@ def audit(
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
     if weights is not None:
-        net = tell_kinds(net, weights.layers)
+        net = tell_kinds(net, blob_counts(weights.layers))
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
     net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)

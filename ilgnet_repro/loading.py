@@ -16,9 +16,10 @@ from .graph.fork_fields import describe_field, drop_fields
 from .graph.node import Graph
 from .layers.base import Shape
 from .layers.loss import InfogainLoss
+from .layers.registry import tell_kinds
 from .net import CaffeNet, plan_net
 from .schema import caffe_pb2 as pb
-from .weights import FileLayer, take_weights, tell_kinds
+from .weights import FileLayer, blob_counts, take_weights
 
 PathLike = str | os.PathLike[str]
 
@@ -50,7 +51,7 @@ def load_graph(
             first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
             raise FormatError(f"{prototxt}: holds no layers{first}; is it a solver or another kind of text?")
     stages = tuple(stages)
-    text = tell_kinds(upgrade_net(drop_fields(net, ignore_fields)), held)
+    text = tell_kinds(upgrade_net(drop_fields(net, ignore_fields)), blob_counts(held))
     text = feed_dummies(text, input_shapes or {}, phase, level=level, stages=stages)
     return build_graph(text, phase, level=level, stages=stages, crop=crop)
 

@@ -12,8 +12,6 @@ import numpy as np
 from .errors import WeightsError
 from .graph.sharing import Owner, show_shape
 from .layers.base import BlobSpec, Shape
-from .layers.registry import layer_types
-from .schema import caffe_pb2 as pb
 
 Owners = Mapping[tuple[str, int], Owner]
 
@@ -52,19 +50,9 @@ class Fit:
         return not self.missing and not self.misshapen
 
 
-def tell_kinds(net: pb.NetParameter, layers: Iterable[FileLayer]) -> pb.NetParameter:
-    """Return ``net`` (modern form) with what a weights file tells of layers whose text leaves their kind open.
-
-    Forks gave one name to layers that are not the same (BN, Normalize); the number of blobs tells them apart.
-    """
-    result = pb.NetParameter()
-    result.CopyFrom(net)
-    types = layer_types()
-    held = {layer.name: len(layer.blobs) for layer in layers}
-    for layer in result.layer:
-        if layer.type in types:
-            types[layer.type].tell_kind(layer, held.get(layer.name, 0))
-    return result
+def blob_counts(layers: Iterable[FileLayer]) -> dict[str, int]:
+    """Return how many blobs a file holds for each of its layers."""
+    return {layer.name: len(layer.blobs) for layer in layers}
 
 
 def fit_weights(

@@ -12,9 +12,10 @@ from ..formats.caffemodel import CaffeModel
 from ..formats.prototxt import read_net
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
+from ..layers.registry import tell_kinds
 from ..net import plan_net
 from ..schema import caffe_pb2 as pb
-from ..weights import fit_weights, tell_kinds
+from ..weights import blob_counts, fit_weights
 from ..zoo.catalogue import BUILDERS, build
 
 
@@ -35,11 +36,11 @@ def find_net(model: CaffeModel, prototxt: str | os.PathLike[str] | None = None) 
     """
     if prototxt is not None:
         net = upgrade_net(read_net(prototxt))
-        return Found(tell_kinds(net, model.layers), str(prototxt), _name_of_twin(net))
+        return Found(tell_kinds(net, blob_counts(model.layers)), str(prototxt), _name_of_twin(net))
     for sibling in (model.path.with_suffix(".prototxt"), model.path.with_name("deploy.prototxt")):
         if sibling.is_file():
             net = upgrade_net(read_net(sibling))
-            return Found(tell_kinds(net, model.layers), str(sibling), _name_of_twin(net))
+            return Found(tell_kinds(net, blob_counts(model.layers)), str(sibling), _name_of_twin(net))
     matches = match_built_in(model)
     if matches:
         return Found(build(matches[0]), f"built in ({matches[0]})", matches[0])
@@ -70,7 +71,7 @@ def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tupl
     rows = []
     for path in prototxts:
         try:
-            plan = plan_net(build_graph(tell_kinds(upgrade_net(read_net(path)), model.layers)))
+            plan = plan_net(build_graph(tell_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))))
             fit = fit_weights(plan.specs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:

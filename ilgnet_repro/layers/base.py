@@ -309,6 +309,10 @@ class Layer(nn.Module):
                     f"loss_weight is stated {len(stated)} times for {len(self.node.tops)} tops; state one a top"
                 )
             return stated
+        return self.default_loss_weights()
+
+    def default_loss_weights(self) -> tuple[float, ...]:
+        """The weights where the text states none: 1 for a loss (`LossLayer::LayerSetUp`)."""
         return (1.0,) if self.is_loss else ()
 
     def _check_counts(self) -> None:

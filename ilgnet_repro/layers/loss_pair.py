@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..schema import caffe_pb2 as pb
 from .base import OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .loss import Loss
@@ -40,13 +41,13 @@ def contrastive_loss(a, b, similar, margin, legacy):
     return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * a.shape[0])
 
 
-def smooth_l1_loss(x, target, sigma, inside=1, outside=1):
-    """Squares up to 1/sigma², absolute values beyond, over the number of pictures (Fast R-CNN)."""
+def smooth_l1_loss(x, target, sigma, divisor, inside=1, outside=1):
+    """Squares up to 1/sigma², absolute values beyond, over a divisor: the number of images (Fast R-CNN) or 1."""
     difference = inside * (x - target)
     size = difference.abs()
     squared = sigma**2
     losses = torch.where(size < 1 / squared, 0.5 * squared * size**2, size - 0.5 / squared)
-    return (outside * losses).sum() / x.shape[0]
+    return (outside * losses).sum() / divisor
 
 
 sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined]
@@ -178,7 +179,8 @@ class ContrastiveLoss(Loss):
 class SmoothL1Loss(_EqualLoss):
     """Huber's loss of weighted box offsets (Girshick, ICCV 2015).
 
-    A third bottom weighs the differences, a fourth the losses.
+    A third bottom weighs the differences, a fourth the losses.  The layer of Fast R-CNN, which its message or a fourth
+    bottom shows, never gives its loss a weight: it counts 0 unless ``loss_weight`` is stated.  SSD's counts 1.
     """
 
     message = "smooth_l1_loss_param"
@@ -188,11 +190,28 @@ class SmoothL1Loss(_EqualLoss):
     def setup(self) -> None:
         if self.param.sigma <= 0:
             raise self.error(f"sigma {self.param.sigma} must be over 0")
+        text = self.node.layer
+        self.is_fast_rcnns = text.HasField("smooth_l1_loss_param") or len(self.node.bottoms) == 4
+        if self.is_fast_rcnns and not text.loss_weight:
+            self.note = (
+                "Fast R-CNN's layer gives its loss no weight of its own: state loss_weight to learn from it"
+            )
+        # Only Intel's layer reads loss_param; the others divide by the number of pictures whatever it says.
+        stated = text.loss_param
+        self.by_one = stated.HasField("normalization") and stated.normalization == pb.LossParameter.NONE
+        if not self.by_one and (stated.HasField("normalization") or stated.HasField("normalize")):
+            raise self.error(
+                "loss_param is read by one fork's layer only; state normalization: NONE, which divides by 1, or remove it"
+            )
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         x, *others = bottoms
         target, *weights = [other.reshape(x.shape) for other in others]
-        return (smooth_l1_loss(x, target, self.param.sigma, *weights),)
+        divisor = 1 if self.by_one else x.shape[0]
+        return (smooth_l1_loss(x, target, self.param.sigma, divisor, *weights),)
+
+    def default_loss_weights(self) -> tuple[float, ...]:
+        return () if self.is_fast_rcnns else super().default_loss_weights()
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x, *others = bottoms
@@ -211,6 +230,8 @@ class SmoothL1Loss(_EqualLoss):
         losses = graph.node("Where", [graph.node("Less", [size, scalar(1 / squared)]), bowl, line])
         if len(weights) > 1:
             losses = graph.node("Mul", [losses, weights[1]])
+        if self.by_one:
+            return [graph.node("ReduceSum", [losses], keepdims=0)]
         return [self._per_picture(graph, losses, x)]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
@@ -220,4 +241,5 @@ class SmoothL1Loss(_EqualLoss):
             for index, other in enumerate(others, 1)
         ]
         call = code.helper(smooth_l1_loss)
-        return [f"{call}({', '.join([x, alike[0], literal(self.param.sigma), *alike[1:]])})"]
+        divisor = "1" if self.by_one else f"{x}.shape[0]"
+        return [f"{call}({', '.join([x, alike[0], literal(self.param.sigma), divisor, *alike[1:]])})"]

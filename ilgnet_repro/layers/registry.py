@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 
 from ..errors import IlgnetError, LayerError
 from ..graph.node import Node
+from ..schema import caffe_pb2 as pb
 from .base import Layer
 
 _classes: dict[str, type[Layer]] = {}
@@ -56,3 +57,18 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
         hint = f"did you mean {alike[0]}?" if alike else "register a class for it (docs/layers.md)"
         raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
     return cls(node, ranks)
+
+
+def tell_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParameter:
+    """Return ``net`` (modern form) with what a weights file tells of layers whose text leaves their kind open.
+
+    Forks gave one name to layers that are not the same (BN, Normalize); the number of blobs that the file holds,
+    by layer name, tells them apart.
+    """
+    _load_families()
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    for layer in result.layer:
+        if layer.type in _classes:
+            _classes[layer.type].tell_kind(layer, blobs.get(layer.name, 0))
+    return result

@@ -24,8 +24,8 @@ def net_message(net: CaffeNet) -> pb.NetParameter:
         if not layer.HasField("phase"):
             layer.phase = pb.Phase.Value(net.graph.phase)
         known = classes.get(layer.name)
-        if known is not None and known.is_loss and not layer.loss_weight:
-            layer.loss_weight.append(1.0)
+        if known is not None and not layer.loss_weight:
+            layer.loss_weight.extend(known.default_loss_weights())
         if layer.type == "BatchNorm":
             # Caffe's BatchNorm writes into its own message that its statistics are not learned.
             while len(layer.param) < 3:

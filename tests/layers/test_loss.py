@@ -167,6 +167,44 @@ def test_smooth_l1(bottoms, sigma):
     np.testing.assert_allclose(found[1], -slope, rtol=1e-4, atol=1e-6)
 
 
+def test_smooth_l1_of_intel_divides_by_one():
+    arrays = [draw(seed, 3, 4, 2) for seed in range(4)]
+    size = np.abs(arrays[2] * (arrays[0] - arrays[1]))
+    losses = arrays[3] * np.where(size < 1, 0.5 * size**2, size - 0.5)
+    net = build("SmoothL1Loss", [(3, 4, 2)] * 4, "loss_param { normalization: NONE }")
+    assert_all_uses(net, arrays, [np.asarray(losses.sum(), F32)])
+
+
+@pytest.mark.parametrize(
+    ("bottoms", "fields", "weights"),
+    [
+        (2, "", (1.0,)),
+        (3, "", (1.0,)),
+        (2, "smooth_l1_loss_param { sigma: 3 }", ()),
+        (2, "smooth_l1_loss_param { }", ()),
+        (4, "", ()),
+        (4, "loss_weight: 1", (1.0,)),
+        (2, "smooth_l1_loss_param { sigma: 3 } loss_weight: 0.5", (0.5,)),
+    ],
+    ids=["ssd", "ssd_weighted", "sigma", "message", "four", "four_stated", "sigma_stated"],
+)
+def test_fast_rcnns_smooth_l1_has_no_weight_of_its_own(bottoms, fields, weights):
+    layer = build("SmoothL1Loss", [(3, 4)] * bottoms, fields).layer("op")
+    assert layer.loss_weights() == weights
+    note = "Fast R-CNN's layer gives its loss no weight of its own: state loss_weight to learn from it"
+    assert layer.note == ("" if weights else note)
+
+
+@pytest.mark.parametrize("field", ["normalization: VALID", "normalization: FULL", "normalize: false"])
+def test_smooth_l1_refuses_what_forks_read_differently(field):
+    with pytest.raises(LayerError) as caught:
+        build("SmoothL1Loss", [(3, 4), (3, 4)], f"loss_param {{ {field} }}")
+    assert str(caught.value) == (
+        "op (SmoothL1Loss): loss_param is read by one fork's layer only; state normalization: NONE, which divides by "
+        "1, or remove it"
+    )
+
+
 def test_euclidean_takes_other_shapes_of_as_many_values():
     a, b = draw(1, 3, 4, 2), draw(2, 3, 8)
     expected = ((a.reshape(3, 8) - b) ** 2).sum() / 6

@@ -175,7 +175,9 @@ class OnnxWriter:
             _rename(self.last_nodes if takes_name else self.graph_nodes, result, top)
             self._now[result] = top
         elif top in self._outputs:
-            self.graph_nodes.append(helper.make_node("Identity", [result], [top], name=f"{top}:Identity"))
+            self.graph_nodes.append(
+                helper.make_node("Identity", [result], [top], name=self._unused(f"{top}:Identity"))
+            )
         else:
             self._now[top] = result
             self.dims.setdefault(result, self.dims[top])

@@ -36,18 +36,17 @@ def open_shapes(
     and their weights take other lengths.  Raises IlgnetError, by layer, where no side can be open.
     """
     plans = _Plans(net, wanted)
+    images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
+    sides = [(name, axis) for axis in (2, 3) for name in images]
+    others = [axis for axis in plans.axes() if axis not in sides]
     if batch:
-        plans.open_groups(
-            plans.axes(0), [axis for n in range(IMAGE_AXES) for axis in plans.axes(n)], _batches
-        )
+        plans.open_groups([axis for axis in others if axis[1] == 0], others, _batches)
     if dynamic_size:
-        images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
         if not images:
             raise IlgnetError(
                 f"net {net.graph.name!r}: no input is a picture (N, C, H, W); drop --dynamic-size"
             )
-        sides = [(name, axis) for axis in (2, 3) for name in images]
-        closed = plans.open_groups(sides, sides, _sides)
+        closed = plans.open_groups(sides, [*sides, *others], _sides)
         if closed:
             plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
             raise IlgnetError(f"input {closed[0][0]!r} takes pictures of one size only; drop --dynamic-size")
@@ -80,8 +79,12 @@ class _Plans:
     def length(self, axis: Axis) -> int:
         return self._own[axis[0]][axis[1]]
 
-    def axes(self, number: int) -> list[Axis]:
-        return [(name, number) for name, shape in self.inputs.items() if len(shape) > number]
+    def axes(self) -> list[Axis]:
+        """All axes of all inputs, the first ones first."""
+        most = max(map(len, self.inputs.values()), default=0)
+        return [
+            (name, axis) for axis in range(most) for name, shape in self.inputs.items() if axis < len(shape)
+        ]
 
     def at(self, lengths: Mapping[Axis, int], counts: int = 1) -> dict[str, Shape]:
         """Plan the net with other lengths of inputs, and ``counts`` times as many of what values decide.
@@ -142,12 +145,11 @@ class _Plans:
     def dims(self) -> Dims:
         """Every blob's shape; axes whose lengths are equal in all plans have one symbol."""
         symbols: dict[Shape, str] = {}
-        for name, shape in self.inputs.items():
-            for axis in range(len(shape)):
-                lengths = self._lengths(name, axis)
-                if len(set(lengths)) > 1 and lengths not in symbols:
-                    stem = SYMBOLS.get(axis, f"D{axis}")
-                    symbols[lengths] = stem if stem not in symbols.values() else f"{stem}_{name}"
+        for name, axis in self.axes():
+            lengths = self._lengths(name, axis)
+            if len(set(lengths)) > 1 and lengths not in symbols:
+                stem = SYMBOLS.get(axis, f"D{axis}")
+                symbols[lengths] = stem if stem not in symbols.values() else f"{stem}_{name}"
         return {
             name: tuple(self._dim(self._lengths(name, axis), symbols) for axis in range(len(shape)))
             for name, shape in self._kept[0].items()

@@ -102,7 +102,7 @@ class DetectionOutput(Layer):
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         loc, conf, boxes = bottoms[:3]
-        if len(boxes) < 3 or boxes[1] != 2 or boxes[2] % 4:
+        if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
             raise self.error(f"default boxes {list(boxes)} must be 1×2×4P")
         priors = boxes[2] // 4
         locations = priors * 4 * (1 if self.shared else self.classes)

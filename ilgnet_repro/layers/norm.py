@@ -221,14 +221,14 @@ class MVN(Layer):
         if not 1 <= len(bottoms[0]) <= 4:
             raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 1 to 4")
         # Caffe's blobs of fewer axes have ones behind.
-        channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
-        self.groups = 1 if self.param.across_channels else channels
+        self.is_per_channel = len(bottoms[0]) > 1 and not self.param.across_channels
         return [legacy_shape(bottoms[0])]
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        groups = x.shape[1] if self.is_per_channel else 1
         if self.param.normalize_variance:
-            return (with_four_axes(mean_variance_norm(x, self.groups, self.param.eps)),)
-        return (with_four_axes(subtract_mean(x, self.groups)),)
+            return (with_four_axes(mean_variance_norm(x, groups, self.param.eps)),)
+        return (with_four_axes(subtract_mean(x, groups)),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         x = bottoms[0]
@@ -237,7 +237,7 @@ class MVN(Layer):
             rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
         else:
             # 0 copies the axis, of open length too.
-            groups = 1 if self.param.across_channels else 0
+            groups = 0 if self.is_per_channel else 1
             rows = graph.node("Reshape", [x, graph.constant(integers(0, groups, -1))])
         top = graph.node("Sub", [rows, graph.node("ReduceMean", [rows, axis])])
         if self.param.normalize_variance:
@@ -248,8 +248,9 @@ class MVN(Layer):
         return [onnx_with_four_axes(graph, top, len(shape))]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+        groups = f"{bottoms[0]}.shape[1]" if self.is_per_channel else "1"
         tail = four_axes_index(len(code.shape(0)))
         if self.param.normalize_variance:
             eps = literal(self.param.eps)
-            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {self.groups}, {eps}){tail}"]
-        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {self.groups}){tail}"]
+            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {groups}, {eps}){tail}"]
+        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {groups}){tail}"]

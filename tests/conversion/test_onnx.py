@@ -295,3 +295,46 @@ def test_a_runtime_that_is_absent_is_said(folder, monkeypatch) -> None:
         ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
     assert onnxruntime.__name__ == "onnxruntime"
     assert not (folder / "small.onnx").exists()
+
+
+# ---------------------------------------------------------------------- names
+
+# Blobs and layers named like the writer's own values, alike, or with signs that it uses itself.
+ODD_NAMES = [
+    ("a blob like a constant", ("x", "const_0", "const_1", "const_2"), ("a", "b", "c")),
+    ("a blob like a node's output", ("x", "a:Mul_1", "b:Add_2", "b:Mul_1"), ("a", "b", "c")),
+    ("a blob like a parameter", ("x", "c.weight", "c.bias", "c.weight'"), ("a", "b", "c")),
+    ("blank and quoted", ("x", " ", '"', "'"), (" ", "'", "\\")),
+    ("dots, slashes and at signs", ("x", "a@b", "a/b", "a.b"), ("a@b", "a/b", "a.b")),
+]
+
+
+@pytest.mark.parametrize(
+    ("blobs", "layers"), [row[1:] for row in ODD_NAMES], ids=[row[0] for row in ODD_NAMES]
+)
+def test_odd_names_stay_apart(blobs: tuple[str, ...], layers: tuple[str, ...]) -> None:
+    def quoted(name: str) -> str:
+        return name.replace("\\", "\\\\").replace('"', '\\"')
+
+    x, a, b, c = map(quoted, blobs)
+    first, second, third = map(quoted, layers)
+    net = net_of(
+        f'layer {{ name: "in" type: "Input" top: "{x}" input_param {{ shape {{ dim: 2 dim: 3 }} }} }}\n'
+        f'layer {{ name: "{first}" type: "Power" bottom: "{x}" top: "{a}" power_param {{ scale: 2 shift: 1 }} }}\n'
+        f'layer {{ name: "{second}" type: "Power" bottom: "{a}" top: "{b}" power_param {{ scale: 3 shift: 1 }} }}\n'
+        f'layer {{ name: "{third}" type: "InnerProduct" bottom: "{b}" top: "{c}" inner_product_param {{'
+        ' num_output: 2 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 3 } } }'
+    )
+    model = build_onnx(net)
+    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    made = [name for node in graph.node for name in node.output]
+    stored = [entry.name for entry in graph.initializer]
+    assert len({*made, *stored, blobs[0]}) == len(made) + len(stored) + 1
+    assert len({node.name for node in graph.node}) == len(graph.node)
+    value = drawn(2, 3)
+    np.testing.assert_allclose(
+        run(model, {blobs[0]: value})[blobs[3]],
+        net({blobs[0]: torch.from_numpy(value)})[blobs[3]].detach(),
+        rtol=1e-5,
+    )

@@ -70,6 +70,7 @@ class OnnxWriter:
         self.graph_nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.weights: dict[str, torch.Tensor] = {}
+        self._replaced: set[str] = set()  # values that an in-place layer replaces
         self._names = set(dims)  # those taken, by blobs, nodes' outputs and initializers
 
     # ------------------------------------------------------------------ what layers call
@@ -154,7 +155,9 @@ class OnnxWriter:
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
             raise self._needs_fixed_size() from error
-        for top, result in zip(layer.node.tops, results, strict=False):
+        node = layer.node
+        self._replaced |= {top for top, blob in zip(node.tops, node.top_names, strict=False) if top != blob}
+        for top, result in zip(node.tops, results, strict=False):
             self.name(result, top)
         self._layer = None
 
@@ -170,7 +173,7 @@ class OnnxWriter:
         made_here = any(result in node.output for node in self.last_nodes)
         made = made_here or any(result in node.output for node in self.graph_nodes)
         takes_name = made_here and result not in self.dims
-        goes_on = made and result not in self._outputs and (top in self._outputs or "@" in result)
+        goes_on = made and result not in self._outputs and (top in self._outputs or result in self._replaced)
         if takes_name or goes_on:
             _rename(self.last_nodes if takes_name else self.graph_nodes, result, top)
             self._now[result] = top

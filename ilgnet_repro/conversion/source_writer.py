@@ -44,10 +44,7 @@ class SourceWriter:
         self._net = net
         self._names = Names.for_variables(reserved)
         self._attributes = Names.for_attributes()
-        # A value that an in-place layer replaces is `blob@layer`; the blob's name is what the file says.
-        self._blobs = {
-            value: blob for node in net.graph for value, blob in zip(node.tops, node.top_names, strict=False)
-        }
+        self._blobs = net.graph.blob_names
         self._layer: Layer | None = None
         self.helpers: dict[str, str] = {}
         self.init: list[str] = []

@@ -51,6 +51,18 @@ class Graph:
         """Return the node of that name, or None."""
         return next((node for node in self.nodes if node.name == name), None)
 
+    @property
+    def blob_names(self) -> dict[str, str]:
+        """The blob that each value is, as the prototxt names it; any name may hold an ``@``."""
+        return {
+            value: blob for node in self.nodes for value, blob in zip(node.tops, node.top_names, strict=False)
+        }
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """The values that an in-place layer replaces."""
+        return frozenset(value for value, blob in self.blob_names.items() if value != blob)
+
     def consumers(self, value: str) -> tuple[Node, ...]:
         """Return the nodes that read ``value``."""
         return tuple(node for node in self.nodes if value in node.bottoms)

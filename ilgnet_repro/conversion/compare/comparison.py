@@ -102,19 +102,29 @@ def compare_files(
         given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
         if inputs is None:
             shown += ": " + ", ".join(f"{name} {'x'.join(map(str, v.shape))}" for name, v in given.items())
-        common = _common(one, other, in_place)
+        replaced = _replaced(one, other)
+        common = _common(one, other, frozenset() if in_place else replaced)
         found = [side.run(given, common) for side in (one, other)]
     except WitnessError as error:
         return Comparison(first, second, shown, tolerance, (), failed=str(error))
     rows = tuple(_row(blob, found[0][blob], found[1][blob], tolerance) for blob in common)
     only = [
-        tuple(blob for blob in side.blobs if blob not in common and "@" not in blob) for side in (one, other)
+        tuple(blob for blob in side.blobs if blob not in common and blob not in replaced)
+        for side in (one, other)
     ]
     return Comparison(first, second, shown, tolerance, rows, only[0], only[1])
 
 
-def _common(first: Side, second: Side, in_place: bool) -> list[str]:
-    common = [blob for blob in first.blobs if blob in set(second.blobs) and (in_place or "@" not in blob)]
+def _replaced(first: Side, second: Side) -> frozenset[str]:
+    """What in-place layers replace on either side; by its form ``blob@layer`` where neither side's net is known."""
+    graphs = [side.graph for side in (first, second) if side.graph is not None]
+    if graphs:
+        return frozenset().union(*(graph.replaced for graph in graphs))
+    return frozenset(blob for side in (first, second) for blob in side.blobs if "@" in blob)
+
+
+def _common(first: Side, second: Side, hidden: frozenset[str]) -> list[str]:
+    common = [blob for blob in first.blobs if blob in set(second.blobs) and blob not in hidden]
     if not common:
         raise IlgnetError(f"{first.spec} and {second.spec}: have no blob of the same name; are they one net?")
     return common

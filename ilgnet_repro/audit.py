@@ -148,11 +148,12 @@ def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **
 def _audit_layer(
     node: Node, shapes: Mapping[str, Shape], given: Mapping[str, Shape]
 ) -> tuple[LayerAudit, list[BlobSpec], list[Shape]]:
-    note = _idle_messages(node)
+    note = ""
     layer: Layer | None = None
     try:
         known = all(name in shapes for name in node.bottoms)
         layer = make_layer(node, [len(shapes[name]) for name in node.bottoms] if known else None)
+        note = layer.idle_note
         if not known:
             return (
                 LayerAudit(
@@ -168,6 +169,7 @@ def _audit_layer(
             else layer.plan(*bottoms)
         )
         tops, specs = list(made.tops), list(made.blobs)
+        layer.check_param_rows(len(specs))
         if any(prod(shape) > LARGEST_BLOB for shape in tops):
             raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
         parameters = sum(prod(spec.shape) for spec in specs)
@@ -180,21 +182,6 @@ def _audit_layer(
         )
     except LayerError as error:
         return LayerAudit(node.name, node.type, (), 0, 0, problem=str(error), note=note), [], []
-
-
-def _idle_messages(node: Node) -> str:
-    """Parameter messages of other layer types: Caffe reads past them, and so do we, but aloud."""
-    try:
-        own = make_layer(node, None).message  # the fields may need ranks, the message does not
-    except LayerError:
-        return ""
-    always = {"transform_param", "loss_param", "scale_param" if node.type == "Bias" else ""}
-    idle = [
-        field.name
-        for field, _ in node.layer.ListFields()
-        if field.name.endswith("_param") and field.name != own and field.name not in always
-    ]
-    return f"{', '.join(idle)} is not read by this type" if idle else ""
 
 
 def _release_of(weights: CaffeModel | None) -> tuple[str | None, str | None]:

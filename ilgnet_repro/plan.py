@@ -46,6 +46,7 @@ def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None, coun
             else layer.plan(*bottoms)
         )
         specs[node.name] = list(made.blobs)
+        layer.check_param_rows(len(made.blobs))
         if layer.shaped_by_values and counts != 1:
             axis = layer.counted_axis
             return [(*top[:axis], top[axis] * counts, *top[axis + 1 :]) for top in made.tops]

@@ -88,6 +88,8 @@ def _convert(
     _check_folder(folder, source, to)
     extra_layers = fit_weights(plan.specs, model.layers, plan.owners).extra
     for layer in plan.layers.values():
+        if layer.idle_note:
+            notes.append(f"{layer.node.name} ({layer.node.type}): {layer.idle_note}")
         if layer.has_state:
             notes.append(
                 f"{layer.node.name} ({layer.node.type}): Caffe carries its state from pass to pass; what is written "

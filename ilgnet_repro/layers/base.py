@@ -134,6 +134,9 @@ class Layer(nn.Module):
     fields: ClassVar[tuple[str, ...]] = ()
     # Fields that pick one of Caffe's implementations and never change a result.
     harmless: ClassVar[tuple[str, ...]] = ("engine",)
+    # Other messages of LayerParameter that it reads, and those that stop it in Caffe too, with the reason.
+    other_messages: ClassVar[tuple[str, ...]] = ()
+    refused_messages: ClassVar[Mapping[str, str]] = {}
     # Dotted paths of fields no schema lists that the class reads by `fork_field`.
     fork_fields: ClassVar[tuple[str, ...]] = ()
     # Least and greatest number; None is "any".
@@ -302,18 +305,30 @@ class Layer(nn.Module):
 
     def loss_weights(self) -> tuple[float, ...]:
         """The weight of each top in the net's loss, as Caffe's `SetLossWeights`."""
-        stated = tuple(self.node.layer.loss_weight)
-        if stated:
-            if len(stated) != max(len(self.node.tops), 1):
-                raise self.error(
-                    f"loss_weight is stated {len(stated)} times for {len(self.node.tops)} tops; state one a top"
-                )
-            return stated
-        return self.default_loss_weights()
+        return tuple(self.node.layer.loss_weight) or self.default_loss_weights()
 
     def default_loss_weights(self) -> tuple[float, ...]:
         """The weights where the text states none: 1 for a loss (`LossLayer::LayerSetUp`)."""
         return (1.0,) if self.is_loss else ()
+
+    @property
+    def idle_messages(self) -> tuple[str, ...]:
+        """The names of the messages stated that this type does not read: Caffe passes over them."""
+        read = {self.message, *self.other_messages}
+        stated = [field.name for field, _ in self.node.layer.ListFields() if field.name.endswith("_param")]
+        return tuple(name for name in stated if name not in read)
+
+    @property
+    def idle_note(self) -> str:
+        """Say which messages are not read; empty where all are."""
+        names = ", ".join(self.idle_messages)
+        return f"{names} is not read by this type" if names else ""
+
+    def check_param_rows(self, blobs: int) -> None:
+        """Refuse `param` rows that belong to no blob, as Caffe does."""
+        rows = len(self.node.layer.param)
+        if rows > blobs:
+            raise self.error(f"has {rows} param rows for {blobs} blobs; remove those too many")
 
     def _check_counts(self) -> None:
         for what, found, (least, most) in (
@@ -334,6 +349,18 @@ class Layer(nn.Module):
 
     def _check_fields(self) -> None:
         layer = self.node.layer
+        for name, reason in self.refused_messages.items():
+            if layer.HasField(name):
+                raise self.error(f"{reason}; remove {name}")
+        # A loss may leave its top unnamed; the counts are those Caffe's `Net` and `SetLossWeights` insist on.
+        for what, stated, each, count in (
+            ("loss_weight", layer.loss_weight, "top", len(self.node.tops) or int(self.is_loss)),
+            ("propagate_down", layer.propagate_down, "bottom", len(self.node.bottoms)),
+        ):
+            if stated and len(stated) != count:
+                raise self.error(
+                    f"{what} is stated {len(stated)} times for {count} {each}s; state one a {each}"
+                )
         if self.message:
             for field, value in self.param.ListFields():
                 honoured = field.name in self.fields or field.name in self.harmless

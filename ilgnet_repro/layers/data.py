@@ -49,6 +49,7 @@ class Input(_FedLayer):
 class _PictureLayer(_FedLayer):
     """Pictures and, in a second top, labels, read from a source and put through `transform_param`."""
 
+    other_messages = ("transform_param",)
     top_count = (1, 2)
 
     def _batch(self) -> int:
@@ -145,6 +146,7 @@ class MemoryData(_FedLayer):
     """Pictures and labels handed over in memory, of the stated size."""
 
     message = "memory_data_param"
+    other_messages = ("transform_param",)
     fields = ("batch_size", "channels", "height", "width")
     top_count = (2, 2)
 
@@ -160,6 +162,7 @@ class HDF5Data(_FedLayer):
     """Datasets of HDF5 files, one top each, named alike."""
 
     message = "hdf5_data_param"
+    refused_messages = {"transform_param": "does not transform data"}  # noqa: RUF012
     fields = ("source", "batch_size", "shuffle")
     top_count = (1, None)
 

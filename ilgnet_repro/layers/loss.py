@@ -73,6 +73,7 @@ class Loss(Layer):
 class _SoftmaxLoss(Loss):
     """Losses with a softmax inside, which a second top gives out."""
 
+    other_messages = ("loss_param",)
     index_bottoms = (1,)
     top_count = (1, 2)
     floor: float

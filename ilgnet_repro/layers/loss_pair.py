@@ -106,6 +106,8 @@ class EuclideanLoss(_EqualLoss):
 class SigmoidCrossEntropyLoss(_EqualLoss):
     """Cross-entropy of the sigmoid against targets in [0, 1], over pictures unless `loss_param` differs."""
 
+    other_messages = ("loss_param",)
+
     def setup(self) -> None:
         self.mode = normalization(self, "BATCH_SIZE")
         self.ignore = ignored_label(self.node.layer.loss_param)
@@ -184,6 +186,7 @@ class SmoothL1Loss(_EqualLoss):
     """
 
     message = "smooth_l1_loss_param"
+    other_messages = ("loss_param",)
     fields = ("sigma",)
     bottom_count = (2, 4)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LayerError, SolverError, WeightsError
+from ..errors import SolverError, WeightsError
 from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
 from ..graph.sharing import find_owners, param_spec
@@ -128,7 +128,7 @@ def learnables(net: CaffeNet) -> list[Learnable]:
     found: dict[tuple[str, int], tuple[Tensor, dict[str, float]]] = {}
     for node in net.graph:
         layer = net.layer(node.name)
-        _check_param_rows(node.layer.param, len(layer.blobs), layer.error)
+        layer.check_param_rows(len(layer.blobs))
         for index, blob in enumerate(layer.blobs):
             owner = owners.get((node.name, index))
             key = (owner.layer, owner.index) if owner else (node.name, index)
@@ -150,8 +150,3 @@ def learnables(net: CaffeNet) -> list[Learnable]:
             blob.requires_grad_(one.lr_mult != 0)
         result.append(one)
     return result
-
-
-def _check_param_rows(rows: Sequence[object], blobs: int, error: Callable[[str], LayerError]) -> None:
-    if len(rows) > blobs:
-        raise error(f"has {len(rows)} param rows for {blobs} blobs; remove those too many")

@@ -54,8 +54,8 @@ REFUSED = {
         None,
     ),
     "a param": (
-        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" param { nmae: "w" } }',
-        f"r (ReLU): field param[0].nmae (line 2, column 61) {UNKNOWN} (did you mean name?){REMEDY}",
+        INPUT + 'layer { name: "r" type: "PReLU" bottom: "x" top: "r" param { nmae: "w" } }',
+        f"r (PReLU): field param[0].nmae (line 2, column 62) {UNKNOWN} (did you mean name?){REMEDY}",
         "param[0].nmae",
     ),
     "a whole message of a layer": (

@@ -130,10 +130,11 @@ class Hdf5Source:
         except OSError as error:
             raise DataError(f"{self._where}: {path}: cannot be read as HDF5; check the list") from error
         for top in self._tops:
-            if not isinstance(file.get(top), h5py.Dataset):
+            dataset = file.get(top)
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
                 file.close()
                 raise DataError(
-                    f"{self._where}: {path}: has no dataset {top!r}; name the tops as the datasets"
+                    f"{self._where}: {path}: has no dataset {top!r} of numbers; name the tops as the datasets"
                 )
         return file
 

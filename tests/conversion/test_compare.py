@@ -236,3 +236,58 @@ def test_two_nets_are_no_pair(files, tmp_path) -> None:
     (tmp_path / "o.prototxt").write_text(text)
     with pytest.raises(IlgnetError, match=r"takes data and .* takes image; their inputs must be alike"):
         compare_files(str(files / "small.safetensors"), str(other))
+
+
+# ---------------------------------------------------------------------- hostile ONNX files
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../secret", "{f}/secret", "link", "", "absent", "sub/../../secret", "*/_ORT_MEM_ADDR_/*", "a\0b", "."],
+)
+@pytest.mark.parametrize("place", ["initializer", "attribute", "inner graph"])
+def test_weights_that_are_not_beside_the_model_are_refused(location: str, place: str, tmp_path: Path) -> None:
+    np.arange(4, dtype="f4").tofile(tmp_path / "secret")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    location = location.replace("{f}", str(tmp_path))
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    helper = onnx.helper
+    constant = helper.make_node("Constant", [], ["w"], value=tensor)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", 1, [4])], []
+    )
+    if place == "initializer":
+        graph.initializer.append(tensor)
+    elif place == "attribute":
+        graph.node.insert(0, constant)
+    else:
+        graph.node.append(
+            helper.make_node("If", ["x"], ["z"], then_branch=helper.make_graph([constant], "t", [], []))
+        )
+    path = folder / "m.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(IlgnetError) as caught:
+        compare_files(str(path), str(path))
+    shown = repr(location)
+    assert str(caught.value) == f"{path}: keeps 'w' in {shown}, which is no file beside it"
+
+
+def test_onnx2torch_sees_numbers_for_names(files, tmp_path) -> None:
+    """Its modules are called by the file's names, which torch writes into code unescaped."""
+    from ilgnet_repro.conversion.compare.run_onnx2torch import rename
+    from ilgnet_repro.conversion.export_onnx import open_session
+
+    model = onnx.load(str(files / "small.onnx"))
+    x = np.random.default_rng(1).standard_normal((2, 3, 9, 7), np.float32)
+    expected = open_session(model.SerializeToString()).run(None, {"data": x})[0]
+    for node in model.graph.node:
+        node.name += '"); open("PWNED", "w")'
+    renamed = rename(model.graph)
+    names = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
+    assert all(name.isidentifier() for name in names | {entry.name for entry in model.graph.initializer})
+    assert len(set(renamed.values())) == len(renamed)
+    found = open_session(model.SerializeToString()).run([renamed["prob"]], {renamed["data"]: x})[0]
+    np.testing.assert_array_equal(found, expected)

@@ -125,6 +125,18 @@ def test_hdf5_files_one_behind_the_other(tmp_path):
     assert passes(feed, 1)[0]["x"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
+def test_hdf5_datasets_of_anything_but_numbers_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = ["a", "b", "c"]
+        file["y"] = np.arange(3)
+    (tmp_path / "list.txt").write_text("a.h5\n")
+    with pytest.raises(IlgnetError) as raised:
+        feed_of(layer("HDF5Data", "x", "y", 'source: "list.txt" batch_size: 2'), tmp_path).shapes()
+    assert str(raised.value) == (
+        f"x (HDF5Data): {tmp_path}/a.h5: has no dataset 'x' of numbers; name the tops as the datasets"
+    )
+
+
 def test_processes_share_the_batches_of_a_test():
     """Two tests of five passes by three processes: each pass once, and those of a test in that test."""
     shares = [list(islice(_own_passes(2, 5, rank, 3), 4 if rank < 2 else 2)) for rank in range(3)]

@@ -35,6 +35,30 @@ class _Watch(fx.Interpreter):
         return result
 
 
+def rename(graph: Any, renamed: dict[str, str] | None = None) -> dict[str, str]:
+    """Number every name of an ONNX graph and of those inside its nodes; return what each became.
+
+    onnx2torch calls modules and arguments by them, and torch writes those into the code it runs.
+    """
+    renamed = {} if renamed is None else renamed
+
+    def new(name: str) -> str:
+        return renamed.setdefault(name, f"v{len(renamed)}") if name else ""
+
+    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.name = new(entry.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = new(sparse.values.name)
+    for index, node in enumerate(graph.node):
+        node.name = f"n{index}"
+        node.input[:] = [new(name) for name in node.input]
+        node.output[:] = [new(name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                rename(inner, renamed)
+    return renamed
+
+
 def main(model: str, inputs: str, outputs: str) -> None:
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
@@ -46,17 +70,21 @@ def main(model: str, inputs: str, outputs: str) -> None:
     for entry in loaded.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = min(entry.version, NEWEST_OPSET)
+    renamed = rename(loaded.graph)
     names = [entry.name for entry in loaded.graph.input]
     with np.load(inputs) as file:
-        given = {str(name): torch.from_numpy(file[f"value_{i}"]) for i, name in enumerate(file["names"])}
-        wanted = [str(name) for name in file["wanted"]]
+        given = {
+            renamed[str(name)]: torch.from_numpy(file[f"value_{i}"]) for i, name in enumerate(file["names"])
+        }
+        wanted = [renamed.get(str(name), "") for name in file["wanted"]]
     module = convert(loaded, attach_onnx_mapping=True)
     watch = _Watch(module, set(wanted))
     with torch.no_grad():
         watch.run(*(given[name] for name in names))
     missing = [name for name in wanted if name not in watch.values]
     if missing:
-        raise SystemExit(f"onnx2torch's module has no value {missing[0]}")
+        given_names = {new: old for old, new in renamed.items()}
+        raise SystemExit(f"onnx2torch's module has no value {given_names.get(missing[0], '')}")
     results: dict[str, Any] = {f"value_{index}": watch.values[name] for index, name in enumerate(wanted)}
     np.savez(outputs, **results)
 

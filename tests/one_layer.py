@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.layers.base import Layer
 from ilgnet_repro.loading import load_graph
 from ilgnet_repro.net import CaffeNet
 
@@ -94,6 +96,19 @@ def assert_all_uses(
         for index, (value, wanted) in enumerate(zip(found, expected, strict=True)):
             assert value.shape == wanted.shape == net.shapes[f"top{index}"]
             np.testing.assert_allclose(value, wanted, rtol=rtol, atol=atol, err_msg=use.__name__)
+
+
+def dynamic_shapes(layer: Layer, axes: Sequence[dict[int, object]]) -> dict[str, object]:
+    """Return each bottom's open axes by the name that the layer's `forward` gives it, as torch.export wants them."""
+    left = list(axes)
+    named: dict[str, object] = {}
+    for name, parameter in inspect.signature(layer.forward).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            named[name], left = tuple(left), []
+        else:
+            named[name] = left.pop(0)
+    assert not left
+    return named
 
 
 def gradients(net: CaffeNet, arrays: Arrays, *diffs: np.ndarray) -> list[np.ndarray | None]:

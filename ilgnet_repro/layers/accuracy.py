@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
 from .registry import register
 
@@ -41,26 +41,27 @@ class Accuracy(Layer):
     top_count = (1, 2)
     has_gradient = False
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        scores, labels = bottoms
+    def setup(self, scores: int, labels: int) -> None:
         self.ignore = ignored_label(self.param)
-        self.dim = self.axis(self.param.axis, len(scores))
+        self.dim = self.axis(self.param.axis, scores)
+        self.functions = (accuracy, class_accuracy)[: len(self.node.tops)]
+
+    def plan(self, scores: Shape, labels: Shape) -> LayerPlan:
         check_label_count(self, scores, labels, self.dim)
         classes = scores[self.dim]
         if not 1 <= self.param.top_k <= classes:
             raise self.error(f"top_k {self.param.top_k} must be from 1 to the {classes} classes")
-        return [(), (classes,)][: len(self.node.tops)]
+        return LayerPlan([(), (classes,)][: len(self.node.tops)])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        scores, labels = (blob.detach() for blob in bottoms)
+    def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        scores, labels = scores.detach(), labels.detach()
         check_labels(self, labels, scores.shape[self.dim], self.ignore)
-        functions = (accuracy, class_accuracy)[: len(self.node.tops)]
-        return tuple(f(scores, labels, self.dim, self.param.top_k, self.ignore) for f in functions)
+        return tuple(f(scores, labels, self.dim, self.param.top_k, self.ignore) for f in self.functions)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, scores: str, labels: str) -> list[str]:
         from onnx import TensorProto
 
-        rows, labels, counts = label_rows_onnx(graph, bottoms[0], bottoms[1], self.dim, self.ignore)
+        rows, labels, counts = label_rows_onnx(graph, scores, labels, self.dim, self.ignore)
         own = graph.node("GatherElements", [rows, labels], axis=1)
         as_high = graph.node("Cast", [graph.node("GreaterOrEqual", [rows, own])], to=TensorProto.FLOAT)
         # The label itself is one of those as high, hence at most top_k.
@@ -78,11 +79,11 @@ class Accuracy(Layer):
         tops = [share(valid, [])]
         if len(self.node.tops) > 1:
             flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
-            depth = graph.constant(integers(graph.size(bottoms[0], self.dim)))
+            depth = graph.constant(integers(graph.size(scores, self.dim)))
             classes = graph.node("OneHot", [flat, depth, graph.constant(numbers([0, 1]))])
             tops.append(share(graph.node("Mul", [classes, valid]), [graph.constant(integers(0))]))
         return tops
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        rest = f"{bottoms[0]}, {bottoms[1]}, {self.dim}, {self.param.top_k}, {self.ignore}"
-        return [f"{code.helper(f)}({rest})" for f in (accuracy, class_accuracy)[: len(self.node.tops)]]
+    def source(self, code: SourceCode, scores: str, labels: str) -> list[str]:
+        rest = f"{scores}, {labels}, {self.dim}, {self.param.top_k}, {self.ignore}"
+        return [f"{code.helper(f)}({rest})" for f in self.functions]

@@ -11,8 +11,8 @@ from .base import Layer, OnnxGraph
 def whole_indices(layer: Layer, values: Tensor, count: int | torch.SymInt, what: str) -> Tensor:
     """Return ``values`` as int64 indices, cut off towards zero as Caffe casts them.
 
-    Raises LayerError for an index outside ``0 <= index < count``, where Caffe stops or reads foreign
-    memory.  A compiled or exported net cannot look at values; there torch's own check stands guard.
+    Raises LayerError for an index outside ``0 <= index < count``, where Caffe stops or reads out of
+    bounds.  A compiled or exported net cannot look at values; there torch's bounds check applies.
     """
     indices = values.long()
     if not torch.compiler.is_compiling() and indices.numel():

@@ -1,4 +1,4 @@
-"""What layers that read labels share: one row of scores a label, labels left out, and loss normalisation.
+"""What layers that read labels share: one row of scores per label, labels left out, and loss normalisation.
 
 Labels are class numbers in a blob of floats.  Scores have classes along one axis and, along all others,
 a position for each label.
@@ -19,7 +19,7 @@ from .base import Layer, OnnxGraph, Shape, integers, numbers
 
 
 def label_rows(scores, labels, axis, ignore_label):
-    """Scores as one row a label, the labels as class numbers (0 where left out), and which count."""
+    """Scores as one row per label, the labels as class numbers (0 where left out), and which count."""
     rows = scores.movedim(axis, -1).reshape(-1, scores.shape[axis])
     labels = labels.reshape(-1).long()
     if ignore_label is None:
@@ -67,9 +67,9 @@ def check_label_count(layer: Layer, scores: Shape, labels: Shape, axis: int) -> 
 
 
 def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int | None) -> None:
-    """Raise LayerError for a label that is no class; Caffe reads foreign memory there.
+    """Raise LayerError for a label that is no class; Caffe reads out of bounds there.
 
-    A compiled or exported net cannot look at values; there torch's own check stands guard.
+    A compiled or exported net cannot look at values; there torch's bounds check applies.
     """
     if torch.compiler.is_compiling() or not labels.numel():
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .labels import (
     check_label_count,
     check_labels,
@@ -58,16 +59,14 @@ infogain_loss.uses = (label_rows, floored_log_softmax, normalized_sum)  # type: 
 
 
 class Loss(Layer):
-    """A scalar top with weight 1; bottoms agree in their number of pictures (Caffe's LossLayer)."""
+    """A scalar top with weight 1; bottoms agree in their number of images (Caffe's LossLayer)."""
 
     bottom_count = (2, 2)
     is_loss = True
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        x, labels = bottoms[:2]
+    def _check_first_axis(self, x: Shape, labels: Shape) -> None:
         if x[:1] != labels[:1] or not x:
             raise self.error(f"bottoms {list(x)} and {list(labels)} differ in their first axis")
-        return [()]
 
 
 class _SoftmaxLoss(Loss):
@@ -78,30 +77,30 @@ class _SoftmaxLoss(Loss):
     top_count = (1, 2)
     floor: float
 
-    def setup(self) -> None:
+    def setup(self, x: int, *others: int) -> None:
         self.mode = normalization(self, "VALID")
         self.ignore = ignored_label(self.node.layer.loss_param)
+        self.dim = self.axis(self.param.axis, x)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        super().top_shapes(bottoms)
-        self.dim = self.axis(self.param.axis, len(bottoms[0]))
-        check_label_count(self, bottoms[0], bottoms[1], self.dim)
-        return [(), bottoms[0]][: max(len(self.node.tops), 1)]
+    def plan(self, x: Shape, labels: Shape, *others: Shape) -> LayerPlan:
+        self._check_first_axis(x, labels)
+        check_label_count(self, x, labels, self.dim)
+        return LayerPlan([(), x][: max(len(self.node.tops), 1)])
 
     def _tops(self, loss: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         # Caffe's backward pass starts from the loss alone, whatever reads the probabilities.
         return (loss, F.softmax(x.detach(), self.dim))[: max(len(self.node.tops), 1)]
 
-    def _log_rows_onnx(self, graph: OnnxGraph, bottoms: list[str]) -> tuple[str, str, str]:
-        rows, labels, counts = label_rows_onnx(graph, bottoms[0], bottoms[1], self.dim, self.ignore)
+    def _log_rows_onnx(self, graph: OnnxGraph, x: str, labels: str) -> tuple[str, str, str]:
+        rows, labels, counts = label_rows_onnx(graph, x, labels, self.dim, self.ignore)
         log_p = graph.node("LogSoftmax", [rows], axis=-1)
         return graph.node("Max", [log_p, graph.constant(numbers(self.floor))]), labels, counts
 
-    def _tops_onnx(self, graph: OnnxGraph, bottoms: list[str], losses: str, counts: str) -> list[str]:
-        mean = normalized_sum_onnx(graph, losses, counts, self.mode, (bottoms[0], self.dim))
+    def _tops_onnx(self, graph: OnnxGraph, x: str, losses: str, counts: str) -> list[str]:
+        mean = normalized_sum_onnx(graph, losses, counts, self.mode, (x, self.dim))
         if len(self.node.tops) < 2:
             return [mean]
-        return [mean, graph.node("Softmax", [bottoms[0]], axis=self.dim)]
+        return [mean, graph.node("Softmax", [x], axis=self.dim)]
 
     def _rules(self) -> dict[str, Any]:
         return {"mode": self.mode, "ignore_label": self.ignore, "floor": self.floor}
@@ -122,18 +121,16 @@ class SoftmaxWithLoss(_SoftmaxLoss):
     fields = ("axis",)
     floor = math.log(FLT_MIN)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, labels = bottoms
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, x.shape[self.dim], self.ignore)
         return self._tops(softmax_loss(x, labels, self.dim, **self._rules()), x)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        log_p, labels, counts = self._log_rows_onnx(graph, bottoms)
+    def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
+        log_p, labels, counts = self._log_rows_onnx(graph, x, labels)
         losses = graph.node("Neg", [graph.node("GatherElements", [log_p, labels], axis=1)])
-        return self._tops_onnx(graph, bottoms, losses, counts)
+        return self._tops_onnx(graph, x, losses, counts)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, labels = bottoms
+    def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
         return self._tops_source(x, self._call(code.helper(softmax_loss), x, labels))
 
 
@@ -151,26 +148,24 @@ class InfogainLoss(_SoftmaxLoss):
     floor = math.log(LOG_THRESHOLD)
     matrix: Tensor | None
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, x: int, *others: int) -> None:
+        super().setup(x)
         if self.node.layer.loss_param.HasField("normalize"):
             raise self.error("loss_param.normalize is deprecated and Caffe refuses it; write normalization")
         if len(self.node.bottoms) < 3 and not self.param.source:
             raise self.error("has no matrix; give it as third bottom or as infogain_loss_param.source")
         self.register_buffer("matrix", None, persistent=False)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        tops = super().top_shapes(bottoms)
-        self.classes = bottoms[0][self.dim]
-        if len(bottoms) > 2:
-            self._check_matrix(bottoms[2])
-        return tops
+    def plan(self, x: Shape, labels: Shape, *matrix: Shape) -> LayerPlan:
+        plan = super().plan(x, labels)
+        for shape in matrix:
+            self._check_matrix(shape, x[self.dim])
+        return plan
 
-    def _check_matrix(self, shape: Shape) -> None:
-        if math.prod(shape) != self.classes**2:
+    def _check_matrix(self, shape: Sequence[int], classes: int) -> None:
+        if math.prod(shape) != classes**2:
             raise self.error(
-                f"matrix {list(shape)} holds {math.prod(shape)} values; "
-                f"{self.classes} classes take {self.classes**2}"
+                f"matrix {list(shape)} holds {math.prod(shape)} values; {classes} classes take {classes**2}"
             )
 
     @property
@@ -178,38 +173,38 @@ class InfogainLoss(_SoftmaxLoss):
         """The path of the matrix still to be read; empty where none is wanted."""
         return self.param.source if len(self.node.bottoms) < 3 and self.matrix is None else ""
 
-    def set_matrix(self, values: np.ndarray) -> None:
-        """Take the matrix, any shape of classes × classes values; raises LayerError on another count."""
-        self._check_matrix(values.shape)
-        self.matrix = torch.from_numpy(np.array(values, np.float32).reshape(self.classes, self.classes))
+    def set_matrix(self, values: np.ndarray, scores: Shape) -> None:
+        """Take the matrix, in any shape, for scores of this shape; raises LayerError on another count than classes²."""
+        classes = scores[self.dim]
+        self._check_matrix(values.shape, classes)
+        self.matrix = torch.from_numpy(np.array(values, np.float32).reshape(classes, classes))
 
     def _matrix(self) -> Tensor:
         if self.matrix is None:
             raise self.error(
-                f"matrix {self.param.source} was not read; use load_net, or set_matrix(read_blob(path))"
+                f"matrix {self.param.source} was not read; use load_net, or "
+                "set_matrix(read_blob(path), net.shapes[bottom])"
             )
         return self.matrix
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, labels, *given = bottoms
+    def forward(self, x: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, x.shape[self.dim], self.ignore)
         matrix = given[0] if given else self._matrix()
         return self._tops(infogain_loss(x, labels, matrix, self.dim, **self._rules()), x)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        log_p, labels, counts = self._log_rows_onnx(graph, bottoms)
-        if len(bottoms) > 2:
-            square = graph.constant(integers(self.classes, self.classes))
-            matrix = graph.node("Reshape", [bottoms[2], square])
+    def onnx(self, graph: OnnxGraph, x: str, labels: str, *given: str) -> list[str]:
+        log_p, labels, counts = self._log_rows_onnx(graph, x, labels)
+        if given:
+            square = integers(*[graph.size(x, self.dim)] * 2)
+            matrix = graph.node("Reshape", [*given, graph.constant(square)])
         else:
             matrix = graph.constant(numbers(self._matrix()))
         weights = graph.node("GatherND", [matrix, labels])
         total = graph.node(
             "ReduceSum", [graph.node("Mul", [weights, log_p]), graph.constant(integers(1))], keepdims=1
         )
-        return self._tops_onnx(graph, bottoms, graph.node("Neg", [total]), counts)
+        return self._tops_onnx(graph, x, graph.node("Neg", [total]), counts)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, labels, *given = bottoms
+    def source(self, code: SourceCode, x: str, labels: str, *given: str) -> list[str]:
         matrix = given[0] if given else code.parameter("matrix", self._matrix())
         return self._tops_source(x, self._call(code.helper(infogain_loss), x, labels, matrix))

@@ -1,4 +1,4 @@
-"""Losses with one label a picture: MultinomialLogisticLoss and HingeLoss."""
+"""Losses with one label per image: MultinomialLogisticLoss and HingeLoss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .labels import check_labels, labels_onnx, normalized_sum_onnx
 from .loss import LOG_THRESHOLD, Loss
 from .registry import register
@@ -35,63 +35,58 @@ def hinge_loss(x, labels, norm):
 # ---------------------------------------------------------------------- layers
 
 
-class _PictureLoss(Loss):
-    """Losses with one label a picture, over all that a picture holds."""
+class _ImageLoss(Loss):
+    """Losses with one label per image, over all of its values."""
 
     index_bottoms = (1,)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        x, labels = bottoms
-        super().top_shapes(bottoms)
+    def plan(self, x: Shape, labels: Shape) -> LayerPlan:
+        self._check_first_axis(x, labels)
         if len(x) < 2 or prod(labels) != x[0]:
             raise self.error(f"needs scores N×C and one label a picture, not {list(x)} and {list(labels)}")
-        return [()]
+        return LayerPlan([()])
 
-    def _rows_onnx(self, graph: OnnxGraph, bottoms: list[str]) -> tuple[str, str, str]:
+    def _rows_onnx(self, graph: OnnxGraph, x: str, labels: str) -> tuple[str, str, str]:
         # All but the first axis are classes.
-        rows = graph.node("Flatten", [bottoms[0]], axis=1)
-        labels, counts = labels_onnx(graph, bottoms[1], None)
-        return rows, labels, counts
+        return graph.node("Flatten", [x], axis=1), *labels_onnx(graph, labels, None)
 
 
 @register("MultinomialLogisticLoss")
-class MultinomialLogisticLoss(_PictureLoss):
+class MultinomialLogisticLoss(_ImageLoss):
     """Minus the mean log of the label's value among probabilities."""
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, labels = bottoms
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor]:
         check_labels(self, labels, prod(x.shape[1:]), None)
         return (multinomial_logistic_loss(x, labels, LOG_THRESHOLD),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        rows, labels, counts = self._rows_onnx(graph, bottoms)
+    def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
+        rows, labels, counts = self._rows_onnx(graph, x, labels)
         p = graph.node("GatherElements", [rows, labels], axis=1)
         p = graph.node("Max", [p, graph.constant(numbers(LOG_THRESHOLD))])
         losses = graph.node("Neg", [graph.node("Log", [p])])
         return [normalized_sum_onnx(graph, losses, counts, "FULL")]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{code.helper(multinomial_logistic_loss)}({bottoms[0]}, {bottoms[1]}, {LOG_THRESHOLD!r})"]
+    def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
+        return [f"{code.helper(multinomial_logistic_loss)}({x}, {labels}, {LOG_THRESHOLD!r})"]
 
 
 @register("HingeLoss")
-class HingeLoss(_PictureLoss):
-    """One-against-all hinge loss, L1 or L2, mean over pictures."""
+class HingeLoss(_ImageLoss):
+    """One-against-all hinge loss, L1 or L2, mean over images."""
 
     message = "hinge_loss_param"
     fields = ("norm",)
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         self.norm = pb.HingeLossParameter.Norm.Name(self.param.norm)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, labels = bottoms
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor]:
         check_labels(self, labels, prod(x.shape[1:]), None)
         return (hinge_loss(x, labels, self.norm),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        rows, labels, counts = self._rows_onnx(graph, bottoms)
-        classes = prod(graph.size(bottoms[0], axis) for axis in range(1, len(graph.shape(bottoms[0]))))
+    def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
+        classes = prod(graph.size(x, axis) for axis in range(1, len(graph.shape(x))))
+        rows, labels, counts = self._rows_onnx(graph, x, labels)
         flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
         signs = graph.constant(numbers([1, -1]))
         sign = graph.node("OneHot", [flat, graph.constant(integers(classes)), signs])
@@ -102,5 +97,5 @@ class HingeLoss(_PictureLoss):
         losses = graph.node("ReduceSum", [margins, graph.constant(integers(1))], keepdims=1)
         return [normalized_sum_onnx(graph, losses, counts, "FULL")]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{code.helper(hinge_loss)}({bottoms[0]}, {bottoms[1]}, {self.norm!r})"]
+    def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
+        return [f"{code.helper(hinge_loss)}({x}, {labels}, {self.norm!r})"]

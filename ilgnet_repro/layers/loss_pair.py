@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .loss import Loss
 from .registry import register
@@ -56,16 +56,14 @@ sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined
 
 
 class _EqualLoss(Loss):
-    """Losses whose bottoms hold equally many values a picture."""
+    """Losses whose bottoms hold equally many values per image."""
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        super().top_shapes(bottoms)
-        for other in bottoms[1:]:
-            if prod(other) != prod(bottoms[0]):
-                raise self.error(
-                    f"bottoms {list(bottoms[0])} and {list(other)} differ in their number of values"
-                )
-        return [()]
+    def plan(self, x: Shape, *others: Shape) -> LayerPlan:
+        self._check_first_axis(x, others[0])
+        for other in others:
+            if prod(other) != prod(x):
+                raise self.error(f"bottoms {list(x)} and {list(other)} differ in their number of values")
+        return LayerPlan([()])
 
     @staticmethod
     def _like(graph: OnnxGraph, value: str, first: str) -> str:
@@ -76,51 +74,46 @@ class _EqualLoss(Loss):
         return graph.node("Reshape", [value, graph.node("Shape", [first])])
 
     @staticmethod
-    def _per_picture(graph: OnnxGraph, losses: str, like: str) -> str:
-        """The sum of all losses over the number of pictures."""
+    def _per_image(graph: OnnxGraph, losses: str, like: str) -> str:
+        """The sum of all losses over the number of images."""
         everything = graph.node("Equal", [like, like])
         return normalized_sum_onnx(graph, losses, everything, "BATCH_SIZE", (like, 1))
 
 
 @register("EuclideanLoss")
 class EuclideanLoss(_EqualLoss):
-    """Half the sum of squared differences, over the number of pictures; both bottoms learn from it."""
+    """Half the sum of squared differences, over the number of images; both bottoms learn from it."""
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        a, b = bottoms
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor]:
         return ((a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0]),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        a, b = bottoms
+    def onnx(self, graph: OnnxGraph, a: str, b: str) -> list[str]:
         difference = graph.node("Sub", [a, self._like(graph, b, a)])
         half = graph.node("Mul", [difference, graph.constant(numbers(0.5))])
-        return [self._per_picture(graph, graph.node("Mul", [half, difference]), a)]
+        return [self._per_image(graph, graph.node("Mul", [half, difference]), a)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        a, b = bottoms
+    def source(self, code: SourceCode, a: str, b: str) -> list[str]:
         like = b if code.shape(0) == code.shape(1) else f"{b}.reshape({a}.shape)"
         return [f"({a} - {like}).square().sum() / (2 * {a}.shape[0])"]
 
 
 @register("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(_EqualLoss):
-    """Cross-entropy of the sigmoid against targets in [0, 1], over pictures unless `loss_param` differs."""
+    """Cross-entropy of the sigmoid against targets in [0, 1], over images unless `loss_param` differs."""
 
     other_messages = ("loss_param",)
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         self.mode = normalization(self, "BATCH_SIZE")
         self.ignore = ignored_label(self.node.layer.loss_param)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, target = bottoms
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor]:
         return (sigmoid_cross_entropy_loss(x, target, self.mode, self.ignore),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str, target: str) -> list[str]:
         from onnx import TensorProto
 
-        x = bottoms[0]
-        target = self._like(graph, bottoms[1], x)
+        target = self._like(graph, target, x)
         # max(x, 0) - x t + log(1 + exp(-|x|)), which never overflows.
         bend = graph.node("Softplus", [graph.node("Neg", [graph.node("Abs", [x])])])
         line = graph.node("Sub", [graph.node("Relu", [x]), graph.node("Mul", [x, target])])
@@ -129,9 +122,8 @@ class SigmoidCrossEntropyLoss(_EqualLoss):
         counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
         return [normalized_sum_onnx(graph, graph.node("Add", [line, bend]), counts, self.mode, (x, 1))]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        call = code.helper(sigmoid_cross_entropy_loss)
-        return [f"{call}({bottoms[0]}, {bottoms[1]}, {self.mode!r}, {self.ignore})"]
+    def source(self, code: SourceCode, x: str, target: str) -> list[str]:
+        return [f"{code.helper(sigmoid_cross_entropy_loss)}({x}, {target}, {self.mode!r}, {self.ignore})"]
 
 
 @register("ContrastiveLoss")
@@ -142,23 +134,20 @@ class ContrastiveLoss(Loss):
     fields = ("margin", "legacy_version")
     bottom_count = (3, 3)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        super().top_shapes(bottoms)
-        a, b, similar = bottoms
+    def plan(self, a: Shape, b: Shape, similar: Shape) -> LayerPlan:
+        self._check_first_axis(a, b)
         if a != b or len(a) < 2 or prod(a[2:]) != 1:
             raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
         if prod(similar) != a[0]:
             raise self.error(f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one a pair")
-        return [()]
+        return LayerPlan([()])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        a, b, similar = bottoms
+    def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> tuple[Tensor]:
         return (contrastive_loss(a, b, similar, self.param.margin, self.param.legacy_version),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, a: str, b: str, similar: str) -> list[str]:
         from onnx import TensorProto
 
-        a, b, similar = bottoms
         difference = graph.node("Flatten", [graph.node("Sub", [a, b])], axis=1)
         squared = graph.node("ReduceSumSquare", [difference, graph.constant(integers(1))], keepdims=0)
         distance = squared if self.param.legacy_version else graph.node("Sqrt", [squared])
@@ -172,9 +161,9 @@ class ContrastiveLoss(Loss):
         half = graph.node("Mul", [losses, graph.constant(numbers(0.5))])
         return [normalized_sum_onnx(graph, half, graph.node("Equal", [whole, whole]), "FULL")]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, a: str, b: str, similar: str) -> list[str]:
         rest = f"{literal(self.param.margin)}, {self.param.legacy_version}"
-        return [f"{code.helper(contrastive_loss)}({', '.join(bottoms)}, {rest})"]
+        return [f"{code.helper(contrastive_loss)}({a}, {b}, {similar}, {rest})"]
 
 
 @register("SmoothL1Loss")
@@ -190,7 +179,7 @@ class SmoothL1Loss(_EqualLoss):
     fields = ("sigma",)
     bottom_count = (2, 4)
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         if self.param.sigma <= 0:
             raise self.error(f"sigma {self.param.sigma} must be over 0")
         text = self.node.layer
@@ -207,8 +196,7 @@ class SmoothL1Loss(_EqualLoss):
                 "loss_param is read by one fork's layer only; state normalization: NONE, which divides by 1, or remove it"
             )
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, *others = bottoms
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor]:
         target, *weights = [other.reshape(x.shape) for other in others]
         divisor = 1 if self.by_one else x.shape[0]
         return (smooth_l1_loss(x, target, self.param.sigma, divisor, *weights),)
@@ -216,8 +204,7 @@ class SmoothL1Loss(_EqualLoss):
     def default_loss_weights(self) -> tuple[float, ...]:
         return () if self.is_fast_rcnns else super().default_loss_weights()
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, *others = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, *others: str) -> list[str]:
         target, *weights = [self._like(graph, other, x) for other in others]
         squared = self.param.sigma**2
         difference = graph.node("Sub", [x, target])
@@ -235,10 +222,9 @@ class SmoothL1Loss(_EqualLoss):
             losses = graph.node("Mul", [losses, weights[1]])
         if self.by_one:
             return [graph.node("ReduceSum", [losses], keepdims=0)]
-        return [self._per_picture(graph, losses, x)]
+        return [self._per_image(graph, losses, x)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, *others = bottoms
+    def source(self, code: SourceCode, x: str, *others: str) -> list[str]:
         alike = [
             other if code.shape(index) == code.shape(0) else f"{other}.reshape({x}.shape)"
             for index, other in enumerate(others, 1)

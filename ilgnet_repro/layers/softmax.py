@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode
+from .base import Layer, OnnxGraph, SourceCode
 from .registry import register
 
 
@@ -16,15 +16,14 @@ class Softmax(Layer):
     message = "softmax_param"
     fields = ("axis",)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        self.dim = self.axis(self.param.axis, len(bottoms[0]))
-        return list(bottoms)
+    def setup(self, rank: int) -> None:
+        self.dim = self.axis(self.param.axis, rank)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (F.softmax(bottoms[0], self.dim),)
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (F.softmax(x, self.dim),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [graph.node("Softmax", bottoms, axis=self.dim)]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Softmax", [x], axis=self.dim)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"F.softmax({bottoms[0]}, dim={self.dim})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"F.softmax({x}, dim={self.dim})"]

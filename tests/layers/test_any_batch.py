@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from layer_nets import draw, one_layer
-from one_layer import run_onnx, run_source
+from one_layer import dynamic_shapes, run_onnx, run_source
 
 BODIES = {
     "batch_norm": 'type: "BatchNorm"',
@@ -31,9 +31,7 @@ BODIES = {
 def test_batch_is_free(name):
     net = one_layer(BODIES[name], (2, 3, 6, 7))
     layer = net.layer("op")
-    dynamic = {"bottoms": ({0: torch.export.Dim("batch", min=1)},)}
-    if "x" in layer.forward.__code__.co_varnames[:2]:
-        dynamic = {"x": dynamic["bottoms"][0]}
+    dynamic = dynamic_shapes(layer, [{0: torch.export.Dim("batch", min=1)}])
     exported = torch.export.export(
         layer, (torch.from_numpy(draw(2, 3, 6, 7)),), dynamic_shapes=dynamic
     ).module()

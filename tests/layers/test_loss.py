@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import one_layer
-from one_layer import assert_all_uses, build, draw, gradients, layer_text, run
+from one_layer import assert_all_uses, build, draw, dynamic_shapes, gradients, layer_text, run
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.binaryproto import write_blob
@@ -289,7 +289,7 @@ def test_unread_matrix_says_how_to_read_it():
     with pytest.raises(LayerError, match=r"matrix gain was not read; use load_net, or set_matrix"):
         run(net, [draw(1, 3, 5), np.zeros(3, F32)])
     with pytest.raises(LayerError, match="holds 24 values; 5 classes take 25"):
-        net.layer("op").set_matrix(np.zeros((4, 6), F32))
+        net.layer("op").set_matrix(np.zeros((4, 6), F32), net.shapes["in0"])
 
 
 TRACED: dict[str, list[tuple[int, ...]]] = {
@@ -310,7 +310,7 @@ def test_exports_with_a_free_batch(type_):
     batch = torch.export.Dim("batch", min=2)
     example = tuple(torch.zeros(shape) for shape in TRACED[type_])
     exported = torch.export.export(
-        layer, example, dynamic_shapes={"bottoms": ({0: batch},) * len(example)}
+        layer, example, dynamic_shapes=dynamic_shapes(layer, [{0: batch}] * len(example))
     ).module()
     given = [torch.from_numpy(draw(seed, 7, *shape[1:])) for seed, shape in enumerate(TRACED[type_])]
     given[1:] = [value.abs().floor().clamp(max=4) for value in given[1:]]

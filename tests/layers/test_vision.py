@@ -8,7 +8,7 @@ import slow_detection as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_layer import build, draw, gradients, run, run_onnx, run_source
+from one_layer import build, draw, dynamic_shapes, gradients, run, run_onnx, run_source
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.layers.proposal import make_anchors, quicksort_order
@@ -79,7 +79,7 @@ def test_pictures_and_regions_are_free(type_):
     layer = net.layer("op")
     example = (torch.zeros(2, 8, 6, 7), torch.zeros(4, 5))
     free = tuple({0: torch.export.Dim(name, min=2)} for name in ("pictures", "regions"))
-    exported = torch.export.export(layer, example, dynamic_shapes={"bottoms": free}).module()
+    exported = torch.export.export(layer, example, dynamic_shapes=dynamic_shapes(layer, free)).module()
     found = exported(torch.from_numpy(x), torch.from_numpy(rois))[0]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 

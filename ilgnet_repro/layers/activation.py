@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, literal, numbers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
 from .registry import register
 
 
@@ -20,20 +20,20 @@ class ReLU(Layer):
     message = "relu_param"
     fields = ("negative_slope",)
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.slope: float = self.param.negative_slope
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.leaky_relu(x, self.slope) if self.slope else F.relu(x),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.slope:
-            return [graph.node("LeakyRelu", bottoms, alpha=self.slope)]
-        return [graph.node("Relu", bottoms)]
+            return [graph.node("LeakyRelu", [x], alpha=self.slope)]
+        return [graph.node("Relu", [x])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         slope = f", {literal(self.slope)}" if self.slope else ""
-        return [f"F.{'leaky_relu' if self.slope else 'relu'}({bottoms[0]}{slope})"]
+        return [f"F.{'leaky_relu' if self.slope else 'relu'}({x}{slope})"]
 
 
 @register("ReLU6")
@@ -43,7 +43,7 @@ class ReLU6(Layer):
     message = "relu6_param"
     fields = ("threshold",)
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.threshold: float = self.param.threshold
         if not self.threshold > 0:
             raise self.error(f"threshold {self.threshold:g} must be over 0")
@@ -51,50 +51,47 @@ class ReLU6(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.hardtanh(x, 0.0, self.threshold),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         limits = [graph.constant(numbers([value]).reshape(())) for value in (0.0, self.threshold)]
-        return [graph.node("Clip", [*bottoms, *limits])]
+        return [graph.node("Clip", [x, *limits])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         if self.threshold == 6:
-            return [f"F.relu6({bottoms[0]})"]
-        return [f"F.hardtanh({bottoms[0]}, 0.0, {literal(self.threshold)})"]
+            return [f"F.relu6({x})"]
+        return [f"F.hardtanh({x}, 0.0, {literal(self.threshold)})"]
 
 
 @register("PReLU")
 class PReLU(Layer):
-    """max(x, 0) + slope · min(x, 0), the slope learned a channel (axis 1) or once (He et al., 2015)."""
+    """max(x, 0) + slope · min(x, 0), the slope learned per channel (axis 1) or once (He et al., 2015)."""
 
     slope: Tensor
 
     message = "prelu_param"
     fields = ("filler", "channel_shared")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if len(bottoms[0]) < 2:
-            raise self.error(f"bottom {list(bottoms[0])} has no channel axis; it takes 2 axes or more")
-        self._after_channels = len(bottoms[0]) - 2
-        return list(bottoms)
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        shape = () if self.param.channel_shared else bottoms[0][1:2]
+    def plan(self, x: Shape) -> LayerPlan:
+        if len(x) < 2:
+            raise self.error(f"bottom {list(x)} has no channel axis; it takes 2 axes or more")
+        shape = () if self.param.channel_shared else x[1:2]
         default = pb.FillerParameter(type="constant", value=0.25)
-        return [BlobSpec("slope", shape, self.param.filler if self.param.HasField("filler") else default)]
+        filler = self.param.filler if self.param.HasField("filler") else default
+        return LayerPlan([x], [BlobSpec("slope", shape, filler)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.prelu(x, self.slope),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         slope = graph.parameter("slope")
-        if not self.param.channel_shared and self._after_channels:
+        after = len(graph.shape(x)) - 2
+        if not self.param.channel_shared and after:
             # ONNX lines slopes up from the last axis; Caffe's channels are axis 1.
-            values = numbers(self.slope).reshape(-1, *[1] * self._after_channels)
-            slope = graph.constant(values)
-        return [graph.node("PRelu", [*bottoms, slope])]
+            slope = graph.constant(numbers(self.slope).reshape(-1, *[1] * after))
+        return [graph.node("PRelu", [x, slope])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         module = code.module(f"nn.PReLU({self.slope.numel()})", weight=self.slope.reshape(-1))
-        return [f"{module}({bottoms[0]})"]
+        return [f"{module}({x})"]
 
 
 @register("ELU")
@@ -107,12 +104,12 @@ class ELU(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.elu(x, self.param.alpha),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [graph.node("Elu", bottoms, alpha=self.param.alpha)]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Elu", [x], alpha=self.param.alpha)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         alpha = f", alpha={literal(self.param.alpha)}" if self.param.alpha != 1 else ""
-        return [f"F.elu({bottoms[0]}{alpha})"]
+        return [f"F.elu({x}{alpha})"]
 
 
 class _Function(Layer):
@@ -125,11 +122,11 @@ class _Function(Layer):
         module, name = self.torch_name.split(".")
         return (getattr({"torch": torch, "F": F}[module], name)(x),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [graph.node(self.onnx_name, bottoms)]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node(self.onnx_name, [x])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{self.torch_name}({bottoms[0]})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"{self.torch_name}({x})"]
 
 
 @register("Sigmoid")
@@ -172,14 +169,13 @@ class Swish(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.silu(x) if self.param.beta == 1 else x * torch.sigmoid(self.param.beta * x),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x = inner = bottoms[0]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        inner = x
         if self.param.beta != 1:
             inner = graph.node("Mul", [x, graph.constant(numbers([self.param.beta]).reshape(()))])
         return [graph.node("Mul", [x, graph.node("Sigmoid", [inner])])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
+    def source(self, code: SourceCode, x: str) -> list[str]:
         return [
             f"F.silu({x})"
             if self.param.beta == 1
@@ -194,7 +190,7 @@ class Clip(Layer):
     message = "clip_param"
     fields = ("min", "max")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         for field in self.fields:
             if not self.param.HasField(field):
                 raise self.error(f"clip_param.{field} is missing; state both min and max")
@@ -204,12 +200,12 @@ class Clip(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (torch.clamp(x, self.param.min, self.param.max),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         limits = [graph.constant(numbers([value]).reshape(())) for value in (self.param.min, self.param.max)]
-        return [graph.node("Clip", [*bottoms, *limits])]
+        return [graph.node("Clip", [x, *limits])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"torch.clamp({bottoms[0]}, {literal(self.param.min)}, {literal(self.param.max)})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"torch.clamp({x}, {literal(self.param.min)}, {literal(self.param.max)})"]
 
 
 @register("Threshold")
@@ -223,12 +219,11 @@ class Threshold(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return ((x > self.param.threshold).to(x.dtype),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         threshold = graph.constant(numbers([self.param.threshold]).reshape(()))
-        return [graph.node("Cast", [graph.node("Greater", [*bottoms, threshold])], to=1)]
+        return [graph.node("Cast", [graph.node("Greater", [x, threshold])], to=1)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
+    def source(self, code: SourceCode, x: str) -> list[str]:
         return [f"({x} > {literal(self.param.threshold)}).to({x}.dtype)"]
 
 
@@ -242,7 +237,7 @@ class Dropout(Layer):
     message = "dropout_param"
     fields = ("dropout_ratio",)
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.ratio: float = self.param.dropout_ratio
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
@@ -252,8 +247,8 @@ class Dropout(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.dropout(x, self.ratio, training=True) if self.is_train else x,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return super().onnx(graph, bottoms) if self.is_train else bottoms
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [x]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"F.dropout({bottoms[0]}, {literal(self.ratio)})"] if self.is_train else bottoms
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"F.dropout({x}, {literal(self.ratio)})"] if self.is_train else [x]

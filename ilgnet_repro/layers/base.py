@@ -111,12 +111,19 @@ def _takes_a_list(method: Callable[..., Any]) -> bool:
 
 
 def emit_onnx(layer: Layer, graph: OnnxGraph, bottoms: Sequence[str]) -> list[str]:
-    """Have a layer add its ONNX nodes; return the names of its tops."""
+    """Have a layer add its ONNX nodes; return the names of its tops.
+
+    Raises LayerError where the layer says that it cannot be expressed.
+    """
+    if layer.no_onnx:
+        raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
     return layer.onnx(graph, list(bottoms)) if _takes_a_list(layer.onnx) else layer.onnx(graph, *bottoms)
 
 
 def emit_source(layer: Layer, code: SourceCode, bottoms: Sequence[str]) -> list[str]:
-    """Return a layer's Python expressions, one a top."""
+    """Return a layer's Python expressions, one per top; raises LayerError where it says that it has none."""
+    if layer.no_source:
+        raise layer.error(f"cannot be written as Python: {layer.no_source}")
     return layer.source(code, list(bottoms)) if _takes_a_list(layer.source) else layer.source(code, *bottoms)
 
 

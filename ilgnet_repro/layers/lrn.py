@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .lengths import Kept, reshape_onnx
 from .registry import register
 from .window import Window
@@ -48,7 +48,7 @@ class LRN(Layer):
     message = "lrn_param"
     fields = ("local_size", "alpha", "beta", "norm_region", "k")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.size: int = self.param.local_size
         if self.size % 2 == 0:
             raise self.error(f"local_size {self.size} must be odd")
@@ -58,10 +58,10 @@ class LRN(Layer):
                 raise self.error(f"{field} {value:g} must be finite")
         self.is_across = self.param.norm_region == self.param.ACROSS_CHANNELS
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if len(bottoms[0]) != 4:
-            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 4 (N, C, H, W)")
-        return list(bottoms)
+    def plan(self, x: Shape) -> LayerPlan:
+        if len(x) != 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 4 (N, C, H, W)")
+        return LayerPlan([x])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         param = self.param
@@ -69,8 +69,8 @@ class LRN(Layer):
             return (lrn_across_channels(x, self.size, param.alpha, param.beta, param.k),)
         return (lrn_within_channel(x, self.size, param.alpha, param.beta),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, param = bottoms[0], self.param
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        param = self.param
         # ONNX Runtime refuses an LRN node whose alpha or beta is not over 0.
         if self.is_across and param.alpha > 0 and param.beta > 0:
             return [graph.node("LRN", [x], size=self.size, alpha=param.alpha, beta=param.beta, bias=param.k)]
@@ -91,9 +91,9 @@ class LRN(Layer):
         scale = graph.node("Add", [graph.node("Mul", [mean, alpha]), shift])
         return [graph.node("Mul", [x, graph.node("Pow", [scale, power])])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         values = [str(self.size), literal(self.param.alpha), literal(self.param.beta)]
         if self.is_across:
             values.append(literal(self.param.k))
         function = lrn_across_channels if self.is_across else lrn_within_channel
-        return [f"{code.helper(function)}({bottoms[0]}, {', '.join(values)})"]
+        return [f"{code.helper(function)}({x}, {', '.join(values)})"]

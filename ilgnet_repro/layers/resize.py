@@ -1,11 +1,11 @@
-"""Layers that give pictures another size: Upsample (SegNet's max-unpooling) and Interp (DeepLab, PSPNet)."""
+"""Layers that give images another size: Upsample (SegNet's max-unpooling) and Interp (DeepLab, PSPNet)."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .indices import indices_onnx, whole_indices
 from .registry import register
 
@@ -28,7 +28,7 @@ class Upsample(Layer):
     fields = ("scale", "scale_h", "scale_w", "upsample_h", "upsample_w", "pad_out_h", "pad_out_w")
     bottom_count = (2, 2)
 
-    def setup(self) -> None:
+    def setup(self, x: int, mask: int) -> None:
         states_size = self._states_both("upsample")
         states_scale = self._states_both("scale")
         if states_size and (states_scale or self.param.HasField("scale")):
@@ -52,23 +52,20 @@ class Upsample(Layer):
             raise self.error(f"states only one of {field}_h and {field}_w; state both")
         return all(stated)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        x, mask = bottoms
+    def plan(self, x: Shape, mask: Shape) -> LayerPlan:
         if len(x) != 4 or x != mask:
             raise self.error(f"bottoms {list(x)} and {list(mask)} must be of one shape N×C×H×W")
-        return [(*x[:2], *self._size(*x[2:]))]
+        return LayerPlan([(*x[:2], *self._size(*x[2:]))])
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         (scale_h, scale_w), (less_h, less_w) = self.scale, self.less
         return self.size or (height * scale_h - less_h, width * scale_w - less_w)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, mask = bottoms
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor]:
         height, width = self._size(x.shape[2], x.shape[3])
         return (max_unpool(x, whole_indices(self, mask, height * width, "mask index"), height, width),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, mask = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, mask: str) -> list[str]:
         height, width = graph.shape(x)[2:]
         if height is not None and width is not None:
             size = graph.constant(integers(*self._size(height, width)))
@@ -87,8 +84,7 @@ class Upsample(Layer):
         placed = graph.node("ScatterElements", [zeros, indices, values], axis=2)
         return [graph.node("Reshape", [placed, graph.node("Concat", [planes, size], axis=0)])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, mask = bottoms
+    def source(self, code: SourceCode, x: str, mask: str) -> list[str]:
         size = [
             f"{x}.shape[{axis}] * {scale}{' - 1' if less else ''}"
             for axis, scale, less in zip((2, 3), self.scale, self.less, strict=True)
@@ -115,7 +111,7 @@ class Interp(Layer):
     fields = ("height", "width", "zoom_factor", "shrink_factor", "pad_beg", "pad_end")
     bottom_count = (1, 2)
 
-    def setup(self) -> None:
+    def setup(self, x: int, *like: int) -> None:
         by_factor = any(self.param.HasField(field) for field in ("zoom_factor", "shrink_factor"))
         by_size = [self.param.HasField(field) for field in ("height", "width")]
         by_bottom = len(self.node.bottoms) == 2
@@ -134,23 +130,19 @@ class Interp(Layer):
         self.zoom: int = self.param.zoom_factor
         self.cut: tuple[int, int] = (-self.param.pad_beg, -self.param.pad_end)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        for shape in bottoms:
+    def plan(self, x: Shape, *like: Shape) -> LayerPlan:
+        for shape in (x, *like):
             if len(shape) != 4:
                 raise self.error(f"bottom {list(shape)} is not of shape N×C×H×W")
-        left = [length - sum(self.cut) for length in bottoms[0][2:]]
-        if min(left) < 1:
-            raise self.error(f"bottom {list(bottoms[0])} has nothing left once {sum(self.cut)} are cut off")
-        if len(bottoms) == 2:
-            return [(*bottoms[0][:2], *bottoms[1][2:])]
-        size = self.size or tuple(map(self._by_factor, bottoms[0][2:]))
-        return [(*bottoms[0][:2], *size)]
+        if min(x[2:]) <= sum(self.cut):
+            raise self.error(f"bottom {list(x)} has nothing left once {sum(self.cut)} are cut off")
+        size = like[0][2:] if like else self.size or tuple(map(self._by_factor, x[2:]))
+        return LayerPlan([(*x[:2], *size)])
 
     def _by_factor(self, length: int) -> int:
         return (length - sum(self.cut) - 1) // self.shrink * self.zoom + 1
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, *like = bottoms
+    def forward(self, x: Tensor, *like: Tensor) -> tuple[Tensor]:
         first, last = self.cut
         if any(self.cut):
             x = x[:, :, first : x.shape[2] - last, first : x.shape[3] - last]
@@ -159,10 +151,9 @@ class Interp(Layer):
         size = like[0].shape[2:] if like else self.size
         return (F.interpolate(x, size=size, mode="bilinear", align_corners=True),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, *like = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, *like: str) -> list[str]:
         first, last = self.cut
-        height, width = graph.shape(bottoms[-1])[2:]
+        height, width = graph.shape((x, *like)[-1])[2:]
         if any(self.cut):
             ends = integers(*[-last or 2**63 - 1] * 2)
             cuts = (integers(first, first), ends, integers(2, 3))
@@ -185,8 +176,7 @@ class Interp(Layer):
             )
         ]  # fmt: skip
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, *like = bottoms
+    def source(self, code: SourceCode, x: str, *like: str) -> list[str]:
         first, last = self.cut
         if any(self.cut):
             kept = f"{first or ''}:{-last or ''}"

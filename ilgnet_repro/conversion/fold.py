@@ -221,7 +221,8 @@ def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.n
     if not isinstance(layer, Deconvolution):
         return factor.reshape(-1, *[1] * (weight.ndim - 1))
     # Input channels × outputs a group: the channels of each group meet their own outputs.
-    rows = np.repeat(factor.reshape(layer.group, -1), weight.shape[0] // layer.group, axis=0)
+    group = layer.groups(weight.shape[0])
+    rows = np.repeat(factor.reshape(group, -1), weight.shape[0] // group, axis=0)
     return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 

@@ -28,7 +28,7 @@ class Conv(nn.Module):
 
     def __init__(self, layer: Any, bottom: Shape, relu: bool) -> None:
         super().__init__()
-        self.geometry = (list(layer.pad), list(layer.stride), list(layer.dilation), layer.group)
+        self.geometry = (list(layer.pad), list(layer.stride), list(layer.dilation), layer.groups(bottom[1]))
         self.attribute = "relu" if relu else "none"
         weight = layer.blob("weight").detach().contiguous(memory_format=torch.channels_last)
         reorder = torch.ops.mkldnn._reorder_convolution_weight

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .lengths import Kept, reshape_onnx
 from .registry import register
 
@@ -17,40 +17,48 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-class ConvolutionBase(Layer):
-    """What Caffe's BaseConvolutionLayer reads: kernel, stride, pad and dilation for each spatial axis."""
+class Spatial(Layer):
+    """What Caffe's BaseConvolutionLayer and Im2colLayer read: kernel, stride, pad and dilation for each spatial axis."""
 
     message = "convolution_param"
     fields: ClassVar[tuple[str, ...]] = (
-        *("num_output", "bias_term", "group", "axis", "weight_filler", "bias_filler"),
-        *("pad", "pad_h", "pad_w", "kernel_size", "kernel_h", "kernel_w", "stride", "stride_h", "stride_w"),
+        *(
+            "axis",
+            "pad",
+            "pad_h",
+            "pad_w",
+            "kernel_size",
+            "kernel_h",
+            "kernel_w",
+            "stride",
+            "stride_h",
+            "stride_w",
+        ),
         *("dilation", "hole", "hole_h", "hole_w"),
     )
     # The N-D code path computes the same sums.
     harmless = ("engine", "force_nd_im2col")
-    bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
-    top_count: ClassVar[tuple[int, int | None]] = (1, None)
     transposed = False
-    weight: Tensor
-    bias: Tensor
 
-    def setup(self) -> None:
-        if len(self.node.bottoms) != len(self.node.tops):
-            raise self.error(
-                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; give as many"
-            )
-        self.outputs: int = self.param.num_output
-        self.group: int = self.param.group
-        self.has_bias: bool = self.param.bias_term
-        if not self.outputs:
-            raise self.error("num_output is 0 or absent; state how many channels to make")
-        if not self.group or self.outputs % self.group:
-            raise self.error(f"num_output {self.outputs} is no multiple of group {self.group}")
-
-    # ------------------------------------------------------------------ geometry
+    def setup(self, rank: int, *others: int) -> None:
+        self.channel_axis = self.axis(self.param.axis, rank)
+        count = rank - self.channel_axis - 1
+        if not 1 <= count <= 3:
+            raise self.error(f"a bottom of {rank} axes has {count} spatial axes; 1 to 3 are supported")
+        self.kernel = self._spatial("kernel_size", count, None)
+        self.stride = self._spatial("stride", count, 1)
+        self.pad = self._spatial("pad", count, 0)
+        self.dilation = self._dilation(count)
+        for field, values in (
+            ("kernel_size", self.kernel),
+            ("stride", self.stride),
+            ("dilation", self.dilation),
+        ):
+            if min(values) < 1:
+                raise self.error(f"{field} {list(values)} must be at least 1")
 
     def _spatial(self, field: str, count: int, default: int | None) -> tuple[int, ...]:
-        """One value an axis: `kernel_size: 3`, a value an axis, or `kernel_h` and `kernel_w`."""
+        """One value per axis: `kernel_size: 3`, a value per axis, or `kernel_h` and `kernel_w`."""
         repeated = list(getattr(self.param, field))
         short = field.removesuffix("_size")
         if short in ("kernel", "pad", "stride") and any(self.param.HasField(f"{short}_{a}") for a in "hw"):
@@ -84,97 +92,29 @@ class ConvolutionBase(Layer):
             return holes if count == 2 else (hole,) * count
         return self._spatial("dilation", count, 1)
 
-    def _read_geometry(self, bottom: Shape) -> None:
-        self.channel_axis = self.axis(self.param.axis, len(bottom))
-        count = len(bottom) - self.channel_axis - 1
-        if not 1 <= count <= 3:
-            raise self.error(f"bottom {list(bottom)} has {count} spatial axes; 1 to 3 are supported")
-        self.kernel = self._spatial("kernel_size", count, None)
-        self.stride = self._spatial("stride", count, 1)
-        self.pad = self._spatial("pad", count, 0)
-        self.dilation = self._dilation(count)
-        for field, values in (
-            ("kernel_size", self.kernel),
-            ("stride", self.stride),
-            ("dilation", self.dilation),
-        ):
-            if min(values) < 1:
-                raise self.error(f"{field} {list(values)} must be at least 1")
-        self.channels = bottom[self.channel_axis]
-        if self.channels % self.group:
-            raise self.error(f"{self.channels} input channels are no multiple of group {self.group}")
-
     def _extent(self, size: int, axis: int) -> int:
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         if self.transposed:
             return self.stride[axis] * (size - 1) + reach - 2 * self.pad[axis]
         return (size + 2 * self.pad[axis] - reach) // self.stride[axis] + 1
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        self._read_geometry(bottoms[0])
-        tops = []
-        for bottom in bottoms:
-            if bottom[self.channel_axis] != self.channels:
-                raise self.error(
-                    f"bottoms differ in channels: {bottom[self.channel_axis]} and {self.channels}"
-                )
-            lead, spatial = bottom[: self.channel_axis], bottom[self.channel_axis + 1 :]
-            extents = tuple(self._extent(size, axis) for axis, size in enumerate(spatial))
-            if min(extents) < 1:
-                raise self.error(f"bottom {list(bottom)} is too small for kernel {list(self.kernel)}")
-            tops.append((*lead, self.outputs, *extents))
-        return tops
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        # A deconvolution stores its weights as the convolution it undoes would: input channels first.
-        first, second = (self.channels, self.outputs) if self.transposed else (self.outputs, self.channels)
-        specs = [BlobSpec("weight", (first, second // self.group, *self.kernel), self.param.weight_filler)]
-        if self.has_bias:
-            specs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
-        return specs
-
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        moved = bottoms if self.transposed else tops
-        share = (self.outputs if self.transposed else self.channels) // self.group
-        return sum(prod(shape) for shape in moved) * share * prod(self.kernel)
-
-    # ------------------------------------------------------------------ the four uses
-
-    @property
-    def _bias(self) -> Tensor | None:
-        return self.bias if self.has_bias else None
-
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._run(x) for x in bottoms)
-
-    def _run(self, x: Tensor) -> Tensor:
-        # Axes in front of `axis` are all batch to Caffe, torch takes just one.
-        lead = x.shape[: self.channel_axis]
-        if len(lead) != 1:
-            x = x.reshape(-1, *x.shape[self.channel_axis :])
-        table = _TRANSPOSED if self.transposed else _CONV
-        y = table[len(self.kernel)](
-            x, self.weight, self._bias, stride=self.stride, padding=self.pad, dilation=self.dilation,
-            groups=self.group,
-        )  # fmt: skip
-        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
-
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        weights = [graph.parameter(name) for name in self.blob_names]
-        op = "ConvTranspose" if self.transposed else "Conv"
-        return [
-            self._windowed_onnx(
-                graph, x, op, weights, self.outputs, kernel_shape=self.kernel, strides=self.stride, pads=self.pad * 2,
-                dilations=self.dilation, group=self.group,
-            )
-            for x in bottoms
-        ]  # fmt: skip
+    def _extents(self, bottom: Shape) -> tuple[int, ...]:
+        """The top's spatial lengths; raises LayerError where the kernel does not fit."""
+        spatial = bottom[self.channel_axis + 1 :]
+        extents = tuple(self._extent(size, axis) for axis, size in enumerate(spatial))
+        if min(extents) < 1:
+            raise self.error(f"bottom {list(bottom)} is too small for kernel {list(self.kernel)}")
+        return extents
 
     def _windowed_onnx(
-        self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, **attributes: object
+        self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, group: int
     ) -> str:
-        """Add a node that takes one batch axis, with all axes in front of `axis` made that one."""
+        """Add a convolution; ONNX takes one batch axis, so all axes in front of `axis` are made that one."""
         front = self.channel_axis
+        attributes = {
+            "kernel_shape": self.kernel, "strides": self.stride, "pads": self.pad * 2,
+            "dilations": self.dilation, "group": group,
+        }  # fmt: skip
         if front == 1:
             return graph.node(op, [x, *weights], **attributes)
         shape = graph.shape(x)
@@ -190,13 +130,87 @@ class ConvolutionBase(Layer):
             stated = graph.node("Concat", [*parts, graph.node("Shape", [y], start=1)], axis=0)
         return graph.node("Reshape", [y, stated])
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        count = len(self.kernel)
+
+class ConvolutionBase(Spatial):
+    """Learned windows: what Convolution, DepthwiseConvolution and Deconvolution share."""
+
+    fields = (*Spatial.fields, "num_output", "bias_term", "group", "weight_filler", "bias_filler")
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
+    top_count: ClassVar[tuple[int, int | None]] = (1, None)
+    weight: Tensor
+    bias: Tensor
+
+    def setup(self, rank: int, *others: int) -> None:
+        if len(self.node.bottoms) != len(self.node.tops):
+            raise self.error(
+                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; give as many"
+            )
+        self.outputs: int = self.param.num_output
+        self.has_bias: bool = self.param.bias_term
+        if not self.outputs:
+            raise self.error("num_output is 0 or absent; state how many channels to make")
+        self._check_group()
+        super().setup(rank)
+
+    def _check_group(self) -> None:
+        group = self.param.group
+        if not group or self.outputs % group:
+            raise self.error(f"num_output {self.outputs} is no multiple of group {group}")
+
+    def groups(self, channels: int) -> int:
+        """Return into how many groups that many input channels fall."""
+        if channels % self.param.group:
+            raise self.error(f"{channels} input channels are no multiple of group {self.param.group}")
+        return self.param.group
+
+    def plan(self, *bottoms: Shape) -> LayerPlan:
+        channels = bottoms[0][self.channel_axis]
+        for bottom in bottoms:
+            if bottom[self.channel_axis] != channels:
+                raise self.error(f"bottoms differ in channels: {bottom[self.channel_axis]} and {channels}")
+        tops = [(*bottom[: self.channel_axis], self.outputs, *self._extents(bottom)) for bottom in bottoms]
+        # A deconvolution stores its weights as the convolution it undoes would: input channels first.
+        first, second = (channels, self.outputs) if self.transposed else (self.outputs, channels)
+        weight = (first, second // self.groups(channels), *self.kernel)
+        blobs = [BlobSpec("weight", weight, self.param.weight_filler)]
+        if self.has_bias:
+            blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
+        moved = bottoms if self.transposed else tops
+        return LayerPlan(tops, blobs, sum(map(prod, moved)) * prod(weight[1:]))
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._run(x) for x in bottoms)
+
+    def _run(self, x: Tensor) -> Tensor:
+        # Axes in front of `axis` are all batch to Caffe, torch takes just one.
+        lead = x.shape[: self.channel_axis]
+        if len(lead) != 1:
+            x = x.reshape(-1, *x.shape[self.channel_axis :])
+        table = _TRANSPOSED if self.transposed else _CONV
+        y = table[len(self.kernel)](
+            x, self.weight, self.bias if self.has_bias else None, stride=self.stride, padding=self.pad,
+            dilation=self.dilation, groups=self.groups(x.shape[1]),
+        )  # fmt: skip
+        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
+        weights = [graph.parameter(name) for name in self.blob_names]
+        op = "ConvTranspose" if self.transposed else "Conv"
+        return [
+            self._windowed_onnx(
+                graph, x, op, weights, self.outputs, group=self.groups(graph.size(x, self.channel_axis))
+            )
+            for x in bottoms
+        ]
+
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
+        count, channels = len(self.kernel), code.shape(0)[self.channel_axis]
+        group = self.groups(channels)
         name = f"nn.Conv{'Transpose' if self.transposed else ''}{count}d"
-        arguments = [str(self.channels), str(self.outputs), f"kernel_size={_short(self.kernel)}"]
+        arguments = [str(channels), str(self.outputs), f"kernel_size={_short(self.kernel)}"]
         defaults = (("stride", self.stride, 1), ("padding", self.pad, 0), ("dilation", self.dilation, 1))
         arguments += [f"{key}={_short(value)}" for key, value, usual in defaults if value != (usual,) * count]
-        arguments += [f"groups={self.group}"] if self.group != 1 else []
+        arguments += [f"groups={group}"] if group != 1 else []
         arguments += [] if self.has_bias else ["bias=False"]
         module = code.module(
             f"{name}({', '.join(arguments)})", **dict(zip(self.blob_names, self.blobs, strict=True))
@@ -224,14 +238,17 @@ class Convolution(ConvolutionBase):
 
 @register("DepthwiseConvolution")
 class DepthwiseConvolution(ConvolutionBase):
-    """A Convolution with a group a channel, as the MobileNet forks name it (uses convolution_param)."""
+    """A Convolution with one group per channel, as the MobileNet forks name it (uses convolution_param)."""
 
-    def _read_geometry(self, bottom: Shape) -> None:
-        # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
-        self.group = bottom[self.param.axis]
-        if self.outputs % self.group:
-            raise self.error(f"num_output {self.outputs} is no multiple of its {self.group} input channels")
-        super()._read_geometry(bottom)
+    # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
+
+    def _check_group(self) -> None:
+        pass
+
+    def groups(self, channels: int) -> int:
+        if self.outputs % channels:
+            raise self.error(f"num_output {self.outputs} is no multiple of its {channels} input channels")
+        return channels
 
 
 @register("Deconvolution")

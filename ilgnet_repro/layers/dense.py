@@ -7,7 +7,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .indices import indices_onnx, whole_indices
 from .registry import register
 
@@ -19,41 +19,32 @@ class InnerProduct(Layer):
     message = "inner_product_param"
     fields = ("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
+        self.start = self.axis(self.param.axis, rank)
+        # What is left to flatten: one axis is flat already.
+        self.is_flat = self.start == rank - 1
         self.outputs: int = self.param.num_output
         if not self.outputs:
             raise self.error("num_output is 0 or absent; state how many values to make")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        self.start = self.axis(self.param.axis, len(bottom))
-        self.inputs = prod(bottom[self.start :])
-        # What is left to flatten: one axis is flat already.
-        self.is_flat = self.start == len(bottom) - 1
-        return [(*bottom[: self.start], self.outputs)]
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        shape = (self.inputs, self.outputs) if self.param.transpose else (self.outputs, self.inputs)
-        specs = [BlobSpec("weight", shape, self.param.weight_filler)]
+    def plan(self, x: Shape) -> LayerPlan:
+        top, inputs = (*x[: self.start], self.outputs), prod(x[self.start :])
+        shape = (inputs, self.outputs) if self.param.transpose else (self.outputs, inputs)
+        blobs = [BlobSpec("weight", shape, self.param.weight_filler)]
         if self.param.bias_term:
-            specs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
-        return specs
-
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        return prod(tops[0]) * self.inputs
+            blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
+        return LayerPlan([top], blobs, prod(top) * inputs)
 
     @property
     def _rows(self) -> Tensor:
-        """The weights with a row an output, as torch keeps them."""
+        """The weights with one row per output, as torch keeps them."""
         return self.blob("weight").t() if self.param.transpose else self.blob("weight")
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        (x,) = bottoms
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)
         return (F.linear(flat, self._rows, self.blob("bias") if self.param.bias_term else None),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         weight, *bias = (graph.parameter(name) for name in self.blob_names)
         if self.start == 1:
             x = x if self.is_flat else graph.node("Flatten", [x], axis=1)
@@ -64,54 +55,49 @@ class InnerProduct(Layer):
         product = graph.node("MatMul", [x, columns])
         return [graph.node("Add", [product, *bias]) if bias else product]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        blobs = {"weight": self._rows.contiguous()}
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        rows = self._rows
+        blobs = {"weight": rows.contiguous()}
         if self.param.bias_term:
             blobs["bias"] = self.blob("bias")
         bias = "" if self.param.bias_term else ", bias=False"
-        module = code.module(f"nn.Linear({self.inputs}, {self.outputs}{bias})", **blobs)
+        module = code.module(f"nn.Linear({rows.shape[1]}, {self.outputs}{bias})", **blobs)
         flat = "" if self.is_flat else f".flatten({self.start or ''})"
-        return [f"{module}({bottoms[0]}{flat})"]
+        return [f"{module}({x}{flat})"]
 
 
 @register("Embed")
 class Embed(Layer):
-    """A row of the weights for every number in the bottom, which holds 0 to input_dim − 1 as floats."""
+    """One row of the weights for every number in the bottom, which holds 0 to input_dim − 1 as floats."""
 
     index_bottoms = (0,)
     message = "embed_param"
     fields = ("num_output", "input_dim", "bias_term", "weight_filler", "bias_filler")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.outputs: int = self.param.num_output
         self.rows: int = self.param.input_dim
         for field, value in (("num_output", self.outputs), ("input_dim", self.rows)):
             if not value:
                 raise self.error(f"{field} is 0 or absent; it must be over 0")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return [(*bottoms[0], self.outputs)]
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        specs = [BlobSpec("weight", (self.rows, self.outputs), self.param.weight_filler)]
+    def plan(self, x: Shape) -> LayerPlan:
+        blobs = [BlobSpec("weight", (self.rows, self.outputs), self.param.weight_filler)]
         if self.param.bias_term:
-            specs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
-        return specs
+            blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
+        return LayerPlan([(*x, self.outputs)], blobs)  # rows are picked, not multiplied
 
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        return 0  # rows are picked, not multiplied
-
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        indices = whole_indices(self, bottoms[0], self.rows, "index")
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        indices = whole_indices(self, x, self.rows, "index")
         picked = F.embedding(indices, self.blob("weight"))
         return (picked + self.blob("bias") if self.param.bias_term else picked,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         weight, *bias = (graph.parameter(name) for name in self.blob_names)
-        picked = graph.node("Gather", [weight, indices_onnx(graph, bottoms[0])], axis=0)
+        picked = graph.node("Gather", [weight, indices_onnx(graph, x)], axis=0)
         return [graph.node("Add", [picked, *bias]) if bias else picked]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         module = code.module(f"nn.Embedding({self.rows}, {self.outputs})", weight=self.blob("weight"))
         bias = f" + {code.parameter('bias', self.blob('bias'))}" if self.param.bias_term else ""
-        return [f"{module}({bottoms[0]}.long()){bias}"]
+        return [f"{module}({x}.long()){bias}"]

@@ -187,7 +187,7 @@ def test_opencv_convolves_alike(fields, tmp_path):
         ("num_output: 4 kernel_size: 3 hole: 2 dilation: 2", "states both dilation and hole; state one kind"),
         ("num_output: 4 kernel_size: 9", "bottom [2, 6, 5, 7] is too small for kernel [9, 9]"),
         ("num_output: 4 kernel_size: 3 axis: 4", "axis 4 is outside a blob of 4 axes"),
-        ("num_output: 4 kernel_size: 3 axis: 3", "bottom [2, 6, 5, 7] has 0 spatial axes; 1 to 3 are"),
+        ("num_output: 4 kernel_size: 3 axis: 3", "a bottom of 4 axes has 0 spatial axes; 1 to 3 are"),
         ("num_output: 4 kernel_h: 3 kernel_w: 3 axis: 2", "kernel_h and kernel_w need two spatial axes"),
     ],
 )

@@ -91,9 +91,9 @@ def test_source_is_what_a_person_would_write(shape, params, made, called) -> Non
 
 def test_multiply_adds_count_each_weight_once_a_row() -> None:
     net = build("InnerProduct", [(2, 3, 4, 5)], "inner_product_param { num_output: 7 axis: 2 }")
-    assert net.layer("op").multiply_adds([(2, 3, 4, 5)], [(2, 3, 7)]) == 2 * 3 * 20 * 7
+    assert net.layer("op").plan((2, 3, 4, 5)).multiply_adds == 2 * 3 * 20 * 7
     net = build("Embed", [(2, 3)], "embed_param { input_dim: 9 num_output: 4 }")
-    assert net.layer("op").multiply_adds([(2, 3)], [(2, 3, 4)]) == 0
+    assert net.layer("op").plan((2, 3)).multiply_adds == 0
 
 
 REFUSED = {

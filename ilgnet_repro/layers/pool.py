@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
 from .window import (
     Sides,
@@ -23,15 +25,12 @@ from .window import (
 class _PoolingBase(Layer):
     """What Pooling and SPP share: the method, four axes, and no padding for draws."""
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
+        if rank != 4:
+            raise self.error(f"its bottom has {rank} axes; it takes 4 (N, C, H, W)")
         self.method = self.param.PoolMethod.Name(self.param.pool)
         if self.method == "STOCHASTIC" and self.is_train:
             self.no_onnx = "STOCHASTIC draws anew at each pass in phase TRAIN"
-
-    def _plane(self, bottom: Shape) -> tuple[int, int]:
-        if len(bottom) != 4:
-            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 4 (N, C, H, W)")
-        return bottom[2], bottom[3]
 
     def _check_pad(self, window: Window) -> None:
         if not any(window.pad):
@@ -42,7 +41,8 @@ class _PoolingBase(Layer):
             raise self.error(f"pad {list(window.pad)} must be smaller than the kernel {list(window.kernel)}")
 
     @property
-    def _function(self):
+    def function(self) -> Callable[..., Tensor]:
+        """This package's own function, for windows that torch's do not lay as Caffe does."""
         if self.method == "STOCHASTIC":
             return stochastic_pool2d_draw if self.is_train else stochastic_pool2d
         return caffe_max_pool2d if self.method == "MAX" else caffe_avg_pool2d
@@ -67,7 +67,7 @@ class Pooling(_PoolingBase):
     """MAX (a second top is each maximum's index in its plane), AVE or STOCHASTIC over sliding windows.
 
     Maxima that tie send their gradient to the first.  AVE divides by the window clipped to the padded
-    picture.  Source of the size rule: pooling_layer.cpp.
+    image.  Source of the size rule: pooling_layer.cpp.
     """
 
     message = "pooling_param"
@@ -88,10 +88,16 @@ class Pooling(_PoolingBase):
     )
     top_count = (1, 2)
 
-    def setup(self) -> None:
-        super().setup()
-        if len(self.node.tops) == 2 and self.method != "MAX":
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
+        self.has_mask = len(self.node.tops) == 2
+        if self.has_mask and self.method != "MAX":
             raise self.error(f"a second top (the mask) goes with MAX only, not {self.method}")
+        self.window = self._read_window()
+        self.torch_name = self._torch_name()
+
+    def _read_window(self) -> Window | None:
+        """Return the window, or None for the whole plane, of whatever size."""
         if self.param.HasField("ceil_mode") and self.param.HasField("round_mode"):
             raise self.error("states both round_mode and the forks' ceil_mode; state one")
         ceil = (
@@ -101,22 +107,21 @@ class Pooling(_PoolingBase):
         )
         pad = self._pair("pad", "pad")
         stride = self._pair("stride", "stride")
-        self.is_global: bool = self.param.global_pooling
-        if self.is_global:
+        if self.param.global_pooling:
             if any(self.param.HasField(field) for field in ("kernel_size", "kernel_h", "kernel_w")):
                 raise self.error(
                     "global_pooling takes the whole plane; remove kernel_size, kernel_h and kernel_w"
                 )
             if pad != (0, 0) or stride != (1, 1):
                 raise self.error("global_pooling takes pad 0 and stride 1 only; remove them")
-            self.window = Window((1, 1), stride, pad, ceil)
-            return
+            return None
         kernel = self._pair("kernel_size", "kernel")
         for field, values in (("kernel_size", kernel), ("stride", stride)):
             if min(values) < 1:
                 raise self.error(f"{field} {list(values)} must be at least 1")
-        self.window = Window(kernel, stride, pad, ceil)
-        self._check_pad(self.window)
+        window = Window(kernel, stride, pad, ceil)
+        self._check_pad(window)
+        return window
 
     def _pair(self, field: str, stem: str) -> tuple[int, int]:
         """One number for both axes, or one each; Caffe refuses a mixture, and half of a pair."""
@@ -131,63 +136,54 @@ class Pooling(_PoolingBase):
             raise self.error(f"states only one of {stem}_h and {stem}_w; state both")
         return getattr(self.param, f"{stem}_h"), getattr(self.param, f"{stem}_w")
 
-    def _window(self, height: int, width: int) -> Window:
-        """The window for a plane of this size: itself, or the whole plane."""
-        return Window((height, width), (1, 1), (0, 0), True) if self.is_global else self.window
+    def _window(self, plane: Sequence[int]) -> Window:
+        return self.window or Window((plane[0], plane[1]), (1, 1), (0, 0), True)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        plane = self._plane(bottoms[0])
-        size = self._window(*plane).size(*plane)
+    def _torch_name(self) -> str:
+        """Return the function of torch that gives Caffe's numbers for every size; empty where none does."""
+        if self.has_mask or self.method == "STOCHASTIC":
+            return ""
+        stem, plain = ("max", "max_is_plain") if self.method == "MAX" else ("avg", "average_is_plain")
+        if self.window is None:
+            return f"adaptive_{stem}_pool2d"
+        return f"{stem}_pool2d" if getattr(self.window, plain) else ""
+
+    def plan(self, x: Shape) -> LayerPlan:
+        window = self._window(x[2:])
+        size = window.size(*x[2:])
         if min(size) < 1:
-            raise self.error(f"bottom {list(bottoms[0])} is too small for kernel {list(self.window.kernel)}")
-        return [(*bottoms[0][:2], *size)] * len(self.node.tops)
+            raise self.error(f"bottom {list(x)} is too small for kernel {list(window.kernel)}")
+        return LayerPlan([(*x[:2], *size)] * len(self.node.tops))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        window = self._window(*x.shape[2:])
+        window, name = self._window(x.shape[2:]), self.torch_name
         geometry = (window.kernel, window.stride, window.pad)
-        if len(self.node.tops) == 2:
+        if self.has_mask:
             return caffe_max_pool2d_mask(x, *geometry, window.ceil_mode)
-        if self.method == "MAX" and window.max_is_plain:
-            return (F.max_pool2d(x, *geometry, ceil_mode=window.ceil_mode),)
-        if self.method == "AVE" and self.is_global:
-            return (F.adaptive_avg_pool2d(x, 1),)
-        if self.method == "AVE" and window.average_is_plain:
-            return (F.avg_pool2d(x, *geometry, ceil_mode=window.ceil_mode),)
-        return (self._function(x, *geometry, window.ceil_mode),)
+        if not name:
+            return (self.function(x, *geometry, window.ceil_mode),)
+        if self.window is None:
+            return (getattr(F, name)(x, 1),)
+        return (getattr(F, name)(x, *geometry, ceil_mode=window.ceil_mode),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        if self.no_onnx:
-            return super().onnx(graph, bottoms)
-        x = bottoms[0]
-        has_mask = len(self.node.tops) == 2
-        if self.is_global and not has_mask and self.method != "STOCHASTIC":
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        if self.window is None and self.torch_name:
             return [graph.node("GlobalMaxPool" if self.method == "MAX" else "GlobalAveragePool", [x])]
-        if self.is_global or self.window.may_miss:
-            plane = graph.size(x, 2), graph.size(x, 3)
-            sides: Sides = plane
-            window = self._window(*plane)
-        else:
-            sides, window = graph.shape(x)[2:], self.window
-        if has_mask:
+        sides: Sides = graph.shape(x)[2:]
+        window = self.window
+        if window is None or window.may_miss:
+            plane = (graph.size(x, 2), graph.size(x, 3))
+            sides, window = plane, self._window(plane)
+        if self.has_mask:
             return window.onnx_max(graph, x, sides, mask=True)
         return [self._onnx_pool(graph, x, sides, window)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
-        has_mask = len(self.node.tops) == 2
-        if self.is_global:
-            if self.method != "STOCHASTIC" and not has_mask:
-                return [f"F.adaptive_{'max' if self.method == 'MAX' else 'avg'}_pool2d({x}, 1)"]
-            function = caffe_max_pool2d_mask if has_mask else self._function
-            return [f"{code.helper(function)}({x}, {x}.shape[2:], (1, 1))"]
-        window = self.window
-        if has_mask:
-            return [f"{code.helper(caffe_max_pool2d_mask)}({x}, {window.helper_arguments()})"]
-        if self.method == "MAX" and window.max_is_plain:
-            return [f"F.max_pool2d({x}, {window.arguments()})"]
-        if self.method == "AVE" and window.average_is_plain:
-            return [f"F.avg_pool2d({x}, {window.arguments()})"]
-        return [f"{code.helper(self._function)}({x}, {window.helper_arguments()})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.torch_name:
+            return [f"F.{self.torch_name}({x}, {self.window.arguments() if self.window else 1})"]
+        helper = code.helper(caffe_max_pool2d_mask if self.has_mask else self.function)
+        window = self.window.helper_arguments() if self.window else f"{x}.shape[2:], (1, 1)"
+        return [f"{helper}({x}, {window})"]
 
 
 def pyramid_window(height, width, bins):
@@ -211,15 +207,15 @@ spatial_pyramid_pool.uses = (pyramid_window,)  # type: ignore[attr-defined]
 
 @register("SPP")
 class SPP(_PoolingBase):
-    """Spatial pyramid pooling (He et al., 2014): as many features from a picture of any size."""
+    """Spatial pyramid pooling (He et al., 2014): as many features from an image of any size."""
 
     message = "spp_param"
     fields = ("pyramid_height", "pool")
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
         self.levels: int = self.param.pyramid_height
-        # 2^15 bins a side is past any picture; a number that large is a mistake, not a pyramid.
+        # 2^15 bins per side is past any image; a number that large is a mistake, not a pyramid.
         if not 1 <= self.levels <= 15:
             raise self.error(f"pyramid_height {self.levels} must be 1 to 15")
 
@@ -230,22 +226,19 @@ class SPP(_PoolingBase):
             windows.append(Window(kernel, kernel, pad, True))
         return windows
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        count, channels, height, width = (*bottoms[0][:2], *self._plane(bottoms[0]))
+    def plan(self, x: Shape) -> LayerPlan:
+        count, channels, height, width = x
         total = 0
         for window in self._windows((height, width)):
             self._check_pad(window)
             rows, columns = pool_size((height, width), window.kernel, window.stride, window.pad, True)
             total += rows * columns
-        return [(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)]
+        return LayerPlan([(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (spatial_pyramid_pool(x, self.levels, self._function),)
+        return (spatial_pyramid_pool(x, self.levels, self.function),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        if self.no_onnx:
-            return super().onnx(graph, bottoms)
-        (x,) = bottoms
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         sides = graph.size(x, 2), graph.size(x, 3)
         tops = [self._onnx_pool(graph, x, sides, window) for window in self._windows(sides)]
         if self.levels == 1:
@@ -253,6 +246,6 @@ class SPP(_PoolingBase):
         flat = [graph.node("Reshape", [top, graph.constant(integers(0, -1))]) for top in tops]
         return [graph.node("Concat", flat, axis=1)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        pool = code.helper(self._function)
-        return [f"{code.helper(spatial_pyramid_pool)}({bottoms[0]}, {self.levels}, {pool})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        pool = code.helper(self.function)
+        return [f"{code.helper(spatial_pyramid_pool)}({x}, {self.levels}, {pool})"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
 from .nms import decode_boxes, greedy_nms
 from .registry import register
 
@@ -60,9 +60,9 @@ detect.uses = (decode_boxes, greedy_nms)  # type: ignore[attr-defined]
 class DetectionOutput(Layer):
     """Decoded boxes that survive each class's non-maximum suppression (Liu et al., ECCV 2016).
 
-    Bottoms: offsets N×4P (or N×4P·classes), scores N×P·classes, default boxes 1×2×4P; a fourth, the pictures
-    to draw on, is not read.  How many rows come out is known only once the net runs: `top_shapes` gives
-    the most it can be.
+    Bottoms: offsets N×4P (or N×4P·classes), scores N×P·classes, default boxes 1×2×4P; a fourth, the images
+    to draw on, is not read.  How many rows come out is known only once the net runs: `plan` gives the most
+    it can be.
     """
 
     message = "detection_output_param"
@@ -77,7 +77,7 @@ class DetectionOutput(Layer):
     shaped_by_values = True
     counted_axis = 2
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         nms = self.param.nms_param
         if not self.param.num_classes:
             raise self.error("num_classes is 0 or absent; state how many, the background included")
@@ -100,8 +100,7 @@ class DetectionOutput(Layer):
         if not self.foreground:
             raise self.error("the background is the only class; num_classes counts it too")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        loc, conf, boxes = bottoms[:3]
+    def plan(self, loc: Shape, conf: Shape, boxes: Shape, *image: Shape) -> LayerPlan:
         if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
             raise self.error(f"default boxes {list(boxes)} must be 1×2×4P")
         priors = boxes[2] // 4
@@ -113,7 +112,8 @@ class DetectionOutput(Layer):
             raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in pictures")
         each = priors if self.top_k is None else min(self.top_k, priors)
         most = len(self.foreground) * each
-        return [(1, 1, loc[0] * max(most if self.keep is None else min(self.keep, most), 1), 7)]
+        rows = max(most if self.keep is None else min(self.keep, most), 1)
+        return LayerPlan([(1, 1, loc[0] * rows, 7)])
 
     def _settings(self) -> dict[str, Any]:
         nms = self.param.nms_param
@@ -127,25 +127,22 @@ class DetectionOutput(Layer):
             "confidence": self.confidence,
         }
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        loc, conf, priors = (blob.detach() for blob in bottoms[:3])
-        return (detect(loc, conf, priors, **self._settings()),)
+    def forward(self, loc: Tensor, conf: Tensor, priors: Tensor, *image: Tensor) -> tuple[Tensor]:
+        return (detect(loc.detach(), conf.detach(), priors.detach(), **self._settings()),)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, loc: str, conf: str, priors: str, *image: str) -> list[str]:
         settings = self._settings()
         threshold, eta, top_k = settings.pop("nms")
         texts = {name: exact(value) for name, value in settings.items()}
         texts["nms"] = f"({literal(threshold)}, {literal(eta)}, {top_k})"
         texts["confidence"] = literal(self.confidence)
         rest = ", ".join(f"{name}={text}" for name, text in texts.items())
-        return [f"{code.helper(detect)}({', '.join(bottoms[:3])}, {rest})"]
+        return [f"{code.helper(detect)}({loc}, {conf}, {priors}, {rest})"]
 
     # ------------------------------------------------------------------ ONNX
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        if self.no_onnx:
-            return super().onnx(graph, bottoms)
-        return [_DetectionGraph(graph, self).rows(*bottoms[:3])]
+    def onnx(self, graph: OnnxGraph, loc: str, conf: str, priors: str, *image: str) -> list[str]:
+        return [_DetectionGraph(graph, self).rows(loc, conf, priors)]
 
 
 class _DetectionGraph:

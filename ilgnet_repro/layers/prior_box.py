@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers
 from .registry import register
 
 
@@ -57,7 +57,7 @@ class PriorBox(Layer):
     bottom_count = (2, 2)
     has_gradient = False
 
-    def setup(self) -> None:
+    def setup(self, feature: int, data: int) -> None:
         variance = tuple(self.param.variance) or (0.1,)
         if len(variance) not in (1, 4) or min(variance) <= 0:
             raise self.error(f"variance {list(variance)} must be one number over 0 or four")
@@ -104,34 +104,31 @@ class PriorBox(Layer):
             sizes += [(side * sqrt(r), side / sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
         return tuple(sizes)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        for bottom in bottoms:
+    def plan(self, feature: Shape, data: Shape) -> LayerPlan:
+        for bottom in (feature, data):
             if len(bottom) != 4:
                 raise self.error(f"bottom {list(bottom)} must be N×C×H×W")
-        height, width = bottoms[0][2:]
-        return [(1, 2, 4 * height * width * len(self.boxes.sizes))]
+        height, width = feature[2:]
+        return LayerPlan([(1, 2, 4 * height * width * len(self.boxes.sizes))])
 
     def _keywords(self) -> dict:
         return {name: value for name, value in asdict(self.boxes).items() if name != "picture"}
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        feature, data = bottoms
+    def forward(self, feature: Tensor, data: Tensor) -> tuple[Tensor]:
         picture = self.boxes.picture or data.shape[2:]
         boxes = prior_boxes(feature.shape[2:], picture, **self._keywords())
         # bfloat16 is too coarse for corners; whoever reads them goes on in float32.
         return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, feature: str, data: str) -> list[str]:
         def sides(bottom: str) -> tuple[int, int]:
             return graph.size(bottom, 2), graph.size(bottom, 3)
 
-        feature, data = bottoms
         picture = self.boxes.picture or sides(data)
         boxes = prior_boxes(sides(feature), picture, **self._keywords())
         return [graph.constant(numbers(boxes))]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        feature, data = bottoms
+    def source(self, code: SourceCode, feature: str, data: str) -> list[str]:
         picture = exact(self.boxes.picture) if self.boxes.picture else f"{data}.shape[2:]"
         rest = ", ".join(f"{name}={exact(_rounded(value))}" for name, value in self._keywords().items())
         return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {picture}, {rest}).to({feature})"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .indices import whole_indices
 from .registry import register
 
@@ -99,12 +99,11 @@ roi_pooling.uses = psroi_pooling.uses = (c_round,)  # type: ignore[attr-defined]
 
 
 class _RegionPooling(Layer):
-    """Bottoms: N×C×H×W, and R×5: a picture's number and a region's corners in pixels, inclusive."""
+    """Bottoms: N×C×H×W, and R×5: an image's number and a region's corners in pixels, inclusive."""
 
     bottom_count = (2, 2)
 
-    def _check(self, bottoms: list[Shape]) -> None:
-        x, rois = bottoms
+    def _check(self, x: Shape, rois: Shape) -> None:
         if len(x) != 4:
             raise self.error(f"bottom {list(x)} must be N×C×H×W")
         if len(rois) < 2 or math.prod(rois[1:]) != 5:
@@ -123,27 +122,24 @@ class ROIPooling(_RegionPooling):
     message = "roi_pooling_param"
     fields = ("pooled_h", "pooled_w", "spatial_scale")
 
-    def setup(self) -> None:
+    def setup(self, x: int, rois: int) -> None:
         self.pooled = (self.param.pooled_h, self.param.pooled_w)
         if not all(self.pooled):
             raise self.error(f"pooled_h {self.pooled[0]} and pooled_w {self.pooled[1]} must be over 0")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        self._check(bottoms)
-        return [(bottoms[1][0], bottoms[0][1], *self.pooled)]
+    def plan(self, x: Shape, rois: Shape) -> LayerPlan:
+        self._check(x, rois)
+        return LayerPlan([(rois[0], x[1], *self.pooled)])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, rois = bottoms
+    def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor]:
         return (roi_pooling(x, self._regions(x, rois), self.pooled, self.param.spatial_scale),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, rois = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, rois: str) -> list[str]:
         rois = graph.node("Reshape", [rois, graph.constant(integers(-1, 5))])
         scale = self.param.spatial_scale
         return [graph.node("MaxRoiPool", [x, rois], pooled_shape=self.pooled, spatial_scale=scale)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, rois = bottoms
+    def source(self, code: SourceCode, x: str, rois: str) -> list[str]:
         scale = literal(self.param.spatial_scale)
         return [f"{code.helper(roi_pooling)}({x}, {rois}.flatten(1), {self.pooled}, {scale})"]
 
@@ -155,27 +151,24 @@ class PSROIPooling(_RegionPooling):
     message = "psroi_pooling_param"
     fields = ("output_dim", "group_size", "spatial_scale")
 
-    def setup(self) -> None:
+    def setup(self, x: int, rois: int) -> None:
         self.outputs: int = self.param.output_dim
         self.group: int = self.param.group_size
         if self.outputs < 1 or self.group < 1 or self.param.spatial_scale <= 0:
             raise self.error("output_dim, group_size and spatial_scale must all be stated and over 0")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        self._check(bottoms)
+    def plan(self, x: Shape, rois: Shape) -> LayerPlan:
+        self._check(x, rois)
         channels = self.outputs * self.group**2
-        if bottoms[0][1] != channels:
-            raise self.error(
-                f"bottom has {bottoms[0][1]} channels; output_dim × group_size² takes {channels}"
-            )
-        return [(bottoms[1][0], self.outputs, self.group, self.group)]
+        if x[1] != channels:
+            raise self.error(f"bottom has {x[1]} channels; output_dim × group_size² takes {channels}")
+        return LayerPlan([(rois[0], self.outputs, self.group, self.group)])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, rois = bottoms
+    def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor]:
         regions = self._regions(x, rois)
         return (psroi_pooling(x, regions, self.outputs, self.group, self.param.spatial_scale),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str, rois: str) -> list[str]:
         from onnx import TensorProto
 
         def node(op: str, *inputs: str, **attributes: int) -> str:
@@ -185,7 +178,6 @@ class PSROIPooling(_RegionPooling):
             return node("Cast", value, to=to)
 
         whole, single, double = TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE
-        x, rois = bottoms
         total = cast(x, double)
         for axis in (2, 3):
             total = node("CumSum", total, graph.constant(np.array(axis)))
@@ -252,7 +244,6 @@ class PSROIPooling(_RegionPooling):
         area = cast(node("Max", area, graph.constant(np.array(1))), double)
         return [cast(node("Div", sums, area), single)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, rois = bottoms
+    def source(self, code: SourceCode, x: str, rois: str) -> list[str]:
         rest = f"{self.outputs}, {self.group}, {literal(self.param.spatial_scale)}"
         return [f"{code.helper(psroi_pooling)}({x}, {rois}.flatten(1), {rest})"]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
 
 # An end no axis reaches, as ONNX and numpy cut it off.
@@ -19,12 +19,11 @@ class _AlongAxis(Layer):
 
     older = ""
 
-    def _read_axis(self, rank: int) -> int:
-        if not self.param.HasField(self.older):
-            return self.axis(self.param.axis, rank)
-        if self.param.HasField("axis"):
+    def setup(self, rank: int, *others: int) -> None:
+        field = self.older if self.param.HasField(self.older) else "axis"
+        if field == self.older and self.param.HasField("axis"):
             raise self.error(f"states both axis and {self.older}; state one of them")
-        return self.axis(getattr(self.param, self.older), rank, field=self.older)
+        self.dim = self.axis(getattr(self.param, field), rank, field=field)
 
 
 @register("Concat")
@@ -36,23 +35,22 @@ class Concat(_AlongAxis):
     older = "concat_dim"
     bottom_count = (1, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self, *bottoms: Shape) -> LayerPlan:
         first = bottoms[0]
-        self.dim = self._read_axis(len(first))
         rest = [(shape[: self.dim], shape[self.dim + 1 :]) for shape in bottoms]
         for shape, others in zip(bottoms, rest, strict=True):
             if len(shape) != len(first) or others != rest[0]:
                 raise self.error(f"bottoms {list(first)} and {list(shape)} differ outside axis {self.dim}")
         total = sum(shape[self.dim] for shape in bottoms)
-        return [(*first[: self.dim], total, *first[self.dim + 1 :])]
+        return LayerPlan([(*first[: self.dim], total, *first[self.dim + 1 :])])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return (torch.cat(bottoms, dim=self.dim),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         return [graph.node("Concat", bottoms, axis=self.dim)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         return [f"torch.cat([{', '.join(bottoms)}], dim={self.dim})"]
 
 
@@ -65,44 +63,49 @@ class Slice(_AlongAxis):
     older = "slice_dim"
     top_count = (1, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        self.dim = self._read_axis(len(bottom))
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
         self.points = tuple(self.param.slice_point)
-        length, tops = bottom[self.dim], len(self.node.tops)
+        tops = len(self.node.tops)
+        if self.points and len(self.points) != tops - 1:
+            raise self.error(f"has {len(self.points)} slice_points for {tops} tops; state {tops - 1}")
+
+    def _lengths(self, length: int) -> list[int]:
+        """The tops' lengths along the axis."""
+        tops = len(self.node.tops)
         if self.points:
-            if len(self.points) != tops - 1:
-                raise self.error(f"has {len(self.points)} slice_points for {tops} tops; state {tops - 1}")
             if any(a >= b for a, b in pairwise((0, *self.points))) or self.points[-1] > length:
                 raise self.error(f"slice_points {list(self.points)} must rise from 1 to {length} at most")
         elif length % tops:
             raise self.error(f"axis {self.dim} of length {length} does not part evenly into {tops} tops")
-        ends = self.points if self.points else tuple(range(length // tops, length, length // tops))
-        self.lengths = tuple(b - a for a, b in pairwise((0, *ends, length)))
-        return [(*bottom[: self.dim], part, *bottom[self.dim + 1 :]) for part in self.lengths]
+        ends = self.points or tuple(length // tops * part for part in range(1, tops))
+        return [b - a for a, b in pairwise((0, *ends, length))]
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        (x,) = bottoms
+    def plan(self, x: Shape) -> LayerPlan:
+        parts = self._lengths(x[self.dim])
+        return LayerPlan([(*x[: self.dim], part, *x[self.dim + 1 :]) for part in parts])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.points:
             return tuple(x.tensor_split(self.points, dim=self.dim))
         return tuple(x.chunk(len(self.node.tops), dim=self.dim))
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         tops = len(self.node.tops)
         if tops == 1:
             return [x]
         if not self.points:
             return graph.nodes("Split", [x], tops, axis=self.dim, num_outputs=tops)
-        if graph.shape(x)[self.dim] is not None:
-            return graph.nodes("Split", [x, graph.constant(integers(*self.lengths))], tops, axis=self.dim)
+        length = graph.shape(x)[self.dim]
+        if length is not None:
+            parts = graph.constant(integers(*self._lengths(length)))
+            return graph.nodes("Split", [x, parts], tops, axis=self.dim)
         # The last part takes whatever length the axis then has.
         axes = graph.constant(integers(self.dim))
         cuts = [graph.constant(integers(point)) for point in (0, *self.points, _TO_THE_END)]
         return [graph.node("Slice", [x, start, end, axes]) for start, end in pairwise(cuts)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def source(self, code: SourceCode, x: str) -> list[str]:
         if len(self.node.tops) == 1:
             return [x]
         if self.points:
@@ -116,14 +119,14 @@ class Split(Layer):
 
     top_count = (1, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return bottoms * len(self.node.tops)
+    def plan(self, x: Shape) -> LayerPlan:
+        return LayerPlan([x] * len(self.node.tops))
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return bottoms * len(self.node.tops)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,) * len(self.node.tops)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return bottoms * len(self.node.tops)
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [x] * len(self.node.tops)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return bottoms * len(self.node.tops)
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [x] * len(self.node.tops)

@@ -63,7 +63,7 @@ class Slice(_AlongAxis):
     older = "slice_dim"
     top_count = (1, None)
 
-    def setup(self, rank: int) -> None:
+    def setup(self, rank: int, *others: int) -> None:
         super().setup(rank)
         self.points = tuple(self.param.slice_point)
         tops = len(self.node.tops)

@@ -228,6 +228,11 @@ def plan_onnx(
     from pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
+    for _, layer in net.steps(wanted):
+        if "" in layer.node.tops:
+            raise layer.error(
+                "cannot be written as ONNX: a blob without a name stands for none there; name its top"
+            )
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)

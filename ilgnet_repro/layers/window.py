@@ -263,7 +263,9 @@ def _pad(
     if not any((*front, *behind)):
         return x
     pads = graph.constant(integers(0, 0, *front, 0, 0, *behind))
-    return graph.node("Pad", [x, pads, graph.constant(np.asarray(value, np.float32))])
+    # 0 is the default; OpenCV 4 fails where another node reads the same constant.
+    values = [graph.constant(np.asarray(value, np.float32))] if value else []
+    return graph.node("Pad", [x, pads, *values])
 
 
 def short(values: Sequence[int]) -> str:

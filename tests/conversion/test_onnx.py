@@ -338,3 +338,15 @@ def test_odd_names_stay_apart(blobs: tuple[str, ...], layers: tuple[str, ...]) -
         net({blobs[0]: torch.from_numpy(value)})[blobs[3]].detach(),
         rtol=1e-5,
     )
+
+
+def test_a_blob_without_a_name_is_refused() -> None:
+    net = net_of(
+        'layer { name: "in" type: "Input" top: "" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "r" type: "ReLU" bottom: "" top: "y" }'
+    )
+    with pytest.raises(IlgnetError) as caught:
+        build_onnx(net)
+    assert str(caught.value) == (
+        "in (Input): cannot be written as ONNX: a blob without a name stands for none there; name its top"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, atomic_path
-from ..errors import DataError, SolverError
+from ..errors import DataError, SolverError, printable
 from .observe import Forward, Observer, Test, Updated
 
 if TYPE_CHECKING:
@@ -139,16 +139,27 @@ def draw_curves(folder: str | os.PathLike[str], picture: str | os.PathLike[str],
         [row[0] for row in train], [row[3] for row in train], linewidth=0.8, color="0.6", label="train"
     )
     for number in losses:
-        axes[0].plot(iterations, [row[number] for row in test], marker=".", label=f"test {columns[number]}")
+        axes[0].plot(
+            iterations, [row[number] for row in test], marker=".", label=_as_text(f"test {columns[number]}")
+        )
     for number in others if test else ():
         axes[1].plot(
-            iterations, [row[number] for row in test], marker=".", color="C2", label=f"test {columns[number]}"
+            iterations,
+            [row[number] for row in test],
+            marker=".",
+            color="C2",
+            label=_as_text(f"test {columns[number]}"),
         )
     axes[0].set_ylabel("loss")
     for each in axes:
         each.set_xlabel("iteration")
         each.grid(alpha=0.3)
         each.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_as_text(title))
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _as_text(name: str) -> str:
+    """A name for a chart, in which matplotlib would take what is between two dollars for TeX."""
+    return printable(name).replace("$", r"\$")

@@ -258,8 +258,9 @@ class CaffeNet(nn.Module):
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         steps = self.steps(wanted, with_loss)
+        held = {name: self.graph.value(name) for name in wanted}
         last_use = {value: index for index, (node, _) in enumerate(steps) for value in node.bottoms}
-        keep = set(wanted)
+        keep = set(held.values())
         read = keep.union(last_use)
         values: dict[str, Tensor] = {}
         loss: Tensor | None = None
@@ -290,7 +291,7 @@ class CaffeNet(nn.Module):
             for name in node.bottoms:
                 if last_use[name] == index and name not in keep:
                     values.pop(name, None)
-        return Pass({name: values[name] for name in wanted}, loss)
+        return Pass({name: values[value] for name, value in held.items()}, loss)
 
     def blob_shapes(self, given: Mapping[str, Shape] | None = None, **shapes: Shape) -> dict[str, Shape]:
         """Return the shape of every blob for inputs of the given shapes (others keep their own).
@@ -304,13 +305,15 @@ class CaffeNet(nn.Module):
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
         used = {top for node, layer in self.steps(tuple(wanted)) if layer.is_input for top in node.tops}
-        used &= {name for node, _ in self.steps(tuple(wanted)) for name in node.bottoms} | set(wanted)
+        used &= {name for node, _ in self.steps(tuple(wanted)) for name in node.bottoms} | {
+            self.graph.value(name) for name in wanted
+        }
         return tuple(name for name in self.inputs if name in used)
 
     def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Layer]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
         self._wanted(wanted)
-        needed = set(wanted)
+        needed = {self.graph.value(name) for name in wanted}
         steps = []
         for node, layer in reversed(self._sequence):
             if needed.intersection(node.tops) or (with_loss and any(layer.loss_weights())):

@@ -129,7 +129,7 @@ def _convert(
         for path in sorted(stage.iterdir()):
             os.replace(path, folder / path.name)
     return ConversionReport(
-        source=known_source(), net=graph.name, prototxt=found.origin, phase=phase, layers=len(graph.nodes),
+        source=known_source(), net=graph.name, prototxt=found.origin, phase=phase, layers=len(graph.layers),
         parameters=count_parameters(plan.specs), outputs=graph.outputs,
         extra_layers=extra_layers, notes=tuple(notes), written=tuple(written),
         verified=tuple(checks), preprocessing=job.preprocessing.to_json() if job.preprocessing else None,

@@ -5,13 +5,14 @@ It makes a smaller net of the same kind, so every format can hold it, Caffe's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import GraphError
+from ..errors import GraphError, IlgnetError
 from ..graph.build import build_graph
 from ..graph.node import Graph, Node
 from ..graph.sharing import find_owners
@@ -30,7 +31,7 @@ _FOLDED_INTO = {
     "Deconvolution": "convolution_param",
     "InnerProduct": "inner_product_param",
 }
-_DROPPED = ("Dropout", "Split")
+Source = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -55,55 +56,44 @@ class _Affine:
         return _Affine(self.factor * other.factor, self.shift * other.factor + other.shift)
 
 
+@dataclass(frozen=True)
+class _Removal:
+    """Layers that go together: one that passes its bottom on, or the chain that is multiplied into ``host``."""
+
+    gone: tuple[Node, ...]
+    host: Node | None = None
+    affines: tuple[_Affine, ...] = ()
+
+
 def fold(net: CaffeNet, net_text: pb.NetParameter, arrays: Mapping[str, list[np.ndarray]]) -> Folded:
     """Return ``net`` folded; a layer whose input, output or weights others use stays as it is.
 
-    Sums are done in float64.  Raises GraphError where the net uses one blob name for several values in a
-    way that dropping a layer would change.
+    Sums are done in float64.  A layer also stays where another would read something else without it, as where
+    a layer in place writes the blob that a dropped Split stood for.  Raises GraphError where the net uses one
+    blob name for several values in a way that Caffe refuses and that dropping a layer would change.
     """
     graph = net.graph
-    shared = _sharing(graph, net)
+    removals = _removals(net)
+    text, after = _without(graph, net_text, removals)
+    if after is None:
+        _check_names(graph)
+        kept: list[_Removal] = []
+        for removal in removals:
+            if _without(graph, net_text, [*kept, removal])[1] is not None:
+                kept.append(removal)
+        removals = kept
+        text, after = _without(graph, net_text, removals)
+    assert after is not None  # with nothing removed a net is itself
     kept_arrays = {name: list(blobs) for name, blobs in arrays.items()}
-    renamed: dict[str, str] = {}  # a value's new name
-    gone: dict[str, list[str]] = {"folded": [], "dropped": []}
-    layers: dict[str, pb.LayerParameter] = {}
-    for node in graph:
-        if node.name in (*gone["folded"], *gone["dropped"]):
-            continue
-        layer = pb.LayerParameter()
-        layer.CopyFrom(node.layer)
-        layer.name = node.name
-        if _is_dropped(net.layer(node.name), graph):
-            gone["dropped"].append(node.name)
-            for index, top in enumerate(node.tops):
-                # An in-place layer's name stays what its readers say; another's goes with it.
-                if node.top_names[index] != node.bottom_names[0]:
-                    renamed[top] = node.bottom_names[0]
-            continue
-        if node.type in _FOLDED_INTO and node.name not in shared and len(node.tops) == 1:
-            chain = _chain(net, node, shared)
-            if chain:
-                last = chain[-1][0]
-                layer.top[0] = last.top_names[0]
-                kept_arrays[node.name] = _multiplied(
-                    net.layer(node.name), layer, kept_arrays[node.name], chain
-                )
-                for taken, _ in chain:
-                    gone["folded"].append(taken.name)
-                    kept_arrays.pop(taken.name, None)
-        layers[node.name] = layer
-    for node in graph:
-        if node.name in layers:
-            for index, bottom in enumerate(node.bottoms):
-                if bottom in renamed:
-                    layers[node.name].bottom[index] = _resolve(graph, bottom, renamed, gone["dropped"])
-    text = pb.NetParameter()
-    text.CopyFrom(net_text)
-    text.ClearField("layer")
-    text.layer.extend(layers.values())
-    result = build_graph(text, graph.phase)
-    _check_readers(graph, result, {*gone["folded"], *gone["dropped"]})
-    return Folded(text, result, kept_arrays, tuple(gone["folded"]), tuple(gone["dropped"]))
+    for removal in removals:
+        if removal.host is not None:
+            name = removal.host.name
+            kept_arrays[name] = _multiplied(net.layer(name), kept_arrays[name], removal.affines)
+            for node in removal.gone:
+                kept_arrays.pop(node.name, None)
+    folded = tuple(node.name for removal in removals if removal.host for node in removal.gone)
+    dropped = tuple(node.name for removal in removals if not removal.host for node in removal.gone)
+    return Folded(text, after, kept_arrays, folded, dropped)
 
 
 # ---------------------------------------------------------------------- what may go
@@ -114,30 +104,41 @@ def _sharing(graph: Graph, net: CaffeNet) -> set[str]:
     return {key[0] for key in owners} | {owner.layer for owner in owners.values()}
 
 
-def _is_dropped(layer: Layer, graph: Graph) -> bool:
-    node = layer.node
-    if node.type not in _DROPPED or (node.type == "Dropout" and layer.is_train):
-        return False
-    in_place = node.top_names == node.bottom_names
-    # A net's output keeps its name.
-    return in_place or not set(node.tops) & set(graph.outputs)
+def _removals(net: CaffeNet) -> list[_Removal]:
+    """Everything that could go, in the net's order."""
+    shared = _sharing(net.graph, net)
+    removals = []
+    for node in net.graph.layers:
+        if any(node.layer.loss_weight):
+            continue
+        if _passes_on(net.layer(node.name)):
+            removals.append(_Removal((node,)))
+        elif node.type in _FOLDED_INTO and node.name not in shared and len(node.tops) == 1:
+            chain = _chain(net, node, shared)
+            if chain:
+                nodes, affines = zip(*chain, strict=True)
+                removals.append(_Removal(nodes, node, affines))
+    return removals
+
+
+def _passes_on(layer: Layer) -> bool:
+    return layer.node.type == "Split" or (layer.node.type == "Dropout" and not layer.is_train)
 
 
 def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Affine]]:
     """The layers behind a node that can be multiplied into it, each the only reader of the one before."""
     if not _takes_affine(net.layer(node.name)):
         return []
+    outputs = set(map(net.graph.value, net.graph.outputs))
     chain: list[tuple[Node, _Affine]] = []
     value = node.tops[0]
-    begun = [top for other in net.graph for top in other.top_names if top not in other.bottom_names]
-    while value not in net.graph.outputs:
+    while value not in outputs:
         readers = net.graph.consumers(value)
         if len(readers) != 1 or readers[0].bottoms.count(value) != 1 or readers[0].name in shared:
             break
         reader = readers[0]
         affine = _affine_of(net.layer(reader.name), net.shapes[value])
-        # A name that is used for several blobs would change its meaning when it is written earlier.
-        if affine is None or begun.count(reader.top_names[0]) != 1:
+        if affine is None or any(reader.layer.loss_weight):
             break
         chain.append((reader, affine))
         value = reader.tops[0]
@@ -197,15 +198,11 @@ def _wide(values: torch.Tensor) -> np.ndarray:
 # ---------------------------------------------------------------------- the sums
 
 
-def _multiplied(
-    layer: Layer, text: pb.LayerParameter, blobs: list[np.ndarray], chain: Iterable[tuple[Node, _Affine]]
-) -> list[np.ndarray]:
-    """The layer's weight and bias with the chain multiplied in; its text gains a bias."""
-    affines = [affine for _, affine in chain]
+def _multiplied(layer: Layer, blobs: list[np.ndarray], affines: Sequence[_Affine]) -> list[np.ndarray]:
+    """The layer's weight and bias with the chain multiplied in."""
     total = affines[0]
     for affine in affines[1:]:
         total = total.then(affine)
-    getattr(text, _FOLDED_INTO[text.type]).bias_term = True
     weight = np.asarray(blobs[0], np.float64)
     bias = np.asarray(blobs[1], np.float64) if len(blobs) > 1 else 0.0
     return [
@@ -226,33 +223,79 @@ def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.n
     return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 
-# ---------------------------------------------------------------------- names
+# ---------------------------------------------------------------------- the text without them
 
 
-def _resolve(graph: Graph, value: str, renamed: Mapping[str, str], dropped: list[str]) -> str:
-    """The blob name a reader of ``value`` uses once the layers that only passed it on are gone."""
-    name = renamed[value]
-    maker = next(node for node in graph if value in node.tops)
-    source = maker.bottoms[0]
-    made = next(node for node in graph if source in node.tops)
-    return _resolve(graph, source, renamed, dropped) if made.name in dropped and source in renamed else name
+def _without(
+    graph: Graph, net_text: pb.NetParameter, removals: Sequence[_Removal]
+) -> tuple[pb.NetParameter, Graph | None]:
+    """Return the net's text without some layers and, if it still computes the same, its graph."""
+    makers = {top: node for node in graph for top in node.tops}
+    dropped = {node.name for removal in removals if not removal.host for node in removal.gone}
+    gone = {node.name for removal in removals for node in removal.gone}
+    hosts = {removal.host.name: removal.gone[-1] for removal in removals if removal.host}
+    text = pb.NetParameter()
+    text.CopyFrom(net_text)
+    text.ClearField("layer")
+    for node in graph.layers:
+        if node.name in gone:
+            continue
+        layer = text.layer.add()
+        layer.CopyFrom(node.layer)
+        layer.name = node.name
+        for rules in ("include", "exclude"):  # the layers are chosen
+            layer.ClearField(rules)
+        for index, value in enumerate(node.bottoms):
+            while makers[value].name in dropped:
+                value = makers[value].bottoms[0]
+                layer.bottom[index] = graph.blob_names[value]
+        if node.name in hosts:
+            layer.top[0] = hosts[node.name].top_names[0]
+            getattr(layer, _FOLDED_INTO[layer.type]).bias_term = True
+    try:
+        after = build_graph(text, graph.phase)
+    except IlgnetError:  # the name that a layer reads is gone
+        return text, None
+    return text, after if _is_same(graph, after, gone) else None
 
 
-def _check_readers(before: Graph, after: Graph, gone: set[str]) -> None:
-    """Every layer that stayed must read the layers it read, the gone ones skipped."""
-    makers = {top: node for node in before for top in node.tops}
+def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
+    """Whether every layer that stayed, and every output, reads what it read, the gone layers skipped."""
+    was, now = _sources(before, gone), _sources(after, set())
+    if before.outputs != after.outputs:
+        return False
+    if any(was[before.value(blob)] != now[after.value(blob)] for blob in before.outputs):
+        return False
+    for node in after.layers:
+        old = before.node(node.name)
+        if old is None or [was[value] for value in old.bottoms] != [now[value] for value in node.bottoms]:
+            return False
+        if (
+            node.type == "Eltwise" and old.is_in_place != node.is_in_place
+        ):  # in place it computes something else
+            return False
+    return True
 
-    def source(value: str) -> str:
-        node = makers[value]
-        return source(node.bottoms[0]) if node.name in gone else node.name
 
-    found = {top: node.name for node in after for top in node.tops}
-    for node in before:
-        now = after.node(node.name)
-        if now is not None and [source(value) for value in node.bottoms] != [
-            found[value] for value in now.bottoms
-        ]:
-            raise GraphError(
-                f"net {before.name!r}: layer {node.name} would read another blob once layers are folded, because "
-                "a blob name is used again; convert without --fold"
-            )
+def _sources(graph: Graph, gone: set[str]) -> dict[str, Source]:
+    """What each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
+    found: dict[str, Source] = {}
+    for node in graph:
+        if node.made:
+            found[node.tops[0]] = (found[node.bottoms[0]], found[node.bottoms[1]])
+            continue
+        for index, top in enumerate(node.tops):
+            found[top] = found[node.bottoms[0]] if node.name in gone else (node.name, index)
+    return found
+
+
+def _check_names(graph: Graph) -> None:
+    """Refuse a net that reads a blob twice and writes it in place: Caffe has one name for one value then."""
+    for node in graph.layers:
+        if node.is_in_place:
+            for reader in graph.consumers(node.bottoms[0]):
+                if reader is not node and not reader.made:
+                    raise GraphError(
+                        f"net {graph.name!r}: a layer behind {reader.name} would read another blob once layers are "
+                        f"folded, because {node.name} uses its name again; convert without --fold"
+                    )

@@ -233,6 +233,12 @@ def plan_onnx(
             raise layer.error(
                 "cannot be written as ONNX: a blob without a name stands for none there; name its top"
             )
+    for name in wanted:
+        if net.graph.value(name) != name:
+            raise IlgnetError(
+                f"net {net.graph.name!r}: {name!r} is an input and, written in place, an output; ONNX needs two "
+                "names, so give the in-place layer's top another one"
+            )
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)

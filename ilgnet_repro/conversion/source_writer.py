@@ -112,7 +112,7 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     # Twice, because a blob must not be named like a helper, and these are known at the end only.
     writer = _walk(net, _walk(net, ()).helpers)
     arguments = {name: writer.variable(name) for name in net.inputs_for(net.outputs)}
-    results = {name: writer.variable(name) for name in net.outputs}
+    results = {name: writer.variable(net.graph.value(name)) for name in net.outputs}
     lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
     lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
     lines += ["    def __init__(self):", "        super().__init__()"]

@@ -31,7 +31,7 @@ def net_text(graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> str:
     """The net as Caffe prints it when it builds it: the layers of this phase, with the state."""
     state = pb.NetState(phase=pb.Phase.Value(graph.phase), level=level, stage=stages)
     net = pb.NetParameter(name=graph.name, state=state)
-    net.layer.extend(node.layer for node in graph)
+    net.layer.extend(node.layer for node in graph.layers)
     return format_message(net).rstrip("\n")
 
 

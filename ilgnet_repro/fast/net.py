@@ -93,7 +93,8 @@ class FastNet(nn.Module):
         with torch.no_grad():
             steps = plan_steps(folded(net), precision)
         self._trunk, self._heads = per_picture(steps, self._needed)
-        self._between = {name for step in self._heads for name in step.bottoms}.union(self.outputs)
+        self._held = {name: net.graph.value(name) for name in net.outputs}
+        self._between = {name for step in self._heads for name in step.bottoms}.union(self._held.values())
         if compile:
             self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
@@ -118,8 +119,8 @@ class FastNet(nn.Module):
         for name, value in values.items():
             if value.dim() == 4:
                 values[name] = value.contiguous(memory_format=torch.channels_last)
-        values = run_steps(self._heads, self._in_slices(values), self.outputs)
-        return {name: values[name].contiguous() for name in wanted}
+        values = run_steps(self._heads, self._in_slices(values), set(self._held.values()))
+        return {name: values[self._held[name]].contiguous() for name in wanted}
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""

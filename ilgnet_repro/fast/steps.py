@@ -65,7 +65,8 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
             joined.add(relu.name)
             steps.append(Step(module, bottoms, relu.tops))
     # An output that only passes another value on gets its own name again.
-    return [*steps, *(Step(_Same(), (alias[name],), (name,)) for name in net.outputs if name in alias)]
+    outputs = map(net.graph.value, net.outputs)
+    return [*steps, *(Step(_Same(), (alias[name],), (name,)) for name in outputs if name in alias)]
 
 
 def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
@@ -81,7 +82,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
 
 def _relu_behind(net: CaffeNet, node: Node) -> Node | None:
     """The plain ReLU that is all that reads a layer's only top."""
-    if len(node.tops) != 1 or node.tops[0] in net.outputs:
+    if len(node.tops) != 1 or node.tops[0] in map(net.graph.value, net.outputs):
         return None
     readers = net.graph.consumers(node.tops[0])
     if len(readers) != 1 or readers[0].type != "ReLU" or net.layer(readers[0].name).slope:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
 from .crops import place_crops
 from .fork_fields import check_net_fields, check_rule_fields
+from .memory import (
+    Blob,
+    Memory,
+    Value,
+    gives_gradient_memory,
+    guarded_top,
+    in_place_tops,
+    shares_memory,
+    takes_gradient_memory,
+    writes,
+)
 from .node import Graph, Node
 from .rules import is_included, net_state
 
@@ -39,47 +52,208 @@ def build_graph(
     for layer in layers:
         if not layer.type:
             raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
-
-    names = _unique_names(layers)
-    last_writer = {top: index for index, layer in enumerate(layers) for top in layer.top}
-    current: dict[str, str] = {}  # blob name -> the value it holds at this point
-    unread: dict[str, None] = {}  # blob names nothing has consumed yet
-    nodes = []
-    for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        bottoms = []
-        for blob in layer.bottom:
-            if blob not in current:
-                raise GraphError(_missing_bottom(layers, index, blob))
-            bottoms.append(current[blob])
-        for blob in layer.bottom:
-            unread.pop(blob, None)
-        tops = []
-        if len(set(layer.top)) < len(layer.top):
-            raise LayerError(name, layer.type, f"top {_repeated(layer.top)!r} is written twice by one layer")
-        for blob in layer.top:
-            if blob in current and blob not in layer.bottom:
-                raise GraphError(
-                    f"{name} ({layer.type}): top {blob!r} is already written by another layer; "
-                    "give it another name, or name it as bottom too to write in place"
-                )
-            value = blob if last_writer[blob] == index else f"{blob}@{name}"
-            current[blob] = value
-            unread[blob] = None
-            tops.append(value)
-        nodes.append(Node(name, layer.type, tuple(bottoms), tuple(tops), phase, layer))
-
+    walk = _Walk(layers, phase)
+    for index in range(len(layers)):
+        walk.add_layer(index)
+    walk.finish()
+    names, renamed = walk.value_names()
+    nodes = tuple(
+        Node(
+            draft.name, draft.layer.type,
+            tuple(names[value] for value in draft.bottoms), tuple(names[value] for value in draft.tops),
+            phase, draft.layer, draft.made, draft.loses_gradient,
+        )
+        for draft in walk.drafts
+    )  # fmt: skip
     # Caffe keeps the blobs left over in a std::set, so its outputs come in byte order of their names.
-    outputs = tuple(sorted(unread, key=lambda blob: blob.encode()))
-    return Graph(net.name, phase, tuple(nodes), outputs)
+    outputs = tuple(sorted(walk.unread, key=lambda blob: blob.encode()))
+    return Graph(net.name, phase, nodes, outputs, renamed)
+
+
+@dataclass
+class _Draft:
+    """A node whose values have no names yet."""
+
+    name: str
+    layer: pb.LayerParameter
+    bottoms: list[Value]
+    tops: list[Value] = field(default_factory=list)
+    made: bool = False
+    loses_gradient: bool = False
+
+
+class _Walk:
+    """The layers one after the other, as Caffe's `Net::Init` goes through them, and what each blob then holds."""
+
+    def __init__(self, layers: list[pb.LayerParameter], phase: str) -> None:
+        self._layers, self._phase = layers, phase
+        self._names = _unique_names(layers)
+        self._params = Counter(param.name for layer in layers for param in layer.param if param.name)
+        self._blobs: dict[str, Blob] = {}
+        self._writers: dict[str, list[str]] = {}  # blob -> the layers that wrote it, first to last
+        self._readers: dict[Value, list[_Draft]] = {}
+        self.drafts: list[_Draft] = []
+        self.unread: dict[str, None] = {}  # blob names nothing has consumed yet
+
+    def add_layer(self, index: int) -> None:
+        layer = self._layers[index]
+        for blob in layer.bottom:
+            if blob not in self._blobs:
+                raise GraphError(_missing_bottom(self._layers, index, blob))
+        draft = _Draft(self._names[index], layer, [self._refreshed(blob) for blob in layer.bottom])
+        self.drafts.append(draft)
+        for blob, value in zip(layer.bottom, draft.bottoms, strict=True):
+            self._readers.setdefault(value, []).append(draft)
+            self.unread.pop(blob, None)
+        in_place = in_place_tops(layer)
+        self._check_tops(draft, in_place)
+        shared = shares_memory(layer)
+        for position, blob in enumerate(layer.top):
+            self.unread[blob] = None
+            if position in in_place:
+                memory = self._blobs[blob].memory
+                if writes(layer, self._phase):
+                    self._check_write(draft, blob)
+                    memory.written += 1
+                    memory.last = (blob, len(self._writers[blob]))
+            elif shared:
+                memory = self._blobs[layer.bottom[0]].memory
+            else:
+                shared_name = any(self._params[param.name] > 1 for param in layer.param)
+                memory = Memory(guarded_top(layer, position, self._phase, shared_name))
+            draft.tops.append(self._write(blob, draft.name, memory))
+
+    def finish(self) -> None:
+        """Give every blob what its memory holds after the pass, and find the gradients that Caffe loses."""
+        for blob in list(self._blobs):
+            self._refreshed(blob)
+        for draft in self.drafts:
+            if takes_gradient_memory(draft.layer) and not draft.made:
+                self._cut_gradient(draft.bottoms[0])
+
+    def value_names(self) -> tuple[dict[Value, str], dict[str, str]]:
+        """Return the name of every value, and the last one's of blobs where that is not the plain name."""
+        taken = set(self._blobs)
+        fed = {top for layer in self._layers if not layer.bottom for top in layer.top}
+        names: dict[Value, str] = {}
+        renamed = {}
+        for blob, writers in self._writers.items():
+            plain = 0 if blob in fed else len(writers) - 1
+            for version, writer in enumerate(writers):
+                name = blob if version == plain else f"{blob}@{writer}"
+                while version != plain and name in taken:
+                    name += "'"
+                taken.add(name)
+                names[blob, version] = name
+            if blob in fed and len(writers) > 1:
+                renamed[blob] = names[blob, len(writers) - 1]
+        return names, renamed
+
+    # ------------------------------------------------------------------ blobs and their memory
+
+    def _write(self, blob: str, writer: str, memory: Memory) -> Value:
+        writers = self._writers.setdefault(blob, [])
+        value = (blob, len(writers))
+        writers.append(writer)
+        self._blobs[blob] = Blob(memory, value, memory.written)
+        return value
+
+    def _refreshed(self, blob: str) -> Value:
+        """Return what a blob holds now; a node is made where its memory was written under another name."""
+        known = self._blobs[blob]
+        if known.written == known.memory.written or known.memory.last is None:
+            return known.value
+        last, memory = known.memory.last, known.memory
+        name = _fresh(f"{blob}@{self._writers[last[0]][last[1]]}", self._names)
+        self._names.append(name)
+        layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last[0], blob], top=[blob])
+        self.drafts.append(_Draft(name, layer, [last, known.value], made=True))
+        self.drafts[-1].tops.append(self._write(blob, name, memory))
+        return self._blobs[blob].value
+
+    def _check_tops(self, draft: _Draft, in_place: list[int]) -> None:
+        layer = draft.layer
+        if len(set(layer.top)) < len(layer.top):
+            raise LayerError(
+                draft.name, layer.type, f"top {_repeated(layer.top)!r} is written twice by one layer"
+            )
+        for position, blob in enumerate(layer.top):
+            if blob not in self._blobs or position in in_place:
+                continue
+            if blob in layer.bottom:
+                raise LayerError(
+                    draft.name, layer.type,
+                    f"top {position} and bottom {list(layer.bottom).index(blob)} are both {blob!r}; Caffe writes in "
+                    "place only where both have the same position, so give the top another name",
+                )  # fmt: skip
+            raise GraphError(
+                f"{draft.name} ({layer.type}): top {blob!r} is already written by another layer; "
+                "give it another name, or name it as bottom too to write in place"
+            )
+
+    def _check_write(self, draft: _Draft, blob: str) -> None:
+        """Refuse to write a blob in place where Caffe refuses too, or where its result is no plain one."""
+        layer, memory = draft.layer, self._blobs[blob].memory
+        where = f"top {blob!r} is written in place"
+        if memory.guard:
+            raise LayerError(
+                draft.name, layer.type, f"{where}, but it is {memory.guard}; give the top another name"
+            )
+        same = [other for other in layer.bottom if self._blobs[other].memory is memory]
+        if len(same) > 1:
+            raise LayerError(
+                draft.name, layer.type,
+                f"{where}, but bottoms {', '.join(map(repr, same))} are one memory; give the top another name",
+            )  # fmt: skip
+        # Caffe puts a Split before two readers, so that the top's name is no longer the bottom's.  It makes no
+        # difference to the numbers unless other blobs lie in the same memory.
+        others = [reader.name for reader in self._readers[self._blobs[blob].value] if reader is not draft]
+        if not others:
+            return
+        sharers = [name for name, known in self._blobs.items() if known.memory is memory and name != blob]
+        if sharers:
+            raise LayerError(
+                draft.name, layer.type,
+                f"{where}, but {others[0]} reads it too and {sharers[0]!r} shares its memory; Caffe refuses this "
+                "(produced by multiple sources), so give the top another name",
+            )  # fmt: skip
+
+    def _cut_gradient(self, value: Value) -> None:
+        """Mark the layer whose gradient Caffe loses to one that reads ``value`` and replaces its gradient memory.
+
+        The top of a Reshape (a Concat of one bottom, a Slice to one top) has its bottom's gradient memory, so
+        such a layer does nothing in the backward pass.  A Flatten gives its bottom the memory of its own
+        top's gradient instead: what it would have handed on never comes to the Reshape's bottom.
+        """
+        makers = {top: draft for draft in self.drafts for top in draft.tops}
+        draft = makers[value]
+        while len(self._readers.get(value, ())) == 1:  # else a Split lies between, which copies
+            if not draft.made and value[0] in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
+                value = draft.bottoms[list(draft.layer.top).index(value[0])]
+                draft = makers[value]
+                continue
+            draft.loses_gradient = draft.loses_gradient or gives_gradient_memory(draft.layer)
+            return
 
 
 def _unique_names(layers: list[pb.LayerParameter]) -> list[str]:
-    seen: dict[str, int] = {}
-    names = []
+    """The layers' names, the second of one name with #2 behind it, or the next number that no layer is called by."""
+    own = {layer.name for layer in layers}
+    names: dict[str, None] = {}
     for layer in layers:
-        seen[layer.name] = seen.get(layer.name, 0) + 1
-        names.append(layer.name if seen[layer.name] == 1 else f"{layer.name}#{seen[layer.name]}")
-    return names
+        name, count = layer.name, 1
+        while name in names or (count > 1 and name in own):
+            count += 1
+            name = f"{layer.name}#{count}"
+        names[name] = None
+    return list(names)
+
+
+def _fresh(name: str, taken: Iterable[str]) -> str:
+    known = set(taken)
+    while name in known:
+        name += "'"
+    return name
 
 
 def _repeated(names: Iterable[str]) -> str:

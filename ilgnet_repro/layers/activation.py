@@ -18,6 +18,7 @@ class ReLU(Layer):
     """max(x, 0) + negative_slope · min(x, 0)."""
 
     message = "relu_param"
+    in_place = True
     fields = ("negative_slope",)
 
     def setup(self, rank: int) -> None:
@@ -41,6 +42,7 @@ class ReLU6(Layer):
     """min(max(x, 0), threshold), the MobileNet forks' layer; no gradient at 0 and at the threshold."""
 
     message = "relu6_param"
+    in_place = True
     fields = ("threshold",)
 
     def setup(self, rank: int) -> None:
@@ -68,6 +70,7 @@ class PReLU(Layer):
     slope: Tensor
 
     message = "prelu_param"
+    in_place = True
     fields = ("filler", "channel_shared")
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -99,6 +102,7 @@ class ELU(Layer):
     """x where positive, alpha · (exp(x) − 1) elsewhere."""
 
     message = "elu_param"
+    in_place = True
     fields = ("alpha",)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -115,6 +119,7 @@ class ELU(Layer):
 class _Function(Layer):
     """A function without parameters: its torch function, how Python writes it, and its ONNX operator."""
 
+    in_place = True
     torch_name = ""
     onnx_name = ""
 
@@ -156,6 +161,7 @@ class BNLL(_Function):
 class AbsVal(_Function):
     """|x|; its gradient at 0 is 0."""
 
+    in_place = False  # Caffe refuses it
     torch_name, onnx_name = "torch.abs", "Abs"
 
 
@@ -164,6 +170,7 @@ class Swish(Layer):
     """x · sigmoid(beta · x) (Ramachandran et al., 2017)."""
 
     message = "swish_param"
+    in_place = True
     fields = ("beta",)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -188,6 +195,7 @@ class Clip(Layer):
     """x held between min and max; the gradient passes at both limits."""
 
     message = "clip_param"
+    in_place = True
     fields = ("min", "max")
 
     def setup(self, rank: int) -> None:
@@ -213,6 +221,7 @@ class Threshold(Layer):
     """1 where x is above the threshold, else 0."""
 
     message = "threshold_param"
+    in_place = True
     fields = ("threshold",)
     has_gradient = False
 
@@ -235,6 +244,7 @@ class Dropout(Layer):
     """
 
     message = "dropout_param"
+    in_place = True
     fields = ("dropout_ratio",)
 
     def setup(self, rank: int) -> None:

@@ -151,6 +151,9 @@ class Layer(nn.Module):
     top_count: ClassVar[tuple[int, int | None]] = (1, 1)
     # Loss layers weigh their first top by 1 unless told otherwise, and may leave it unnamed.
     is_loss: ClassVar[bool] = False
+    # Whether Caffe's code gives the layer's own result where its top is written over its bottom.  Others compute
+    # from values that they have overwritten already.
+    in_place: ClassVar[bool] = False
     # Bottoms that hold whole numbers (labels, rows): kept in float32 where the net runs in bfloat16, which
     # has no 257.
     index_bottoms: ClassVar[tuple[int, ...]] = ()
@@ -184,11 +187,14 @@ class Layer(nn.Module):
         self.stopped_bottoms = self.find_stopped(node)
         self._check_counts()
         self._check_fields()
+        self._check_in_place()
         self._set_up(ranks)
 
     @staticmethod
     def find_stopped(node: Node) -> tuple[int, ...]:
-        """Return the bottoms that `propagate_down: false` keeps gradients from."""
+        """Return the bottoms that `propagate_down: false`, or Caffe's loss of a gradient, keeps gradients from."""
+        if node.loses_gradient:
+            return (0,)
         return tuple(
             index
             for index, propagate in enumerate(node.layer.propagate_down)
@@ -353,6 +359,17 @@ class Layer(nn.Module):
                     else f"{least} to {most}"
                 )
                 raise self.error(f"has {found} {what}s; it takes {wanted}")
+
+    def can_be_in_place(self) -> bool:
+        """Whether this layer, with its fields and in its phase, can be written over its bottom."""
+        return self.in_place
+
+    def _check_in_place(self) -> None:
+        if self.node.is_in_place and not self.can_be_in_place():
+            raise self.error(
+                "cannot be written in place: Caffe refuses it or computes from overwritten values; "
+                "give the top another name"
+            )
 
     def _check_fields(self) -> None:
         layer = self.node.layer

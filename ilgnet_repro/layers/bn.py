@@ -51,6 +51,7 @@ class BN(Layer):
     """
 
     message = "bn_param"
+    in_place = True
     fields = (
         *("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps"),
         *("frozen", "moving_average", "bn_mode"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from ..schema import caffe_pb2 as pb
 from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers
 from .math import scalar_onnx, shortest
 from .registry import register
+from .shared import values_of
+
+T = TypeVar("T")
 
 
 def eltwise_max(first, second, *later):
@@ -23,7 +28,11 @@ def eltwise_max(first, second, *later):
 
 @register("Eltwise")
 class Eltwise(Layer):
-    """Product, maximum or (weighted by `coeff`) sum of blobs of one shape."""
+    """Product, maximum or (weighted by `coeff`) sum of blobs of one shape.
+
+    Written in place, a sum or maximum is that of the other bottoms: Caffe on the CPU clears its top, which is
+    the first bottom, before it reads it.
+    """
 
     message = "eltwise_param"
     fields = ("operation", "coeff")
@@ -38,6 +47,11 @@ class Eltwise(Layer):
             raise self.error(f"coeff goes with operation SUM only, not {self.operation}")
         if self.coeff and len(self.coeff) != len(self.node.bottoms):
             raise self.error(f"coeff is stated {len(self.coeff)} times for {len(self.node.bottoms)} bottoms")
+        self.clears_first = self.node.is_in_place and self.operation != "PROD"
+
+    def can_be_in_place(self) -> bool:
+        # Caffe's gradients of a product and a maximum are computed from what was overwritten.
+        return self.param.operation == pb.EltwiseParameter.SUM or not self.is_train
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
         for shape in bottoms:
@@ -46,12 +60,19 @@ class Eltwise(Layer):
         return [bottoms[0]]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        if self.operation == "MAX":
-            return (eltwise_max(*bottoms),)
         if self.operation == "PROD":
             return (prod(bottoms[1:], start=bottoms[0]),)
+        if self.operation == "MAX":
+            read = self._read(bottoms)
+            return (eltwise_max(*read) if len(read) > 1 else read[0],)
         terms = [c * x for c, x in zip(self.coeff, bottoms, strict=True)] if self.coeff else bottoms
-        return (sum(terms[1:], start=terms[0]),)
+        others = sum(terms[2:], start=terms[1])
+        if not self.clears_first:
+            return (terms[0] + others,)
+        # Caffe's backward pass is the sum's all the same, but the first bottom's gradient, which lies in the
+        # top's memory too, has its coefficient already when the others' are computed.
+        factor = self.coeff[0] if self.coeff and bottoms[0].requires_grad else 1
+        return (values_of(others, terms[0] + factor * others),)
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         if self.operation == "PROD":
@@ -59,26 +80,32 @@ class Eltwise(Layer):
             for x in others:
                 product = graph.node("Mul", [product, x])
             return [product]
-        if self.coeff:
-            factors = [scalar_onnx(graph, value) for value in self.coeff]
+        bottoms, coeff = self._read(bottoms), self._read(self.coeff)
+        if coeff:
+            factors = [scalar_onnx(graph, value) for value in coeff]
             bottoms = [
                 x if value == 1 else graph.node("Mul", [x, factor])
-                for x, value, factor in zip(bottoms, self.coeff, factors, strict=True)
+                for x, value, factor in zip(bottoms, coeff, factors, strict=True)
             ]
         return [graph.node("Max" if self.operation == "MAX" else "Sum", bottoms)]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        if self.operation == "MAX":
-            return [f"{code.helper(eltwise_max)}({', '.join(bottoms)})"]
         if self.operation == "PROD":
             return [" * ".join(bottoms)]
-        if not self.coeff:
+        bottoms, coeff = self._read(bottoms), self._read(self.coeff)
+        if self.operation == "MAX" and len(bottoms) > 1:
+            return [f"{code.helper(eltwise_max)}({', '.join(bottoms)})"]
+        if not coeff:
             return [" + ".join(bottoms)]
         text = ""
-        for value, x in zip(self.coeff, bottoms, strict=True):
+        for value, x in zip(coeff, bottoms, strict=True):
             sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
             text += sign + (x if abs(value) == 1 else f"{exact(abs(value))} * {x}")
         return [text]
+
+    def _read(self, bottoms: Sequence[T]) -> list[T]:
+        """What belongs to the bottoms that are read before they are overwritten."""
+        return list(bottoms[1:] if self.clears_first else bottoms)
 
 
 @register("Axpy")

@@ -44,6 +44,9 @@ class Concat(_AlongAxis):
         total = sum(shape[self.dim] for shape in bottoms)
         return LayerPlan([(*first[: self.dim], total, *first[self.dim + 1 :])])
 
+    def can_be_in_place(self) -> bool:
+        return len(self.node.bottoms) == 1  # then it does nothing
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return (torch.cat(bottoms, dim=self.dim),)
 
@@ -84,6 +87,9 @@ class Slice(_AlongAxis):
     def plan(self, x: Shape) -> LayerPlan:
         parts = self._lengths(x[self.dim])
         return LayerPlan([(*x[: self.dim], part, *x[self.dim + 1 :]) for part in parts])
+
+    def can_be_in_place(self) -> bool:
+        return len(self.node.tops) == 1  # then it does nothing
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.points:

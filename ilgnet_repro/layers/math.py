@@ -61,6 +61,8 @@ class Reduction(Layer):
 class _OfEachValue(Layer):
     """What Power, Exp and Log share: they work on shift + scale · x."""
 
+    in_place = True
+
     def setup(self) -> None:
         self.scale = shortest(self.param.scale)
         self.shift = shortest(self.param.shift)

@@ -63,6 +63,7 @@ class BatchNorm(Layer):
     """
 
     message = "batch_norm_param"
+    in_place = True
     fields = (
         "use_global_stats",
         "moving_average_fraction",
@@ -215,6 +216,7 @@ class MVN(Layer):
     """
 
     message = "mvn_param"
+    in_place = True
     fields = ("normalize_variance", "across_channels", "eps")
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:

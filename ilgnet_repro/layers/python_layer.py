@@ -42,6 +42,7 @@ class PythonLayer(Layer):
     message = "python_param"
     fields = ("module", "layer", "param_str")
     harmless = ("share_in_parallel",)
+    in_place = True
     bottom_count: ClassVar[tuple[int, int | None]] = (0, None)
     top_count: ClassVar[tuple[int, int | None]] = (0, None)
     no_onnx: str = "its class was written without the method onnx"

@@ -51,6 +51,10 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     An unknown type is a LayerError that names the nearest known one.
     """
     _load_families()
+    if node.made:
+        from .shared import SharedView
+
+        return SharedView(node, ranks)
     cls = _classes.get(node.type)
     if cls is None:
         alike = [type_ for type_ in _classes if type_.lower() == node.type.lower()]

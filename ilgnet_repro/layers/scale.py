@@ -14,6 +14,7 @@ from .registry import register
 class Overlay(Layer):
     """What Scale and Bias share: where the smaller blob, learned or the second bottom, lies."""
 
+    in_place = True
     bottom_count = (1, 2)
 
     def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:

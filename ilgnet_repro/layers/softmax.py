@@ -14,6 +14,7 @@ class Softmax(Layer):
     """exp(x) over its sum along `axis` (the channels unless told otherwise)."""
 
     message = "softmax_param"
+    in_place = True
     fields = ("axis",)
 
     def setup(self, rank: int) -> None:

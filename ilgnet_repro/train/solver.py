@@ -258,5 +258,5 @@ def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) ->
 
 def net_text(source: NetSource) -> str:
     """Return a net as Caffe prints it when it builds one: its state and the layers of its phase."""
-    layers = [node.layer for node in source.graph]
+    layers = [node.layer for node in source.graph.layers]
     return format_message(pb.NetParameter(name=source.graph.name, state=source.state, layer=layers)).rstrip()

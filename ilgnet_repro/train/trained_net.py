@@ -13,7 +13,7 @@ Place = tuple[int, int]  # a layer, and one of its tops
 def net_message(net: CaffeNet) -> pb.NetParameter:
     """Return the net's structure with what Caffe adds to it: phases, splits, default loss weights."""
     layers = []
-    for node in net.graph:
+    for node in net.graph.layers:
         layer = pb.LayerParameter()
         layer.CopyFrom(node.layer)
         layer.ClearField("blobs")

@@ -38,7 +38,7 @@ def _read(path: Path, prototxt: Path | None) -> tuple[pb.NetParameter, Graph]:
     net = find_net(open_caffemodel(path), prototxt).net
     graph = build_graph(net)
     text = pb.NetParameter(name=net.name)
-    for node in graph:
+    for node in graph.layers:
         text.layer.add().CopyFrom(node.layer)
     return text, graph
 

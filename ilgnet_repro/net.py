@@ -253,7 +253,7 @@ class CaffeNet(nn.Module):
         self, inputs: Mapping[str, Tensor], blobs: Iterable[str] | None = None, *, with_loss: bool = True
     ) -> Pass:
         """Run the net once for some blobs (default: its outputs) and, with ``with_loss``, all its losses."""
-        inputs = self._intake.tensors(inputs)
+        inputs = self._intake.tensors(self._intake.named(inputs, {}))
         if not torch.compiler.is_compiling():
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         wanted = self.outputs if blobs is None else self._wanted(blobs)

@@ -54,6 +54,7 @@ def test_the_only_input_may_come_by_itself(net, data, form) -> None:
     torch.testing.assert_close(net(form(data))["prob"], wanted, rtol=0, atol=0)
     torch.testing.assert_close(net.fast()(form(data))["prob"], wanted)
     assert list(net(form(data), blobs="ip")) == ["ip"]
+    torch.testing.assert_close(net.run(form(data)).blobs["prob"], wanted, rtol=0, atol=0)
 
 
 def test_a_loss_takes_its_inputs_by_name_alone() -> None:

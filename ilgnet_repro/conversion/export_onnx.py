@@ -59,7 +59,11 @@ def run_onnx(paths: list[Path], inputs: Mapping[str, torch.Tensor], job: Job) ->
     session = open_session(paths[0])
     names = {entry.name for entry in session.get_inputs()}
     given = {name: value.numpy() for name, value in inputs.items() if name in names}
-    found = session.run(None, given)
+    try:
+        found = session.run(None, given)
+    except Exception as error:  # its exceptions share no base class but Exception
+        reason = str(error).strip().splitlines()[0]
+        raise IlgnetError(f"{paths[0]}: ONNX Runtime cannot run it ({reason})") from error
     return dict(zip((entry.name for entry in session.get_outputs()), found, strict=True))
 
 

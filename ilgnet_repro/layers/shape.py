@@ -178,11 +178,16 @@ class ShuffleChannel(Layer):
 
     def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
         (x,) = bottoms
-        rank, channels = len(graph.shape(x)), graph.size(x, 1)
-        groups = graph.constant(integers(0, self.group, channels // self.group, -1))
-        dealt = graph.node("Transpose", [graph.node("Reshape", [x, groups])], perm=[0, 2, 1, 3])
-        lengths: list[Length] = [0, channels, *(Kept(axis) for axis in range(2, rank))]
-        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), rank)]
+        shape = graph.shape(x)
+        places = [length for length in shape[2:] if length is not None]
+        if len(places) == len(shape) - 2:
+            groups = integers(0, self.group, -1, prod(places))
+        else:
+            groups = integers(0, self.group, graph.size(x, 1) // self.group, -1)
+        dealt = graph.node("Reshape", [x, graph.constant(groups)])
+        dealt = graph.node("Transpose", [dealt], perm=[0, 2, 1, 3])
+        lengths: list[Length] = [0, *(Kept(axis) for axis in range(1, len(shape)))]
+        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), len(shape))]
 
     def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
         tail = four_axes_index(len(code.shape(0)))

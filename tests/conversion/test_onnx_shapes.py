@@ -184,9 +184,14 @@ MOVED = {
         {"x": ("N", 3, 4, 5, 6)}, {"c": ("N", 3, 2, 3, 4)}, {"x": (7, 3, 4, 5, 6)},
     ),
     "ShuffleChannel of images": (
-        {"x": (4, 3)}, FIRST + 'name: "s" type: "ShuffleChannel" bottom: "p" top: "s" shuffle_channel_param { group: 2 }',
+        {"x": (4, 3)},
+        FIRST + 'name: "s" type: "ShuffleChannel" bottom: "p" top: "s" shuffle_channel_param { group: 2 }',
+        {"x": ("N", 3)}, {"s": (3, "N", 1, 1)}, {"x": (6, 3)},
+    ),
+    "windows of images as channels": (
+        IMAGE, FIRST + 'name: "i" type: "Im2col" bottom: "p" top: "i" convolution_param { kernel_size: 2 }',
         # Its nodes hold the number of channels, so the batch stays what it is.
-        {"x": (4, 3)}, {"s": (3, 4, 1, 1)}, {"x": (4, 3)},
+        {"x": (2, 3, 4, 5)}, {"i": (3, 8, 3, 4)}, IMAGE,
     ),
     "weights for each image": (
         {"x": (4, 3)}, FIRST + 'name: "i" type: "InnerProduct" bottom: "p" top: "i" inner_product_param { num_output: 2 }',

@@ -72,6 +72,17 @@ def test_the_size_is_open_where_asked() -> None:
         torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)
 
 
+def test_inputs_of_different_lengths_stay_open_by_themselves() -> None:
+    net = net_of(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 8 dim: 9 } } }\n'
+        'layer { name: "rois" type: "Input" top: "rois" input_param { shape { dim: 4 dim: 5 } } }\n'
+        'layer { name: "r" type: "ROIPooling" bottom: "x" bottom: "rois" top: "r" '
+        "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 1 } }"
+    )
+    x, rois = torch.randn(3, 3, 8, 9), torch.tensor([[0.0, 1, 1, 6, 5]]).repeat(7, 1)
+    torch.testing.assert_close(export(net).module()(x=x, rois=rois)["r"], net(x=x, rois=rois)["r"])
+
+
 @pytest.mark.parametrize(
     ("net", "size", "message"),
     [

@@ -47,9 +47,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("net", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(net, message):
-    shapes = {"top": (2, 3, 6, 7)}
+    shapes = {"top": (2, 3, 6, 7)} if "HDF5" in net else None
     with pytest.raises(LayerError) as caught:
-        ir.load_net(parse_net(net), input_shapes=shapes if "HDF5" in net else None)
+        ir.load_net(parse_net(net), input_shapes=shapes)
     type_ = next(layer.type for layer in parse_net(net).layer if layer.name == "op")
     assert str(caught.value) == f"op ({type_}): {message}"
     assert str(caught.value) in audit(parse_net(net), input_shapes=shapes).problems

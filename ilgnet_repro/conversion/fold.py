@@ -21,7 +21,7 @@ from ..layers.bn import BN
 from ..layers.conv import ConvolutionBase, Deconvolution
 from ..layers.dense import InnerProduct
 from ..layers.norm import BatchNorm
-from ..layers.scale import Overlay
+from ..layers.scale import Broadcast
 from ..net import CaffeNet
 from ..schema import caffe_pb2 as pb
 
@@ -159,9 +159,10 @@ def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
         return _batch_norm_affine(layer)
     if isinstance(layer, BN):
         return _fork_affine(layer, len(shape))
-    if isinstance(layer, Overlay) and layer.is_learned and channels:
-        along_channels = layer.laid == (channels,) and layer.behind == len(shape) - 2
-        if layer.laid == () or along_channels:
+    if isinstance(layer, Broadcast) and layer.is_learned and channels:
+        blob_shape = layer.blobs[0].shape
+        along_channels = blob_shape == (channels,) and layer.trailing_axes == len(shape) - 2
+        if blob_shape == () or along_channels:
             values = {name: _wide(layer.blob(name)) for name in layer.blob_names}
             every = np.ones(channels)
             return _Affine(values.get("weight", 1.0) * every, values.get("bias", 0.0) * every)

@@ -1,4 +1,4 @@
-"""Scale and Bias: a blob of factors or terms laid over some axes of the bottom."""
+"""Scale and Bias: a smaller blob of factors or terms that broadcasts over some axes of the bottom."""
 
 from __future__ import annotations
 
@@ -7,125 +7,107 @@ from math import prod
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, numbers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .registry import register
 
 
-class Overlay(Layer):
-    """What Scale and Bias share: where the smaller blob, learned or the second bottom, lies."""
+class Broadcast(Layer):
+    """What Scale and Bias share: which axes the smaller blob, learned or the second bottom, goes with."""
 
     in_place = True
     bottom_count = (1, 2)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        bottom = bottoms[0]
-        rank = len(bottom)
-        self.is_learned = len(bottoms) == 1
-        if self.is_learned:
-            start = self.axis(self.param.axis, rank)
-            count: int = self.param.num_axes
-            if count < -1:
-                raise self.error(f"num_axes {count} must be at least 0, or -1 for all from axis on")
-            end = rank if count == -1 else start + count
-            if end > rank:
-                raise self.error(f"axis {start} and num_axes {count} reach past {rank} axes")
-            self.laid: Shape = bottom[start:end]
-        else:
-            # A second bottom brings its own number of axes; a single number goes with every axis.
-            self.laid = bottoms[1]
-            start = self.axis(self.param.axis, rank) if self.laid else 0
-            end = start + len(self.laid)
-            if self.laid != bottom[start:end]:
-                raise self.error(
-                    f"the second bottom {list(self.laid)} does not match {list(bottom)} from axis {start} on"
-                )
-        # Broadcasting lines axes up at the end, so the blob lacks those behind it.
-        self.behind = rank - end
-        return [bottom]
+    def setup(self, x: int, *given: int) -> None:
+        self.is_learned = not given
+        count: int = given[0] if given else self.param.num_axes
+        # A second bottom that is a single number goes with every axis.
+        self.start = 0 if given == (0,) else self.axis(self.param.axis, x)
+        if count < -1:
+            raise self.error(f"num_axes {count} must be at least 0, or -1 for all from axis on")
+        self.end = x if count == -1 else self.start + count
+        if self.is_learned and self.end > x:
+            raise self.error(f"axis {self.start} and num_axes {count} reach past {x} axes")
+        # Broadcasting lines axes up at the end, so the blob lacks those behind it; a single number lacks none.
+        self.trailing_axes = x - self.end if count else 0
 
-    def _spec(self, name: str, filler: pb.FillerParameter) -> BlobSpec:
-        return BlobSpec(name, self.laid, filler)
+    def _blob_shape(self, x: Shape, *given: Shape) -> Shape:
+        """The shape of the learned blobs, which a second bottom must have."""
+        shape = x[self.start : self.end]
+        for second in given:
+            if second != shape:
+                raise self.error(
+                    f"the second bottom {list(second)} does not match {list(x)} from axis {self.start} on"
+                )
+        return shape
+
+    def _aligned(self, values: Tensor) -> Tensor:
+        return values[(..., *(None,) * self.trailing_axes)]
 
     def _learned(self, name: str) -> Tensor:
-        return self.blob(name).reshape(*self.laid, *(1,) * self.behind)
+        return self._aligned(self.blob(name))
 
-    def _given(self, bottom: Tensor) -> Tensor:
-        return bottom[(..., *(None,) * self.behind)] if self.laid else bottom
+    def _values_onnx(self, graph: OnnxGraph, name: str, *given: str) -> str:
+        if not given:
+            return graph.constant(numbers(self._learned(name)))
+        if not self.trailing_axes:
+            return given[0]
+        first = self.end - self.start
+        axes = range(first, first + self.trailing_axes)
+        return graph.node("Unsqueeze", [*given, graph.constant(integers(*axes))])
 
-    def _learned_onnx(self, graph: OnnxGraph, name: str) -> str:
-        return graph.constant(numbers(self._learned(name)))
-
-    def _given_onnx(self, graph: OnnxGraph, value: str) -> str:
-        if not self.laid or not self.behind:
-            return value
-        first = len(self.laid)
-        return graph.node("Unsqueeze", [value, graph.constant(integers(*range(first, first + self.behind)))])
-
-    def _given_source(self, value: str) -> str:
-        if not self.laid or not self.behind:
-            return value
-        return f"{value}[{', '.join([':'] * len(self.laid) + ['None'] * self.behind)}]"
-
-    def _learned_source(self, code: SourceCode, name: str) -> str:
-        return code.parameter(name, self._learned(name))
+    def _values_source(self, code: SourceCode, name: str, *given: str) -> str:
+        if not given:
+            return code.parameter(name, self._learned(name))
+        if not self.trailing_axes:
+            return given[0]
+        return f"{given[0]}[{', '.join([':'] * (self.end - self.start) + ['None'] * self.trailing_axes)}]"
 
 
 @register("Scale")
-class Scale(Overlay):
+class Scale(Broadcast):
     """x · weight (+ bias): both learned, or the factors from a second bottom."""
 
     message = "scale_param"
     fields = ("axis", "num_axes", "filler", "bias_term", "bias_filler")
 
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+    def plan(self, x: Shape, *given: Shape) -> LayerPlan:
+        shape = self._blob_shape(x, *given)
         one = pb.FillerParameter(type="constant", value=1)
         filler = self.param.filler if self.param.HasField("filler") else one
-        specs = [self._spec("weight", filler)] if self.is_learned else []
+        blobs = [BlobSpec("weight", shape, filler)] if self.is_learned else []
         if self.param.bias_term:
-            specs.append(self._spec("bias", self.param.bias_filler))
-        return specs
+            blobs.append(BlobSpec("bias", shape, self.param.bias_filler))
+        return LayerPlan([x], blobs, prod(x) if self.is_learned else 0)
 
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        return prod(tops[0]) if self.is_learned else 0
-
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, *given = bottoms
-        y = x * (self._given(given[0]) if given else self._learned("weight"))
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
+        y = x * (self._aligned(*given) if given else self._learned("weight"))
         return (y + self._learned("bias") if self.param.bias_term else y,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, *given = bottoms
-        weight = self._given_onnx(graph, given[0]) if given else self._learned_onnx(graph, "weight")
-        y = graph.node("Mul", [x, weight])
-        return [graph.node("Add", [y, self._learned_onnx(graph, "bias")]) if self.param.bias_term else y]
+    def onnx(self, graph: OnnxGraph, x: str, *given: str) -> list[str]:
+        y = graph.node("Mul", [x, self._values_onnx(graph, "weight", *given)])
+        return [graph.node("Add", [y, self._values_onnx(graph, "bias")]) if self.param.bias_term else y]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, *given = bottoms
-        weight = self._given_source(given[0]) if given else self._learned_source(code, "weight")
-        bias = f" + {self._learned_source(code, 'bias')}" if self.param.bias_term else ""
-        return [f"{x} * {weight}{bias}"]
+    def source(self, code: SourceCode, x: str, *given: str) -> list[str]:
+        bias = f" + {self._values_source(code, 'bias')}" if self.param.bias_term else ""
+        return [f"{x} * {self._values_source(code, 'weight', *given)}{bias}"]
 
 
 @register("Bias")
-class Bias(Overlay):
+class Bias(Broadcast):
     """x + bias: learned, or from a second bottom."""
 
     message = "bias_param"
     fields = ("axis", "num_axes", "filler")
 
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        return [self._spec("bias", self.param.filler)] if self.is_learned else []
+    def plan(self, x: Shape, *given: Shape) -> LayerPlan:
+        shape = self._blob_shape(x, *given)
+        return LayerPlan([x], [BlobSpec("bias", shape, self.param.filler)] if self.is_learned else [])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, *given = bottoms
-        return (x + (self._given(given[0]) if given else self._learned("bias")),)
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
+        return (x + (self._aligned(*given) if given else self._learned("bias")),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, *given = bottoms
-        bias = self._given_onnx(graph, given[0]) if given else self._learned_onnx(graph, "bias")
-        return [graph.node("Add", [x, bias])]
+    def onnx(self, graph: OnnxGraph, x: str, *given: str) -> list[str]:
+        return [graph.node("Add", [x, self._values_onnx(graph, "bias", *given)])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, *given = bottoms
-        bias = self._given_source(given[0]) if given else self._learned_source(code, "bias")
-        return [f"{x} + {bias}"]
+    def source(self, code: SourceCode, x: str, *given: str) -> list[str]:
+        return [f"{x} + {self._values_source(code, 'bias', *given)}"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .registry import register
 
 
@@ -30,40 +30,37 @@ class Reduction(Layer):
     message = "reduction_param"
     fields = ("operation", "axis", "coeff")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.operation = pb.ReductionParameter.ReductionOp.Name(self.param.operation)
         self.coeff = shortest(self.param.coeff)
+        self.axes = tuple(range(self.axis(self.param.axis, rank), rank))
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        start = self.axis(self.param.axis, len(bottom))
-        self.axes = tuple(range(start, len(bottom)))
-        return [bottom[:start]]
+    def plan(self, x: Shape) -> LayerPlan:
+        return LayerPlan([x[: self.axes[0]]])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        (x,) = bottoms
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         x = {"ASUM": torch.abs, "SUMSQ": torch.square}.get(self.operation, lambda values: values)(x)
         y = x.mean(self.axes) if self.operation == "MEAN" else x.sum(self.axes)
         return (y if self.coeff == 1 else y * self.coeff,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         op = {"SUM": "ReduceSum", "ASUM": "ReduceL1", "SUMSQ": "ReduceSumSquare", "MEAN": "ReduceMean"}
-        y = graph.node(op[self.operation], [*bottoms, graph.constant(integers(*self.axes))], keepdims=0)
+        y = graph.node(op[self.operation], [x, graph.constant(integers(*self.axes))], keepdims=0)
         return [y if self.coeff == 1 else graph.node("Mul", [y, scalar_onnx(graph, self.coeff)])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         first = {"ASUM": ".abs()", "SUMSQ": ".square()"}.get(self.operation, "")
         factor = "" if self.coeff == 1 else f" * {exact(self.coeff)}"
         axes = self.axes if len(self.axes) > 1 else self.axes[0]
-        return [f"{bottoms[0]}{first}.{'mean' if self.operation == 'MEAN' else 'sum'}({axes}){factor}"]
+        return [f"{x}{first}.{'mean' if self.operation == 'MEAN' else 'sum'}({axes}){factor}"]
 
 
-class _OfEachValue(Layer):
+class _Elementwise(Layer):
     """What Power, Exp and Log share: they work on shift + scale · x."""
 
     in_place = True
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         self.scale = shortest(self.param.scale)
         self.shift = shortest(self.param.shift)
 
@@ -90,80 +87,80 @@ class _OfEachValue(Layer):
 
 
 @register("Power")
-class Power(_OfEachValue):
+class Power(_Elementwise):
     """(shift + scale · x) ^ power; the power 0 gives 1 everywhere, with no gradient."""
 
     message = "power_param"
     fields = ("power", "scale", "shift")
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
         self.power = shortest(self.param.power)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        inner = self._inner(bottoms[0])
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        inner = self._inner(x)
         return (inner if self.power == 1 else inner**self.power,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        inner = self._inner_onnx(graph, bottoms[0])
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        inner = self._inner_onnx(graph, x)
         return [inner if self.power == 1 else graph.node("Pow", [inner, scalar_onnx(graph, self.power)])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        inner = self._inner_source(bottoms[0])
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        inner = self._inner_source(x)
         if self.power == 1:
             return [inner]
-        return [f"{inner if inner == bottoms[0] else f'({inner})'} ** {exact(self.power)}"]
+        return [f"{inner if inner == x else f'({inner})'} ** {exact(self.power)}"]
 
 
 @register("Exp")
-class Exp(_OfEachValue):
+class Exp(_Elementwise):
     """base ^ (shift + scale · x); the base -1 stands for e."""
 
     message = "exp_param"
     fields = ("base", "scale", "shift")
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
         self.base = self._read_base()
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        inner = self._inner(bottoms[0])
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        inner = self._inner(x)
         return (inner.exp() if self.base is None else torch.pow(self.base, inner),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        inner = self._inner_onnx(graph, bottoms[0])
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        inner = self._inner_onnx(graph, x)
         if self.base is None:
             return [graph.node("Exp", [inner])]
         return [graph.node("Pow", [scalar_onnx(graph, self.base), inner])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        inner = self._inner_source(bottoms[0])
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        inner = self._inner_source(x)
         if self.base is None:
             return [f"torch.exp({inner})"]
-        return [f"{exact(self.base)} ** {inner if inner == bottoms[0] else f'({inner})'}"]
+        return [f"{exact(self.base)} ** {inner if inner == x else f'({inner})'}"]
 
 
 @register("Log")
-class Log(_OfEachValue):
+class Log(_Elementwise):
     """Logarithm of shift + scale · x to a base; -1 stands for e."""
 
     message = "log_param"
     fields = ("base", "scale", "shift")
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, rank: int) -> None:
+        super().setup(rank)
         self.base = self._read_base()
         if self.base == 1:
             raise self.error("base 1 has no logarithms")
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        y = self._inner(bottoms[0]).log()
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        y = self._inner(x).log()
         return (y if self.base is None else y / math.log(self.base),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        y = graph.node("Log", [self._inner_onnx(graph, bottoms[0])])
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        y = graph.node("Log", [self._inner_onnx(graph, x)])
         return [y if self.base is None else graph.node("Div", [y, scalar_onnx(graph, math.log(self.base))])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         base = "" if self.base is None else f" / math.log({exact(self.base)})"
-        return [f"torch.log({self._inner_source(bottoms[0])}){base}"]
+        return [f"torch.log({self._inner_source(x)}){base}"]

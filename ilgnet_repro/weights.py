@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -104,16 +105,19 @@ def take_weights(
     ``allow_missing`` (fine-tuning), where the file lacks a layer.
     """
     fit = fit_weights(specs, layers, owners)
-    if fit.misshapen:
-        raise WeightsError(
-            f"{source}: {_some(fit.misshapen, '; ')}; use the prototxt these weights were made with"
+    counts = Counter(layer.name for layer in layers if layer.blobs)
+    repeated = [name for name, count in counts.items() if count > 1]
+    remedy = "use the prototxt these weights were made with"
+    if repeated:
+        remedy = (
+            f"the file holds {counts[repeated[0]]} layers named {repeated[0] or '(nothing)'}, which are found by "
+            "name: give each a name of its own, in the prototxt and in the file"
         )
+    if fit.misshapen:
+        raise WeightsError(f"{source}: {_some(fit.misshapen, '; ')}; {remedy}")
     if fit.missing and not allow_missing:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
-        raise WeightsError(
-            f"{source}: holds no weights for {_some(fit.missing)}{extra}; "
-            "use the prototxt these weights were made with"
-        )
+        raise WeightsError(f"{source}: holds no weights for {_some(fit.missing)}{extra}; {remedy}")
     matched = set(fit.matched)
     last: dict[tuple[str, int], FileBlob] = {}
     for layer in layers:  # where one name stands twice, or a shared blob does, Caffe copies the last

@@ -54,7 +54,8 @@ def widen(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
 def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
     """Return float32 weights (two axes) in ``precision``, a piece at a time.
 
-    Raises IlgnetError for a precision that is none, and for float16 where a weight is past its range.
+    Raises IlgnetError for a precision that is none, for float16 where a weight is past its range, and for int8
+    where one is not finite.
     """
     weights = torch.from_numpy(np.asarray(array, dtype=np.float32))
     pieces = range(0, weights.shape[0], max(1, ROWS_AT_ONCE // max(weights.shape[1], 1)))
@@ -74,6 +75,7 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
         raise IlgnetError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
     largest = torch.zeros(weights.shape[axis])
     for start in pieces:
+        check_finite(weights[start : start + step])
         piece = weights[start : start + step].abs().amax(1 - axis)
         part = slice(start, start + step) if axis == 0 else slice(None)
         largest[part] = torch.maximum(largest[part], piece)
@@ -83,6 +85,12 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
         rows = slice(start, start + step)
         values[rows] = (weights[rows] / (scale[rows, None] if axis == 0 else scale)).round_()
     return Reduced(values, scale, axis)
+
+
+def check_finite(weights: Tensor) -> None:
+    """Refuse what no whole number stands for: it would become any number."""
+    if not bool(weights.isfinite().all()):
+        raise IlgnetError("--precision int8: a weight is not finite; use another precision, or sound weights")
 
 
 def reduce_dense(

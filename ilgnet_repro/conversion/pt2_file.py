@@ -17,7 +17,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -106,6 +106,7 @@ class Pt2Program:
     _results: tuple[str, ...]
     _values: dict[str, Tensor]
     _nodes: tuple[_Node, ...]
+    metadata: dict[str, str] = field(default_factory=dict)  # what `ilgnet convert` says of the net
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs.  Raises IlgnetError where an operator does not take what it is given."""
@@ -240,7 +241,14 @@ def _program(
         tuple(results),
         values,
         tuple(_node(path, node) for node in graph["nodes"]),
+        _metadata(archive, members),
     )
+
+
+def _metadata(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, str]:
+    entry = members.get(f"extra/{METADATA_FILE}")
+    held = json.loads(archive.read(entry)) if entry is not None else {}
+    return {key: value for key, value in held.items() if isinstance(value, str)}
 
 
 def _names(spec: Any) -> list[str] | None:

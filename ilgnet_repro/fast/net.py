@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..calls import wanted_blobs
+from ..conversion.difference import differ
 from ..errors import GraphError, IlgnetError
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
 from .compiled import compile_runs
@@ -163,10 +165,18 @@ class FastNet(nn.Module):
     def deviation(
         self, given: Mapping[str, Tensor] | Tensor | None = None, **inputs: Tensor
     ) -> dict[str, float]:
-        """Return each output's largest absolute difference from the exact net's, for these inputs."""
+        """Return each output's largest absolute difference from the exact net's, for these inputs.
+
+        It is infinite where the shapes differ, or where one of the two is not finite where the other is, and NaN
+        where there is no finite value to compare.
+        """
         with torch.inference_mode():
             exact = self.exact(given, **inputs)
-        return {name: (blob - exact[name]).abs().max().item() for name, blob in self(given, **inputs).items()}
+        apart = {
+            name: differ(exact[name].float().cpu().numpy(), blob.float().cpu().numpy())
+            for name, blob in self(given, **inputs).items()
+        }
+        return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
 
     def _in_slices(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run the trunk a few pictures at a time."""

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..conversion.precision import FLOATS, LARGEST, Reduced, reduce_weights
+from ..conversion.precision import FLOATS, LARGEST, Reduced, check_finite, reduce_weights
 
 Plane = tuple[int, int, int]  # channels, height, width of the blob that a dense layer reads
 ROWS_AT_ONCE = 16  # outputs rounded together, so that their weights stay in the processor's cache
@@ -27,6 +27,7 @@ def reduce_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> R
     channels, height, width = plane
     scale = None
     if precision == "int8":
+        check_finite(weight)
         largest = weight.abs().amax(1)
         scale = torch.where(largest > 0, largest / LARGEST, 1.0)
         values = torch.empty(weight.shape, dtype=torch.int8)

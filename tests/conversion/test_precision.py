@@ -14,6 +14,7 @@ from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.precision import reduce_weights
 from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError, WeightsError
+from ilgnet_repro.fast.quantise import reduce_rows
 
 WEIGHTS = np.random.default_rng(3).standard_normal((5, 24)).astype(np.float32)
 # The largest relative error of a rounding: half a unit in the last of 8 or 11 bits.
@@ -158,3 +159,17 @@ def test_a_damaged_file_is_refused(folder, old, new, message) -> None:
     path.write_bytes(data.replace(old, new))
     with pytest.raises(WeightsError, match=message):
         ir.load(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("plane", [None, (2, 3, 1)], ids=["rows", "a plane"])
+def test_int8_holds_finite_weights_only(value, plane) -> None:
+    weights = np.ones((4, 6), np.float32)
+    weights[2, 5] = value
+    with pytest.raises(IlgnetError) as raised:
+        reduce_rows(torch.from_numpy(weights), "int8", plane)
+    assert str(raised.value) == (
+        "--precision int8: a weight is not finite; use another precision, or sound weights"
+    )
+    if np.isnan(value):  # float16 has NaN itself
+        assert np.isnan(reduce_weights(weights, "float16").values.numpy()[2, 5])

@@ -174,3 +174,33 @@ def test_compare_of_nets_that_give_nan_is_no_agreement(weights, capsys, tmp_path
         "1 of 2 blobs were not compared, such as top: no value is finite; give other inputs with --inputs"
         in out
     )
+
+
+CAPTIONS = """
+input: "cont" input_shape { dim: 4 dim: 2 }
+input: "words" input_shape { dim: 4 dim: 2 }
+layer { name: "embed" type: "Embed" bottom: "words" top: "embed"
+  embed_param { input_dim: 9 num_output: 3 weight_filler { type: "uniform" min: -1 max: 1 } } }
+layer { name: "lstm" type: "LSTM" bottom: "embed" bottom: "cont" top: "lstm"
+  recurrent_param { num_output: 5 weight_filler { type: "uniform" min: -1 max: 1 } } }
+"""
+
+
+def test_every_form_is_given_words_of_the_net(tmp_path, capsys) -> None:
+    """The text of the net tells what its inputs are, in the files that hold it too."""
+    from ilgnet_repro.formats.caffemodel import write_caffemodel
+    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.loading import load_net
+
+    (tmp_path / "net.prototxt").write_text(CAPTIONS)
+    net = load_net(tmp_path / "net.prototxt", seed=3)
+    blobs = {name: [blob.detach().numpy() for blob in own] for name, own in net.params.items()}
+    path = tmp_path / "net.caffemodel"
+    write_caffemodel(path, parse_net(CAPTIONS), blobs)
+    assert (
+        main(["convert", str(path), "--to", "safetensors,onnx,python", "--verify", "--out", str(tmp_path)])
+        == 0
+    )
+    for first, second in (("onnx", "onnx"), ("onnx", "safetensors"), ("caffemodel", "onnx")):
+        assert main(["compare", str(tmp_path / f"net.{first}"), str(tmp_path / f"net.{second}")]) == 0
+    assert "index" not in capsys.readouterr().err

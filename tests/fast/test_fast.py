@@ -215,3 +215,19 @@ def test_nothing_to_compile() -> None:
         fast = build(SMALL_TEXT).fast(compile=True, tell=heard.append)
     assert heard == ["nothing in this net gains by being compiled"]
     assert fast.compile_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(float("nan"), np.nan), (float("inf"), np.nan), (0.5, 0.0)],
+    ids=["NaN", "infinite", "finite"],
+)
+def test_a_deviation_is_of_what_was_compared(value, found) -> None:
+    """Where no value is finite nothing was compared: no deviation of 0."""
+    text = """layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4 } }"""
+    net = CaffeNet(build_graph(parse_net(text)), seed=1)
+    with torch.no_grad():
+        net.params["ip"][1].fill_(value)
+    (deviation,) = net.fast().deviation(data=torch.zeros(2, 3)).values()
+    assert np.isnan(deviation) if np.isnan(found) else deviation == found

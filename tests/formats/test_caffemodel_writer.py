@@ -140,3 +140,44 @@ def test_no_second_copy_of_the_weights(tmp_path):
     write_caffemodel(tmp_path / "x", net, {"c": [array]})
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+TWICE = 'layer {{ name: "{0}" type: "InnerProduct" {1} }} layer {{ name: "{0}" type: "{2}" {3} }}'
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "what"),
+    [
+        ("ip", "InnerProduct", "are named ip"),
+        ("ip", "ReLU", "are named ip"),
+        ("", "InnerProduct", "have no name"),
+    ],
+)
+def test_two_layers_of_one_name_are_refused(name, type_, what, tmp_path):
+    """The blobs of one would be written to both, and whoever reads them could not tell."""
+    net = parse_net(TWICE.format(name, "", type_, ""))
+    with pytest.raises(WeightsError) as raised:
+        write_caffemodel(tmp_path / "a.caffemodel", net, {name: [np.ones((2, 3), np.float32)]})
+    assert str(raised.value) == (
+        f"a.caffemodel: two layers {what}; weights are stored by layer name, so give each layer a name of its own"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "blobs"),
+    [
+        ("include { phase: TRAIN }", "include { phase: TEST }", [1, 1]),
+        ("", "exclude { phase: TEST }", [1, 1]),
+    ],
+)
+def test_one_layer_for_each_phase_is_no_repetition(first, second, blobs, tmp_path):
+    net = parse_net(TWICE.format("ip", first, "InnerProduct", second))
+    write_caffemodel(tmp_path / "a.caffemodel", net, {"ip": [np.ones((2, 3), np.float32)]})
+    assert [len(layer.blobs) for layer in open_caffemodel(tmp_path / "a.caffemodel").layers] == blobs
+
+
+def test_names_without_weights_may_repeat(tmp_path):
+    net = parse_net(TWICE.format("relu", "", "ReLU", "") + 'layer { name: "ip" type: "InnerProduct" }')
+    write_caffemodel(tmp_path / "a.caffemodel", net, {"ip": [np.ones((2, 3), np.float32)], "relu": []})
+    assert [len(layer.blobs) for layer in open_caffemodel(tmp_path / "a.caffemodel").layers] == [0, 0, 1]

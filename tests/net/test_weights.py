@@ -197,3 +197,30 @@ def test_audit_names_a_layer_that_cannot_share() -> None:
         "b (InnerProduct): blob 0 shares 'w' with a but its shape differs (4x3 here, 3x3 there); "
         "share_mode: PERMISSIVE compares only counts",
     )
+
+
+@pytest.mark.parametrize("empty", [0, 1], ids=["before", "after"])
+def test_a_layer_of_the_same_name_without_blobs_is_passed_over(empty) -> None:
+    held = [Held("conv", [Blob((4, 3, 5, 2)), Blob((4,))])]
+    held.insert(empty, Held("conv"))
+    taken = take_weights({"conv": NET["conv"]}, held)
+    assert [array.shape for array in taken["conv"]] == [(4, 3, 5, 2), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "what"),
+    [
+        ([(3, 4), (3, 4)], "holds no weights for ip#2"),
+        ([(4, 3), (3, 4)], "layer ip, blob 0 is 3x4 in the file and 4x3 in the net"),
+    ],
+    ids=["one shape", "two shapes"],
+)
+def test_layers_of_one_name_are_told_apart_by_nobody(shapes, what) -> None:
+    """Caffe copies both of the file into the first of the net; the remedy is a name for each."""
+    specs = {name: [BlobSpec("weight", shape)] for name, shape in zip(("ip", "ip#2"), shapes, strict=True)}
+    with pytest.raises(WeightsError) as raised:
+        take_weights(specs, [Held("ip", [Blob(shape)]) for shape in shapes], source="net.caffemodel")
+    assert str(raised.value) == (
+        f"net.caffemodel: {what}; the file holds 2 layers named ip, which are found by name: give each a name of "
+        "its own, in the prototxt and in the file"
+    )

@@ -10,11 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ...errors import IlgnetError
-from ...formats.prototxt import parse_net
-from ...graph.build import build_graph
-from ...graph.node import Graph
 from ..export_onnx import open_session
-from .side import Arrays, Input, Side
+from .side import Arrays, Input, Side, graph_of
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -102,17 +99,8 @@ def onnx_side(
         ]
         return {blob: np.concatenate([row[index] for row in rows]) for index, blob in enumerate(wanted)}
 
-    return Side(spec, kind, model_inputs(model), tuple(kept), run, _graph(model))
-
-
-def _graph(model: onnx.ModelProto) -> Graph | None:
-    """The net that a file written by `ilgnet convert` names in its metadata."""
     held = {entry.key: entry.value for entry in model.metadata_props}
-    try:
-        net = parse_net(held["caffe.net"], file="caffe.net")
-        return build_graph(net, held.get("caffe.phase", "TEST"))
-    except (KeyError, IlgnetError):
-        return None
+    return Side(spec, kind, model_inputs(model), tuple(kept), run, graph_of(held))
 
 
 def _with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> bytes:

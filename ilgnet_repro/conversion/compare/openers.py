@@ -16,7 +16,7 @@ from ..find import find_net
 from ..load import load
 from ..pt2_file import read_pt2
 from ..python_names import argument_name
-from .side import Arrays, Input, Side
+from .side import Arrays, Input, Side, graph_of
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
 
 Prototxt = Path | None
@@ -86,7 +86,7 @@ def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
         found = program.run({argument_name(name): torch.from_numpy(value) for name, value in given.items()})
         return {name: found[name].numpy() for name in wanted}
 
-    return Side(spec, "pt2", inputs, program.outputs, run)
+    return Side(spec, "pt2", inputs, program.outputs, run, graph_of(program.metadata))
 
 
 def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:

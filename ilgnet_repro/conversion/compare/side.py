@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import IlgnetError
+from ...formats.prototxt import parse_net
+from ...graph.build import build_graph
 from ...graph.node import Graph
 
 Arrays = dict[str, np.ndarray]
@@ -42,3 +44,12 @@ class Side:
     blobs: tuple[str, ...]
     run: Callable[[Mapping[str, np.ndarray], Sequence[str]], Arrays]
     graph: Graph | None = None
+
+
+def graph_of(metadata: Mapping[str, str]) -> Graph | None:
+    """The net that a file written by `ilgnet convert` names in its metadata; None for other files."""
+    try:
+        net = parse_net(metadata["caffe.net"], file="caffe.net")
+        return build_graph(net, metadata.get("caffe.phase", "TEST"))
+    except (KeyError, IlgnetError):
+        return None

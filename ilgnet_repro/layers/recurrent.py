@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Recurrent(Layer):
     step_onnx: ClassVar[tuple[tuple[str, str, str, dict[str, Any]], ...]]
     carry_state = False  # set by the net
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         self.outputs: int = self.param.num_output
         if not self.outputs:
             raise self.error("num_output is 0 or absent; state how many values a step gives")
@@ -101,34 +101,31 @@ class _Recurrent(Layer):
         for name in self._kept_names:
             setattr(self, name, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        x, cont, *others = bottoms
+    def plan(self, x: Shape, cont: Shape, *others: Shape) -> LayerPlan:
         if len(x) < 3:
             raise self.error(f"values {list(x)} need at least the axes time, stream and value")
         if cont != x[:2]:
             raise self.error(f"marks {list(cont)} must be time × stream of the values {list(x)}")
         if self.has_static and (len(others[0]) < 2 or others[0][0] != x[1]):
             raise self.error(f"static input {list(others[0])} must hold values for each of {x[1]} streams")
-        state = (1, x[1], self.outputs)
+        steps, streams = x[:2]
+        state = (1, streams, self.outputs)
         for shape in others[self.has_static :]:
             if shape != state:
                 raise self.error(f"state {list(shape)} must be {list(state)}")
-        return [(x[0], x[1], self.outputs), *(state,) * self.exposed]
+        blobs = self._blobs(prod(x[2:]), prod(others[0][1:]) if self.has_static else None)
+        sizes = {blob.name: prod(blob.shape) for blob in blobs if blob.name.endswith("weight")}
+        once = sizes.pop("static_weight", 0)
+        tops = [(steps, streams, self.outputs), *(state,) * self.exposed]
+        return LayerPlan(tops, blobs, streams * (steps * sum(sizes.values()) + once))
 
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+    def _blobs(self, inputs: int, static: int | None) -> list[BlobSpec]:
         weight, bias = self.param.weight_filler, self.param.bias_filler
         rows = self.gates * self.outputs
-        specs = [BlobSpec("weight", (rows, prod(bottoms[0][2:])), weight), BlobSpec("bias", (rows,), bias)]
-        if self.has_static:
-            specs.append(BlobSpec("static_weight", (rows, prod(bottoms[2][1:])), weight))
-        return [*specs, BlobSpec("hidden_weight", (rows, self.outputs), weight)]
-
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        steps, streams = bottoms[0][:2]
-        specs = {spec.name: prod(spec.shape) for spec in self.blob_specs(bottoms)}
-        static = specs.pop("static_weight", 0)
-        moving = sum(size for name, size in specs.items() if name.endswith("weight"))
-        return streams * (steps * moving + static)
+        blobs = [BlobSpec("weight", (rows, inputs), weight), BlobSpec("bias", (rows,), bias)]
+        if static is not None:
+            blobs.append(BlobSpec("static_weight", (rows, static), weight))
+        return [*blobs, BlobSpec("hidden_weight", (rows, self.outputs), weight)]
 
     # ------------------------------------------------------------------ the four uses
 
@@ -155,8 +152,7 @@ class _Recurrent(Layer):
                 value = torch.cat([value, _usable(kept[len(value) :]).to(value)])
             setattr(self, name, value)
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, cont, *others = bottoms
+    def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         inputs = x.flatten(2) @ self.blob("weight").T + self.blob("bias")
         if self.has_static:
             inputs = inputs + others[0].flatten(1) @ self.blob("static_weight").T
@@ -166,13 +162,12 @@ class _Recurrent(Layer):
             self._keep_state(state)
         return with_states(top, state[: self.exposed])
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str, cont: str, *others: str) -> list[str]:
         """Project all inputs at once, then Scan over the steps, so that their number stays free."""
 
         def projected(x: str, blob: str) -> str:
             return graph.node("MatMul", [x, graph.node("Transpose", [graph.parameter(blob)], perm=[1, 0])])
 
-        x, cont, *others = bottoms
         flat = x
         if len(graph.shape(x)) > 3:
             flat = graph.node("Reshape", [x, graph.constant(integers(0, 0, -1))])
@@ -214,8 +209,7 @@ class _Recurrent(Layer):
         ]
         return helper.make_graph(nodes, "step", values(f"{states} x mark"), values(f"{after} o"))
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, cont, *others = bottoms
+    def source(self, code: SourceCode, x: str, cont: str, *others: str) -> list[str]:
         blob = {name: code.parameter(name, self.blob(name)) for name in self.blob_names}
         inputs = f"{x}.flatten(2) @ {blob['weight']}.T + {blob['bias']}"
         if self.has_static:
@@ -245,9 +239,9 @@ class RNN(_Recurrent):
         ("Tanh", "projected", "o", {}),
     )
 
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+    def _blobs(self, inputs: int, static: int | None) -> list[BlobSpec]:
         return [
-            *super().blob_specs(bottoms),
+            *super()._blobs(inputs, static),
             BlobSpec("output_weight", (self.outputs, self.outputs), self.param.weight_filler),
             BlobSpec("output_bias", (self.outputs,), self.param.bias_filler),
         ]

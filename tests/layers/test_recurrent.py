@@ -236,10 +236,9 @@ def test_batches_of_steps_are_not_split():
 def test_multiply_adds_count_every_product_once():
     shapes = [(STEPS, STREAMS, 6), (STEPS, STREAMS), (STREAMS, 2)]
     net = build("LSTM", shapes, "recurrent_param { num_output: 4 }")
-    tops = [net.shapes["top0"]]
-    assert net.layer("op").multiply_adds(shapes, tops) == STREAMS * (STEPS * (16 * 6 + 16 * 4) + 16 * 2)
+    assert net.layer("op").plan(*shapes).multiply_adds == STREAMS * (STEPS * (16 * 6 + 16 * 4) + 16 * 2)
     net = build("RNN", shapes[:2], "recurrent_param { num_output: 4 }")
-    assert net.layer("op").multiply_adds(shapes[:2], tops) == STREAMS * STEPS * (4 * 6 + 4 * 4 + 4 * 4)
+    assert net.layer("op").plan(*shapes[:2]).multiply_adds == STREAMS * STEPS * (4 * 6 + 4 * 4 + 4 * 4)
 
 
 def test_exports():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .nms import greedy_nms
 from .python_layer import PythonLayer, register_python_layer
 from .registry import register
@@ -133,7 +133,7 @@ class _Proposals(Layer):
     """Bottoms: scores 1×2A×H×W (foreground last), offsets 1×4A×H×W, and the image's height, width, scale.
 
     Tops: regions R×5 and, where named, their scores (R×1, or R with `keep_small`).  R is known only once
-    the net runs: the shape rule gives the most it can be.
+    the net runs: `plan` gives the most it can be.
     """
 
     bottom_count: ClassVar[tuple[int, int | None]] = (3, 3)
@@ -144,30 +144,29 @@ class _Proposals(Layer):
     no_source: str = ""
     rules: Rules
 
-    def _shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        scores, deltas, info = bottoms
+    def plan(self, scores: Shape, deltas: Shape, info: Shape) -> LayerPlan:
         count = len(self.rules.anchors)
         if len(scores) != 4 or scores[0] != 1:
-            raise self.error(f"scores {list(scores)} must be 1×{2 * count}×H×W: one picture at a time")
+            raise self.error(f"scores {list(scores)} must be 1×{2 * count}×H×W: one image at a time")
         for what, shape, channels in (("scores", scores, 2 * count), ("offsets", deltas, 4 * count)):
             if shape != (1, channels, *scores[2:]):
                 raise self.error(f"{what} {list(shape)} must have {channels} channels for {count} anchors")
         if int(np.prod(info)) < 3:
-            raise self.error(f"the third bottom {list(info)} must hold a picture's height, width and scale")
+            raise self.error(f"the third bottom {list(info)} must hold an image's height, width and scale")
         most = min(count * scores[2] * scores[3], *self.rules.top_n)
         tops: list[Shape] = [(most, 5), (most,) if self.rules.keep_small else (most, 1)]
+        return LayerPlan(tops[: len(self.node.tops)])
+
+    def forward(self, scores: Tensor, deltas: Tensor, info: Tensor) -> tuple[Tensor, ...]:
+        tops = propose(scores.detach(), deltas.detach(), info.detach(), **asdict(self.rules))
         return tops[: len(self.node.tops)]
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        scores, deltas, info = (blob.detach() for blob in bottoms)
-        return propose(scores, deltas, info, **asdict(self.rules))[: len(self.node.tops)]
-
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, scores: str, deltas: str, info: str) -> list[str]:
         rest = ", ".join(f"{name}={exact(value)}" for name, value in asdict(self.rules).items())
-        call = f"{code.helper(propose)}({', '.join(bottoms)}, {rest})"
+        call = f"{code.helper(propose)}({scores}, {deltas}, {info}, {rest})"
         return [call if len(self.node.tops) > 1 else f"{call}[0]"]
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, scores: str, deltas: str, info: str) -> list[str]:
         from onnx import TensorProto
 
         def node(op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
@@ -184,7 +183,6 @@ class _Proposals(Layer):
             starts = node("Unsqueeze", node("Mul", steps, numbers(self.rules.feat_stride)), spread)
             return node("Mul", starts, numbers(mask))
 
-        scores, deltas, info = bottoms
         rules, count = self.rules, len(self.rules.anchors)
         shift = node(
             "Add", grid(2, [0, 1, 0, 1], integers(1, 2, 3)), grid(3, [1, 0, 1, 0], integers(0, 2, 3))
@@ -247,7 +245,7 @@ class Proposal(_Proposals):
 
     fork_fields = tuple(f"proposal_param.{field}" for field in _FIELDS)
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         ratios, scales = self._numbers("ratio", 0.5, 1, 2), self._numbers("scale", 8, 16, 32)
         if min(*ratios, *scales) <= 0:
             raise self.error(f"ratio {list(ratios)} and scale {list(scales)} must be over 0")
@@ -276,9 +274,6 @@ class Proposal(_Proposals):
             raise self.error(f"proposal_param.{field} {value:g} must be a whole number over 0")
         return int(value)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return self._shapes(bottoms)
-
 
 @register_python_layer("rpn.proposal_layer", "ProposalLayer")
 class ProposalLayer(_Proposals, PythonLayer):
@@ -303,6 +298,3 @@ class ProposalLayer(_Proposals, PythonLayer):
         self.rules = Rules(
             make_anchors(16, ratios, scales), stride, (12000, 2000) if self.is_train else (6000, 300)
         )
-
-    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
-        return self._shapes(bottoms)

@@ -7,11 +7,21 @@ from typing import ClassVar
 
 from ..errors import LayerError
 from ..graph.node import Node
-from .base import Layer, Shape
+from .base import BlobSpec, Layer, LayerPlan, Shape
 from .param_str import Value, parse_param_str
 from .registry import register
 
 _classes: dict[tuple[str, str], type[PythonLayer]] = {}
+
+
+def _no_blobs(self: PythonLayer, bottoms: list[Shape]) -> list[BlobSpec]:
+    """Return the layer's own blobs in Caffe's order, for bottoms of these shapes."""
+    return []
+
+
+def _plan_of_user(self: PythonLayer, *bottoms: Shape) -> LayerPlan:
+    """Ask the user's methods."""
+    return LayerPlan(self.reshape(list(bottoms)), self.blob_specs(list(bottoms)))
 
 
 @register("Python")
@@ -35,8 +45,8 @@ class PythonLayer(Layer):
                 return b * self.factor, a
 
     ``self.is_train`` is the phase, ``self.settings`` is `param_str` as a dict, if it is written as one
-    (``self.param.param_str`` is its text).  The class attributes and further methods of `Layer` (counts of
-    bottoms and tops, `blob_specs`, `onnx`, `source`) may be given too.
+    (``self.param.param_str`` is its text).  A layer with weights also has ``blob_specs(self, bottoms)``, a list
+    of `BlobSpec`; one that can be exported has ``onnx(self, graph, *bottoms)`` or ``source(self, code, *bottoms)``.
     """
 
     message = "python_param"
@@ -78,8 +88,8 @@ class PythonLayer(Layer):
         """Return the tops' shapes; by default each top is shaped like its bottom."""
         return list(bottoms)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return self.reshape(bottoms)
+    plan: Callable[..., LayerPlan] = _plan_of_user
+    blob_specs: Callable[..., list[BlobSpec]] = _no_blobs
 
 
 def register_python_layer(module: str, layer: str) -> Callable[[type[PythonLayer]], type[PythonLayer]]:

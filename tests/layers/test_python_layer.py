@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_layer import build, draw, gradients, run
+from one_layer import assert_all_uses, build, draw, gradients, run
 
 from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.layers.base import BlobSpec
 from ilgnet_repro.layers.param_str import parse_param_str
 from ilgnet_repro.layers.proposal import ProposalLayer
 from ilgnet_repro.layers.python_layer import PythonLayer, register_python_layer
@@ -52,6 +53,34 @@ def test_a_registered_class_runs_and_learns():
     for slope, wanted in zip(slopes, (diffs[1], diffs[0] * np.float32(2.5)), strict=True):
         assert slope is not None
         np.testing.assert_allclose(slope, wanted, rtol=1e-6)
+
+
+@register_python_layer("test_layers", "Gains")
+class Gains(PythonLayer):
+    """Multiplies each column by a learned number, and says how it is exported."""
+
+    no_onnx = no_source = ""
+
+    def blob_specs(self, bottoms):
+        return [BlobSpec("gain", bottoms[0][1:])]
+
+    def forward(self, x):
+        return (x * self.blob("gain"),)
+
+    def onnx(self, graph, x):
+        return [graph.node("Mul", [x, graph.parameter("gain")])]
+
+    def source(self, code, x):
+        return [f"{x} * {code.parameter('gain', self.blob('gain'))}"]
+
+
+def test_a_registered_class_has_weights_and_exports():
+    x, gain = draw(5, 2, 3), draw(6, 3)
+    net = build("Python", [x.shape], python_param(layer="Gains"))
+    with torch.no_grad():
+        net.params["op"][0].copy_(torch.from_numpy(gain))
+    assert_all_uses(net, [x], [x * gain])
+    assert net.layer("op").plan((4, 7)).blobs == [BlobSpec("gain", (7,))]
 
 
 def test_the_proposal_layer_is_registered():

@@ -233,10 +233,10 @@ REFUSED = {
         *("PSROIPooling", [(2, 7, 6, 7), ROIS], POOLINGS["PSROIPooling"]),
         "bottom has 7 channels; output_dim × group_size² takes 8",
     ),
-    "two pictures": ("Proposal", [(2, 18, 5, 6), *HEADS[1:]], "", "one picture at a time"),
+    "two images": ("Proposal", [(2, 18, 5, 6), *HEADS[1:]], "", "one image at a time"),
     "scores": ("Proposal", [(1, 17, 5, 6), *HEADS[1:]], "", "scores [1, 17, 5, 6] must have 18 channels"),
     "offsets": ("Proposal", [HEADS[0], (1, 36, 6, 5), (1, 3)], "", "offsets [1, 36, 6, 5] must have 36"),
-    "info": ("Proposal", [*HEADS[:2], (1, 2)], "", "must hold a picture's height, width and scale"),
+    "info": ("Proposal", [*HEADS[:2], (1, 2)], "", "must hold an image's height, width and scale"),
     "stride": (
         "Proposal",
         HEADS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..graph.feeds import DUMMY_NOTE
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
 from .fillers import fill
 from .registry import register
 
@@ -21,10 +21,10 @@ class _FedLayer(Layer):
     is_input = True
     has_gradient = False
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph) -> list[str]:
         return list(self.node.tops)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode) -> list[str]:
         return list(self.node.tops)
 
 
@@ -36,18 +36,18 @@ class Input(_FedLayer):
     fields = ("shape",)
     top_count = (1, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self) -> LayerPlan:
         shapes = [tuple(shape.dim) for shape in self.param.shape]
         tops = len(self.node.tops)
         if len(shapes) not in (1, tops):
             raise self.error(
                 f"states {len(shapes)} shapes for {tops} tops; state one for all or one each, or give the input's shape"
             )
-        return shapes * tops if len(shapes) == 1 else shapes
+        return LayerPlan(shapes * tops if len(shapes) == 1 else shapes)
 
 
-class _PictureLayer(_FedLayer):
-    """Pictures and, in a second top, labels, read from a source and put through `transform_param`."""
+class _ImageLayer(_FedLayer):
+    """Images and, in a second top, labels, read from a source and put through `transform_param`."""
 
     other_messages = ("transform_param",)
     top_count = (1, 2)
@@ -63,10 +63,10 @@ class _PictureLayer(_FedLayer):
         return (crop, crop) if crop else None
 
     def _channels(self) -> int:
-        # Only the source knows; colour is what every picture net but a few takes.
+        # Only the source knows; colour is what all but a few nets takes.
         return 1 if self.node.layer.transform_param.force_gray else 3
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self) -> LayerPlan:
         size = self._size()
         if size is None:
             raise self.error(
@@ -74,17 +74,17 @@ class _PictureLayer(_FedLayer):
                 f"(--shape {self.node.tops[0]}=N,C,H,W), or set transform_param.crop_size"
             )
         batch = self._batch()
-        return [(batch, self._channels(), *size), (batch,)][: len(self.node.tops)]
+        return LayerPlan([(batch, self._channels(), *size), (batch,)][: len(self.node.tops)])
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
-        picture, *labels = self.node.tops
-        if picture in given and labels:
-            given = {labels[0]: (given[picture][0],), **given}
+        image, *labels = self.node.tops
+        if image in given and labels:
+            given = {labels[0]: (given[image][0],), **given}
         return super().input_shapes(given)
 
 
 @register("Data")
-class Data(_PictureLayer):
+class Data(_ImageLayer):
     """Rows of an LMDB of Datum messages (data/lmdb_read.py); the format's older LevelDB is not read."""
 
     message = "data_param"
@@ -93,8 +93,8 @@ class Data(_PictureLayer):
 
 
 @register("ImageData")
-class ImageData(_PictureLayer):
-    """Picture files from a list of `path label` rows."""
+class ImageData(_ImageLayer):
+    """Image files from a list of `path label` rows."""
 
     message = "image_data_param"
     fields = (
@@ -117,8 +117,8 @@ class ImageData(_PictureLayer):
 
 
 @register("WindowData")
-class WindowData(_PictureLayer):
-    """Windows of pictures from R-CNN's window files; the caller feeds them."""
+class WindowData(_ImageLayer):
+    """Windows of images from R-CNN's window files; the caller feeds them."""
 
     message = "window_data_param"
     fields = (
@@ -143,18 +143,18 @@ class WindowData(_PictureLayer):
 
 @register("MemoryData")
 class MemoryData(_FedLayer):
-    """Pictures and labels handed over in memory, of the stated size."""
+    """Images and labels handed over in memory, of the stated size."""
 
     message = "memory_data_param"
     other_messages = ("transform_param",)
     fields = ("batch_size", "channels", "height", "width")
     top_count = (2, 2)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self) -> LayerPlan:
         shape = (self.param.batch_size, self.param.channels, self.param.height, self.param.width)
         if not all(shape):
             raise self.error("batch_size, channels, height and width must all be stated and over 0")
-        return [shape, shape[:1]]
+        return LayerPlan([shape, shape[:1]])
 
 
 @register("HDF5Data")
@@ -166,7 +166,7 @@ class HDF5Data(_FedLayer):
     fields = ("source", "batch_size", "shuffle")
     top_count = (1, None)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self) -> LayerPlan:
         raise self.error(
             f"the shapes of {', '.join(self.node.tops)} are known only from its files; "
             f"give them (--shape {self.node.tops[0]}=N,C,H,W)"
@@ -189,15 +189,18 @@ class DummyData(Layer):
 
     def setup(self) -> None:
         tops = len(self.node.tops)
-        if len(self.param.data_filler) not in (0, 1, tops):
-            raise self.error(
-                f"has {len(self.param.data_filler)} data_fillers for {tops} tops; state none, one or one each"
-            )
+        fillers = list(self.param.data_filler) or [None]
+        if len(fillers) not in (1, tops):
+            raise self.error(f"has {len(fillers)} data_fillers for {tops} tops; state none, one or one each")
+        fillers = fillers * tops if len(fillers) == 1 else fillers
+        self._drawn = [
+            BlobSpec("data", shape, filler)
+            for shape, filler in zip(self._stated_shapes(), fillers, strict=True)
+        ]
         self._generator = torch.Generator().manual_seed(0)
-        self._shapes = self._stated_shapes()
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return self._shapes
+    def plan(self) -> LayerPlan:
+        return LayerPlan([spec.shape for spec in self._drawn])
 
     def _stated_shapes(self) -> list[Shape]:
         shapes: list[Shape] = [tuple(shape.dim) for shape in self.param.shape]
@@ -213,11 +216,8 @@ class DummyData(Layer):
             raise self.error(f"states {len(shapes)} shapes for {tops} tops; state one for all or one each")
         return shapes * tops if len(shapes) == 1 else shapes
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        fillers = list(self.param.data_filler) or [None]
-        fillers = fillers * len(self._shapes) if len(fillers) == 1 else fillers
-        specs = [BlobSpec("data", shape, filler) for shape, filler in zip(self._shapes, fillers, strict=True)]
-        return tuple(fill(spec, self._generator, self.error) for spec in specs)
+    def forward(self) -> tuple[Tensor, ...]:
+        return tuple(fill(spec, self._generator, self.error) for spec in self._drawn)
 
 
 @register("Parameter")
@@ -229,19 +229,17 @@ class Parameter(Layer):
     fields = ("shape",)
     bottom_count = (0, 0)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return [tuple(self.param.shape.dim)]
+    def plan(self) -> LayerPlan:
+        shape = tuple(self.param.shape.dim)
+        return LayerPlan([shape], [BlobSpec("value", shape)])
 
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        return [BlobSpec("value", tuple(self.param.shape.dim))]
-
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor]:
+    def forward(self) -> tuple[Tensor]:
         return (self.value,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph) -> list[str]:
         return [graph.parameter("value")]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode) -> list[str]:
         return [code.parameter("value", self.value)]
 
 
@@ -251,16 +249,16 @@ class _Sink(Layer):
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
     top_count = (0, 0)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return []
+    def plan(self, *bottoms: Shape) -> LayerPlan:
+        return LayerPlan([])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         return []
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         return []
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, OnnxGraph, Shape, SourceCode, exact, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
 from .math import scalar_onnx, shortest
 from .registry import register
 from .shared import values_of
@@ -40,7 +40,7 @@ class Eltwise(Layer):
     harmless = ("stable_prod_grad",)
     bottom_count = (2, None)
 
-    def setup(self) -> None:
+    def setup(self, *ranks: int) -> None:
         self.operation = pb.EltwiseParameter.EltwiseOp.Name(self.param.operation)
         self.coeff = [shortest(value) for value in self.param.coeff]
         if self.coeff and self.operation != "SUM":
@@ -53,11 +53,11 @@ class Eltwise(Layer):
         # Caffe's gradients of a product and a maximum are computed from what was overwritten.
         return self.param.operation == pb.EltwiseParameter.SUM or not self.is_train
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def plan(self, *bottoms: Shape) -> LayerPlan:
         for shape in bottoms:
             if shape != bottoms[0]:
                 raise self.error(f"bottoms {list(bottoms[0])} and {list(shape)} differ in shape")
-        return [bottoms[0]]
+        return LayerPlan(bottoms[:1])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         if self.operation == "PROD":
@@ -74,31 +74,31 @@ class Eltwise(Layer):
         factor = self.coeff[0] if self.coeff and bottoms[0].requires_grad else 1
         return (values_of(others, terms[0] + factor * others),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         if self.operation == "PROD":
             product, *others = bottoms
             for x in others:
                 product = graph.node("Mul", [product, x])
             return [product]
-        bottoms, coeff = self._read(bottoms), self._read(self.coeff)
+        terms, coeff = self._read(bottoms), self._read(self.coeff)
         if coeff:
             factors = [scalar_onnx(graph, value) for value in coeff]
-            bottoms = [
+            terms = [
                 x if value == 1 else graph.node("Mul", [x, factor])
-                for x, value, factor in zip(bottoms, coeff, factors, strict=True)
+                for x, value, factor in zip(terms, coeff, factors, strict=True)
             ]
-        return [graph.node("Max" if self.operation == "MAX" else "Sum", bottoms)]
+        return [graph.node("Max" if self.operation == "MAX" else "Sum", terms)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         if self.operation == "PROD":
             return [" * ".join(bottoms)]
-        bottoms, coeff = self._read(bottoms), self._read(self.coeff)
-        if self.operation == "MAX" and len(bottoms) > 1:
-            return [f"{code.helper(eltwise_max)}({', '.join(bottoms)})"]
+        terms, coeff = self._read(bottoms), self._read(self.coeff)
+        if self.operation == "MAX" and len(terms) > 1:
+            return [f"{code.helper(eltwise_max)}({', '.join(terms)})"]
         if not coeff:
-            return [" + ".join(bottoms)]
+            return [" + ".join(terms)]
         text = ""
-        for value, x in zip(coeff, bottoms, strict=True):
+        for value, x in zip(coeff, terms, strict=True):
             sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
             text += sign + (x if abs(value) == 1 else f"{exact(abs(value))} * {x}")
         return [text]
@@ -110,32 +110,30 @@ class Eltwise(Layer):
 
 @register("Axpy")
 class Axpy(Layer):
-    """a · x + y with a factor for each channel of each picture, N×C or N×C×1×1 (SENet)."""
+    """a · x + y with a factor for each channel of each image, N×C or N×C×1×1 (SENet)."""
 
     bottom_count = (3, 3)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        factors, x, y = bottoms
+    def setup(self, factors: int, x: int, y: int) -> None:
+        self.trailing_axes = x - factors
+
+    def plan(self, factors: Shape, x: Shape, y: Shape) -> LayerPlan:
         if x != y:
             raise self.error(f"the second and third bottoms {list(x)} and {list(y)} differ in shape")
         ones = factors[2:]
         if len(x) < 2 or factors[:2] != x[:2] or ones not in ((), (1,) * (len(x) - 2)):
             raise self.error(f"the first bottom {list(factors)} must hold one factor a channel of {list(x)}")
-        self.behind = len(x) - len(factors)
-        return [x]
+        return LayerPlan([x])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        factors, x, y = bottoms
-        return (factors[(..., *(None,) * self.behind)] * x + y,)
+    def forward(self, factors: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
+        return (factors[(..., *(None,) * self.trailing_axes)] * x + y,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        factors, x, y = bottoms
-        if self.behind:
-            axes = graph.constant(integers(*range(2, 2 + self.behind)))
+    def onnx(self, graph: OnnxGraph, factors: str, x: str, y: str) -> list[str]:
+        if self.trailing_axes:
+            axes = graph.constant(integers(*range(2, 2 + self.trailing_axes)))
             factors = graph.node("Unsqueeze", [factors, axes])
         return [graph.node("Add", [graph.node("Mul", [factors, x]), y])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        factors, x, y = bottoms
-        lifted = f"[:, :, {', '.join(['None'] * self.behind)}]" if self.behind else ""
+    def source(self, code: SourceCode, factors: str, x: str, y: str) -> list[str]:
+        lifted = f"[:, :, {', '.join(['None'] * self.trailing_axes)}]" if self.trailing_axes else ""
         return [f"{factors}{lifted} * {x} + {y}"]

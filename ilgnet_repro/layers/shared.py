@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode
 from .lengths import Kept, reshape_onnx
 
 
@@ -38,8 +38,8 @@ class SharedView(Layer):
 
     bottom_count = (2, 2)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        return [bottoms[1]]
+    def plan(self, written: Shape, blob: Shape) -> LayerPlan:
+        return LayerPlan([blob])
 
     def forward(self, written: Tensor, blob: Tensor) -> tuple[Tensor]:
         return (values_of(written.reshape(blob.shape), blob),)

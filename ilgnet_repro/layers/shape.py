@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor
 
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .lengths import Kept, Length, reshape_onnx
 from .registry import register
 
@@ -19,28 +19,28 @@ class Flatten(Layer):
     message = "flatten_param"
     fields = ("axis", "end_axis")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        self.rank = len(bottom)
-        self.start = self.axis(self.param.axis, self.rank)
-        self.end = self.axis(self.param.end_axis, self.rank, field="end_axis")
+    def setup(self, rank: int) -> None:
+        self.rank = rank
+        self.start = self.axis(self.param.axis, rank)
+        self.end = self.axis(self.param.end_axis, rank, field="end_axis")
         if self.end < self.start:
             raise self.error(f"end_axis {self.param.end_axis} lies in front of axis {self.param.axis}")
-        return [(*bottom[: self.start], prod(bottom[self.start : self.end + 1]), *bottom[self.end + 1 :])]
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (bottoms[0].flatten(self.start, self.end),)
+    def plan(self, x: Shape) -> LayerPlan:
+        return LayerPlan([(*x[: self.start], prod(x[self.start : self.end + 1]), *x[self.end + 1 :])])
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.flatten(self.start, self.end),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.start == 1 and self.end == self.rank - 1:
             return [graph.node("Flatten", [x], axis=1)]
         front = [Kept(axis) for axis in range(self.start)]
         return [reshape_onnx(graph, x, [*front, -1, *map(Kept, range(self.end + 1, self.rank))], x)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, x: str) -> list[str]:
         axes = [self.start] if self.end == self.rank - 1 else [self.start, self.end]
-        return [f"{bottoms[0]}.flatten({', '.join(map(str, axes))})"]
+        return [f"{x}.flatten({', '.join(map(str, axes))})"]
 
 
 @register("Reshape")
@@ -50,18 +50,14 @@ class Reshape(Layer):
     message = "reshape_param"
     fields = ("shape", "axis", "num_axes")
 
-    def setup(self) -> None:
-        self.stated = list(self.param.shape.dim)
-        if min(self.stated, default=0) < -1:
-            raise self.error(f"shape {self.stated} holds a length below -1")
-        if self.stated.count(-1) > 1:
-            raise self.error(f"shape {self.stated} leaves several lengths to infer; state all but one")
+    def setup(self, rank: int) -> None:
+        stated = list(self.param.shape.dim)
+        if min(stated, default=0) < -1:
+            raise self.error(f"shape {stated} holds a length below -1")
+        if stated.count(-1) > 1:
+            raise self.error(f"shape {stated} leaves several lengths to infer; state all but one")
         if self.param.num_axes < -1:
             raise self.error(f"num_axes {self.param.num_axes} must be at least 0, or -1 for all")
-
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        rank = len(bottom)
         # `axis` counts gaps, not axes: -1 is behind the last axis.
         start = self.param.axis if self.param.axis >= 0 else rank + 1 + self.param.axis
         if not 0 <= start <= rank:
@@ -70,30 +66,34 @@ class Reshape(Layer):
         if end > rank:
             raise self.error(f"axis {start} and num_axes {self.param.num_axes} reach past {rank} axes")
         middle: list[Length] = []
-        for offset, length in enumerate(self.stated):
-            if length == 0 and start + offset >= rank:
-                raise self.error(f"shape {self.stated} copies axis {start + offset} of a blob of {rank} axes")
-            middle.append(length or Kept(start + offset))
+        for axis, length in enumerate(stated, start):
+            if length == 0 and axis >= rank:
+                raise self.error(f"shape {stated} copies axis {axis} of a blob of {rank} axes")
+            middle.append(length or Kept(axis))
         self.lengths: list[Length] = [*map(Kept, range(start)), *middle, *map(Kept, range(end, rank))]
-        top = [bottom[length.axis] if isinstance(length, Kept) else length for length in self.lengths]
+
+    def _lengths(self, x: Shape) -> list[int]:
+        """The top's lengths, where -1 is still to be inferred."""
+        return [x[length.axis] if isinstance(length, Kept) else length for length in self.lengths]
+
+    def plan(self, x: Shape) -> LayerPlan:
+        top = self._lengths(x)
         if -1 in top:
             others = -prod(top)
-            if not others or prod(bottom) % others:
-                raise self.error(f"bottom {list(bottom)} is no multiple of the stated lengths {top}")
-            top[top.index(-1)] = prod(bottom) // others
-        if prod(top) != prod(bottom):
-            raise self.error(f"bottom {list(bottom)} has {prod(bottom)} values, shape {top} has {prod(top)}")
-        return [tuple(top)]
+            if not others or prod(x) % others:
+                raise self.error(f"bottom {list(x)} is no multiple of the stated lengths {top}")
+            top[top.index(-1)] = prod(x) // others
+        if prod(top) != prod(x):
+            raise self.error(f"bottom {list(x)} has {prod(x)} values, shape {top} has {prod(top)}")
+        return LayerPlan([tuple(top)])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        (x,) = bottoms
-        return (x.reshape([x.shape[n.axis] if isinstance(n, Kept) else n for n in self.lengths]),)
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.reshape(self._lengths(x.shape)),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [reshape_onnx(graph, bottoms[0], self.lengths, bottoms[0])]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [reshape_onnx(graph, x, self.lengths, x)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def source(self, code: SourceCode, x: str) -> list[str]:
         terms = [f"{x}.shape[{n.axis}]" if isinstance(n, Kept) else str(n) for n in self.lengths]
         return [f"{x}.reshape({', '.join(terms) or '()'})"]
 
@@ -105,24 +105,23 @@ class Tile(Layer):
     message = "tile_param"
     fields = ("axis", "tiles")
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
         if self.param.tiles < 1:
             raise self.error(f"tiles {self.param.tiles} must be stated and over 0")
+        axis = self.axis(self.param.axis, rank)
+        self.repeats = tuple(self.param.tiles if i == axis else 1 for i in range(rank))
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        axis = self.axis(self.param.axis, len(bottom))
-        self.repeats = tuple(self.param.tiles if i == axis else 1 for i in range(len(bottom)))
-        return [tuple(length * times for length, times in zip(bottom, self.repeats, strict=True))]
+    def plan(self, x: Shape) -> LayerPlan:
+        return LayerPlan([tuple(length * times for length, times in zip(x, self.repeats, strict=True))])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (bottoms[0].repeat(self.repeats),)
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.repeat(self.repeats),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [graph.node("Tile", [bottoms[0], graph.constant(integers(*self.repeats))])]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Tile", [x, graph.constant(integers(*self.repeats))])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{bottoms[0]}.repeat({', '.join(map(str, self.repeats))})"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"{x}.repeat({', '.join(map(str, self.repeats))})"]
 
 
 @register("Permute")
@@ -132,24 +131,25 @@ class Permute(Layer):
     message = "permute_param"
     fields = ("order",)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
+    def setup(self, rank: int) -> None:
         stated = list(self.param.order)
         if len(set(stated)) != len(stated):
             raise self.error(f"order {stated} names an axis twice")
-        if max(stated, default=0) >= len(bottom):
-            raise self.error(f"order {stated} names an axis that a blob of {len(bottom)} axes has not")
-        self.order = (*stated, *(axis for axis in range(len(bottom)) if axis not in stated))
-        return [tuple(bottom[axis] for axis in self.order)]
+        if max(stated, default=0) >= rank:
+            raise self.error(f"order {stated} names an axis that a blob of {rank} axes has not")
+        self.order = (*stated, *(axis for axis in range(rank) if axis not in stated))
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (bottoms[0].permute(self.order),)
+    def plan(self, x: Shape) -> LayerPlan:
+        return LayerPlan([tuple(x[axis] for axis in self.order)])
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        return [graph.node("Transpose", bottoms, perm=self.order)]
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.permute(self.order),)
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        return [f"{bottoms[0]}.permute({', '.join(map(str, self.order))})"]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Transpose", [x], perm=self.order)]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"{x}.permute({', '.join(map(str, self.order))})"]
 
 
 @register("ShuffleChannel")
@@ -162,33 +162,33 @@ class ShuffleChannel(Layer):
     message = "shuffle_channel_param"
     fields = ("group",)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
+    def setup(self, rank: int) -> None:
+        self.rank = rank
         self.group: int = self.param.group
-        if len(bottom) < 2:
-            raise self.error(f"bottom {list(bottom)} has no channels; it needs 2 axes or more")
-        if len(bottom) > 4:
-            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 2 to 4")
-        if not self.group or bottom[1] % self.group:
-            raise self.error(f"{bottom[1]} channels are no multiple of group {self.group}")
-        return [legacy_shape(bottom)]
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return (with_four_axes(bottoms[0].unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)),)
+    def plan(self, x: Shape) -> LayerPlan:
+        if len(x) < 2:
+            raise self.error(f"bottom {list(x)} has no channels; it needs 2 axes or more")
+        if len(x) > 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 2 to 4")
+        if not self.group or x[1] % self.group:
+            raise self.error(f"{x[1]} channels are no multiple of group {self.group}")
+        return LayerPlan([legacy_shape(x)])
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
-        shape = graph.shape(x)
-        places = [length for length in shape[2:] if length is not None]
-        if len(places) == len(shape) - 2:
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (with_four_axes(x.unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        places = [length for length in graph.shape(x)[2:] if length is not None]
+        if len(places) == self.rank - 2:
             groups = integers(0, self.group, -1, prod(places))
         else:
             groups = integers(0, self.group, graph.size(x, 1) // self.group, -1)
         dealt = graph.node("Reshape", [x, graph.constant(groups)])
         dealt = graph.node("Transpose", [dealt], perm=[0, 2, 1, 3])
-        lengths: list[Length] = [0, *(Kept(axis) for axis in range(1, len(shape)))]
-        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), len(shape))]
+        lengths: list[Length] = [0, *(Kept(axis) for axis in range(1, self.rank))]
+        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), self.rank)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        tail = four_axes_index(len(code.shape(0)))
-        return [f"{bottoms[0]}.unflatten(1, ({self.group}, -1)).transpose(1, 2).flatten(1, 2){tail}"]
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        tail = four_axes_index(self.rank)
+        return [f"{x}.unflatten(1, ({self.group}, -1)).transpose(1, 2).flatten(1, 2){tail}"]

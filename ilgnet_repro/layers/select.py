@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from math import prod
+
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, Shape, SourceCode, integers
+from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .indices import indices_onnx, whole_indices
 from .registry import register
 
@@ -19,31 +20,30 @@ class Crop(Layer):
     fields = ("axis", "offset")
     bottom_count = (2, 2)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        whole, wanted = bottoms
-        if len(whole) != len(wanted):
-            raise self.error(f"bottoms {list(whole)} and {list(wanted)} differ in their number of axes")
-        self.start = self.axis(self.param.axis, len(whole))
-        count = len(whole) - self.start
+    def setup(self, x: int, like: int) -> None:
+        self.start = self.axis(self.param.axis, x)
+        count = x - self.start
         offsets = tuple(self.param.offset) or (0,)
         if len(offsets) not in (1, count):
             raise self.error(f"offset is stated {len(offsets)} times for {count} axes; state 1 or {count}")
         self.offsets = offsets * count if len(offsets) == 1 else offsets
-        for axis, offset in enumerate(self.offsets, self.start):
-            if offset + wanted[axis] > whole[axis]:
-                raise self.error(
-                    f"axis {axis} of length {whole[axis]} has no {wanted[axis]} values from {offset} on"
-                )
-        return [(*whole[: self.start], *wanted[self.start :])]
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, like = bottoms
+    def plan(self, x: Shape, like: Shape) -> LayerPlan:
+        if len(x) != len(like):
+            raise self.error(f"bottoms {list(x)} and {list(like)} differ in their number of axes")
+        for axis, offset in enumerate(self.offsets, self.start):
+            if offset + like[axis] > x[axis]:
+                raise self.error(
+                    f"axis {axis} of length {x[axis]} has no {like[axis]} values from {offset} on"
+                )
+        return LayerPlan([(*x[: self.start], *like[self.start :])])
+
+    def forward(self, x: Tensor, like: Tensor) -> tuple[Tensor]:
         for axis, offset in enumerate(self.offsets, self.start):
             x = x.narrow(axis, offset, like.shape[axis])
         return (x,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, like = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, like: str) -> list[str]:
         wanted = graph.shape(like)[self.start :]
         starts = graph.constant(integers(*self.offsets))
         known = [length for length in wanted if length is not None]
@@ -54,8 +54,7 @@ class Crop(Layer):
         axes = graph.constant(integers(*range(self.start, self.start + len(wanted))))
         return [graph.node("Slice", [x, starts, ends, axes])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, like = bottoms
+    def source(self, code: SourceCode, x: str, like: str) -> list[str]:
         cuts = [":"] * self.start
         for axis, offset in enumerate(self.offsets, self.start):
             first, plus = (f"{offset} ", f"{offset} + ") if offset else ("", "")
@@ -65,60 +64,57 @@ class Crop(Layer):
 
 @register("BatchReindex")
 class BatchReindex(Layer):
-    """The first bottom's pictures in the order, and as often, as the second bottom numbers them."""
+    """The first bottom's images in the order, and as often, as the second bottom numbers them."""
 
     index_bottoms = (1,)
     bottom_count = (2, 2)
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        x, order = bottoms
+    def plan(self, x: Shape, order: Shape) -> LayerPlan:
         if not x or len(order) != 1:
             raise self.error(f"the second bottom {list(order)} must be a list: one axis of picture numbers")
-        return [(order[0], *x[1:])]
+        return LayerPlan([(order[0], *x[1:])])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        x, order = bottoms
+    def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor]:
         return (x.index_select(0, whole_indices(self, order, x.shape[0], "picture number")),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x, order = bottoms
+    def onnx(self, graph: OnnxGraph, x: str, order: str) -> list[str]:
         return [graph.node("Gather", [x, indices_onnx(graph, order)], axis=0)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, order = bottoms
+    def source(self, code: SourceCode, x: str, order: str) -> list[str]:
         return [f"{x}.index_select(0, {order}.long())"]
 
 
 @register("Filter")
 class Filter(Layer):
-    """Of each bottom but the last, the pictures whose value in the last, the selector, is not 0.
+    """Of each bottom but the last, the images whose value in the last, the selector, is not 0.
 
-    How many these are is known only once the net runs: `top_shapes` gives the most it can be.
+    How many these are is known only once the net runs: the plan gives the most it can be.
     """
 
     bottom_count = (2, None)
     top_count = (1, None)
     shaped_by_values = True
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
+    def setup(self, *ranks: int) -> None:
+        filtered, tops = len(ranks) - 1, len(self.node.tops)
+        if filtered != tops:
+            raise self.error(f"has {filtered} bottoms to filter and {tops} tops; give as many")
+
+    def plan(self, *bottoms: Shape) -> LayerPlan:
         *filtered, selector = bottoms
-        if len(self.node.tops) != len(filtered):
-            raise self.error(
-                f"has {len(filtered)} bottoms to filter and {len(self.node.tops)} tops; give as many"
-            )
         if not selector or any(length != 1 for length in selector[1:]):
             raise self.error(f"the selector {list(selector)} must hold one value a picture")
         for shape in filtered:
             if shape[:1] != selector[:1]:
                 raise self.error(f"bottom {list(shape)} and the selector {list(selector)} differ in pictures")
-        return filtered
+        return LayerPlan(filtered)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         *filtered, selector = bottoms
         chosen = selector.flatten() != 0
         return tuple(x[chosen] for x in filtered)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         from onnx import TensorProto
 
         *filtered, selector = bottoms
@@ -126,7 +122,7 @@ class Filter(Layer):
         chosen = graph.node("Cast", [flat], to=TensorProto.BOOL)
         return [graph.node("Compress", [x, chosen], axis=0) for x in filtered]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         *filtered, selector = bottoms
         return [f"{x}[{selector}.flatten() != 0]" for x in filtered]
 
@@ -141,9 +137,9 @@ def greatest(x, count, dim):
 
 @register("ArgMax")
 class ArgMax(Layer):
-    """Where the `top_k` greatest values are: along `axis`, or over each whole picture.
+    """Where the `top_k` greatest values are: along `axis`, or over each whole image.
 
-    Over a picture the top is N×1×top_k, or with `out_max_val` N×2×top_k of indices and values, and has
+    Over an image the top is N×1×top_k, or with `out_max_val` N×2×top_k of indices and values, and has
     the bottom's number of axes (3 at least).  Along an axis it holds indices, or values instead.
     """
 
@@ -151,23 +147,23 @@ class ArgMax(Layer):
     fields = ("out_max_val", "top_k", "axis")
     has_gradient = False
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
+    def setup(self, rank: int) -> None:
         self.count: int = self.param.top_k
         self.with_values: bool = self.param.out_max_val
-        self.dim = self.axis(self.param.axis, len(bottom)) if self.param.HasField("axis") else None
-        if self.dim is None and not bottom:
+        self.dim = self.axis(self.param.axis, rank) if self.param.HasField("axis") else None
+        if self.dim is None and not rank:
             raise self.error("the bottom has no axes; it needs one at least")
-        available = int(np.prod(bottom[1:])) if self.dim is None else bottom[self.dim]
+        self.tail = (1,) * (max(rank, 3) - 3)
+
+    def plan(self, x: Shape) -> LayerPlan:
+        available = prod(x[1:]) if self.dim is None else x[self.dim]
         if not 1 <= self.count <= available:
             raise self.error(f"top_k {self.count} must be from 1 to the {available} values compared")
         if self.dim is not None:
-            return [(*bottom[: self.dim], self.count, *bottom[self.dim + 1 :])]
-        self.tail = (1,) * (max(len(bottom), 3) - 3)
-        return [(bottom[0], 2 if self.with_values else 1, self.count, *self.tail)]
+            return LayerPlan([(*x[: self.dim], self.count, *x[self.dim + 1 :])])
+        return LayerPlan([(x[0], 2 if self.with_values else 1, self.count, *self.tail)])
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        (x,) = bottoms
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.dim is not None:
             values, indices = greatest(x, self.count, self.dim)
             return (values if self.with_values else indices,)
@@ -175,10 +171,9 @@ class ArgMax(Layer):
         found = torch.stack([indices, values], 1) if self.with_values else indices.unsqueeze(1)
         return (found.reshape(*found.shape, *self.tail),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         from onnx import TensorProto
 
-        (x,) = bottoms
         axis = 1 if self.dim is None else self.dim
         x = graph.node("Flatten", [x], axis=1) if self.dim is None else x
         # TopK prefers the first of equal values, so it is given the axis backwards.
@@ -197,8 +192,7 @@ class ArgMax(Layer):
         lifted = [graph.node("Unsqueeze", [part, axes]) for part in parts]
         return [graph.node("Concat", lifted, axis=1) if self.with_values else lifted[0]]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        (x,) = bottoms
+    def source(self, code: SourceCode, x: str) -> list[str]:
         call = code.helper(greatest)
         if self.dim is not None:
             return [f"{call}({x}, {self.count}, {self.dim})[{0 if self.with_values else 1}]"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .registry import register
 
 NVIDIAS_LEAST_EPS = 1e-5
@@ -78,14 +78,17 @@ class BatchNorm(Layer):
     scale_factor: Tensor
     scale: Tensor
     bias: Tensor
+    passes: Tensor
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
+        self.rank = rank
         fillers = any(self.param.HasField(field) for field in ("scale_filler", "bias_filler"))
         self.has_affine: bool = self.param.scale_bias or fillers
         self.is_nvidias: bool = fillers or self.param.HasField("scale_bias")
         self.eps: float = self.param.eps
-        self.passes = 0  # on batch statistics, since the layer was made
         if self.is_nvidias:
+            # Those on batch statistics, since the layer was made.
+            self.register_buffer("passes", torch.tensor(0), persistent=False)
             self.is_stored = not self.is_train
             self.eps = max(self.eps, NVIDIAS_LEAST_EPS)
             self.note = (
@@ -98,24 +101,20 @@ class BatchNorm(Layer):
         else:
             self.is_stored = not self.is_train
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if not bottoms[0]:
+    def plan(self, x: Shape) -> LayerPlan:
+        if not x:
             raise self.error("bottom has no axes; it takes 1 or more")
-        self._rank = len(bottoms[0])
-        return list(bottoms)
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        channels = bottoms[0][1] if self._rank > 1 else 1
-        specs = [BlobSpec(name, (channels,), learned=False) for name in ("mean", "variance")]
+        channels = x[1] if len(x) > 1 else 1
+        blobs = [BlobSpec(name, (channels,), learned=False) for name in ("mean", "variance")]
         started = constant_filler(1.0) if self.is_nvidias else None
-        specs.append(BlobSpec("scale_factor", (1,), started, learned=False))
+        blobs.append(BlobSpec("scale_factor", (1,), started, learned=False))
         if self.has_affine:
             for name, usual in (("scale", 1.0), ("bias", 0.0)):
                 field = f"{name}_filler"
                 stated = self.param.HasField(field)
                 filler = getattr(self.param, field) if stated else constant_filler(usual)
-                specs.append(BlobSpec(name, (channels,), filler))
-        return specs
+                blobs.append(BlobSpec(name, (channels,), filler))
+        return LayerPlan([x], blobs)
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -131,14 +130,14 @@ class BatchNorm(Layer):
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
             if self.is_nvidias:
-                share = 1 - fraction if self.passes > 1 else 1
+                share = torch.where(self.passes > 1, mean.new_tensor(1 - fraction), 1)
                 old = self.statistics
                 for blob, stored, new in zip(
                     (self.mean, self.variance), old, (mean, variance + self.eps), strict=True
                 ):
                     blob.copy_(torch.lerp(stored, new, share))
                 self.scale_factor.fill_(1)
-                self.passes += 1
+                self.passes.add_(1)
                 return
             self.scale_factor.mul_(fraction).add_(1)
             self.mean.mul_(fraction).add_(mean)
@@ -148,32 +147,30 @@ class BatchNorm(Layer):
         scale, bias = (self.scale, self.bias) if self.has_affine else (None, None)
         if self.is_stored:
             # F.batch_norm wants a channel axis; without one Caffe has a single channel.
-            wide = x if self._rank > 1 else x[:, None]
+            wide = x if self.rank > 1 else x[:, None]
             top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.eps)
             return (top.view_as(x),)
         top, mean, variance = batch_norm(x, self.eps)
         if not torch.compiler.is_exporting():  # an exported program computes the tops and keeps nothing
             self._keep(mean, variance, x.numel() // mean.numel())
         if scale is not None and bias is not None:
-            top = top * along_channels(scale, self._rank) + along_channels(bias, self._rank)
+            top = top * along_channels(scale, self.rank) + along_channels(bias, self.rank)
         return (top,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         mean, variance = self.statistics
         ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
         scale, bias = (self.scale, self.bias) if self.has_affine else (ones, zeros)
         if not self.is_stored:
-            top = onnx_batch_norm(graph, x, self._rank, self.eps)
-            return [onnx_affine(graph, top, scale, bias, self._rank) if self.has_affine else top]
+            top = onnx_batch_norm(graph, x, self.rank, self.eps)
+            return [onnx_affine(graph, top, scale, bias, self.rank) if self.has_affine else top]
         last = graph.constant(integers(1))
-        wide = x if self._rank > 1 else graph.node("Unsqueeze", [x, last])
+        wide = x if self.rank > 1 else graph.node("Unsqueeze", [x, last])
         values = [graph.constant(numbers(blob)) for blob in (scale, bias, mean, variance)]
         top = graph.node("BatchNormalization", [wide, *values], epsilon=self.eps)
-        return [top if self._rank > 1 else graph.node("Squeeze", [top, last])]
+        return [top if self.rank > 1 else graph.node("Squeeze", [top, last])]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
+    def source(self, code: SourceCode, x: str) -> list[str]:
         eps = literal(self.eps)
         affine = (
             [code.parameter(name, self.blob(name)) for name in ("scale", "bias")] if self.has_affine else []
@@ -181,11 +178,11 @@ class BatchNorm(Layer):
         if self.is_stored:
             stored = zip(("mean", "variance"), self.statistics, strict=True)
             arguments = [code.parameter(name, value) for name, value in stored]
-            wide, end = (x, "") if self._rank > 1 else (f"{x}[:, None]", "[:, 0]")
+            wide, end = (x, "") if self.rank > 1 else (f"{x}[:, None]", "[:, 0]")
             return [f"F.batch_norm({', '.join([wide, *arguments, *affine])}, eps={eps}){end}"]
         top = f"{code.helper(batch_norm)}({x}, {eps})[0]"
         if affine:
-            scale, bias = (f"{value}.reshape(-1{', 1' * (self._rank - 2)})" for value in affine)
+            scale, bias = (f"{value}.reshape(-1{', 1' * (self.rank - 2)})" for value in affine)
             return [f"{top} * {scale} + {bias}"]
         return [top]
 
@@ -219,12 +216,15 @@ class MVN(Layer):
     in_place = True
     fields = ("normalize_variance", "across_channels", "eps")
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if not 1 <= len(bottoms[0]) <= 4:
-            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 1 to 4")
+    def setup(self, rank: int) -> None:
+        self.rank = rank
         # Caffe's blobs of fewer axes have ones behind.
-        self.is_per_channel = len(bottoms[0]) > 1 and not self.param.across_channels
-        return [legacy_shape(bottoms[0])]
+        self.is_per_channel = rank > 1 and not self.param.across_channels
+
+    def plan(self, x: Shape) -> LayerPlan:
+        if not 1 <= len(x) <= 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 1 to 4")
+        return LayerPlan([legacy_shape(x)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         groups = x.shape[1] if self.is_per_channel else 1
@@ -232,10 +232,9 @@ class MVN(Layer):
             return (with_four_axes(mean_variance_norm(x, groups, self.param.eps)),)
         return (with_four_axes(subtract_mean(x, groups)),)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
-        shape, axis = graph.shape(x), graph.constant(integers(2))
-        if len(shape) == 1:
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        axis = graph.constant(integers(2))
+        if self.rank == 1:
             rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
         else:
             # 0 copies the axis, of open length too.
@@ -247,12 +246,12 @@ class MVN(Layer):
             eps = graph.constant(numbers([self.param.eps]).reshape(()))
             top = graph.node("Div", [top, graph.node("Add", [graph.node("Sqrt", [variance]), eps])])
         top = graph.node("Reshape", [top, graph.node("Shape", [x])])
-        return [onnx_with_four_axes(graph, top, len(shape))]
+        return [onnx_with_four_axes(graph, top, self.rank)]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        groups = f"{bottoms[0]}.shape[1]" if self.is_per_channel else "1"
-        tail = four_axes_index(len(code.shape(0)))
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        groups = f"{x}.shape[1]" if self.is_per_channel else "1"
+        tail = four_axes_index(self.rank)
         if self.param.normalize_variance:
             eps = literal(self.param.eps)
-            return [f"{code.helper(mean_variance_norm)}({bottoms[0]}, {groups}, {eps}){tail}"]
-        return [f"{code.helper(subtract_mean)}({bottoms[0]}, {groups}){tail}"]
+            return [f"{code.helper(mean_variance_norm)}({x}, {groups}, {eps}){tail}"]
+        return [f"{code.helper(subtract_mean)}({x}, {groups}){tail}"]

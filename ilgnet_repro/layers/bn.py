@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..schema import caffe_pb2 as pb
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, literal, numbers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
 from .registry import register
 
@@ -71,7 +71,8 @@ class BN(Layer):
             elif blobs == 2:
                 text.bn_param.scale_filler.SetInParent()
 
-    def setup(self) -> None:
+    def setup(self, rank: int) -> None:
+        self.rank = rank
         self.kind = self._kind()
         self.eps = self._eps()
         self.fourth = (self.fork_field("bn_param.fourth_blob") or VARIANCE).strip("\"'")
@@ -128,29 +129,24 @@ class BN(Layer):
 
     # ------------------------------------------------------------------ shapes
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise self.error(f"bottom {list(bottoms[0])} has {len(bottoms[0])} axes; it takes 2 to 4")
-        self._rank = len(bottoms[0])
-        return [legacy_shape(bottoms[0])] if self.is_segnets else list(bottoms)
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
+    def plan(self, x: Shape) -> LayerPlan:
+        if not 2 <= len(x) <= 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 2 to 4")
         # The forks write (1, C), (1, C, 1, 1) or both in one history: axes of size 1 do not matter here.
-        channels = bottoms[0][1]
-        shape = (1, channels) if self.kind == "stored" else (1, channels, 1, 1)
+        shape = (1, x[1]) if self.kind == "stored" else (1, x[1], 1, 1)
         first, second = self.param.slope_filler, self.param.bias_filler
         if self._states("scale_filler", "shift_filler"):
             first, second = self.param.scale_filler, self.param.shift_filler
         learned = not self.param.frozen
-        specs = [
+        blobs = [
             BlobSpec("scale", shape, first, learned, any_ones=True),
             BlobSpec("shift", shape, second, learned, any_ones=True),
         ]
         if self.kind == "stored":
             started = pb.FillerParameter(type="constant", value=1.0 if self.param.frozen else 0.0)
-            specs.append(BlobSpec("mean", shape, learned=False, any_ones=True))
-            specs.append(BlobSpec("fourth_blob", shape, started, learned=False, any_ones=True))
-        return specs
+            blobs.append(BlobSpec("mean", shape, learned=False, any_ones=True))
+            blobs.append(BlobSpec("fourth_blob", shape, started, learned=False, any_ones=True))
+        return LayerPlan([legacy_shape(x) if self.is_segnets else x], blobs)
 
     def register_blob(self, name: str, parameter: nn.Parameter) -> None:
         super().register_blob(name, parameter)
@@ -184,38 +180,37 @@ class BN(Layer):
         scale, shift = self._affine
         if self.is_stored and not self.param.frozen and torch.is_grad_enabled() and x.requires_grad:
             x = stored_norm(x, self.mean.flatten(), self.variance, self.eps)
-            return (x * along_channels(scale, self._rank) + along_channels(shift, self._rank),)
+            return (x * along_channels(scale, self.rank) + along_channels(shift, self.rank),)
         if self.is_stored:
             return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":
                 self._keep(mean, variance)
-        top = x * along_channels(scale, self._rank) + along_channels(shift, self._rank)
+        top = x * along_channels(scale, self.rank) + along_channels(shift, self.rank)
         return (with_four_axes(top) if self.is_segnets else top,)
 
-    def onnx(self, graph: OnnxGraph, bottoms: list[str]) -> list[str]:
-        x = bottoms[0]
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.is_stored:
             values = [*self._affine, self.mean.flatten(), self.variance]
             constants = [graph.constant(numbers(value)) for value in values]
             return [graph.node("BatchNormalization", [x, *constants], epsilon=self.eps)]
         if self.kind != "folded":
-            x = onnx_batch_norm(graph, x, self._rank, self.eps)
-        top = onnx_affine(graph, x, *self._affine, self._rank)
-        return [onnx_with_four_axes(graph, top, self._rank) if self.is_segnets else top]
+            x = onnx_batch_norm(graph, x, self.rank, self.eps)
+        top = onnx_affine(graph, x, *self._affine, self.rank)
+        return [onnx_with_four_axes(graph, top, self.rank) if self.is_segnets else top]
 
-    def source(self, code: SourceCode, bottoms: list[str]) -> list[str]:
-        x, eps = bottoms[0], literal(self.eps)
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        eps = literal(self.eps)
         if self.is_stored:
             stored = (("mean", self.mean.flatten()), ("variance", self.variance))
             affine = zip(("scale", "shift"), self._affine, strict=True)
             arguments = [code.parameter(name, value) for name, value in (*stored, *affine)]
             return [f"F.batch_norm({x}, {', '.join(arguments)}, eps={eps})"]
         scale, shift = (
-            code.parameter(name, along_channels(value, self._rank))
+            code.parameter(name, along_channels(value, self.rank))
             for name, value in zip(("scale", "shift"), self._affine, strict=True)
         )
         top = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})[0]"
-        tail = four_axes_index(self._rank) if self.is_segnets else ""
+        tail = four_axes_index(self.rank) if self.is_segnets else ""
         return [f"({top} * {scale} + {shift}){tail}" if tail else f"{top} * {scale} + {shift}"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .norm import along_channels, constant_filler
 from .registry import register
 
@@ -108,27 +108,21 @@ class Normalize(Layer):
 
     # ------------------------------------------------------------------ shapes
 
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        (bottom,) = bottoms
-        if not 2 <= len(bottom) <= 4:
-            raise self.error(f"bottom {list(bottom)} has {len(bottom)} axes; it takes 2 to 4")
+    def plan(self, x: Shape) -> LayerPlan:
+        if not 2 <= len(x) <= 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 2 to 4")
         if self.kind == SCALED:
-            return [bottom]
-        if not self.is_told and prod(bottom[2:]) != 1:
+            stated = self.param.HasField("scale_filler")
+            filler = self.param.scale_filler if stated else constant_filler(1.0)
+            return LayerPlan([x], [BlobSpec("scale", () if self.param.channel_shared else x[1:2], filler)])
+        if not self.is_told and prod(x[2:]) != 1:
             raise self.error(
                 "two forks have layers of this name without fields and blobs, which differ on a bottom of "
-                f"{'x'.join(map(str, bottom))}; state {FORK} {{ across_spatial: false }} for the length at each position "
+                f"{'x'.join(map(str, x))}; state {FORK} {{ across_spatial: false }} for the length at each position "
                 "(happynear) or true for that of the whole item (yjxiong); a scale in the weights file would show SSD's"
             )
-        top = legacy_shape(bottom)
-        return [top, (top[0], 1, *top[2:])][: len(self.node.tops)]
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        if self.kind != SCALED:
-            return []
-        shape = () if self.param.channel_shared else bottoms[0][1:2]
-        stated = self.param.HasField("scale_filler")
-        return [BlobSpec("scale", shape, self.param.scale_filler if stated else constant_filler(1.0))]
+        top = legacy_shape(x)
+        return LayerPlan([top, (top[0], 1, *top[2:])][: len(self.node.tops)])
 
     def _shaped_scale(self) -> Tensor:
         return self.scale if self.param.channel_shared else along_channels(self.scale, self.rank)

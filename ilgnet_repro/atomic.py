@@ -16,14 +16,21 @@ from .errors import IlgnetError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
 
-    The temporary keeps the suffix of ``path``, for libraries that choose a format by it.
-    Raises IlgnetError if the folder does not exist or cannot be written.
+    The temporary keeps the suffix of ``path``, for libraries that choose a format by it. A link stays, and
+    the file that it names is replaced. Raises IlgnetError if the folder does not exist or cannot be written,
+    or ``path`` is no file.
     """
     target = Path(path)
     try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            kind = "folder" if target.is_dir() else "device or pipe"
+            raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    except ValueError as error:  # a zero byte
+        raise IlgnetError(f"{path}: cannot be written ({error}); give another name") from error
     except OSError as error:
-        raise IlgnetError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+        raise IlgnetError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -34,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, target)
     except OSError as error:
-        raise IlgnetError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise IlgnetError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from .atomic import atomic_file
 from .data.images import encode_picture
+from .errors import IlgnetError
 from .evaluate.context import RANDOM_MARK
-from .formats.caffemodel import write_caffemodel
+from .formats.caffemodel import open_caffemodel, write_caffemodel
 from .formats.prototxt import format_message
 from .graph.build import build_graph
 from .net import plan_net
@@ -22,7 +23,23 @@ from .zoo.seeded import seeded_blobs
 
 LABEL = f"ILGNet with {RANDOM_MARK}, made by ilgnet_repro's demo: not trained, its scores mean nothing"
 SMALL_LABEL = f"a small net with {RANDOM_MARK}, made by ilgnet_repro's demo: its scores mean nothing"
+WEIGHTS, SMALL_WEIGHTS = "ilgnet_random.caffemodel", "small_random.caffemodel"  # what a demo makes first
 ILGNET_BYTES = 603_752_328  # of the weights alone
+
+
+def check_folder(folder: Path) -> None:
+    """Raise IlgnetError unless ``folder`` is absent, empty or of an earlier demo: what it holds is replaced."""
+    if not folder.is_dir() or any(_is_demo(folder / name) for name in (WEIGHTS, SMALL_WEIGHTS)):
+        return
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if others:
+        raise IlgnetError(
+            f"{folder}: holds other files, such as {min(others)}, which the demo could replace; give another --out"
+        )
+
+
+def _is_demo(weights: Path) -> bool:
+    return weights.is_file() and RANDOM_MARK in open_caffemodel(weights).name
 
 
 def make_random_ilgnet(

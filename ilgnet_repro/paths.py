@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 from .errors import IlgnetError
 
@@ -78,7 +79,7 @@ def check_replaced(path: PathLike, is_ours: Callable[[Path], bool], writer: str,
         return
     try:
         known = target.is_file() and is_ours(target)
-    except (IlgnetError, OSError, ValueError):
+    except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
         known = False
     if not known:
         raise IlgnetError(f"{target}: is there already and was not written by {writer}; {remedy}")

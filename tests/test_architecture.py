@@ -21,7 +21,7 @@ ROOMS = {
     "formats": {"errors", "atomic", "schema"},
     "graph": {"errors", "schema"},
     "data": {"errors", "atomic", "paths", "schema", "formats", "strict_json"},
-    "zoo": {"errors", "atomic", "schema", "formats"},
+    "zoo": {"errors", "atomic", "paths", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},
     "weights": {"errors", "graph", "layers"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -118,24 +119,54 @@ def read_preprocessing(args: argparse.Namespace, input_shape: tuple[int, ...] | 
     stated: dict[str, Any] = {
         key: getattr(args, key) for key in ("path", "order", "scale") if getattr(args, key) is not None
     }
+    check_sides(args, "size", "resize")
     if not stated and args.mean_value is None and args.mean_file is None:
+        for name in ("size", "resize"):
+            if getattr(args, name) is not None:
+                raise IlgnetError(f"--{name}: goes with --mean-value, --scale, --order or --path; add one")
         return None
     from ..data.preprocess import Preprocessing
 
-    if args.size:
+    if args.mean_value is not None:
+        stated["mean_value"] = read_mean_values(args.mean_value)
+    if args.mean_file and args.mean_value is not None:
+        raise IlgnetError("--mean-file and --mean-value: give one of them")
+    if args.mean_file and args.path == "whole":
+        raise IlgnetError("--mean-file goes with --path crop; leave out --path whole")
+    if args.resize is not None and args.path != "crop" and not args.mean_file:
+        raise IlgnetError(f"--resize {args.resize}: goes with --path crop; add it")
+    if args.scale is not None and not (math.isfinite(args.scale) and args.scale):
+        raise IlgnetError(f"--scale {args.scale:g}: give a finite number other than 0")
+    if args.size is not None:
         stated["size"] = (args.size, args.size)
     elif input_shape is not None and len(input_shape) == 4:
         stated["size"] = tuple(input_shape[2:])
     else:
         raise IlgnetError("--size is missing: the net does not say the size of its pictures")
-    if args.resize:
+    if args.resize is not None:
         stated["resize"] = (args.resize, args.resize)
-    if args.mean_value is not None:
-        try:
-            stated["mean_value"] = tuple(float(part) for part in args.mean_value.split(","))
-        except ValueError:
-            raise IlgnetError(
-                f"--mean-value {args.mean_value}: write one number, or three as 104,117,123"
-            ) from None
+    if args.mean_file and len(set(stated["size"])) == 1:
+        stated["path"] = "crop"
     made = Preprocessing(**stated)
     return made.with_mean_file(args.mean_file) if args.mean_file else made
+
+
+def read_mean_values(text: str) -> tuple[float, ...]:
+    """Read one number, or one a channel, with commas between.  Raises IlgnetError on anything else."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+        raise IlgnetError(f"--mean-value {text}: write one number, or three as 104,117,123")
+    return values
+
+
+def check_sides(args: argparse.Namespace, *names: str) -> None:
+    """Raise IlgnetError where an option that is the side of an image is none."""
+    from ..data.preprocess import LARGEST_SIDE
+
+    for name in names:
+        side = getattr(args, name)
+        if side is not None and not 1 <= side <= LARGEST_SIDE:
+            raise IlgnetError(f"--{name} {side}: give a number of pixels from 1 to {LARGEST_SIDE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .. import strict_json
@@ -37,9 +38,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gather once, write each page."""
+    from ..data.listfile import ImageList
     from ..data.sheet import make_sheet
-    from ..data.sheet_page import write_sheet
+    from ..data.sheet_page import check_page, write_sheet
+    from ..paths import check_outputs
 
+    for page in args.out:
+        check_page(page)
+
+    check_outputs(args.out, [args.source], "--out")
+    if not Path(args.source).is_dir():
+        for page in args.out:
+            ImageList(args.source).check_output(page, args.root, "--out")
     sheet = make_sheet(
         args.source, args.root, per_label=args.per_label, sizes_of=args.sizes_of, seed=args.seed
     )

@@ -32,10 +32,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run each step through the command line itself, printing the command first."""
-    from ..demo import LABEL, SMALL_LABEL, draw_labelled_set, draw_pictures
+    from ..demo import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
+    from ..errors import IlgnetError
 
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IlgnetError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
     label = SMALL_LABEL if args.small else LABEL
     weights = _make_weights(folder, args.small)
     say(f"# {weights}: {weights.stat().st_size:,} bytes.")
@@ -71,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_weights(folder: Path, small: bool) -> Path:
-    from ..demo import ILGNET_BYTES, make_random_ilgnet, make_random_small_net
+    from ..demo import ILGNET_BYTES, SMALL_WEIGHTS, WEIGHTS, make_random_ilgnet, make_random_small_net
     from ._progress import progress_bar
 
     if small:
-        weights = folder / "small_random.caffemodel"
+        weights = folder / SMALL_WEIGHTS
         make_random_small_net(weights)
         return weights
-    weights = folder / "ilgnet_random.caffemodel"
+    weights = folder / WEIGHTS
     if not weights.is_file():
         with progress_bar("drawing random weights", ILGNET_BYTES, unit="bytes") as progress:
             make_random_ilgnet(weights, progress=progress)

@@ -15,7 +15,7 @@ HEAD = """# Commands
 Written by `python -m ilgnet_repro.cli.document --write`; a test compares it with the parsers.
 
 Results go to stdout, progress and log to stderr. Exit status: 0 done, 1 the input was wrong (one line says
-what, where and what to do), 3 a fault of ours, 130 interrupted.
+what, where and what to do), 3 internal error, 130 interrupted.
 """
 
 

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 a fault of ours, 130 interrupted."""
+    """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 internal error, 130 interrupted."""
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse ends with 2 for a wrong option: the input was wrong
@@ -76,7 +76,7 @@ def guarded(work: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         print(
-            "ilgnet: this is a fault of ours, not of your input; please report the lines above",
+            "ilgnet: internal error; please report it with the lines above",
             file=sys.stderr,
         )
         return OUR_FAULT

@@ -47,8 +47,11 @@ def mean_arguments(compute_image_mean: Sequence[str]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Compute or read, write where asked, and print the channel means in Caffe's words."""
     from ..data.mean import MeanImage, compute_mean, read_mean, write_mean
+    from ..paths import check_output
 
     check_backend(args.backend)
+    if args.output:
+        check_output(args.output, [args.input])
     if Path(args.input).is_file():
         mean = MeanImage(read_mean(args.input), 0)
     else:

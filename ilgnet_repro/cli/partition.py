@@ -85,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
 def _make(args: argparse.Namespace) -> int:
     from ..data import partition, scores
     from ..data.ava import read_ava
+    from ..paths import check_outputs
 
+    outputs = [os.path.join(args.out, name) for name in partition.LISTS]
+    check_outputs([*outputs, *([args.scores] if args.scores else [])], [args.ava, args.exclude])
     table = read_ava(args.ava)
     if args.exclude:
         table = table.without(partition.read_excluded(args.exclude))
@@ -120,8 +123,12 @@ def _make(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from ..data import checks
+    from ..data.listfile import ImageList
     from ..errors import DataError
 
+    if args.bad:
+        for path in args.lists:
+            ImageList(path).check_output(args.bad, args.pictures or "", "--bad")
     if args.bad and not args.pictures:
         raise DataError(f"--bad {args.bad}: needs the pictures; add --pictures DIR")
     reports = [checks.check_list(path) for path in args.lists]

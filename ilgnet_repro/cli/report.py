@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from .. import strict_json
 from ._console import say
 
 if TYPE_CHECKING:
+    from ..evaluate.results import RunResult
     from ..evaluate.summary import Pictures
 
 _EPILOG = """examples:
@@ -41,16 +43,24 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and its JSON, and print the figures."""
     from ..evaluate.authorlogs import read_test_log
-    from ..evaluate.report import write_report
+    from ..evaluate.report import is_report_page, is_report_values, write_report
     from ..evaluate.results import RunResult
     from ..evaluate.summary import build_report, report_values
+    from ..paths import check_outputs, check_replaced
     from ._figures import print_report
 
+    page = Path(args.out) if args.out else Path(args.run).with_name("report.html")
+    values = page.with_suffix(".json")
+    check_outputs([page, values], [args.run, args.other, args.log, args.pictures, args.lmdb], "--out")
+    if not args.out:
+        check_replaced(page, is_report_page, "`ilgnet report`", "give another name with --out")
+    check_replaced(values, is_report_values, "`ilgnet report`", "give another name with --out")
     result = RunResult.read(args.run)
     log = read_test_log(args.log) if args.log else None
     other = RunResult.read(args.other) if args.other else None
     report = build_report(result, log, other, other_name=args.other or "other run")
-    page = Path(args.out) if args.out else Path(args.run).with_name("report.html")
+    if args.pictures:
+        _check_pictures(page, result, args.pictures)
     write_report(report, page, pictures=_pictures(args))
     if args.json:
         print(strict_json.dumps(report_values(report)))
@@ -58,6 +68,16 @@ def run(args: argparse.Namespace) -> int:
     print_report(report)
     say(f"{page} and {page.with_suffix('.json')} written")
     return 0
+
+
+def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
+    """Raise IlgnetError where the page would replace an image that the report shows."""
+    from ..data.listfile import picture_path
+    from ..paths import check_output
+
+    name = Path(os.path.realpath(page)).name
+    names = (text for text in result.pictures.names.tolist() if os.path.basename(text) == name)
+    check_output(page, [picture_path(folder, text) for text in names], "--out")
 
 
 def _pictures(args: argparse.Namespace) -> Pictures | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from typing import Any
 
 from .. import strict_json
 from ._console import say
-from ._options import add_crop_option, add_fast_options, make_fast
+from ._options import add_crop_option, add_fast_options, make_fast, read_mean_values
 
 _EPILOG = """examples:
   ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate.protocols import find_protocol
     from ..evaluate.summary import build_report, report_values
     from ..evaluate.testing import Test, run_test
+    from ..paths import check_outputs
     from ._figures import print_report
     from ._progress import progress_bar
 
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         command=_command(args),
     )  # fmt: skip
     out = args.out or f"{args.dataset}_{args.protocol}"
+    check_outputs([os.path.join(out, name) for name in ("run.json", "bad.txt")], [args.prototxt])
     net = make_fast(_load(args), args)
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
@@ -122,17 +125,8 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _mean_values(text: str | None) -> tuple[float, ...]:
-    from ..errors import IlgnetError
-
-    if text is None:
-        return ()
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 3):
-        raise IlgnetError(f"--mean-value {text}: write one number, or three as 104,117,123")
-    return values * (3 // len(values))
+    values = () if text is None else read_mean_values(text)
+    return values * 3 if len(values) == 1 else values
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -83,7 +83,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
 
     from ..errors import DivergedError
     from ..train.caffelog import CaffeLog
-    from ..train.curves import CsvLog, TensorBoardLog, draw_curves
+    from ..train.curves import PLOT, CsvLog, TensorBoardLog, draw_curves
     from ..train.fit import BestWeights
     from ..train.loop import Options, Trainer
     from ..train.observe import Observer
@@ -120,7 +120,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     except DivergedError as error:  # what came before it is still worth a report
         diverged = error
     if group.is_first:
-        plot = folder / "curves.png"
+        plot = folder / PLOT
         draw_curves(folder, plot, Path(args.solver).stem)
         _report(args, trainer, best.best if best else None, plot)
     if diverged is not None:

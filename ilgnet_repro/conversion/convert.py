@@ -27,6 +27,7 @@ from .deviation import measure_deviation
 from .find import Found, find_net
 from .fold import fold
 from .job import Job, Options, Source
+from .replacing import check_replacing
 from .report import ConversionReport, Written
 from .targets import TARGETS, check_options, check_written
 from .verify import Verification
@@ -126,6 +127,7 @@ def _convert(
         if options.precision != "float32" and not job.reduced:
             notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
         deviations = measure_deviation(job, pictures) if job.reduced else ()
+        check_replacing(sorted(stage.iterdir()), folder, [source, prototxt or found.origin, *pictures])
         for path in sorted(stage.iterdir()):
             os.replace(path, folder / path.name)
     return ConversionReport(
@@ -158,7 +160,7 @@ def _write(
             if checks[-1].differs:
                 raise IlgnetError(
                     f"{paths[0].name}: output {checks[-1].blob!r} differs from the original's "
-                    f"{checks[-1].how}; nothing was written. This is a fault of ours: please report it"
+                    f"{checks[-1].how}; nothing was written; internal error; please report it"
                 )
     return written, checks
 

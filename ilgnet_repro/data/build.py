@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import DataError
+from ..paths import check_output
 from .datum import datum_picture, encoded_datum, hwc_to_chw, parse_datum, raw_datum
 from .images import check_encode_type, encode_picture, guess_encode_type, read_picture, same_kind
 from .journal import BadRow, Journal
@@ -130,6 +131,7 @@ def build_lmdb(
     images = ImageList(list_file, options.seed)
     if not len(images):
         raise DataError(f"{images.path}: has no rows; write `path label` lines")
+    check_output(target, [images.path])
     with Journal(target, images, os.fspath(root), options) as journal:
         start = len(images)
         if not journal.whole:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import DataError
+from ..paths import check_replaced, starts_with
 from .listfile import ImageList
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ class BadRow(NamedTuple):
     path: str
     label: int
     reason: str
+
+
+_BAD_HEAD = b"row\tpath\tlabel\treason\n"
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether a file of the folder is one that `atomic_file` had begun when the process was killed."""
+    return re.fullmatch(r"\.(build\..+\.json|bad\..+\.jsonl)", path.name) is not None
 
 
 def bad_list(target: Path) -> Path:
@@ -63,8 +73,12 @@ class Journal:
         self.whole = (
             self.target.exists() and (self.folder / "build.json").exists() and not self.database.exists()
         )
-        if self.target.exists() and not self.whole:
+        if os.path.lexists(self.target) and not self.whole:
             raise DataError(f"{self.target}: is already there; remove it or give another name")
+        check_replaced(
+            bad_list(self.target), starts_with(_BAD_HEAD), "`ilgnet lmdb make`",
+            "remove it or give another name for the database",
+        )  # fmt: skip
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -106,7 +120,7 @@ class Journal:
     def _agree(self) -> None:
         """Write the plan of a new build, or compare ours with that of the one begun."""
         path = self.folder / "build.json"
-        if not path.exists() and not self.database.exists():
+        if not path.exists() and all(_is_temporary(entry) for entry in self.folder.iterdir()):
             with atomic_file(path, "w") as file:
                 file.write(strict_json.dumps(self.plan))
             return
@@ -148,7 +162,7 @@ class Journal:
         listed = bad_list(self.target)
         if self.bad:
             with atomic_file(listed, "wb") as file:
-                file.write(b"row\tpath\tlabel\treason\n")
+                file.write(_BAD_HEAD)
                 file.writelines(os.fsencode("\t".join(map(str, row)) + "\n") for row in self.bad)
         else:
             listed.unlink(missing_ok=True)
@@ -157,6 +171,10 @@ class Journal:
                 os.rename(self.database, self.target)
             # The plan goes first: what a kill leaves behind is then no longer taken for a build.
             (self.folder / "build.json").unlink()
-            shutil.rmtree(self.folder)
+            (self.folder / "bad.jsonl").unlink(missing_ok=True)
+            for left in filter(_is_temporary, self.folder.iterdir()):
+                left.unlink()
+            with suppress(OSError):  # what someone else put there stays
+                self.folder.rmdir()
         except OSError as error:
             raise DataError(f"{self.target}: cannot be finished ({error.strerror}); run it again") from error

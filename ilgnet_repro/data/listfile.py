@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..paths import check_output
 from .datum import INT32
 
 
@@ -78,6 +79,19 @@ class ImageList:
 
     def __reduce__(self) -> tuple:
         return ImageList, (self.path, self.seed)
+
+    def check_output(
+        self, output: str | os.PathLike[str], root: str | os.PathLike[str] = "", option: str = ""
+    ) -> None:
+        """Raise IlgnetError where ``output`` is the list itself or, under ``root``, one of its images.
+
+        An image is known by the name of its file: through a link of another name it stays what it is.
+        """
+        check_output(output, [self.path], option)
+        name = os.path.basename(os.path.realpath(output))
+        if self._text.find(os.fsencode(name)) >= 0:
+            named = (picture_path(root, row.path) for row in self if os.path.basename(row.path) == name)
+            check_output(output, named, option)
 
     def digest(self) -> str:
         """SHA-256 of the file's bytes, to tell whether two builds mean the same list."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from ..paths import check_output
 from .datum import chw_to_hwc, datum_picture
 from .images import encode_picture, fitting_name, suffix_of
 from .lmdb_read import LmdbReader, Row, key_text, split_key
@@ -29,17 +31,25 @@ def export_lmdb(
     """
     reader, target = LmdbReader(database), Path(folder)
     rows = len(reader)
-    if target.exists():
+    check_output(target, [database])
+    if os.path.lexists(target):
         raise DataError(f"{target}: is already there; remove it or give another name")
-    partial = target.with_name(target.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    try:
         with open(partial / "list.txt", "wb") as listed:
             for done, row in enumerate(reader, 1):
                 name, label = _export_row(row, partial)
                 listed.write(os.fsencode(f"{name} {label}\n"))
                 progress(done, rows)
+        # mkdtemp makes folders that only their owner can read; a result is as open as any other folder.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        if os.path.lexists(target):  # a rename would replace an empty folder
+            raise DataError(f"{target}: was made meanwhile; remove it or give another name")
         partial.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error

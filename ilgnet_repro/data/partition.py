@@ -24,6 +24,8 @@ PUBLISHED_VAL_SIZES = (4_000, 16_000)  # low, high: the class sizes of the autho
 ORDERS = ("class", "shuffled")
 BOUNDARY = 5
 
+LISTS = ("train.txt", "val.txt")  # what a partition is written as
+
 
 @dataclass(frozen=True)
 class Split:
@@ -146,7 +148,7 @@ def write_partition(
     Raises DataError if one is there already and replace is False.
     """
     target = Path(folder)
-    paths = target / "train.txt", target / "val.txt"
+    paths = target / LISTS[0], target / LISTS[1]
     for path in paths:
         if path.exists() and not replace:
             raise DataError(f"{path}: is there already; give another --out or --force")

@@ -19,6 +19,9 @@ from .transforms import Transform
 
 PATHS = ("whole", "crop")
 ORDERS = ("BGR", "RGB")
+CHANNELS = 3
+LARGEST_SIDE = 32_766  # of an image that OpenCV resizes
+LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels stay within float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,31 @@ class Preprocessing:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("size", "resize"):
+            _check_sides(name, getattr(self, name))
+        _check_numbers("mean_value", self.mean_value, (0, 1, CHANNELS))
+        _check_numbers("scale", (self.scale,), (1,))
+        if self.scale == 0:
+            raise DataError("preprocessing: scale 0 makes every image the same; give another factor")
+        if self.mean_image is not None:
+            _check_mean_image(self.mean_image)
+            if len(self.mean_value):
+                raise DataError(
+                    "preprocessing: a mean image and mean_value cannot both be given; leave out one"
+                )
         if self.path not in PATHS:
             raise DataError(f"preprocessing path {self.path!r}: is one of {', '.join(PATHS)}")
         if self.order not in ORDERS:
             raise DataError(f"channel order {self.order!r}: is one of {', '.join(ORDERS)}")
         if self.path == "crop" and self.size[0] != self.size[1]:
             raise DataError(f"crop of {self.size[0]}x{self.size[1]}: Caffe's crop is square")
+        if self.path == "whole" and self.resize is not None:
+            raise DataError("preprocessing: resize goes with the path crop; the path whole resizes to size")
+        if self.path == "crop" and self.resize is not None and min(self.resize) < self.size[0]:
+            sides = "x".join(map(str, self.resize))
+            raise DataError(
+                f"preprocessing: images of {sides} hold no crop of {self.size[0]}; resize to more"
+            )
         if self.mean_image is not None and self.path != "crop":
             raise DataError("a mean image goes with the path crop; the path whole takes one mean a channel")
 
@@ -82,8 +104,20 @@ class Preprocessing:
         )
 
     def with_mean_file(self, path: str | os.PathLike[str]) -> Preprocessing:
-        """The crop path with a mean image, resized as the mean is."""
+        """The crop path with a mean image, resized as the mean is.
+
+        Raises DataError where the file does not fit what is stated already.
+        """
         mean = read_mean(Path(path))
+        if len(self.mean_value):
+            raise DataError(f"{path}: a mean image and mean_value cannot both be given; leave out one")
+        if self.resize is not None and self.resize != mean.shape[1:]:
+            sides = ["x".join(map(str, shape)) for shape in (mean.shape[1:], self.resize)]
+            raise DataError(f"{path}: is {sides[0]} and resize is {sides[1]}; leave out resize")
+        try:
+            _check_mean_image(mean)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         return replace(self, path="crop", resize=mean.shape[1:], mean_image=mean, mean_value=())
 
     def to_json(self) -> str:
@@ -103,9 +137,44 @@ class Preprocessing:
                 raise DataError("preprocessing: names a mean image that the file does not hold")
             for key in ("size", "resize", "mean_value"):
                 fields[key] = tuple(fields[key]) if fields[key] is not None else None
+            if fields["path"] == "whole":  # files of earlier versions may hold a resize that was not used
+                fields["resize"] = None
             return cls(**fields, mean_image=mean_image)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"preprocessing: not as this package writes it ({error})") from error
+
+
+def _check_sides(name: str, sides: object) -> None:
+    if name == "resize" and sides is None:
+        return
+    whole = isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not all(1 <= side <= LARGEST_SIDE for side in sides):  # type: ignore[attr-defined]
+        raise DataError(
+            f"preprocessing: {name} {_short(sides)}: give two whole numbers (height, width) from 1 to {LARGEST_SIDE}"
+        )
+
+
+def _check_numbers(name: str, values: object, counts: tuple[int, ...]) -> None:
+    """Raise DataError unless ``values`` is a tuple of so many numbers that float32 holds."""
+    if not isinstance(values, tuple) or len(values) not in counts:
+        one_or_all = "no number, one, or one a channel (blue, green, red)"
+        raise DataError(f"preprocessing: {name} {_short(values)}: give {one_or_all}")
+    for value in values:
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not number or not abs(value) <= LARGEST_VALUE:  # NaN neither
+            raise DataError(f"preprocessing: {name} {_short(value)}: give finite numbers")
+
+
+def _check_mean_image(mean: object) -> None:
+    if not isinstance(mean, np.ndarray) or mean.ndim != 3 or mean.shape[0] != CHANNELS or 0 in mean.shape:
+        shape = getattr(mean, "shape", type(mean).__name__)
+        raise DataError(f"mean image of shape {shape}: colour images need ({CHANNELS}, height, width)")
+    if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
+        raise DataError("mean image: holds values that are not finite numbers; compute it again")
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]
 
 
 def _read_bgr(path: str | os.PathLike[str]) -> np.ndarray:

@@ -27,16 +27,21 @@ svg text { fill: currentColor; font-size: 11px; }
 """
 
 
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Raise DataError unless the suffix is one that `write_sheet` knows."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".html", ".htm"):
+        raise DataError(f"{path}: suffix {suffix!r} is no kind of page; use .html or .png")
+
+
 def write_sheet(sheet: Sheet, path: str | os.PathLike[str]) -> None:
     """Write the page; the suffix says which kind, ``.html`` or ``.png``. Raises DataError for another."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".png":
+    check_page(path)
+    if Path(path).suffix.lower() == ".png":
         _write_png(sheet, path)
-    elif suffix in (".html", ".htm"):
+    else:
         with atomic_file(path, "w") as file:
             file.write(html_page(sheet))
-    else:
-        raise DataError(f"{path}: suffix {suffix!r} is no kind of page; use .html or .png")
 
 
 def html_page(sheet: Sheet) -> str:

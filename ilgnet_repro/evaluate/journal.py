@@ -13,6 +13,15 @@ from types import TracebackType
 from ..errors import IlgnetError
 from .tables import Row, csv_line, parse_row, row_fields
 
+TITLE = "ilgnet_repro journal"
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is a journal, or the start of one whose run was killed."""
+    head = csv_line([TITLE, ""]).encode().rstrip(b'"\n')
+    with open(path, "rb") as file:
+        return head.startswith(file.read(len(head)))
+
 
 class Journal:
     """A CSV that grows by a batch at a time and can be taken up again after `kill -9`.
@@ -27,7 +36,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], key: str) -> None:
         self.path = Path(path)
-        heading = _sealed(["ilgnet_repro journal", key])
+        heading = _sealed([TITLE, key])
         try:
             self._file = open(self.path, "a+b")  # noqa: SIM115 (held open until close)
             self._file.seek(0)

@@ -18,6 +18,21 @@ from .style import STYLE
 from .summary import RANDOM_WEIGHTS, Pictures, Report, Thumbnail, report_values, thumbnails
 from .verdict import Verdict
 
+_GENERATOR = '<meta name="generator" content="ilgnet_repro report">'
+_VALUES = {"run", "warnings", "protocol_accuracy", "metrics", "verdicts"}  # keys of `report_values`
+
+
+def is_report_page(path: Path) -> bool:
+    """Whether a file is a page that `write_report` wrote."""
+    with open(path, "rb") as file:
+        return _GENERATOR.encode() in file.read(1000)
+
+
+def is_report_values(path: Path) -> bool:
+    """Whether a file is a JSON that `write_report` wrote."""
+    values = json.loads(path.read_bytes())
+    return isinstance(values, dict) and values.keys() >= _VALUES
+
 
 def write_report(
     report: Report,
@@ -55,7 +70,7 @@ def render(report: Report, pictures: Sequence[tuple[str, Sequence[Thumbnail]]] =
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"{_GENERATOR}<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>{html_text(title)}</h1><p class="soft">Weights: {html_text(run.weights.name)}</p></header>'
         f"<main>{''.join(sections)}</main></body></html>\n"
     )

@@ -109,6 +109,12 @@ class BatchRow:
         return self.correct / self.size
 
 
+def is_run(path: Path) -> bool:
+    """Whether a file is a run's result."""
+    values = json.loads(path.read_bytes())
+    return isinstance(values, dict) and values.keys() >= {"protocol", "dataset", "weights", "pictures"}
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A whole run. ``dataset`` is ``ava1``, ``ava2`` or any other name; ``elapsed`` is in seconds.

@@ -18,6 +18,7 @@ from .. import strict_json
 from ..atomic import atomic_file
 from ..data.scores import read_scores
 from ..errors import IlgnetError
+from ..paths import check_outputs, check_replaced, starts_with
 from .context import (
     choose_mean,
     identify_weights,
@@ -26,13 +27,14 @@ from .context import (
     versions,
     weights_warnings,
 )
-from .journal import Journal
+from .journal import Journal, is_journal
 from .pictures import LabelledPictures
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
-from .results import EXACT, RunResult
+from .results import EXACT, RunResult, is_run
 from .runner import run_protocol, scorer
-from .tables import write_table
+from .tables import COLUMNS, csv_line, write_table
 
+JOURNAL = "journal.csv"
 _COMPARED = 16  # pictures that the fast path is held against the exact net on
 _NAMED = 5  # how many pictures that could not be read are named in the warning
 
@@ -106,12 +108,13 @@ def run_test(
     warnings += _departures(test)
     preparation = Preparation(protocol, _side(net), mean, test.resize)
     folder = Path(out)
+    _check_folder(folder, test, weights)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IlgnetError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
     partition = partition_source(test.pictures)
-    journal_file = folder / "journal.csv"
+    journal_file = folder / JOURNAL
     if not resume:
         journal_file.unlink(missing_ok=True)
     key = _key(
@@ -147,6 +150,30 @@ def run_test(
     _write(result, outcome.bad, folder, test.table)
     journal_file.unlink()
     return result
+
+
+def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:
+    """Raise IlgnetError where a file in ``folder`` that the run would replace is an input or not a run's."""
+    names = ("run.json", f"pictures.{test.table}", "bad.txt", JOURNAL)
+    inputs = [weights, test.mean, test.scores, test.pictures.title]
+    check_outputs([folder / name for name in names], inputs)
+    is_ours: dict[str, Callable[[Path], bool]] = {
+        "run.json": is_run,
+        "pictures.csv": starts_with(csv_line(COLUMNS).encode()),
+        "bad.txt": lambda path: b"\t" in path.read_bytes().partition(b"\n")[0] and _holds_run(folder),
+        JOURNAL: is_journal,
+    }
+    for name in names:
+        check_replaced(
+            folder / name, is_ours.get(name, lambda path: _holds_run(folder)), "`ilgnet test`",
+            "give another --out",
+        )  # fmt: skip
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run's result, or what a run that was interrupted left."""
+    run, journal = folder / "run.json", folder / JOURNAL
+    return (run.is_file() and is_run(run)) or (journal.is_file() and is_journal(journal))
 
 
 def _layout(net: Any) -> str:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, atomic_path
 from ..errors import DataError, SolverError, printable
+from ..paths import check_output, check_replaced, starts_with
 from .observe import Forward, Observer, Test, Updated
 
 if TYPE_CHECKING:
     from .loop import Trainer
 
-TRAIN, TEST = "train.csv", "test.csv"
+TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"
+_TRAIN_COLUMNS = ["iteration", "learning_rate", "loss", "smoothed_loss"]
+_HEADS = {TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(), TEST: b"iteration,"}
 
 
 class CsvLog(Observer):
@@ -28,7 +31,18 @@ class CsvLog(Observer):
         self.folder = Path(folder)
         self._files: dict[str, Any] = {}
 
+    def check(self) -> None:
+        """Raise IlgnetError where the folder is a database, or holds files of these names from elsewhere."""
+        check_output(self.folder / TRAIN, [self.folder])
+        remedy = "give another folder with --out"
+        for name in (TRAIN, TEST):
+            check_replaced(self.folder / name, starts_with(_HEADS[name]), "`ilgnet train`", remedy)
+        check_replaced(
+            self.folder / PLOT, lambda path: (self.folder / TRAIN).is_file(), "`ilgnet train`", remedy
+        )
+
     def on_start(self, trainer: Trainer) -> None:
+        self.check()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -36,7 +50,7 @@ class CsvLog(Observer):
                 f"{self.folder}: cannot be made ({error.strerror}); give another folder"
             ) from error
         self._rate = 0.0
-        self._table(TRAIN, trainer, ["iteration", "learning_rate", "loss", "smoothed_loss"])
+        self._table(TRAIN, trainer, _TRAIN_COLUMNS)
         nets = len(trainer.tester.nets)
         names = [
             f"{output}#{net}" if nets > 1 else output
@@ -94,7 +108,12 @@ class TensorBoardLog(Observer):
                 "tensorboard is not installed; pip install 'ilgnet_repro[tensorboard]'"
             ) from error
         make: Callable[..., Any] = SummaryWriter
-        self._writer = make(os.fspath(folder))
+        try:
+            self._writer = make(os.fspath(folder))
+        except UnicodeEncodeError as error:
+            raise SolverError(
+                f"{folder}: TensorBoard takes names in UTF-8 only; give another --out"
+            ) from error
 
     def on_forward(self, trainer: Trainer, forward: Forward) -> None:
         self._writer.add_scalar("train/loss", forward.loss, forward.iteration)

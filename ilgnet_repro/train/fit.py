@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import SolverError
+from ..paths import check_output, check_replaced
 from .observe import Observer, Test
 from .snapshot import all_finite
 
@@ -53,6 +54,13 @@ class BestWeights(Observer):
             raise SolverError(
                 f"best-by {self.output!r} is no output of the test net; it has {', '.join(outputs)}"
             )
+        for ending in ("json", "caffemodel"):
+            path = self._path(trainer, ending)
+            check_output(path, trainer.settings.weights)
+            check_replaced(
+                path, lambda _: _is_best(self._path(trainer, "json")), "`ilgnet train`",
+                "remove it or give another snapshot_prefix",
+            )  # fmt: skip
         # A run that resumes makes the same tests again that it made before it was cut off: they count once.
         self.best = _read(self._path(trainer, "json")) if trainer.iteration else None
 
@@ -89,6 +97,11 @@ class BestWeights(Observer):
 
     def _path(self, trainer: Trainer, ending: str) -> Path:
         return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")
+
+
+def _is_best(path: Path) -> bool:
+    Best(**json.loads(path.read_text(encoding="utf-8")))
+    return True
 
 
 def _read(path: Path) -> Best | None:

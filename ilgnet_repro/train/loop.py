@@ -87,6 +87,8 @@ class Trainer:
         )
         if self.group.is_first and (settings.snapshot or settings.snapshot_after_train):
             self.snapshots.check()
+            weights = [settings.root / name for name in settings.weights]
+            self.snapshots.check_inputs([*settings.weights, *weights], self._takes_snapshot)
         self.tell(
             "settings", "Initializing solver from parameters: \n" + format_message(settings.message).rstrip()
         )
@@ -137,6 +139,11 @@ class Trainer:
 
     # ------------------------------------------------------------------ running
 
+    def _takes_snapshot(self, iteration: int) -> bool:
+        settings = self.settings
+        regular = settings.snapshot and iteration % settings.snapshot == 0 and iteration <= settings.max_iter
+        return bool(regular) or (settings.snapshot_after_train and iteration == settings.max_iter)
+
     def restore(self, state: str | Path) -> None:
         """Go on from a snapshot of ours or of Caffe's: weights, arrays, iteration, place in the data."""
         iteration, step = self.iteration, self.current_step
@@ -146,6 +153,7 @@ class Trainer:
                 allow_nonfinite=self.options.allow_nonfinite,
             )  # fmt: skip
             iteration, step = held.iter, held.current_step
+            self.snapshots.resume(iteration)
         self.iteration, self.current_step = self.group.same((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
         self.tell("restored", "SGDSolver: restoring history")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..formats.caffemodel import open_caffemodel, write_caffemodel
 from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
 from ..net import CaffeNet
+from ..paths import check_output
 from ..weights import take_weights
 from . import snapshot_hdf5
 from .trained_net import net_message
@@ -30,6 +31,7 @@ class Snapshots:
     ``prefix`` is written into the solver states as it stands, and looked up from ``root``.  ``keep`` is
     how many snapshots stay (0: all): `prune` removes older ones of the same prefix.  ``unsound`` are the
     iterations whose snapshots hold a net that has diverged; they never count as newer than a sound one.
+    ``made`` are those of this run, and of the run that it resumed: no others are removed.
     """
 
     prefix: str
@@ -37,6 +39,7 @@ class Snapshots:
     hdf5: bool = False
     keep: int = 0
     unsound: set[int] = field(default_factory=set)
+    made: set[int] = field(default_factory=set)
 
     def name(self, iteration: int, kind: str) -> str:
         """Return the name of a file of the snapshot at ``iteration``; ``kind`` is its ending."""
@@ -51,6 +54,24 @@ class Snapshots:
             raise SolverError(
                 f"snapshot_prefix {self.prefix!r}: its folder is missing or read-only; make {folder}"
             )
+
+    def check_inputs(
+        self, inputs: Iterable[str | os.PathLike[str]], iterations: Callable[[int], bool]
+    ) -> None:
+        """Raise IlgnetError where a snapshot of the run would replace one of the files it starts from.
+
+        ``iterations`` tells whether there will be a snapshot at an iteration.
+        """
+        pattern = re.compile(re.escape(Path(self.prefix).name) + r"_iter_(\d+)\..*")
+        folder = Path(self.root, self.prefix).parent
+        for path in folder.iterdir() if folder.is_dir() else ():
+            match = pattern.fullmatch(path.name)
+            if match and iterations(int(match[1])):
+                check_output(path, inputs, "snapshot")
+
+    def resume(self, iteration: int) -> None:
+        """Count the snapshots up to that of ``iteration`` as made by the run that goes on."""
+        self.made.update(number for number in self.iterations() if number <= iteration)
 
     def check_names(self, net: CaffeNet) -> list[str]:
         """Raise SolverError for layers whose names the format cannot hold; return what is worth a note."""
@@ -74,6 +95,7 @@ class Snapshots:
         The weights go first, so that a solver state on disk always has its weights beside it.
         """
         model, state = self.name(iteration, "caffemodel"), self.name(iteration, "solverstate")
+        self.made.add(iteration)
         arrays = [_array(each) for each in history]
         save_weights(net, self.root / model)
         if self.hdf5:
@@ -94,7 +116,8 @@ class Snapshots:
         if not self.keep:
             return
         for unsound in (False, True):
-            kind = [number for number in self.iterations() if (number in self.unsound) is unsound]
+            made = [number for number in self.iterations() if number in self.made]
+            kind = [number for number in made if (number in self.unsound) is unsound]
             for older in kind[: -self.keep]:
                 if older < iteration:
                     for ending in ("solverstate", "caffemodel"):

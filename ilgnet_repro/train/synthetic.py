@@ -18,6 +18,7 @@ import numpy as np
 from ..atomic import atomic_file
 from ..data.lmdb_read import row_key
 from ..data.lmdb_write import LmdbWriter
+from ..errors import DataError
 from ..formats.prototxt import format_message
 from ..schema import caffe_pb2 as pb
 from ..zoo.builder import NEW_WEIGHT_AND_BIAS, WEIGHT_AND_BIAS, XAVIER, NetBuilder, constant
@@ -59,17 +60,28 @@ def draw_picture(rng: np.random.Generator, good: bool) -> tuple[np.ndarray, int]
     return np.clip(picture, 0, 255).astype(np.uint8), subject
 
 
+_DATABASES = ("train_lmdb", "val_lmdb", "hue_lmdb")
+_TEXTS = ("trunk_train.prototxt", "train_val.prototxt", "trunk_solver.prototxt", "solver.prototxt")
+
+
 def make_task(
     folder: str | os.PathLike[str], pictures: int = PICTURES, val: int = VAL, seed: int = 0
 ) -> Path:
     """Write LMDBs, nets and solvers into a folder, and return it.
 
     ``train_lmdb`` and ``val_lmdb`` hold quality labels, ``hue_lmdb`` the train pictures with the hue.
+    Raises DataError if anything of these names is there already.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*_DATABASES, *_TEXTS):
+        if os.path.lexists(folder / name):
+            raise DataError(f"{folder / name}: is already there; remove it or give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror}); give another folder") from error
     rng = np.random.default_rng(seed)
-    rows: dict[str, list[tuple[bytes, bytes]]] = {"train_lmdb": [], "val_lmdb": [], "hue_lmdb": []}
+    rows: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DATABASES}
     for number in range(pictures):
         good = int(rng.integers(2))
         picture, hue = draw_picture(rng, bool(good))
@@ -82,15 +94,10 @@ def make_task(
         writer = LmdbWriter(folder / name)
         writer.write(held)
         writer.close()
-    texts = {
-        "trunk_train.prototxt": format_message(trunk_net()),
-        "train_val.prototxt": format_message(reduced_ilgnet()),
-        "trunk_solver.prototxt": format_message(_solver("trunk", max_iter=250)),
-        "solver.prototxt": format_message(_solver("ilgnet", max_iter=1200)),
-    }
-    for name, text in texts.items():
+    messages = (trunk_net(), reduced_ilgnet(), _solver("trunk", 250), _solver("ilgnet", 1200))
+    for name, message in zip(_TEXTS, messages, strict=True):
         with atomic_file(folder / name, "w") as file:
-            file.write(text)
+            file.write(format_message(message))
     return folder
 
 

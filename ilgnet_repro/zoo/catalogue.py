@@ -13,6 +13,7 @@ from pathlib import Path
 from ilgnet_repro.atomic import atomic_file
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import format_message
+from ilgnet_repro.paths import check_replaced, starts_with
 from ilgnet_repro.schema import caffe_pb2
 
 from . import (
@@ -126,6 +127,7 @@ def write(folder: Path) -> list[Path]:
         except OSError as error:
             reason = error.strerror
             raise IlgnetError(f"{path.parent}: cannot be made ({reason}); give another folder") from error
+        check_replaced(path, starts_with(b"# Written by "), COMMAND, "give another folder with --out")
         with atomic_file(path, "w") as file:
             file.write(text)
         written.append(path)

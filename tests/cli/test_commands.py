@@ -161,7 +161,7 @@ def test_faults_of_ours_and_interruptions_have_their_own_status(capsys) -> None:
         raise KeyboardInterrupt
 
     assert guarded(broken) == 3
-    assert "this is a fault of ours" in capsys.readouterr().err
+    assert "internal error; please report it" in capsys.readouterr().err
     assert guarded(interrupted) == 130
 
 

@@ -126,11 +126,11 @@ def _check(args: argparse.Namespace) -> int:
     from ..data.listfile import ImageList
     from ..errors import DataError
 
-    if args.bad:
-        for path in args.lists:
-            ImageList(path).check_output(args.bad, args.pictures or "", "--bad")
     if args.bad and not args.pictures:
         raise DataError(f"--bad {args.bad}: needs the pictures; add --pictures DIR")
+    if args.bad:
+        for path in args.lists:
+            ImageList(path).check_output(args.bad, args.pictures, "--bad")
     reports = [checks.check_list(path) for path in args.lists]
     names = {path: checks.list_names(path) for path in args.lists} if len(args.lists) > 1 else {}
     overlaps: list[dict[str, Any]] = [

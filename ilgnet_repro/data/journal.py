@@ -37,6 +37,14 @@ def _is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\.(build\..+\.json|bad\..+\.jsonl)", path.name) is not None
 
 
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is one that a build killed within its first or last step leaves behind."""
+    if path.name != "bad.jsonl":
+        return _is_temporary(path)
+    row = path.read_text(encoding="utf-8").partition("\n")[0]
+    return not row or row.startswith("[")
+
+
 def bad_list(target: Path) -> Path:
     """Where a build names the rows it left out."""
     return target.with_name(target.name + ".bad.txt")
@@ -120,7 +128,7 @@ class Journal:
     def _agree(self) -> None:
         """Write the plan of a new build, or compare ours with that of the one begun."""
         path = self.folder / "build.json"
-        if not path.exists() and all(_is_temporary(entry) for entry in self.folder.iterdir()):
+        if not path.exists() and all(map(_is_left_over, self.folder.iterdir())):
             with atomic_file(path, "w") as file:
                 file.write(strict_json.dumps(self.plan))
             return
@@ -175,6 +183,6 @@ class Journal:
             for left in filter(_is_temporary, self.folder.iterdir()):
                 left.unlink()
             with suppress(OSError):  # what someone else put there stays
-                self.folder.rmdir()
+                os.rmdir(self.folder)
         except OSError as error:
             raise DataError(f"{self.target}: cannot be finished ({error.strerror}); run it again") from error

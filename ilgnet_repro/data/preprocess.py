@@ -124,7 +124,8 @@ class Preprocessing:
         """As JSON; the mean image is kept apart, as a tensor."""
         fields: dict[str, Any] = {
             "size": self.size, "path": self.path, "resize": self.resize, "order": self.order,
-            "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale), "has_mean_image": self.mean_image is not None,
+            "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale),
+            "has_mean_image": self.mean_image is not None,
         }  # fmt: skip
         return strict_json.dumps(fields)
 

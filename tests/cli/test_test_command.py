@@ -185,7 +185,7 @@ def test_one_line_for_what_is_wrong(
 def test_another_runs_journal_is_not_taken_up(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
     Path("own_full").mkdir()
     journal = Path("own_full/journal.csv")
-    journal.write_text("of something else\n")
+    journal.write_text('"ilgnet_repro journal","something else",00000000\n')
     assert main(command(tiny, "--resume")) == 1
     assert "the journal of another run" in capsys.readouterr().err
     assert main(command(tiny)) == 0  # without --resume it is a new run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.errors import GraphError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message, parse_net
+from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.net import CaffeNet
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 5 dim: 7 } } } '
@@ -21,6 +24,7 @@ CONV = (
     "convolution_param {{ num_output: 6 kernel_size: 3 {more} }} }} "
 )
 DENSE = 'layer {{ name: "c" type: "InnerProduct" bottom: "x" top: "c" inner_product_param {{ num_output: 6 {more} }} }} '
+SPLIT = 'layer { name: "s" type: "Split" bottom: "x" top: "s1" top: "s2" } '
 NORM = 'layer { name: "bn" type: "BatchNorm" bottom: "c" top: "c" } '
 SCALE = 'layer { name: "sc" type: "Scale" bottom: "c" top: "c" scale_param { bias_term: true } } '
 APART = (
@@ -54,6 +58,13 @@ FOLDED = [  # text, layers folded, layers dropped, the outputs' names
      + RELU % ("e", "o"), [], ["d", "d2"], ["o"]),
     ("split", 'layer { name: "s" type: "Split" bottom: "x" top: "s1" top: "s2" } '
      'layer { name: "e" type: "Eltwise" bottom: "s1" bottom: "s2" top: "o" } ', [], ["s"], ["o"]),
+    ("split, dropout in place, an output of it", SPLIT + DROP % ("s1", "s1") + RELU % ("s2", "o"), [], ["s"], ["o", "s1"]),
+    ("split, dropout in place, read on", SPLIT + DROP % ("s1", "s1") + RELU % ("s2", "o")
+     + (RELU % ("s1", "p")).replace('"r"', '"r2"'), [], ["s", "d"], ["o", "p"]),
+    ("split, ReLU in place", SPLIT + RELU % ("s1", "s1") + DROP % ("s2", "o2") + (RELU % ("s1", "o")).replace('"r"', '"r2"'),
+     [], [], ["o", "o2"]),
+    ("split, ReLU in place, the other read before", SPLIT + (RELU % ("s2", "o")).replace('"r"', '"r2"')
+     + RELU % ("s1", "s1"), [], ["s"], ["o", "s1"]),
 ]  # fmt: skip
 KEPT = [
     ("read by two", CONV.format(type="Convolution", more="") + APART + RELU % ("c", "o")),
@@ -86,7 +97,7 @@ def test_folded_nets_give_the_same_numbers(text, gone, dropped, outputs) -> None
     assert (list(result.folded), list(result.dropped)) == (gone, dropped)
     again = CaffeNet(result.graph, result.arrays)
     assert again.outputs == net.outputs == tuple(outputs)
-    assert len(result.graph.nodes) == len(net.graph.nodes) - len(gone) - len(dropped)
+    assert len(result.graph.layers) == len(net.graph.layers) - len(gone) - len(dropped)
     x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(2))
     for blob, wanted in net(x=x).items():
         torch.testing.assert_close(again(x=x)[blob], wanted, rtol=1e-5, atol=1e-5)
@@ -126,3 +137,55 @@ def test_every_format_takes_a_folded_net(tmp_path) -> None:
     x = torch.randn(2, 4, 5, 7)
     again = ir.load_net(out / "n.prototxt", out / "n.caffemodel")
     np.testing.assert_allclose(again(x=x)["c"].detach(), net(x=x)["c"].detach(), rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- random nets
+
+AFFINE = {
+    "BatchNorm": "", "Scale": "scale_param { bias_term: true }", "Bias": "",
+    "Dropout": "", "ReLU": "", "Power": "power_param { scale: 0.75 shift: 0.5 }",
+}  # fmt: skip
+
+
+def random_text(seed: int) -> str:
+    """A net of layers that fold, pass on or write in place; a blob is written in place where none has read it."""
+    draw = random.Random(seed)
+    lines, blobs, read = [INPUT], ["x"], set()
+    for number in range(draw.randint(4, 11)):
+        bottom, top = draw.choice(blobs[-3:]), f"t{number}"
+        type_ = draw.choice(("Convolution", "Split", "Split", "Eltwise", *AFFINE, *AFFINE))
+        if type_ == "Convolution":
+            tops, more = [top], "convolution_param { num_output: 4 kernel_size: 1 }"
+        elif type_ == "Split":
+            tops, more = [top + "a", top + "b"], ""
+        elif type_ == "Eltwise":
+            tops, more = [top], ""
+        else:
+            tops, more = [bottom if bottom not in read and draw.random() < 0.6 else top], AFFINE[type_]
+        bottoms = [bottom, draw.choice(blobs)] if type_ == "Eltwise" else [bottom]
+        if draw.random() < 0.08 and type_ in ("Dropout", "Split", "BatchNorm"):
+            more += f" loss_weight: 0.5 {'loss_weight: 0 ' if type_ == 'Split' else ''}"
+        names = "".join(f' bottom: "{name}"' for name in bottoms) + "".join(
+            f' top: "{name}"' for name in tops
+        )
+        lines.append(f'layer {{ name: "l{number}" type: "{type_}"{names} {more} }} ')
+        read = (read | set(bottoms)) - set(tops)
+        blobs += [name for name in tops if name not in blobs]
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_nets_fold_to_the_same_outputs(seed) -> None:
+    message = parse_net(random_text(seed))
+    net = drawn_net(message)
+    arrays = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
+    result = fold(net, message, arrays)
+    again = CaffeNet(build_graph(parse_net(format_message(result.net_text))), result.arrays)
+    x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(seed))
+    wanted, found = net.run({"x": x}), again.run({"x": x})
+    assert list(found.blobs) == list(wanted.blobs)
+    for blob, values in wanted.blobs.items():
+        torch.testing.assert_close(found.blobs[blob], values, rtol=1e-4, atol=1e-4)
+    assert (found.loss is None) == (wanted.loss is None)
+    if wanted.loss is not None:
+        torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-4, atol=1e-3)

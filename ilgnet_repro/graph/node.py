@@ -85,8 +85,10 @@ class Graph:
 
     @property
     def replaced(self) -> frozenset[str]:
-        """The values that an in-place layer replaces."""
-        return frozenset(value for value, blob in self.blob_names.items() if value != blob)
+        """The values that an in-place layer replaces, what the caller feeds aside."""
+        return frozenset(
+            value for value, blob in self.blob_names.items() if value not in (blob, self.value(blob))
+        )
 
     def consumers(self, value: str) -> tuple[Node, ...]:
         """Return the nodes that read ``value``."""

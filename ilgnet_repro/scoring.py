@@ -21,6 +21,7 @@ from .net import CaffeNet
 
 PathLike = str | os.PathLike[str]
 BATCH = 16
+LARGEST_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def score(
     return list(score_with(net, pictures, preprocessing or known, batch))
 
 
+def check_batch(batch: int) -> None:
+    """Raise IlgnetError for a number of images that no batch can have."""
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise IlgnetError(f"--batch {batch}: give a number from 1 to {LARGEST_BATCH}")
+
+
 def score_with(
     net: CaffeNet, pictures: Iterable[PathLike], preprocessing: Preprocessing | None, batch: int = BATCH
 ) -> Iterator[Score]:
@@ -80,6 +87,7 @@ def score_with(
             "give the mean, scale and channel order (--mean-value, --scale, --order)"
         )
     name = net.image_input()
+    check_batch(batch)
     remaining = iter(pictures)
     while chunk := list(islice(remaining, batch)):
         values = np.stack([preprocessing(path) for path in chunk])

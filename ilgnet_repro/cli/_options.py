@@ -164,7 +164,7 @@ def read_mean_values(text: str) -> tuple[float, ...]:
 
 def check_sides(args: argparse.Namespace, *names: str) -> None:
     """Raise IlgnetError where an option that is the side of an image is none."""
-    from ..data.preprocess import LARGEST_SIDE
+    from ..data.images import LARGEST_SIDE
 
     for name in names:
         side = getattr(args, name)

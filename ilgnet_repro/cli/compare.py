@@ -57,7 +57,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and print; 1 where the two part ways."""
     from ..conversion.compare.comparison import compare_files
+    from ..errors import IlgnetError
 
+    if not -(1 << 63) <= args.seed < 1 << 63:
+        raise IlgnetError(f"--seed {args.seed}: give a number of at most 63 bits")
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
         in_place=args.in_place,

@@ -41,11 +41,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score each picture and print a line for it."""
     from ..errors import IlgnetError
-    from ..scoring import expand, open_weights, score_with
+    from ..scoring import check_batch, expand, open_weights, score_with
     from ._progress import progress_bar
 
-    if args.batch < 1:
-        raise IlgnetError(f"--batch {args.batch}: must be 1 or more")
+    check_batch(args.batch)
     net, known = open_weights(args.weights, args.prototxt, crop=args.crop)
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()]) or known
     pictures = expand(args.pictures)

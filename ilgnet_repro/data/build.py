@@ -11,7 +11,14 @@ from pathlib import Path
 from ..errors import DataError
 from ..paths import check_output
 from .datum import datum_picture, encoded_datum, hwc_to_chw, parse_datum, raw_datum
-from .images import check_encode_type, encode_picture, guess_encode_type, read_picture, same_kind
+from .images import (
+    LARGEST_SIDE,
+    check_encode_type,
+    encode_picture,
+    guess_encode_type,
+    read_picture,
+    same_kind,
+)
 from .journal import BadRow, Journal
 from .listfile import ImageList, ListRow, picture_path
 from .lmdb_read import key_text, row_key, split_key
@@ -40,8 +47,10 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         for name in ("resize_height", "resize_width"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} {getattr(self, name)}: a side is 0 (as it is) or more pixels")
+            if not 0 <= getattr(self, name) <= LARGEST_SIDE:
+                raise DataError(
+                    f"{name} {getattr(self, name)}: a side is 0 (as it is) or more pixels, up to {LARGEST_SIDE}"
+                )
         if self.encode_type:
             check_encode_type(self.encode_type)
 

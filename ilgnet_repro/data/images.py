@@ -9,6 +9,8 @@ import numpy as np
 
 from ..errors import DataError
 
+LARGEST_SIDE = 32_766  # of an image that OpenCV resizes
+
 # What libjpeg's reader of files supplies behind the end of a file cut short: end marks. A marker segment holds
 # up to 65,535 bytes, so this many are enough wherever the cut is.
 _JPEG_END = b"\xff\xd9" * 0x8001

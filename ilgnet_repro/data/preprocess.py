@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import strict_json
 from ..errors import DataError
-from .images import decode_file
+from .images import LARGEST_SIDE, decode_file
 from .mean import read_mean
 from .resize_path import bgr_to_unit, load_image, preprocess
 from .transforms import Transform
@@ -20,7 +20,6 @@ from .transforms import Transform
 PATHS = ("whole", "crop")
 ORDERS = ("BGR", "RGB")
 CHANNELS = 3
-LARGEST_SIDE = 32_766  # of an image that OpenCV resizes
 LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels stay within float32
 
 

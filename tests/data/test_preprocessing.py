@@ -176,6 +176,32 @@ def test_refused_on_the_command_line(folder, capsys, command, options, message) 
 
 
 @pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("lmdb make --resize_height 40000 --resize_width 3 images/ list.txt db",
+         "resize_height 40000: a side is 0 (as it is) or more pixels, up to 32766"),
+        ("lmdb make --resize_width -1 images/ list.txt db",
+         "resize_width -1: a side is 0 (as it is) or more pixels, up to 32766"),
+        ("compare net.caffemodel net.caffemodel --seed 9223372036854775808",
+         "--seed 9223372036854775808: give a number of at most 63 bits"),
+    ],
+    ids=["height", "width", "seed"],
+)  # fmt: skip
+def test_numbers_of_other_commands(folder, capsys, command, message) -> None:
+    Path("list.txt").write_text("1.png 0\n")
+    assert main(command.split()) == 1
+    assert capsys.readouterr().err == f"ilgnet: {message}\n"
+
+
+@pytest.mark.parametrize("batch", [0, -1, 65_537, 10**20])
+def test_batches_that_cannot_be(folder, capsys, batch) -> None:
+    assert (
+        main(["score", "images", "--weights", "net.caffemodel", "--order", "BGR", "--batch", str(batch)]) == 1
+    )
+    assert capsys.readouterr().err == f"ilgnet: --batch {batch}: give a number from 1 to 65536\n"
+
+
+@pytest.mark.parametrize(
     "options",
     ["--mean-value 1,2,3", "--mean-value 5 --scale -0.5", "--path crop --resize 12 --order RGB", "--mean-file mean.npy",
      "--mean-file mean.npy --resize 12", "--path crop"],

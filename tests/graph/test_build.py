@@ -110,3 +110,18 @@ def test_an_empty_phase_is_refused() -> None:
         IlgnetError, match=r"net 'n' has no layer in phase TRAIN; check include rules and phase"
     ):
         build_graph(parse_net('name: "n" layer { name: "x" type: "Input" include { phase: TEST } }'), "TRAIN")
+
+
+def test_values_are_told_from_blobs_by_the_graph() -> None:
+    """``replaced`` names what an in-place layer writes over, whatever an ``@`` in a blob's own name suggests."""
+    graph = build_graph(
+        parse_net("""
+            layer { name: "in" type: "Input" top: "x" top: "a@b" }
+            layer { name: "r" type: "ReLU" bottom: "x" top: "x" }
+            layer { name: "p" type: "Power" bottom: "x" top: "y" }
+            layer { name: "s" type: "Sigmoid" bottom: "y" top: "y" }
+            layer { name: "q" type: "Power" bottom: "a@b" top: "y@q" }
+        """)
+    )
+    assert graph.blob_names == {"x": "x", "a@b": "a@b", "x@r": "x", "y@p": "y", "y": "y", "y@q": "y@q"}
+    assert graph.replaced == {"y@p"}

@@ -116,10 +116,9 @@ class Snapshots:
         if not self.keep:
             return
         for unsound in (False, True):
-            made = [number for number in self.iterations() if number in self.made]
-            kind = [number for number in made if (number in self.unsound) is unsound]
+            kind = [number for number in self.iterations() if (number in self.unsound) is unsound]
             for older in kind[: -self.keep]:
-                if older < iteration:
+                if older < iteration and older in self.made:
                     for ending in ("solverstate", "caffemodel"):
                         (self.root / self.name(older, ending)).unlink(missing_ok=True)
 

@@ -214,7 +214,7 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
     for number in (2, 4, 6, 8, 10):
         for kind in ("solverstate", "caffemodel"):
             (tmp_path / f"out_iter_{number}.{kind}").touch()
-    held = Snapshots("out", tmp_path, keep=1, unsound={6, 8})
+    held = Snapshots("out", tmp_path, keep=1, unsound={6, 8}, made={2, 4, 6, 8})
     held.prune(8)
     assert held.iterations() == [8, 10]  # 10 is newer than this run: another one's, and the newest sound one
     held.unsound.add(10)

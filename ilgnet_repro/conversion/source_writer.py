@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..graph.sharing import show_shape
-from ..layers.base import Layer, Shape, emit_source
+from ..layers.base import Layer, Shape
 from ..net import CaffeNet
 from .python_format import LINE_LENGTH, format_statement, narrowed
 from .python_names import Names, plain, quoted
@@ -29,22 +28,39 @@ class PythonSource:
     state: dict[str, Tensor]
 
 
+# Stands on either side of a variable's number in an expression.  Nothing that a file says can hold it: names reach an
+# expression as identifiers or as literals of ASCII only.
+_MARK = "\ue000"
+
+
 @dataclass(frozen=True)
 class _Statement:
-    """An assignment in ``forward``."""
+    """An assignment in ``forward``: variables by number, and the expression in pieces.
 
-    targets: tuple[str, ...]
-    value: str
+    Pieces at even places are text, those at odd places the numbers of variables; what they are called is decided once
+    the whole file is known.
+    """
+
+    targets: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    @property
+    def reads(self) -> list[int]:
+        """The variables that the expression reads, as often as it does."""
+        return [int(number) for number in self.pieces[1::2]]
+
+    def text(self, names: Sequence[str]) -> str:
+        """The expression with its variables' names."""
+        return "".join(names[int(piece)] if place % 2 else piece for place, piece in enumerate(self.pieces))
 
 
 class SourceWriter:
     """Collects statements; the `SourceCode` that a layer's `source` speaks to."""
 
-    def __init__(self, net: CaffeNet, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, net: CaffeNet) -> None:
         self._net = net
-        self._names = Names.for_variables(reserved)
         self._attributes = Names.for_attributes()
-        self._blobs = net.graph.blob_names
+        self._numbers: dict[str, int] = {}  # blob -> its variable's number
         self._layer: Layer | None = None
         self.helpers: dict[str, str] = {}
         self.init: list[str] = []
@@ -85,21 +101,31 @@ class SourceWriter:
             raise RuntimeError("a writer's method was called outside a layer")
         return self._layer
 
-    def variable(self, value: str) -> str:
-        """Name the variable of a blob; in-place layers assign to the same one again."""
-        return self._names.of(self._blobs.get(value, value))
+    def variable(self, blob: str) -> int:
+        """Return the number of a blob's variable; in-place layers assign to the same one again."""
+        return self._numbers.setdefault(blob, len(self._numbers))
+
+    def names(self) -> list[str]:
+        """Return the variables' names by number; none hides a helper."""
+        names = Names.for_variables(self.helpers)
+        return [names.fresh(blob) for blob in self._numbers]
 
     def add_layer(self, layer: Layer) -> None:
         """Have a layer say its expressions and assign them to the blobs' variables."""
+        if layer.no_source:
+            raise layer.error(f"cannot be written as Python: {layer.no_source}")
         self._layer = layer
-        expressions = emit_source(layer, self, [self.variable(value) for value in layer.node.bottoms])
-        tops = [self.variable(value) for value in layer.node.tops]
+        blobs = self._net.graph.blob_names
+        bottoms = [self.variable(blobs[value]) for value in layer.node.bottoms]
+        expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
+        tops = [self.variable(blobs[value]) for value in layer.node.tops]
         if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
-            self.body.append(_Statement(tuple(tops), expressions[0]))
+            self.body.append(_Statement(tuple(tops), tuple(expressions[0].split(_MARK))))
         else:
             for top, expression in zip(tops, expressions, strict=False):
-                if top != expression:
-                    self.body.append(_Statement((top,), expression))
+                statement = _Statement((top,), tuple(expression.split(_MARK)))
+                if statement.pieces != ("", str(top), ""):
+                    self.body.append(statement)
         self._layer = None
 
 
@@ -109,33 +135,27 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     ``comment`` is the module's docstring.  Raises LayerError where a layer cannot be written as plain
     Python.
     """
-    # Twice, because a blob must not be named like a helper, and these are known at the end only.
-    writer = _walk(net, _walk(net, ()).helpers)
-    arguments = {name: writer.variable(name) for name in net.inputs_for(net.outputs)}
-    results = {name: writer.variable(net.graph.value(name)) for name in net.outputs}
+    writer = SourceWriter(net)
+    given = {name: writer.variable(name) for name in net.inputs_for(net.outputs)}
+    for _, layer in net.steps(net.outputs):
+        if not layer.is_input:  # its tops are the arguments
+            writer.add_layer(layer)
+    results = {name: writer.variable(name) for name in net.outputs}
+    names = writer.names()
+    arguments = {name: names[number] for name, number in given.items()}
     lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
     lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
     lines += ["    def __init__(self):", "        super().__init__()"]
     lines += [line for text in writer.init for line in format_statement(text, 8)]
     lines += ["", *format_statement(f"def forward({', '.join(['self', *arguments.values()])}):", 4)]
-    for statement in _joined(_used(writer.body, set(results.values()))):
-        lines += format_statement(f"{', '.join(statement.targets)} = {statement.value}", 8)
-    pairs = ", ".join(f"{quoted(name)}: {variable}" for name, variable in results.items())
+    for statement in _joined(_used(writer.body, set(results.values())), names):
+        targets = ", ".join(names[number] for number in statement.targets)
+        lines += format_statement(f"{targets} = {statement.text(names)}", 8)
+    pairs = ", ".join(f"{quoted(name)}: {names[number]}" for name, number in results.items())
     lines += [*format_statement(f"return {{{pairs}}}", 8), ""]
     body = "\n".join(lines)
     head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
     return PythonSource("\n".join(head) + "\n" + body, class_name, arguments, writer.state)
-
-
-def _walk(net: CaffeNet, reserved: Iterable[str]) -> SourceWriter:
-    writer = SourceWriter(net, reserved)
-    for name in net.inputs_for(net.outputs):
-        writer.variable(name)
-    for _, layer in net.steps(net.outputs):
-        if not layer.is_input:  # its tops are the arguments
-            layer.refresh_borrowed()
-            writer.add_layer(layer)
-    return writer
 
 
 def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
@@ -154,7 +174,7 @@ def _listed(words: list[str]) -> str:
     return ", ".join(words) if words else "nothing"
 
 
-def _used(body: list[_Statement], wanted: set[str]) -> list[_Statement]:
+def _used(body: list[_Statement], wanted: set[int]) -> list[_Statement]:
     """Leave out assignments that nothing reads, such as a Split's spare tops."""
     kept = []
     live = set(wanted)
@@ -162,26 +182,40 @@ def _used(body: list[_Statement], wanted: set[str]) -> list[_Statement]:
         if not live.intersection(statement.targets):
             continue
         live.difference_update(statement.targets)
-        live.update(re.findall(r"\w+", statement.value))
+        live.update(statement.reads)
         kept.append(statement)
     return kept[::-1]
 
 
-def _joined(body: list[_Statement]) -> list[_Statement]:
+def _joined(body: list[_Statement], names: Sequence[str]) -> list[_Statement]:
     """Write an in-place layer around the one before it, as in x = F.relu(self.conv(x)), where that is short."""
     joined: list[_Statement] = []
     for statement in body:
-        before = joined[-1] if joined else None
-        if before and len(statement.targets) == 1 and before.targets == statement.targets:
-            name = re.escape(statement.targets[0])
-            places = re.findall(rf"(?<![\w.]){name}\b", statement.value)
-            whole = re.sub(rf"(?<=[( ]){name}(?=[,)])", lambda _: before.value, statement.value)  # noqa: B023
-            fits = len(f"{statement.targets[0]} = {whole}") + 8 <= LINE_LENGTH
-            if len(places) == 1 and whole != statement.value and fits:
-                joined[-1] = _Statement(statement.targets, whole)
-                continue
-        joined.append(statement)
+        whole = _around(statement, joined[-1]) if joined else None
+        if whole and len(f"{names[whole.targets[0]]} = {whole.text(names)}") + 8 <= LINE_LENGTH:
+            joined[-1] = whole
+        else:
+            joined.append(statement)
     return joined
+
+
+def _around(statement: _Statement, before: _Statement) -> _Statement | None:
+    """One statement for two that assign to the same variable, where the second reads it once, as an argument."""
+    if len(statement.targets) != 1 or before.targets != statement.targets:
+        return None
+    (target,) = statement.targets
+    places = [2 * index + 1 for index, number in enumerate(statement.reads) if number == target]
+    if len(places) != 1:
+        return None
+    place = places[0]
+    front, behind = statement.pieces[place - 1], statement.pieces[place + 1]
+    if not (front.endswith(("(", " ")) and behind.startswith((",", ")"))):
+        return None
+    inner = [front + before.pieces[0], *before.pieces[1:]]
+    inner[-1] += behind
+    return _Statement(
+        statement.targets, (*statement.pieces[: place - 1], *inner, *statement.pieces[place + 2 :])
+    )
 
 
 def _imports(body: str) -> list[str]:

@@ -78,7 +78,8 @@ def check_replaced(path: PathLike, is_ours: Callable[[Path], bool], writer: str,
     if not os.path.lexists(target):
         return
     try:
-        known = target.is_file() and is_ours(target)
+        # An empty file, as a killed run leaves it, holds nothing to lose.
+        known = target.is_file() and (not target.stat().st_size or is_ours(target))
     except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
         known = False
     if not known:

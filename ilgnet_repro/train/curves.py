@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"
 _TRAIN_COLUMNS = ["iteration", "learning_rate", "loss", "smoothed_loss"]
-_HEADS = {TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(), TEST: b"iteration,"}
+_HEADS = {TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(), TEST: b"iteration"}
 
 
 class CsvLog(Observer):

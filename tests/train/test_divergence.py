@@ -214,9 +214,9 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
     for number in (2, 4, 6, 8, 10):
         for kind in ("solverstate", "caffemodel"):
             (tmp_path / f"out_iter_{number}.{kind}").touch()
-    held = Snapshots("out", tmp_path, keep=1, unsound={6, 8}, made={2, 4, 6, 8})
+    held = Snapshots("out", tmp_path, keep=1, unsound={6, 8}, made={2, 4, 6, 8, 10})
     held.prune(8)
-    assert held.iterations() == [8, 10]  # 10 is newer than this run: another one's, and the newest sound one
+    assert held.iterations() == [8, 10]  # 10 is the newest sound one, 8 the newest of the others
     held.unsound.add(10)
     assert held.latest() is None
 

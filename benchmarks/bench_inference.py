@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.data.mean import read_mean
 from ilgnet_repro.data.transforms import Transform
-from ilgnet_repro.fast.precisions import PRECISIONS
+from ilgnet_repro.fastnet.net import fast as fast_net
+from ilgnet_repro.fastnet.precisions import PRECISIONS
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message
 from ilgnet_repro.loading import load_net
@@ -48,7 +49,7 @@ def write_net(folder):
 
     text = ilgnet.deploy()
     shapes = {
-        name: [spec.shape for spec in specs] for name, specs in plan_net(build_graph(text)).specs.items()
+        name: [spec.shape for spec in specs] for name, specs in plan_net(build_graph(text)).blobs.items()
     }
     biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "classifier_bias.txt")}
     (folder / "net.prototxt").write_text(format_message(text))
@@ -105,7 +106,7 @@ def make_runners(files, whole):
     for precision, compile in (*((name, False) for name in PRECISIONS), ("float16", True)):
         name = f"fast {precision}, compiled" if compile else f"fast {precision}"
         start = time.perf_counter()
-        runners[name] = through(net.fast(precision, compile=compile))
+        runners[name] = through(fast_net(net, precision, compile=compile))
         ready[name] = time.perf_counter() - start
     if whole:
         compiled = through(torch.compile(net))

@@ -31,7 +31,8 @@ from ilgnet_repro.evaluate.journal import Journal
 from ilgnet_repro.evaluate.pictures import StoredPictures
 from ilgnet_repro.evaluate.protocols import PROTOCOLS, RESIZE, Mean, Preparation
 from ilgnet_repro.evaluate.runner import run_protocol, scorer
-from ilgnet_repro.fast.precisions import PRECISIONS
+from ilgnet_repro.fastnet.net import fast as fast_net
+from ilgnet_repro.fastnet.precisions import PRECISIONS
 from ilgnet_repro.formats.prototxt import format_message
 from ilgnet_repro.scoring import open_weights
 from ilgnet_repro.zoo import ilgnet
@@ -67,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
 
     net, _ = open_weights(args.weights)
-    score = scorer(net.fast(args.fast) if args.fast else net)
+    score = scorer(fast_net(net, args.fast) if args.fast else net)
     side = net.shapes[net.inputs[0]][2]
     mean = np.full((3, RESIZE, RESIZE), 100, np.float32)
     noise = np.random.default_rng(2).uniform(-100, 100, (BATCH, 3, side, side))

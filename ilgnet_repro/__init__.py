@@ -10,6 +10,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .conversion.convert import convert
     from .conversion.load import load
+    from .fastnet.net import fast
     from .loading import load_net
     from .net import CaffeNet
     from .scoring import score
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "CaffeNet": "net",
     "convert": "conversion.convert",
+    "fast": "fastnet.net",
     "load": "conversion.load",
     "load_net": "loading",
     "score": "scoring",
 }
 
-__all__ = ["CaffeNet", "__version__", "convert", "load", "load_net", "score"]
+__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from .graph.crops import place_crops
 from .graph.feeds import feed_dummies
 from .graph.fork_fields import drop_fields, net_refusals
 from .graph.node import Node
-from .graph.shapes import LARGEST_BLOB
-from .graph.sharing import find_owners
-from .layers.base import BlobSpec, Layer, LayerPlan, Shape
-from .layers.registry import make_layer, tell_kinds
+from .layers.base import Shape
+from .layers.registry import tell_kinds
+from .plan import NetPlan, plan_net
 from .schema import caffe_pb2 as pb
-from .weights import Fit, Owners, blob_counts, fit_weights
+from .weights import Fit, blob_counts, fit_weights
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
@@ -101,34 +100,25 @@ def audit(
     faults: list[LayerError] = []
     net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)
     graph = build_graph(feed_dummies(net, given, phase, notes=notes), phase)
-    misplaced = {error.layer: str(error) for error in faults}
-    given = shapes_by_name(given, graph)
-    shapes: dict[str, Shape] = {}
-    specs: dict[str, list[BlobSpec]] = {}
-    rows = []
-    inputs: dict[str, Shape] = {}
-    for node in graph:
-        row, layer_specs, tops = _audit_layer(node, shapes, given)
-        if node.layer.name in misplaced:
-            row = replace(row, problem=misplaced[node.layer.name])
-        rows.append(row)
-        specs[node.name] = layer_specs
-        shapes.update(zip(node.tops, tops, strict=False))
-        if not node.bottoms and not layer_specs:
-            inputs.update(zip(node.tops, tops, strict=False))
-    owners: Owners = {}
-    try:
-        owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
-    except LayerError as error:
-        rows = [replace(row, problem=str(error)) if row.name == error.layer else row for row in rows]
+    plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
+    problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
+    rows = tuple(_row(plan, node, problems) for node in graph.layers)
+    inputs = {
+        top: plan.shapes[top]
+        for node in graph
+        for top in node.tops
+        if not node.bottoms and not plan.blobs.get(node.name)
+        if top in plan.shapes
+    }
     batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
     known = _release_of(weights)
     return Audit(
-        net=graph.name, phase=phase, layers=tuple(rows), inputs=inputs, outputs=graph.outputs,
+        net=graph.name, phase=phase, layers=rows, inputs=inputs, outputs=graph.outputs,
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows) // batch,
-        blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in shapes.values()) // batch,
-        upgrades=tuple(notes), unknown=unknown, fit=fit_weights(specs, weights.layers, owners) if weights else None,
+        blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.shapes.values()) // batch,
+        upgrades=tuple(notes), unknown=unknown,
+        fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights else None,
         release=known[0], sha256=known[1],
     )  # fmt: skip
 
@@ -145,43 +135,19 @@ def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **
     return audit(prototxt, model, **options)
 
 
-def _audit_layer(
-    node: Node, shapes: Mapping[str, Shape], given: Mapping[str, Shape]
-) -> tuple[LayerAudit, list[BlobSpec], list[Shape]]:
-    note = ""
-    layer: Layer | None = None
-    try:
-        known = all(name in shapes for name in node.bottoms)
-        layer = make_layer(node, [len(shapes[name]) for name in node.bottoms] if known else None)
-        note = layer.idle_note
-        if not known:
-            return (
-                LayerAudit(
-                    node.name, node.type, (), 0, 0, note="shapes unknown: a layer before it is at fault"
-                ),
-                [],
-                [],
-            )
-        bottoms = [shapes[name] for name in node.bottoms]
-        made = (
-            LayerPlan(layer.input_shapes(given))
-            if layer.is_input or layer.may_be_fed
-            else layer.plan(*bottoms)
-        )
-        tops, specs = list(made.tops), list(made.blobs)
-        layer.check_param_rows(len(specs))
-        if any(prod(shape) > LARGEST_BLOB for shape in tops):
-            raise layer.error(f"a top would hold more than Caffe's limit of {LARGEST_BLOB:,} values")
-        parameters = sum(prod(spec.shape) for spec in specs)
-        work = made.multiply_adds
-        note = "; ".join(filter(None, (note, layer.note, STATE_NOTE if layer.has_state else "")))
-        return (
-            LayerAudit(node.name, node.type, tuple(tops), parameters, work, note=note, no_onnx=layer.no_onnx),
-            specs,
-            tops,
-        )
-    except LayerError as error:
-        return LayerAudit(node.name, node.type, (), 0, 0, problem=str(error), note=note), [], []
+def _row(plan: NetPlan, node: Node, problems: Mapping[str, str]) -> LayerAudit:
+    problem = problems.get(node.name) or problems.get(node.layer.name, "")
+    layer = plan.layers.get(node.name)
+    if layer is None:
+        note = "" if problem else "shapes unknown: a layer before it is at fault"
+        return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note)
+    tops = tuple(plan.shapes[top] for top in node.tops)
+    parameters = sum(prod(spec.shape) for spec in plan.blobs[node.name])
+    notes = (layer.idle_note, layer.note, STATE_NOTE if layer.has_state else "")
+    return LayerAudit(
+        node.name, node.type, tops, parameters, plan.multiply_adds[node.name], problem=problem,
+        note="; ".join(filter(None, notes)), no_onnx=layer.no_onnx,
+    )  # fmt: skip
 
 
 def _release_of(weights: CaffeModel | None) -> tuple[str | None, str | None]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from .errors import GraphError, IlgnetError, LayerError, did_you_mean
 from .graph.node import Graph
 from .graph.sharing import show_shape
-from .layers.base import BlobSpec, Shape
-from .plan import by_input, plan_net
+from .layers.base import Shape
+from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message
 
@@ -24,21 +24,13 @@ class Intake:
 
     def __init__(
         self,
-        graph: Graph,
+        plan: NetPlan,
         shapes: Mapping[str, Shape],
-        specs: Mapping[str, list[BlobSpec]],
         optional: Mapping[str, Shape],
     ) -> None:
         """Take the inputs' own ``shapes``, and those of what may be fed and is made up otherwise (``optional``)."""
-        self.graph, self.shapes, self.specs = graph, shapes, specs
+        self.plan, self.graph, self.shapes = plan, plan.graph, shapes
         self.all_shapes = {**shapes, **optional}
-        # An input that an in-place layer follows is another value, of the same name in the text.
-        self._values = {
-            name: value
-            for node in graph
-            for name, value in zip(node.top_names, node.tops, strict=True)
-            if value in shapes
-        }
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
 
     def named(self, given: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,15 +57,14 @@ class Intake:
         """Return inputs as tensors of their own types.  Raises GraphError for a name that is no input of the net."""
         found = {}
         for name in inputs:
-            value = self._values.get(name, name)
-            if value not in self.all_shapes:
-                blobs = {top for node in self.graph for top in node.tops}
+            if name not in self.all_shapes:
+                blobs = {top for node in self.graph for top in node.top_names}
                 what = "a blob that the net computes, not an input" if name in blobs else "no input"
                 raise GraphError(
                     f"{name!r} is {what} of net {self.graph.name!r}{_meant(name, self.all_shapes)}; "
                     f"it has {names(self.all_shapes)}"
                 )
-            found[value] = _tensor(name, inputs[name])
+            found[name] = _tensor(name, inputs[name])
         return found
 
     def value(
@@ -102,13 +93,13 @@ class Intake:
             return
         own = _shown({name: self.all_shapes[name] for name in sizes})
         try:
-            plan = plan_net(self.graph, {**self.shapes, **sizes})
+            plan = self.plan.at(sizes)
         except LayerError as error:
             told = str(error).removeprefix(f"{error.layer} ({error.type}): ")
             told += f" (inputs: {_shown(sizes)}; the net was made for {own})"
             raise LayerError(error.layer, error.type, told) from error
-        for name, specs in plan.specs.items():
-            for spec, blob in zip(specs, self.specs[name], strict=True):
+        for name, specs in plan.blobs.items():
+            for spec, blob in zip(specs, self.plan.blobs[name], strict=True):
                 if spec.shape != blob.shape:
                     raise plan.layers[name].error(
                         f"{spec.name} would be {show_shape(spec.shape)} for inputs of this size "

@@ -15,7 +15,7 @@ from .evaluate.context import RANDOM_MARK
 from .formats.caffemodel import open_caffemodel, write_caffemodel
 from .formats.prototxt import format_message
 from .graph.build import build_graph
-from .net import plan_net
+from .plan import plan_net
 from .schema import caffe_pb2
 from .zoo import ilgnet
 from .zoo.builder import NetBuilder
@@ -71,7 +71,7 @@ def _make_random(
     seed: int,
     progress: Callable[[int], None] | None,
 ) -> int:
-    specs = plan_net(build_graph(net)).specs
+    specs = plan_net(build_graph(net)).blobs
     shapes = {name: [spec.shape for spec in blobs] for name, blobs in specs.items()}
     blobs: dict[str, list[np.ndarray]] = {}
     done = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from .calls import shapes_by_name
 from .errors import FormatError
 from .formats.binaryproto import read_blob
 from .formats.caffemodel import open_caffemodel
@@ -17,7 +18,8 @@ from .graph.node import Graph
 from .layers.base import Shape
 from .layers.loss import InfogainLoss
 from .layers.registry import tell_kinds
-from .net import CaffeNet, plan_net
+from .net import CaffeNet
+from .plan import plan_net
 from .schema import caffe_pb2 as pb
 from .weights import FileLayer, blob_counts, take_weights
 
@@ -80,13 +82,11 @@ def load_net(
         prototxt, phase=phase, level=level, stages=stages, ignore_fields=ignore_fields,
         input_shapes=input_shapes, crop=crop, held=model.layers if model else (),
     )  # fmt: skip
-    if model is None:
-        return read_matrices(CaffeNet(graph, input_shapes=input_shapes, seed=seed, carry_state=carry_state))
-    plan = plan_net(graph, input_shapes)
-    arrays = take_weights(plan.specs, model.layers, source=str(weights), owners=plan.owners)
-    return read_matrices(
-        CaffeNet(graph, arrays, input_shapes=input_shapes, seed=seed, carry_state=carry_state)
-    )
+    plan = plan_net(graph, shapes_by_name(input_shapes or {}, graph))
+    arrays = None
+    if model is not None:
+        arrays = take_weights(plan.blobs, model.layers, source=str(weights), owners=plan.owners)
+    return read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state))
 
 
 def read_matrices(net: CaffeNet) -> CaffeNet:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,30 @@ from .layers.base import Layer, Shape
 from .layers.fillers import fill
 from .memory import keep_freed_memory
 from .placed import Placed
-from .plan import Plan, plan_net
+from .plan import NetPlan, plan_net
 
-if TYPE_CHECKING:
-    from .fast.net import FastNet
+
+@dataclass(frozen=True)
+class _Step:
+    """One layer's turn in a pass: where its bottoms lie and its tops go, and what nothing reads any more after it."""
+
+    key: str
+    node: Node
+    layer: Layer | None  # the net's own; None where another module was in its place
+    bottoms: tuple[int, ...]
+    tops: tuple[int, ...]
+    is_read: tuple[bool, ...]  # which tops anything reads, or the caller wants
+    done: tuple[int, ...]
+    loss_weights: tuple[tuple[int, float], ...]  # of the tops that count in the loss
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """What a pass for some blobs does, worked out once: values lie in numbered places, not under names."""
+
+    steps: tuple[_Step, ...]
+    places: int
+    wanted: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -44,36 +64,35 @@ class CaffeNet(nn.Module):
 
     def __init__(
         self,
-        graph: Graph,
+        plan: NetPlan | Graph,
         weights: Mapping[str, Sequence[np.ndarray]] | None = None,
         *,
         input_shapes: Mapping[str, Shape] | None = None,
         seed: int | None = None,
         carry_state: bool = False,
     ) -> None:
-        """Build every layer, and give it ``weights`` or, where these lack it, what its fillers draw.
+        """Take copies of a plan's layers, and give them ``weights`` or, where these lack one, what its fillers draw.
 
-        ``carry_state``: each pass of RNN and LSTM starts from the state that the pass before it left, as in Caffe.
+        A graph is planned first, for ``input_shapes`` where these are given.  With ``carry_state`` each pass of RNN and
+        LSTM starts from the state that the pass before it left, as in Caffe.
         """
         super().__init__()
         keep_freed_memory()
-        self.graph = graph
+        if isinstance(plan, Graph):
+            plan = plan_net(plan, shapes_by_name(input_shapes or {}, plan))
+        elif input_shapes:
+            plan = plan.at(shapes_by_name(input_shapes, plan.graph))
+        self.plan, self.graph = plan, plan.graph
         self.converted: Any = None  # what a converted file says of itself (convert/load.py)
         self.layers = nn.Module()
-        self._keys: dict[str, Node] = dict(zip(_module_keys(graph), graph.nodes, strict=True))
-        plan = plan_net(graph, shapes_by_name(input_shapes or {}, graph))
+        self._keys: dict[str, Node] = dict(zip(_module_keys(plan.graph), plan.graph.nodes, strict=True))
         for key, node in self._keys.items():
             # add_module would refuse a layer named like one of Module's own attributes ("data", "type").
-            self.layers._modules[key] = plan.layers[node.name]
-        self.shapes = plan.shapes
-        self.blob_specs = plan.specs
-        self.owners = plan.owners
-        self._check_memory(plan, weights or {})
-        self._fill_blobs(plan, weights or {}, seed)
-        self.inputs: tuple[str, ...] = tuple(
-            top for node, layer in self._sequence if layer.is_input for top in node.tops
-        )
-        self.outputs: tuple[str, ...] = graph.outputs
+            self.layers._modules[key] = plan.layers[node.name].fresh()
+        self._schedules: dict[tuple[tuple[str, ...], bool], _Schedule] = {}
+        self.shapes, self.inputs, self.outputs = plan.shapes, plan.inputs, plan.graph.outputs
+        self._check_memory(weights or {})
+        self._fill_blobs(weights or {}, seed)
         # What DummyData layers make up unless the caller gives it.
         self.optional_inputs: tuple[str, ...] = tuple(
             top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names
@@ -91,14 +110,16 @@ class CaffeNet(nn.Module):
     def _sequence(self) -> list[tuple[Node, Any]]:
         """Each node with what `layers` holds for it now: its layer, or the module that was put in its place."""
         held = self.layers._modules
-        if len(held) != len(self._keys):
-            for key in held:
-                if key not in self._keys:
-                    raise GraphError(
-                        f"net {self.graph.name!r}: layers.{key} belongs to no layer of the net and would not run; "
-                        "put it in the place of one"
-                    )
+        self._refuse_others(held)
         return [(node, self._layer(key, node, held.get(key))) for key, node in self._keys.items()]
+
+    def _refuse_others(self, held: Iterable[str]) -> None:
+        for key in held:
+            if key not in self._keys:
+                raise GraphError(
+                    f"net {self.graph.name!r}: layers.{key} belongs to no layer of the net and would not run; "
+                    "put it in the place of one"
+                )
 
     def _layer(self, key: str, node: Node, module: nn.Module | None) -> Any:
         if module is None:
@@ -126,7 +147,7 @@ class CaffeNet(nn.Module):
             if isinstance(layer, Placed):
                 yield f"{where} holds a {layer.kind} now"
                 continue
-            for spec in self.blob_specs[node.name]:
+            for spec in self.plan.blobs[node.name]:
                 # A blob that is computed (int8 weights, weight norm) is none of the parameters, and keeps its shape.
                 blob = layer._parameters.get(spec.name, layer)
                 if blob is None:
@@ -142,19 +163,19 @@ class CaffeNet(nn.Module):
 
     # ------------------------------------------------------------------ parameters
 
-    def _check_memory(self, plan: Plan, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
+    def _check_memory(self, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
         """Refuse a net whose own blobs, those that no file maps, would not fit the machine's memory."""
-        own = {name: specs for name, specs in plan.specs.items() if name not in weights}
+        own = {name: specs for name, specs in self.plan.blobs.items() if name not in weights}
         needed = sum(4 * prod(spec.shape) for specs in own.values() for spec in specs)
         held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
         if needed > held:
             largest = max(own, key=lambda name: sum(prod(spec.shape) for spec in own[name]))
-            raise plan.layers[largest].error(
+            raise self.plan.layers[largest].error(
                 f"the net's parameters need {needed / 2**30:,.1f} GiB, of which most here; "
                 f"the machine has {held / 2**30:,.1f}; check num_output and the input's shape"
             )
 
-    def _fill_blobs(self, plan: Plan, weights: Mapping[str, Sequence[np.ndarray]], seed: int | None) -> None:
+    def _fill_blobs(self, weights: Mapping[str, Sequence[np.ndarray]], seed: int | None) -> None:
         generator = torch.Generator()
         if seed is not None:
             generator.manual_seed(seed)
@@ -162,14 +183,10 @@ class CaffeNet(nn.Module):
             generator.seed()
         made: dict[tuple[str, int], nn.Parameter] = {}
         for node, layer in self._sequence:
-            specs = plan.specs[node.name]
-            for index, spec in enumerate(specs):
-                owner = plan.owners.get((node.name, index))
+            for index, spec in enumerate(self.plan.blobs[node.name]):
+                owner = self.plan.owners.get((node.name, index))
                 if owner:
                     parameter = made[owner.layer, owner.index]
-                    if tuple(parameter.shape) != spec.shape:  # PERMISSIVE: the same values in another shape
-                        layer.borrow(spec.name, plan.layers[owner.layer], owner.index, spec.shape)
-                        continue
                 else:
                     if node.name in weights:
                         values = _tensor(weights[node.name][index])
@@ -179,7 +196,7 @@ class CaffeNet(nn.Module):
                         values = fill(spec, generator, layer.error)
                     parameter = nn.Parameter(values, requires_grad=spec.learned)
                 made[node.name, index] = parameter
-                layer.register_blob(spec.name, parameter)
+                layer.register_blob(spec, parameter)
 
     @property
     def params(self) -> dict[str, list[Tensor]]:
@@ -195,18 +212,6 @@ class CaffeNet(nn.Module):
         raise GraphError(
             f"layer {name!r} is not in net {self.graph.name!r}{did_you_mean(name, known)}; it has {names(known)}"
         )
-
-    def fast(
-        self, precision: str = "float32", *, compile: bool = False, tell: Callable[[str], None] | None = None
-    ) -> FastNet:
-        """Return this net laid out for fast inference on the CPU, called as this one is (docs/speed.md).
-
-        ``precision`` is that of the large dense weights: float32, float16, bfloat16 or int8.  ``compile`` has
-        torch compile what lies between the layers laid out; ``tell`` hears how long that takes.
-        """
-        from .fast.net import make_fast
-
-        return make_fast(self, precision, compile=compile, tell=tell)
 
     # ------------------------------------------------------------------ state
 
@@ -257,41 +262,90 @@ class CaffeNet(nn.Module):
         if not torch.compiler.is_compiling():
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         wanted = self.outputs if blobs is None else self._wanted(blobs)
-        steps = self.steps(wanted, with_loss)
-        held = {name: self.graph.value(name) for name in wanted}
-        last_use = {value: index for index, (node, _) in enumerate(steps) for value in node.bottoms}
-        keep = set(held.values())
-        read = keep.union(last_use)
-        values: dict[str, Tensor] = {}
+        schedule = self._schedule(wanted, with_loss)
+        dtype, device = self.computes_in
+        values: list[Any] = [None] * schedule.places
         loss: Tensor | None = None
-        for index, (node, layer) in enumerate(steps):
+        for step, layer in self._at_work(schedule):
+            bottoms = [values[place] for place in step.bottoms]
+            tops: Sequence[Any]
             if layer.is_input:
-                values.update((top, self._input(inputs, top)) for top in node.tops if top in read)
-                if isinstance(layer, Placed):
-                    fed = [top for top in node.tops if top in values]
-                    values.update(zip(fed, layer(*(values[top] for top in fed)), strict=True))
+                tops = self._fed(step, layer, inputs, dtype, device)
+            elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
+                tops = self._fed_or_made(step.node, layer, inputs, dtype, device)
+            else:
+                for position in layer.stopped_bottoms:
+                    bottoms[position] = bottoms[position].detach()
+                tops = layer(*bottoms)
+                if not bottoms:  # DummyData draws float32, whatever the net computes in
+                    tops = tuple(top.to(device, dtype) for top in tops)
+            for place, top in zip(step.tops, tops, strict=False):
+                values[place] = top
+            for position, weight in step.loss_weights:
+                term = weight * tops[position].sum()
+                loss = term if loss is None else loss + term
+            for place in step.done:
+                values[place] = None
+        return Pass({name: values[place] for name, place in schedule.wanted}, loss)
+
+    def _at_work(self, schedule: _Schedule) -> Iterator[tuple[_Step, Any]]:
+        """Each step with what `layers` holds for it now."""
+        held = self.layers._modules
+        if len(held) != len(self._keys):
+            self._refuse_others(held)
+        for step in schedule.steps:
+            layer, module = step.layer, held.get(step.key)
+            if layer is None or layer is not module:
+                yield step, self._layer(step.key, step.node, module)
                 continue
-            if layer.may_be_fed and not set(inputs).isdisjoint(node.top_names):
-                values.update(self._fed_or_made(node, layer, inputs))
-                continue
-            bottoms = [values[name] for name in node.bottoms]
-            for position in layer.stopped_bottoms:
-                bottoms[position] = bottoms[position].detach()
-            layer.refresh_borrowed()
-            layer.refuse_unread_parameters()
-            tops = layer(*bottoms)
-            if not bottoms:  # DummyData draws float32, whatever the net computes in
-                tops = tuple(self._as_computed(top) for top in tops)
-            values.update(zip(node.tops, tops, strict=False))
-            if with_loss:
-                for weight, top in zip(layer.loss_weights(), tops, strict=False):
-                    if weight:
-                        term = weight * top.sum()
-                        loss = term if loss is None else loss + term
-            for name in node.bottoms:
-                if last_use[name] == index and name not in keep:
-                    values.pop(name, None)
-        return Pass({name: values[value] for name, value in held.items()}, loss)
+            if len(layer._parameters) != len(layer.blob_names):
+                layer.refuse_unread_parameters()
+            yield step, layer
+
+    def _schedule(self, wanted: tuple[str, ...], with_loss: bool) -> _Schedule:
+        key = (wanted, with_loss)
+        found = self._schedules.get(key)
+        if found is None:
+            found = self._make_schedule(wanted, with_loss)
+            if not torch.compiler.is_compiling():
+                self._schedules[key] = found
+        return found
+
+    def _own_layer(self, key: str, node: Node) -> Layer | None:
+        layer = self.layers._modules.get(key)
+        return layer if isinstance(layer, Layer) and layer.node is node else None
+
+    def _make_schedule(self, wanted: tuple[str, ...], with_loss: bool) -> _Schedule:
+        weights = {
+            name: layer.loss_weights() if with_loss else () for name, layer in self.plan.layers.items()
+        }
+        held = {name: self.graph.value(name) for name in wanted}
+        needed = set(held.values())
+        chosen: list[tuple[str, Node]] = []
+        for key, node in reversed(self._keys.items()):
+            if needed.intersection(node.tops) or any(weights[node.name]):
+                needed.update(node.bottoms)
+                chosen.append((key, node))
+        places: dict[str, int] = {}
+        for _, node in reversed(chosen):
+            for value in node.tops:
+                places.setdefault(value, len(places))
+        last_use = {value: node.name for _, node in reversed(chosen) for value in node.bottoms}
+        kept = set(held.values())
+        steps = tuple(
+            _Step(
+                key, node, self._own_layer(key, node),
+                tuple(places[value] for value in node.bottoms),
+                tuple(places[value] for value in node.tops),
+                tuple(value in needed for value in node.tops),
+                tuple({
+                    places[value] for value in node.bottoms if last_use[value] == node.name and value not in kept
+                }),
+                tuple((index, weight) for index, weight in enumerate(weights[node.name]) if weight),
+            )
+            for key, node in reversed(chosen)
+        )  # fmt: skip
+        return _Schedule(steps, len(places), tuple((name, places[value]) for name, value in held.items()))
 
     def blob_shapes(self, given: Mapping[str, Shape] | None = None, **shapes: Shape) -> dict[str, Shape]:
         """Return the shape of every blob for inputs of the given shapes (others keep their own).
@@ -300,7 +354,7 @@ class CaffeNet(nn.Module):
         """
         self.refuse_changes("planned; run it to see its blobs")
         wanted = shapes_by_name({**(given or {}), **shapes}, self.graph)
-        return plan_net(self.graph, {**{n: self.shapes[n] for n in self.inputs}, **wanted}).shapes
+        return dict(self.plan.at(wanted).shapes)
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
@@ -310,16 +364,10 @@ class CaffeNet(nn.Module):
         }
         return tuple(name for name in self.inputs if name in used)
 
-    def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Layer]]:
+    def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Any]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
-        self._wanted(wanted)
-        needed = {self.graph.value(name) for name in wanted}
-        steps = []
-        for node, layer in reversed(self._sequence):
-            if needed.intersection(node.tops) or (with_loss and any(layer.loss_weights())):
-                needed.update(node.bottoms)
-                steps.append((node, layer))
-        return steps[::-1]
+        schedule = self._schedule(self._wanted(wanted), with_loss)
+        return [(step.node, layer) for step, layer in self._at_work(schedule)]
 
     def _wanted(self, blobs: Any) -> tuple[str, ...]:
         return wanted_blobs(blobs, (top for node in self.graph for top in node.tops), self.graph.name)
@@ -363,29 +411,46 @@ class CaffeNet(nn.Module):
             for value, name in zip(node.tops, node.top_names, strict=True)
         }
         own = {name: self.shapes[name] for name in self.inputs}
-        return Intake(self.graph, own, self.blob_specs, optional)
+        return Intake(self.plan, own, optional)
 
     @property
     def computes_in(self) -> tuple[torch.dtype, torch.device]:
         """The type and device of the first float parameter; without any, float32 on the CPU unless moved."""
+        for layer in self.layers._modules.values():  # one level first: the walk over all of them takes longer
+            for parameter in layer._parameters.values() if layer is not None else ():
+                if parameter is not None and parameter.is_floating_point():
+                    return parameter.dtype, parameter.device
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 return parameter.dtype, parameter.device
         return self._dtype, self._device
 
-    def _as_computed(self, value: Tensor) -> Tensor:
-        dtype, device = self.computes_in
-        return value if value.dtype == dtype and value.device == device else value.to(device, dtype)
+    def _fed(
+        self, step: _Step, layer: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    ) -> list[Any]:
+        """The tops of a layer that the caller feeds; None for those that nothing reads."""
+        names = step.node.tops
+        tops: list[Any] = [
+            self._input(inputs, name, dtype, device) if read else None
+            for name, read in zip(names, step.is_read, strict=True)
+        ]
+        if isinstance(layer, Placed):
+            made = iter(layer(*(top for top in tops if top is not None)))
+            tops = [None if top is None else next(made) for top in tops]
+        return tops
 
     def _fed_or_made(
-        self, node: Node, layer: Layer, inputs: Mapping[str, Tensor]
-    ) -> Iterable[tuple[str, Tensor]]:
+        self, node: Node, layer: Layer, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    ) -> list[Tensor]:
         """The tops of a DummyData layer: those given, and what the layer makes of the others."""
-        for value, name, made in zip(node.tops, node.top_names, layer(), strict=True):
-            yield value, self._input(inputs, name) if name in inputs else made
+        return [
+            self._input(inputs, name, dtype, device) if name in inputs else made
+            for name, made in zip(node.top_names, layer(), strict=True)
+        ]
 
-    def _input(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
-        dtype, device = self.computes_in
+    def _input(
+        self, inputs: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         return self._intake.value(
             inputs, name, torch.float32 if name in self._whole_numbers else dtype, device
         )

@@ -15,7 +15,7 @@ from .layers.registry import layer_types
 class Placed:
     """What `CaffeNet` asks of a layer, answered for any module; made anew at each pass, and never kept."""
 
-    has_state = shaped_by_values = may_be_fed = False
+    has_state = sized_by_values = may_be_fed = False
     index_bottoms: tuple[int, ...] = ()
     no_onnx = no_source = "it is no Caffe layer"
 
@@ -47,9 +47,6 @@ class Placed:
     def blobs(self) -> list[Tensor]:
         """The module's parameters."""
         return list(self.module.parameters())
-
-    def refresh_borrowed(self) -> None:
-        """Do nothing: a module has its own parameters."""
 
     def refuse_unread_parameters(self) -> None:
         """Do nothing: a module reads its parameters itself."""

@@ -1,81 +1,149 @@
-"""A net before its parameters exist: every layer made, every shape known, no memory taken for weights."""
+"""`NetPlan`, a net for inputs of given shapes before its parameters exist; takes no memory for weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from math import prod
 
-from .errors import GraphError, did_you_mean
+from .errors import GraphError, LayerError, did_you_mean
 from .graph.node import Graph, Node
-from .graph.shapes import infer_shapes
-from .graph.sharing import Owner, find_owners
+from .graph.sharing import Owner, find_owners, show_shape
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import layer_types, make_layer
 
+# Caffe counts a blob's elements in a signed 32-bit integer and refuses more.
+LARGEST_BLOB = 2**31 - 1
+
 
 @dataclass(frozen=True)
-class Plan:
-    """A net before its parameters exist: layers, the shape of every value, the blobs each layer needs."""
+class NetPlan:
+    """Every layer made, every blob's shape, who owns which parameter; layers and values by their unique names.
+
+    The layers hold no parameters: a net copies them (`Layer.fresh`), so that one plan serves any number of nets.
+    """
 
     graph: Graph
-    layers: dict[str, Layer]
-    shapes: dict[str, Shape]
-    specs: dict[str, list[BlobSpec]]
+    inputs: tuple[str, ...]  # what the caller feeds
+    layers: Mapping[str, Layer]
+    shapes: Mapping[str, Shape]
+    blobs: Mapping[str, tuple[BlobSpec, ...]]
+    owners: Mapping[tuple[str, int], Owner]  # blobs that are another layer's, shared by name
+    multiply_adds: Mapping[str, int]  # of one pass
 
-    @cached_property
-    def owners(self) -> dict[tuple[str, int], Owner]:
-        """Which blobs are another layer's, shared by name.  Raises LayerError where their shapes differ."""
-        return find_owners(self.graph, {name: [s.shape for s in blobs] for name, blobs in self.specs.items()})
+    def at(self, input_shapes: Mapping[str, Shape], counts: int = 1) -> NetPlan:
+        """Return the plan of the same layers for inputs of other shapes; inputs not named keep their own.
+
+        ``counts`` multiplies the lengths that depend on values, to see what they decide.  Raises GraphError for
+        another number of axes, which the layers' fields were read for, and LayerError where a layer cannot take a
+        size.
+        """
+        given = by_input(self.graph, input_shapes)
+        for name, shape in given.items():
+            own = self.shapes.get(name)
+            if own is not None and len(own) != len(shape):
+                raise GraphError(
+                    f"input {name!r} of net {self.graph.name!r} is {show_shape(shape)}, of {len(shape)} axes; it was "
+                    f"planned for {show_shape(own)}: load the net with input_shapes={{{name!r}: {tuple(shape)}}}"
+                )
+        own_shapes = {name: self.shapes[name] for name in self.inputs}
+        return plan_net(self.graph, {**own_shapes, **given}, self.layers, counts=counts)
+
+    def part(self, nodes: Sequence[Node]) -> NetPlan:
+        """Return the plan of some of the nodes, those that these depend on included."""
+        graph = replace(self.graph, nodes=tuple(nodes), outputs=())
+        fed = {top for node in nodes for top in node.tops}
+        return replace(self, graph=graph, inputs=tuple(name for name in self.inputs if name in fed))
 
 
-def plan_net(graph: Graph, input_shapes: Mapping[str, Shape] | None = None, counts: int = 1) -> Plan:
-    """Make every layer of ``graph`` and work out all shapes; takes no memory for weights.
+def plan_net(
+    graph: Graph,
+    input_shapes: Mapping[str, Shape] | None = None,
+    known: Mapping[str, Layer] | None = None,
+    faults: list[LayerError] | None = None,
+    *,
+    counts: int = 1,
+) -> NetPlan:
+    """Plan a net: make every layer, or take it from ``known``, and work out all shapes.
 
-    ``counts`` multiplies the lengths that depend on values, to see what they decide.
+    With ``faults`` go on past a layer at fault, as audit wants: it is left out, and what reads it is checked only for
+    what can be told without shapes.  Raises LayerError, by layer, and GraphError for a name that is no input.
     """
-    layers: dict[str, Layer] = {}
-    specs: dict[str, list[BlobSpec]] = {}
     given = by_input(graph, input_shapes or {})
+    layers: dict[str, Layer] = {}
+    shapes: dict[str, Shape] = {}
+    blobs: dict[str, tuple[BlobSpec, ...]] = {}
+    work: dict[str, int] = {}
+    inputs: list[str] = []
+    for node in graph:
+        try:
+            if any(value not in shapes for value in node.bottoms):  # behind a fault
+                make_layer(node, None)
+                continue
+            bottoms = [shapes[value] for value in node.bottoms]
+            layer = known[node.name] if known else make_layer(node, [len(shape) for shape in bottoms])
+            made = _plan_layer(layer, bottoms, given)
+            tops = _stretched(layer, made.tops, counts)
+            _check_tops(node, tops)
+        except LayerError as error:
+            if faults is None:
+                raise
+            faults.append(error)
+            continue
+        layers[node.name], blobs[node.name] = layer, tuple(made.blobs)
+        work[node.name] = made.multiply_adds
+        shapes.update(zip(node.tops, tops, strict=False))
+        inputs += node.tops if layer.is_input else ()
+    try:
+        owners = find_owners(graph, {name: [spec.shape for spec in specs] for name, specs in blobs.items()})
+    except LayerError as error:
+        if faults is None:
+            raise
+        faults.append(error)
+        owners = {}
+    return NetPlan(graph, tuple(inputs), layers, shapes, blobs, owners, work)
 
-    def rule(node: Node, bottoms: list[Shape]) -> Sequence[Shape]:
-        layer = layers[node.name] = make_layer(node, [len(shape) for shape in bottoms])
-        made = (
-            LayerPlan(layer.input_shapes(given))
-            if layer.is_input or layer.may_be_fed
-            else layer.plan(*bottoms)
-        )
-        specs[node.name] = list(made.blobs)
-        layer.check_param_rows(len(made.blobs))
-        if layer.shaped_by_values and counts != 1:
-            axis = layer.counted_axis
-            return [(*top[:axis], top[axis] * counts, *top[axis + 1 :]) for top in made.tops]
-        return made.tops
 
-    shapes = infer_shapes(graph, rule)
-    return Plan(graph, layers, shapes, specs)
+def _plan_layer(layer: Layer, bottoms: Sequence[Shape], given: Mapping[str, Shape]) -> LayerPlan:
+    if layer.is_input or layer.may_be_fed:
+        return LayerPlan(layer.input_shapes(given))
+    made = layer.plan(*bottoms)
+    layer.check_param_rows(len(made.blobs))
+    return made
+
+
+def _stretched(layer: Layer, tops: Sequence[Shape], counts: int) -> list[Shape]:
+    if counts == 1 or not layer.sized_by_values:
+        return [tuple(top) for top in tops]
+    axis = layer.counted_axis
+    return [(*top[:axis], top[axis] * counts, *top[axis + 1 :]) for top in tops]
+
+
+def _check_tops(node: Node, tops: Sequence[Shape]) -> None:
+    """Raise LayerError for an empty length below 0, or a blob over Caffe's limit."""
+    for value, shape in zip(node.top_names, tops, strict=False):
+        if any(size < 0 for size in shape):
+            raise LayerError(node.name, node.type, f"top {value!r} would have shape {list(shape)}")
+        if prod(shape) > LARGEST_BLOB:
+            raise LayerError(
+                node.name, node.type,
+                f"top {value!r} would hold {prod(shape):,} values, more than Caffe's limit of {LARGEST_BLOB:,}",
+            )  # fmt: skip
 
 
 def by_input(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return shapes by input, one that an in-place layer follows by its value's name.
-
-    Raises GraphError for a name that is no input of the net: none that a fed layer gives out.
-    """
+    """Return shapes by input.  Raises GraphError for a name that is no input of the net: none that a fed layer gives out."""
     types = layer_types()
-    inputs: dict[str, str] = {}
+    inputs: list[str] = []
     for node in graph:
         # What an unknown type without bottoms gives out may be an input.
         kind = types.get(node.type)
-        if kind.may_be_fed if kind else not node.bottoms:
-            inputs.update(zip(node.top_names, node.top_names, strict=True))
-        elif kind and kind.is_input:
-            inputs.update(zip(node.top_names, node.tops, strict=True))
-    result = {}
-    for name, shape in shapes.items():
-        if name not in inputs and name not in inputs.values():
+        if (kind.may_be_fed or kind.is_input) if kind else not node.bottoms:
+            inputs += node.top_names
+    for name in shapes:
+        if name not in inputs:
             listed = ", ".join(map(repr, inputs)) or "none"
             raise GraphError(
                 f"{name!r} is no input of net {graph.name!r}{did_you_mean(str(name), inputs)}; it has {listed}"
             )
-        result[inputs.get(name, name)] = shape
-    return result
+    return dict(shapes)

@@ -61,7 +61,7 @@ def fit_weights(
 ) -> Fit:
     """Compare the blobs a net needs with those a file holds; reads no values.
 
-    With ``owners`` (`Plan.owners`) a layer that the file lacks is matched where other layers of the file hold
+    With ``owners`` (`NetPlan.owners`) a layer that the file lacks is matched where other layers of the file hold
     every blob it shares with them.
     """
     held = {layer.name: layer for layer in layers if layer.blobs}

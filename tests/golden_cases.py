@@ -10,7 +10,8 @@ import numpy as np
 from ilgnet_repro.formats.caffemodel import open_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.weights import take_weights
 
 FOLDER = Path(__file__).resolve().parent / "golden" / "layers"
@@ -59,7 +60,7 @@ class Case:
             return CaffeNet(graph)
         path = folder / f"{self.name}.caffemodel"
         path.write_bytes(self.caffemodel)
-        return CaffeNet(graph, take_weights(plan_net(graph).specs, open_caffemodel(path).layers))
+        return CaffeNet(graph, take_weights(plan_net(graph).blobs, open_caffemodel(path).layers))
 
 
 def read_case(name: str) -> Case:

@@ -28,12 +28,11 @@ ROOMS = {
     "plan": {"errors", "graph", "layers"},
     "calls": {"errors", "graph", "layers", "plan"},
     "placed": {"errors", "graph", "layers"},
-    # `CaffeNet.fast` imports the room that is built on it when it is called, and only then.
-    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "calls", "placed", "fast"},
-    "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "weights"},
+    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "calls", "placed"},
+    "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "calls", "weights"},
 }
 LATER = {  # rooms built on nets; none of them imports the command line
-    "audit", "conversion", "demo", "evaluate", "fast", "scoring", "train", "pycaffe",
+    "audit", "conversion", "demo", "evaluate", "fastnet", "scoring", "train", "pycaffe",
 }  # fmt: skip
 FORBIDDEN_FOR_LATER = {"cli", "tools"}
 # Torch stays out of what reads files and text, so that it can be used without it.

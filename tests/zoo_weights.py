@@ -7,7 +7,8 @@ from math import prod, sqrt
 import numpy as np
 
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.zoo.catalogue import build
 
@@ -39,7 +40,7 @@ def narrow_text(name: str) -> pb.NetParameter:
 def drawn_net(text: pb.NetParameter, seed: int = 11) -> CaffeNet:
     """The net with weights that keep values of every layer within sight of one another."""
     graph = build_graph(text)
-    specs = plan_net(graph).specs
+    specs = plan_net(graph).blobs
     random = np.random.default_rng(seed)
     return CaffeNet(graph, {name: [_draw(spec, random) for spec in blobs] for name, blobs in specs.items()})
 

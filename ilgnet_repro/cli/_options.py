@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
-from ..fast.precisions import PRECISIONS
+from ..fastnet.precisions import PRECISIONS
 from ._console import say
 
 if TYPE_CHECKING:
@@ -89,8 +89,13 @@ def add_fast_options(parser: argparse.ArgumentParser) -> None:
 def make_fast(net: Any, args: argparse.Namespace) -> Any:
     """Return ``net``, or its fast form where the options ask for it."""
     if args.fast:
-        return net.fast(
-            args.precision or "float32", compile=args.compile, tell=lambda text: say(text, file=sys.stderr)
+        from ..fastnet.net import fast
+
+        return fast(
+            net,
+            args.precision or "float32",
+            compile=args.compile,
+            tell=lambda text: say(text, file=sys.stderr),
         )
     for name, given in ((f"--precision {args.precision}", args.precision), ("--compile", args.compile)):
         if given:

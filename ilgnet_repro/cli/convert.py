@@ -135,7 +135,7 @@ def _input_shape(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -
     from ..conversion.find import find_net
     from ..formats.caffemodel import open_caffemodel
     from ..graph.build import build_graph
-    from ..net import plan_net
+    from ..plan import plan_net
 
     graph = build_graph(
         find_net(open_caffemodel(args.weights), args.prototxt).net, args.phase, crop=args.crop

@@ -21,7 +21,8 @@ from ..graph.feeds import DUMMY_NOTE, feed_dummies
 from ..graph.fork_fields import drop_fields
 from ..layers.base import Shape
 from ..loading import read_matrices
-from ..net import CaffeNet, plan_net
+from ..net import CaffeNet
+from ..plan import plan_net
 from ..weights import count_parameters, fit_weights, take_weights
 from .deviation import measure_deviation
 from .find import Found, find_net
@@ -85,9 +86,9 @@ def _convert(
     )
     graph = build_graph(net_text, phase)
     plan = plan_net(graph, input_shapes)
-    arrays = take_weights(plan.specs, model.layers, source=str(source), owners=plan.owners)
+    arrays = take_weights(plan.blobs, model.layers, source=str(source), owners=plan.owners)
     _check_folder(folder, source, to)
-    extra_layers = fit_weights(plan.specs, model.layers, plan.owners).extra
+    extra_layers = fit_weights(plan.blobs, model.layers, plan.owners).extra
     for layer in plan.layers.values():
         if layer.idle_note:
             notes.append(f"{layer.node.name} ({layer.node.type}): {layer.idle_note}")
@@ -101,7 +102,7 @@ def _convert(
             notes.append(f"{node.name} (DummyData): {DUMMY_NOTE}")
     unfolded = None
     if options.fold:
-        unfolded = read_matrices(CaffeNet(graph, arrays, input_shapes=input_shapes))
+        unfolded = read_matrices(CaffeNet(plan, arrays))
         folded = fold(unfolded, net_text, arrays)
         net_text, graph, arrays = folded.net_text, folded.graph, folded.arrays
         plan = plan_net(graph, input_shapes)
@@ -117,7 +118,7 @@ def _convert(
 
     with _staging(folder, source.stem) as stage:
         job = Job(
-            net_text=net_text, graph=graph, specs=plan.specs, shapes=plan.shapes, arrays=arrays,
+            net_text=net_text, plan=plan, arrays=arrays,
             source=known_source,
             preprocessing=preprocessing or _known_preprocessing(found, source.stat().st_size, known_source),
             input_shapes=input_shapes, folder=stage, stem=source.stem, options=options, progress=progress,
@@ -132,7 +133,7 @@ def _convert(
             os.replace(path, folder / path.name)
     return ConversionReport(
         source=known_source(), net=graph.name, prototxt=found.origin, phase=phase, layers=len(graph.layers),
-        parameters=count_parameters(plan.specs), outputs=graph.outputs,
+        parameters=count_parameters(plan.blobs), outputs=graph.outputs,
         extra_layers=extra_layers, notes=tuple(notes), written=tuple(written),
         verified=tuple(checks), preprocessing=job.preprocessing.to_json() if job.preprocessing else None,
         deviations=deviations,

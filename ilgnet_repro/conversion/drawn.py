@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ..graph.node import Graph
 from ..layers.base import Layer, Shape
 from ..layers.proposal import Proposal, ProposalLayer
-from ..plan import Plan
+from ..plan import NetPlan
 
 SEED = 7
 
@@ -275,7 +275,7 @@ def _reader_values(
     return found
 
 
-def draw_inputs(plan: Plan, graph: Graph, names: Iterable[str], seed: int = SEED) -> dict[str, Tensor]:
+def draw_inputs(plan: NetPlan, graph: Graph, names: Iterable[str], seed: int = SEED) -> dict[str, Tensor]:
     """Draw inputs of a net as it is planned: in the range of what reads them, else pixels (four axes) or normal."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {}

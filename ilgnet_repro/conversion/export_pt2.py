@@ -59,7 +59,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
     """
     for _, layer in net.steps(net.outputs):
-        if layer.shaped_by_values:
+        if layer.sized_by_values:
             raise layer.error(
                 "how many rows it gives depends on values, which torch.export cannot hold; "
                 "use --to onnx or --to python"

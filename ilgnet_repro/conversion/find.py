@@ -13,7 +13,7 @@ from ..formats.prototxt import read_net
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
 from ..layers.registry import tell_kinds
-from ..net import plan_net
+from ..plan import plan_net
 from ..schema import caffe_pb2 as pb
 from ..weights import blob_counts, fit_weights
 from ..zoo.catalogue import BUILDERS, build
@@ -60,7 +60,7 @@ def match_built_in(model: CaffeModel) -> list[str]:
         if net.layer[0].type != "Input" or not held <= {layer.name for layer in net.layer}:
             continue
         plan = plan_net(build_graph(net))
-        fit = fit_weights(plan.specs, model.layers, plan.owners)
+        fit = fit_weights(plan.blobs, model.layers, plan.owners)
         if fit.is_whole and fit.matched and not fit.extra:
             matches.append(name)
     return matches
@@ -72,7 +72,7 @@ def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tupl
     for path in prototxts:
         try:
             plan = plan_net(build_graph(tell_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))))
-            fit = fit_weights(plan.specs, model.layers, plan.owners)
+            fit = fit_weights(plan.blobs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:
             rows.append((path, str(error)))

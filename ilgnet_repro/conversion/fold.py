@@ -15,7 +15,6 @@ import torch
 from ..errors import GraphError, IlgnetError
 from ..graph.build import build_graph
 from ..graph.node import Graph, Node
-from ..graph.sharing import find_owners
 from ..layers.base import Layer
 from ..layers.bn import BN
 from ..layers.conv import ConvolutionBase, Deconvolution
@@ -99,14 +98,14 @@ def fold(net: CaffeNet, net_text: pb.NetParameter, arrays: Mapping[str, list[np.
 # ---------------------------------------------------------------------- what may go
 
 
-def _sharing(graph: Graph, net: CaffeNet) -> set[str]:
-    owners = find_owners(graph, {name: [s.shape for s in blobs] for name, blobs in net.blob_specs.items()})
+def _sharing(net: CaffeNet) -> set[str]:
+    owners = net.plan.owners
     return {key[0] for key in owners} | {owner.layer for owner in owners.values()}
 
 
 def _removals(net: CaffeNet) -> list[_Removal]:
     """Everything that could go, in the net's order."""
-    shared = _sharing(net.graph, net)
+    shared = _sharing(net)
     removals = []
     for node in net.graph.layers:
         if any(node.layer.loss_weight):

@@ -16,10 +16,10 @@ from ..data.manifest import Release
 from ..data.preprocess import Preprocessing
 from ..formats.prototxt import format_message
 from ..graph.node import Graph
-from ..graph.sharing import find_owners
-from ..layers.base import BlobSpec, Shape
+from ..layers.base import Shape
 from ..loading import read_matrices
 from ..net import CaffeNet
+from ..plan import NetPlan
 from ..schema import caffe_pb2 as pb
 from ..version import __version__
 from .precision import SCALE_SUFFIX, WEIGHT, Reduced, hold_reduced, reduce_dense
@@ -73,9 +73,7 @@ class Job:
     """
 
     net_text: pb.NetParameter
-    graph: Graph
-    specs: Mapping[str, list[BlobSpec]]
-    shapes: Mapping[str, Shape]
+    plan: NetPlan
     arrays: Mapping[str, list[np.ndarray]]
     source: Callable[[], Source]  # awaits the digest, which is computed while files are written
     preprocessing: Preprocessing | None
@@ -86,10 +84,15 @@ class Job:
     progress: Callable[[int], None] | None = None
     unfolded: CaffeNet | None = None
 
+    @property
+    def graph(self) -> Graph:
+        """The net's graph."""
+        return self.plan.graph
+
     @cached_property
     def net(self) -> CaffeNet:
         """The net over the mapped arrays, for the writers that walk its layers."""
-        return read_matrices(CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes))
+        return read_matrices(CaffeNet(self.plan, self.arrays))
 
     @property
     def original(self) -> CaffeNet:
@@ -99,14 +102,14 @@ class Job:
     @cached_property
     def reduced(self) -> dict[str, Reduced]:
         """The dense weights in the precision asked for, by layer name; none for float32."""
-        return reduce_dense(self.graph, self.specs, self.arrays, self.options.precision)
+        return reduce_dense(self.plan, self.arrays, self.options.precision)
 
     @cached_property
     def stored_net(self) -> CaffeNet:
         """The net over the weights as they are stored, dense ones reduced where that was asked for."""
         if not self.reduced:
             return self.net
-        net = read_matrices(CaffeNet(self.graph, self.arrays, input_shapes=self.input_shapes))
+        net = read_matrices(CaffeNet(self.plan, self.arrays))
         for name, reduced in self.reduced.items():
             hold_reduced(net.layer(name), reduced)
         return net
@@ -123,14 +126,11 @@ class Job:
 
     def named_arrays(self) -> dict[str, np.ndarray]:
         """Every blob once, as ``layer.blob``, float32, in Caffe's order; shared ones under their owner."""
-        borrowed = find_owners(
-            self.graph, {name: [s.shape for s in blobs] for name, blobs in self.specs.items()}
-        )
         return {
             f"{name}.{spec.name}": array.astype(np.float32, copy=False)
             for name, blobs in self.arrays.items()
-            for index, (spec, array) in enumerate(zip(self.specs[name], blobs, strict=True))
-            if (name, index) not in borrowed
+            for index, (spec, array) in enumerate(zip(self.plan.blobs[name], blobs, strict=True))
+            if (name, index) not in self.plan.owners
         }
 
     def metadata(self, source: Source | None = None) -> dict[str, str]:

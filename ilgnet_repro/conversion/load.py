@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,11 @@ from ..data.preprocess import Preprocessing
 from ..errors import FormatError, WeightsError
 from ..formats.prototxt import parse_net
 from ..graph.build import build_graph
-from ..graph.node import Graph, Node
-from ..graph.sharing import find_owners, show_shape
-from ..layers.base import BlobSpec, Shape
-from ..net import CaffeNet, plan_net
+from ..graph.node import Node
+from ..graph.sharing import show_shape
+from ..layers.base import Shape
+from ..net import CaffeNet
+from ..plan import NetPlan, plan_net
 from .job import MEAN_TENSOR
 from .precision import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
 from .safetensors_file import TensorFile, open_safetensors
@@ -53,8 +53,8 @@ def load(path: str | os.PathLike[str], *, carry_state: bool = False, crop: str |
             f"{path}: its metadata are not as `ilgnet convert` writes them ({error})"
         ) from error
     graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase, crop=crop)
-    arrays = _arrays(file, plan_net(graph, shapes).specs, graph)
-    net = CaffeNet(graph, arrays, input_shapes=shapes, carry_state=carry_state)
+    plan = plan_net(graph, shapes)
+    net = CaffeNet(plan, _arrays(file, plan), carry_state=carry_state)
     for node in graph:
         if _is_reduced(file, node):
             hold_reduced(net.layer(node.name), _reduced(file, node))
@@ -62,16 +62,13 @@ def load(path: str | os.PathLike[str], *, carry_state: bool = False, crop: str |
     return net
 
 
-def _arrays(
-    file: TensorFile, specs: Mapping[str, list[BlobSpec]], graph: Graph
-) -> dict[str, list[np.ndarray]]:
-    owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
-    reduced = {node.name for node in graph if _is_reduced(file, node)}
+def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
+    reduced = {node.name for node in plan.graph if _is_reduced(file, node)}
     arrays: dict[str, list[np.ndarray]] = {}
-    for name, blobs in specs.items():
+    for name, blobs in plan.blobs.items():
         for index, spec in enumerate(blobs):
-            if (name, index) in owners:
-                owner = owners[name, index]
+            owner = plan.owners.get((name, index))
+            if owner is not None:
                 arrays.setdefault(name, []).append(arrays[owner.layer][owner.index].reshape(spec.shape))
                 continue
             tensor = file.tensors.get(f"{name}.{spec.name}")

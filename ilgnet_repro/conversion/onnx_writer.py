@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import IlgnetError, LayerError
-from ..layers.base import Layer, Shape, emit_onnx
+from ..layers.base import Layer, Shape
 from ..net import CaffeNet
 from ..version import __version__
 from .open_shapes import Dim, Dims, open_shapes
@@ -147,10 +147,12 @@ class OnnxWriter:
 
     def add_layer(self, layer: Layer) -> None:
         """Have a layer add its nodes, then give its results the blobs' own names."""
+        if layer.no_onnx:
+            raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
         self._layer, self._first = layer, len(self.graph_nodes)
         bottoms = [self._known(bottom) for bottom in layer.node.bottoms]
         try:
-            results = emit_onnx(layer, self, bottoms)
+            results = layer.onnx(self, *bottoms)
         except TypeError as error:  # a class of a user's own that takes an open length for a number
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
@@ -247,7 +249,6 @@ def plan_onnx(
         if prepare is not None:
             inputs = [prepare.add(writer) if entry.name == prepare.blob else entry for entry in inputs]
         for _, layer in net.steps(wanted):
-            layer.refresh_borrowed()
             writer.add_layer(layer)
         if fast_lrn:
             from .onnx_lrn import write_out_lrn

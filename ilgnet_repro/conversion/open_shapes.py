@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from ..errors import IlgnetError
-from ..graph.node import Graph
 from ..layers.base import Shape
 from ..net import CaffeNet
-from ..plan import plan_net
 
 # What open axes of inputs are called, by axis; a second one of other length has its input's name added.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}
@@ -69,15 +67,13 @@ class _Plans:
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...]) -> None:
         steps = net.steps(wanted)
-        self._graph = Graph(net.graph.name, net.graph.phase, tuple(node for node, _ in steps), ())
-        self._weights = {node.name: [spec.shape for spec in net.blob_specs[node.name]] for node, _ in steps}
-        self._has_counts = any(layer.shaped_by_values for _, layer in steps)
-        self._own = {name: net.shapes[name] for name in net.inputs}
-        self.inputs: dict[str, Shape] = {name: self._own[name] for name in net.inputs_for(wanted)}
+        self._plan = net.plan.part([node for node, _ in steps])
+        self._has_counts = any(layer.sized_by_values for _, layer in steps)
+        self.inputs: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(wanted)}
         self._kept = [self.at({})]
 
     def length(self, axis: Axis) -> int:
-        return self._own[axis[0]][axis[1]]
+        return self.inputs[axis[0]][axis[1]]
 
     def axes(self) -> list[Axis]:
         """All axes of all inputs, the first ones first."""
@@ -93,16 +89,15 @@ class _Plans:
         """
         given = {
             name: tuple(lengths.get((name, axis), length) for axis, length in enumerate(shape))
-            for name, shape in self._own.items()
+            for name, shape in self.inputs.items()
         }
-
-        plan = plan_net(self._graph, given, counts)
-        for node in self._graph:
-            if [spec.shape for spec in plan.specs[node.name]] != self._weights[node.name]:
-                raise plan.layers[node.name].error(
+        plan = self._plan.at(given, counts)
+        for name, specs in plan.blobs.items():
+            if [spec.shape for spec in specs] != [spec.shape for spec in self._plan.blobs[name]]:
+                raise plan.layers[name].error(
                     "its weights fit one size of picture only; export without --dynamic-size"
                 )
-        return plan.shapes
+        return dict(plan.shapes)
 
     def open_groups(self, starts: list[Axis], others: list[Axis], lengths: Lengths) -> list[Axis]:
         """Open each of ``starts``: alone, or with those of ``others`` of its length that must change with it.

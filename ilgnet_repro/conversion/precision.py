@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import IlgnetError
-from ..graph.node import Graph
-from ..graph.sharing import find_owners
-from ..layers.base import BlobSpec, Layer
+from ..layers.base import Layer
+from ..plan import NetPlan
 
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = ("float32", *FLOATS, "int8")
@@ -93,17 +92,14 @@ def check_finite(weights: Tensor) -> None:
         raise IlgnetError("--precision int8: a weight is not finite; use another precision, or sound weights")
 
 
-def reduce_dense(
-    graph: Graph, specs: Mapping[str, list[BlobSpec]], arrays: Mapping[str, list[np.ndarray]], precision: str
-) -> dict[str, Reduced]:
+def reduce_dense(plan: NetPlan, arrays: Mapping[str, list[np.ndarray]], precision: str) -> dict[str, Reduced]:
     """Reduce the weights of every InnerProduct layer; those that layers share stay float32."""
     if precision == "float32":
         return {}
-    owners = find_owners(graph, {name: [spec.shape for spec in blobs] for name, blobs in specs.items()})
-    shared = {key[0] for key in owners} | {owner.layer for owner in owners.values()}
+    shared = {key[0] for key in plan.owners} | {owner.layer for owner in plan.owners.values()}
     return {
         node.name: reduce_weights(arrays[node.name][0], precision, output_axis(node.layer))
-        for node in graph
+        for node in plan.graph
         if node.type == DENSE and node.name in arrays and node.name not in shared
     }
 
@@ -126,6 +122,8 @@ def reduced_blob(layer: Layer, name: str) -> Reduced | None:
         return None
     held: Any = layer.parametrizations
     stored = held[name]
+    if not isinstance(stored[0], _Widen):  # a blob shared in another shape
+        return None
     return Reduced(stored.original, stored[0].scale, stored[0].axis)
 
 

@@ -143,8 +143,9 @@ def _run_safetensors(
 def _run_caffemodel(
     paths: list[Path], inputs: Mapping[str, torch.Tensor], job: Job
 ) -> Mapping[str, torch.Tensor]:
-    arrays = take_weights(job.specs, open_caffemodel(paths[0]).layers, source=paths[0].name)
-    return CaffeNet(job.graph, arrays, input_shapes=job.input_shapes)(inputs)
+    layers, plan = open_caffemodel(paths[0]).layers, job.plan
+    arrays = take_weights(plan.blobs, layers, source=paths[0].name, owners=plan.owners)
+    return CaffeNet(plan, arrays)(inputs)
 
 
 def _run_onnx(paths: list[Path], inputs: Mapping[str, torch.Tensor], job: Job) -> Mapping[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from ..errors import IlgnetError
 from ..layers.base import Shape
 from ..net import CaffeNet
-from ..plan import plan_net
 from .difference import Difference, differ
 from .drawn import draw_inputs
 
@@ -62,8 +61,7 @@ def seeded_inputs(net: CaffeNet, batch: int = BATCH) -> dict[str, torch.Tensor]:
     A net stated for one sample gets ``batch`` of them, unless it takes just one.
     """
     shapes = _batched(net, batch)
-    plan = plan_net(net.graph, {**{name: net.shapes[name] for name in net.inputs}, **shapes})
-    return draw_inputs(plan, net.graph, shapes)
+    return draw_inputs(net.plan.at(shapes), net.graph, shapes)
 
 
 def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:

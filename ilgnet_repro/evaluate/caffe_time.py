@@ -126,7 +126,6 @@ def _forward(steps: list, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
             if value.requires_grad and position not in layer.stopped_bottoms:
                 cut.requires_grad_()
             bottoms.append(cut)
-        layer.refresh_borrowed()
         tops = clock.time(index, layer, *bottoms)
         values.update(zip(node.tops, tops, strict=False))
         tape.append((bottoms, tuple(tops)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..errors import LayerError
 from ..graph.fork_fields import refusal
@@ -91,40 +92,12 @@ def _nothing_to_set_up(self: Layer, *ranks: int) -> None:
     """Read the fields to attributes; raise LayerError (by `self.error`) on a value that cannot be honoured."""
 
 
-def _plan_of_older_rules(self: Layer, *bottoms: Shape) -> LayerPlan:
+def _tops_like_bottoms(self: Layer, *bottoms: Shape) -> LayerPlan:
     """Return the tops' shapes, the blobs and the work for bottoms of these shapes; assigns nothing to the layer.
 
-    Classes that are still made of the older three rules answer by them; by default tops are shaped like bottoms.
+    By default each top is shaped like its bottom, without blobs.
     """
-    tops = self.top_shapes(list(bottoms))
-    return LayerPlan(tops, self.blob_specs(list(bottoms)), self.multiply_adds(list(bottoms), tops))
-
-
-def _takes_ranks(setup: Callable[..., None]) -> bool:
-    return bool(signature(setup).parameters)
-
-
-def _takes_a_list(method: Callable[..., Any]) -> bool:
-    """Whether a class's `onnx` or `source` takes its bottoms as one list, as the older ones do."""
-    *_, last = signature(method).parameters.values()
-    return last.name == "bottoms" and last.kind is last.POSITIONAL_OR_KEYWORD
-
-
-def emit_onnx(layer: Layer, graph: OnnxGraph, bottoms: Sequence[str]) -> list[str]:
-    """Have a layer add its ONNX nodes; return the names of its tops.
-
-    Raises LayerError where the layer says that it cannot be expressed.
-    """
-    if layer.no_onnx:
-        raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
-    return layer.onnx(graph, list(bottoms)) if _takes_a_list(layer.onnx) else layer.onnx(graph, *bottoms)
-
-
-def emit_source(layer: Layer, code: SourceCode, bottoms: Sequence[str]) -> list[str]:
-    """Return a layer's Python expressions, one per top; raises LayerError where it says that it has none."""
-    if layer.no_source:
-        raise layer.error(f"cannot be written as Python: {layer.no_source}")
-    return layer.source(code, list(bottoms)) if _takes_a_list(layer.source) else layer.source(code, *bottoms)
+    return LayerPlan(bottoms)
 
 
 class Layer(nn.Module):
@@ -140,7 +113,7 @@ class Layer(nn.Module):
     message: ClassVar[str] = ""
     fields: ClassVar[tuple[str, ...]] = ()
     # Fields that pick one of Caffe's implementations and never change a result.
-    harmless: ClassVar[tuple[str, ...]] = ("engine",)
+    ignored_fields: ClassVar[tuple[str, ...]] = ("engine",)
     # Other messages of LayerParameter that it reads, and those that stop it in Caffe too, with the reason.
     other_messages: ClassVar[tuple[str, ...]] = ()
     refused_messages: ClassVar[Mapping[str, str]] = {}
@@ -161,8 +134,8 @@ class Layer(nn.Module):
     is_input: ClassVar[bool] = False
     # The layer makes its tops up; the caller may give any of them instead, of any size the net can take.
     may_be_fed: ClassVar[bool] = False
-    # The tops' lengths along `counted_axis` depend on values; `top_shapes` gives the most they can be.
-    shaped_by_values: ClassVar[bool] = False
+    # The tops' lengths along `counted_axis` depend on values; `plan` gives the most they can be.
+    sized_by_values: ClassVar[bool] = False
     counted_axis: ClassVar[int] = 0
     # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.
     has_state: bool = False
@@ -183,7 +156,6 @@ class Layer(nn.Module):
         super().__init__()
         self.node = node
         self.blob_names: list[str] = []
-        self._borrowed: tuple[tuple[str, Layer, int, Shape], ...] = ()
         self.stopped_bottoms = self.find_stopped(node)
         self._check_counts()
         self._check_fields()
@@ -202,33 +174,19 @@ class Layer(nn.Module):
         )
 
     def _set_up(self, ranks: Sequence[int] | None) -> None:
-        if not _takes_ranks(self.setup):
-            self.setup()
-        elif ranks is not None:
+        if ranks is not None:
             self.setup(*ranks)
 
     # ------------------------------------------------------------------ what a subclass writes
 
     # Declared like torch's own `forward`, so that each class names its bottoms and mypy accepts the overrides.
     setup: Callable[..., None] = _nothing_to_set_up
-    plan: Callable[..., LayerPlan] = _plan_of_older_rules
-
-    def top_shapes(self, bottoms: list[Shape]) -> list[Shape]:
-        """Return the tops' shapes; by default each top is shaped like its bottom."""
-        return list(bottoms)
+    plan: Callable[..., LayerPlan] = _tops_like_bottoms
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
         """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
         own = self.plan().tops if any(top not in given for top in self.node.tops) else []
         return [given[top] if top in given else own[index] for index, top in enumerate(self.node.tops)]
-
-    def blob_specs(self, bottoms: list[Shape]) -> list[BlobSpec]:
-        """Return the parameter blobs in Caffe's order; by default none."""
-        return []
-
-    def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int:
-        """Return the multiply-adds of one forward pass; only layers with weights count any."""
-        return 0
 
     def forward(self, *bottoms: Any, **options: Any) -> tuple[Tensor, ...]:
         """Compute the tops."""
@@ -236,11 +194,11 @@ class Layer(nn.Module):
 
     def onnx(self, graph: OnnxGraph, *bottoms: Any) -> list[str]:
         """Add this layer's ONNX nodes and return the names of its tops."""
-        raise self.error(f"cannot be written as ONNX: {self.no_onnx or 'its class says not how'}")
+        raise self.error("cannot be written as ONNX: its class does not implement it")
 
     def source(self, code: SourceCode, *bottoms: Any) -> list[str]:
-        """Return one Python expression a top."""
-        raise self.error(f"cannot be written as Python: {self.no_source or 'its class says not how'}")
+        """Return one Python expression per top."""
+        raise self.error("cannot be written as Python: its class does not implement it")
 
     @classmethod
     def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
@@ -282,24 +240,45 @@ class Layer(nn.Module):
 
     # ------------------------------------------------------------------ for the net
 
-    def register_blob(self, name: str, parameter: nn.Parameter) -> None:
-        """Attach the next parameter in Caffe's order."""
-        self.blob_names.append(name)
-        self.register_parameter(name, parameter)
+    def fresh(self) -> Self:
+        """Return a copy for a net of its own; nets made from one plan share nothing but the node."""
+        memo: dict[int, object] = {id(self.node): self.node}
+        for value in vars(self).values():
+            if isinstance(value, torch.Generator):  # deepcopy knows none
+                memo[id(value)] = value.clone_state()
+        return copy.deepcopy(self, memo)
 
-    def borrow(self, name: str, owner: Layer, index: int, shape: Shape) -> None:
-        """Have the next parameter be a view, in another shape, of a blob of ``owner``."""
-        self.blob_names.append(name)
-        self._borrowed = (*self._borrowed, (name, owner, index, shape))
-        self.refresh_borrowed()
+    def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
+        """Attach the next parameter in Caffe's order, one that another layer has too under another shape as well."""
+        self.blob_names.append(spec.name)
+        self.register_parameter(spec.name, parameter)
+        if tuple(parameter.shape) != spec.shape:  # PERMISSIVE sharing: the same values in another shape
+            parametrize.register_parametrization(self, spec.name, _InShape(spec.shape), unsafe=True)
 
-    def refresh_borrowed(self) -> None:
-        """Take the views anew, so that gradients of this pass reach the owner."""
-        for name, owner, index, shape in self._borrowed:
-            if name in self._parameters:  # the caller gave this layer a parameter of its own
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A parameter of its own takes the place of one that is computed: a view of an owner's, or reduced weights.
+        if isinstance(value, nn.Parameter) and parametrize.is_parametrized(self, name):
+            parametrize.remove_parametrizations(self, name, leave_parametrized=False)
+        super().__setattr__(name, value)
+
+    def stored_blob(self, name: str) -> Tensor:
+        """Return the parameter that a blob is kept as: its owner's, where the two differ in shape."""
+        if parametrize.is_parametrized(self, name):
+            held: Any = self.parametrizations
+            return held[name].original
+        return getattr(self, name)
+
+    def tie_blobs(self, other: Layer) -> None:
+        """Have the very parameters of a layer whose blobs are of the same names and shapes."""
+        for name in self.blob_names:
+            shape, stored = tuple(self.blob(name).shape), other.stored_blob(name)
+            if parametrize.is_parametrized(self, name):
+                held: Any = self.parametrizations
+                held[name].original = stored
                 continue
-            # Past Module.__setattr__, which would keep a reference to the owner as a submodule's state.
-            object.__setattr__(self, name, owner.blobs[index].view(shape))
+            setattr(self, name, stored)
+            if tuple(stored.shape) != shape:
+                parametrize.register_parametrization(self, name, _InShape(shape), unsafe=True)
 
     def refuse_unread_parameters(self) -> None:
         """Raise LayerError for a parameter that was put here under a name that this layer does not read.
@@ -387,7 +366,7 @@ class Layer(nn.Module):
                 )
         if self.message:
             for field, value in self.param.ListFields():
-                honoured = field.name in self.fields or field.name in self.harmless
+                honoured = field.name in self.fields or field.name in self.ignored_fields
                 if not honoured and (field.is_repeated or field.message_type or value != field.default_value):
                     raise self.error(
                         f"{self.message}.{field.name} is not supported; remove it if it does not matter"
@@ -398,6 +377,17 @@ class Layer(nn.Module):
         for fork in layer.fork_field:
             if fork.path not in self.fork_fields:
                 raise self.error(refusal(fork, layer.DESCRIPTOR))
+
+
+class _InShape(nn.Module):
+    """A parameter's values in another shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.view(self.shape)
 
 
 def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:

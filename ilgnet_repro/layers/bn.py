@@ -148,9 +148,9 @@ class BN(Layer):
             blobs.append(BlobSpec("fourth_blob", shape, started, learned=False, any_ones=True))
         return LayerPlan([legacy_shape(x) if self.is_segnets else x], blobs)
 
-    def register_blob(self, name: str, parameter: nn.Parameter) -> None:
-        super().register_blob(name, parameter)
-        if name == "fourth_blob" and bool((parameter.detach() < 0).any()):
+    def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
+        super().register_blob(spec, parameter)
+        if spec.name == "fourth_blob" and bool((parameter.detach() < 0).any()):
             warnings.warn(
                 f"{self.node.name} (BN): its fourth blob holds negative values, which neither variances nor "
                 f"inverse deviations have; it is taken as {self.fourth} (bn_param.fourth_blob)",

@@ -37,7 +37,7 @@ class Spatial(Layer):
         *("dilation", "hole", "hole_h", "hole_w"),
     )
     # The N-D code path computes the same sums.
-    harmless = ("engine", "force_nd_im2col")
+    ignored_fields = ("engine", "force_nd_im2col")
     transposed = False
 
     def setup(self, rank: int, *others: int) -> None:

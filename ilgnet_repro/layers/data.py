@@ -89,7 +89,7 @@ class Data(_ImageLayer):
 
     message = "data_param"
     fields = ("source", "batch_size", "backend", "rand_skip", "shuffle")
-    harmless = ("prefetch",)
+    ignored_fields = ("prefetch",)
 
 
 @register("ImageData")
@@ -134,7 +134,7 @@ class WindowData(_ImageLayer):
         ),
         *("fg_fraction", "context_pad", "crop_mode", "root_folder"),
     )
-    harmless = ("cache_images",)
+    ignored_fields = ("cache_images",)
 
     def _size(self) -> tuple[int, int] | None:
         crop = self.node.layer.transform_param.crop_size or self.param.crop_size

@@ -71,10 +71,10 @@ class DetectionOutput(Layer):
         *("variance_encoded_in_target", "keep_top_k", "confidence_threshold"),
     )
     # These draw windows and write files beside the top, which stays the same.
-    harmless = ("save_output_param", "visualize", "visualize_threshold", "save_file")
+    ignored_fields = ("save_output_param", "visualize", "visualize_threshold", "save_file")
     bottom_count = (3, 4)
     has_gradient = False
-    shaped_by_values = True
+    sized_by_values = True
     counted_axis = 2
 
     def setup(self, *ranks: int) -> None:

@@ -37,7 +37,7 @@ class Eltwise(Layer):
     message = "eltwise_param"
     fields = ("operation", "coeff")
     # Without it Caffe divides the product by the factor, which gives NaN at 0 and else the same.
-    harmless = ("stable_prod_grad",)
+    ignored_fields = ("stable_prod_grad",)
     bottom_count = (2, None)
 
     def setup(self, *ranks: int) -> None:

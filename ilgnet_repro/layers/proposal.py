@@ -139,7 +139,7 @@ class _Proposals(Layer):
     bottom_count: ClassVar[tuple[int, int | None]] = (3, 3)
     top_count: ClassVar[tuple[int, int | None]] = (1, 2)
     has_gradient = False
-    shaped_by_values = True
+    sized_by_values = True
     no_onnx: str = ""
     no_source: str = ""
     rules: Rules

@@ -51,16 +51,16 @@ class PythonLayer(Layer):
 
     message = "python_param"
     fields = ("module", "layer", "param_str")
-    harmless = ("share_in_parallel",)
+    ignored_fields = ("share_in_parallel",)
     in_place = True
     bottom_count: ClassVar[tuple[int, int | None]] = (0, None)
     top_count: ClassVar[tuple[int, int | None]] = (0, None)
     no_onnx: str = "its class was written without the method onnx"
     no_source: str = "its class was written without the method source"
 
-    def __new__(cls, node: Node, ranks: Sequence[int] | None = ()) -> PythonLayer:
+    def __new__(cls, node: Node | None = None, ranks: Sequence[int] | None = ()) -> PythonLayer:
         """Choose the class that was registered for the node's module and layer."""
-        if cls is not PythonLayer:
+        if cls is not PythonLayer or node is None:  # None: a copy in the making
             return super().__new__(cls)
         param = node.layer.python_param
         found = _classes.get((param.module, param.layer))

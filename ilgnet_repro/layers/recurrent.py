@@ -64,7 +64,7 @@ class _Recurrent(Layer):
 
     message = "recurrent_param"
     fields = ("num_output", "weight_filler", "bias_filler", "expose_hidden")
-    harmless = ("debug_info",)
+    ignored_fields = ("debug_info",)
     bottom_count = (2, 5)
     top_count = (1, 3)
     # Rows of a projection for each output, state blobs, and one pass over all steps.

@@ -93,7 +93,7 @@ class Filter(Layer):
 
     bottom_count = (2, None)
     top_count = (1, None)
-    shaped_by_values = True
+    sized_by_values = True
 
     def setup(self, *ranks: int) -> None:
         filtered, tops = len(ranks) - 1, len(self.node.tops)

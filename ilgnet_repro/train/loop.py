@@ -197,7 +197,7 @@ class Trainer:
             statistics = [
                 blob
                 for name, blobs in self.net.params.items()
-                for spec, blob in zip(self.net.blob_specs[name], blobs, strict=True)
+                for spec, blob in zip(self.net.plan.blobs[name], blobs, strict=True)
                 if not spec.learned
             ]
             held = [blob.detach().clone() for blob in statistics]

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..errors import SolverError, WeightsError
 from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
-from ..graph.sharing import find_owners, param_spec
+from ..graph.sharing import param_spec
 from ..layers.base import Layer, Shape
 from ..layers.norm import BatchNorm
 from ..loading import read_matrices
 from ..net import CaffeNet
-from ..plan import Plan, plan_net
+from ..plan import NetPlan, plan_net
 from ..weights import fit_weights, take_weights
 from .updates import Learnable
 
@@ -25,7 +25,7 @@ Note = Callable[[str], None]
 
 
 def trained_arrays(
-    plan: Plan, files: Iterable[str | os.PathLike[str]], note: Note
+    plan: NetPlan, files: Iterable[str | os.PathLike[str]], note: Note
 ) -> dict[str, list[np.ndarray]]:
     """Gather the blobs of several weights files by layer name, as Caffe's `CopyTrainedLayersFrom`.
 
@@ -35,9 +35,9 @@ def trained_arrays(
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
         layers = open_caffemodel(file).layers
-        for name in fit_weights(plan.specs, layers).extra:
+        for name in fit_weights(plan.blobs, layers).extra:
             note(f"Ignoring source layer {name}")
-        found = take_weights(plan.specs, layers, source=str(file), allow_missing=True, owners=plan.owners)
+        found = take_weights(plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners)
         arrays.update(found)
     return arrays
 
@@ -51,10 +51,11 @@ def build_net(
     note: Note = lambda text: None,
 ) -> CaffeNet:
     """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
-    arrays = trained_arrays(plan_net(graph, shapes), weights, note)
+    plan = plan_net(graph, shapes)
+    arrays = trained_arrays(plan, weights, note)
     # The files are mapped into memory: training must not write there.
     own = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
-    return read_matrices(CaffeNet(graph, own, input_shapes=shapes, seed=seed, carry_state=True))
+    return read_matrices(CaffeNet(plan, own, seed=seed, carry_state=True))
 
 
 def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
@@ -97,22 +98,18 @@ def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -
     Raises WeightsError where the shapes differ.  Layers that the train net lacks keep their fillers'
     values, as in Caffe.
     """
-    specs = plan_net(graph, shapes).specs
-    shared = {name: blobs for name, blobs in train.params.items() if specs.get(name)}
+    plan = plan_net(graph, shapes)
+    shared = {name: blobs for name, blobs in train.params.items() if plan.blobs.get(name)}
     for name, blobs in shared.items():
-        wanted = [spec.shape for spec in specs[name]]
+        wanted = [spec.shape for spec in plan.blobs[name]]
         if [tuple(blob.shape) for blob in blobs] != wanted:
             raise WeightsError(
                 f"layer {name} differs in the train net and a test net; give its blobs the same shapes"
             )
     values = {name: [blob.detach().cpu().float().numpy() for blob in blobs] for name, blobs in shared.items()}
-    net = read_matrices(CaffeNet(graph, values, input_shapes=shapes, seed=0, carry_state=True))
-    for name, blobs in shared.items():
-        layer = net.layer(name)
-        for blob_name, blob in zip(layer.blob_names, blobs, strict=True):
-            # Parameters that are views of another layer's are taken anew at each pass.
-            if isinstance(blob, torch.nn.Parameter):
-                setattr(layer, blob_name, blob)
+    net = read_matrices(CaffeNet(plan, values, seed=0, carry_state=True))
+    for name in shared:
+        net.layer(name).tie_blobs(train.layer(name))
     return net
 
 
@@ -122,9 +119,7 @@ def learnables(net: CaffeNet) -> list[Learnable]:
     Shared parameters count once, with the multipliers of the first `param` row that states them.  Those
     with a rate of 0 are listed (solver states hold arrays for them) but take no gradient.
     """
-    owners = find_owners(
-        net.graph, {name: [tuple(b.shape) for b in blobs] for name, blobs in net.params.items()}
-    )
+    owners = net.plan.owners
     found: dict[tuple[str, int], tuple[Tensor, dict[str, float]]] = {}
     for node in net.graph:
         layer = net.layer(node.name)
@@ -137,7 +132,7 @@ def learnables(net: CaffeNet) -> list[Learnable]:
             for field in ("lr_mult", "decay_mult"):
                 if spec.HasField(field):
                     multipliers.setdefault(field, getattr(spec, field))
-            if not net.blob_specs[node.name][index].learned:
+            if not net.plan.blobs[node.name][index].learned:
                 # NVIDIA's BatchNorm sets the rates of its statistics to 0, whatever the text says.
                 refused = isinstance(layer, BatchNorm) and not layer.is_nvidias
                 if refused and multipliers.get("lr_mult"):

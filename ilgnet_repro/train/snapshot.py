@@ -116,9 +116,10 @@ class Snapshots:
         if not self.keep:
             return
         for unsound in (False, True):
-            kind = [number for number in self.iterations() if (number in self.unsound) is unsound]
+            made = [number for number in self.iterations() if number in self.made]
+            kind = [number for number in made if (number in self.unsound) is unsound]
             for older in kind[: -self.keep]:
-                if older < iteration and older in self.made:
+                if older < iteration:
                     for ending in ("solverstate", "caffemodel"):
                         (self.root / self.name(older, ending)).unlink(missing_ok=True)
 
@@ -186,11 +187,11 @@ def restore(
             )
     # Layers that the weights lack keep what they have, as in Caffe.
     weights = take_weights(
-        net.blob_specs,
+        net.plan.blobs,
         open_caffemodel(_weights_of(state, path, root)).layers,
         source=state.learned_net,
         allow_missing=True,
-        owners=net.owners,
+        owners=net.plan.owners,
     )
     if not allow_nonfinite:
         _check_finite(path, weights, state)

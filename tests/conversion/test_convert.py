@@ -18,7 +18,7 @@ from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import plan_net
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.zoo.catalogue import build
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
@@ -88,7 +88,7 @@ def test_back_to_a_caffemodel_is_stable(folder, tmp_path) -> None:
 
 def test_a_built_in_net_is_found_by_its_layers(tmp_path) -> None:
     text = build("squeezenet")
-    shapes = {name: [s.shape for s in specs] for name, specs in plan_net(build_graph(text)).specs.items()}
+    shapes = {name: [s.shape for s in specs] for name, specs in plan_net(build_graph(text)).blobs.items()}
     write_caffemodel(tmp_path / "x.caffemodel", text, dict(seeded_blobs(text, shapes)))
     report = ir.convert(tmp_path / "x.caffemodel")
     assert report.prototxt == "built in (squeezenet)"

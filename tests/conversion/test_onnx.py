@@ -203,8 +203,8 @@ def test_a_layer_whose_nodes_hold_the_size_is_named(monkeypatch) -> None:
     from ilgnet_repro.layers.activation import ReLU
     from ilgnet_repro.layers.base import integers
 
-    def baked(self, graph, bottoms):
-        return [graph.node("Reshape", [*bottoms, graph.constant(integers(-1, *graph.shape(bottoms[0])[1:]))])]
+    def baked(self, graph, x):
+        return [graph.node("Reshape", [x, graph.constant(integers(-1, *graph.shape(x)[1:]))])]
 
     monkeypatch.setattr(ReLU, "onnx", baked)
     with pytest.raises(IlgnetError, match=r"^relu \(ReLU\): its ONNX nodes hold the size; export without"):

@@ -14,7 +14,7 @@ from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.precision import reduce_weights
 from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError, WeightsError
-from ilgnet_repro.fast.quantise import reduce_rows
+from ilgnet_repro.fastnet.quantise import reduce_rows
 
 WEIGHTS = np.random.default_rng(3).standard_normal((5, 24)).astype(np.float32)
 # The largest relative error of a rounding: half a unit in the last of 8 or 11 bits.

@@ -26,7 +26,8 @@ from ilgnet_repro.evaluate.runner import run_protocol, scorer
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
@@ -77,7 +78,7 @@ def test_recorded_logs(golden, tmp_path, monkeypatch, capsys, log, net, weights,
 def seeded() -> dict[str, list[np.ndarray]]:
     """The weights that ILGNet's golden files were recorded with."""
     text = ilgnet.deploy()
-    shapes = {n: [s.shape for s in specs] for n, specs in plan_net(build_graph(text)).specs.items()}
+    shapes = {n: [s.shape for s in specs] for n, specs in plan_net(build_graph(text)).blobs.items()}
     biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "ilgnet" / "classifier_bias.txt")}
     return dict(seeded_blobs(text, shapes, biases=biases))
 

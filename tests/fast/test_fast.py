@@ -13,7 +13,8 @@ from small_nets import SMALL_TEXT
 
 from ilgnet_repro.conversion.precision import hold_reduced, reduce_weights
 from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
-from ilgnet_repro.fast.dense import Int8Dense
+from ilgnet_repro.fastnet.dense import Int8Dense
+from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.net import CaffeNet
@@ -64,7 +65,7 @@ def mixed() -> CaffeNet:
 @pytest.mark.parametrize("name", [name for name in NAMES if read_case(name).phase == "TEST"])
 def test_recorded_layers(name: str, tmp_path) -> None:
     case = read_case(name)
-    found = case.net(tmp_path).fast()({key: torch.from_numpy(value) for key, value in case.inputs.items()})
+    found = fast_net(case.net(tmp_path))({key: torch.from_numpy(value) for key, value in case.inputs.items()})
     assert list(found) == list(case.outputs)
     for blob, expected in case.outputs.items():
         assert found[blob].shape == expected.shape
@@ -76,7 +77,7 @@ def test_float32_is_the_exact_net(mixed: CaffeNet, pictures: int) -> None:
     data = torch.randn(pictures, 3, 19, 23, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         exact = mixed(data=data)
-    found = mixed.fast()(data=data)
+    found = fast_net(mixed)(data=data)
     assert list(found) == list(exact) == ["kept", "prob"]  # Caffe lists outputs by name
     for name, blob in exact.items():
         assert found[name].is_contiguous()
@@ -103,7 +104,7 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_
 )
 def test_precisions(precision: str, most: float, columns: int, pictures: int) -> None:
     net = build(LARGE_TEXT.format(columns=columns))
-    fast = net.fast(precision)
+    fast = fast_net(net, precision)
     data = torch.rand(pictures, 3, 32, columns, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         exact = net(data=data)["ip"]
@@ -126,7 +127,7 @@ def test_float16_holds_weights_of_any_size(engine: str, factor: float, monkeypat
         net.layer("ip").bias.zero_()
     data = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(4))
     spread = net(data=data)["ip"].std().item()
-    assert 0 < net.fast("float16").deviation(data=data)["ip"] < 2**-11 * spread
+    assert 0 < fast_net(net, "float16").deviation(data=data)["ip"] < 2**-11 * spread
 
 
 def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
@@ -136,29 +137,29 @@ def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
     hold_reduced(layer, stored)
     data = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(4))
     # Only activations and sums are rounded to bfloat16 now: no second loss of bits in the weights.
-    assert net.fast("int8").deviation(data=data)["ip"] < 0.004 * net(data=data)["ip"].abs().max().item()
-    (dense,) = (part for part in net.fast("int8").parts if isinstance(part, Int8Dense))
+    assert fast_net(net, "int8").deviation(data=data)["ip"] < 0.004 * net(data=data)["ip"].abs().max().item()
+    (dense,) = (part for part in fast_net(net, "int8").parts if isinstance(part, Int8Dense))
     assert torch.equal(dense.weight.view(48, 32 * 40, 32).transpose(1, 2).reshape(48, -1), stored.values)
 
 
 def test_blobs_are_outputs_only(mixed: CaffeNet) -> None:
     data = torch.zeros(1, 3, 19, 23)
-    assert list(mixed.fast()(data=data, blobs=["prob"])) == ["prob"]
+    assert list(fast_net(mixed)(data=data, blobs=["prob"])) == ["prob"]
     with pytest.raises(GraphError, match="blob 'pool' is no output of net 'mixed'; ask the exact net for it"):
-        mixed.fast()(data=data, blobs=["pool"])
+        fast_net(mixed)(data=data, blobs=["pool"])
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: build(SMALL_TEXT).fast("float17"), IlgnetError,
+        (lambda: fast_net(build(SMALL_TEXT), "float17"), IlgnetError,
          "precision float17: choose one of float32, float16, bfloat16, int8"),
-        (lambda: build(SMALL_TEXT, "TRAIN").fast(), GraphError,
+        (lambda: fast_net(build(SMALL_TEXT, "TRAIN")), GraphError,
          "net 'small' is in phase TRAIN; only phase TEST can be made fast"),
-        (lambda: build(SMALL_TEXT).double().fast(), GraphError,
+        (lambda: fast_net(build(SMALL_TEXT).double()), GraphError,
          "net 'small': blobs of conv are torch.float64 on cpu; the fast path takes float32 on the CPU"),
-        (build(SMALL_TEXT).fast(), IlgnetError, "input 'data' is missing; the net takes 'data'"),
-        (lambda: build(SMALL_TEXT).fast()(data=torch.zeros(1, 3, 12, 7)), LayerError,
+        (fast_net(build(SMALL_TEXT)), IlgnetError, "input 'data' is missing; the net takes 'data'"),
+        (lambda: fast_net(build(SMALL_TEXT))(data=torch.zeros(1, 3, 12, 7)), LayerError,
          r"ip \(InnerProduct\): weight would be"),
     ],
     ids=["precision", "train", "float64", "no input", "another size"],
@@ -173,7 +174,7 @@ def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> No
         pytest.skip("no C++ compiler on this machine")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     heard: list[str] = []
-    fast = mixed.fast(compile=True, tell=heard.append)
+    fast = fast_net(mixed, compile=True, tell=heard.append)
     assert fast.compile_seconds > 0
     assert heard[0] == "compiling 3 stretches of elementwise layers and LRN ..."
     assert heard[1] == f"compiled 3 stretches in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
@@ -187,7 +188,7 @@ def test_without_a_compiler_it_says_so_and_runs(mixed: CaffeNet, monkeypatch) ->
     with pytest.warns(
         RuntimeWarning, match="runs uncompiled: no C\\+\\+ compiler 'no-such-compiler' on the PATH"
     ):
-        fast = mixed.fast(compile=True)
+        fast = fast_net(mixed, compile=True)
     assert fast.compile_seconds == 0
     assert max(fast.deviation(data=torch.ones(2, 3, 19, 23)).values()) < 1e-5
 
@@ -204,7 +205,7 @@ def test_a_compiler_that_fails_is_told(mixed: CaffeNet, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "true")
     monkeypatch.setattr(torch, "compile", compiled)
     with pytest.warns(RuntimeWarning, match="runs uncompiled: RuntimeError: first line$"):
-        fast = mixed.fast(compile=True)
+        fast = fast_net(mixed, compile=True)
     assert max(fast.deviation(data=torch.ones(2, 3, 19, 23)).values()) < 1e-5
 
 
@@ -212,7 +213,7 @@ def test_nothing_to_compile() -> None:
     heard: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fast = build(SMALL_TEXT).fast(compile=True, tell=heard.append)
+        fast = fast_net(build(SMALL_TEXT), compile=True, tell=heard.append)
     assert heard == ["nothing in this net gains by being compiled"]
     assert fast.compile_seconds == 0
 
@@ -229,5 +230,5 @@ layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_p
     net = CaffeNet(build_graph(parse_net(text)), seed=1)
     with torch.no_grad():
         net.params["ip"][1].fill_(value)
-    (deviation,) = net.fast().deviation(data=torch.zeros(2, 3)).values()
+    (deviation,) = fast_net(net).deviation(data=torch.zeros(2, 3)).values()
     assert np.isnan(deviation) if np.isnan(found) else deviation == found

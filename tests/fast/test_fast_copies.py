@@ -10,6 +10,7 @@ import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.formats.prototxt import parse_net
 
 # Every kind of step: packed and plain convolutions, dense layers, layers that run as they are, folded ones.
@@ -67,7 +68,7 @@ def test_no_change_of_the_exact_net_is_seen(text, change) -> None:
         with torch.no_grad():
             for blob, value in zip(net.params["bn"], (0.1, 0.9, 1.0), strict=True):
                 blob.fill_(value)
-    fast = net.fast()
+    fast = fast_net(net)
     wanted = fast(data)["out"].clone()
     torch.testing.assert_close(wanted, net(data)["out"])
     change(net)
@@ -82,7 +83,7 @@ def test_large_dense_layers_too(precision) -> None:
     layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
       inner_product_param { num_output: 1000 weight_filler { type: "xavier" } } }"""
     net = ir.load_net(parse_net(text), seed=4)
-    fast = net.fast(precision)
+    fast = fast_net(net, precision)
     wanted = fast(torch.ones(2, 1100))["ip"].clone()
     overwrite(net)
     torch.testing.assert_close(fast(torch.ones(2, 1100))["ip"], wanted, rtol=0, atol=0)
@@ -91,7 +92,7 @@ def test_large_dense_layers_too(precision) -> None:
 def test_a_fast_net_does_not_touch_the_exact_one() -> None:
     net = ir.load_net(parse_net(TEXTS["plain"]), seed=4)
     exact = {id(p) for p in net.parameters()} | {p.data_ptr() for p in net.parameters()}
-    fast = net.fast()
+    fast = fast_net(net)
     held = [*fast.parameters(), *(b for b in fast.buffers() if b.layout == torch.strided)]
     assert held
     assert not exact & {id(p) for p in held}
@@ -115,7 +116,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("use", "what"), REFUSED.values(), ids=REFUSED)
 def test_a_fast_net_stays_as_it_is(use, what) -> None:
-    fast = ir.load_net(parse_net(TEXTS["plain"]), seed=4).fast()
+    fast = fast_net(ir.load_net(parse_net(TEXTS["plain"]), seed=4))
     with pytest.raises(IlgnetError) as caught:
         use(fast)
     assert str(caught.value) == (

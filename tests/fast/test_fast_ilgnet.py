@@ -11,8 +11,10 @@ from places import SHARED
 from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.data.mean import read_mean
 from ilgnet_repro.data.transforms import Transform
+from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
@@ -25,7 +27,7 @@ HIGH = "loss1/loss"
 def net() -> CaffeNet:
     text = ilgnet.deploy()
     graph = build_graph(text)
-    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).specs.items()}
+    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).blobs.items()}
     biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "classifier_bias.txt")}
     return CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
 
@@ -34,7 +36,7 @@ def net() -> CaffeNet:
     ("precision", "most"), [("float32", 1e-5), ("float16", 1e-5), ("bfloat16", 0.005), ("int8", 0.005)]
 )
 def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
-    fast = net.fast(precision)
+    fast = fast_net(net, precision)
     with np.load(GOLDEN / "blobs.npz") as recorded:
         pictures = [recorded[f"in/{number}"].reshape(1, 3, 227, 227) for number in (0, 1)]
         expected = [recorded[f"sample/{number}/{HIGH}"] for number in (0, 1)]
@@ -49,7 +51,7 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
 @pytest.mark.skipif(not MEAN.is_file(), reason="needs ../shared/ilgnet, the authors' mean file")
 @pytest.mark.parametrize(("precision", "most"), [("float32", 2e-4), ("float16", 0.005)])
 def test_all_hundred_recorded_probabilities(net: CaffeNet, precision: str, most: float) -> None:
-    fast = net.fast(precision)
+    fast = fast_net(net, precision)
     transform = Transform(crop_size=227, mean=read_mean(MEAN))
     pictures = [row.picture()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
     with np.load(GOLDEN / "blobs.npz") as recorded:

@@ -13,6 +13,7 @@ from ilgnet_repro.conversion.fold import fold
 from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import IlgnetError, LayerError
+from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.loading import load_graph, load_net
 from ilgnet_repro.net import CaffeNet
@@ -36,7 +37,7 @@ def outputs_of(net: CaffeNet, use: str, inputs: dict[str, torch.Tensor]) -> dict
     elif use == "pt2":
         made = export(net).module()(**inputs)
     else:
-        made = (net.fast() if use == "fast" else net)(inputs)
+        made = (fast_net(net) if use == "fast" else net)(inputs)
     return {name: value.detach().numpy() for name, value in made.items()}
 
 

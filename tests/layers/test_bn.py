@@ -15,7 +15,8 @@ from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.loading import load_graph, load_net
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.weights import fit_weights, take_weights
 
 SLOPE = 'slope_filler { type: "constant" value: 1 } bias_filler { type: "constant" value: 0.001 }'
@@ -176,7 +177,7 @@ def test_bn_takes_files_of_any_fork_but_not_of_another_size(shape, tmp_path):
     path = tmp_path / "w.caffemodel"
     write_caffemodel(path, parse_net(text), {"op": [blob.reshape(shape) for blob in four_blobs()]})
     graph = load_graph(parse_net(text))
-    specs = plan_net(graph).specs
+    specs = plan_net(graph).blobs
     net = CaffeNet(graph, take_weights(specs, open_caffemodel(path).layers))
     np.testing.assert_array_equal(net.params["op"][2].numpy(), four_blobs()[2])
 
@@ -191,7 +192,7 @@ def test_bn_takes_files_of_any_fork_but_not_of_another_size(shape, tmp_path):
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 def test_the_authors_second_net_builds(phase, authors):
     graph = load_graph(authors / "ILGNet_v4.prototxt", phase=phase)
-    specs = plan_net(graph).specs
+    specs = plan_net(graph).blobs
     normed = [specs[node.name] for node in graph if node.type == "BN"]
     assert [len(blobs) for blobs in normed] == [4] * 5
 

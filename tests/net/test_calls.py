@@ -12,6 +12,7 @@ from ilgnet_repro.audit import audit
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.evaluate.feeding import TestFeed
+from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.formats.prototxt import parse_net
 
 TWO = """name: "two"
@@ -52,7 +53,7 @@ BY_ITSELF = {
 def test_the_only_input_may_come_by_itself(net, data, form) -> None:
     wanted = net(data=data)["prob"]
     torch.testing.assert_close(net(form(data))["prob"], wanted, rtol=0, atol=0)
-    torch.testing.assert_close(net.fast()(form(data))["prob"], wanted)
+    torch.testing.assert_close(fast_net(net)(form(data))["prob"], wanted)
     assert list(net(form(data), blobs="ip")) == ["ip"]
     torch.testing.assert_close(net.run(form(data)).blobs["prob"], wanted, rtol=0, atol=0)
 
@@ -101,14 +102,14 @@ REFUSED = {
 def test_a_wrong_input_is_named(net, form, call, message) -> None:
     call = {"data": X, **call} if "data" not in call and "dta" not in call else dict(call)
     given = call.pop("given", None)
-    run = net if form == "exact" else net.fast()
+    run = net if form == "exact" else fast_net(net)
     with pytest.raises(IlgnetError) as caught:
         run(given, **call)
     assert str(caught.value) == message or (message[0] == "(" and str(caught.value).endswith(message))
 
 
 def test_run_and_deviation_take_no_unknown_input(net) -> None:
-    for use in (lambda: net.run({"data": X, "label": X}), lambda: net.fast().deviation(data=X, label=X)):
+    for use in (lambda: net.run({"data": X, "label": X}), lambda: fast_net(net).deviation(data=X, label=X)):
         with pytest.raises(IlgnetError, match=r"^'label' is no input of net 'small'; it has 'data'$"):
             use()
 
@@ -197,7 +198,7 @@ def test_a_net_without_parameters_computes_in_float32(layer, formula, kind) -> N
     rng = np.random.default_rng(4)
     a, b = (rng.integers(0, 200, (2, 3, 5, 4)).astype(kind) for _ in range(2))
     wanted = torch.from_numpy(np.asarray(formula(a.astype(np.float64), b.astype(np.float64)), np.float32))
-    for run in (made, made.fast()):
+    for run in (made, fast_net(made)):
         for found in (
             run(a=a, b=b)["o"],
             run(a=torch.from_numpy(a), b=torch.from_numpy(b.astype(np.float32)))["o"],
@@ -214,7 +215,7 @@ def test_a_net_without_parameters_is_converted_like_any_other() -> None:
     with pytest.raises(
         IlgnetError, match=r"net 'two' computes in torch\.float64 on cpu; the fast path takes float32"
     ):
-        made.double().fast()
+        fast_net(made.double())
 
 
 def test_dummy_data_is_of_the_nets_type() -> None:
@@ -237,7 +238,7 @@ def test_an_input_that_a_layer_in_place_follows_goes_by_its_name() -> None:
     made = load(text, input_shapes={"x": (1, 3, 5, 4)})
     x = torch.ones(1, 3, 5, 4)
     wanted = 2 * x.flatten(1) @ made.params["ip"][0].T
-    for run in (made, made.fast()):
+    for run in (made, fast_net(made)):
         torch.testing.assert_close(run(x=x)["ip"], wanted)
         torch.testing.assert_close(run(x)["ip"], wanted)
     assert made.blob_shapes(x=(7, 3, 5, 4))["ip"] == (7, 6)

@@ -11,7 +11,8 @@ from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.data.mean import read_mean
 from ilgnet_repro.data.transforms import Transform
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet, plan_net
+from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
@@ -32,7 +33,7 @@ def recorded():
 def net() -> CaffeNet:
     text = ilgnet.deploy()
     graph = build_graph(text)
-    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).specs.items()}
+    shapes = {name: [spec.shape for spec in specs] for name, specs in plan_net(graph).blobs.items()}
     biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "ilgnet" / "classifier_bias.txt")}
     return CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
 

@@ -157,7 +157,7 @@ COPIES = {
 @pytest.mark.parametrize(("layers", "wanted"), COPIES.values(), ids=COPIES)
 def test_of_several_copies_of_a_shared_blob_the_last_in_the_file_counts(layers, wanted, mode) -> None:
     plan = plan_net(twins(second=mode))
-    arrays = take_weights(plan.specs, layers, owners=plan.owners)
+    arrays = take_weights(plan.blobs, layers, owners=plan.owners)
     assert {name: float(blobs[0].mean()) for name, blobs in arrays.items()} == {"a": wanted, "b": wanted}
     net = CaffeNet(plan.graph, arrays)
     assert net.params["a"][0] is net.params["b"][0]
@@ -167,10 +167,10 @@ def test_of_several_copies_of_a_shared_blob_the_last_in_the_file_counts(layers, 
 def test_blobs_of_their_own_stay_apart_and_must_be_there() -> None:
     plan = plan_net(twins(bias=True))
     layers = [dense("a", 1, bias=4), dense("b", 2, bias=5)]
-    arrays = take_weights(plan.specs, layers, owners=plan.owners)
+    arrays = take_weights(plan.blobs, layers, owners=plan.owners)
     assert [float(arrays[name][1][0]) for name in "ab"] == [4, 5]
     with pytest.raises(WeightsError) as caught:
-        take_weights(plan.specs, layers[:1], owners=plan.owners, source="f")
+        take_weights(plan.blobs, layers[:1], owners=plan.owners, source="f")
     assert str(caught.value) == "f: holds no weights for b; use the prototxt these weights were made with"
 
 

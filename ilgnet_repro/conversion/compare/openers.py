@@ -10,7 +10,8 @@ import torch
 
 from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
-from ...net import CaffeNet, plan_net
+from ...net import CaffeNet
+from ...plan import plan_net
 from ...weights import take_weights
 from ..find import find_net
 from ..load import load
@@ -70,8 +71,8 @@ def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt) -> Side:
     model = open_caffemodel(path)
     graph = build_graph(find_net(model, prototxt).net)
     plan = plan_net(graph)
-    arrays = take_weights(plan.specs, model.layers, source=str(path), owners=plan.owners)
-    return net_side(spec, "caffemodel", CaffeNet(graph, arrays))
+    arrays = take_weights(plan.blobs, model.layers, source=str(path), owners=plan.owners)
+    return net_side(spec, "caffemodel", CaffeNet(plan, arrays))
 
 
 def _open_safetensors(spec: str, path: Path, prototxt: Prototxt) -> Side:

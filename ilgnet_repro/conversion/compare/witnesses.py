@@ -22,8 +22,8 @@ from ...formats.caffemodel import open_caffemodel
 from ...formats.prototxt import format_message
 from ...graph.build import build_graph
 from ...graph.node import Graph
-from ...net import plan_net
 from ...paths import utf8_path
+from ...plan import plan_net
 from ...schema import caffe_pb2 as pb
 from ..find import find_net
 from .onnx_side import model_inputs, onnx_side, read_model
@@ -45,8 +45,7 @@ def _read(path: Path, prototxt: Path | None) -> tuple[pb.NetParameter, Graph]:
 
 def _inputs(graph: Graph) -> tuple[Input, ...]:
     plan = plan_net(graph)
-    tops = [top for node in graph if plan.layers[node.name].is_input for top in node.tops]
-    return tuple(Input(name, (None, *plan.shapes[name][1:])) for name in tops)
+    return tuple(Input(name, (None, *plan.shapes[name][1:])) for name in plan.inputs)
 
 
 # ---------------------------------------------------------------------- OpenCV

@@ -13,7 +13,7 @@ from ..layers.base import Layer
 
 def own_copy(layer: Layer) -> Layer:
     """Return a layer with copies of its blobs, views of other layers' included, and no gradients."""
-    memo: dict[int, object] = {id(layer.node): layer.node, id(layer._borrowed): ()}
+    memo: dict[int, object] = {id(layer.node): layer.node}
     for parameter in layer.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
     for value in vars(layer).values():

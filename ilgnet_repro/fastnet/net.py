@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 Tell = Callable[[str], None]
 
 
-def make_fast(
+def fast(
     net: CaffeNet, precision: str = "float32", *, compile: bool = False, tell: Tell | None = None
 ) -> FastNet:
     """Return ``net`` laid out for fast inference; see `FastNet`.
@@ -56,10 +56,10 @@ def make_fast(
             f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
         )
     before = mapped_pages()
-    fast = FastNet(net, precision, compile, tell or (lambda message: None))
+    made = FastNet(net, precision, compile, tell or (lambda message: None))
     hand_back_freed_memory()  # the weights were there in several forms
     use_large_pages(before)
-    return fast
+    return made
 
 
 def slice_size() -> int:

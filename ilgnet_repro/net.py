@@ -33,6 +33,8 @@ class _Step:
     bottoms: tuple[int, ...]
     tops: tuple[int, ...]
     is_read: tuple[bool, ...]  # which tops anything reads, or the caller wants
+    is_plain: bool  # its bottoms as they are, and nothing else, make its tops
+    parameters: int  # how many blobs it has
     done: tuple[int, ...]
     loss_weights: tuple[tuple[int, float], ...]  # of the tops that count in the loss
 
@@ -266,21 +268,26 @@ class CaffeNet(nn.Module):
         dtype, device = self.computes_in
         values: list[Any] = [None] * schedule.places
         loss: Tensor | None = None
+        tops: Sequence[Any]
         for step, layer in self._at_work(schedule):
-            bottoms = [values[place] for place in step.bottoms]
-            tops: Sequence[Any]
-            if layer.is_input:
+            if step.is_plain:
+                tops = layer(*[values[place] for place in step.bottoms])
+            elif layer.is_input:
                 tops = self._fed(step, layer, inputs, dtype, device)
             elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
                 tops = self._fed_or_made(step.node, layer, inputs, dtype, device)
             else:
+                bottoms = [values[place] for place in step.bottoms]
                 for position in layer.stopped_bottoms:
                     bottoms[position] = bottoms[position].detach()
                 tops = layer(*bottoms)
                 if not bottoms:  # DummyData draws float32, whatever the net computes in
                     tops = tuple(top.to(device, dtype) for top in tops)
-            for place, top in zip(step.tops, tops, strict=False):
-                values[place] = top
+            if len(step.tops) == 1:
+                values[step.tops[0]] = tops[0]
+            else:
+                for place, top in zip(step.tops, tops, strict=False):
+                    values[place] = top
             for position, weight in step.loss_weights:
                 term = weight * tops[position].sum()
                 loss = term if loss is None else loss + term
@@ -288,19 +295,20 @@ class CaffeNet(nn.Module):
                 values[place] = None
         return Pass({name: values[place] for name, place in schedule.wanted}, loss)
 
-    def _at_work(self, schedule: _Schedule) -> Iterator[tuple[_Step, Any]]:
+    def _at_work(self, schedule: _Schedule) -> Sequence[tuple[_Step, Any]]:
         """Each step with what `layers` holds for it now."""
         held = self.layers._modules
         if len(held) != len(self._keys):
             self._refuse_others(held)
+        work: list[tuple[_Step, Any]] = []
         for step in schedule.steps:
             layer, module = step.layer, held.get(step.key)
             if layer is None or layer is not module:
-                yield step, self._layer(step.key, step.node, module)
-                continue
-            if len(layer._parameters) != len(layer.blob_names):
+                layer = self._layer(step.key, step.node, module)
+            elif len(layer._parameters) != step.parameters:
                 layer.refuse_unread_parameters()
-            yield step, layer
+            work.append((step, layer))
+        return work
 
     def _schedule(self, wanted: tuple[str, ...], with_loss: bool) -> _Schedule:
         key = (wanted, with_loss)
@@ -338,6 +346,8 @@ class CaffeNet(nn.Module):
                 tuple(places[value] for value in node.bottoms),
                 tuple(places[value] for value in node.tops),
                 tuple(value in needed for value in node.tops),
+                _is_plain(self.plan.layers[node.name]),
+                len(self.plan.blobs[node.name]),
                 tuple({
                     places[value] for value in node.bottoms if last_use[value] == node.name and value not in kept
                 }),
@@ -454,6 +464,10 @@ class CaffeNet(nn.Module):
         return self._intake.value(
             inputs, name, torch.float32 if name in self._whole_numbers else dtype, device
         )
+
+
+def _is_plain(layer: Layer) -> bool:
+    return bool(layer.node.bottoms) and not (layer.is_input or layer.may_be_fed or layer.stopped_bottoms)
 
 
 def _module_keys(graph: Graph) -> list[str]:

@@ -149,19 +149,20 @@ class ConvolutionBase(Spatial):
         self.has_bias: bool = self.param.bias_term
         if not self.outputs:
             raise self.error("num_output is 0 or absent; state how many channels to make")
+        self.group: int = self.param.group
         self._check_group()
         super().setup(rank)
+        self.function = (_TRANSPOSED if self.transposed else _CONV)[len(self.kernel)]
 
     def _check_group(self) -> None:
-        group = self.param.group
-        if not group or self.outputs % group:
-            raise self.error(f"num_output {self.outputs} is no multiple of group {group}")
+        if not self.group or self.outputs % self.group:
+            raise self.error(f"num_output {self.outputs} is no multiple of group {self.group}")
 
     def groups(self, channels: int) -> int:
         """Return into how many groups that many input channels fall."""
-        if channels % self.param.group:
-            raise self.error(f"{channels} input channels are no multiple of group {self.param.group}")
-        return self.param.group
+        if channels % self.group:
+            raise self.error(f"{channels} input channels are no multiple of group {self.group}")
+        return self.group
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
         channels = bottoms[0][self.channel_axis]
@@ -179,19 +180,19 @@ class ConvolutionBase(Spatial):
         return LayerPlan(tops, blobs, sum(map(prod, moved)) * prod(weight[1:]))
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._run(x) for x in bottoms)
+        return tuple([self._run(x) for x in bottoms])
 
     def _run(self, x: Tensor) -> Tensor:
         # Axes in front of `axis` are all batch to Caffe, torch takes just one.
-        lead = x.shape[: self.channel_axis]
-        if len(lead) != 1:
-            x = x.reshape(-1, *x.shape[self.channel_axis :])
-        table = _TRANSPOSED if self.transposed else _CONV
-        y = table[len(self.kernel)](
+        front = self.channel_axis
+        lead = x.shape[:front]
+        if front != 1:
+            x = x.reshape(-1, *x.shape[front:])
+        y = self.function(
             x, self.weight, self.bias if self.has_bias else None, stride=self.stride, padding=self.pad,
             dilation=self.dilation, groups=self.groups(x.shape[1]),
         )  # fmt: skip
-        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+        return y if front == 1 else y.reshape(*lead, *y.shape[1:])
 
     def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         weights = [graph.parameter(name) for name in self.blob_names]

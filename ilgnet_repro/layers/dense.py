@@ -24,6 +24,8 @@ class InnerProduct(Layer):
         # What is left to flatten: one axis is flat already.
         self.is_flat = self.start == rank - 1
         self.outputs: int = self.param.num_output
+        self.has_bias: bool = self.param.bias_term
+        self.is_transposed: bool = self.param.transpose
         if not self.outputs:
             raise self.error("num_output is 0 or absent; state how many values to make")
 
@@ -38,11 +40,11 @@ class InnerProduct(Layer):
     @property
     def _rows(self) -> Tensor:
         """The weights with one row per output, as torch keeps them."""
-        return self.blob("weight").t() if self.param.transpose else self.blob("weight")
+        return self.blob("weight").t() if self.is_transposed else self.blob("weight")
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)
-        return (F.linear(flat, self._rows, self.blob("bias") if self.param.bias_term else None),)
+        return (F.linear(flat, self._rows, self.blob("bias") if self.has_bias else None),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         weight, *bias = (graph.parameter(name) for name in self.blob_names)

@@ -156,15 +156,17 @@ class Pooling(_PoolingBase):
         return LayerPlan([(*x[:2], *size)] * len(self.node.tops))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        window, name = self._window(x.shape[2:]), self.torch_name
-        geometry = (window.kernel, window.stride, window.pad)
+        window = self.window
+        if self.torch_name:
+            pool = getattr(F, self.torch_name)
+            if window is None:
+                return (pool(x, 1),)
+            return (pool(x, window.kernel, window.stride, window.pad, ceil_mode=window.ceil_mode),)
+        window = self._window(x.shape[2:])
+        geometry = (window.kernel, window.stride, window.pad, window.ceil_mode)
         if self.has_mask:
-            return caffe_max_pool2d_mask(x, *geometry, window.ceil_mode)
-        if not name:
-            return (self.function(x, *geometry, window.ceil_mode),)
-        if self.window is None:
-            return (getattr(F, name)(x, 1),)
-        return (getattr(F, name)(x, *geometry, ceil_mode=window.ceil_mode),)
+            return caffe_max_pool2d_mask(x, *geometry)
+        return (self.function(x, *geometry),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.window is None and self.torch_name:

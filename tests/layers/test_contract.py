@@ -91,7 +91,8 @@ def test_no_class_has_a_rule_of_the_older_kind() -> None:
 
 TWO_FAULTS = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
-layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4 kernel_size: 9 weight_filler { type: "xavier" } } }
+layer { name: "c" type: "Convolution" bottom: "x" top: "c"
+  convolution_param { num_output: 4 kernel_size: 9 weight_filler { type: "xavier" } } }
 layer { name: "behind" type: "ReLU" bottom: "c" top: "r" }
 layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { kernel_size: 2 pad: 2 } }
 layer { name: "sound" type: "Sigmoid" bottom: "x" top: "s" }
@@ -131,7 +132,7 @@ def test_another_number_of_axes_is_refused_by_name() -> None:
     )
     with pytest.raises(
         IlgnetError,
-        match=r"^input 'x' of net '' is 3x5x7, of 3 axes; it was planned for 2x3x5x7: load the net with input_shapes=",
+        match=r"^input 'x' of net '' is 3x5x7, of 3 axes; it was planned for 2x3x5x7: load",
     ):
         plan.at({"x": (3, 5, 7)})
 

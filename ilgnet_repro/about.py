@@ -1,0 +1,316 @@
+"""What is known of a net beside its layers and weights: where they came from, and how it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from . import strict_json
+from .data.images import LARGEST_SIDE
+from .data.preprocess import ORDERS, Preprocessing
+from .errors import DataError, FormatError, printable
+from .known import ScoreAt
+
+FEW = 8  # labels that a repr lists
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from; ``net`` is what the weights file itself calls its net.
+
+    ``sha256`` is None where the file was not hashed, ``release`` the name of the known model that it is.
+    """
+
+    file: str
+    bytes: int
+    sha256: str | None = None
+    release: str | None = None
+    net: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "release": self.release,
+            "net": self.net,
+        }
+
+    @classmethod
+    def from_json(cls, values: object) -> Source:
+        """Read what `to_json` gave; a key that is absent is not known.  Raises FormatError on anything else."""
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "file": str, "bytes": int, "sha256": (str, type(None)), "release": (str, type(None)), "net": str,
+        }  # fmt: skip
+        if not isinstance(values, dict) or not {"file", "bytes"} <= values.keys():
+            raise FormatError("source: not as this package writes it; convert the weights again")
+        stated = {key: values[key] for key in kinds if key in values}
+        for key, value in stated.items():
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise FormatError(
+                    f"source: {key} {value!r:.60} is of the wrong type; convert the weights again"
+                )
+        return cls(**stated)
+
+
+@dataclass(frozen=True, repr=False)
+class About:
+    """What a net carries along.
+
+    ``assumed`` tells that preprocessing, labels and score are those of a model that has the same layers, which
+    need not be the one these weights were trained for.  ``model`` is the name of the known model.
+    """
+
+    preprocessing: Preprocessing | None = None
+    assumed: bool = False
+    source: Source | None = None
+    labels: tuple[str, ...] = ()
+    score: ScoreAt | None = None
+    model: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        guess = " (assumed)" if self.assumed else ""
+        how = describe(self.preprocessing) if self.preprocessing else "unknown"
+        lines = [f"preprocessing: {how}{guess if self.preprocessing else ''}"]
+        if self.source:
+            known = f", {self.source.release}" if self.source.release else ""
+            lines.append(f"source: {self.source.file}, {self.source.bytes:,} bytes{known}")
+        if self.model:
+            lines.append(f"model: {self.model}{guess}")
+        if self.labels:
+            more = ", ..." if len(self.labels) > FEW else ""
+            lines.append(f"labels: {len(self.labels)} ({', '.join(self.labels[:FEW])}{more})")
+        if self.score:
+            lines.append(f"score: {self.score.output}[{self.score.index}], {self.score.meaning}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(["About:", *(f"  {printable(line)}" for line in lines)])
+
+    def to_metadata(self) -> dict[str, str]:
+        """The entries of a converted file's metadata; a mean image is kept apart, as a tensor."""
+        about = {
+            **({"model": self.model} if self.model else {}),
+            **({"assumed": True} if self.assumed else {}),
+            **({"labels": list(self.labels)} if self.labels else {}),
+            **({"score": vars(self.score)} if self.score else {}),
+        }
+        return {
+            **({"source": strict_json.dumps(self.source.to_json())} if self.source else {}),
+            **({"preprocessing": self.preprocessing.to_json()} if self.preprocessing else {}),
+            **({"about": strict_json.dumps(about)} if about else {}),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], mean_image: np.ndarray | None = None) -> About:
+        """Read what `to_metadata` wrote, or an earlier version, which wrote no ``about``.
+
+        Raises FormatError, or DataError for the preprocessing, on anything else.
+        """
+        how = metadata.get("preprocessing")
+        source = metadata.get("source")
+        return cls(
+            preprocessing=None if how is None else Preprocessing.from_json(how, mean_image),
+            source=None if source is None else Source.from_json(_object("source", source)),
+            **_read_about(_object("about", metadata.get("about", "{}"))),
+        )
+
+
+def _object(key: str, text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{key}: is not JSON ({error}); convert the weights again") from error
+    if not isinstance(values, dict):
+        raise FormatError(f"{key}: not as this package writes it; convert the weights again")
+    return values
+
+
+def _read_about(values: dict[str, Any]) -> dict[str, Any]:
+    model, guess = values.get("model", ""), values.get("assumed", False)
+    labels, score = values.get("labels", []), values.get("score")
+    sound = (
+        isinstance(model, str)
+        and isinstance(guess, bool)
+        and isinstance(labels, list)
+        and all(isinstance(label, str) for label in labels)
+    )
+    if sound and score is not None:
+        sound = (
+            isinstance(score, dict)
+            and score.keys() == {"output", "index", "meaning"}
+            and isinstance(score["output"], str)
+            and type(score["index"]) is int
+            and score["index"] >= 0
+            and isinstance(score["meaning"], str)
+        )
+    if not sound:
+        raise FormatError("about: not as this package writes it; convert the weights again")
+    at = None if score is None else ScoreAt(**score)
+    return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at}
+
+
+def describe(how: Preprocessing) -> str:
+    """Preprocessing in one line."""
+    size = "x".join(map(str, how.size))
+    if how.path == "whole":
+        text = f"image resized to {size}"
+    else:
+        resized = f"image resized to {'x'.join(map(str, how.resize))}, " if how.resize else ""
+        text = f"{resized}centre crop of {size}"
+    if how.mean_image is not None:
+        text += f", {how.order} minus a mean image"
+    elif how.mean_value:
+        text += f", {how.order} minus {', '.join(f'{value:g}' for value in how.mean_value)}"
+    else:
+        text += f", {how.order}"
+    return text if how.scale == 1 else f"{text}, times {how.scale:g}"
+
+
+# --------------------------------------------------------------------------------- images to a blob
+
+
+def prepare(
+    about: About,
+    images: Any,
+    *,
+    preprocessing: Preprocessing | None = None,
+    size: tuple[int, int] | None = None,
+    order: str = "BGR",
+    net: str = "",
+) -> np.ndarray:
+    """Images as the blob that the net takes: float32 N x C x H x W.
+
+    An image is a path, a PIL image, or a uint8 array height x width (grey) or height x width x 1, 3 or 4
+    (transparency is dropped), its channels in ``order``: BGR as `cv2.imread` gives them, or RGB.  ``images`` is
+    one of these, several of them in any mix, or one array N x height x width x channels.  Arrays of other numbers are
+    refused: whether they count to 1 or to 255 cannot be known.  ``size`` (height, width) stands in for the
+    preprocessing's own.  Raises DataError, with the file's name or the image's number, for what is no image.
+    """
+    how = preprocessing or about.preprocessing
+    if how is None:
+        raise DataError(
+            f"net {net!r}: nothing says how its images are prepared; give preprocessing=Preprocessing(size=..., "
+            "mean_value=...), or --mean-value, --scale, --order"
+        )
+    if order not in ORDERS:
+        raise DataError(f"order {order!r}: the channels of an array are in the order BGR or RGB")
+    if size is not None and size != how.size:
+        how = replace(how, size=size)
+    listed = _listed(images)
+    blob = np.empty((len(listed), 3, *how.size), np.float32)
+    for index, image in enumerate(listed):
+        blob[index] = _prepare_one(how, image, order, f"image {index + 1} of {len(listed)}")
+    return blob
+
+
+def _listed(images: Any) -> list[Any]:
+    """``images`` as a list, one image alone or a 4-D array included."""
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | os.PathLike) or _is_pil(images):
+        return [images]
+    if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable) or _is_tensor(images):
+        raise DataError(f"images: {_kind(images)}: give paths, uint8 arrays or PIL images")
+    return list(images)
+
+
+def _prepare_one(how: Preprocessing, image: Any, order: str, where: str) -> np.ndarray:
+    picture: str | os.PathLike[str] | np.ndarray
+    if isinstance(image, str | os.PathLike):
+        where = os.fspath(image)
+        if not os.path.isfile(image):
+            is_folder = os.path.isdir(image)
+            raise DataError(f"{where}: {'is a folder; give its files' if is_folder else 'no such file'}")
+        picture = image
+    elif isinstance(image, np.ndarray):
+        picture = _bgr(image, order, where)
+    elif _is_pil(image):
+        picture = _from_pil(image, where, upright=how.path == "crop")
+    else:
+        raise DataError(f"{where}: {_kind(image)}: give a path, a uint8 array or a PIL image")
+    try:
+        return how(picture)
+    except DataError as error:
+        raise error if str(error).startswith(printable(where)) else DataError(f"{where}: {error}") from error
+
+
+def _bgr(image: np.ndarray, order: str, where: str) -> np.ndarray:
+    """An array as uint8 height x width x 3, BGR."""
+    if image.dtype != np.uint8:
+        raise DataError(
+            f"{where}: values are {image.dtype}; give uint8 from 0 to 255 (a blob prepared already goes to the net itself)"
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise DataError(f"{where}: shape {image.shape}; give height x width, or height x width x 3")
+    if not all(1 <= side <= LARGEST_SIDE for side in image.shape[:2]):
+        raise DataError(f"{where}: shape {image.shape}; sides are from 1 to {LARGEST_SIDE}")
+    pixels = np.atleast_3d(image)[:, :, :3]
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, axis=2)
+    return np.ascontiguousarray(pixels if order == "BGR" else pixels[:, :, ::-1])
+
+
+# ---------------------------------------------------------------------------------------- PIL images
+
+_ORIENTATION = 0x0112  # EXIF's tag
+# How the stored rows and columns are turned to the upright image, by the tag's value.
+_UPRIGHT = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+def _is_pil(image: Any) -> bool:
+    """Whether it is a PIL image, told by its methods: PIL need not be installed."""
+    return isinstance(getattr(image, "mode", None), str) and callable(getattr(image, "convert", None))
+
+
+def _from_pil(image: Any, where: str, *, upright: bool) -> np.ndarray:
+    """A PIL image as BGR; ``upright`` applies its EXIF orientation, as decoding the file would."""
+    where = getattr(image, "filename", "") or where
+    if image.mode not in (
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBX",
+        "RGBa",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+    ):
+        raise DataError(f"{where}: PIL mode {image.mode} is not of 8 bits; convert it to L or RGB")
+    try:
+        pixels = np.asarray(image.convert("RGB"))
+        turn = image.getexif().get(_ORIENTATION, 1) if upright and hasattr(image, "getexif") else 1
+    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes at the first use
+        raise DataError(f"{where}: cannot be decoded ({error}); give a JPEG or PNG") from error
+    pixels = _UPRIGHT[turn](pixels) if turn in _UPRIGHT else pixels
+    return _bgr(pixels, "RGB", where)
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return (
+        f"a {kind.__name__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__qualname__}"
+    )

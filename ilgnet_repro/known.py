@@ -1,0 +1,224 @@
+"""Models that many people hold: what the manifest says of a weights file, or of a net with the same layers.
+
+Everything known of a model is a row of ``data/models.toml``; nothing here is about one model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+from .data.manifest import find_release
+from .data.preprocess import Preprocessing
+from .errors import DataError
+from .formats.upgrade import upgrade_net
+from .schema import caffe_pb2 as pb
+
+MANIFEST = "models.toml"
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ScoreAt:
+    """Which value of an output blob is the score: ``index`` counts along a row of ``output``."""
+
+    output: str
+    index: int
+    meaning: str
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One row of the manifest.
+
+    ``files`` are the names that its weights were published under, ``digests`` those of published builds
+    (``sha256:...``, ``sha1:...``); ``size`` is None where it is not known, or builds differ.  ``builder`` is the
+    zoo's function for its deploy net, ``other_nets`` those of nets with the same weights.  ``labels`` are named
+    where they are few; ``classes`` counts them.  ``note`` says why there is no preprocessing, where there is none.
+    """
+
+    name: str
+    title: str
+    files: tuple[str, ...]
+    size: int | None = None
+    digests: tuple[str, ...] = ()
+    builder: str | None = None
+    other_nets: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
+    classes: int = 0
+    score: ScoreAt | None = None
+    licence: str = ""
+    page: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a file.
+
+    ``sha256`` is None where the file was not read for it.  ``model`` is certain: the digest is a published one.
+    ``suspected`` is the model that the file is only named after, its digest being another one or unpublished.
+    """
+
+    file: str
+    bytes: int
+    sha256: str | None = None
+    model: KnownModel | None = None
+    suspected: KnownModel | None = None
+
+
+@cache
+def known_models() -> tuple[KnownModel, ...]:
+    """Every model of the manifest, in its order."""
+    text = resources.files("ilgnet_repro.data").joinpath(MANIFEST).read_text(encoding="utf-8")
+    manifest = tomllib.loads(text)
+    return tuple(_read_row(row, manifest["labels"]) for row in manifest["model"])
+
+
+def _read_row(row: dict[str, Any], lists: dict[str, list[str]]) -> KnownModel:
+    fields = _with_tuples(row)
+    if "release" in fields:  # the authors' released files are listed in a manifest of their own
+        released = find_release(fields.pop("release"))
+        fields |= {
+            "name": released.name,
+            "files": (Path(released.path).name,),
+            "size": released.size,
+            "digests": (f"sha256:{released.sha256}",),
+        }
+    if isinstance(fields.get("labels"), str):
+        fields["labels"] = tuple(lists[fields["labels"]])
+    if "labels" in fields:
+        fields["classes"] = len(fields["labels"])
+    if "preprocessing" in fields:
+        fields["preprocessing"] = Preprocessing(**_with_tuples(fields["preprocessing"]))
+    if "score" in fields:
+        fields["score"] = ScoreAt(**fields["score"])
+    return KnownModel(**fields)
+
+
+def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+def find_model(name: str) -> KnownModel | None:
+    """The model of that name, or None."""
+    return next((model for model in known_models() if model.name == name), None)
+
+
+def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
+    """Say which known model a file is.
+
+    The file is hashed only where its size is a known model's, or its name that of one whose size is not known,
+    or where ``sha256`` asks for it: of 600 MB that takes longer than to copy them.
+    Raises DataError if the file cannot be read.
+    """
+    file = Path(path).name
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    named = next((model for model in known_models() if file in model.files), None)
+    alike = [model for model in known_models() if _may_be(model, file, size)]
+    if not sha256 and not alike:
+        return Identity(file, size, suspected=named)
+    kinds = {digest.partition(":")[0] for model in alike for digest in model.digests}
+    digests = _digests(path, {"sha256", *kinds})
+    told = {f"{kind}:{value}" for kind, value in digests.items()}
+    model = next((model for model in alike if not told.isdisjoint(model.digests)), None)
+    return Identity(file, size, digests["sha256"], model, None if model else named)
+
+
+def _may_be(model: KnownModel, file: str, size: int) -> bool:
+    if not model.digests:
+        return False
+    return file in model.files if model.size is None else model.size == size
+
+
+def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
+    """Several digests of a file in one reading."""
+    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE):
+                for value in hashes.values():
+                    value.update(piece)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return {kind: value.hexdigest() for kind, value in hashes.items()}
+
+
+# ------------------------------------------------------------------------------ by its layers alone
+
+# The fields that give a layer's blobs their shapes, in whichever of its messages they stand.
+_BLOB_FIELDS = {
+    "Convolution": "convolution_param",
+    "Deconvolution": "convolution_param",
+    "InnerProduct": "inner_product_param",
+}
+Layers = tuple[tuple[object, ...], ...]
+Sizes = tuple[tuple[int, ...], ...]
+
+
+def assumed(text: pb.NetParameter) -> KnownModel | None:
+    """The model whose net has the layers of ``text``: names, types and the shapes of the blobs.
+
+    This is a guess: a net trained on other data has the same layers.  Whoever uses the model's preprocessing or
+    labels says so with `assumed_note`.  Of several models with these layers the first of the manifest is taken;
+    one whose input is stated to be of another size is not, for its preprocessing would be of no use.
+    """
+    layers, sizes = _signature(text)
+    model, own = _by_layers().get(layers, (None, ()))
+    return None if sizes and own and sizes != own else model
+
+
+def assumed_note(model: KnownModel) -> str:
+    """The line that says which preprocessing was assumed from the layers."""
+    how = model.preprocessing
+    mean = f", mean {', '.join(f'{value:g}' for value in how.mean_value)}" if how and how.mean_value else ""
+    scale = f", scale {how.scale:g}" if how and how.scale != 1 else ""
+    return (
+        f"preprocessing is assumed from the net's layers ({model.title}{mean}{scale}); "
+        "if these weights were trained otherwise, state --mean-value"
+    )
+
+
+@cache
+def _by_layers() -> dict[Layers, tuple[KnownModel, Sizes]]:
+    found: dict[Layers, tuple[KnownModel, Sizes]] = {}
+    for model in known_models():
+        for builder in (*((model.builder,) if model.builder else ()), *model.other_nets):
+            layers, sizes = _signature(build_net(builder))
+            found.setdefault(layers, (model, sizes))
+    return found
+
+
+def build_net(builder: str) -> pb.NetParameter:
+    """The net that ``module:function`` builds."""
+    module, _, function = builder.partition(":")
+    net: pb.NetParameter = getattr(import_module(module), function)()
+    return net
+
+
+def _signature(text: pb.NetParameter) -> tuple[Layers, Sizes]:
+    """A net's layers, without those that feed it, and the sizes of its inputs where they are stated."""
+    net = upgrade_net(text) if text.layers or text.input else text
+    sizes = tuple(tuple(shape.dim[1:]) for layer in net.layer for shape in layer.input_param.shape)
+    return tuple((layer.name, layer.type, *_blob_fields(layer)) for layer in net.layer if layer.bottom), sizes
+
+
+def _blob_fields(layer: pb.LayerParameter) -> tuple[object, ...]:
+    message = _BLOB_FIELDS.get(layer.type)
+    if message is None:
+        return ()
+    param = getattr(layer, message)
+    if message == "inner_product_param":
+        return param.num_output, param.bias_term
+    kernel = (param.kernel_h, param.kernel_w) if param.kernel_h else tuple(param.kernel_size)
+    return param.num_output, param.group, param.bias_term, kernel if len(set(kernel)) > 1 else kernel[:1]

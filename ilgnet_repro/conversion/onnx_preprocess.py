@@ -54,6 +54,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
     """
     if order not in ORDERS:
         raise IlgnetError(f"--input-order {order}: choose one of {', '.join(ORDERS)}")
+    writer.add_input(PICTURE)
     nodes = _Nodes(writer)
     pixels, sides = (_whole if how.path == "whole" else _crop)(nodes, how)
     if order != how.order:
@@ -64,7 +65,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
         value = nodes("Sub", value, writer.constant(mean))
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
-    writer.name(value, blob)
+    writer.hold(blob, value)
     return value_info(PICTURE, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
 
 

@@ -15,6 +15,7 @@ from ..errors import IlgnetError, LayerError
 from ..layers.base import Layer, Shape
 from ..net import CaffeNet
 from ..version import __version__
+from .onnx_lrn import write_out_lrn
 from .open_shapes import Dim, Dims, open_shapes
 from .precision import Reduced, reduced_blob
 from .safetensors_file import tensor_bytes
@@ -52,38 +53,87 @@ class NeedsFixedSizeError(LayerError):
     """A layer's nodes need a length that is open."""
 
 
+@dataclass(frozen=True)
+class _Body:
+    """The graph inside a Scan node: what it is given, what it gives, and its own nodes."""
+
+    given: tuple[str, ...]
+    results: tuple[str, ...]
+    nodes: tuple[_Node, ...]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the model to be: its values by handle, which take their names when the file is made."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    body: _Body | None = None
+
+
 class OnnxWriter:
     """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to.
 
-    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.
+    Layers know a value by its handle, a string that nothing else in the model has.  What a node makes is called by
+    its handle in the file too, unless it is a blob of the net: which one is known only after later layers have passed
+    it on, so `protos` makes the nodes with their names, once, at the end.
+
+    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``written_out`` replaces nodes of
+    an operator by what its function adds.
     """
 
-    def __init__(self, dims: Mapping[str, tuple[Dim, ...]], outputs: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        dims: Mapping[str, tuple[Dim, ...]],
+        outputs: Iterable[str] = (),
+        written_out: Mapping[str, Callable[..., str]] | None = None,
+    ) -> None:
         self.dims: Dims = dict(dims)
         self._outputs = set(outputs)
-        self._now: dict[str, str] = {}  # a value that goes by another name: what that is
+        self._written_out = dict(written_out or {})
+        self._names = set(dims)  # those taken, by inputs, blobs, nodes, handles and initializers
+        self._held: dict[
+            str, str
+        ] = {}  # the handle of the value that a blob holds, where it is not the blob's name
+        self._called: dict[str, str] = {}  # by handle: the blob that a value is called by in the file
+        self._other_names: dict[str, str] = {}  # of blobs whose own name an input of the file has
+        self._lengths: dict[str, tuple[Dim, ...]] = {}  # by handle
+        self._made: set[str] = set()  # the handles of what nodes make
+        self._made_here: set[str] = set()  # those of the current layer
+        self._replaced: set[str] = set()  # blobs that an in-place layer replaces
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
         self._parameters: dict[tuple[int, Shape], str] = {}  # so that shared blobs stay one
         self._layer: Layer | None = None
-        self._first = 0  # where the nodes of the current layer begin
         self._count = 0
-        self.graph_nodes: list[onnx.NodeProto] = []
+        self._nodes: list[_Node] = []
         self.constants: list[onnx.TensorProto] = []
         self.weights: dict[str, torch.Tensor] = {}
-        self._replaced: set[str] = set()  # values that an in-place layer replaces
-        self._names = set(dims)  # those taken, by blobs, nodes' outputs and initializers
 
     # ------------------------------------------------------------------ what layers call
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        if op in self._written_out:
+            return self._written_out[op](self, *inputs, **attributes)
         return self.nodes(op, inputs, 1, **attributes)[0]
 
     def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
-        self._count += 1
-        stem = self._unused(f"{self._layer.node.name if self._layer else 'net'}:{op}_{self._count}")
-        names = [stem] if outputs == 1 else [f"{stem}.{index}" for index in range(outputs)]
-        self.graph_nodes.append(helper.make_node(op, list(inputs), names, name=stem, **attributes))
-        return names
+        return self._add(op, inputs, outputs, attributes)
+
+    def scan(
+        self, states: Sequence[str], sequences: Sequence[str], step: Callable[..., Sequence[str]]
+    ) -> list[str]:
+        given = tuple(self._unused(f"{self._stem}:Scan_in_{i}") for i in range(len(states) + len(sequences)))
+        around, self._nodes = self._nodes, []
+        try:
+            results = tuple(step(*given))
+            body = _Body(given, results, tuple(self._nodes))
+        finally:
+            self._nodes = around
+        attributes = {"num_scan_inputs": len(sequences)}
+        return self._add("Scan", [*states, *sequences], len(results), attributes, body)
 
     def constant(self, array: np.ndarray | np.generic) -> str:
         array = np.ascontiguousarray(array).reshape(np.shape(array))  # the first alone makes scalars 1-D
@@ -110,13 +160,38 @@ class OnnxWriter:
         return initializer
 
     def shape(self, value: str) -> tuple[int | None, ...]:
-        return tuple(length if isinstance(length, int) else None for length in self.dims[value])
+        return tuple(length if isinstance(length, int) else None for length in self._dims_of(value))
 
     def size(self, value: str, axis: int) -> int:
-        length = self.dims[value][axis]
+        length = self._dims_of(value)[axis]
         if not isinstance(length, int):
             raise self._needs_fixed_size()
         return length
+
+    # ------------------------------------------------------------------ nodes and names
+
+    @property
+    def _stem(self) -> str:
+        return self._layer.node.name if self._layer else "net"
+
+    def _add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: int,
+        attributes: Mapping[str, Any],
+        body: _Body | None = None,
+    ) -> list[str]:
+        self._count += 1
+        name = self._unused(f"{self._stem}:{op}_{self._count}")
+        made = [name] if outputs == 1 else [self._unused(f"{name}.{index}") for index in range(outputs)]
+        self._nodes.append(_Node(name, op, tuple(inputs), tuple(made), attributes, body))
+        self._made.update(made)
+        self._made_here.update(made)
+        return made
+
+    def _dims_of(self, value: str) -> tuple[Dim, ...]:
+        return self._lengths[value] if value in self._lengths else self.dims[value]
 
     def _needs_fixed_size(self) -> NeedsFixedSizeError:
         name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
@@ -140,17 +215,20 @@ class OnnxWriter:
 
     # ------------------------------------------------------------------ the walk
 
-    @property
-    def last_nodes(self) -> list[onnx.NodeProto]:
-        """The nodes that the last layer added."""
-        return self.graph_nodes[self._first :]
+    def add_input(self, name: str) -> str:
+        """Take an input that the net does not have; a blob of that name goes by another one in the file."""
+        if name in self._names:
+            self._other_names[name] = self._unused(name)
+        self._names.add(name)
+        return name
 
     def add_layer(self, layer: Layer) -> None:
-        """Have a layer add its nodes, then give its results the blobs' own names."""
+        """Have a layer add its nodes, and keep which blobs hold its results."""
         if layer.no_onnx:
             raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
-        self._layer, self._first = layer, len(self.graph_nodes)
-        bottoms = [self._known(bottom) for bottom in layer.node.bottoms]
+        self._layer = layer
+        self._made_here.clear()
+        bottoms = [self._held.get(bottom, bottom) for bottom in layer.node.bottoms]
         try:
             results = layer.onnx(self, *bottoms)
         except TypeError as error:  # a class of a user's own that takes an open length for a number
@@ -160,49 +238,50 @@ class OnnxWriter:
         node = layer.node
         self._replaced |= {top for top, blob in zip(node.tops, node.top_names, strict=False) if top != blob}
         for top, result in zip(node.tops, results, strict=False):
-            self.name(result, top)
+            if not layer.is_input:  # its tops are the model's inputs
+                self.hold(top, result)
         self._layer = None
 
-    def name(self, result: str, top: str) -> None:
-        """Have a result be the blob ``top``.
+    def hold(self, blob: str, value: str) -> None:
+        """Have a blob hold a value, which is called by it in the file where it can be.
 
         A layer that only passes its bottom on (Dropout, Split) adds no node: an in-place one gives the
         value its last name, another leaves it the first.  An output of the net always has its own name.
         """
-        result = self._known(result)
-        if result == top:
-            return
-        made_here = any(result in node.output for node in self.last_nodes)
-        made = made_here or any(result in node.output for node in self.graph_nodes)
-        takes_name = made_here and result not in self.dims
-        goes_on = made and result not in self._outputs and (top in self._outputs or result in self._replaced)
-        if takes_name or goes_on:
-            _rename(self.last_nodes if takes_name else self.graph_nodes, result, top)
-            self._now[result] = top
-        elif top in self._outputs:
-            self.graph_nodes.append(
-                helper.make_node("Identity", [result], [top], name=self._unused(f"{top}:Identity"))
+        called = self._called.get(value)
+        makes = value in self._made_here and called is None
+        goes_on = value in self._made and called not in self._outputs
+        if makes or (goes_on and (blob in self._outputs or called in self._replaced)):
+            self._called[value] = blob
+        elif blob in self._outputs:
+            self._nodes.append(_Node(self._unused(f"{blob}:Identity"), "Identity", (value,), (blob,), {}))
+            self._called[blob] = value = blob
+            self._made.add(blob)
+        self._held[blob] = value
+        self._lengths[value] = self.dims[blob]
+
+    def protos(self) -> list[onnx.NodeProto]:
+        """The nodes collected, each made with the names that its values have in the file."""
+        return [self._proto(node) for node in self._nodes]
+
+    def _name(self, value: str) -> str:
+        blob = self._called.get(value)
+        return value if blob is None else self._other_names.get(blob, blob)
+
+    def _proto(self, node: _Node) -> onnx.NodeProto:
+        inputs, outputs = ([self._name(value) for value in values] for values in (node.inputs, node.outputs))
+        attributes = dict(node.attributes)
+        if node.body is not None:
+            given, results = (
+                [
+                    helper.make_tensor_value_info(self._name(value), TensorProto.FLOAT, None)
+                    for value in values
+                ]
+                for values in (node.body.given, node.body.results)
             )
-        else:
-            self._now[top] = result
-            self.dims.setdefault(result, self.dims[top])
-
-    def _known(self, value: str) -> str:
-        while value in self._now:
-            value = self._now[value]
-        return value
-
-
-def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Rename a value wherever nodes and their inner graphs make or read it."""
-    for node in nodes:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(inner.node, old, new)
+            nodes = [self._proto(inner) for inner in node.body.nodes]
+            attributes["body"] = helper.make_graph(nodes, "step", given, results)
+        return helper.make_node(node.op, inputs, outputs, name=node.name, **attributes)
 
 
 @dataclass(frozen=True)
@@ -244,18 +323,23 @@ def plan_onnx(
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
-        writer = OnnxWriter(dims, wanted)
-        inputs = [value_info(name, dims[name]) for name in net.inputs_for(wanted)]
-        if prepare is not None:
-            inputs = [prepare.add(writer) if entry.name == prepare.blob else entry for entry in inputs]
+        writer = OnnxWriter(dims, wanted, {"LRN": write_out_lrn} if fast_lrn else None)
+        inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
+        if prepare is not None and prepare.blob in inputs:
+            inputs[prepare.blob] = given = prepare.add(writer)
+            if given.name in (*wanted, *(name for name in inputs if name != prepare.blob)):
+                raise IlgnetError(
+                    f"net {net.graph.name!r}: an input or output is called {given.name!r}, as the input that takes "
+                    "images; give it another name in the prototxt, or drop --with-preprocessing"
+                )
         for _, layer in net.steps(wanted):
             writer.add_layer(layer)
-        if fast_lrn:
-            from .onnx_lrn import write_out_lrn
-
-            write_out_lrn(writer)
         return assemble(
-            writer, net.graph.name, inputs, [value_info(name, dims[name]) for name in wanted], metadata
+            writer,
+            net.graph.name,
+            list(inputs.values()),
+            [value_info(name, dims[name]) for name in wanted],
+            metadata,
         )
 
     try:
@@ -284,9 +368,10 @@ def assemble(
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxModel:
     """Make a model of what a writer has collected; values no node reads are left out."""
-    used = values_read(writer.graph_nodes) | {entry.name for entry in outputs}
+    nodes = writer.protos()
+    used = values_read(nodes) | {entry.name for entry in outputs}
     constants = [tensor for tensor in writer.constants if tensor.name in used]
-    graph = helper.make_graph(writer.graph_nodes, name or "net", list(inputs), list(outputs), constants)
+    graph = helper.make_graph(nodes, name or "net", list(inputs), list(outputs), constants)
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],

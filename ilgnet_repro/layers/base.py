@@ -52,6 +52,15 @@ class OnnxGraph(Protocol):
     def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
         """Add a node with several outputs and return their names."""
 
+    def scan(
+        self, states: Sequence[str], sequences: Sequence[str], step: Callable[..., Sequence[str]]
+    ) -> list[str]:
+        """Add a Scan node over axis 0 of ``sequences`` and return the last states, then the stacked outputs.
+
+        ``step`` takes the states and one element of each sequence, adds the nodes of one step (it may read
+        values from outside), and returns the new states, then the outputs.
+        """
+
     def constant(self, array: np.ndarray) -> str:
         """Return the name of an initializer holding ``array`` (equal arrays are stored once)."""
 

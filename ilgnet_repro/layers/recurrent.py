@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .registry import register
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -182,32 +179,18 @@ class _Recurrent(Layer):
             shape = graph.node("Concat", [streams, graph.constant(integers(self.outputs))], axis=0)
             given = [graph.node("ConstantOfShape", [shape])] * self.states
         marks = graph.node("Unsqueeze", [cont, graph.constant(integers(2))])
-        *last, top = graph.nodes(
-            "Scan",
-            [*given, inputs, marks],
-            self.states + 1,
-            body=self._step_graph({name: graph.parameter(name) for name in self._step_blobs}),
-            num_scan_inputs=2,
-        )
+        blobs = {name: graph.parameter(name) for name in self._step_blobs}
+
+        def step(*given: str) -> list[str]:
+            values = blobs | dict(zip([*"hc"[: self.states], "x", "mark"], given, strict=True))
+            for op, inputs, outputs, attributes in self.step_onnx:
+                names = outputs.split()
+                made = graph.nodes(op, [values[name] for name in inputs.split()], len(names), **attributes)
+                values.update(zip(names, made, strict=True))
+            return [values[name] for name in [*("h'", "c'")[: self.states], "o"]]
+
+        *last, top = graph.scan(given, [inputs, marks], step)
         return [top, *(graph.node("Unsqueeze", [state, zero]) for state in last[: self.exposed])]
-
-    def _step_graph(self, blobs: dict[str, str]) -> GraphProto:
-        from onnx import TensorProto, helper
-
-        def names(text: str) -> list[str]:
-            # Values of an inner graph must not be called like any outside.
-            return [blobs.get(name, f"{self.node.name}:step:{name}") for name in text.split()]
-
-        def values(text: str) -> list[Any]:
-            return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names(text)]
-
-        states = "h c"[: 2 * self.states - 1]
-        after = "h' c'"[: 3 * self.states - 1]
-        nodes = [
-            helper.make_node(op, names(inputs), names(outputs), **attributes)
-            for op, inputs, outputs, attributes in self.step_onnx
-        ]
-        return helper.make_graph(nodes, "step", values(f"{states} x mark"), values(f"{after} o"))
 
     def source(self, code: SourceCode, x: str, cont: str, *others: str) -> list[str]:
         blob = {name: code.parameter(name, self.blob(name)) for name in self.blob_names}

@@ -224,6 +224,8 @@ def test_fast_lrn_gives_the_same_values(size: int, beta: float) -> None:
     x = drawn(3, 7, 4, 5) * 5
     model = plan_onnx(net, fast_lrn=True).proto()
     assert "LRN" not in {node.op_type for node in model.graph.node}
+    assert all(node.name.startswith("n:") for node in model.graph.node)
+    assert model.graph.node[-1].output[0] == "n"
     assert [node.op_type for node in build_onnx(net).graph.node] == ["LRN"]
     np.testing.assert_allclose(run(model, {"x": x})["n"], net(x=x)["n"].numpy(), rtol=1e-5, atol=1e-6)
 
@@ -338,6 +340,34 @@ def test_odd_names_stay_apart(blobs: tuple[str, ...], layers: tuple[str, ...]) -
         net({blobs[0]: torch.from_numpy(value)})[blobs[3]].detach(),
         rtol=1e-5,
     )
+
+
+STEP_NAMES = ["r:step:kept", "r:step:h", "r:Scan_in_0", "r:Mul_9"]
+
+
+@pytest.mark.parametrize("name", STEP_NAMES)
+def test_a_blob_may_be_named_like_a_value_within_a_step(name: str) -> None:
+    """The graph inside a Scan node sees the names around it, and must not hide one of them."""
+    net = net_of(
+        f'layer {{ name: "x" type: "Input" top: "{name}" input_param {{ shape {{ dim: 4 dim: 2 dim: 3 }} }} }}'
+        'layer { name: "m" type: "Input" top: "m" input_param { shape { dim: 4 dim: 2 } } }'
+        f'layer {{ name: "r" type: "RNN" bottom: "{name}" bottom: "m" top: "y" recurrent_param {{ num_output: 5'
+        ' weight_filler { type: "uniform" min: -1 max: 1 } } }'
+    )
+    model = build_onnx(net)
+    onnx.checker.check_model(model, full_check=True)
+    (scan,) = (node for node in model.graph.node if node.op_type == "Scan")
+    (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
+    inside = [entry.name for entry in body.input] + [made for node in body.node for made in node.output]
+    around = [entry.name for entry in (*model.graph.input, *model.graph.initializer)]
+    around += [made for node in model.graph.node for made in node.output]
+    assert len({*inside, *around}) == len(inside) + len(around)
+    x, marks = drawn(4, 2, 3), np.float32([[0, 0], [1, 1], [1, 0], [1, 1]])
+    np.testing.assert_allclose(
+        run(model, {name: x, "m": marks})["y"],
+        net({name: torch.from_numpy(x), "m": torch.from_numpy(marks)})["y"].detach(),
+        rtol=1e-4, atol=1e-6,
+    )  # fmt: skip
 
 
 def test_a_blob_without_a_name_is_refused() -> None:

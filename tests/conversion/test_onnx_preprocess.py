@@ -17,6 +17,9 @@ from ilgnet_repro.conversion.onnx_preprocess import add_preprocessing, picture_i
 from ilgnet_repro.conversion.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
 from ilgnet_repro.data.preprocess import Preprocessing, ilgnet_preprocessing
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.net import CaffeNet
 
 MEAN = np.random.default_rng(2).uniform(80, 120, (3, 64, 64)).astype(np.float32)
 # OpenCV's resize is fixed-point and so are the nodes: no difference.  pycaffe's is float64, the nodes' float32.
@@ -105,6 +108,48 @@ def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
         "order": "BGR",
     }
     assert json.loads(metadata["preprocessing"])["mean_value"] == [1.0, 2.0, 3.0]
+
+
+# ---------------------------------------------------------------------- a net that has a blob called picture
+
+CALLED_PICTURE = """
+layer {{ name: "in" type: "Input" top: "{given}" input_param {{ shape {{ dim: 1 dim: 3 dim: 24 dim: 24 }} }} }}
+layer {{ name: "more" type: "Input" top: "{other}" input_param {{ shape {{ dim: 1 dim: 3 dim: 2 dim: 4 }} }} }}
+layer {{ name: "double" type: "Power" bottom: "{given}" top: "{between}" power_param {{ scale: 2 }} }}
+layer {{ name: "shift" type: "Power" bottom: "{between}" top: "{last}" power_param {{ shift: 7 }} }}
+layer {{ name: "abs" type: "AbsVal" bottom: "{other}" top: "spare" }}
+"""
+NAMED = {"given": "data", "other": "extra", "between": "a", "last": "b"}
+
+
+def with_images(place: str) -> onnx.ModelProto:
+    net = CaffeNet(build_graph(parse_net(CALLED_PICTURE.format(**NAMED | {place: "picture"}))))
+    how = Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0))
+    _, blob = picture_input({name: net.shapes[name] for name in net.inputs}, how, "n")
+    prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, "BGR"))
+    return plan_onnx(net, prepare=prepare).proto()
+
+
+@pytest.mark.parametrize("place", ["given", "between"])
+def test_a_blob_inside_the_net_may_be_called_picture(place: str) -> None:
+    model = with_images(place)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in model.graph.input] == ["picture", "extra"]
+    image = np.random.default_rng(6).integers(0, 256, (2, 30, 33, 3), dtype=np.uint8)
+    extra = np.zeros((1, 3, 2, 4), np.float32)
+    found = open_session(model.SerializeToString()).run(["b"], {"picture": image, "extra": extra})[0]
+    centre = image[:, 3:27, 4:28].astype(np.float32) - np.array([1, 2, 3], np.float32)
+    np.testing.assert_array_equal(found, centre.transpose(0, 3, 1, 2) * 2 + 7)
+
+
+@pytest.mark.parametrize("place", ["other", "last"])
+def test_an_input_or_output_called_picture_is_refused(place: str) -> None:
+    with pytest.raises(IlgnetError) as caught:
+        with_images(place)
+    assert str(caught.value) == (
+        "net '': an input or output is called 'picture', as the input that takes images; "
+        "give it another name in the prototxt, or drop --with-preprocessing"
+    )
 
 
 REFUSED = [

@@ -104,11 +104,11 @@ def audit(
     problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
     rows = tuple(_row(plan, node, problems) for node in graph.layers)
     inputs = {
-        top: plan.shapes[top]
+        top.blob: plan.value_shapes[top]
         for node in graph
         for top in node.tops
         if not node.bottoms and not plan.blobs.get(node.name)
-        if top in plan.shapes
+        if top in plan.value_shapes
     }
     batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
     known = _release_of(weights)
@@ -116,7 +116,7 @@ def audit(
         net=graph.name, phase=phase, layers=rows, inputs=inputs, outputs=graph.outputs,
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows) // batch,
-        blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.shapes.values()) // batch,
+        blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.value_shapes.values()) // batch,
         upgrades=tuple(notes), unknown=unknown,
         fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights else None,
         release=known[0], sha256=known[1],
@@ -141,7 +141,7 @@ def _row(plan: NetPlan, node: Node, problems: Mapping[str, str]) -> LayerAudit:
     if layer is None:
         note = "" if problem else "shapes unknown: a layer before it is at fault"
         return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note)
-    tops = tuple(plan.shapes[top] for top in node.tops)
+    tops = tuple(plan.value_shapes[top] for top in node.tops)
     parameters = sum(prod(spec.shape) for spec in plan.blobs[node.name])
     notes = (layer.idle_note, layer.note, STATE_NOTE if layer.has_state else "")
     return LayerAudit(

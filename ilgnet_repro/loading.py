@@ -94,5 +94,5 @@ def read_matrices(net: CaffeNet) -> CaffeNet:
     for node in net.graph:
         layer = net.layer(node.name)
         if isinstance(layer, InfogainLoss) and layer.matrix_file:
-            layer.set_matrix(read_blob(layer.matrix_file), net.shapes[node.bottoms[0]])
+            layer.set_matrix(read_blob(layer.matrix_file), net.plan.value_shapes[node.bottoms[0]])
     return net

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .errors import GraphError, did_you_mean
-from .graph.node import Graph, Node
+from .graph.node import Graph, Node, Value
 from .graph.sharing import show_shape
 from .layers.base import Layer, Shape
 from .layers.fillers import fill
@@ -334,7 +334,7 @@ class CaffeNet(nn.Module):
             if needed.intersection(node.tops) or any(weights[node.name]):
                 needed.update(node.bottoms)
                 chosen.append((key, node))
-        places: dict[str, int] = {}
+        places: dict[Value, int] = {}
         for _, node in reversed(chosen):
             for value in node.tops:
                 places.setdefault(value, len(places))
@@ -369,10 +369,10 @@ class CaffeNet(nn.Module):
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
         used = {top for node, layer in self.steps(tuple(wanted)) if layer.is_input for top in node.tops}
-        used &= {name for node, _ in self.steps(tuple(wanted)) for name in node.bottoms} | {
+        used &= {value for node, _ in self.steps(tuple(wanted)) for value in node.bottoms} | {
             self.graph.value(name) for name in wanted
         }
-        return tuple(name for name in self.inputs if name in used)
+        return tuple(name for name in self.inputs if self.graph.fed_value(name) in used)
 
     def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Any]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
@@ -380,7 +380,7 @@ class CaffeNet(nn.Module):
         return [(step.node, layer) for step, layer in self._at_work(schedule)]
 
     def _wanted(self, blobs: Any) -> tuple[str, ...]:
-        return wanted_blobs(blobs, (top for node in self.graph for top in node.tops), self.graph.name)
+        return wanted_blobs(blobs, self.graph.names.values(), self.graph.name)
 
     def _find_whole_numbers(self) -> frozenset[str]:
         """The inputs that are read only as labels or indices."""
@@ -390,7 +390,9 @@ class CaffeNet(nn.Module):
             for index, bottom in enumerate(node.bottoms)
         ]
         return frozenset(
-            name for name in self.inputs if all(whole for bottom, whole in uses if bottom == name)
+            name
+            for name in self.inputs
+            if all(whole for bottom, whole in uses if bottom == self.graph.fed_value(name))
         )
 
     def image_input(self) -> str:
@@ -415,10 +417,10 @@ class CaffeNet(nn.Module):
     def make_intake(self) -> Intake:
         """Return what checks a call's inputs by this net's names and shapes."""
         optional = {
-            name: self.shapes[value]
+            name: self.shapes[name]
             for node, layer in self._sequence
             if layer.may_be_fed
-            for value, name in zip(node.tops, node.top_names, strict=True)
+            for name in node.top_names
         }
         own = {name: self.shapes[name] for name in self.inputs}
         return Intake(self.plan, own, optional)
@@ -439,7 +441,7 @@ class CaffeNet(nn.Module):
         self, step: _Step, layer: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> list[Any]:
         """The tops of a layer that the caller feeds; None for those that nothing reads."""
-        names = step.node.tops
+        names = step.node.top_names
         tops: list[Any] = [
             self._input(inputs, name, dtype, device) if read else None
             for name, read in zip(names, step.is_read, strict=True)

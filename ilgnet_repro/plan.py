@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 from .errors import GraphError, LayerError, did_you_mean
-from .graph.node import Graph, Node
+from .graph.node import Graph, Node, Value
 from .graph.sharing import Owner, find_owners, show_shape
 from .layers.base import BlobSpec, Layer, LayerPlan, Shape
 from .layers.registry import layer_types, make_layer
@@ -26,10 +27,15 @@ class NetPlan:
     graph: Graph
     inputs: tuple[str, ...]  # what the caller feeds
     layers: Mapping[str, Layer]
-    shapes: Mapping[str, Shape]
+    value_shapes: Mapping[Value, Shape]
     blobs: Mapping[str, tuple[BlobSpec, ...]]
     owners: Mapping[tuple[str, int], Owner]  # blobs that are another layer's, shared by name
     multiply_adds: Mapping[str, int]  # of one pass
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes by the names that users and files give values (`Graph.names`)."""
+        return {self.graph.names[value]: shape for value, shape in self.value_shapes.items()}
 
     def at(self, input_shapes: Mapping[str, Shape], counts: int = 1) -> NetPlan:
         """Return the plan of the same layers for inputs of other shapes; inputs not named keep their own.
@@ -52,7 +58,7 @@ class NetPlan:
     def part(self, nodes: Sequence[Node]) -> NetPlan:
         """Return the plan of some of the nodes, those that these depend on included."""
         graph = replace(self.graph, nodes=tuple(nodes), outputs=())
-        fed = {top for node in nodes for top in node.tops}
+        fed = {top for node in nodes for top in node.top_names}
         return replace(self, graph=graph, inputs=tuple(name for name in self.inputs if name in fed))
 
 
@@ -71,7 +77,7 @@ def plan_net(
     """
     given = by_input(graph, input_shapes or {})
     layers: dict[str, Layer] = {}
-    shapes: dict[str, Shape] = {}
+    shapes: dict[Value, Shape] = {}
     blobs: dict[str, tuple[BlobSpec, ...]] = {}
     work: dict[str, int] = {}
     inputs: list[str] = []
@@ -93,7 +99,7 @@ def plan_net(
         layers[node.name], blobs[node.name] = layer, tuple(made.blobs)
         work[node.name] = made.multiply_adds
         shapes.update(zip(node.tops, tops, strict=False))
-        inputs += node.tops if layer.is_input else ()
+        inputs += node.top_names if layer.is_input else ()
     try:
         owners = find_owners(graph, {name: [spec.shape for spec in specs] for name, specs in blobs.items()})
     except LayerError as error:

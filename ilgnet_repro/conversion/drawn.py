@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from ..graph.node import Graph
+from ..graph.node import Graph, Value
 from ..layers.base import Layer, Shape
 from ..layers.proposal import Proposal, ProposalLayer
 from ..plan import NetPlan
@@ -236,10 +236,10 @@ _MOVES = {
 
 
 def input_values(
-    graph: Graph, layers: Mapping[str, Layer], shapes: Mapping[str, Shape], name: str
+    graph: Graph, layers: Mapping[str, Layer], shapes: Mapping[Value, Shape], value: Value
 ) -> Values | None:
     """Return what a value of the net may hold by what reads it, or None where that may be anything."""
-    found = _reader_values(graph, layers, shapes, name)
+    found = _reader_values(graph, layers, shapes, value)
     if not found:
         return None
     counts = [one.count for one in found if isinstance(one, Whole)]
@@ -254,14 +254,14 @@ def input_values(
 
 
 def _reader_values(
-    graph: Graph, layers: Mapping[str, Layer], shapes: Mapping[str, Shape], name: str
+    graph: Graph, layers: Mapping[str, Layer], shapes: Mapping[Value, Shape], value: Value
 ) -> list[Values]:
     found: list[Values] = []
-    for node in graph.consumers(name):
+    for node in graph.consumers(value):
         layer = layers[node.name]
-        bottoms, tops = [[shapes[value] for value in names] for names in (node.bottoms, node.tops)]
-        for index, value in enumerate(node.bottoms):
-            if value != name:
+        bottoms, tops = [[shapes[one] for one in ends] for ends in (node.bottoms, node.tops)]
+        for index, bottom in enumerate(node.bottoms):
+            if bottom != value:
                 continue
             rule = _proposals if isinstance(layer, (Proposal, ProposalLayer)) else _RULES.get(node.type)
             values = rule(layer, index, bottoms, tops) if rule else None
@@ -281,7 +281,7 @@ def draw_inputs(plan: NetPlan, graph: Graph, names: Iterable[str], seed: int = S
     drawn = {}
     for name in names:
         shape = plan.shapes[name]
-        values = input_values(graph, plan.layers, plan.shapes, name)
+        values = input_values(graph, plan.layers, plan.value_shapes, graph.fed_value(name))
         drawn[name] = draw_plain(shape, generator) if values is None else values.draw(shape, generator)
     return drawn
 

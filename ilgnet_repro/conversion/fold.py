@@ -14,7 +14,7 @@ import torch
 
 from ..errors import GraphError, IlgnetError
 from ..graph.build import build_graph
-from ..graph.node import Graph, Node
+from ..graph.node import Graph, Node, Value
 from ..layers.base import Layer
 from ..layers.bn import BN
 from ..layers.conv import ConvolutionBase, Deconvolution
@@ -136,7 +136,7 @@ def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Aff
         if len(readers) != 1 or readers[0].bottoms.count(value) != 1 or readers[0].name in shared:
             break
         reader = readers[0]
-        affine = _affine_of(net.layer(reader.name), net.shapes[value])
+        affine = _affine_of(net.layer(reader.name), net.plan.value_shapes[value])
         if affine is None or any(reader.layer.loss_weight):
             break
         chain.append((reader, affine))
@@ -248,9 +248,9 @@ def _without(
         for index, value in enumerate(node.bottoms):
             while makers[value].name in dropped:
                 value = makers[value].bottoms[0]
-                layer.bottom[index] = graph.blob_names[value]
+                layer.bottom[index] = value.blob
         if node.name in hosts:
-            layer.top[0] = hosts[node.name].top_names[0]
+            layer.top[0] = hosts[node.name].tops[0].blob
             getattr(layer, _FOLDED_INTO[layer.type]).bias_term = True
     try:
         after = build_graph(text, graph.phase)
@@ -277,9 +277,9 @@ def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
     return True
 
 
-def _sources(graph: Graph, gone: set[str]) -> dict[str, Source]:
+def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
     """What each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
-    found: dict[str, Source] = {}
+    found: dict[Value, Source] = {}
     for node in graph:
         if node.made:
             found[node.tops[0]] = (found[node.bottoms[0]], found[node.bottoms[1]])

@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import IlgnetError, LayerError
+from ..graph.node import Value
 from ..layers.base import Layer, Shape
 from ..net import CaffeNet
 from ..version import __version__
@@ -82,7 +83,7 @@ class OnnxWriter:
     it on, so `protos` makes the nodes with their names, once, at the end.
 
     ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``written_out`` replaces nodes of
-    an operator by what its function adds.
+    an operator by what its function adds.  ``names`` is what the net's values are called (`Graph.names`).
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class OnnxWriter:
         dims: Mapping[str, tuple[Dim, ...]],
         outputs: Iterable[str] = (),
         written_out: Mapping[str, Callable[..., str]] | None = None,
+        names: Mapping[Value, str] | None = None,
     ) -> None:
         self.dims: Dims = dict(dims)
+        self._value_names = names or {}
         self._outputs = set(outputs)
         self._written_out = dict(written_out or {})
         self._names = set(dims)  # those taken, by inputs, blobs, nodes, handles and initializers
@@ -228,18 +231,20 @@ class OnnxWriter:
             raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
         self._layer = layer
         self._made_here.clear()
-        bottoms = [self._held.get(bottom, bottom) for bottom in layer.node.bottoms]
+        read = [self._value_names[bottom] for bottom in layer.node.bottoms]
+        bottoms = [self._held.get(name, name) for name in read]
         try:
             results = layer.onnx(self, *bottoms)
         except TypeError as error:  # a class of a user's own that takes an open length for a number
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
             raise self._needs_fixed_size() from error
-        node = layer.node
-        self._replaced |= {top for top, blob in zip(node.tops, node.top_names, strict=False) if top != blob}
-        for top, result in zip(node.tops, results, strict=False):
+        for top, result in zip(layer.node.tops, results, strict=False):
+            name = self._value_names[top]
+            if name != top.blob:
+                self._replaced.add(name)
             if not layer.is_input:  # its tops are the model's inputs
-                self.hold(top, result)
+                self.hold(name, result)
         self._layer = None
 
     def hold(self, blob: str, value: str) -> None:
@@ -310,12 +315,12 @@ def plan_onnx(
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
     for _, layer in net.steps(wanted):
-        if "" in layer.node.tops:
+        if "" in layer.node.top_names:
             raise layer.error(
                 "cannot be written as ONNX: a blob without a name stands for none there; name its top"
             )
     for name in wanted:
-        if net.graph.value(name) != name:
+        if net.graph.names[net.graph.value(name)] != name:
             raise IlgnetError(
                 f"net {net.graph.name!r}: {name!r} is an input and, written in place, an output; ONNX needs two "
                 "names, so give the in-place layer's top another one"
@@ -323,7 +328,7 @@ def plan_onnx(
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
-        writer = OnnxWriter(dims, wanted, {"LRN": write_out_lrn} if fast_lrn else None)
+        writer = OnnxWriter(dims, wanted, {"LRN": write_out_lrn} if fast_lrn else None, net.graph.names)
         inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
         if prepare is not None and prepare.blob in inputs:
             inputs[prepare.blob] = given = prepare.add(writer)

@@ -91,7 +91,7 @@ class SourceWriter:
         return name
 
     def shape(self, index: int) -> Shape:
-        return self._net.shapes[self._current.node.bottoms[index]]
+        return self._net.plan.value_shapes[self._current.node.bottoms[index]]
 
     # ------------------------------------------------------------------ the walk
 
@@ -115,10 +115,9 @@ class SourceWriter:
         if layer.no_source:
             raise layer.error(f"cannot be written as Python: {layer.no_source}")
         self._layer = layer
-        blobs = self._net.graph.blob_names
-        bottoms = [self.variable(blobs[value]) for value in layer.node.bottoms]
+        bottoms = [self.variable(value.blob) for value in layer.node.bottoms]
         expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
-        tops = [self.variable(blobs[value]) for value in layer.node.tops]
+        tops = [self.variable(value.blob) for value in layer.node.tops]
         if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
             self.body.append(_Statement(tuple(tops), tuple(expressions[0].split(_MARK))))
         else:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import GraphError
+from ..graph.node import Value
 from ..net import CaffeNet
 from .caffelines import Log, batch_line, mean_line, ostream
 
@@ -79,7 +80,7 @@ def caffe_test(
     log("caffe.cpp:309", f"Loss: {ostream(float(loss))}")
     means = []
     for name in net.outputs:
-        weight = weights.get(name, 0.0)
+        weight = weights.get(net.graph.value(name), 0.0)
         for total in _sum(rows[name]):
             mean = total / np.float32(iterations)
             one = OutputMean(name, float(mean), weight, float(np.float32(weight) * mean))
@@ -89,7 +90,7 @@ def caffe_test(
     return CaffeTest(iterations, float(loss), batches, tuple(means))
 
 
-def output_weights(net: CaffeNet) -> dict[str, float]:
+def output_weights(net: CaffeNet) -> dict[Value, float]:
     """The weight in the loss of each top that has one."""
     return {
         top: weight

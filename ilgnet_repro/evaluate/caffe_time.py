@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GraphError
+from ..graph.node import Graph, Value
 from ..net import CaffeNet
 from .caffelines import Log, ostream
 
@@ -73,14 +74,16 @@ def caffe_time(
     first = net.run(batch, ())
     log("caffe.cpp:357", f"Initial loss: {ostream(0.0 if first.loss is None else first.loss.item())}")
     log("caffe.cpp:358", "Performing Backward")
-    _backward(steps, _forward(steps, batch, _Clock(len(steps), device)), _Clock(len(steps), device))
+    _backward(
+        steps, _forward(net.graph, steps, batch, _Clock(len(steps), device)), _Clock(len(steps), device)
+    )
     forward, backward = _Clock(len(steps), device), _Clock(len(steps), device)
     log("caffe.cpp:366", "*** Benchmark begins ***")
     log("caffe.cpp:367", f"Testing for {iterations} iterations.")
     both = 0.0
     for number in range(iterations):
         started = perf_counter()
-        _backward(steps, _forward(steps, batch, forward), backward)
+        _backward(steps, _forward(net.graph, steps, batch, forward), backward)
         spent = 1000 * (perf_counter() - started)
         both += spent
         log("caffe.cpp:395", f"Iteration: {number + 1} forward-backward time: {ostream(spent)} ms.")
@@ -111,17 +114,17 @@ def caffe_time(
 _Tape = list[tuple[list[Tensor], tuple[Tensor, ...]]]
 
 
-def _forward(steps: list, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
+def _forward(graph: Graph, steps: list, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
     """Run layer by layer, each cut off from the one before it so that it can go back alone."""
-    values: dict[str, Tensor] = dict(batch)
+    values = {graph.fed_value(name): value for name, value in batch.items()}
     tape: _Tape = []
     for index, (node, layer) in enumerate(steps):
         if layer.is_input:
             tape.append(([], ()))
             continue
         bottoms = []
-        for position, name in enumerate(node.bottoms):
-            value = values[name]
+        for position, bottom in enumerate(node.bottoms):
+            value = values[bottom]
             cut = value.detach()
             if value.requires_grad and position not in layer.stopped_bottoms:
                 cut.requires_grad_()
@@ -133,15 +136,15 @@ def _forward(steps: list, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
 
 
 def _backward(steps: list, tape: _Tape, clock: _Clock) -> None:
-    slopes: dict[str, Tensor] = {}
+    slopes: dict[Value | None, Tensor] = {}
     for index in reversed(range(len(steps))):
         node, layer = steps[index]
         bottoms, tops = tape[index]
         weights = (*layer.loss_weights(), *[0.0] * len(tops))
-        names = (*node.tops, *[""] * len(tops))  # a loss may leave its top unnamed
+        values = (*node.tops, *[None] * len(tops))  # a loss may leave its top unnamed
         seeds = []
-        for top, name, weight in zip(tops, names, weights, strict=False):
-            seed = slopes.get(name)
+        for top, value, weight in zip(tops, values, weights, strict=False):
+            seed = slopes.get(value)
             if weight:
                 seed = torch.full_like(top, weight) if seed is None else seed + weight
             seeds.append(seed)
@@ -155,10 +158,10 @@ def _backward(steps: list, tape: _Tape, clock: _Clock) -> None:
         if not reached or not (wanted or learned):
             continue
         found = clock.time(index, _slopes, reached, [*wanted, *learned])
-        named = [name for name, bottom in zip(node.bottoms, bottoms, strict=True) if bottom.requires_grad]
-        for name, slope in zip(named, found, strict=False):
+        read = [value for value, bottom in zip(node.bottoms, bottoms, strict=True) if bottom.requires_grad]
+        for value, slope in zip(read, found, strict=False):
             if slope is not None:
-                slopes[name] = slopes[name] + slope if name in slopes else slope
+                slopes[value] = slopes[value] + slope if value in slopes else slope
 
 
 def _slopes(reached: list[tuple[Tensor, Tensor]], targets: list[Tensor]) -> tuple[Tensor | None, ...]:

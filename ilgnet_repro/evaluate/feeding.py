@@ -52,13 +52,13 @@ class TestFeed:
     ) -> None:
         arrays = arrays or {}
         nodes = [node for node in graph if layer_types()[node.type].is_input]
-        tops = {top for node in nodes for top in node.tops if node.type not in SOURCES}
+        tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
         for name in arrays:
             if name not in tops:
                 raise DataError(f"array {name!r}: the net takes {', '.join(sorted(tops)) or 'no arrays'}")
         by_input(graph, shapes or {})
         for node in nodes:
-            for top in node.tops:
+            for top in node.top_names:
                 if node.type in SOURCES and top in (shapes or {}):
                     raise LayerError(
                         node.name,
@@ -94,7 +94,7 @@ class _Rows:
         return self._stream.shapes(self._stream.batch_size)
 
     def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
-        size, tops = self._stream.batch_size, self._stream.node.tops
+        size, tops = self._stream.batch_size, self._stream.node.top_names
         rows = ordered_map(self._stream.__getitem__, range(count * size), self._workers)
         for _ in range(count):
             columns = zip(*(next(rows) for _ in range(size)), strict=True)
@@ -115,12 +115,12 @@ class _Given:
 
     def __init__(self, node: Node, arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
         layer = make_layer(node)
-        absent = [top for top in node.tops if top not in arrays]
+        absent = [top for top in node.top_names if top not in arrays]
         if absent and node.type != "Input":
             raise LayerError(node.name, node.type, f"nothing feeds {absent[0]!r}; give an array of that name")
         own = layer.input_shapes(shapes)
-        self._shapes = dict(zip(node.tops, own, strict=True))
-        self._arrays = {top: np.asarray(arrays[top], np.float32) for top in node.tops if top in arrays}
+        self._shapes = dict(zip(node.top_names, own, strict=True))
+        self._arrays = {top: np.asarray(arrays[top], np.float32) for top in node.top_names if top in arrays}
         for top, array in self._arrays.items():
             wanted = self._shapes[top][1:]
             if array.shape[1:] != wanted or not len(array):

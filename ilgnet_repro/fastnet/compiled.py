@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph.node import Value
 from ..layers.base import Layer
 from .conv import Conv
 from .dense import Dense
@@ -23,14 +24,14 @@ from .steps import Step, run_steps
 class Run(nn.Module):
     """Several steps in one call, their values by position."""
 
-    def __init__(self, steps: Sequence[Step], bottoms: tuple[str, ...], tops: tuple[str, ...]) -> None:
+    def __init__(self, steps: Sequence[Step], bottoms: tuple[Value, ...], tops: tuple[Value, ...]) -> None:
         super().__init__()
         self.steps, self.bottoms, self.tops = tuple(steps), bottoms, tops
         self.parts = nn.ModuleList(step.module for step in steps)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         made = run_steps(self.steps, dict(zip(self.bottoms, values, strict=True)), self.tops)
-        return tuple(made[name] for name in self.tops)
+        return tuple(made[value] for value in self.tops)
 
 
 def cache_folder() -> Path:
@@ -42,7 +43,7 @@ def cache_folder() -> Path:
 
 def compile_runs(
     steps: Sequence[Step],
-    kept: Collection[str],
+    kept: Collection[Value],
     tell: Callable[[str], None],
     warm: Callable[[Sequence[Step]], None],
 ) -> tuple[list[Step], float]:
@@ -83,7 +84,7 @@ def _as_they_are(steps: Sequence[Step], reason: str) -> tuple[list[Step], float]
     return list(steps), 0.0
 
 
-def _joined(steps: Sequence[Step], kept: Collection[str]) -> list[Step]:
+def _joined(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
     """Make one step of every stretch that is worth compiling."""
     result: list[Step] = []
     stretch: list[Step] = []
@@ -92,10 +93,10 @@ def _joined(steps: Sequence[Step], kept: Collection[str]) -> list[Step]:
             stretch.append(step)
             continue
         if stretch:
-            made = {name for part in stretch for name in part.tops}
-            later = {name for part in steps[index:] for name in part.bottoms}.union(kept)
-            bottoms = {name: None for part in stretch for name in part.bottoms if name not in made}
-            tops = tuple(name for name in made if name in later)
+            made = {value for part in stretch for value in part.tops}
+            later = {value for part in steps[index:] for value in part.bottoms}.union(kept)
+            bottoms = {value: None for part in stretch for value in part.bottoms if value not in made}
+            tops = tuple(value for value in made if value in later)
             result.append(Step(Run(stretch, tuple(bottoms), tops), tuple(bottoms), tops))
             stretch = []
         if step is not None:

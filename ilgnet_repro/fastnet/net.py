@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..calls import wanted_blobs
 from ..conversion.difference import differ
 from ..errors import GraphError, IlgnetError
+from ..graph.node import Value
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
 from .compiled import compile_runs
 from .precisions import PRECISIONS
@@ -93,10 +94,13 @@ class FastNet(nn.Module):
         self._inputs_for = {name: net.inputs_for((name,)) for name in net.outputs}
         self._intake = net.make_intake()
         with torch.no_grad():
-            steps = plan_steps(folded(net), precision)
-        self._trunk, self._heads = per_picture(steps, self._needed)
-        self._held = {name: net.graph.value(name) for name in net.outputs}
-        self._between = {name for step in self._heads for name in step.bottoms}.union(self._held.values())
+            planned = folded(net)
+            steps = plan_steps(planned, precision)
+        # The values are those of the net that runs: folding changes which layer writes a blob.
+        self._fed = {name: planned.graph.fed_value(name) for name in self._needed}
+        self._trunk, self._heads = per_picture(steps, self._fed.values())
+        self._held = {name: planned.graph.value(name) for name in net.outputs}
+        self._between = {value for step in self._heads for value in step.bottoms}.union(self._held.values())
         if compile:
             self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
@@ -117,10 +121,12 @@ class FastNet(nn.Module):
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         inputs = self._intake.tensors(self._intake.named(given, inputs))
         self._intake.check_sizes(inputs, by_plan=lambda: True)
-        values = {name: self._intake.value(inputs, name, torch.float32, _CPU) for name in self._needed}
-        for name, value in values.items():
-            if value.dim() == 4:
-                values[name] = value.contiguous(memory_format=torch.channels_last)
+        values = {}
+        for name, fed in self._fed.items():
+            tensor = self._intake.value(inputs, name, torch.float32, _CPU)
+            values[fed] = (
+                tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+            )
         values = run_steps(self._heads, self._in_slices(values), set(self._held.values()))
         return {name: values[self._held[name]].contiguous() for name in wanted}
 
@@ -178,26 +184,26 @@ class FastNet(nn.Module):
         }
         return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
 
-    def _in_slices(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
         """Run the trunk a few pictures at a time."""
-        counts = {value.shape[:1] for value in values.values()}
+        counts = {tensor.shape[:1] for tensor in values.values()}
         size = slice_size()
         if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
             return run_steps(self._trunk, values, self._between)
-        pieces = [value.split(size) for value in values.values()]
+        pieces = [tensor.split(size) for tensor in values.values()]
         parts = [
             run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._between)
             for piece in zip(*pieces, strict=True)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
 
     def _warm(self, trunk: Sequence[Step]) -> None:
         """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts pictures."""
         for count in {1, slice_size()}:
             values = {}
-            for name in self._needed:
+            for name, fed in self._fed.items():
                 blank = torch.zeros(count, *self.shapes[name][1:])
-                values[name] = (
+                values[fed] = (
                     blank.contiguous(memory_format=torch.channels_last) if blank.dim() == 4 else blank
                 )
             with torch.inference_mode():

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..conversion.fold import fold
-from ..graph.node import Node
+from ..graph.node import Node, Value
 from ..layers.base import Layer
 from ..net import CaffeNet
 from ..schema import caffe_pb2 as pb
@@ -32,8 +32,8 @@ class Step:
     """One call: a module, the values it reads and those it makes."""
 
     module: nn.Module
-    bottoms: tuple[str, ...]
-    tops: tuple[str, ...]
+    bottoms: tuple[Value, ...]
+    tops: tuple[Value, ...]
 
 
 def folded(net: CaffeNet) -> CaffeNet:
@@ -47,13 +47,13 @@ def folded(net: CaffeNet) -> CaffeNet:
 
 def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
     """Return the steps that make a net's outputs."""
-    alias: dict[str, str] = {}
+    alias: dict[Value, Value] = {}
     joined: set[str] = set()
     steps = []
     for node, layer in net.steps(net.outputs):
         if layer.is_input or node.name in joined:
             continue
-        bottoms = tuple(alias.get(name, name) for name in node.bottoms)
+        bottoms = tuple(alias.get(value, value) for value in node.bottoms)
         if node.type in _PASSED_ON:
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
@@ -64,17 +64,17 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
         else:
             joined.add(relu.name)
             steps.append(Step(module, bottoms, relu.tops))
-    # An output that only passes another value on gets its own name again.
+    # An output that only passes another value on is made a value of its own again.
     outputs = map(net.graph.value, net.outputs)
-    return [*steps, *(Step(_Same(), (alias[name],), (name,)) for name in outputs if name in alias)]
+    return [*steps, *(Step(_Same(), (alias[value],), (value,)) for value in outputs if value in alias)]
 
 
 def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
     """What runs a layer, and a ReLU behind it, faster than its own class; None where nothing does."""
     if can_pack(layer):
-        return Conv(layer, net.shapes[node.bottoms[0]], relu)
+        return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
     if node.type == "InnerProduct":
-        return fast_dense(layer, net.shapes[node.bottoms[0]], precision, relu)
+        return fast_dense(layer, net.plan.value_shapes[node.bottoms[0]], precision, relu)
     if node.type == "LRN" and layer.is_across and not relu:
         return LRN(layer)
     return None
@@ -98,7 +98,7 @@ class _Same(nn.Module):
 # ---------------------------------------------------------------------- in what order and how they run
 
 
-def per_picture(steps: Sequence[Step], inputs: Collection[str]) -> tuple[list[Step], list[Step]]:
+def per_picture(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
     """Part the steps into those that treat each picture by itself, to be run first, and the others."""
     trunk: list[Step] = []
     heads: list[Step] = []
@@ -120,14 +120,16 @@ def _is_per_picture(module: Any) -> bool:
     return isinstance(module, (Conv, LRN))
 
 
-def run_steps(steps: Sequence[Step], given: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+def run_steps(
+    steps: Sequence[Step], given: Mapping[Value, Tensor], kept: Collection[Value]
+) -> dict[Value, Tensor]:
     """Run some steps and return the values to be kept; any other goes once nothing more reads it."""
-    last = {name: index for index, step in enumerate(steps) for name in step.bottoms}
+    last = {value: index for index, step in enumerate(steps) for value in step.bottoms}
     values = dict(given)
     for index, step in enumerate(steps):
-        tops = step.module(*(values[name] for name in step.bottoms))
+        tops = step.module(*(values[value] for value in step.bottoms))
         values.update(zip(step.tops, tops, strict=False))
-        for name in step.bottoms:
-            if last[name] == index and name not in kept:
-                values.pop(name, None)
-    return {name: value for name, value in values.items() if name in kept}
+        for value in step.bottoms:
+            if last[value] == index and value not in kept:
+                values.pop(value, None)
+    return {value: tensor for value, tensor in values.items() if value in kept}

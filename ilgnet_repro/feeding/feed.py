@@ -60,7 +60,7 @@ class Stream(Dataset[Row]):
     def shapes(self, rows: int) -> dict[str, Shape]:
         """Return the shape of each top for a batch of ``rows``, read off the first row."""
         first = self[0]
-        return {top: (rows, *np.shape(value)) for top, value in zip(self.node.tops, first, strict=True)}
+        return {top: (rows, *np.shape(value)) for top, value in zip(self.node.top_names, first, strict=True)}
 
 
 class _Positions(Sampler[list[int]]):
@@ -118,5 +118,5 @@ class Feed:
             yield {
                 top: value
                 for stream, values in zip(self.streams, parts, strict=True)
-                for top, value in zip(stream.node.tops, values, strict=True)
+                for top, value in zip(stream.node.top_names, values, strict=True)
             }

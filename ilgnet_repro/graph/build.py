@@ -13,7 +13,6 @@ from .fork_fields import check_net_fields, check_rule_fields
 from .memory import (
     Blob,
     Memory,
-    Value,
     gives_gradient_memory,
     guarded_top,
     in_place_tops,
@@ -21,7 +20,7 @@ from .memory import (
     takes_gradient_memory,
     writes,
 )
-from .node import Graph, Node
+from .node import Graph, Node, Value
 from .rules import is_included, net_state
 
 
@@ -56,23 +55,15 @@ def build_graph(
     for index in range(len(layers)):
         walk.add_layer(index)
     walk.finish()
-    names, renamed = walk.value_names()
-    nodes = tuple(
-        Node(
-            draft.name, draft.layer.type,
-            tuple(names[value] for value in draft.bottoms), tuple(names[value] for value in draft.tops),
-            phase, draft.layer, draft.made, draft.loses_gradient,
-        )
-        for draft in walk.drafts
-    )  # fmt: skip
+    nodes = tuple(draft.node(phase) for draft in walk.drafts)
     # Caffe keeps the blobs left over in a std::set, so its outputs come in byte order of their names.
     outputs = tuple(sorted(walk.unread, key=lambda blob: blob.encode()))
-    return Graph(net.name, phase, nodes, outputs, renamed)
+    return Graph(net.name, phase, nodes, outputs, _value_names(nodes))
 
 
 @dataclass
 class _Draft:
-    """A node whose values have no names yet."""
+    """A node whose tops are not all known yet, nor whether its gradient is lost."""
 
     name: str
     layer: pb.LayerParameter
@@ -80,6 +71,12 @@ class _Draft:
     tops: list[Value] = field(default_factory=list)
     made: bool = False
     loses_gradient: bool = False
+
+    def node(self, phase: str) -> Node:
+        return Node(
+            self.name, self.layer.type, tuple(self.bottoms), tuple(self.tops),
+            phase, self.layer, self.made, self.loses_gradient,
+        )  # fmt: skip
 
 
 class _Walk:
@@ -90,7 +87,6 @@ class _Walk:
         self._names = _unique_names(layers)
         self._params = Counter(param.name for layer in layers for param in layer.param if param.name)
         self._blobs: dict[str, Blob] = {}
-        self._writers: dict[str, list[str]] = {}  # blob -> the layers that wrote it, first to last
         self._readers: dict[Value, list[_Draft]] = {}
         self.drafts: list[_Draft] = []
         self.unread: dict[str, None] = {}  # blob names nothing has consumed yet
@@ -115,7 +111,7 @@ class _Walk:
                 if writes(layer, self._phase):
                     self._check_write(draft, blob)
                     memory.written += 1
-                    memory.last = (blob, len(self._writers[blob]))
+                    memory.last = Value(blob, draft.name)
             elif shared:
                 memory = self._blobs[layer.bottom[0]].memory
             else:
@@ -131,30 +127,10 @@ class _Walk:
             if takes_gradient_memory(draft.layer) and not draft.made:
                 self._cut_gradient(draft.bottoms[0])
 
-    def value_names(self) -> tuple[dict[Value, str], dict[str, str]]:
-        """Return the name of every value, and the last one's of blobs where that is not the plain name."""
-        taken = set(self._blobs)
-        fed = {top for layer in self._layers if not layer.bottom for top in layer.top}
-        names: dict[Value, str] = {}
-        renamed = {}
-        for blob, writers in self._writers.items():
-            plain = 0 if blob in fed else len(writers) - 1
-            for version, writer in enumerate(writers):
-                name = blob if version == plain else f"{blob}@{writer}"
-                while version != plain and name in taken:
-                    name += "'"
-                taken.add(name)
-                names[blob, version] = name
-            if blob in fed and len(writers) > 1:
-                renamed[blob] = names[blob, len(writers) - 1]
-        return names, renamed
-
     # ------------------------------------------------------------------ blobs and their memory
 
     def _write(self, blob: str, writer: str, memory: Memory) -> Value:
-        writers = self._writers.setdefault(blob, [])
-        value = (blob, len(writers))
-        writers.append(writer)
+        value = Value(blob, writer)
         self._blobs[blob] = Blob(memory, value, memory.written)
         return value
 
@@ -164,9 +140,9 @@ class _Walk:
         if known.written == known.memory.written or known.memory.last is None:
             return known.value
         last, memory = known.memory.last, known.memory
-        name = _fresh(f"{blob}@{self._writers[last[0]][last[1]]}", self._names)
+        name = _fresh(f"{blob}@{last.writer}", self._names)
         self._names.append(name)
-        layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last[0], blob], top=[blob])
+        layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last.blob, blob], top=[blob])
         self.drafts.append(_Draft(name, layer, [last, known.value], made=True))
         self.drafts[-1].tops.append(self._write(blob, name, memory))
         return self._blobs[blob].value
@@ -228,8 +204,8 @@ class _Walk:
         makers = {top: draft for draft in self.drafts for top in draft.tops}
         draft = makers[value]
         while len(self._readers.get(value, ())) == 1:  # else a Split lies between, which copies
-            if not draft.made and value[0] in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
-                value = draft.bottoms[list(draft.layer.top).index(value[0])]
+            if not draft.made and value.blob in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
+                value = draft.bottoms[list(draft.layer.top).index(value.blob)]
                 draft = makers[value]
                 continue
             draft.loses_gradient = draft.loses_gradient or gives_gradient_memory(draft.layer)
@@ -247,6 +223,19 @@ def _unique_names(layers: list[pb.LayerParameter]) -> list[str]:
             name = f"{layer.name}#{count}"
         names[name] = None
     return list(names)
+
+
+def _value_names(nodes: Iterable[Node]) -> dict[Value, str]:
+    """The name of every value (`Graph.names`)."""
+    nodes = list(nodes)
+    plain = {top.blob: top for node in nodes for top in node.tops}
+    plain |= {top.blob: top for node in nodes if not node.bottoms for top in node.tops}
+    taken = set(plain)
+    names = {}
+    for top in (top for node in nodes for top in node.tops):
+        names[top] = top.blob if plain[top.blob] == top else _fresh(f"{top.blob}@{top.writer}", taken)
+        taken.add(names[top])
+    return names
 
 
 def _fresh(name: str, taken: Iterable[str]) -> str:

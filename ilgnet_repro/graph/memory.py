@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..schema import caffe_pb2 as pb
-
-# A value: the blob, and how often the blob had been written before.
-Value = tuple[str, int]
+from .node import Value
 
 # Their tops share the bottom's memory (`Blob::ShareData`), whatever their parameters say.
 _SHARING = ("Split", "Flatten", "Reshape")

@@ -1,23 +1,26 @@
-"""The two values that every later stage reads: `Node`, one layer of the net, and `Graph`."""
+"""What every later stage reads: `Value`, `Node`, one layer of the net, and `Graph`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import NamedTuple
 
 from ..schema import caffe_pb2 as pb
-from .memory import in_place_tops
+
+
+class Value(NamedTuple):
+    """What one layer writes into a blob: a blob that layers in place write again has several values."""
+
+    blob: str
+    writer: str  # the node's name
 
 
 @dataclass(frozen=True)
 class Node:
     """One layer.
 
-    ``bottoms`` and ``tops`` are *value* names, unique in the graph: the last layer that writes a blob
-    gives it its plain Caffe name, an earlier writer (whose result an in-place layer replaces) gives
-    ``blob@layer``, or that with primes where the net has such a blob; what the caller feeds always has its
-    plain name.  ``name`` is the layer's name, made unique with ``#2`` where a net repeats one.
+    ``name`` is the layer's name, made unique with ``#2`` where a net repeats one.
 
     A ``made`` node is no layer of the net: it gives its second bottom, a blob that shares memory with the
     first, the values that a layer in place has written there (graph/memory.py).
@@ -25,8 +28,8 @@ class Node:
 
     name: str
     type: str
-    bottoms: tuple[str, ...]
-    tops: tuple[str, ...]
+    bottoms: tuple[Value, ...]
+    tops: tuple[Value, ...]
     phase: str
     layer: pb.LayerParameter
     made: bool = False
@@ -34,19 +37,15 @@ class Node:
     loses_gradient: bool = False
 
     @property
-    def bottom_names(self) -> tuple[str, ...]:
-        """The bottoms as the prototxt names them."""
-        return tuple(self.layer.bottom)
-
-    @property
     def is_in_place(self) -> bool:
         """Whether a top is written over the bottom of its position."""
-        return not self.made and bool(in_place_tops(self.layer))
+        pairs = zip(self.bottoms, self.tops, strict=False)
+        return not self.made and any(bottom.blob == top.blob for bottom, top in pairs)
 
     @property
     def top_names(self) -> tuple[str, ...]:
-        """The tops as the prototxt names them."""
-        return tuple(self.layer.top)
+        """The blobs that the tops are, as the prototxt names them."""
+        return tuple(top.blob for top in self.tops)
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,19 @@ class Graph:
     phase: str
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
-    # Blobs whose last value does not have their plain name: what the caller feeds and a layer in place writes.
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    # What each value, in the order they are written, is called where a user or a file names it.  What the caller feeds
+    # and a blob's last value go by the blob's own name; a value that an in-place layer replaces by ``blob@layer``, with
+    # primes where the net has such a blob.  These names are for showing and finding, and are never taken apart.
+    names: Mapping[Value, str]
+    _values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
+    _first_values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not on first use: torch.compile traces no lock, and `cached_property` takes one.
+        last = {value.blob: value for value in self.names}
+        object.__setattr__(self, "_values", {name: value for value, name in self.names.items()} | last)
+        first = {value.blob: value for value in reversed(tuple(self.names))}
+        object.__setattr__(self, "_first_values", first)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -68,28 +78,27 @@ class Graph:
         """The nodes that are layers of the net's own text."""
         return tuple(node for node in self.nodes if not node.made)
 
-    def value(self, blob: str) -> str:
-        """Return the value that a blob holds after a pass."""
-        return self.renamed.get(blob, blob)
+    def value(self, name: str) -> Value:
+        """Return the value that a blob holds after a pass, or the replaced one of that name."""
+        return self._values[name]
+
+    def fed_value(self, blob: str) -> Value:
+        """Return the first value of a blob: of an input, what the caller feeds."""
+        return self._first_values[blob]
 
     def node(self, name: str) -> Node | None:
         """Return the node of that name, or None."""
         return next((node for node in self.nodes if node.name == name), None)
 
-    @cached_property
-    def blob_names(self) -> dict[str, str]:
-        """The blob that each value is, as the prototxt names it; any name may hold an ``@``."""
-        return {
-            value: blob for node in self.nodes for value, blob in zip(node.tops, node.top_names, strict=False)
-        }
-
     @property
     def replaced(self) -> frozenset[str]:
-        """The values that an in-place layer replaces, what the caller feeds aside."""
+        """The names of the values that an in-place layer replaces, what the caller feeds aside."""
         return frozenset(
-            value for value, blob in self.blob_names.items() if value not in (blob, self.value(blob))
+            name
+            for value, name in self.names.items()
+            if value != self.value(value.blob) and name != value.blob
         )
 
-    def consumers(self, value: str) -> tuple[Node, ...]:
+    def consumers(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that read ``value``."""
         return tuple(node for node in self.nodes if value in node.bottoms)

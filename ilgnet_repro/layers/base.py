@@ -194,8 +194,8 @@ class Layer(nn.Module):
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
         """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
-        own = self.plan().tops if any(top not in given for top in self.node.tops) else []
-        return [given[top] if top in given else own[index] for index, top in enumerate(self.node.tops)]
+        own = self.plan().tops if any(top not in given for top in self.node.top_names) else []
+        return [given[top] if top in given else own[index] for index, top in enumerate(self.node.top_names)]
 
     def forward(self, *bottoms: Any, **options: Any) -> tuple[Tensor, ...]:
         """Compute the tops."""

@@ -22,10 +22,10 @@ class _FedLayer(Layer):
     has_gradient = False
 
     def onnx(self, graph: OnnxGraph) -> list[str]:
-        return list(self.node.tops)
+        return list(self.node.top_names)
 
     def source(self, code: SourceCode) -> list[str]:
-        return list(self.node.tops)
+        return list(self.node.top_names)
 
 
 @register("Input")
@@ -70,14 +70,14 @@ class _ImageLayer(_FedLayer):
         size = self._size()
         if size is None:
             raise self.error(
-                f"the size of {self.node.tops[0]!r} is known only from its source; give its shape "
-                f"(--shape {self.node.tops[0]}=N,C,H,W), or set transform_param.crop_size"
+                f"the size of {self.node.top_names[0]!r} is known only from its source; give its shape "
+                f"(--shape {self.node.top_names[0]}=N,C,H,W), or set transform_param.crop_size"
             )
         batch = self._batch()
         return LayerPlan([(batch, self._channels(), *size), (batch,)][: len(self.node.tops)])
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
-        image, *labels = self.node.tops
+        image, *labels = self.node.top_names
         if image in given and labels:
             given = {labels[0]: (given[image][0],), **given}
         return super().input_shapes(given)
@@ -168,8 +168,8 @@ class HDF5Data(_FedLayer):
 
     def plan(self) -> LayerPlan:
         raise self.error(
-            f"the shapes of {', '.join(self.node.tops)} are known only from its files; "
-            f"give them (--shape {self.node.tops[0]}=N,C,H,W)"
+            f"the shapes of {', '.join(self.node.top_names)} are known only from its files; "
+            f"give them (--shape {self.node.top_names[0]}=N,C,H,W)"
         )
 
 

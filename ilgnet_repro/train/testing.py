@@ -105,13 +105,13 @@ class Tester:
 
 def _scores(net: CaffeNet) -> tuple[str, ...]:
     """The blobs that outputs without a gradient are made of: an accuracy does not show that they are NaN."""
-    steps = net.steps(net.outputs)
+    steps, outputs = net.steps(net.outputs), set(map(net.graph.value, net.outputs))
     read = [
         node.bottoms
         for node, layer in steps
-        if not layer.has_gradient and not layer.is_input and set(node.tops) & set(net.outputs)
+        if not layer.has_gradient and not layer.is_input and outputs.intersection(node.tops)
     ]
-    return tuple(dict.fromkeys(name for bottoms in read for name in bottoms))
+    return tuple(dict.fromkeys(net.graph.names[value] for bottoms in read for value in bottoms))
 
 
 def _own_passes(first_test: int, test_iter: int, rank: int, world: int) -> Iterable[int]:
@@ -129,7 +129,7 @@ def output_values(net: CaffeNet, blobs: Mapping[str, Tensor], values: Sequence[f
     }
     rest = iter(values)
     return tuple(
-        Output(name, next(rest), weights.get(name, 0.0))
+        Output(name, next(rest), weights.get(net.graph.value(name), 0.0))
         for name, blob in blobs.items()
         for _ in range(blob.numel())
     )

@@ -7,6 +7,7 @@ import pytest
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.graph.node import Value
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
 
@@ -26,15 +27,18 @@ def test_in_place_tops_are_unique_and_the_last_writer_has_the_plain_name() -> No
         layer("out", "Power", "a", "b"),
     )  # fmt: skip
     assert [(node.bottoms, node.tops) for node in made] == [
-        ((), ("x",)), (("x",), ("a@ip",)), (("a@ip",), ("a@relu",)), (("a@relu",), ("a",)), (("a",), ("b",)),
+        ((), (("x", "in"),)), ((("x", "in"),), (("a", "ip"),)), ((("a", "ip"),), (("a", "relu"),)),
+        ((("a", "relu"),), (("a", "drop"),)), ((("a", "drop"),), (("b", "out"),)),
     ]  # fmt: skip
+    assert list(made.names.values()) == ["x", "a@ip", "a@relu", "a", "b"]
+    assert made.value("a") == Value("a", "drop") and made.value("a@ip") == Value("a", "ip")
     assert made.node("relu").top_names == ("a",)
 
 
 def test_a_reader_between_two_writers_reads_the_first() -> None:
     made = graph(layer("p", "Power", "x", "a"), layer("q", "Power", "a", "b"), layer("r", "ReLU", "a", "a"))
-    assert made.node("q").bottoms == ("a@p",)
-    assert made.consumers("a@p") == (made.node("q"), made.node("r"))
+    assert made.node("q").bottoms == (Value("a", "p"),)
+    assert made.consumers(Value("a", "p")) == (made.node("q"), made.node("r"))
 
 
 OUTPUTS = [
@@ -123,5 +127,11 @@ def test_values_are_told_from_blobs_by_the_graph() -> None:
             layer { name: "q" type: "Power" bottom: "a@b" top: "y@q" }
         """)
     )
-    assert graph.blob_names == {"x": "x", "a@b": "a@b", "x@r": "x", "y@p": "y", "y": "y", "y@q": "y@q"}
+    assert graph.names == {
+        ("x", "in"): "x", ("a@b", "in"): "a@b", ("x", "r"): "x@r", ("y", "p"): "y@p", ("y", "s"): "y",
+        ("y@q", "q"): "y@q",
+    }  # fmt: skip
+    assert graph.fed_value("x") == Value("x", "in") and graph.value("x") == graph.value("x@r") == Value(
+        "x", "r"
+    )
     assert graph.replaced == {"y@p"}

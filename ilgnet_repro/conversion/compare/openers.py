@@ -56,7 +56,7 @@ def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
 
     steps = net.steps(net.outputs)
     inputs = tuple(Input(name, _open(net.shapes[name])) for name in net.inputs_for(net.outputs))
-    tops = tuple(top for _, layer in steps if not layer.is_input for top in layer.node.tops)
+    tops = tuple(net.graph.names[top] for _, layer in steps if not layer.is_input for top in layer.node.tops)
     return Side(spec, kind, inputs, tops, run, net.graph)
 
 

@@ -72,7 +72,7 @@ def open_opencv(spec: str, path: Path, prototxt: Path | None) -> Side:
             ) from error
     net.enableFusion(False)  # so that every layer's own values can be seen
     known = set(net.getLayerNames())
-    blobs = {top: node.name for node in graph for top in node.tops[:1] if node.name in known}
+    blobs = {graph.names[top]: node.name for node in graph for top in node.tops[:1] if node.name in known}
     inputs = _inputs(graph)
 
     def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
@@ -130,7 +130,9 @@ def open_caffe2onnx(spec: str, path: Path, prototxt: Path | None) -> Side:
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", 11))
     made_values = {name for node in model.graph.node for name in node.output}
-    names = {top: node.name for node in graph for top in node.tops[:1] if node.name in made_values}
+    names = {
+        graph.names[top]: node.name for node in graph for top in node.tops[:1] if node.name in made_values
+    }
     own = [entry.name for entry in model_inputs(model)]
     side = onnx_side(spec, "caffe2onnx 2.0.1", path, names=names, model=model, one_at_a_time=True)
     inputs = _inputs(graph)

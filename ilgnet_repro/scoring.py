@@ -16,6 +16,7 @@ from .conversion.load import load
 from .data.preprocess import Preprocessing, ilgnet_preprocessing
 from .errors import IlgnetError
 from .formats.caffemodel import open_caffemodel
+from .formats.kinds import Kind, kind_of
 from .loading import load_net
 from .net import CaffeNet
 
@@ -45,7 +46,7 @@ def open_weights(
 
     ``crop`` is as in `load_graph`.
     """
-    if Path(weights).suffix == ".safetensors":
+    if kind_of(weights) is Kind.SAFETENSORS:
         net = load(weights, crop=crop)
         return net, net.converted.preprocessing
     found = find_net(open_caffemodel(weights), prototxt)

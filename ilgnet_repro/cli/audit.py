@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import IlgnetError
     from ..formats.prototxt import read_net
 
-    texts = [name for name in args.files if name.endswith((".prototxt", ".pbtxt", ".txt"))]
+    texts = [name for name in args.files if _is_text(name)]
     weights = [name for name in args.files if name not in texts]
     if len(texts) > 1 or len(weights) > 1:
         raise IlgnetError(
@@ -61,6 +61,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_audit(found)
     return 1 if found.problems else 0
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file is a prototxt or, being none nor weights, was meant as one by its name."""
+    from ..errors import IlgnetError
+    from ..formats.kinds import Kind, kind_of
+
+    try:
+        kind = kind_of(name)
+    except IlgnetError:
+        kind = Kind.UNKNOWN
+    if kind in (Kind.PROTOTXT, Kind.SOLVER):
+        return True
+    return kind not in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5) and name.endswith(
+        (".prototxt", ".pbtxt", ".txt")
+    )
 
 
 def _candidates(weights: str, args: argparse.Namespace) -> int:

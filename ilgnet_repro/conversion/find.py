@@ -37,8 +37,8 @@ def find_net(model: CaffeModel, prototxt: str | os.PathLike[str] | None = None) 
     if prototxt is not None:
         net = upgrade_net(read_net(prototxt))
         return Found(tell_kinds(net, blob_counts(model.layers)), str(prototxt), _name_of_twin(net))
-    for sibling in (model.path.with_suffix(".prototxt"), model.path.with_name("deploy.prototxt")):
-        if sibling.is_file():
+    for sibling in _siblings(model.path):
+        if sibling.is_file() and not sibling.samefile(model.path):
             net = upgrade_net(read_net(sibling))
             return Found(tell_kinds(net, blob_counts(model.layers)), str(sibling), _name_of_twin(net))
     matches = match_built_in(model)
@@ -48,6 +48,11 @@ def find_net(model: CaffeModel, prototxt: str | os.PathLike[str] | None = None) 
         f"{model.path}: no prototxt beside it and no built-in net fits its layers; "
         "give the deploy prototxt with --prototxt"
     )
+
+
+def _siblings(weights: Path) -> tuple[Path, Path]:
+    stem = weights.with_suffix("") if weights.suffix == ".h5" else weights  # x.caffemodel.h5
+    return stem.with_suffix(".prototxt"), weights.with_name("deploy.prototxt")
 
 
 def match_built_in(model: CaffeModel) -> list[str]:

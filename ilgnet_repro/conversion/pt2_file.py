@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IlgnetError
+from ..formats.kinds import Kind, expect
 
 METADATA_FILE = "ilgnet_repro.json"
 
@@ -156,6 +157,8 @@ def check_members(path: str | os.PathLike[str]) -> None:
 
 def read_pt2(path: str | os.PathLike[str]) -> Pt2Program:
     """Read an archive.  Raises IlgnetError for one that is damaged, or that holds what is not known to be safe."""
+    # Of a damaged or foreign archive the reader tells more.
+    expect(path, Kind.PT2, Kind.ZIP, Kind.TORCH, Kind.EMPTY, Kind.UNKNOWN, what="an exported PyTorch program")
     with _opened(path) as archive:
         return _program(path, archive, _members(path, archive))
 

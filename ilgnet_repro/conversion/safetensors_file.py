@@ -12,6 +12,7 @@ import torch
 from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import FormatError
+from ..formats.kinds import Kind, expect
 from ..paths import utf8_path
 
 PIECE = 1 << 20  # fits the processor caches: a third faster than 16 MiB
@@ -90,12 +91,13 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     """Map a safetensors file.  Raises FormatError, in one line, if it is none or is cut short."""
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.exists(path):
+        raise FormatError(f"{path}: no such file")
+    expect(path, Kind.SAFETENSORS, Kind.EMPTY, Kind.UNKNOWN, what="a safetensors file")
     try:
         with utf8_path(path) as name, safe_open(name, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FormatError(f"{path}: is not a whole safetensors file ({reason})") from error

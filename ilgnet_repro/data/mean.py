@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import atomic_file
-from ..errors import DataError
+from ..errors import DataError, FormatError
 from ..formats.binaryproto import read_blob, write_blob
+from ..formats.kinds import Kind, kind_of
 from .lmdb_read import LmdbReader, Row, key_text
 from .parallel import ordered_map, single_threaded_opencv
 
@@ -72,11 +73,11 @@ def _decode(row: Row) -> tuple[bytes, np.ndarray]:
 
 
 def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mean image as float32 (channels, height, width), from a binaryproto or (by its suffix) an npy file.
+    """A mean image as float32 (channels, height, width), from a binaryproto or an npy file, told by its content.
 
     Raises DataError if an npy file is not of numbers in that shape, FormatError if a binaryproto is none.
     """
-    if Path(path).suffix == ".npy":
+    if _is_npy(path):
         try:
             mean = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -91,6 +92,16 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     if mean.ndim != 3:
         raise DataError(f"{path}: has shape {shape}; a mean image is (channels, height, width)")
     return np.ascontiguousarray(mean, np.float32)
+
+
+def _is_npy(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an npy file, or may be a damaged one."""
+    named = Path(path).suffix == ".npy"
+    try:
+        kind = kind_of(path)
+    except FormatError:
+        return named
+    return kind is Kind.NPY or (named and kind in (Kind.EMPTY, Kind.TEXT, Kind.UNKNOWN))
 
 
 def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:

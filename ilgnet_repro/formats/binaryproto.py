@@ -9,7 +9,8 @@ import numpy as np
 
 from ..atomic import atomic_file
 from .blob import blob_chunks, scan_blob
-from .mapped import map_file, refuse_other_kinds, text_recognised
+from .kinds import Kind, expect
+from .mapped import map_file
 
 
 def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
@@ -19,10 +20,9 @@ def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
     Raises FormatError if the file is no BlobProto or its shape and values disagree.
     """
     name = Path(path).name
+    expect(path, Kind.BINARYPROTO, Kind.UNKNOWN, what="a mean file")
     buffer = map_file(path)
-    refuse_other_kinds(buffer, name)
-    with text_recognised(buffer, name):
-        return scan_blob(buffer, 0, len(buffer), name).array()
+    return scan_blob(buffer, 0, len(buffer), name).array()
 
 
 def write_blob(path: str | os.PathLike[str], array: np.ndarray) -> None:

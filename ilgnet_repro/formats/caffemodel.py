@@ -19,8 +19,9 @@ from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, scan_blob
 from .caffemodel_writer import strip_fork_fields, write_caffemodel
+from .kinds import Kind, expect
 from .layer_types import modern_type_of_v0, modern_type_of_v1
-from .mapped import HDF5_SIGNATURE, map_file, refuse_other_kinds, text_recognised
+from .mapped import map_file
 from .wording import shown
 
 __all__ = ["Blob", "CaffeModel", "LayerBlobs", "open_caffemodel", "write_caffemodel"]
@@ -100,16 +101,16 @@ def open_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     a length, a shape or a count does not hold, and for files that are not weights at all.
     """
     path = Path(path)
+    # Of damaged files, and of HDF5 without weights, the readers tell more.
+    kind = expect(path, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.HDF5, Kind.UNKNOWN)
     buffer = map_file(path)
-    if bytes(buffer[: len(HDF5_SIGNATURE)]) == HDF5_SIGNATURE:
+    if kind in (Kind.CAFFEMODEL_H5, Kind.HDF5):
         from .hdf5model import hdf5_layers
 
         return CaffeModel(
             path, "", tuple(LayerBlobs(name, "", blobs) for name, blobs in hdf5_layers(path, buffer)), None
         )
-    refuse_other_kinds(buffer, path.name)
-    with text_recognised(buffer, path.name):
-        name, layers = _scan_net(buffer, path.name)
+    name, layers = _scan_net(buffer, path.name)
     return CaffeModel(path, name, layers, buffer)
 
 

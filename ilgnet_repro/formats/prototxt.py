@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import FormatError, ParseError
 from ..schema import caffe_pb2
-from .mapped import looks_like_text, map_file, refuse_other_kinds
+from .kinds import Kind, encoding_of, expect, looks_like_text
+from .mapped import map_file
 from .textparser import M, parse_text
 from .textwriter import format_message
 
@@ -43,21 +44,25 @@ def parse_solver(text: str, file: str = "<text>") -> caffe_pb2.SolverParameter:
 
 def read_net(path: str | os.PathLike[str]) -> caffe_pb2.NetParameter:
     """Read a net's prototxt as it is written.  Raises FormatError or ParseError."""
-    return parse_net(_read_text(path), os.fspath(path))
+    return parse_net(_read_text(path, Kind.PROTOTXT, "a net's prototxt"), os.fspath(path))
 
 
 def read_solver(path: str | os.PathLike[str]) -> caffe_pb2.SolverParameter:
     """Read a solver's prototxt as it is written.  Raises FormatError or ParseError."""
-    return parse_solver(_read_text(path), os.fspath(path))
+    return parse_solver(_read_text(path, Kind.SOLVER, "a solver's prototxt"), os.fspath(path))
 
 
-def _read_text(path: str | os.PathLike[str]) -> str:
+def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
     name = Path(path).name
+    # In text without a known field, or damaged, the parser finds the place.
+    expect(path, kind, Kind.TEXT, Kind.UNKNOWN, what=what)
     buffer = map_file(path)
-    refuse_other_kinds(buffer, name)
     if len(buffer) > _MAX_TEXT:
         raise FormatError(f"{name}: {len(buffer):,} bytes; no prototxt has over {_MAX_TEXT:,}")
     data = bytes(buffer)
+    encoding = encoding_of(data)
+    if encoding in ("utf-16", "utf-32"):
+        raise FormatError(f"{name}: text in {encoding.upper()}; save it as UTF-8")
     if b"\0" in data or not looks_like_text(data[:_HEAD]):
         raise FormatError(f"{name}: a binary file, not text; give the prototxt")
     # Comments in another encoding harm nobody; a string in one is refused where it stands.

@@ -15,7 +15,8 @@ from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, blob_chunks, scan_blob
 from .caffemodel_writer import write_blob_field
-from .mapped import map_file, refuse_other_kinds, text_recognised
+from .kinds import Kind, expect
+from .mapped import map_file
 
 _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
 _MAX_HISTORY = 1_000_000
@@ -37,24 +38,23 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
     Raises FormatError if a length or a shape does not hold, or the file is no solver state.
     """
     where = Path(path).name
+    expect(path, Kind.SOLVERSTATE, Kind.UNKNOWN, what="a solver state")
     buffer = map_file(path)
-    refuse_other_kinds(buffer, where)
     iteration, learned_net, current_step = -1, "", 0
     history: list[Blob] = []
-    with text_recognised(buffer, where):
-        for item in wire.fields(buffer, 0, len(buffer), where):
-            if item.wire == wire.VARINT and item.number == _ITER:
-                iteration = wire.signed(item.value, 32)
-            elif item.wire == wire.VARINT and item.number == _CURRENT_STEP:
-                current_step = wire.signed(item.value, 32)
-            elif item.wire == wire.BYTES and item.number == _LEARNED_NET:
-                learned_net = wire.text(buffer, item)
-            elif item.wire == wire.BYTES and item.number == _HISTORY:
-                history.append(scan_blob(buffer, item.start, item.stop, f"{where}: history {len(history)}"))
-                if len(history) > _MAX_HISTORY:
-                    raise FormatError(f"{where}: over {_MAX_HISTORY:,} arrays; the file is damaged")
-        if iteration < 0 or current_step < 0:
-            raise FormatError(f"{where}: tells no iteration, so it is not a solverstate; give the snapshot")
+    for item in wire.fields(buffer, 0, len(buffer), where):
+        if item.wire == wire.VARINT and item.number == _ITER:
+            iteration = wire.signed(item.value, 32)
+        elif item.wire == wire.VARINT and item.number == _CURRENT_STEP:
+            current_step = wire.signed(item.value, 32)
+        elif item.wire == wire.BYTES and item.number == _LEARNED_NET:
+            learned_net = wire.text(buffer, item)
+        elif item.wire == wire.BYTES and item.number == _HISTORY:
+            history.append(scan_blob(buffer, item.start, item.stop, f"{where}: history {len(history)}"))
+            if len(history) > _MAX_HISTORY:
+                raise FormatError(f"{where}: over {_MAX_HISTORY:,} arrays; the file is damaged")
+    if iteration < 0 or current_step < 0:
+        raise FormatError(f"{where}: tells no iteration, so it is not a solverstate; give the snapshot")
     return SolverState(iteration, learned_net, tuple(history), current_step)
 
 

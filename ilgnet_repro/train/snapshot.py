@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..formats.caffemodel import open_caffemodel, write_caffemodel
+from ..formats.kinds import Kind, expect
 from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
 from ..net import CaffeNet
 from ..paths import check_output
@@ -161,7 +162,10 @@ def read_state(path: Path) -> SolverState:
     """Read a solver state in either form."""
     if not path.is_file():
         raise SolverError(f"{path}: no such snapshot; give a .solverstate file")
-    return snapshot_hdf5.read_state(path) if path.suffix == HDF5_ENDING else read_solverstate(path)
+    kind = expect(path, Kind.SOLVERSTATE, Kind.SOLVERSTATE_H5, Kind.HDF5, Kind.UNKNOWN, what="a solver state")
+    return (
+        snapshot_hdf5.read_state(path) if kind in (Kind.SOLVERSTATE_H5, Kind.HDF5) else read_solverstate(path)
+    )
 
 
 @torch.no_grad()

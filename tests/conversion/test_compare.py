@@ -193,7 +193,7 @@ REFUSED = [
         "an unknown kind",
         lambda f: str(f / "deploy.prototxt"),
         {},
-        "{f}/deploy.prototxt: is none of .caffemodel, ",
+        "deploy.prototxt: is a net's prototxt, not a net that can be compared (.caffemodel, ",
     ),
     ("damaged onnx", lambda f: damage(f / "small.onnx"), {}, "{f}/small.onnx: is no ONNX file ("),
     (

@@ -43,9 +43,9 @@ REFUSED = {
         "shape 1x3x2x2 needs 12",
     ),
     "truncated": (chunk(5, floats(1, 2))[:-2], "a field of 8 bytes where 6 are left"),
-    "text": (b'name: "net"', "text (a prototxt?), not binary"),
+    "text": (b'name: "net"', "is a net's prototxt, not a mean file"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a Git-LFS pointer"),
-    "npy": (b"\x93NUMPY\x01\x00", "a NumPy array, not a Caffe file"),
+    "npy": (b"\x93NUMPY\x01\x00", "is a NumPy array (.npy), not a mean file"),
 }
 
 

@@ -167,17 +167,17 @@ FILES = {
         "a field of 9,223,372,036,854,775,808 bytes where 0 are left",
     ),
     "no layers": (chunk(1, "net"), "holds no layers, so it is not a caffemodel"),
-    "mean file": (LEGACY + chunk(5, SIX), "holds no layers, so it is not a caffemodel"),
+    "mean file": (LEGACY + chunk(5, SIX), "is a mean file (.binaryproto), not weights"),
     "too many layers": (b"\xa2\x06\x00" * 100_001, "over 100,000 layers"),
     "prototxt": (
         b'name: "net"\nlayer { name: "a" }\n',
-        "text (a prototxt?), not binary; give the binary file",
+        "is a net's prototxt, not weights; give the weights file here",
     ),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a Git-LFS pointer, not the file itself"),
-    "zip": (b"PK\x03\x04....", "a zip archive (a PyTorch checkpoint?)"),
-    "pickle": (b"\x80\x02}q\x00.", "a Python pickle (a PyTorch checkpoint?)"),
-    "npy": (b"\x93NUMPY\x01\x00", "a NumPy array, not a Caffe file"),
-    "gzip": (b"\x1f\x8b\x08", "a gzip archive; unpack it first"),
+    "zip": (b"PK\x03\x04....", "is a zip archive, not weights; unpack it first"),
+    "pickle": (b"\x80\x02}q\x00.", "is a Python pickle, not weights; pickles are never read"),
+    "npy": (b"\x93NUMPY\x01\x00", "is a NumPy array (.npy), not weights"),
+    "gzip": (b"\x1f\x8b\x08", "is a gzip archive, not weights; unpack it first"),
 }
 
 

@@ -170,8 +170,9 @@ FILES = {
     "missing": (None, "cannot be read (No such file or directory); check the path"),
     "empty": (b"", "the file is empty; fetch it again"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git-LFS pointer"),
-    "binary": (b"\n\x04net1\xa2\x06\x00", "a binary file, not text; give the prototxt"),
-    "utf-16": ('name: "n"'.encode("utf-16"), "a binary file, not text; give the prototxt"),
+    "binary": (b"\n\x04net1\xa2\x06\x00", "is a Caffe weights file (.caffemodel), not a "),
+    "unknown binary": (b"\0\1\2", "a binary file, not text; give the prototxt"),
+    "utf-16": ('name: "n"'.encode("utf-16"), "text in UTF-16; save it as UTF-8"),
     "string not utf-8": (b'name: "\xd6\xd0"', "is not UTF-8 text; save the file as UTF-8"),
 }
 
@@ -181,7 +182,10 @@ FILES = {
 def test_refuses_files(tmp_path, content, message, read):
     path = tmp_path / "x.prototxt"
     if content is not None:
-        path.write_bytes(content if read is read_net else content.replace(b"name", b"net"))
+        if read is read_solver:
+            for encoding in ("utf-8", "utf-16-le"):
+                content = content.replace("name".encode(encoding), "net".encode(encoding))
+        path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
         read(path)
     assert message in str(caught.value)

@@ -38,7 +38,7 @@ def test_recorded_states_are_read_and_written_byte_for_byte(golden, tmp_path):
 REFUSED = {
     "a caffemodel": (
         chunk(1, "net") + chunk(100, chunk(1, "a")),
-        "tells no iteration, so it is not a solverstate",
+        "is a Caffe weights file (.caffemodel), not a solver state; give the .solverstate of the same snapshot",
     ),
     "negative iteration": (number(1, -1), "tells no iteration"),
     "values": (
@@ -46,7 +46,7 @@ REFUSED = {
         "history 0: shape 2 needs 2 values, the file holds 1",
     ),
     "truncated": (number(1, 5) + chunk(3, shape(2))[:-1], "is truncated or damaged"),
-    "text": (b"iter: 5\n", "text (a prototxt?), not binary"),
+    "text": (b"iter: 5\n", "is text, not a solver state; give the .solverstate of a snapshot"),
     "empty": (b"", "the file is empty"),
 }
 

@@ -110,14 +110,25 @@ def test_stages_of_the_text_count_beside_those_asked_for() -> None:
     assert load_graph(net, stages=["other"]).outputs == ("deploy", "other")
 
 
-def test_a_text_of_unknown_fields_alone_is_named(tmp_path) -> None:
-    path = tmp_path / "solver.prototxt"
-    path.write_text("\nbase_lr: 0.1")
+TEXTS_WITHOUT_LAYERS = {
+    "unknown": (
+        "rate",
+        "{path}: holds no layers but field rate (line 2, column 1); is it a solver or another kind of text?",
+    ),
+    "solver": (
+        "base_lr",
+        "x.prototxt: is a solver's prototxt, not a net's prototxt; give the file that its `net` or `train_net` names",
+    ),
+}
+
+
+@pytest.mark.parametrize(("field", "message"), TEXTS_WITHOUT_LAYERS.values(), ids=TEXTS_WITHOUT_LAYERS)
+def test_a_text_of_unknown_fields_alone_is_named(tmp_path, field, message) -> None:
+    path = tmp_path / "x.prototxt"
+    path.write_text(f"\n{field}: 0.1")
     with pytest.raises(IlgnetError) as caught:
         ir.load_net(path)
-    assert str(caught.value) == (
-        f"{path}: holds no layers but field base_lr (line 2, column 1); is it a solver or another kind of text?"
-    )
+    assert str(caught.value) == message.format(path=path)
 
 
 def test_audit_lists_every_unknown_block_and_goes_on() -> None:

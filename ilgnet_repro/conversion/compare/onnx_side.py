@@ -10,14 +10,17 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ...errors import IlgnetError
+from ...formats.kinds import Kind, expect
 from ..export_onnx import open_session
 from .side import Arrays, Input, Side, graph_of
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Parse a model; external weights stay outside.  Raises IlgnetError if the file is none."""
+    expect(path, Kind.ONNX, Kind.UNKNOWN, what="an ONNX model")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        # The form is stated: onnx would choose it by the suffix.
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise IlgnetError(f"{path}: is no ONNX file ({str(error).splitlines()[0]})") from error
     if not model.graph.node:

@@ -1,4 +1,4 @@
-"""Opening each form of a net for a comparison: by suffix, or by the witness named in front of a colon."""
+"""Opening each form of a net for a comparison: by its kind, or by the witness named in front of a colon."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
+from ...formats.kinds import Kind, kind_of, refusal
 from ...net import CaffeNet
 from ...plan import plan_net
 from ...weights import take_weights
@@ -24,26 +25,28 @@ Prototxt = Path | None
 
 
 def open_side(spec: str, prototxt: Prototxt = None) -> Side:
-    """Open ``x.caffemodel``, ``x.safetensors``, ``x.onnx``, ``x.pt2``, or a file behind a witness's name.
+    """Open a caffemodel, safetensors, ONNX or pt2 file, told by its content, or a file behind a witness's name.
 
     Witnesses are ``opencv:``, ``caffe2onnx:`` (both take a caffemodel) and ``onnx2torch:``.  Raises
     IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
     """
     witness, colon, rest = spec.partition(":")
-    if colon and witness in _WITNESSES:
-        path, opener = Path(rest), _WITNESSES[witness]
-    else:
-        path = Path(spec)
-        kind = path.suffix.removeprefix(".").lower()
-        if kind not in _BY_SUFFIX:
-            raise IlgnetError(
-                f"{spec}: is none of {', '.join(f'.{name}' for name in _BY_SUFFIX)}, and names no witness "
-                f"({', '.join(f'{name}:FILE' for name in _WITNESSES)})"
-            )
-        opener = _BY_SUFFIX[kind]
+    is_witness = bool(colon) and witness in _WITNESSES
+    path = Path(rest if is_witness else spec)
     if not path.is_file():
         raise IlgnetError(f"{path}: no such file")
-    return opener(spec, path, prototxt)
+    return (_WITNESSES[witness] if is_witness else _opener(path))(spec, path, prototxt)
+
+
+def _opener(path: Path) -> Callable[[str, Path, Prototxt], Side]:
+    kind = kind_of(path)
+    if kind in _OPENERS:
+        return _OPENERS[kind]
+    # What is damaged beyond telling is read as its name says, for that reader to tell what is wrong.
+    named = _KIND_OF_SUFFIX.get(path.suffix.lower())
+    if kind is Kind.UNKNOWN and named is not None:
+        return _OPENERS[named]
+    raise refusal(path, kind, _WHAT)
 
 
 def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
@@ -96,14 +99,26 @@ def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:
     return onnx_side(spec, "onnx", path)
 
 
-_BY_SUFFIX: dict[str, Callable[[str, Path, Prototxt], Side]] = {
-    "caffemodel": _open_caffemodel,
-    "safetensors": _open_safetensors,
-    "onnx": _open_onnx,
-    "pt2": _open_pt2,
+_OPENERS: dict[Kind, Callable[[str, Path, Prototxt], Side]] = {
+    Kind.CAFFEMODEL: _open_caffemodel,
+    Kind.CAFFEMODEL_H5: _open_caffemodel,
+    Kind.SAFETENSORS: _open_safetensors,
+    Kind.ONNX: _open_onnx,
+    Kind.PT2: _open_pt2,
+}
+_KIND_OF_SUFFIX = {
+    ".caffemodel": Kind.CAFFEMODEL,
+    ".h5": Kind.CAFFEMODEL_H5,
+    ".safetensors": Kind.SAFETENSORS,
+    ".onnx": Kind.ONNX,
+    ".pt2": Kind.PT2,
 }
 _WITNESSES: dict[str, Callable[[str, Path, Prototxt], Side]] = {
     "opencv": open_opencv,
     "caffe2onnx": open_caffe2onnx,
     "onnx2torch": open_onnx2torch,
 }
+_WHAT = (
+    "a net that can be compared (.caffemodel, .caffemodel.h5, .safetensors, .onnx, .pt2, "
+    f"or {', '.join(f'{name}:FILE' for name in _WITNESSES)})"
+)

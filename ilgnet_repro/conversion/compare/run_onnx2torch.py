@@ -66,7 +66,7 @@ def main(model: str, inputs: str, outputs: str) -> None:
     import onnx
     from onnx2torch import convert
 
-    loaded = onnx.load(model)
+    loaded = onnx.load(model, format="protobuf")
     for entry in loaded.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = min(entry.version, NEWEST_OPSET)

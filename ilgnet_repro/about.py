@@ -77,7 +77,7 @@ class About:
 
     def __repr__(self) -> str:
         guess = " (assumed)" if self.assumed else ""
-        how = describe(self.preprocessing) if self.preprocessing else "unknown"
+        how = self.preprocessing.describe() if self.preprocessing else "unknown"
         lines = [f"preprocessing: {how}{guess if self.preprocessing else ''}"]
         if self.source:
             known = f", {self.source.release}" if self.source.release else ""
@@ -153,23 +153,6 @@ def _read_about(values: dict[str, Any]) -> dict[str, Any]:
         raise FormatError("about: not as this package writes it; convert the weights again")
     at = None if score is None else ScoreAt(**score)
     return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at}
-
-
-def describe(how: Preprocessing) -> str:
-    """Preprocessing in one line."""
-    size = "x".join(map(str, how.size))
-    if how.path == "whole":
-        text = f"image resized to {size}"
-    else:
-        resized = f"image resized to {'x'.join(map(str, how.resize))}, " if how.resize else ""
-        text = f"{resized}centre crop of {size}"
-    if how.mean_image is not None:
-        text += f", {how.order} minus a mean image"
-    elif how.mean_value:
-        text += f", {how.order} minus {', '.join(f'{value:g}' for value in how.mean_value)}"
-    else:
-        text += f", {how.order}"
-    return text if how.scale == 1 else f"{text}, times {how.scale:g}"
 
 
 # --------------------------------------------------------------------------------- images to a blob

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -121,9 +122,12 @@ def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
     """
     file = Path(path).name
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block
+        raise DataError(f"{path}: is no file; give the weights")
+    size = status.st_size
     named = next((model for model in known_models() if file in model.files), None)
     alike = [model for model in known_models() if _may_be(model, file, size)]
     if not sha256 and not alike:
@@ -179,12 +183,12 @@ def assumed(text: pb.NetParameter) -> KnownModel | None:
 
 
 def assumed_note(model: KnownModel) -> str:
-    """The line that says which preprocessing was assumed from the layers."""
+    """The line that says which preprocessing was assumed from the layers, or why there is none."""
     how = model.preprocessing
-    mean = f", mean {', '.join(f'{value:g}' for value in how.mean_value)}" if how and how.mean_value else ""
-    scale = f", scale {how.scale:g}" if how and how.scale != 1 else ""
+    if how is None:
+        return f"the net's layers are those of {model.title}: {model.note}"
     return (
-        f"preprocessing is assumed from the net's layers ({model.title}{mean}{scale}); "
+        f"preprocessing is assumed from the net's layers ({model.title}: {how.describe()}); "
         "if these weights were trained otherwise, state --mean-value"
     )
 

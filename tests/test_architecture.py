@@ -21,6 +21,8 @@ ROOMS = {
     "formats": {"errors", "atomic", "schema"},
     "graph": {"errors", "schema"},
     "data": {"errors", "atomic", "paths", "schema", "formats", "strict_json"},
+    "known": {"errors", "schema", "formats", "data"},
+    "about": {"errors", "strict_json", "data", "known"},
     "zoo": {"errors", "atomic", "paths", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
+from operator import lt
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Preprocessing:
     Path ``whole`` is pycaffe's Transformer: the whole picture resized to ``size`` (height, width), minus
     ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the picture resized to
     ``resize``, minus ``mean_image`` (channels, height, width) or ``mean_value``, times ``scale``, its centre
-    ``size`` cut out.  Pixels count from 0 to 255; ``mean_value`` and ``mean_image`` are in ``order``.
+    ``size`` cut out; that is a square, unless it is the whole of the resized picture.  Pixels count from 0 to
+    255; ``mean_value`` and ``mean_image`` are in ``order``.
     """
 
     size: tuple[int, int]
@@ -58,15 +60,14 @@ class Preprocessing:
             raise DataError(f"preprocessing path {self.path!r}: is one of {', '.join(PATHS)}")
         if self.order not in ORDERS:
             raise DataError(f"channel order {self.order!r}: is one of {', '.join(ORDERS)}")
-        if self.path == "crop" and self.size[0] != self.size[1]:
+        if self.path == "crop" and self.size[0] != self.size[1] and self.size != self.resize:
             raise DataError(f"crop of {self.size[0]}x{self.size[1]}: Caffe's crop is square")
         if self.path == "whole" and self.resize is not None:
             raise DataError("preprocessing: resize goes with the path crop; the path whole resizes to size")
-        if self.path == "crop" and self.resize is not None and min(self.resize) < self.size[0]:
+        if self.path == "crop" and self.resize is not None and any(map(lt, self.resize, self.size)):
             sides = "x".join(map(str, self.resize))
-            raise DataError(
-                f"preprocessing: images of {sides} hold no crop of {self.size[0]}; resize to more"
-            )
+            wanted = self.size[0] if len(set(self.size)) == 1 else "x".join(map(str, self.size))
+            raise DataError(f"preprocessing: images of {sides} hold no crop of {wanted}; resize to more")
         if self.mean_image is not None and self.path != "crop":
             raise DataError("a mean image goes with the path crop; the path whole takes one mean a channel")
 
@@ -96,7 +97,7 @@ class Preprocessing:
 
     def _transform(self) -> Transform:
         return Transform(
-            crop_size=self.size[0],
+            crop_size=0 if self.size == self.resize else self.size[0],
             mean=self.mean_image,
             mean_values=() if self.mean_image is not None else self.mean_value,
             scale=self.scale,
@@ -118,6 +119,20 @@ class Preprocessing:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         return replace(self, path="crop", resize=mean.shape[1:], mean_image=mean, mean_value=())
+
+    def describe(self) -> str:
+        """In one line, for people."""
+        size, resize = ("x".join(map(str, sides)) for sides in (self.size, self.resize or ()))
+        steps = [f"image resized to {resize or size}"] if resize or self.path == "whole" else []
+        if self.path == "crop" and self.size != self.resize:
+            steps.append(f"centre crop of {size}")
+        mean = ", ".join(f"{value:g}" for value in self.mean_value)
+        if self.mean_image is not None:
+            mean = "a mean image"
+        steps.append(f"{self.order} minus {mean}" if mean else self.order)
+        if self.scale != 1:
+            steps.append(f"times {self.scale:g}")
+        return ", ".join(steps)
 
     def to_json(self) -> str:
         """As JSON; the mean image is kept apart, as a tensor."""

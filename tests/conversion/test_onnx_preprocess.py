@@ -34,6 +34,9 @@ PATHS = {
     "crop, one mean, scaled": (
         Preprocessing(size=(57, 57), path="crop", resize=(60, 71), mean_value=(100.0,), scale=0.5), EXACT,
     ),
+    "no crop, not square": (
+        Preprocessing(size=(57, 49), path="crop", resize=(57, 49), mean_value=(1.0, 2.0, 3.0)), EXACT,
+    ),
     "crop of the picture's own size": (Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0)), EXACT),
 }  # fmt: skip
 SIZES = [(200, 300), (57, 49), (128, 128), (64, 64), (33, 41), (120, 25)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from .calls import shapes_by_name
-from .errors import FormatError
+from .errors import FormatError, WeightsError
 from .formats.binaryproto import read_blob
 from .formats.caffemodel import open_caffemodel
 from .formats.prototxt import read_net
@@ -21,7 +21,7 @@ from .layers.registry import tell_kinds
 from .net import CaffeNet
 from .plan import plan_net
 from .schema import caffe_pb2 as pb
-from .weights import FileLayer, blob_counts, take_weights
+from .weights import FileLayer, blob_counts, fit_weights, take_weights
 
 PathLike = str | os.PathLike[str]
 
@@ -70,12 +70,16 @@ def load_net(
     seed: int | None = None,
     carry_state: bool = False,
     crop: str | None = None,
+    allow_missing: Collection[str] = (),
 ) -> CaffeNet:
-    """Build a net from a prototxt and, where given, a caffemodel; else its fillers draw the weights.
+    """Build a net from a prototxt and, where given, a caffemodel (or its HDF5 form); else its fillers draw the weights.
 
     ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  With ``carry_state`` RNN and LSTM
     start each pass from the state of the one before it, as in Caffe; `net.reset_state()` forgets it.  ``crop`` is as
-    in `load_graph`.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError, each in one line.
+    in `load_graph`.  A layer that the file lacks is filled where its text states a filler that draws nothing (constant,
+    bilinear), and stops the load otherwise unless ``allow_missing`` names it: then its fillers draw it, from ``seed``.
+    `net.load_notes` says which layers these are.  Raises ParseError, GraphError, LayerError, FormatError or
+    WeightsError, each in one line.
     """
     model = None if weights is None else open_caffemodel(weights)
     graph = load_graph(
@@ -83,10 +87,23 @@ def load_net(
         input_shapes=input_shapes, crop=crop, held=model.layers if model else (),
     )  # fmt: skip
     plan = plan_net(graph, shapes_by_name(input_shapes or {}, graph))
-    arrays = None
-    if model is not None:
-        arrays = take_weights(plan.blobs, model.layers, source=str(weights), owners=plan.owners)
-    return read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state))
+    if model is None:
+        if allow_missing:
+            raise WeightsError(
+                "allow_missing goes with a weights file; without one the fillers draw every layer"
+            )
+        return read_matrices(CaffeNet(plan, seed=seed, carry_state=carry_state))
+    arrays = take_weights(
+        plan.blobs,
+        model.layers,
+        source=str(weights),
+        owners=plan.owners,
+        allow_missing=allow_missing,
+        seed=seed,
+    )
+    net = read_matrices(CaffeNet(plan, arrays, carry_state=carry_state))
+    net.load_notes = fit_weights(plan.blobs, model.layers, plan.owners).notes
+    return net
 
 
 def read_matrices(net: CaffeNet) -> CaffeNet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +16,7 @@ from .errors import GraphError, did_you_mean
 from .graph.node import Graph, Node, Value
 from .graph.sharing import show_shape
 from .layers.base import Layer, Shape
-from .layers.fillers import fill
+from .layers.fillers import fill, machine_memory
 from .memory import keep_freed_memory
 from .placed import Placed
 from .plan import NetPlan, plan_net
@@ -86,6 +85,9 @@ class CaffeNet(nn.Module):
             plan = plan.at(shapes_by_name(input_shapes, plan.graph))
         self.plan, self.graph = plan, plan.graph
         self.converted: Any = None  # what a converted file says of itself (convert/load.py)
+        self.load_notes: tuple[
+            str, ...
+        ] = ()  # layers that the weights file lacks, and what they hold (weights.py)
         self.layers = nn.Module()
         self._keys: dict[str, Node] = dict(zip(_module_keys(plan.graph), plan.graph.nodes, strict=True))
         for key, node in self._keys.items():
@@ -169,8 +171,8 @@ class CaffeNet(nn.Module):
         """Refuse a net whose own blobs, those that no file maps, would not fit the machine's memory."""
         own = {name: specs for name, specs in self.plan.blobs.items() if name not in weights}
         needed = sum(4 * prod(spec.shape) for specs in own.values() for spec in specs)
-        held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-        if needed > held:
+        held = machine_memory()
+        if held is not None and needed > held:
             largest = max(own, key=lambda name: sum(prod(spec.shape) for spec in own[name]))
             raise self.plan.layers[largest].error(
                 f"the net's parameters need {needed / 2**30:,.1f} GiB, of which most here; "
@@ -183,6 +185,13 @@ class CaffeNet(nn.Module):
             generator.manual_seed(seed)
         else:
             generator.seed()
+        # A shared blob may be given by a borrower alone; of several copies the last counts, unless the owner has one.
+        given: dict[tuple[str, int], np.ndarray] = {}
+        for name, arrays in weights.items():
+            for index, array in enumerate(arrays):
+                owner = self.plan.owners.get((name, index))
+                if owner is None or owner.layer not in weights:
+                    given[(owner.layer, owner.index) if owner else (name, index)] = array
         made: dict[tuple[str, int], nn.Parameter] = {}
         for node, layer in self._sequence:
             for index, spec in enumerate(self.plan.blobs[node.name]):
@@ -190,8 +199,8 @@ class CaffeNet(nn.Module):
                 if owner:
                     parameter = made[owner.layer, owner.index]
                 else:
-                    if node.name in weights:
-                        values = _tensor(weights[node.name][index])
+                    if (node.name, index) in given:
+                        values = _tensor(given[node.name, index]).reshape(spec.shape)
                         if not spec.learned:  # a pass may move statistics: never those of the caller
                             values = values.clone()
                     else:

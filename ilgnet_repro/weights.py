@@ -1,20 +1,28 @@
-"""Weights onto a net: each layer's blobs found by name and held against the shapes the net needs."""
+"""Weights onto a net: each layer's blobs found by name and held against the shapes the net needs.
+
+What a file lacks is decided blob by blob, as in Caffe: a blob that layers share is there if any of them has it; one
+whose filler is stated and draws nothing (constant, bilinear) is filled, and reported; anything else stops the load.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from torch import Generator
 
-from .errors import WeightsError
+from .errors import WeightsError, did_you_mean
 from .graph.sharing import Owner, show_shape
 from .layers.base import BlobSpec, Shape
+from .layers.fillers import draws, fill, machine_memory
 
-Owners = Mapping[tuple[str, int], Owner]
+Key = tuple[str, int]  # a layer and the index of its blob
+Owners = Mapping[Key, Owner]
+Specs = Mapping[str, Sequence[BlobSpec]]
 
 
 class FileBlob(Protocol):
@@ -36,6 +44,14 @@ class FileLayer(Protocol):
     def blobs(self) -> Sequence[FileBlob]: ...
 
 
+@runtime_checkable
+class NumberedLayer(FileLayer, Protocol):
+    """A layer of a file that numbers its blobs and need not have all: HDF5 stores a shared blob with its owner only."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a weights file fits a net: what can be copied, and what stands in the way, by name."""
@@ -44,67 +60,103 @@ class Fit:
     missing: tuple[str, ...]  # layers of the net without weights in the file
     extra: tuple[str, ...]  # layers of the file that the net lacks; Caffe ignores them, and says so
     misshapen: tuple[str, ...]  # one line each
+    # Layers without weights in the file whose stated fillers draw nothing, and what these are; Caffe fills them.
+    filled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every layer of the net finds its weights."""
+        """Whether every layer of the net finds its weights, in the file or in fillers that draw nothing."""
         return not self.missing and not self.misshapen
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the file did not hold and the net has all the same, one line each."""
+        filled = [
+            f"{name}: not in the weights file; filled as its text says ({how})"
+            for name, how in self.filled.items()
+        ]
+        return (
+            *filled,
+            *(f"{name}: not in the weights file; drawn by its fillers, as allowed" for name in self.missing),
+        )
 
 
 def blob_counts(layers: Iterable[FileLayer]) -> dict[str, int]:
-    """Return how many blobs a file holds for each of its layers."""
-    return {layer.name: len(layer.blobs) for layer in layers}
+    """Return how many blobs a file holds for each of its layers; with those that only their owners hold."""
+    return {layer.name: max(_numbers(layer), default=-1) + 1 for layer in layers}
 
 
-def fit_weights(
-    specs: Mapping[str, Sequence[BlobSpec]], layers: Iterable[FileLayer], owners: Owners | None = None
-) -> Fit:
+def fit_weights(specs: Specs, layers: Iterable[FileLayer], owners: Owners | None = None) -> Fit:
     """Compare the blobs a net needs with those a file holds; reads no values.
 
-    With ``owners`` (`NetPlan.owners`) a layer that the file lacks is matched where other layers of the file hold
-    every blob it shares with them.
+    With ``owners`` (`NetPlan.owners`) a blob that a layer lacks is found where another layer of the file holds it.
     """
+    layers = list(layers)
     held = {layer.name: layer for layer in layers if layer.blobs}
     needed = {name: blobs for name, blobs in specs.items() if blobs}
-    misshapen = []
-    matched = []
-    for name, blobs in needed.items():
-        if name not in held:
-            continue
-        complaint = _misfit(name, blobs, held[name].blobs)
-        if complaint:
-            misshapen.append(complaint)
-        else:
-            matched.append(name)
-    known = {_owner(owners, name, index) for name in matched for index in range(len(needed[name]))}
-    for name, blobs in needed.items():
-        if name not in held and all(_owner(owners, name, index) in known for index in range(len(blobs))):
-            matched.append(name)
+    complaints = {
+        name: _misfit(name, blobs, held[name], owners) for name, blobs in needed.items() if name in held
+    }
+    misshapen = [complaint for complaint in complaints.values() if complaint]
+    known = {
+        _owner(owners, name, index)
+        for name, complaint in complaints.items() if not complaint for index in _numbers(held[name])
+    }  # fmt: skip
+    present = {layer.name for layer in layers}
+    lacking = {
+        name: [key for key in (_owner(owners, name, index) for index in range(len(blobs))) if key not in known]
+        for name, blobs in needed.items() if not complaints.get(name)
+    }  # fmt: skip
+    # Caffe fills a layer that the file does not name; one that it names must have its blobs.
+    filled = {
+        name: how for name, keys in lacking.items()
+        if keys and present.isdisjoint(key[0] for key in keys) and (how := _filling(specs, keys))
+    }  # fmt: skip
     return Fit(
-        matched=tuple(name for name in needed if name in matched),
-        missing=tuple(name for name in needed if name not in held and name not in matched),
+        matched=tuple(name for name, keys in lacking.items() if not keys),
+        missing=tuple(name for name, keys in lacking.items() if keys and name not in filled),
         extra=tuple(name for name in held if name not in needed),
         misshapen=tuple(misshapen),
+        filled=filled,
     )
 
 
+def _filling(specs: Specs, keys: Sequence[Key]) -> str:
+    """The fillers of blobs, where these are stated and draw nothing; else an empty text.
+
+    A deploy text often states no fillers, which in Caffe means zeros: a layer of nothing but zeros computes nothing,
+    so that a layer that was renamed would pass for one that needs no weights.  Biases may be such zeros.
+    """
+    fillers = []
+    for position, (name, index) in enumerate(keys):
+        spec = specs[name][index]
+        if draws(spec) or not (spec.is_stated or (position and spec.learned)):
+            return ""
+        fillers.append(spec.filling)
+    return ", ".join(dict.fromkeys(fillers))
+
+
 def take_weights(
-    specs: Mapping[str, Sequence[BlobSpec]],
+    specs: Specs,
     layers: Sequence[FileLayer],
     *,
     source: str = "weights",
-    allow_missing: bool = False,
+    allow_missing: bool | Collection[str] = (),
     owners: Owners | None = None,
+    seed: int | None = None,
 ) -> dict[str, list[np.ndarray]]:
-    """Return the arrays of every matched layer, shaped as the net needs them (views, no copies).
+    """Return the arrays of every layer, shaped as the net needs them; those of the file are views, no copies.
 
     Blobs that layers share (``owners``) are one array: of several copies in a file Caffe takes the last, as it
-    copies each of them into the same memory.
+    copies each of them into the same memory.  What the file lacks is filled where that draws nothing (`Fit.filled`),
+    and drawn, from ``seed``, for the layers that ``allow_missing`` names.  With True (fine-tuning) the layers that the
+    file lacks are left out.
 
-    Raises WeightsError, by layer name, where a layer's blobs have another shape and, unless
-    ``allow_missing`` (fine-tuning), where the file lacks a layer.
+    Raises WeightsError, by layer name, where a layer's blobs have another shape and where the file lacks a layer that
+    is not allowed to be missing.
     """
     fit = fit_weights(specs, layers, owners)
+    by_name = () if isinstance(allow_missing, bool) else check_allowed(specs, allow_missing)
     counts = Counter(layer.name for layer in layers if layer.blobs)
     repeated = [name for name, count in counts.items() if count > 1]
     remedy = "use the prototxt these weights were made with"
@@ -115,39 +167,104 @@ def take_weights(
         )
     if fit.misshapen:
         raise WeightsError(f"{source}: {_some(fit.misshapen, '; ')}; {remedy}")
-    if fit.missing and not allow_missing:
+    missing = [name for name in fit.missing if name not in by_name]
+    if missing and allow_missing is not True:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
-        raise WeightsError(f"{source}: holds no weights for {_some(fit.missing)}{extra}; {remedy}")
-    matched = set(fit.matched)
-    last: dict[tuple[str, int], FileBlob] = {}
+        if any(spec.is_stated for name in missing for spec in specs[name]):
+            remedy += f", or have them drawn with allow_missing={missing[:3]!r}"
+        raise WeightsError(f"{source}: holds no weights for {_some(missing)}{extra}; {remedy}")
+    taken = {layer.name for layer in layers if layer.blobs} & set(specs)
+    half = [name for name in (*fit.missing, *fit.filled) if name in taken]
+    if half and allow_missing is True:
+        raise WeightsError(
+            f"{source}: layer {half[0]} shares a blob with a layer of which the file holds none; {remedy}"
+        )
+    last: dict[Key, FileBlob] = {}
     for layer in layers:  # where one name stands twice, or a shared blob does, Caffe copies the last
-        if layer.name not in matched or len(layer.blobs) != len(specs[layer.name]):
+        if (
+            layer.name not in taken
+            or not layer.blobs
+            or _misfit(layer.name, specs[layer.name], layer, owners)
+        ):
             continue
-        for index, blob in enumerate(layer.blobs):
+        for index, blob in zip(_numbers(layer), layer.blobs, strict=True):
             last[_owner(owners, layer.name, index)] = blob
+    wanted = set(fit.matched) if allow_missing is True else set(fit.matched).union(fit.filled, fit.missing)
+    keys = {
+        name: [_owner(owners, name, index) for index in range(len(specs[name]))]
+        for name in specs
+        if name in wanted
+    }
+    values = {key: last[key].array() for own in keys.values() for key in own if key in last}
+    values |= _fill(specs, {key for own in keys.values() for key in own if key not in last}, source, seed)
     return {
-        name: [
-            last[_owner(owners, name, index)].array().reshape(spec.shape)
-            for index, spec in enumerate(specs[name])
-        ]
-        for name in fit.matched
+        name: [values[key].reshape(spec.shape) for key, spec in zip(own, specs[name], strict=True)]
+        for name, own in keys.items()
     }
 
 
-def _owner(owners: Owners | None, name: str, index: int) -> tuple[str, int]:
+def check_allowed(specs: Specs, names: Collection[str]) -> Collection[str]:
+    """Return the layers that may be missing.  Raises WeightsError for what names no layer with weights."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
+        raise WeightsError(f"allow_missing is {names!r}; give the names of layers, as ['fc8']")
+    known = [name for name, blobs in specs.items() if blobs]
+    for name in names:
+        if name not in known:
+            raise WeightsError(
+                f"allow_missing: {name!r} is no layer of the net with weights{did_you_mean(str(name), known)}; "
+                f"it has {_some(known) or 'none'}"
+            )
+    return names
+
+
+def _fill(specs: Specs, keys: set[Key], source: str, seed: int | None) -> dict[Key, np.ndarray]:
+    """What the fillers of blobs give, drawn in the net's order."""
+    ordered = [
+        (name, index) for name, blobs in specs.items() for index in range(len(blobs)) if (name, index) in keys
+    ]
+    needed, memory = sum(4 * prod(specs[name][index].shape) for name, index in ordered), machine_memory()
+    if memory is not None and needed > memory:
+        raise WeightsError(
+            f"{source}: the blobs that it lacks need {needed / 2**30:,.1f} GiB and the machine has "
+            f"{memory / 2**30:,.1f}; check num_output and the input's shape"
+        )
+    generator = Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    filled = {}
+    for name, index in ordered:
+
+        def error(text: str, name: str = name) -> WeightsError:
+            return WeightsError(f"{source}: layer {name}: {text}")
+
+        filled[name, index] = fill(specs[name][index], generator, error).numpy()
+    return filled
+
+
+def _numbers(layer: FileLayer) -> Sequence[int]:
+    """Which blobs of a layer a file holds: all of them, in order, unless it numbers them."""
+    return layer.numbers if isinstance(layer, NumberedLayer) else range(len(layer.blobs))
+
+
+def _owner(owners: Owners | None, name: str, index: int) -> Key:
     """The layer and blob index under which a blob's values are kept: its own unless it is shared."""
     owner = (owners or {}).get((name, index))
     return (owner.layer, owner.index) if owner else (name, index)
 
 
-def _misfit(name: str, wanted: Sequence[BlobSpec], held: Sequence[FileBlob]) -> str | None:
-    if len(wanted) != len(held):
-        return f"layer {name} has {len(held)} blobs in the file and {len(wanted)} in the net"
-    for index, (spec, blob) in enumerate(zip(wanted, held, strict=True)):
-        if not _same_shape(spec, blob):
+def _misfit(name: str, wanted: Sequence[BlobSpec], held: FileLayer, owners: Owners | None) -> str | None:
+    numbers = _numbers(held)
+    most = max(numbers, default=-1) + 1
+    if isinstance(held, NumberedLayer) and most <= len(wanted):
+        for index in range(len(wanted)):
+            if index not in numbers and (name, index) not in (owners or {}):
+                return f"layer {name}, blob {index} is not in the file, and no other layer of the net owns it"
+    elif most != len(wanted):
+        return f"layer {name} has {most} blobs in the file and {len(wanted)} in the net"
+    for index, blob in zip(numbers, held.blobs, strict=True):
+        if not _same_shape(wanted[index], blob):
             return (
                 f"layer {name}, blob {index} is {show_shape(blob.shape)} in the file "
-                f"and {show_shape(spec.shape)} in the net"
+                f"and {show_shape(wanted[index].shape)} in the net"
             )
     return None
 

@@ -135,6 +135,8 @@ def print_audit(found: Audit) -> None:
         console.print(
             f"weights: {len(fit.matched)} layers fit, {len(fit.missing)} missing, {len(fit.misshapen)} misshapen"
         )
+        for name, how in fit.filled.items():
+            console.print(printable(f"weights: not in the file, filled as the text says: {name} ({how})"))
         if fit.extra:
             console.print(printable(f"weights: not in the net, ignored: {', '.join(fit.extra)}"))
     for problem in found.problems:

@@ -88,7 +88,8 @@ def _convert(
     plan = plan_net(graph, input_shapes)
     arrays = take_weights(plan.blobs, model.layers, source=str(source), owners=plan.owners)
     _check_folder(folder, source, to)
-    extra_layers = fit_weights(plan.blobs, model.layers, plan.owners).extra
+    fit = fit_weights(plan.blobs, model.layers, plan.owners)
+    notes += fit.notes
     for layer in plan.layers.values():
         if layer.idle_note:
             notes.append(f"{layer.node.name} ({layer.node.type}): {layer.idle_note}")
@@ -134,7 +135,7 @@ def _convert(
     return ConversionReport(
         source=known_source(), net=graph.name, prototxt=found.origin, phase=phase, layers=len(graph.layers),
         parameters=count_parameters(plan.blobs), outputs=graph.outputs,
-        extra_layers=extra_layers, notes=tuple(notes), written=tuple(written),
+        extra_layers=fit.extra, notes=tuple(notes), written=tuple(written),
         verified=tuple(checks), preprocessing=job.preprocessing.to_json() if job.preprocessing else None,
         deviations=deviations,
     )  # fmt: skip

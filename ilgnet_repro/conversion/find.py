@@ -66,7 +66,7 @@ def match_built_in(model: CaffeModel) -> list[str]:
             continue
         plan = plan_net(build_graph(net))
         fit = fit_weights(plan.blobs, model.layers, plan.owners)
-        if fit.is_whole and fit.matched and not fit.extra:
+        if fit.is_whole and fit.matched and not fit.extra and not fit.filled:
             matches.append(name)
     return matches
 

@@ -13,8 +13,8 @@ from ..errors import FormatError
 from ..schema import caffe_pb2
 from . import wire
 
-_MAX_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
-_MAX_COUNT = 2**31 - 1  # counts are int there
+MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
+LARGEST_COUNT = 2**31 - 1  # counts are int there
 _MAX_RUNS = 65_536
 _DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
 _LEGACY = {1: 0, 2: 1, 3: 2, 4: 3}  # num, channels, height, width
@@ -80,8 +80,8 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
                 break
             elif item.number == _SHAPE and item.wire == wire.BYTES:
                 dims.extend(_dims(buffer, item, where))
-                if len(dims) > _MAX_AXES:
-                    raise FormatError(f"{where}: more than {_MAX_AXES} axes; the file is damaged")
+                if len(dims) > MOST_AXES:
+                    raise FormatError(f"{where}: more than {MOST_AXES} axes; the file is damaged")
             elif item.number in _LEGACY and item.wire == wire.VARINT:
                 legacy[_LEGACY[item.number]] = wire.signed(item.value, 32)
     double = bool(runs[_DOUBLE_DATA])
@@ -99,8 +99,8 @@ def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Itera
     that is not contiguous float is copied.  ``legacy`` writes num/channels/height/width.
     """
     number, kind = (_DOUBLE_DATA, "<f8") if array.dtype == np.float64 else (_DATA, "<f4")
-    if array.ndim > (4 if legacy else _MAX_AXES):
-        most = "the num/channels/height/width form keeps 4" if legacy else f"Caffe keeps {_MAX_AXES}"
+    if array.ndim > (4 if legacy else MOST_AXES):
+        most = "the num/channels/height/width form keeps 4" if legacy else f"Caffe keeps {MOST_AXES}"
         raise FormatError(f"{where}: {array.ndim} axes; {most}, reshape it")
     prefix, shape = b"", b""
     if legacy:
@@ -168,8 +168,10 @@ def _check_count(shape: tuple[int, ...], held: int, where: str) -> None:
     written = "x".join(map(str, shape)) or "()"
     if any(dim < 0 for dim in shape):
         raise FormatError(f"{where}: shape {written} has a negative dimension; the file is damaged")
-    if math.prod(max(dim, 1) for dim in shape) > _MAX_COUNT:
-        raise FormatError(f"{where}: shape {written} is beyond Caffe's {_MAX_COUNT:,} values a blob; damaged")
+    if math.prod(max(dim, 1) for dim in shape) > LARGEST_COUNT:
+        raise FormatError(
+            f"{where}: shape {written} is beyond Caffe's {LARGEST_COUNT:,} values a blob; damaged"
+        )
     needed = math.prod(shape)
     if needed != held:
         raise FormatError(

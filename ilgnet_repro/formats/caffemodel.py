@@ -107,9 +107,7 @@ def open_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     if kind in (Kind.CAFFEMODEL_H5, Kind.HDF5):
         from .hdf5model import hdf5_layers
 
-        return CaffeModel(
-            path, "", tuple(LayerBlobs(name, "", blobs) for name, blobs in hdf5_layers(path, buffer)), None
-        )
+        return CaffeModel(path, "", tuple(hdf5_layers(path, buffer)), None)
     name, layers = _scan_net(buffer, path.name)
     return CaffeModel(path, name, layers, buffer)
 

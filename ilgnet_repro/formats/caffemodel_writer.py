@@ -36,12 +36,7 @@ def write_caffemodel(
     """
     where = Path(path).name
     layers = [(100, 7, layer) for layer in net.layer] + [(2, 6, layer) for layer in net.layers]
-    missing = sorted(set(blobs) - {layer.name for _, _, layer in layers})
-    if missing:
-        raise WeightsError(
-            f"{where}: weights for layer {shown(missing[0])}, which the net lacks; rename or drop them"
-        )
-    _check_names(layers, blobs, where)
+    check_layers(net, blobs, where)
     if not net.IsInitialized():
         raise WeightsError(f"{where}: the net lacks {net.FindInitializationErrors()[0]}; set it")
     outside = caffe_pb2.NetParameter()
@@ -58,10 +53,19 @@ def write_caffemodel(
         _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where)
 
 
-def _check_names(layers: list, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
-    """Refuse two layers of one name and one set of rules: the blobs of one would be written to both."""
+def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
+    """Raise WeightsError for blobs of a layer that ``net`` lacks, or that two of its layers would get.
+
+    Layers of one name are told apart by their rules: of those with the same ones, each would be given the blobs.
+    """
+    layers = [*net.layer, *net.layers]
+    missing = sorted(set(blobs) - {layer.name for layer in layers})
+    if missing:
+        raise WeightsError(
+            f"{where}: weights for layer {shown(missing[0])}, which the net lacks; rename or drop them"
+        )
     seen: set[tuple[str, bytes]] = set()
-    for _, _, layer in layers:
+    for layer in layers:
         if not blobs.get(layer.name):
             continue
         rules = caffe_pb2.LayerParameter(include=layer.include, exclude=layer.exclude)

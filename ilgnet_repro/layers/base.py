@@ -33,6 +33,17 @@ class BlobSpec:
     learned: bool = True
     any_ones: bool = False
 
+    @property
+    def is_stated(self) -> bool:
+        """Whether the net's text, or Caffe's default for the layer, says what the blob starts from."""
+        return self.filler is not None and bool(self.filler.ListFields())
+
+    @property
+    def filling(self) -> str:
+        """The filler in words."""
+        filler = pb.FillerParameter() if self.filler is None else self.filler
+        return f"constant {filler.value:g}" if filler.type == "constant" else filler.type
+
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from math import ceil, prod, sqrt
 
 import torch
 from torch import Generator, Tensor
 
-from ..errors import LayerError
+from ..errors import IlgnetError
 from ..schema import caffe_pb2 as pb
 from .base import BlobSpec, Shape
 
-Error = Callable[[str], LayerError]
+Error = Callable[[str], IlgnetError]
 
 
 def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
@@ -78,6 +79,16 @@ def _bilinear(filler: pb.FillerParameter, shape: Shape, generator: Generator, er
     centre = (2 * factor - 1 - factor % 2) / (2 * factor)
     line = 1 - (torch.arange(shape[3], dtype=torch.float64) / factor - centre).abs()
     return (line[:, None] * line[None, :]).to(torch.float32).expand(shape).clone()
+
+
+def draws(spec: BlobSpec) -> bool:
+    """Whether ``spec``'s filler draws random numbers, or is unknown; no filler means zeros."""
+    return spec.filler is not None and spec.filler.type not in ("constant", "bilinear")
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of the machine's memory, or None where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 _FILLERS = {

@@ -35,10 +35,21 @@ def trained_arrays(
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
         layers = open_caffemodel(file).layers
-        for name in fit_weights(plan.blobs, layers).extra:
+        for name in fit_weights(plan.blobs, layers, plan.owners).extra:
             note(f"Ignoring source layer {name}")
         found = take_weights(plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners)
         arrays.update(found)
+        for (name, index), owner in plan.owners.items():  # a later copy of a shared blob is every sharer's
+            sharers = [(owner.layer, owner.index), (name, index)]
+            latest = [found[layer][number] for layer, number in sharers if layer in found]
+            for layer, number in sharers if latest else ():
+                if layer in arrays:
+                    shape = plan.blobs[layer][number].shape
+                    arrays[layer] = [
+                        *arrays[layer][:number],
+                        latest[0].reshape(shape),
+                        *arrays[layer][number + 1 :],
+                    ]
     return arrays
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..formats.caffemodel import open_caffemodel, write_caffemodel
+from ..formats.hdf5model import write_hdf5_model
 from ..formats.kinds import Kind, expect
 from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
 from ..net import CaffeNet
@@ -144,7 +145,7 @@ def save_weights(net: CaffeNet, path: Path) -> None:
     blobs = {name: [_array(blob) for blob in own] for name, own in net.params.items()}
     message = net_message(net)
     if path.suffix == HDF5_ENDING:
-        snapshot_hdf5.write_weights(path, [layer.name for layer in message.layer], blobs)
+        write_hdf5_model(path, message, blobs, owners=net.plan.owners)
     else:
         write_caffemodel(path, message, blobs)
 

@@ -1,4 +1,4 @@
-"""Snapshots in HDF5, laid out as Caffe's `ToHDF5` and `SnapshotSolverStateToHDF5`; needs h5py."""
+"""Solver states in HDF5, laid out as Caffe's `SnapshotSolverStateToHDF5`; needs h5py."""
 
 from __future__ import annotations
 
@@ -12,18 +12,8 @@ import numpy as np
 from ..atomic import atomic_path
 from ..errors import FormatError, SolverError
 from ..formats.blob import Blob, Run
+from ..formats.hdf5model import name_conflict
 from ..formats.solverstate import SolverState
-
-
-def write_weights(path: Path, layers: Iterable[str], blobs: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Write ``/data/LAYER/INDEX``, with an empty group for a layer without blobs."""
-    h5py = _h5py(path)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        root = file.create_group("data")
-        for layer in layers:
-            group = root.require_group(layer)
-            for index, array in enumerate(blobs.get(layer, ())):
-                group.create_dataset(str(index), data=np.asarray(array, np.float32))
 
 
 def write_state(
@@ -41,26 +31,10 @@ def write_state(
 
 
 def check_names(layers: Iterable[str], blobs: Mapping[str, int]) -> None:
-    """Raise SolverError for layers that no HDF5 file can hold beside each other.
-
-    ``blobs`` counts each layer's blobs.  A name is a path in the file: layer ``a/0`` would stand where the
-    first blob of layer ``a`` does.
-    """
-    names = list(layers)
-    datasets = {f"{name}/{index}": name for name in names for index in range(blobs.get(name, 0))}
-    for name in names:
-        parts = name.split("/")
-        if "" in parts or "." in parts or "\0" in name:
-            raise SolverError(
-                f"layer {name!r}: HDF5 cannot hold a layer of this name; rename it, or remove snapshot_format"
-            )
-        paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
-        taken = next((datasets[path] for path in paths if path in datasets), None)
-        if taken is not None:
-            raise SolverError(
-                f"layer {name!r}: stands in HDF5 where a blob of layer {taken!r} does; rename one of the two, "
-                "or remove snapshot_format"
-            )
+    """Raise SolverError for layers that no HDF5 file can hold beside each other; ``blobs`` counts each one's blobs."""
+    conflict = name_conflict(layers, blobs)
+    if conflict:
+        raise SolverError(f"{conflict}, or remove snapshot_format")
 
 
 def _write_string(h5py: ModuleType, file: Any, name: str, text: bytes) -> None:

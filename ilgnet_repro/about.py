@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from . import strict_json
 from .data.images import LARGEST_SIDE
 from .data.preprocess import ORDERS, Preprocessing
 from .errors import DataError, FormatError, printable
-from .known import ScoreAt
+from .feeding.preprocessing import preprocessing_of
+from .known import Identity, KnownModel, ScoreAt, assumed, assumed_note
+from .schema import caffe_pb2 as pb
 
 FEW = 8  # labels that a repr lists
 
@@ -153,6 +156,62 @@ def _read_about(values: dict[str, Any]) -> dict[str, Any]:
         raise FormatError("about: not as this package writes it; convert the weights again")
     at = None if score is None else ScoreAt(**score)
     return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at}
+
+
+# --------------------------------------------------------------------------- what is known of a net
+
+
+def about_net(
+    text: pb.NetParameter,
+    identity: Identity | None = None,
+    *,
+    net: str = "",
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    shape: tuple[int, ...] | None = None,
+    outputs: Collection[str] = (),
+    folder: Path | None = None,
+) -> About:
+    """What is known of a net in modern form and of the file that its weights are from.
+
+    Preprocessing is what the net's own data layer states; else that of the known model which the file is; else
+    that of a model which it may be, by its layers or its name, and then a note says that this is assumed.  ``net``
+    is the file's own name for its net, ``shape`` that of the net's image input, ``outputs`` the net's, ``folder``
+    where the prototxt lies.
+    """
+    channels, size = (shape[1], (shape[2], shape[3])) if shape and len(shape) == 4 else (None, None)
+    how, said = preprocessing_of(text, phase, size, folder, channels=channels, level=level, stages=stages)
+    notes = list(said)
+    model, told_by = (identity.model if identity else None), ""
+    if model is None and how is None:  # a net that states its own is not guessed about
+        model, told_by = _guess(text, identity.suspected if identity else None, size)
+        if model:
+            notes.append(assumed_note(model, told_by))
+    source = None
+    if identity:
+        release = identity.model.name if identity.model else None
+        source = Source(identity.file, identity.bytes, identity.sha256, release, net)
+    if model is None:
+        return About(how, source=source, notes=tuple(notes))
+    score = model.score if model.score and model.score.output in outputs else None
+    return About(
+        how or model.preprocessing, assumed=bool(told_by), source=source, labels=model.labels, score=score,
+        model=model.name, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _guess(
+    text: pb.NetParameter, named: KnownModel | None, size: tuple[int, int] | None
+) -> tuple[KnownModel | None, str]:
+    """The model that a net may be, and what tells so: its layers, or its file's name where they do not contradict."""
+    alike = assumed(text)
+    if named is not None:
+        if named.builder and alike and named.builder == alike.builder:
+            return named, "the net's layers and the file's name"
+        if not named.builder and not alike and named.preprocessing and named.preprocessing.size == size:
+            return named, "the file's name"
+    return alike, "the net's layers" if alike else ""
 
 
 # --------------------------------------------------------------------------------- images to a blob

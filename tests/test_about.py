@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.about import About, Source, prepare
+from ilgnet_repro.about import About, Source, about_net, prepare
 from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
-from ilgnet_repro.known import ScoreAt
+from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.known import Identity, ScoreAt, find_model
+from ilgnet_repro.zoo import ilgnet
 
 SHA = "ab" * 32
 WHOLE = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.5), scale=0.5)
@@ -127,6 +129,89 @@ def test_a_repr_stays_short_and_printable():
     assert len(lines) == 4
     assert lines[2].startswith("  labels: 1000 (class\\n0\\x1b[2J, ") and lines[2].endswith(", ...)")
     assert lines[3] == "  note: one\\ntwo"
+
+
+# ------------------------------------------------------------------------------------- what is known
+
+AVA1, AVA2 = find_model("ava1-weights"), find_model("ava2-weights")
+FACE = find_model("age_net")
+MINE = Identity("mine.caffemodel", 12)
+BY_LAYERS = (
+    "preprocessing is assumed from the net's layers (ILGNet, AVA1: image resized to 227x227, BGR minus 91, 99.46, "
+    "107.85); if these weights were trained otherwise, state --mean-value"
+)
+BY_NAME = (
+    "preprocessing is assumed from the net's layers and the file's name (ILGNet, AVA2: image resized to 227x227, BGR "
+    "minus 90.05, 98.59, 107.51); if these weights were trained otherwise, state --mean-value"
+)
+STATED = """
+layer { name: "data" type: "ImageData" top: "data" transform_param { mean_value: 5 } image_data_param {
+  new_height: 9 new_width: 7 } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+"""
+SAID = "data (ImageData): preprocessing is read from this layer: image resized to 9x7, BGR minus 5"
+PLAIN = STATED.replace("ImageData", "Input").replace("transform_param { mean_value: 5 }", "")
+
+
+def _fed(side):
+    """A net of which only its input's size is told."""
+    return parse_net(PLAIN), (1, 3, side, side)
+
+
+KNOWN = {  # text, shape, file -> mean, assumed, model, notes
+    "a release": (ilgnet.deploy, Identity("x", 1, SHA, AVA2), AVA2.preprocessing.mean_value, False, AVA2, ()),
+    "a file with its layers": (ilgnet.deploy, MINE, AVA1.preprocessing.mean_value, True, AVA1, (BY_LAYERS,)),
+    "no file": (ilgnet.deploy, None, AVA1.preprocessing.mean_value, True, AVA1, (BY_LAYERS,)),
+    "its layers and its name": (
+        ilgnet.deploy, Identity(AVA2.files[0], 12, SHA, None, AVA2), AVA2.preprocessing.mean_value, True, AVA2, (BY_NAME,),
+    ),
+    "its name but other layers": (
+        lambda: parse_net(PLAIN), Identity(AVA2.files[0], 12, None, None, AVA2), None, False, None, (),
+    ),
+    "what the net states": (lambda: parse_net(STATED), MINE, (5.0,), False, None, (SAID,)),
+    "what the net states before a release's": (
+        lambda: parse_net(STATED), Identity("x", 1, SHA, AVA1), (5.0,), False, AVA1, (SAID,),
+    ),
+    "nothing": (lambda: parse_net(PLAIN), MINE, None, False, None, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "identity", "mean", "assumed", "model", "notes"), KNOWN.values(), ids=KNOWN)
+def test_what_is_known_of_a_net(make, identity, mean, assumed, model, notes):
+    about = about_net(make(), identity, net="G", outputs=("loss1/loss",))
+    assert (about.preprocessing and about.preprocessing.mean_value) == mean
+    assert (about.assumed, about.model) == (assumed, model.name if model else "")
+    assert (about.labels, about.score) == ((model.labels, model.score) if model else ((), None))
+    assert about.notes == notes
+    if identity is None:
+        assert about.source is None
+    else:
+        release = identity.model and identity.model.name
+        assert about.source == Source(identity.file, identity.bytes, identity.sha256, release, "G")
+
+
+@pytest.mark.parametrize(("side", "mean"), [(227, FACE.preprocessing.mean_value), (224, None)])
+def test_a_model_known_by_its_name_alone(side, mean):
+    """Its digest was never published: its name counts, unless the net is of another size."""
+    text, shape = _fed(side)
+    about = about_net(text, Identity(FACE.files[0], 12, suspected=FACE), shape=shape)
+    assert (about.preprocessing and about.preprocessing.mean_value) == mean
+    assert about.assumed == (mean is not None)
+    assert [
+        note.startswith("preprocessing is assumed from the file's name (age of a face: ")
+        for note in about.notes
+    ] == ([True] if mean else [])
+
+
+def test_a_score_is_of_an_output():
+    assert about_net(ilgnet.val(), outputs=("loss1/top-1",)).score is None
+
+
+def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
+    about = about_net(ilgnet.val(), MINE)
+    assert about.notes[0].startswith("data (Data): its images' preprocessing is not read: mean_file ")
+    assert about.notes[1:] == (BY_LAYERS,)
+    assert about.preprocessing.mean_value == AVA1.preprocessing.mean_value
 
 
 # ------------------------------------------------------------------------------------------- prepare

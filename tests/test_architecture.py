@@ -22,7 +22,7 @@ ROOMS = {
     "graph": {"errors", "schema"},
     "data": {"errors", "atomic", "paths", "schema", "formats", "strict_json"},
     "known": {"errors", "schema", "formats", "data"},
-    "about": {"errors", "strict_json", "data", "known"},
+    "about": {"errors", "strict_json", "schema", "data", "feeding", "known"},
     "zoo": {"errors", "atomic", "paths", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},

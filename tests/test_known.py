@@ -242,7 +242,7 @@ NOTES = {
     ),
     "none": (
         find_model("ResNet-50"),
-        "the net's layers are those of ResNet-50: its mean is an image, ResNet_mean.binaryproto; "
+        "by the net's layers this is ResNet-50: its mean is an image, ResNet_mean.binaryproto; "
         "give it with --mean-file",
     ),
 }  # fmt: skip

@@ -27,15 +27,16 @@ def preprocessing_of(
     size: Sides | None = None,
     folder: Path | None = None,
     *,
+    channels: int | None = None,
     level: int = 0,
     stages: Iterable[str] = (),
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """The preprocessing that the data layer of a phase states, or None, and what is to be said of it.
 
     ``text`` is in modern form (`upgrade_net`), whose ``transform_param`` holds what older texts state elsewhere.
-    ``size`` is the (height, width) of the net's input, for layers that do not state it.  A ``mean_file`` is looked
-    for in ``folder``, where the prototxt lies, and in the working directory, where Caffe looks for it.  Never raises:
-    a net may be used without its data layer, and then what cannot be read is only said.
+    ``size`` is the (height, width) of the net's input, for layers that do not state it, ``channels`` those it has.
+    A ``mean_file`` is looked for in ``folder``, where the prototxt lies, and in the working directory, where Caffe
+    looks for it.  Never raises: a net may be used without its data layer, and then what cannot be read is only said.
     """
     state = net_state(phase, level, (*text.state.stage, *stages))
     feeding = [layer for layer in text.layer if _has_images(layer) and is_included(layer, state)]
@@ -48,6 +49,8 @@ def preprocessing_of(
         return None, (f"{names}: prepare images differently, so no preprocessing is read from them",)
     notes: list[str] = []
     try:
+        if channels not in (None, CHANNELS):
+            raise DataError(f"the net's input is of {channels} channels, and preprocessing of {CHANNELS}")
         how = _read(first, size, folder, notes)
     except IlgnetError as error:
         return None, (f"{where}: its images' preprocessing is not read: {error}",)

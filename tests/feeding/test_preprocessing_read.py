@@ -284,6 +284,15 @@ def test_what_cannot_be_read_is_said(tmp_path, text, size, reason):
         assert said[0] == start + reason
 
 
+def test_a_net_of_one_channel():
+    text = parse_net(layer("Data", "crop_size: 9"))
+    assert preprocessing_of(text, channels=3)[0].size == (9, 9)
+    said = "the net's input is of 1 channels, and preprocessing of 3"
+    assert preprocessing_of(text, channels=1) == (
+        None, (f"data (Data): its images' preprocessing is not read: {said}",),
+    )  # fmt: skip
+
+
 def test_layers_that_differ():
     text = layer("ImageData", "crop_size: 9", SIZED) + layer("ImageData", "crop_size: 7", SIZED) + TAIL
     said = "data, data: prepare images differently, so no preprocessing is read from them"

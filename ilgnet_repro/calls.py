@@ -39,8 +39,8 @@ class Intake:
         Raises GraphError for one given twice, or by itself to a net of several.
         """
         if given is None:
-            given = {}
-        elif not isinstance(given, Mapping):
+            return dict(keywords)
+        if isinstance(given, Tensor) or not isinstance(given, Mapping):
             own = self.shapes or self.all_shapes
             if len(own) != 1:
                 raise GraphError(
@@ -48,8 +48,8 @@ class Intake:
                     f"it takes {names(own)}"
                 )
             given = dict.fromkeys(own, given)
-        for name in given:
-            if name in keywords:
+        for name in keywords:
+            if name in given:
                 raise GraphError(f"input {name!r} is given twice; give it once")
         return {**given, **keywords}
 
@@ -83,10 +83,10 @@ class Intake:
 
         Each size is checked once.
         """
-        sizes = {name: tuple(inputs[name].shape) for name in self.all_shapes if name in inputs}
-        key = tuple(sizes.items())
+        key = tuple([(name, inputs[name].shape) for name in self.all_shapes if name in inputs])
         if key in self._accepted:
             return
+        sizes = {name: tuple(shape) for name, shape in key}
         for name, size in sizes.items():
             self._check_layout(name, size)
         if not by_plan():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .errors import GraphError, did_you_mean
@@ -21,8 +22,11 @@ from .memory import keep_freed_memory
 from .placed import Placed
 from .plan import NetPlan, plan_net
 
+# How torch calls a module: hooks apart, it only runs `forward`.  Some tracers put a call of their own in its place.
+_MODULE_CALL = nn.Module.__call__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class _Step:
     """One layer's turn in a pass: where its bottoms lie and its tops go, and what nothing reads any more after it."""
 
@@ -31,7 +35,7 @@ class _Step:
     layer: Layer | None  # the net's own; None where another module was in its place
     bottoms: tuple[int, ...]
     tops: tuple[int, ...]
-    is_read: tuple[bool, ...]  # which tops anything reads, or the caller wants
+    fed: tuple[str | None, ...]  # its tops by name; None where neither a layer nor the caller reads it
     is_plain: bool  # its bottoms as they are, and nothing else, make its tops
     parameters: int  # how many blobs it has
     done: tuple[int, ...]
@@ -43,6 +47,7 @@ class _Schedule:
     """What a pass for some blobs does, worked out once: values lie in numbered places, not under names."""
 
     steps: tuple[_Step, ...]
+    own: tuple[tuple[_Step, Any], ...]  # each with the net's own layer
     places: int
     wanted: tuple[tuple[str, int], ...]
 
@@ -109,6 +114,12 @@ class CaffeNet(nn.Module):
             layer.carry_state = carry_state
 
     # ------------------------------------------------------------------ layers
+
+    @property
+    def _layers_now(self) -> Any:
+        """The modules of `layers`, found without torch's slow look-up of attributes."""
+        held: Any = self._modules["layers"]
+        return held._modules
 
     @property
     def _sequence(self) -> list[tuple[Node, Any]]:
@@ -256,11 +267,11 @@ class CaffeNet(nn.Module):
         by itself.  Raises IlgnetError for an input that is absent, that the net has not, or that is of another
         rank or layout, and GraphError for a blob the net has not.
         """
-        return self.run(self._intake.named(given, inputs), blobs, with_loss=False).blobs
+        return self._run(self._intake.named(given, inputs), blobs, with_loss=False).blobs
 
     def loss(self, given: Mapping[str, Tensor] | Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Run the net and return the weighted sum of its losses, ready for ``backward()``."""
-        loss = self.run(self._intake.named(given, inputs), ()).loss
+        loss = self._run(self._intake.named(given, inputs), (), with_loss=True).loss
         if loss is None:
             raise GraphError(f"net {self.graph.name!r} has no loss layer in phase {self.graph.phase}")
         return loss
@@ -269,28 +280,35 @@ class CaffeNet(nn.Module):
         self, inputs: Mapping[str, Tensor], blobs: Iterable[str] | None = None, *, with_loss: bool = True
     ) -> Pass:
         """Run the net once for some blobs (default: its outputs) and, with ``with_loss``, all its losses."""
-        inputs = self._intake.tensors(self._intake.named(inputs, {}))
-        if not torch.compiler.is_compiling():
+        return self._run(self._intake.named(inputs, {}), blobs, with_loss=with_loss)
+
+    def _run(self, given: Mapping[str, Any], blobs: Iterable[str] | None, *, with_loss: bool) -> Pass:
+        inputs = self._intake.tensors(given)
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
-        wanted = self.outputs if blobs is None else self._wanted(blobs)
-        schedule = self._schedule(wanted, with_loss)
+        schedule = self._schedule(self.outputs if blobs is None else self._wanted(blobs), with_loss)
+        is_direct = not is_compiling and self._only_runs(schedule)
+        work = schedule.own if is_direct else self._at_work(schedule)
         dtype, device = self.computes_in
         values: list[Any] = [None] * schedule.places
         loss: Tensor | None = None
         tops: Sequence[Any]
-        for step, layer in self._at_work(schedule):
+        for step, layer in work:
             if step.is_plain:
-                tops = layer(*[values[place] for place in step.bottoms])
+                run = layer.forward if is_direct else layer
+                bottoms = step.bottoms
+                tops = run(values[bottoms[0]]) if len(bottoms) == 1 else run(*[values[b] for b in bottoms])
             elif layer.is_input:
                 tops = self._fed(step, layer, inputs, dtype, device)
             elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
                 tops = self._fed_or_made(step.node, layer, inputs, dtype, device)
             else:
-                bottoms = [values[place] for place in step.bottoms]
+                read = [values[place] for place in step.bottoms]
                 for position in layer.stopped_bottoms:
-                    bottoms[position] = bottoms[position].detach()
-                tops = layer(*bottoms)
-                if not bottoms:  # DummyData draws float32, whatever the net computes in
+                    read[position] = read[position].detach()
+                tops = layer(*read)
+                if not read:  # DummyData draws float32, whatever the net computes in
                     tops = tuple(top.to(device, dtype) for top in tops)
             if len(step.tops) == 1:
                 values[step.tops[0]] = tops[0]
@@ -304,9 +322,33 @@ class CaffeNet(nn.Module):
                 values[place] = None
         return Pass({name: values[place] for name, place in schedule.wanted}, loss)
 
-    def _at_work(self, schedule: _Schedule) -> Sequence[tuple[_Step, Any]]:
+    def _only_runs(self, schedule: _Schedule) -> bool:
+        """Whether `forward` does all that a call of each layer does; torch's calls take as long as small layers.
+
+        It does while all layers are the net's own, and there are no hooks and no tracer.
+        """
+        held = self._layers_now
+        if len(held) != len(self._keys) or torch.jit.is_tracing() or _has_any_global_hook():
+            return False
+        for step in schedule.steps:
+            layer = step.layer
+            if (
+                layer is None
+                or layer is not held.get(step.key)
+                or len(layer._parameters) != step.parameters
+                or layer._forward_hooks
+                or layer._forward_pre_hooks
+                or layer._backward_hooks
+                or layer._backward_pre_hooks
+                or layer._compiled_call_impl
+                or type(layer).__call__ is not _MODULE_CALL
+            ):
+                return False
+        return True
+
+    def _at_work(self, schedule: _Schedule) -> list[tuple[_Step, Any]]:
         """Each step with what `layers` holds for it now."""
-        held = self.layers._modules
+        held = self._layers_now
         if len(held) != len(self._keys):
             self._refuse_others(held)
         work: list[tuple[_Step, Any]] = []
@@ -354,7 +396,10 @@ class CaffeNet(nn.Module):
                 key, node, self._own_layer(key, node),
                 tuple(places[value] for value in node.bottoms),
                 tuple(places[value] for value in node.tops),
-                tuple(value in needed for value in node.tops),
+                tuple(
+                    name if value in needed else None
+                    for name, value in zip(node.top_names, node.tops, strict=True)
+                ),
                 _is_plain(self.plan.layers[node.name]),
                 len(self.plan.blobs[node.name]),
                 tuple({
@@ -364,7 +409,10 @@ class CaffeNet(nn.Module):
             )
             for key, node in reversed(chosen)
         )  # fmt: skip
-        return _Schedule(steps, len(places), tuple((name, places[value]) for name, value in held.items()))
+        own = tuple((step, step.layer) for step in steps)
+        return _Schedule(
+            steps, own, len(places), tuple((name, places[value]) for name, value in held.items())
+        )
 
     def blob_shapes(self, given: Mapping[str, Shape] | None = None, **shapes: Shape) -> dict[str, Shape]:
         """Return the shape of every blob for inputs of the given shapes (others keep their own).
@@ -437,7 +485,7 @@ class CaffeNet(nn.Module):
     @property
     def computes_in(self) -> tuple[torch.dtype, torch.device]:
         """The type and device of the first float parameter; without any, float32 on the CPU unless moved."""
-        for layer in self.layers._modules.values():  # one level first: the walk over all of them takes longer
+        for layer in self._layers_now.values():  # one level first: the walk over all of them takes longer
             for parameter in layer._parameters.values() if layer is not None else ():
                 if parameter is not None and parameter.is_floating_point():
                     return parameter.dtype, parameter.device
@@ -450,10 +498,8 @@ class CaffeNet(nn.Module):
         self, step: _Step, layer: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> list[Any]:
         """The tops of a layer that the caller feeds; None for those that nothing reads."""
-        names = step.node.top_names
         tops: list[Any] = [
-            self._input(inputs, name, dtype, device) if read else None
-            for name, read in zip(names, step.is_read, strict=True)
+            None if name is None else self._input(inputs, name, dtype, device) for name in step.fed
         ]
         if isinstance(layer, Placed):
             made = iter(layer(*(top for top in tops if top is not None)))

@@ -25,7 +25,7 @@ class ReLU(Layer):
         self.slope: float = self.param.negative_slope
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (F.leaky_relu(x, self.slope) if self.slope else F.relu(x),)
+        return (F.leaky_relu(x, self.slope) if self.slope else torch.relu(x),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.slope:
@@ -251,11 +251,12 @@ class Dropout(Layer):
         self.ratio: float = self.param.dropout_ratio
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
-        if self.is_train:
+        self.draws = self.is_train
+        if self.draws:
             self.no_onnx = "it draws anew at each pass in phase TRAIN"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (F.dropout(x, self.ratio, training=True) if self.is_train else x,)
+        return (F.dropout(x, self.ratio, training=True) if self.draws else x,)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         return [x]

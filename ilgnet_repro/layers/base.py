@@ -256,7 +256,9 @@ class Layer(nn.Module):
 
     def blob(self, name: str) -> Tensor:
         """Return a parameter blob by its name."""
-        return getattr(self, name)
+        # Where most parameters lie; as attributes torch looks for them last, and slowly.
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
 
     # ------------------------------------------------------------------ for the net
 

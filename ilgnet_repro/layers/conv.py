@@ -137,6 +137,7 @@ class ConvolutionBase(Spatial):
     fields = (*Spatial.fields, "num_output", "bias_term", "group", "weight_filler", "bias_filler")
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
     top_count: ClassVar[tuple[int, int | None]] = (1, None)
+    is_depthwise = False
     weight: Tensor
     bias: Tensor
 
@@ -153,6 +154,7 @@ class ConvolutionBase(Spatial):
         self._check_group()
         super().setup(rank)
         self.function = (_TRANSPOSED if self.transposed else _CONV)[len(self.kernel)]
+        self.is_ungrouped = self.group == 1 and not self.is_depthwise
 
     def _check_group(self) -> None:
         if not self.group or self.outputs % self.group:
@@ -180,19 +182,24 @@ class ConvolutionBase(Spatial):
         return LayerPlan(tops, blobs, sum(map(prod, moved)) * prod(weight[1:]))
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        return tuple([self._run(x) for x in bottoms])
-
-    def _run(self, x: Tensor) -> Tensor:
-        # Axes in front of `axis` are all batch to Caffe, torch takes just one.
-        front = self.channel_axis
-        lead = x.shape[:front]
-        if front != 1:
-            x = x.reshape(-1, *x.shape[front:])
-        y = self.function(
-            x, self.weight, self.bias if self.has_bias else None, stride=self.stride, padding=self.pad,
-            dilation=self.dilation, groups=self.groups(x.shape[1]),
-        )  # fmt: skip
-        return y if front == 1 else y.reshape(*lead, *y.shape[1:])
+        weight, bias = self.blob("weight"), self.blob("bias") if self.has_bias else None
+        run, front = self.function, self.channel_axis
+        tops = []
+        for x in bottoms:
+            # Axes in front of `axis` are all batch to Caffe, torch takes just one.
+            images = x if front == 1 else x.reshape(-1, *x.shape[front:])
+            groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
+            y = run(
+                images,
+                weight,
+                bias,
+                stride=self.stride,
+                padding=self.pad,
+                dilation=self.dilation,
+                groups=groups,
+            )
+            tops.append(y if front == 1 else y.reshape(*x.shape[:front], *y.shape[1:]))
+        return tuple(tops)
 
     def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         weights = [graph.parameter(name) for name in self.blob_names]
@@ -242,6 +249,7 @@ class DepthwiseConvolution(ConvolutionBase):
     """A Convolution with one group per channel, as the MobileNet forks name it (uses convolution_param)."""
 
     # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
+    is_depthwise = True
 
     def _check_group(self) -> None:
         pass

@@ -40,7 +40,8 @@ class InnerProduct(Layer):
     @property
     def _rows(self) -> Tensor:
         """The weights with one row per output, as torch keeps them."""
-        return self.blob("weight").t() if self.is_transposed else self.blob("weight")
+        weight = self.blob("weight")
+        return weight.t() if self.is_transposed else weight
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)

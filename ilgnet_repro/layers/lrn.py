@@ -52,8 +52,11 @@ class LRN(Layer):
         self.size: int = self.param.local_size
         if self.size % 2 == 0:
             raise self.error(f"local_size {self.size} must be odd")
+        self.alpha: float = self.param.alpha
+        self.beta: float = self.param.beta
+        self.k: float = self.param.k
         for field in ("alpha", "beta", "k"):
-            value = getattr(self.param, field)
+            value = getattr(self, field)
             if not math.isfinite(value):
                 raise self.error(f"{field} {value:g} must be finite")
         self.is_across = self.param.norm_region == self.param.ACROSS_CHANNELS
@@ -64,10 +67,9 @@ class LRN(Layer):
         return LayerPlan([x])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        param = self.param
         if self.is_across:
-            return (lrn_across_channels(x, self.size, param.alpha, param.beta, param.k),)
-        return (lrn_within_channel(x, self.size, param.alpha, param.beta),)
+            return (lrn_across_channels(x, self.size, self.alpha, self.beta, self.k),)
+        return (lrn_within_channel(x, self.size, self.alpha, self.beta),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         param = self.param

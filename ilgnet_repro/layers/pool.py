@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,13 @@ class _PoolingBase(Layer):
 
 
 _ZERO = torch.zeros(()).numpy()
+# Those of torch.nn.functional that are another function with a check around it are named by that function.
+_TORCH: dict[str, Callable[..., Tensor]] = {
+    "max_pool2d": torch.max_pool2d,
+    "avg_pool2d": F.avg_pool2d,
+    "adaptive_max_pool2d": F.adaptive_max_pool2d,
+    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+}
 
 
 @register("Pooling")
@@ -95,6 +103,9 @@ class Pooling(_PoolingBase):
             raise self.error(f"a second top (the mask) goes with MAX only, not {self.method}")
         self.window = self._read_window()
         self.torch_name = self._torch_name()
+        if self.torch_name:
+            self.torch_function = _TORCH[self.torch_name]
+            self.arguments = self._arguments()
 
     def _read_window(self) -> Window | None:
         """Return the window, or None for the whole plane, of whatever size."""
@@ -148,6 +159,14 @@ class Pooling(_PoolingBase):
             return f"adaptive_{stem}_pool2d"
         return f"{stem}_pool2d" if getattr(self.window, plain) else ""
 
+    def _arguments(self) -> tuple[Any, ...]:
+        """What torch's function takes after the bottom."""
+        window = self.window
+        if window is None:
+            return (1,)
+        dilation = (1,) if self.method == "MAX" else ()
+        return (window.kernel, window.stride, window.pad, *dilation, window.ceil_mode)
+
     def plan(self, x: Shape) -> LayerPlan:
         window = self._window(x[2:])
         size = window.size(*x[2:])
@@ -156,12 +175,8 @@ class Pooling(_PoolingBase):
         return LayerPlan([(*x[:2], *size)] * len(self.node.tops))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        window = self.window
         if self.torch_name:
-            pool = getattr(F, self.torch_name)
-            if window is None:
-                return (pool(x, 1),)
-            return (pool(x, window.kernel, window.stride, window.pad, ceil_mode=window.ceil_mode),)
+            return (self.torch_function(x, *self.arguments),)
         window = self._window(x.shape[2:])
         geometry = (window.kernel, window.stride, window.pad, window.ceil_mode)
         if self.has_mask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from .base import Layer, OnnxGraph, SourceCode
@@ -21,7 +21,7 @@ class Softmax(Layer):
         self.dim = self.axis(self.param.axis, rank)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (F.softmax(x, self.dim),)
+        return (torch.softmax(x, self.dim),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         return [graph.node("Softmax", [x], axis=self.dim)]

@@ -245,7 +245,10 @@ def prepare(
     if size is not None and size != how.size:
         how = replace(how, size=size)
     listed = _listed(images)
-    blob = np.empty((len(listed), 3, *how.size), np.float32)
+    try:
+        blob = np.empty((len(listed), 3, *how.size), np.float32)
+    except MemoryError as error:
+        raise DataError(f"{len(listed)} images do not fit in memory; prepare fewer at a time") from error
     for index, image in enumerate(listed):
         blob[index] = _prepare_one(how, image, order, f"image {index + 1} of {len(listed)}")
     return blob
@@ -258,14 +261,14 @@ def _listed(images: Any) -> list[Any]:
     if isinstance(images, str | os.PathLike) or _is_pil(images):
         return [images]
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable) or _is_tensor(images):
-        raise DataError(f"images: {_kind(images)}: give paths, uint8 arrays or PIL images")
+        raise DataError(f"images: is of type {_kind(images)}; give paths, uint8 arrays or PIL images")
     return list(images)
 
 
 def _prepare_one(how: Preprocessing, image: Any, order: str, where: str) -> np.ndarray:
     picture: str | os.PathLike[str] | np.ndarray
     if isinstance(image, str | os.PathLike):
-        where = os.fspath(image)
+        where = os.fsdecode(image) or "''"
         if not os.path.isfile(image):
             is_folder = os.path.isdir(image)
             raise DataError(f"{where}: {'is a folder; give its files' if is_folder else 'no such file'}")
@@ -275,7 +278,7 @@ def _prepare_one(how: Preprocessing, image: Any, order: str, where: str) -> np.n
     elif _is_pil(image):
         picture = _from_pil(image, where, upright=how.path == "crop")
     else:
-        raise DataError(f"{where}: {_kind(image)}: give a path, a uint8 array or a PIL image")
+        raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
     try:
         return how(picture)
     except DataError as error:
@@ -353,6 +356,4 @@ def _is_tensor(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     kind = type(value)
-    return (
-        f"a {kind.__name__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__qualname__}"
-    )
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -340,6 +340,7 @@ def _cut_pil(folder):
 CROP = Preprocessing((9, 9), path="crop")
 WRONG = {  # what is given, preprocessing, message
     "absent": (lambda _: "none.png", WHOLE, "none.png: no such file"),
+    "no name": (lambda _: "", WHOLE, "'': no such file"),
     "a folder": (lambda folder: folder, WHOLE, "{folder}: is a folder; give its files"),
     "no image": (
         _text_file, WHOLE, "{folder}/a.png: is not a picture that can be decoded; give a JPEG or PNG",
@@ -376,12 +377,12 @@ WRONG = {  # what is given, preprocessing, message
         lambda _: [np.empty((0, 7, 3), np.uint8)], WHOLE,
         "image 1 of 1: shape (0, 7, 3); sides are from 1 to 32766",
     ),
-    "a number": (lambda _: 5, WHOLE, "images: a int: give paths, uint8 arrays or PIL images"),
-    "bytes": (lambda _: b"a.png", WHOLE, "images: a bytes: give paths, uint8 arrays or PIL images"),
-    "a mapping": (lambda _: {"a": BGR}, WHOLE, "images: a dict: give paths, uint8 arrays or PIL images"),
-    "nothing": (lambda _: None, WHOLE, "images: a NoneType: give paths, uint8 arrays or PIL images"),
+    "a number": (lambda _: 5, WHOLE, "images: is of type int; give paths, uint8 arrays or PIL images"),
+    "bytes": (lambda _: b"a.png", WHOLE, "images: is of type bytes; give paths, uint8 arrays or PIL images"),
+    "a mapping": (lambda _: {"a": BGR}, WHOLE, "images: is of type dict; give paths, uint8 arrays or PIL images"),
+    "nothing": (lambda _: None, WHOLE, "images: is of type NoneType; give paths, uint8 arrays or PIL images"),
     "a list of lists": (
-        lambda _: [BGR.tolist()], WHOLE, "image 1 of 1: a list: give a path, a uint8 array or a PIL image",
+        lambda _: [BGR.tolist()], WHOLE, "image 1 of 1: is of type list; give a path, a uint8 array or a PIL image",
     ),
     "PIL of 16 bits": (
         lambda _: _pil(GREY.astype(np.int32)), WHOLE,
@@ -402,11 +403,18 @@ def test_a_pil_image_cut_short(tmp_path):
         prepare(About(preprocessing=WHOLE), _cut_pil(tmp_path))
 
 
+def test_more_images_than_memory():
+    one = np.broadcast_to(np.zeros((1, 1), np.uint8), (1 << 18, 1, 1))
+    with pytest.raises(DataError) as caught:
+        prepare(About(preprocessing=Preprocessing((32_766, 32_766))), one[..., None])
+    assert str(caught.value) == "262144 images do not fit in memory; prepare fewer at a time"
+
+
 def test_a_tensor_goes_to_the_net_itself():
     torch = pytest.importorskip("torch")
     with pytest.raises(DataError) as caught:
         prepare(About(preprocessing=WHOLE), torch.zeros(1, 3, 9, 7))
-    assert str(caught.value) == "images: a torch.Tensor: give paths, uint8 arrays or PIL images"
+    assert str(caught.value) == "images: is of type torch.Tensor; give paths, uint8 arrays or PIL images"
 
 
 def test_an_order_that_is_none():

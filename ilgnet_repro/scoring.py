@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from .formats.caffemodel import open_caffemodel
 from .formats.kinds import Kind, kind_of
 from .loading import load_net
 from .net import CaffeNet
+from .weights import DRAW_SEED
 
 PathLike = str | os.PathLike[str]
 BATCH = 16
@@ -40,18 +41,26 @@ class Score:
 
 
 def open_weights(
-    weights: PathLike, prototxt: PathLike | None = None, *, crop: str | None = None
+    weights: PathLike,
+    prototxt: PathLike | None = None,
+    *,
+    crop: str | None = None,
+    allow_missing: Collection[str] = (),
 ) -> tuple[CaffeNet, Preprocessing | None]:
     """Open a converted file or a caffemodel; return the net and the preprocessing that is known of it.
 
-    ``crop`` is as in `load_graph`.
+    ``crop`` is as in `load_graph`, ``allow_missing`` as in `load_net`.
     """
     if kind_of(weights) is Kind.SAFETENSORS:
+        if allow_missing:
+            raise IlgnetError(
+                f"{weights}: a converted file holds every layer; leave out allow_missing (--allow-missing)"
+            )
         net = load(weights, crop=crop)
         return net, net.converted.preprocessing
     found = find_net(open_caffemodel(weights), prototxt)
     known = ilgnet_preprocessing() if found.built_in == "ilgnet" else None
-    return load_net(found.net, weights, crop=crop), known
+    return load_net(found.net, weights, crop=crop, allow_missing=allow_missing, seed=DRAW_SEED), known
 
 
 def score(
@@ -62,13 +71,14 @@ def score(
     preprocessing: Preprocessing | None = None,
     batch: int = BATCH,
     crop: str | None = None,
+    allow_missing: Collection[str] = (),
 ) -> list[Score]:
     """Return each picture's score, in the order given.
 
     Raises IlgnetError where the net's preprocessing is not known and none is given: of a picture that is
     fed wrongly every score is wrong.
     """
-    net, known = open_weights(weights, prototxt, crop=crop)
+    net, known = open_weights(weights, prototxt, crop=crop, allow_missing=allow_missing)
     return list(score_with(net, pictures, preprocessing or known, batch))
 
 

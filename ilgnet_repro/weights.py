@@ -20,6 +20,7 @@ from .graph.sharing import Owner, show_shape
 from .layers.base import BlobSpec, Shape
 from .layers.fillers import draws, fill, machine_memory
 
+DRAW_SEED = 0  # of what commands draw for layers that the weights file lacks, so that each run gives the same
 Key = tuple[str, int]  # a layer and the index of its blob
 Owners = Mapping[Key, Owner]
 Specs = Mapping[str, Sequence[BlobSpec]]
@@ -171,7 +172,7 @@ def take_weights(
     if missing and allow_missing is not True:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
         if any(spec.is_stated for name in missing for spec in specs[name]):
-            remedy += f", or have them drawn with allow_missing={missing[:3]!r}"
+            remedy += f", or have them drawn with allow_missing={missing[:3]!r} (--allow-missing)"
         raise WeightsError(f"{source}: holds no weights for {_some(missing)}{extra}; {remedy}")
     taken = {layer.name for layer in layers if layer.blobs} & set(specs)
     half = [name for name in (*fit.missing, *fit.filled) if name in taken]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
@@ -35,6 +36,20 @@ def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
         *flags, action="append", default=[], metavar="PATH",
         help="a field unknown to Caffe that does not change the result, such as convolution_param.foo",
     )  # fmt: skip
+
+
+def add_allow_missing(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Add what lets a weights file lack layers whose fillers draw random numbers."""
+    parser.add_argument(
+        *(flags or ("--allow-missing",)), action="append", default=[], metavar="LAYER", dest="allow_missing",
+        help="a layer that the weights file may lack: its fillers draw it; may be repeated",
+    )  # fmt: skip
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Tell on stderr what the weights file lacked."""
+    for note in notes:
+        say(f"note: {note}", file=sys.stderr)
 
 
 def add_crop_option(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
-from ._options import add_ignore_field
+from ._options import add_allow_missing, add_ignore_field, say_notes
 
 if TYPE_CHECKING:
     from ..evaluate.feeding import TestFeed
@@ -54,6 +54,7 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         default=[],
     )
     add_ignore_field(parser, "-ignore-field", "--ignore-field")
+    add_allow_missing(parser, "-allow-missing", "--allow-missing")
     flag(
         "crop", "offset of Crop layers that state none: 0 (bvlc), or from the layers, as forks do (geometry)",
         choices=("bvlc", "geometry"),
@@ -112,8 +113,10 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
         input_shapes=feed.shapes(),
         carry_state=True,
         crop=args.crop,
+        allow_missing=args.allow_missing,
         **state,
     )
+    say_notes(net.load_notes)
     net = net.to(device)
     log_built(log, graph)
     return net, feed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import strict_json
 from ..errors import printable
 from ._console import add_row, results_console
+from ._options import add_allow_missing
 
 if TYPE_CHECKING:
     from ..conversion.compare.comparison import BlobRow, Comparison
@@ -50,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="also what in-place layers replace (blob@layer); not for folded nets",
     )
+    add_allow_missing(parser)
     parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise IlgnetError(f"--seed {args.seed}: give a number of at most 63 bits")
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
-        in_place=args.in_place,
+        in_place=args.in_place, allow_missing=args.allow_missing,
     )  # fmt: skip
     if args.json:
         print(strict_json.dumps(found.to_json(), indent=2))

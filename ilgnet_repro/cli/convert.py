@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .. import strict_json
 from ..errors import printable
 from ._console import add_row, results_console
-from ._options import add_net_options, add_preprocessing_options, read_preprocessing, read_shapes
+from ._options import (
+    add_allow_missing,
+    add_net_options,
+    add_preprocessing_options,
+    read_preprocessing,
+    read_shapes,
+)
 
 if TYPE_CHECKING:
     from ..conversion.job import Options
@@ -58,6 +64,7 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     _add_writing_options(parser)
     add_net_options(parser)
+    add_allow_missing(parser)
     add_preprocessing_options(parser)
 
 
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             args.weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
             preprocessing=read_preprocessing(args, _input_shape(args, shapes)), input_shapes=shapes,
             ignore_fields=args.ignore_field, crop=args.crop, options=_options(args), pictures=args.pictures,
-            progress=progress,
+            progress=progress, allow_missing=args.allow_missing,
         )  # fmt: skip
     if args.json:
         print(strict_json.dumps(report.to_json(), indent=2))

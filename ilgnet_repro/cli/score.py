@@ -8,11 +8,13 @@ from typing import Any
 from .. import strict_json
 from ._console import say
 from ._options import (
+    add_allow_missing,
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
     make_fast,
     read_preprocessing,
+    say_notes,
 )
 
 _EPILOG = """examples:
@@ -34,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures a pass (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
     add_crop_option(parser)
+    add_allow_missing(parser)
     add_fast_options(parser)
     add_preprocessing_options(parser)
 
@@ -45,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import progress_bar
 
     check_batch(args.batch)
-    net, known = open_weights(args.weights, args.prototxt, crop=args.crop)
+    net, known = open_weights(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
+    say_notes(net.load_notes)
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()]) or known
     pictures = expand(args.pictures)
     if not pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -10,7 +11,14 @@ from typing import Any
 
 from .. import strict_json
 from ._console import say
-from ._options import add_crop_option, add_fast_options, make_fast, read_mean_values
+from ._options import (
+    add_allow_missing,
+    add_crop_option,
+    add_fast_options,
+    make_fast,
+    read_mean_values,
+    say_notes,
+)
 
 _EPILOG = """examples:
   ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
@@ -67,6 +75,7 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_crop_option(parser)
+    add_allow_missing(parser)
     add_fast_options(parser)
 
 
@@ -89,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     out = args.out or f"{args.dataset}_{args.protocol}"
     check_outputs([os.path.join(out, name) for name in ("run.json", "bad.txt")], [args.prototxt])
-    net = make_fast(_load(args), args)
+    exact = _load(args)
+    say_notes(exact.load_notes)
+    test = dataclasses.replace(test, notes=exact.load_notes)
+    net = make_fast(exact, args)
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
             result = run_test(
@@ -119,7 +131,8 @@ def _load(args: argparse.Namespace) -> Any:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
     try:
-        return open_weights(args.weights, args.prototxt, crop=args.crop)[0].to(args.device)
+        net = open_weights(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)[0]
+        return net.to(args.device)
     except RuntimeError as error:
         raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
 
@@ -133,7 +146,10 @@ def _command(args: argparse.Namespace) -> str:
     """The command as it could be typed again; whether it was resumed does not matter to the result."""
     parts = ["ilgnet", "test", args.dataset]
     for name, value in vars(args).items():
-        if name in ("command", "dataset", "resume", "json") or value in (None, False):
+        if name in ("command", "dataset", "resume", "json") or value in (None, False, []):
+            continue
+        if isinstance(value, list):
+            parts += [part for each in value for part in (f"--{name.replace('_', '-')}", str(each))]
             continue
         parts += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(parts)

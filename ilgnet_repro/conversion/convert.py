@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..layers.base import Shape
 from ..loading import read_matrices
 from ..net import CaffeNet
 from ..plan import plan_net
-from ..weights import count_parameters, fit_weights, take_weights
+from ..weights import DRAW_SEED, count_parameters, fit_weights, take_weights
 from .deviation import measure_deviation
 from .find import Found, find_net
 from .fold import fold
@@ -52,13 +52,15 @@ def convert(
     options: Options | None = None,
     pictures: Sequence[PathLike] = (),
     progress: Callable[[int], None] | None = None,
+    allow_missing: Collection[str] = (),
 ) -> ConversionReport:
     """Convert a caffemodel to the formats ``to`` in the folder ``out`` (default: the weights' own).
 
     The prototxt is found as `find_net` says.  Files appear under their names only when all are written
     (and, with ``verify``, equal).  ``pictures`` are what reduced weights (``options.precision``) are measured
     on; without any, seeded inputs.  ``crop`` is as in `load_graph`; the offsets
-    found are written into the net's text.  Raises IlgnetError, in one line, for anything wrong with the input.
+    found are written into the net's text.  ``allow_missing`` is as in `load_net`.
+    Raises IlgnetError, in one line, for anything wrong with the input.
     """
     source = Path(weights)
     check_options(to, options or Options())
@@ -69,6 +71,7 @@ def convert(
             source, prototxt, to, Path(out) if out is not None else source.parent, digest, phase=phase, verify=verify,
             preprocessing=preprocessing, input_shapes=dict(input_shapes or {}), ignore_fields=ignore_fields, crop=crop,
             options=options or Options(), pictures=pictures, progress=progress,
+            allow_missing=allow_missing,
         )  # fmt: skip
 
 
@@ -76,6 +79,7 @@ def _convert(
     source: Path, prototxt: PathLike | None, to: Sequence[str], folder: Path, digest: Future[str], *, phase: str,
     verify: bool, preprocessing: Preprocessing | None, input_shapes: dict[str, Shape], ignore_fields: Iterable[str],
     crop: str | None, options: Options, pictures: Sequence[PathLike], progress: Callable[[int], None] | None,
+    allow_missing: Collection[str],
 ) -> ConversionReport:  # fmt: skip
     model = open_caffemodel(source)
     notes: list[str] = []
@@ -86,7 +90,14 @@ def _convert(
     )
     graph = build_graph(net_text, phase)
     plan = plan_net(graph, input_shapes)
-    arrays = take_weights(plan.blobs, model.layers, source=str(source), owners=plan.owners)
+    arrays = take_weights(
+        plan.blobs,
+        model.layers,
+        source=str(source),
+        owners=plan.owners,
+        allow_missing=allow_missing,
+        seed=DRAW_SEED,
+    )
     _check_folder(folder, source, to)
     fit = fit_weights(plan.blobs, model.layers, plan.owners)
     notes += fit.notes

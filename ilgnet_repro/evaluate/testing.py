@@ -62,6 +62,7 @@ class Test:
     workers: int | None = None
     table: str = "csv"
     command: str = ""
+    notes: tuple[str, ...] = ()  # of the net: layers that its weights file lacked
 
     @property
     def size(self) -> int:
@@ -106,6 +107,7 @@ def run_test(
     warnings += weights_warnings(known, test.dataset)
     warnings += partition_warnings(test.pictures, test.dataset, known, protocol, test.reads)
     warnings += _departures(test)
+    warnings += test.notes
     preparation = Preparation(protocol, _side(net), mean, test.resize)
     folder = Path(out)
     _check_folder(folder, test, weights)

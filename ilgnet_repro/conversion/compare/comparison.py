@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,20 @@ def compare_files(
     seed: int = SEED,
     tolerance: float = TOLERANCE,
     in_place: bool = False,
+    allow_missing: Collection[str] = (),
 ) -> Comparison:
     """Open and run two forms of a net (`open_side`) and compare every blob that both can give.
 
     ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
     if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
-    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.
+    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.  ``allow_missing`` is as in
+    `load_net`.
     Raises IlgnetError where a file cannot be used, or the two have no blob in common.
     """
     shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
     text = Path(prototxt) if prototxt is not None else None
     try:
-        one, other = open_side(first, text), open_side(second, text)
+        one, other = open_side(first, text, allow_missing), open_side(second, text, allow_missing)
         _check_same_inputs(one, other)
         given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
         if inputs is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...formats.caffemodel import open_caffemodel
 from ...formats.kinds import Kind, kind_of, refusal
 from ...net import CaffeNet
 from ...plan import plan_net
-from ...weights import take_weights
+from ...weights import DRAW_SEED, take_weights
 from ..find import find_net
 from ..load import load
 from ..pt2_file import read_pt2
@@ -24,18 +24,22 @@ from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
 Prototxt = Path | None
 
 
-def open_side(spec: str, prototxt: Prototxt = None) -> Side:
+def open_side(spec: str, prototxt: Prototxt = None, allow_missing: Collection[str] = ()) -> Side:
     """Open a caffemodel, safetensors, ONNX or pt2 file, told by its content, or a file behind a witness's name.
 
     Witnesses are ``opencv:``, ``caffe2onnx:`` (both take a caffemodel) and ``onnx2torch:``.  Raises
-    IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
+    IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.  ``allow_missing`` is as in
+    `load_net`, for caffemodels that this package runs.
     """
     witness, colon, rest = spec.partition(":")
     is_witness = bool(colon) and witness in _WITNESSES
     path = Path(rest if is_witness else spec)
     if not path.is_file():
         raise IlgnetError(f"{path}: no such file")
-    return (_WITNESSES[witness] if is_witness else _opener(path))(spec, path, prototxt)
+    opener = _WITNESSES[witness] if is_witness else _opener(path)
+    if opener is _open_caffemodel:
+        return _open_caffemodel(spec, path, prototxt, allow_missing)
+    return opener(spec, path, prototxt)
 
 
 def _opener(path: Path) -> Callable[[str, Path, Prototxt], Side]:
@@ -68,13 +72,20 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
     return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
 
 
-def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt) -> Side:
+def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt, allow_missing: Collection[str] = ()) -> Side:
     from ...graph.build import build_graph
 
     model = open_caffemodel(path)
     graph = build_graph(find_net(model, prototxt).net)
     plan = plan_net(graph)
-    arrays = take_weights(plan.blobs, model.layers, source=str(path), owners=plan.owners)
+    arrays = take_weights(
+        plan.blobs,
+        model.layers,
+        source=str(path),
+        owners=plan.owners,
+        allow_missing=allow_missing,
+        seed=DRAW_SEED,
+    )
     return net_side(spec, "caffemodel", CaffeNet(plan, arrays))
 
 

@@ -98,11 +98,21 @@ def audit(
         net = tell_kinds(net, blob_counts(weights.layers))
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
-    net = place_crops(net, phase, crop=crop, notes=notes, faults=faults)
+    crop_faults: list[LayerError] = []
+    net = place_crops(net, phase, crop=crop, notes=notes, faults=crop_faults)
     graph = build_graph(feed_dummies(net, given, phase, notes=notes), phase)
     plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
     problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
-    rows = tuple(_row(plan, node, problems) for node in graph.layers)
+    # Found before layers of one name are told apart.
+    crops = {error.layer: str(error) for error in reversed(crop_faults)}
+    rows = tuple(
+        _row(
+            plan,
+            node,
+            (crops.get(node.layer.name) if node.type == "Crop" else None) or problems.get(node.name, ""),
+        )
+        for node in graph.layers
+    )
     inputs = {
         top.blob: plan.value_shapes[top]
         for node in graph
@@ -135,8 +145,7 @@ def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **
     return audit(prototxt, model, **options)
 
 
-def _row(plan: NetPlan, node: Node, problems: Mapping[str, str]) -> LayerAudit:
-    problem = problems.get(node.name) or problems.get(node.layer.name, "")
+def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:
     layer = plan.layers.get(node.name)
     if layer is None:
         note = "" if problem else "shapes unknown: a layer before it is at fault"

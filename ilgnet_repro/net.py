@@ -528,12 +528,16 @@ def _is_plain(layer: Layer) -> bool:
 
 
 def _module_keys(graph: Graph) -> list[str]:
-    """Layer names as module names: torch uses the dot for nesting."""
+    """Layer names as module names; those with a dot, which torch uses for nesting, take one that no other layer has."""
+    taken = {node.name for node in graph if node.name and "." not in node.name}
     keys: list[str] = []
     for node in graph:
-        key = node.name.replace(".", "_") or "_"
-        while key in keys:
-            key += "_"
+        key = node.name
+        if key not in taken:
+            key = key.replace(".", "_") or "_"
+            while key in taken:
+                key += "_"
+            taken.add(key)
         keys.append(key)
     return keys
 

@@ -77,3 +77,20 @@ def test_misfits_are_named(tmp_path) -> None:
 def test_nothing_to_audit_is_refused() -> None:
     with pytest.raises(IlgnetError, match=r"^give a prototxt, a caffemodel, or both$"):
         audit_files(None, None)
+
+
+TWINS = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
+layer { name: "a" type: "Pooling" bottom: "x" top: "p" pooling_param { kernel_size: 2 pad: %d } }
+layer { name: "a" type: "Pooling" bottom: "x" top: "q" pooling_param { kernel_size: 2 pad: %d } }
+"""
+
+
+@pytest.mark.parametrize(("pads", "faulty"), [((2, 0), (1,)), ((0, 2), (2,)), ((0, 0), ()), ((2, 2), (1, 2))])
+def test_a_fault_is_that_of_one_layer_where_two_have_its_name(
+    pads: tuple[int, int], faulty: tuple[int, ...]
+) -> None:
+    rows = audit(parse_net(TWINS % pads)).layers
+    assert [row.name for row in rows] == ["in", "a", "a#2"]
+    assert tuple(index for index, row in enumerate(rows) if row.problem) == faulty
+    assert all(row.problem.startswith(f"{row.name} (Pooling): ") for row in rows if row.problem)

@@ -20,7 +20,7 @@ from ..paths import utf8_path
 from .job import Job
 from .open_shapes import open_shapes
 from .pt2_file import METADATA_FILE, check_members
-from .python_names import argument_name
+from .python_names import Names, argument_name
 from .verify import seeded_inputs
 
 LARGEST_BATCH = 1 << 14
@@ -67,8 +67,9 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
     names = _argument_names(net)
     inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
+    identifiers = Names(())
     batches = {
-        symbol: torch.export.Dim(argument_name(symbol), min=1, max=LARGEST_BATCH)
+        symbol: torch.export.Dim(identifiers.of(symbol), min=1, max=LARGEST_BATCH)
         for name in names
         for symbol in dims[name][:1]
         if isinstance(symbol, str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,8 +117,8 @@ class Job:
     def stored_tensors(self) -> dict[str, np.ndarray | torch.Tensor]:
         """As `named_arrays`, dense weights reduced: int8 ones are followed by their scales."""
         tensors: dict[str, np.ndarray | torch.Tensor] = {}
-        for key, array in self.named_arrays().items():
-            reduced = self.reduced.get(key.removesuffix(f".{WEIGHT}")) if key.endswith(f".{WEIGHT}") else None
+        for layer, blob, array in self._own_arrays():
+            key, reduced = f"{layer}.{blob}", self.reduced.get(layer) if blob == WEIGHT else None
             tensors[key] = array if reduced is None else reduced.values
             if reduced is not None and reduced.scale is not None:
                 tensors[key + SCALE_SUFFIX] = reduced.scale
@@ -126,12 +126,14 @@ class Job:
 
     def named_arrays(self) -> dict[str, np.ndarray]:
         """Every blob once, as ``layer.blob``, float32, in Caffe's order; shared ones under their owner."""
-        return {
-            f"{name}.{spec.name}": array.astype(np.float32, copy=False)
-            for name, blobs in self.arrays.items()
-            for index, (spec, array) in enumerate(zip(self.plan.blobs[name], blobs, strict=True))
-            if (name, index) not in self.plan.owners
-        }
+        return {f"{layer}.{blob}": array for layer, blob, array in self._own_arrays()}
+
+    def _own_arrays(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Layer, blob and values of every blob that is no other layer's."""
+        for name, blobs in self.arrays.items():
+            for index, (spec, array) in enumerate(zip(self.plan.blobs[name], blobs, strict=True)):
+                if (name, index) not in self.plan.owners:
+                    yield name, spec.name, array.astype(np.float32, copy=False)
 
     def metadata(self, source: Source | None = None) -> dict[str, str]:
         """What travels inside a converted file: the net's text, preprocessing and provenance.

@@ -77,7 +77,12 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
         raise FormatError(f"net {shown(net.name)}: {shapes} input_shape for {count} input; give one each")
     if dims and dims != _LEGACY_AXES * count:
         raise FormatError(f"net {shown(net.name)}: {dims} input_dim for {count} input; give four each")
-    layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+    name = "input"
+    while any(
+        other.name == name for other in net.layer
+    ):  # weights are found by name: the net's own layer keeps it
+        name += "'"
+    layer = caffe_pb2.LayerParameter(name=name, type="Input", top=net.input)
     for index in range(count if shapes or dims else 0):
         shape = layer.input_param.shape.add()
         if shapes:
@@ -89,7 +94,7 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
     out.MergeFrom(net)
     for field in ("input", "input_shape", "input_dim"):
         out.ClearField(field)
-    notes.append(f"net-level input {', '.join(map(shown, net.input))} became the Input layer input")
+    notes.append(f"net-level input {', '.join(map(shown, net.input))} became the Input layer {name}")
     return out
 
 

@@ -20,7 +20,7 @@ from .memory import (
     takes_gradient_memory,
     writes,
 )
-from .node import Graph, Node, Value
+from .node import Graph, Node, Value, unused_name
 from .rules import is_included, net_state
 
 
@@ -140,7 +140,7 @@ class _Walk:
         if known.written == known.memory.written or known.memory.last is None:
             return known.value
         last, memory = known.memory.last, known.memory
-        name = _fresh(f"{blob}@{last.writer}", self._names)
+        name = unused_name(f"{blob}@{last.writer}", self._names)
         self._names.append(name)
         layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last.blob, blob], top=[blob])
         self.drafts.append(_Draft(name, layer, [last, known.value], made=True))
@@ -233,16 +233,9 @@ def _value_names(nodes: Iterable[Node]) -> dict[Value, str]:
     taken = set(plain)
     names = {}
     for top in (top for node in nodes for top in node.tops):
-        names[top] = top.blob if plain[top.blob] == top else _fresh(f"{top.blob}@{top.writer}", taken)
+        names[top] = top.blob if plain[top.blob] == top else unused_name(f"{top.blob}@{top.writer}", taken)
         taken.add(names[top])
     return names
-
-
-def _fresh(name: str, taken: Iterable[str]) -> str:
-    known = set(taken)
-    while name in known:
-        name += "'"
-    return name
 
 
 def _repeated(names: Iterable[str]) -> str:

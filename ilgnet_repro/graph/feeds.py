@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..schema import caffe_pb2 as pb
+from .node import unused_name
 from .rules import is_included, net_state
 
 DUMMY_NOTE = (
@@ -28,6 +29,7 @@ def feed_dummies(
     result = pb.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]
+    taken = {layer.name for layer in net.layer}
     for layer in net.layer:
         fed = [top for top in layer.top if top in input_shapes]
         if layer.type != "DummyData" or not fed or not is_included(layer, state):
@@ -35,8 +37,11 @@ def feed_dummies(
             continue
         rest = _without(layer, fed)
         made = result.layer.add(
-            name=layer.name if rest is None else f"{layer.name}_input", type="Input", top=fed
+            name=layer.name if rest is None else unused_name(f"{layer.name}_input", taken),
+            type="Input",
+            top=fed,
         )
+        taken.add(made.name)
         made.include.extend(layer.include)
         made.exclude.extend(layer.exclude)
         for top in fed:

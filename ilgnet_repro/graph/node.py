@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..schema import caffe_pb2 as pb
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """Return a name for something that is made, with primes where a net has that name itself."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 class Value(NamedTuple):

@@ -18,23 +18,22 @@ def net_message(net: CaffeNet) -> pb.NetParameter:
         layer.CopyFrom(node.layer)
         layer.ClearField("blobs")
         layers.append(layer)
-    layers = insert_splits(layers)
-    classes = {node.name: net.layer(node.name) for node in net.graph}
-    for layer in layers:
+    kinds = [net.layer(node.name) for node in net.graph.layers]
+    written = insert_splits(layers)
+    for layer, index in written:
         if not layer.HasField("phase"):
             layer.phase = pb.Phase.Value(net.graph.phase)
-        known = classes.get(layer.name)
-        if known is not None and not layer.loss_weight:
-            layer.loss_weight.extend(known.default_loss_weights())
+        if index is not None and not layer.loss_weight:
+            layer.loss_weight.extend(kinds[index].default_loss_weights())
         if layer.type == "BatchNorm":
             # Caffe's BatchNorm writes into its own message that its statistics are not learned.
             while len(layer.param) < 3:
                 layer.param.add(lr_mult=0.0)
-    return pb.NetParameter(name=net.graph.name, layer=layers)
+    return pb.NetParameter(name=net.graph.name, layer=[layer for layer, _ in written])
 
 
-def insert_splits(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
-    """Return the layers with a Split behind each top that is read more than once (`InsertSplits`).
+def insert_splits(layers: list[pb.LayerParameter]) -> list[tuple[pb.LayerParameter, int | None]]:
+    """Return the layers, by number, with a Split after each top that is read more than once (`InsertSplits`).
 
     A loss weight that a top carries counts as a reader, and moves to the split's first top.
     """
@@ -51,7 +50,7 @@ def insert_splits(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
         for number, weight in enumerate(layer.loss_weight[: len(layer.top)]):
             weights[index, number] = weight
             readers[index, number] += bool(weight)
-    result = []
+    result: list[tuple[pb.LayerParameter, int | None]] = []
     used: Counter[Place] = Counter(place for place, weight in weights.items() if weight)
     for index, original in enumerate(layers):
         layer = pb.LayerParameter()
@@ -61,7 +60,7 @@ def insert_splits(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
             if readers[place] > 1:
                 layer.bottom[number] = f"{_split_name(layers, place)}_{used[place]}"
                 used[place] += 1
-        result.append(layer)
+        result.append((layer, index))
         for number, blob in enumerate(original.top):
             place = (index, number)
             if readers[place] < 2:
@@ -73,7 +72,7 @@ def insert_splits(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
             if weights.get(place):
                 layer.ClearField("loss_weight")
                 split.loss_weight.extend([weights[place]] + [0.0] * (readers[place] - 1))
-            result.append(split)
+            result.append((split, None))
     return result
 
 

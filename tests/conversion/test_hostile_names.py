@@ -13,11 +13,13 @@ import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.conversion.export_python import class_name, load_module, module_name
+from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.python_format import format_statement
 from ilgnet_repro.conversion.python_names import Names, plain, quoted
 from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message
+from ilgnet_repro.formats.prototxt import format_message, parse_net
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.net import CaffeNet
 from ilgnet_repro.schema import caffe_pb2 as pb
@@ -185,7 +187,6 @@ layer { name: "r" type: "Power" bottom: "b@p" top: "b" power_param { shift: 100 
 @pytest.mark.parametrize("first", ["n.safetensors", "n.caffemodel"])
 def test_compare_shows_blobs_whose_own_name_has_an_at(first: str, here: Path) -> None:
     from ilgnet_repro.conversion.compare.comparison import compare_files
-    from ilgnet_repro.formats.prototxt import parse_net
 
     # "a" and "b" are left out of one side's outputs where names are cut at the @.
     text = AT.replace('top: "a" ', 'top: "z@p" ')
@@ -204,6 +205,61 @@ def test_compare_shows_blobs_whose_own_name_has_an_at(first: str, here: Path) ->
     np.testing.assert_allclose(values["z@p"], 3 * np.maximum(x + 1, 0))
     # The tops of a Split share memory in Caffe, so that b@p is seen after the ReLU.
     np.testing.assert_allclose(values["b"], np.maximum(x + 1, 0) + 100)
+
+
+ALIKE = """
+layer { name: "in" type: "Input" top: "a_b" top: "a.b" input_param { shape { dim: 4 dim: 5 } shape { dim: 2 dim: 3 } } }
+layer { name: "p" type: "Power" bottom: "a.b" top: "c@d" power_param { shift: 1 } }
+layer { name: "q" type: "Power" bottom: "a_b" top: "e" power_param { scale: 3 } }
+"""
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of our own", "without the net's text"])
+def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Path) -> None:
+    """Two inputs that make one argument name; a blob with an @ that no layer in place replaces."""
+    from ilgnet_repro.conversion.compare.comparison import compare_files
+    from ilgnet_repro.conversion.onnx_writer import build_onnx
+
+    net = CaffeNet(build_graph(parse_net(ALIKE)))
+    metadata = {"caffe.net": ALIKE} if known else {}
+    for name in ("first.onnx", "second.onnx"):
+        (here / name).write_bytes(build_onnx(net, metadata=metadata).SerializeToString())
+    found = compare_files("first.onnx", "second.onnx")
+    assert found.agrees and [row.blob for row in found.rows] == ["c@d", "e"]
+    assert [row.shape[1:] for row in found.rows] == [(3,), (5,)]
+
+
+def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
+    from ilgnet_repro.conversion.compare.comparison import compare_files
+    from ilgnet_repro.conversion.onnx_writer import build_onnx
+
+    net = CaffeNet(build_graph(parse_net(ALIKE)))
+    (here / "two.onnx").write_bytes(build_onnx(net).SerializeToString())
+    (here / "one.onnx").write_bytes(build_onnx(net, outputs=["e"]).SerializeToString())
+    with pytest.raises(
+        IlgnetError, match=r"^two\.onnx takes a_b, a_b and one\.onnx takes a_b; their inputs must be alike$"
+    ):
+        compare_files("two.onnx", "one.onnx")
+
+
+def test_tensors_of_layers_named_like_blobs_stay_apart(here: Path) -> None:
+    """A key is LAYER.BLOB; no blob's name has a dot, so that no two are the same whatever the layers are called."""
+    names = ["a", "a.weight", "a.weight.weight", "a_weight", "a.weight_scale", "preprocessing/mean_image"]
+    text = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+    for index, name in enumerate(names):
+        text += f'''layer {{ name: "{name}" type: "InnerProduct" bottom: "x" top: "t{index}"
+            inner_product_param {{ num_output: {index + 2} weight_filler {{ type: "gaussian" }} }} }}\n'''
+    net = ir.load_net(parse_net(text), seed=3)
+    blobs = {name: [blob.detach().numpy() for blob in held] for name, held in net.params.items()}
+    write_caffemodel(here / "n.caffemodel", parse_net(text), blobs)
+    (here / "n.prototxt").write_text(text)
+    for precision in ("float32", "int8"):
+        options = Options(precision=precision)
+        ir.convert("n.caffemodel", prototxt="n.prototxt", to=("safetensors",), options=options, verify=True)
+        again = ir.load("n.safetensors")
+        for name, held in net.params.items():
+            for mine, theirs in zip(held, again.params[name], strict=True):
+                torch.testing.assert_close(theirs, mine, rtol=0, atol=0 if precision == "float32" else 0.02)
 
 
 # ---------------------------------------------------------------------- the pieces

@@ -8,6 +8,7 @@ from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.graph.node import Value
+from ilgnet_repro.loading import load_net
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
 
@@ -135,3 +136,46 @@ def test_values_are_told_from_blobs_by_the_graph() -> None:
         "x", "r"
     )
     assert graph.replaced == {"y@p"}
+
+
+DENSE = 'inner_product_param { num_output: 2 weight_filler { type: "xavier" } }'
+MADE_LAYERS = {
+    "the Input layer of net-level inputs": (
+        'input: "x" input_dim: 4 input_dim: 3 input_dim: 1 input_dim: 1 '
+        f'layer {{ name: "input" type: "InnerProduct" bottom: "x" top: "y" {DENSE} }}',
+        {},
+        ["input'", "input"],
+    ),
+    "the Input layer of a DummyData's fed top": (
+        'layer { name: "d" type: "DummyData" top: "x" top: "z" dummy_data_param { shape { dim: 4 dim: 3 } } } '
+        f'layer {{ name: "d_input" type: "InnerProduct" bottom: "x" top: "y" {DENSE} }}',
+        {"x": (5, 3)},
+        ["d_input'", "d", "d_input"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "shapes", "names"), MADE_LAYERS.values(), ids=MADE_LAYERS)
+def test_a_layer_that_is_made_takes_no_name_of_the_nets_own(
+    text: str, shapes: dict, names: list[str]
+) -> None:
+    """Weights are found by name, so the net's own layer keeps it."""
+    net = load_net(parse_net(text), input_shapes=shapes)
+    assert [node.name for node in net.graph] == names
+    assert [tuple(blob.shape) for blob in net.params[names[-1]]] == [(2, 3), (2,)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_module_has_the_name_of_its_layer_where_that_can_be_one(order: int) -> None:
+    names = ["a_b", "a.b", "a/b", "_", "", "a.b#2"][::order]
+    net = load_net(
+        parse_net(INPUT + "".join(layer(name, "ReLU", "x", f"t{i}") for i, name in enumerate(names)))
+    )
+    keys = {module.node.name: key for key, module in net.layers.named_children()}
+    assert {name: key for name, key in keys.items() if name == key} == {
+        "in": "in",
+        "a_b": "a_b",
+        "a/b": "a/b",
+        "_": "_",
+    }
+    assert keys["a.b"] == "a_b_" and keys[""] == "__" and keys["a.b#2"] == "a_b#2"

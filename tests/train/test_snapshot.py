@@ -189,6 +189,26 @@ def test_splits_as_caffe_inserts_them():
     assert [row.lr_mult for row in net.layer[2].param] == [0, 0, 0]
 
 
+ALIKE_NET = """name: "alike"
+layer { name: "in" type: "Input" top: "x" top: "y" top: "z" input_param { shape { dim: 4 dim: 3 } } }
+layer { type: "EuclideanLoss" bottom: "x" bottom: "y" top: "l1" }
+layer { type: "Power" bottom: "z" top: "p" }
+layer { name: "x_in_0_split" type: "EuclideanLoss" bottom: "z" bottom: "x" top: "l2" }
+"""
+
+
+def test_a_snapshots_loss_weights_are_those_of_each_layer_whatever_the_names():
+    net = net_message(load_net(parse_net(ALIKE_NET), phase="TRAIN", seed=1))
+    assert [(layer.name, layer.type, list(layer.loss_weight)) for layer in net.layer] == [
+        ("in", "Input", []),
+        ("x_in_0_split", "Split", []),
+        ("z_in_2_split", "Split", []),
+        ("", "EuclideanLoss", [1.0]),
+        ("", "Power", []),
+        ("x_in_0_split", "EuclideanLoss", [1.0]),
+    ]
+
+
 def test_the_cases_are_all_there():
     assert len(NAMES) == 15
 

@@ -118,11 +118,9 @@ def compare_files(
 
 
 def _replaced(first: Side, second: Side) -> frozenset[str]:
-    """What in-place layers replace on either side; by its form ``blob@layer`` where neither side's net is known."""
+    """What in-place layers replace, as far as a side's net is known: a name alone does not tell."""
     graphs = [side.graph for side in (first, second) if side.graph is not None]
-    if graphs:
-        return frozenset().union(*(graph.replaced for graph in graphs))
-    return frozenset(blob for side in (first, second) for blob in side.blobs if "@" in blob)
+    return frozenset().union(*(graph.replaced for graph in graphs))
 
 
 def _common(first: Side, second: Side, hidden: frozenset[str]) -> list[str]:
@@ -133,9 +131,9 @@ def _common(first: Side, second: Side, hidden: frozenset[str]) -> list[str]:
 
 
 def _check_same_inputs(first: Side, second: Side) -> None:
-    names = [{argument_name(entry.name) for entry in side.inputs} for side in (first, second)]
+    names = [sorted(argument_name(entry.name) for entry in side.inputs) for side in (first, second)]
     if names[0] != names[1]:
-        shown = [", ".join(sorted(side)) or "none" for side in names]
+        shown = [", ".join(side) or "none" for side in names]
         raise IlgnetError(
             f"{first.spec} takes {shown[0]} and {second.spec} takes {shown[1]}; their inputs must be alike"
         )
@@ -159,11 +157,12 @@ def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarr
 def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
     """Inputs by what reads them, of the lengths that either side states; an open batch gets `BATCH` samples."""
     others = {argument_name(entry.name): entry for entry in second.inputs}
+    same = {entry.name: entry for entry in second.inputs}
     shapes: dict[str, Shape] = {}
     whole: dict[str, bool] = {}
     for entry in first.inputs:
         # A file's own name counts where an argument had to be made of it.
-        other = others[argument_name(entry.name)]
+        other = same.get(entry.name) or others[argument_name(entry.name)]
         name = entry.name if entry.name != argument_name(entry.name) else other.name
         lengths: list[int] = []
         for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):

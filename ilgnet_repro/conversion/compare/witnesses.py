@@ -27,7 +27,7 @@ from ...plan import plan_net
 from ...schema import caffe_pb2 as pb
 from ..find import find_net
 from .onnx_side import model_inputs, onnx_side, read_model
-from .side import Arrays, Input, Side, WitnessError
+from .side import Arrays, Input, Side, WitnessError, graph_of
 
 SECONDS = 1800  # caffe2onnx takes seven minutes for ILGNet
 _INSTALL = "run `make crosscheck`, or pip install --no-deps caffe2onnx==2.0.1 onnx2torch torchvision"
@@ -86,7 +86,7 @@ def open_opencv(spec: str, path: Path, prototxt: Path | None) -> Side:
             ) from error
         return {blob: np.array(value) for blob, value in zip(wanted, found, strict=True)}
 
-    return Side(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run)
+    return Side(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run, graph)
 
 
 def _reason(error: Exception) -> str:
@@ -141,7 +141,7 @@ def open_caffe2onnx(spec: str, path: Path, prototxt: Path | None) -> Side:
         renamed = {name: given[entry.name] for name, entry in zip(own, inputs, strict=True)}
         return _guarded(spec, lambda: side.run(renamed, wanted))
 
-    return Side(spec, side.kind, inputs, side.blobs, run)
+    return Side(spec, side.kind, inputs, side.blobs, run, graph)
 
 
 # ---------------------------------------------------------------------- onnx2torch
@@ -163,7 +163,8 @@ def open_onnx2torch(spec: str, path: Path, prototxt: Path | None) -> Side:
             with np.load(outputs) as file:
                 return {name: file[f"value_{index}"] for index, name in enumerate(wanted)}
 
-    return Side(spec, "onnx2torch", model_inputs(model), blobs, run)
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    return Side(spec, "onnx2torch", model_inputs(model), blobs, run, graph_of(held))
 
 
 def _numbered(values: Iterable[np.ndarray]) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class CaffeNet(nn.Module):
     """A net in one phase.
 
     Called with its inputs by name (tensors or arrays, as Caffe shapes them: N×C×H×W) it returns a dict
-    of its outputs in Caffe's order.  The phase is the net's, as in Caffe: ``train()`` and ``eval()``
-    change nothing.  Parameters are `nn.Parameter`s under ``layers.LAYER.BLOB``.
+    of its outputs in Caffe's order.  The phase fixes which layers there are and their blobs, and the mode that a
+    net begins in; ``train()`` and ``eval()`` switch dropout, stochastic pooling and batch statistics (unless
+    ``use_global_stats`` is stated), and nothing else.  Parameters are `nn.Parameter`s under ``layers.LAYER.BLOB``.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class CaffeNet(nn.Module):
         self._dtype, self._device = torch.float32, torch.device("cpu")
         for layer in self.stateful_layers:
             layer.carry_state = carry_state
+        self.train(self.graph.phase == "TRAIN")
 
     # ------------------------------------------------------------------ layers
 

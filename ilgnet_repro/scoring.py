@@ -18,6 +18,7 @@ from .errors import IlgnetError
 from .formats.caffemodel import open_caffemodel
 from .formats.kinds import Kind, kind_of
 from .loading import load_net
+from .modes import as_loaded
 from .net import CaffeNet
 from .weights import DRAW_SEED
 
@@ -102,7 +103,7 @@ def score_with(
     remaining = iter(pictures)
     while chunk := list(islice(remaining, batch)):
         values = np.stack([preprocessing(path) for path in chunk])
-        with torch.inference_mode():
+        with torch.inference_mode(), as_loaded(net):
             outputs = net({name: torch.from_numpy(values)})
         for index, path in enumerate(chunk):
             yield Score(

@@ -31,6 +31,7 @@ ROOMS = {
     "calls": {"errors", "graph", "layers", "plan"},
     "placed": {"errors", "graph", "layers"},
     "net": {"errors", "schema", "graph", "layers", "memory", "plan", "calls", "placed"},
+    "modes": {"net"},
     "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "calls", "weights"},
 }
 LATER = {  # rooms built on nets; none of them imports the command line

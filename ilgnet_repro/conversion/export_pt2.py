@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import strict_json
 from ..atomic import atomic_path
 from ..errors import IlgnetError
+from ..modes import as_loaded
 from ..net import CaffeNet
 from ..paths import utf8_path
 from .job import Job
@@ -85,7 +86,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     }
     try:
         # On failure torch shows the whole graph as far as it came; the reason is in the exception.
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+        with torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()):
             program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=open_axes)
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
         reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]

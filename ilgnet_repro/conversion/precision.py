@@ -114,6 +114,7 @@ def hold_reduced(layer: Layer, reduced: Reduced) -> None:
     delattr(layer, WEIGHT)
     layer.register_buffer(WEIGHT, reduced.values)
     parametrize.register_parametrization(layer, WEIGHT, _Widen(reduced.scale, reduced.axis), unsafe=True)
+    layer.train(layer.training)
 
 
 def reduced_blob(layer: Layer, name: str) -> Reduced | None:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import GraphError
 from ..graph.node import Value
+from ..modes import as_loaded
 from ..net import CaffeNet
 from .caffelines import Log, batch_line, mean_line, ostream
 
@@ -66,7 +67,7 @@ def caffe_test(
     loss = np.float32(0)
     log("caffe.cpp:281", f"Running for {iterations} iterations.")
     for number, batch in enumerate(feed.batches(iterations)):
-        with torch.inference_mode():
+        with torch.inference_mode(), as_loaded(net):
             done = net.run({name: value.to(device) for name, value in batch.items()})
         if done.loss is not None:
             loss += np.float32(done.loss.item())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import GraphError
 from ..graph.node import Graph, Value
+from ..modes import as_loaded
 from ..net import CaffeNet
 from .caffelines import Log, ostream
 
@@ -67,6 +68,11 @@ def caffe_time(
     """
     if iterations < 1:
         raise GraphError(f"iterations {iterations}: must be 1 or more")
+    with as_loaded(net):
+        return _timed(net, batch, iterations, log)
+
+
+def _timed(net: CaffeNet, batch: Mapping[str, Tensor], iterations: int, log: Log) -> CaffeTime:
     steps = [(node, net.layer(node.name)) for node in net.graph]
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     batch = {name: value.to(device) for name, value in batch.items()}

@@ -12,7 +12,7 @@ from ..layers.base import Layer
 
 
 def own_copy(layer: Layer) -> Layer:
-    """Return a layer with copies of its blobs, views of other layers' included, and no gradients."""
+    """Return a layer with copies of its blobs, views of other layers' included, no gradients, in `eval()`."""
     memo: dict[int, object] = {id(layer.node): layer.node}
     for parameter in layer.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
@@ -21,7 +21,7 @@ def own_copy(layer: Layer) -> Layer:
             memo[id(value)] = value.detach().clone()
         elif isinstance(value, torch.Generator):
             memo[id(value)] = value.clone_state()
-    return copy.deepcopy(layer, memo)
+    return copy.deepcopy(layer, memo).eval()
 
 
 def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:

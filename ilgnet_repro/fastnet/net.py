@@ -14,6 +14,7 @@ from ..conversion.difference import differ
 from ..errors import GraphError, IlgnetError
 from ..graph.node import Value
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
+from ..modes import as_loaded
 from .compiled import compile_runs
 from .precisions import PRECISIONS
 from .steps import Step, folded, per_picture, plan_steps, run_steps
@@ -104,6 +105,7 @@ class FastNet(nn.Module):
         if compile:
             self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
+        super().train(False)
 
     @torch.inference_mode()
     def forward(
@@ -152,6 +154,12 @@ class FastNet(nn.Module):
             raise self._refusal("converted, moved or shared")
         return self
 
+    def train(self, mode: bool = True) -> FastNet:
+        """Refuse ``True``: a fast net neither draws nor learns."""
+        if mode:
+            raise self._refusal("put into training mode")
+        return self
+
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Refuse: the weights are packed."""
         raise self._refusal("saved as a state_dict")
@@ -176,7 +184,7 @@ class FastNet(nn.Module):
         It is infinite where the shapes differ, or where one of the two is not finite where the other is, and NaN
         where there is no finite value to compare.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), as_loaded(self.exact):
             exact = self.exact(given, **inputs)
         apart = {
             name: differ(exact[name].float().cpu().numpy(), blob.float().cpu().numpy())

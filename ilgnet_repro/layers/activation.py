@@ -238,7 +238,7 @@ class Threshold(Layer):
 
 @register("Dropout")
 class Dropout(Layer):
-    """In TRAIN, values are zeroed at random and the rest scaled by 1 / (1 − ratio); in TEST nothing happens.
+    """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else nothing happens.
 
     Drawn by torch's own generator: seed it with `torch.manual_seed`.
     """
@@ -251,12 +251,11 @@ class Dropout(Layer):
         self.ratio: float = self.param.dropout_ratio
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
-        self.draws = self.is_train
-        if self.draws:
+        if self.is_train:
             self.no_onnx = "it draws anew at each pass in phase TRAIN"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (F.dropout(x, self.ratio, training=True) if self.draws else x,)
+        return (F.dropout(x, self.ratio, training=True) if self.training else x,)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         return [x]

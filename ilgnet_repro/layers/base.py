@@ -175,6 +175,7 @@ class Layer(nn.Module):
         """
         super().__init__()
         self.node = node
+        self.training = self.is_train  # until `train()` or `eval()` say otherwise
         self.blob_names: list[str] = []
         self.stopped_bottoms = self.find_stopped(node)
         self._check_counts()
@@ -236,7 +237,10 @@ class Layer(nn.Module):
 
     @property
     def is_train(self) -> bool:
-        """Whether the net runs in phase TRAIN (a fixed property of the net in Caffe)."""
+        """Whether the net was loaded in phase TRAIN, for ever: what the layer is, what is written of it.
+
+        What a pass does that differs between the phases in Caffe (draws, batch statistics) follows `training`.
+        """
         return self.node.phase == "TRAIN"
 
     def error(self, message: str) -> LayerError:

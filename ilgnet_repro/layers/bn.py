@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import LayerError
 from ..schema import caffe_pb2 as pb
 from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
@@ -40,8 +41,11 @@ class BN(Layer):
     - ``batch``: (scale, shift) and the batch's own statistics in either phase: SegNet's ``scale_filler``,
       ``shift_filler`` or ``bn_mode: LEARN``; or ``slope_filler`` with ``moving_average: false`` in TRAIN.
     - ``stored``: (slope, bias, mean, fourth): ``slope_filler``, ``bias_filler``, ``momentum`` or ``frozen``
-      (PSPNet and its parents), ``moving_average: true`` (ILGNet_v4), or four ``param`` rows.  TEST and
-      ``frozen`` use the stored statistics; TRAIN uses the batch's and moves the stored ones towards them.
+      (PSPNet and its parents), ``moving_average: true`` (ILGNet_v4), or four ``param`` rows.
+      ``frozen`` always uses the stored statistics; else a pass in training uses the batch's and moves the stored
+      ones towards them, and any other uses these.
+
+    The kind is that of the phase at load; `train()` and `eval()` switch the statistics of the ``stored`` kind alone.
 
     Where the text shows none, the number of blobs in the weights file decides (`tell_kind`).  Weights with another
     number of blobs than the kind has are refused when they are loaded.  A text that shows several kinds, or none
@@ -82,7 +86,10 @@ class BN(Layer):
             raise self.error(
                 f"bn_param.fourth_blob goes with four blobs; this text shows the {self.kind!r} kind of two"
             )
-        self.is_stored = self.kind == "stored" and (self.param.frozen or not self.is_train)
+        self.is_frozen: bool = self.param.frozen
+        # As loaded: what is written and folded.
+        self.is_stored = self.kind == "stored" and (self.is_frozen or not self.is_train)
+        self.keeps_none = self.kind == "batch" and self._keeps_none()
         # SegNet's layer, and only that, shapes its top num x channels x height x width.
         sloped = self._states("slope_filler", "bias_filler", "moving_average")
         self.is_segnets = self.kind != "stored" and not sloped
@@ -102,12 +109,9 @@ class BN(Layer):
             )
         if self.param.bn_mode == self.param.INFERENCE:
             return "folded"
-        if averaged and not self.param.moving_average:
+        if self._keeps_none():
             if not self.is_train:
-                raise self.error(
-                    "moving_average: false keeps no statistics for phase TEST, and its fork leaves the "
-                    "result undefined; state true if the weights hold 4 blobs"
-                )
+                raise self._undefined("phase TEST")
             return "batch"
         if sloped or averaged or rows == 4:
             return "stored"
@@ -116,6 +120,15 @@ class BN(Layer):
         raise self.error(
             "bn_param does not show which fork's BN this is; state slope_filler for 4 blobs (slope, bias, "
             "mean, variance), scale_filler for 2 (scale, shift), or bn_mode: INFERENCE for 2 folded ones"
+        )
+
+    def _keeps_none(self) -> bool:
+        return self.param.HasField("moving_average") and not self.param.moving_average
+
+    def _undefined(self, where: str) -> LayerError:
+        return self.error(
+            f"moving_average: false keeps no statistics for {where}, and its fork leaves the "
+            "result undefined; state true if the weights hold 4 blobs"
         )
 
     def _eps(self) -> float:
@@ -178,11 +191,14 @@ class BN(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, shift = self._affine
-        if self.is_stored and not self.param.frozen and torch.is_grad_enabled() and x.requires_grad:
+        stored = self.kind == "stored" and (self.is_frozen or not self.training)
+        if stored and not self.is_frozen and torch.is_grad_enabled() and x.requires_grad:
             x = stored_norm(x, self.mean.flatten(), self.variance, self.eps)
             return (x * along_channels(scale, self.rank) + along_channels(shift, self.rank),)
-        if self.is_stored:
+        if stored:
             return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
+        if self.keeps_none and not self.training:
+            raise self._undefined("eval()")
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":

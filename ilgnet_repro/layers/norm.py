@@ -50,14 +50,15 @@ def onnx_affine(graph: OnnxGraph, x: str, scale: Tensor, shift: Tensor, rank: in
 
 @register("BatchNorm")
 class BatchNorm(Layer):
-    """Normalise each channel (axis 1) by the batch's own mean and variance (TRAIN) or the stored ones (TEST).
+    """Normalise each channel (axis 1) by the batch's own mean and variance (training) or the stored ones (else).
 
     Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
     Each pass that uses the batch's statistics decays all three by moving_average_fraction and adds the batch's:
     1 to the factor, the unbiased variance to the second.  So does one in phase TEST with use_global_stats: false:
-    Caffe's tests move the statistics that they share with the train net.  The text of
-    NVIDIA's fork shows scale_bias or a filler, which add a learned scale and bias as blobs four and five.  There the
-    phase alone decides, the third of five blobs divides nothing, and a pass in TRAIN moves mean and variance
+    Caffe's tests move the statistics that they share with the train net.  Where use_global_stats is stated it decides
+    alone; elsewhere `training` does, which is that of the phase until `train()` or `eval()`.  The text of
+    NVIDIA's fork shows scale_bias or a filler, which add a learned scale and bias as blobs four and five.  There
+    `training` alone decides, the third of five blobs divides nothing, and a pass in TRAIN moves mean and variance
     themselves: the first two passes copy the batch's, its variance with eps.
     Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
     """
@@ -86,20 +87,19 @@ class BatchNorm(Layer):
         self.has_affine: bool = self.param.scale_bias or fillers
         self.is_nvidias: bool = fillers or self.param.HasField("scale_bias")
         self.eps: float = self.param.eps
+        stated = self.param.HasField("use_global_stats") and not self.is_nvidias
+        self.follows_mode = not stated
+        # As loaded: what is written and folded.
+        self.is_stored: bool = self.param.use_global_stats if stated else not self.is_train
         if self.is_nvidias:
             # Those on batch statistics, since the layer was made.
             self.register_buffer("passes", torch.tensor(0), persistent=False)
-            self.is_stored = not self.is_train
             self.eps = max(self.eps, NVIDIAS_LEAST_EPS)
             self.note = (
                 "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: the phase alone decides "
                 "whose statistics count, eps is at least 1e-5"
                 + (", the third of five blobs divides nothing" if self.has_affine else "")
             )
-        elif self.param.HasField("use_global_stats"):
-            self.is_stored = self.param.use_global_stats
-        else:
-            self.is_stored = not self.is_train
 
     def plan(self, x: Shape) -> LayerPlan:
         if not x:
@@ -145,7 +145,7 @@ class BatchNorm(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, bias = (self.scale, self.bias) if self.has_affine else (None, None)
-        if self.is_stored:
+        if not self.training if self.follows_mode else self.is_stored:
             # F.batch_norm wants a channel axis; without one Caffe has a single channel.
             wide = x if self.rank > 1 else x[:, None]
             top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.eps)

@@ -41,11 +41,13 @@ class _PoolingBase(Layer):
         if any(p >= k for p, k in zip(window.pad, window.kernel, strict=True)):
             raise self.error(f"pad {list(window.pad)} must be smaller than the kernel {list(window.kernel)}")
 
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        """This package's own function, for windows that torch's do not lay as Caffe does."""
+    def function(self, draws: bool) -> Callable[..., Tensor]:
+        """This package's own function, for windows that torch's do not lay as Caffe does.
+
+        ``draws``: STOCHASTIC draws one value of each window, as in training, instead of the expected one.
+        """
         if self.method == "STOCHASTIC":
-            return stochastic_pool2d_draw if self.is_train else stochastic_pool2d
+            return stochastic_pool2d_draw if draws else stochastic_pool2d
         return caffe_max_pool2d if self.method == "MAX" else caffe_avg_pool2d
 
     def _onnx_pool(self, graph: OnnxGraph, x: str, sides: Sides, window: Window) -> str:
@@ -181,7 +183,7 @@ class Pooling(_PoolingBase):
         geometry = (window.kernel, window.stride, window.pad, window.ceil_mode)
         if self.has_mask:
             return caffe_max_pool2d_mask(x, *geometry)
-        return (self.function(x, *geometry),)
+        return (self.function(self.training)(x, *geometry),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.window is None and self.torch_name:
@@ -198,7 +200,7 @@ class Pooling(_PoolingBase):
     def source(self, code: SourceCode, x: str) -> list[str]:
         if self.torch_name:
             return [f"F.{self.torch_name}({x}, {self.window.arguments() if self.window else 1})"]
-        helper = code.helper(caffe_max_pool2d_mask if self.has_mask else self.function)
+        helper = code.helper(caffe_max_pool2d_mask if self.has_mask else self.function(self.is_train))
         window = self.window.helper_arguments() if self.window else f"{x}.shape[2:], (1, 1)"
         return [f"{helper}({x}, {window})"]
 
@@ -253,7 +255,7 @@ class SPP(_PoolingBase):
         return LayerPlan([(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (spatial_pyramid_pool(x, self.levels, self.function),)
+        return (spatial_pyramid_pool(x, self.levels, self.function(self.training)),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         sides = graph.size(x, 2), graph.size(x, 3)
@@ -264,5 +266,5 @@ class SPP(_PoolingBase):
         return [graph.node("Concat", flat, axis=1)]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
-        pool = code.helper(self.function)
+        pool = code.helper(self.function(self.is_train))
         return [f"{code.helper(spatial_pyramid_pool)}({x}, {self.levels}, {pool})"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, GraphError, SolverError
 from ..feeding.feed import Feed
 from ..formats.prototxt import format_message
+from ..modes import as_loaded
 from ..net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
@@ -52,7 +53,8 @@ class _Pass(nn.Module):
         self.net = net
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        done = self.net.run(batch)
+        with as_loaded(self.net):
+            done = self.net.run(batch)
         if done.loss is None:
             raise GraphError(f"net {self.net.graph.name!r} has no loss layer in phase {self.net.graph.phase}")
         return done.loss, done.blobs

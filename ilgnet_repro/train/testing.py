@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..feeding.feed import Feed
+from ..modes import as_loaded
 from ..net import CaffeNet
 from .nets import build_test_net, check_splitting
 from .observe import Output, Test
@@ -85,7 +86,8 @@ class Tester:
                     return None
             batch = next(self._batches[index])
             batch = {top: value.to(trainer.device, trainer.precision.dtype) for top, value in batch.items()}
-            done = net.run(batch, (*names, *scores))
+            with as_loaded(net):
+                done = net.run(batch, (*names, *scores))
             sizes = {name: done.blobs[name].reshape(-1) for name in names}
             loss = torch.zeros(1, device=trainer.device) if done.loss is None else done.loss.view(1)
             unsound = ~loss.isfinite() | any(bool(done.blobs[name].isnan().any()) for name in scores)

@@ -1,7 +1,7 @@
 """Caffe's HDF5 weights (`.caffemodel.h5`): `/data/LAYER/INDEX`, found by h5py and viewed by offset; and their writer.
 
-Caffe stores a blob that layers share with its owner only, so a layer may lack some of its blobs.  It finds a layer's
-group by the layer's name, in which a slash makes a group in a group.
+Caffe stores a blob that layers share with its owner only, so a layer may lack some of its blobs.  A slash in a layer's
+name makes a group in a group: read and written here, but Caffe 1.0 neither creates nor looks into such groups.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ..errors import FormatError, ParseError
 from ..schema import caffe_pb2
 from . import wire
 from .mapped import map_file
-from .tokens import END, MARK, NAME, Tokens
+from .tokens import END, MARK, NAME, STRING, Tokens
 
 
 class Kind(enum.Enum):
@@ -86,13 +86,14 @@ _SIGNATURES = (
 )  # fmt: skip
 
 _HEAD = 1024
-_TEXT_HEAD = 1 << 20
+_TEXT_HEAD = 1 << 18
 _MAX_FIELDS = 4096
 _MAX_TOKENS = 20_000
 _MAX_SHAPE = 512  # bytes of a BlobShape: 32 axes of a varint each
 _MAX_SAFETENSORS_HEADER = 100_000_000  # the format's own limit
 _ZIP_TAIL = 1 << 20
 _MAX_MEMBERS = 10_000
+_MAX_MEMBER_NAME = 256
 
 _TEXT_BYTES = b"\t\n\v\f\r" + bytes(range(0x20, 0x100))
 _BOMS = (
@@ -101,14 +102,15 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 _LFS = "version https://git-lfs"
-_COMMENTS = re.compile(r"\s*(?:<!--.*?-->\s*)*", re.DOTALL)
+_BLANKS = re.compile(r"\s*")
+_BLANKS_AND_COMMENTS = re.compile(r"\s+|#[^\n]*")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE)
 _XML = re.compile(r"<[?!A-Za-z]")
 _JSON = re.compile(r'\{\s*["}]|\[\s*[\[\]{"\d-]')
 _PYTHON = re.compile(
-    r"#!.*python|(?:\s|#[^\n]*\n)*"
-    r"(?:\"\"\"|'''|import [A-Za-z_]|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|@\w)"
+    r"\"\"\"|'''|import [A-Za-z_]|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|@\w"
 )
+_PYTHON_SCRIPT = re.compile(r"#!.*python")
 _NET_FIELDS = frozenset(caffe_pb2.NetParameter.DESCRIPTOR.fields_by_name)
 _SOLVER_FIELDS = frozenset(caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name)
 
@@ -331,19 +333,22 @@ def _zip_kind(buffer: memoryview) -> Kind:
 
 def _member_names(buffer: memoryview) -> Iterator[bytes]:
     """The name of the first member, and of those in the directory at the end; no offset or size is followed."""
-    head = bytes(buffer[: _HEAD * 64])
+    head = bytes(buffer[:_HEAD])
     if head.startswith(b"PK\x03\x04"):
-        yield head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        yield head[30:][: _name_length(head, 26)]
     tail = bytes(buffer[-_ZIP_TAIL:])
     position = 0
     for _ in range(_MAX_MEMBERS):
         position = tail.find(b"PK\x01\x02", position)
         if position < 0:
             return
-        yield tail[
-            position + 46 : position + 46 + int.from_bytes(tail[position + 28 : position + 30], "little")
-        ]
-        position += 46
+        start = position + 46
+        yield tail[start : start + _name_length(tail, position + 28)]
+        position = start
+
+
+def _name_length(data: bytes, offset: int) -> int:
+    return min(int.from_bytes(data[offset : offset + 2], "little"), _MAX_MEMBER_NAME)
 
 
 # ---------------------------------------------------------------------- text
@@ -351,17 +356,26 @@ def _member_names(buffer: memoryview) -> Iterator[bytes]:
 
 def _text_kind(data: bytes) -> Kind:
     text = data.decode(encoding_of(data), errors="replace")
-    match = _COMMENTS.match(text)
-    start = match.end() if match else 0
     if text.startswith(_LFS):
         return Kind.LFS_POINTER
+    start = _after(_BLANKS, text, 0)
     if _XML.match(text, start):
+        while text.startswith("<!--", start):
+            end = text.find("-->", start)
+            start = _after(_BLANKS, text, end + 3) if end >= 0 else len(text)
         return Kind.HTML if _HTML.search(text, start, start + _HEAD) else Kind.XML
     if _JSON.match(text, start):
         return Kind.JSON
-    if _PYTHON.match(text):
+    if _PYTHON_SCRIPT.match(text) or _PYTHON.match(text, _after(_BLANKS_AND_COMMENTS, text, 0)):
         return Kind.PYTHON
     return _prototxt_kind(text)
+
+
+def _after(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Where a run of matches that begins at ``start`` ends; one at a time, as a pattern's own loop takes memory."""
+    while (match := pattern.match(text, start)) and match.end() > start:
+        start = match.end()
+    return start
 
 
 def _prototxt_kind(text: str) -> Kind:
@@ -379,19 +393,51 @@ def _prototxt_kind(text: str) -> Kind:
 
 def _field_names(text: str) -> Iterator[str]:
     """The names of a text's outermost fields, up to the first thing that is no prototxt's."""
-    depth = 0
     try:
-        tokens = Tokens(text, "")
-        for _ in range(_MAX_TOKENS):
-            kind, word = tokens.kind, tokens.text
-            if kind == END:
-                return
+        tokens = _Capped(text, "")
+        while tokens.kind == NAME:
+            name = tokens.text
             tokens.advance()
-            if kind == MARK and word in "{<[":
-                depth += 1
-            elif kind == MARK and word in "}>]":
-                depth -= 1
-            elif kind == NAME and not depth and tokens.kind == MARK and tokens.text in ":{<":
-                yield word
+            if not tokens.is_mark(":{<"):
+                return
+            yield name
+            if tokens.is_mark(":"):
+                tokens.advance()
+            tokens.skip_value()
+            if tokens.is_mark(",;"):
+                tokens.advance()
     except ParseError:
         return
+
+
+class _Capped(Tokens):
+    """Tokens that end after `_MAX_TOKENS`."""
+
+    left = _MAX_TOKENS
+
+    def advance(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error("too long")
+        super().advance()
+
+    def is_mark(self, marks: str) -> bool:
+        """Whether the current token is one of these characters."""
+        return self.kind == MARK and self.text in marks
+
+    def skip_value(self) -> None:
+        """Pass over a number, word or string, or a whole block."""
+        if self.is_mark("-"):
+            self.advance()
+        depth = 0
+        while True:
+            if self.is_mark("{<["):
+                depth += 1
+            elif self.is_mark("}>]"):
+                depth -= 1
+            is_string = self.kind == STRING
+            if self.kind == END:
+                return
+            self.advance()
+            if depth <= 0 and not (is_string and self.kind == STRING):
+                return

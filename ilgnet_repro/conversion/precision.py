@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,14 +129,25 @@ def reduced_blob(layer: Layer, name: str) -> Reduced | None:
 
 
 class _Widen(nn.Module):
-    """From stored values to float32, whenever the weights are read."""
+    """From stored values to the net's type, whenever the weights are read."""
 
     scale: Tensor | None
+    like: Tensor
 
     def __init__(self, scale: Tensor | None, axis: int) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
+        # Its type is that of the net: `half()` and `double()` convert it with everything else.
+        self.register_buffer("like", torch.empty(0), persistent=False)
         self.axis = axis
 
     def forward(self, values: Tensor) -> Tensor:
-        return widen(values, self.scale, self.axis)
+        return widen(values, self.scale, self.axis).to(self.like.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Widen:
+        """Move the scales, but keep them float32: in half precision small ones would vanish."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if scale is not None and self.scale is not None and self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self

@@ -274,6 +274,25 @@ class Layer(nn.Module):
                 memo[id(value)] = value.clone_state()
         return copy.deepcopy(self, memo)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        kind = type(self)
+        if parametrize.is_parametrized(self):
+            # torch keeps a computed blob as a property of a class made for this very layer.  With the class in
+            # common, a blob replaced in one of the two would be gone from the other.
+            kind = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        copied = kind.__new__(kind)
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if parametrize.is_parametrized(self):
+            raise self.error(
+                "cannot be pickled: one of its blobs is computed from what is stored (fewer bits, or shared in another "
+                "shape); copy.deepcopy the net, or keep its state_dict"
+            )
+        return super().__reduce_ex__(protocol)
+
     def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
         """Attach the next parameter in Caffe's order, one that another layer has too under another shape as well."""
         self.blob_names.append(spec.name)

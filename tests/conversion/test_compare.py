@@ -57,6 +57,14 @@ def test_every_form_agrees_with_the_caffemodel(files, monkeypatch, form: str, bl
     assert all(row.scale > 0 for row in found.rows)
 
 
+@pytest.mark.parametrize("form", ["small.caffemodel", "small.safetensors", "small.onnx", "small.pt2"])
+def test_a_form_is_told_by_its_content(files, form: str) -> None:
+    for suffix in (".caffemodel", ".h5", ".safetensors", ".onnx", ".pt2", ".prototxt", ".json", ""):
+        renamed = (files / form).rename(files / f"renamed{suffix}")
+        assert compare_files(str(renamed), str(renamed)).agrees, suffix
+        renamed.rename(files / form)
+
+
 def test_in_place_values_can_be_asked_for(files) -> None:
     found = compare_files(str(files / "small.safetensors"), str(files / "small.onnx"), in_place=True)
     assert [row.blob for row in found.rows] == ["conv@conv", *BLOBS]

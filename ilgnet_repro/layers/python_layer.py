@@ -44,7 +44,8 @@ class PythonLayer(Layer):
             def forward(self, a, b):         # tensors in, a tuple of tensors out; autograd does backward
                 return b * self.factor, a
 
-    ``self.is_train`` is the phase, ``self.settings`` is `param_str` as a dict, if it is written as one
+    ``self.is_train`` is the phase at load, ``self.training`` the mode of `train()` and `eval()`,
+    ``self.settings`` is `param_str` as a dict, if it is written as one
     (``self.param.param_str`` is its text).  A layer with weights also has ``blob_specs(self, bottoms)``, a list
     of `BlobSpec`; one that can be exported has ``onnx(self, graph, *bottoms)`` or ``source(self, code, *bottoms)``.
     """

@@ -15,12 +15,16 @@ from layer_nets import draw, one_layer
 
 import ilgnet_repro as ir
 from ilgnet_repro import layers
+from ilgnet_repro.conversion.export_pt2 import export
+from ilgnet_repro.conversion.onnx_writer import build_onnx
+from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import GraphError, LayerError
 from ilgnet_repro.evaluate.caffe_test import caffe_test
 from ilgnet_repro.evaluate.caffe_time import caffe_time
 from ilgnet_repro.evaluate.runner import scorer
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.modes import as_loaded
+from ilgnet_repro.train.loop import _Pass
 
 IMAGES, ROWS = (4, 3, 7, 6), (5, 3)
 SLOPES = 'slope_filler { type: "constant" value: 1.5 } bias_filler { type: "constant" value: 0.25 }'
@@ -200,6 +204,9 @@ USES = {
     "deviation": lambda net: torch.tensor(ir.fast(net).deviation(DATA)["prob"] < 1e-5),
     "scorer": lambda net: scorer(net)(DATA),
     "caffe_test": lambda net: torch.tensor([row.mean for row in caffe_test(net, Batches(), 2).means]),
+    "pt2": lambda net: export(net).module()(data=DATA)["prob"],
+    "onnx": lambda net: torch.frombuffer(bytearray(build_onnx(net).SerializeToString()), dtype=torch.uint8),
+    "source": lambda net: torch.tensor(list(build_source(net, class_name="Net").text.encode())),
     "caffe_time": lambda net: torch.tensor(caffe_time(net, {"data": DATA}, 1).iterations),
 }
 
@@ -213,6 +220,17 @@ def test_commands_give_the_phases_numbers_and_leave_the_mode(use) -> None:
     assert all(module.training for module in net.modules())
     after = [blob for blobs in net.params.values() for blob in blobs]
     assert_same(after, before)  # no statistics moved
+
+
+def test_a_solver_trains_in_the_mode_of_its_phase() -> None:
+    text = TEXT.replace('"Softmax"', '"Softmax" loss_weight: 1')
+    found = []
+    for mode in (True, False):
+        net = ir.load_net(parse_net(text), phase="TRAIN", seed=3).train(mode)
+        torch.manual_seed(5)
+        found.append([*_Pass(net)({"data": DATA})[1].values(), *net.params["bn"]])
+        assert net.training is mode
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])

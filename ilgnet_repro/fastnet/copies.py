@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -13,15 +12,13 @@ from ..layers.base import Layer
 
 def own_copy(layer: Layer) -> Layer:
     """Return a layer with copies of its blobs, views of other layers' included, no gradients, in `eval()`."""
-    memo: dict[int, object] = {id(layer.node): layer.node}
-    for parameter in layer.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    copies: dict[int, object] = {
+        id(blob): nn.Parameter(blob.detach().clone(), requires_grad=False) for blob in layer.parameters()
+    }
     for value in vars(layer).values():
         if isinstance(value, Tensor):
-            memo[id(value)] = value.detach().clone()
-        elif isinstance(value, torch.Generator):
-            memo[id(value)] = value.clone_state()
-    return copy.deepcopy(layer, memo).eval()
+            copies[id(value)] = value.detach().clone()
+    return layer.fresh(copies).eval()
 
 
 def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -266,9 +266,12 @@ class Layer(nn.Module):
 
     # ------------------------------------------------------------------ for the net
 
-    def fresh(self) -> Self:
-        """Return a copy for a net of its own; nets made from one plan share nothing but the node."""
-        memo: dict[int, object] = {id(self.node): self.node}
+    def fresh(self, copies: Mapping[int, object] | None = None) -> Self:
+        """Return a copy for a net of its own; nets made from one plan share nothing but the node.
+
+        ``copies`` are copies made already, by the id of what they are of, as in the memo of `copy.deepcopy`.
+        """
+        memo: dict[int, object] = {id(self.node): self.node, **(copies or {})}
         for value in vars(self).values():
             if isinstance(value, torch.Generator):  # deepcopy knows none
                 memo[id(value)] = value.clone_state()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .calls import shapes_by_name
+from .conversion.find import find_net
 from .data.manifest import file_sha256, known_release, releases
 from .errors import IlgnetError, LayerError
 from .formats.caffemodel import CaffeModel, open_caffemodel
@@ -137,8 +138,6 @@ def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **
     """Audit a net with a weights file; without a net, the one that `find_net` finds for the weights."""
     model = open_caffemodel(weights) if weights is not None else None
     if prototxt is None:
-        from .conversion.find import find_net
-
         if model is None:
             raise IlgnetError("give a prototxt, a caffemodel, or both")
         prototxt = find_net(model).net

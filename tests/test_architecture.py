@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,83 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+# The imports inside functions from core to core, and why each is not at the top of its file.
+LATE_IMPORTS = {
+    ("conversion.targets", "conversion.export_onnx"): "onnx takes 0.3 s to import; only --to onnx needs it",
+    ("conversion.targets", "conversion.export_pt2"): "for now: until one table of formats takes the place of targets",
+    ("conversion.targets", "conversion.export_python"): "for now: until one table of formats takes the place of targets",
+}  # fmt: skip
+LAZY = ("cli",)  # a command imports what it needs when it runs, so that `ilgnet --help` takes no torch
+
+
+@dataclass(frozen=True)
+class Import:
+    """One module of the package that another imports, wherever in the file the statement stands."""
+
+    module: str
+    line: int
+    is_late: bool  # within a function
+
+
+def module_imports(tree: ast.Module, package: str, modules: Collection[str]) -> list[Import]:
+    """Return the imports of ``modules`` in a file of ``package``: those of functions and TYPE_CHECKING included."""
+    found = []
+
+    def visit(node: ast.AST, is_late: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                named = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                parents = package.split(".")
+                stem = parents[: len(parents) - child.level + 1] if child.level else []
+                stem = [*stem, *([child.module] if child.module else [])]
+                named = [".".join([*stem, alias.name]) for alias in child.names]
+                named = [name if name in modules else ".".join(stem) for name in named]
+            else:
+                named = []
+            found.extend(Import(name, child.lineno, is_late) for name in named if name in modules)
+            visit(child, is_late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+    visit(tree, is_late=False)
+    return found
+
+
+def circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Return the groups of modules (or rooms) that import each other, however long the way round."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            for name in edges.get(left.pop(), ()):
+                if name not in seen:
+                    seen.add(name)
+                    left.append(name)
+        return seen
+
+    after = {name: reached(name) for name in edges}
+    groups = {frozenset(other for other in after[name] if name in after.get(other, ())) for name in edges}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def read_imports() -> dict[str, list[Import]]:
+    """Every module of the package and what of the package it imports."""
+    paths = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    return {
+        module: module_imports(
+            ast.parse(path.read_text()),
+            module if path.stem == "__init__" else module.rpartition(".")[0],
+            paths.keys(),
+        )
+        for module, path in paths.items()
+    }
+
+
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 NAMES = {room_of(path) for path in FILES}
 
@@ -85,6 +164,71 @@ def test_imports_go_one_way(path: Path) -> None:
         return
     assert room in ROOMS, f"room {room} is not in this test's table, nor in docs/architecture.md"
     assert used <= ROOMS[room], f"{path.name} imports {used - ROOMS[room]}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    edges = {
+        module: {one.module for one in imported if one.module != module}
+        for module, imported in read_imports().items()
+    }
+    assert circles(edges) == []
+
+
+def test_no_room_imports_itself_by_way_of_others() -> None:
+    edges: dict[str, set[str]] = {}
+    for module, imported in read_imports().items():
+        for other in (one.module for one in imported):
+            if "." in module and "." in other and module.split(".")[1] != other.split(".")[1]:
+                edges.setdefault(module.split(".")[1], set()).add(other.split(".")[1])
+    assert {"cli", "conversion", "layers"} <= edges.keys()
+    assert circles(edges) == []
+
+
+def test_imports_within_functions_are_in_the_table() -> None:
+    found = {
+        (module.partition(".")[2], one.module.partition(".")[2])
+        for module, imported in read_imports().items()
+        for one in imported
+        if one.is_late and module.split(".")[1:2] not in [[name] for name in LAZY]
+    }
+    assert found == LATE_IMPORTS.keys()
+    assert len(LATE_IMPORTS) <= 3, "break the circle by moving what is shared, not by importing late"
+
+
+KNOWN_MODULES = {"p", "p.a", "p.b", "p.sub", "p.sub.c"}
+IMPORTS = {
+    "a module beside": ("from . import a", "p", ["p.a"], False),
+    "a name of a module beside": ("from .a import x", "p", ["p.a"], False),
+    "a module above": ("from ..a import x, y", "p.sub", ["p.a", "p.a"], False),
+    "modules of a folder": ("from .. import a, b", "p.sub", ["p.a", "p.b"], False),
+    "by its whole name": ("import p.sub.c", "p", ["p.sub.c"], False),
+    "from its whole name": ("from p.sub import c, d", "p", ["p.sub.c", "p.sub"], False),
+    "for types": ("if TYPE_CHECKING:\n    from .a import x", "p", ["p.a"], False),
+    "in a function": ("def f():\n    from .a import x", "p", ["p.a"], True),
+    "in a method's branch": ("class C:\n  def f(self):\n    if x:\n      import p.b", "p", ["p.b"], True),
+    "another package": ("import torch\nfrom torch import a", "p", [], False),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_every_form_of_import_is_seen(name: str) -> None:
+    text, package, modules, is_late = IMPORTS[name]
+    found = module_imports(ast.parse(text), package, KNOWN_MODULES)
+    assert [one.module for one in found] == modules
+    assert all(one.is_late == is_late for one in found)
+
+
+@pytest.mark.parametrize(
+    ("edges", "expected"),
+    [
+        ({"a": "b", "b": "c", "c": ""}, []),
+        ({"a": "b", "b": "a", "c": "a"}, [["a", "b"]]),
+        ({"a": "b", "b": "c", "c": "a", "d": "e", "e": "d"}, [["a", "b", "c"], ["d", "e"]]),
+    ],
+    ids=["none", "two and one outside", "three, and two more"],
+)
+def test_circles_are_found(edges: dict[str, str], expected: list[list[str]]) -> None:
+    assert circles(edges) == expected
 
 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)

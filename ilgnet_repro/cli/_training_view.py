@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..train.observe import Forward, Observer, Test, Updated
+from ..train.observe import Forward, Observer, Run, Test, Updated
 from ._console import make_console
-
-if TYPE_CHECKING:
-    from ..train.loop import Trainer
 
 
 class TrainingView(Observer):
@@ -36,23 +33,23 @@ class TrainingView(Observer):
         if topic in ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged"):
             self._console.print(text, soft_wrap=True)
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Run) -> None:
         total = trainer.settings.max_iter
         self._task = self._progress.add_task("training", total=total, completed=trainer.iteration, state="")
         self._progress.start()
 
-    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+    def on_forward(self, trainer: Run, forward: Forward) -> None:
         self._loss = f"loss {forward.smoothed:.4f}"
 
-    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+    def on_update(self, trainer: Run, updated: Updated) -> None:
         self._progress.update(
             self._task, completed=updated.iteration + 1, state=f"{self._loss}  lr {updated.rate:.3g}"
         )
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         values = "  ".join(f"{output.name} {output.value:.4f}" for output in test.outputs[:6])
-        net = f" net {test.net}" if len(trainer.tester.nets) > 1 else ""
+        net = f" net {test.net}" if len(trainer.test_nets) > 1 else ""
         self._console.print(f"test at {test.iteration}{net}: {values}", soft_wrap=True)
 
-    def on_finish(self, trainer: Trainer) -> None:
+    def on_finish(self, trainer: Run) -> None:
         self._progress.stop()

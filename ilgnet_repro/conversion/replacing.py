@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..paths import PathLike, check_output, check_replaced
+from .pt2_file import METADATA_FILE
 
 _HEAD = 4096  # bytes that hold each format's mark
 
@@ -30,8 +31,6 @@ def check_replacing(written: Sequence[Path], folder: Path, inputs: Iterable[Path
 def _recognizer(written: Path) -> Callable[[Path], bool]:
     def is_ours(target: Path) -> bool:
         if target.suffix == ".pt2":
-            from .export_pt2 import METADATA_FILE
-
             if not zipfile.is_zipfile(target):
                 return False
             with zipfile.ZipFile(target) as archive:

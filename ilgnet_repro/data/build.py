@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def build_lmdb(
     if not len(images):
         raise DataError(f"{images.path}: has no rows; write `path label` lines")
     check_output(target, [images.path])
-    with Journal(target, images, os.fspath(root), options) as journal:
+    with Journal(target, images, os.fspath(root), asdict(options)) as journal:
         start = len(images)
         if not journal.whole:
             writer = LmdbWriter(journal.database)

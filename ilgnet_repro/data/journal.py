@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import DataError
 from ..paths import check_replaced, starts_with
 from .listfile import ImageList
-
-if TYPE_CHECKING:
-    from .build import BuildOptions
 
 
 class BadRow(NamedTuple):
@@ -66,12 +63,12 @@ class Journal:
     there already, another process is building it, or the folder was begun with another list or flags.
     """
 
-    def __init__(self, target: Path, images: ImageList, root: str, options: BuildOptions) -> None:
+    def __init__(self, target: Path, images: ImageList, root: str, flags: Mapping[str, Any]) -> None:
         self.target = target
         self.folder = target.with_name(target.name + ".partial")
         self.database = self.folder / "db"
         self.list_name = os.fspath(images.path)
-        self.plan = {"list": images.digest(), "rows": len(images), "root": root, **asdict(options)}
+        self.plan = {"list": images.digest(), "rows": len(images), "root": root, **flags}
         self.bad: list[BadRow] = []
         self.whole = False
         self._lock = -1

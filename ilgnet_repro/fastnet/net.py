@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,10 @@ from ..errors import GraphError, IlgnetError
 from ..graph.node import Value
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
 from ..modes import as_loaded
+from ..net import CaffeNet
 from .compiled import compile_runs
 from .precisions import PRECISIONS
 from .steps import Step, folded, per_picture, plan_steps, run_steps
-
-if TYPE_CHECKING:
-    from ..net import CaffeNet
 
 _CPU = torch.device("cpu")
 Tell = Callable[[str], None]

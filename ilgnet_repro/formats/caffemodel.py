@@ -19,6 +19,7 @@ from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, scan_blob
 from .caffemodel_writer import strip_fork_fields, write_caffemodel
+from .hdf5model import hdf5_layers
 from .kinds import Kind, expect
 from .layer_types import modern_type_of_v0, modern_type_of_v1
 from .mapped import map_file
@@ -105,8 +106,6 @@ def open_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     kind = expect(path, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.HDF5, Kind.UNKNOWN)
     buffer = map_file(path)
     if kind in (Kind.CAFFEMODEL_H5, Kind.HDF5):
-        from .hdf5model import hdf5_layers
-
         return CaffeModel(path, "", tuple(hdf5_layers(path, buffer)), None)
     name, layers = _scan_net(buffer, path.name)
     return CaffeModel(path, name, layers, buffer)

@@ -12,6 +12,7 @@ from ..errors import IlgnetError, LayerError
 from ..graph.node import Node
 from ..schema import caffe_pb2 as pb
 from .base import Layer
+from .shared import SharedView
 
 _classes: dict[str, type[Layer]] = {}
 
@@ -52,8 +53,6 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     """
     _load_families()
     if node.made:
-        from .shared import SharedView
-
         return SharedView(node, ranks)
     cls = _classes.get(node.type)
     if cls is None:

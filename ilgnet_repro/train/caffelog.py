@@ -6,13 +6,10 @@ import os
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from ..errors import printable_lines
-from .observe import Forward, Observer, Output, Test, Updated
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from .observe import Forward, Observer, Output, Run, Test, Updated
 
 # Where Caffe 1.0 logs each line; log readers look for the file's name.
 PLACES = {
@@ -63,10 +60,10 @@ class CaffeLog(Observer):
         prefix = f"I{now:%m%d %H:%M:%S}.{now.microsecond:06d} {os.getpid():5d} {PLACES[topic]}] "
         print(prefix + printable_lines(text), file=self.stream or sys.stderr, flush=True)
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Run) -> None:
         self._since, self._last = time.perf_counter(), trainer.iteration
 
-    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+    def on_forward(self, trainer: Run, forward: Forward) -> None:
         if not forward.display:
             return
         now = time.perf_counter()
@@ -79,7 +76,7 @@ class CaffeLog(Observer):
         )
         self._outputs("train_output", "Train", forward.outputs)
 
-    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+    def on_update(self, trainer: Run, updated: Updated) -> None:
         if updated.new_step is not None:
             self.tell(
                 "multistep", f"MultiStep Status: Iteration {updated.iteration}, step = {updated.new_step}"
@@ -94,7 +91,7 @@ class CaffeLog(Observer):
                 f"by scale factor {clip.factor:g}",
             )
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         if test.loss is not None:
             self.tell("test_loss", f"Test loss: {test.loss:g}")
         self._outputs("test_output", "Test", test.outputs)

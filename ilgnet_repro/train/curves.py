@@ -6,15 +6,12 @@ import csv
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..atomic import atomic_file, atomic_path
 from ..errors import DataError, SolverError, printable
 from ..paths import check_output, check_replaced, starts_with
-from .observe import Forward, Observer, Test, Updated
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from .observe import Forward, Observer, Run, Test, Updated
 
 TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"
 _TRAIN_COLUMNS = ["iteration", "learning_rate", "loss", "smoothed_loss"]
@@ -41,7 +38,7 @@ class CsvLog(Observer):
             self.folder / PLOT, lambda path: (self.folder / TRAIN).is_file(), "`ilgnet train`", remedy
         )
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Run) -> None:
         self.check()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,23 +48,23 @@ class CsvLog(Observer):
             ) from error
         self._rate = 0.0
         self._table(TRAIN, trainer, _TRAIN_COLUMNS)
-        nets = len(trainer.tester.nets)
+        nets = len(trainer.test_nets)
         names = [
             f"{output}#{net}" if nets > 1 else output
-            for net, one in enumerate(trainer.tester.nets)
+            for net, one in enumerate(trainer.test_nets)
             for output in one.outputs
         ]
         self._table(TEST, trainer, ["iteration", *names])
         self._row: dict[str, float] = {}
         self._nets, self._left = nets, nets
 
-    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+    def on_forward(self, trainer: Run, forward: Forward) -> None:
         self._forward = forward
 
-    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+    def on_update(self, trainer: Run, updated: Updated) -> None:
         self._write(TRAIN, [updated.iteration, updated.rate, self._forward.loss, self._forward.smoothed])
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         for output in test.outputs:  # of a blob of several values, the first
             self._row.setdefault(f"{output.name}#{test.net}" if self._nets > 1 else output.name, output.value)
         self._left -= 1
@@ -75,11 +72,11 @@ class CsvLog(Observer):
             self._write(TEST, [test.iteration, *self._row.values()])
             self._row, self._left = {}, self._nets
 
-    def on_finish(self, trainer: Trainer) -> None:
+    def on_finish(self, trainer: Run) -> None:
         for file in self._files.values():
             file.close()
 
-    def _table(self, name: str, trainer: Trainer, columns: Sequence[str]) -> None:
+    def _table(self, name: str, trainer: Run, columns: Sequence[str]) -> None:
         path = self.folder / name
         kept = []
         if trainer.iteration and path.is_file():
@@ -115,17 +112,17 @@ class TensorBoardLog(Observer):
                 f"{folder}: TensorBoard takes names in UTF-8 only; give another --out"
             ) from error
 
-    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+    def on_forward(self, trainer: Run, forward: Forward) -> None:
         self._writer.add_scalar("train/loss", forward.loss, forward.iteration)
 
-    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+    def on_update(self, trainer: Run, updated: Updated) -> None:
         self._writer.add_scalar("train/learning_rate", updated.rate, updated.iteration)
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         for output in test.outputs:
             self._writer.add_scalar(f"test{test.net or ''}/{output.name}", output.value, test.iteration)
 
-    def on_finish(self, trainer: Trainer) -> None:
+    def on_finish(self, trainer: Run) -> None:
         self._writer.close()
 
 

@@ -6,17 +6,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import strict_json
 from ..atomic import atomic_file
 from ..errors import SolverError
 from ..paths import check_output, check_replaced
-from .observe import Observer, Test
+from .observe import Observer, Run, Test
 from .snapshot import all_finite
-
-if TYPE_CHECKING:
-    from .loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,10 @@ class BestWeights(Observer):
         self.best: Best | None = None
         self._diverged = 0  # tests so far without a finite one
 
-    def on_start(self, trainer: Trainer) -> None:
-        if not trainer.tester.nets:
+    def on_start(self, trainer: Run) -> None:
+        if not trainer.test_nets:
             raise SolverError("solver: has no test net to tell the best weights by; give test_iter and a net")
-        outputs = trainer.tester.nets[0].outputs
+        outputs = trainer.test_nets[0].outputs
         if self.output is not None and self.output not in outputs:
             raise SolverError(
                 f"best-by {self.output!r} is no output of the test net; it has {', '.join(outputs)}"
@@ -64,7 +60,7 @@ class BestWeights(Observer):
         # A run that resumes makes the same tests again that it made before it was cut off: they count once.
         self.best = _read(self._path(trainer, "json")) if trainer.iteration else None
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         if test.net:
             return
         chosen = [output for output in test.outputs if output.name == self.output]
@@ -95,7 +91,7 @@ class BestWeights(Observer):
         with atomic_file(self._path(trainer, "json"), "w") as file:
             file.write(strict_json.dumps(asdict(self.best)))
 
-    def _path(self, trainer: Trainer, ending: str) -> Path:
+    def _path(self, trainer: Run, ending: str) -> Path:
         return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")
 
 

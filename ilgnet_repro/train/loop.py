@@ -19,7 +19,7 @@ from ..net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
 from .nets import build_net, check_layer_names, check_splitting, learnables
-from .observe import Forward, Observer, Output, Updated
+from .observe import Forward, Observer, Output, Updated, tell_outputs
 from .precision import Precision
 from .signals import Requests
 from .solver import Settings, net_text
@@ -119,7 +119,7 @@ class Trainer:
         for note in self.snapshots.check_names(net):
             self.tell("note", note)
         self.net = net.to(self.device, self.precision.dtype)
-        self.tell_outputs(self.net)
+        tell_outputs(self.net, self.tell)
         for file in settings.weights:
             self.tell("weights", f"Finetuning from {file}")
         for text in strange:
@@ -136,8 +136,16 @@ class Trainer:
         )
         self._pass = group.wrap(_Pass(self.net), self.device, some_unused=cut)
         self.updater = Updater(settings, self.learnables)
-        self.tester = Tester(self)
+        self.tester = Tester(
+            settings, self.net, seed=self.seed, device=self.device, precision=self.precision, group=group,
+            tell=self.tell,
+        )  # fmt: skip
         self.tell("built", "Solver scaffolding done.")
+
+    @property
+    def test_nets(self) -> Sequence[CaffeNet]:
+        """The nets of the tests, in the solver's order."""
+        return self.tester.nets
 
     # ------------------------------------------------------------------ running
 
@@ -214,7 +222,7 @@ class Trainer:
             self.tell("done", "Optimization stopped early.")
         else:
             if settings.test_interval and self.iteration % settings.test_interval == 0:
-                self.tester.run_all()
+                self._test()
             self.tell("done", "Optimization Done.")
 
     def step(self, iterations: int) -> None:
@@ -225,11 +233,11 @@ class Trainer:
         self._smoothed = 0.0
         passes = settings.iter_size * self.options.accumulate
         self._batches = self.feed.batches(self.iteration * passes, self.options.workers)
-        self.tester.go_to(self.iteration)
+        self.tester.go_to(self.iteration, self.options.workers)
         for _ in range(iterations):
             due = settings.test_interval and self.iteration % settings.test_interval == 0
             if due and (self.iteration or settings.test_initialization):
-                self.tester.run_all()
+                self._test()
                 if self.stopped:
                     break
             self._iterate(passes)
@@ -238,6 +246,22 @@ class Trainer:
                 self.snapshot()
             if self.stopped:
                 break
+
+    def _test(self) -> None:
+        """Test every net, and tell the results."""
+        for index in range(len(self.tester.nets)):
+            self.tell("testing", f"Iteration {self.iteration}, Testing net (#{index})")
+            test = self.tester.run(index, self.iteration, self._is_stopped)
+            if test is None:
+                self.tell("test_cut", "Test interrupted.")
+                return
+            for observer in self.observers:
+                observer.on_test(self, test)
+        self.heed_requests()
+
+    def _is_stopped(self) -> bool:
+        self.heed_requests()
+        return self.stopped
 
     def _iterate(self, passes: int) -> None:
         settings = self.settings
@@ -366,9 +390,3 @@ class Trainer:
         """Hand a line of Caffe's log to every observer."""
         for observer in self.observers:
             observer.tell(topic, text)
-
-    def tell_outputs(self, net: CaffeNet) -> None:
-        """Tell what a net puts out, as Caffe ends the building of one."""
-        for name in net.outputs:
-            self.tell("net_output", f"This network produces output {name}")
-        self.tell("net_done", "Network initialization done.")

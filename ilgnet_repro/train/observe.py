@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
+from ..net import CaffeNet
+from .solver import Settings
 from .updates import Clipping
-
-if TYPE_CHECKING:
-    from .loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,51 @@ class Test:
     finite: bool = True
 
 
+Tell = Callable[[str, str], None]  # takes a line of Caffe's log, as `Observer.tell` does
+
+
+def tell_outputs(net: CaffeNet, tell: Tell) -> None:
+    """Tell what a net puts out, as Caffe ends the building of one."""
+    for name in net.outputs:
+        tell("net_output", f"This network produces output {name}")
+    tell("net_done", "Network initialization done.")
+
+
+class Run(Protocol):
+    """What observers may ask of the trainer that they hear from, and what they may have it do."""
+
+    settings: Settings
+    net: CaffeNet
+    iteration: int
+
+    @property
+    def test_nets(self) -> Sequence[CaffeNet]:
+        """The nets of the tests, in the solver's order."""
+
+    def stop(self, reason: str) -> None:
+        """Have the run end after this iteration, or this test."""
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights of this moment to a file of their own."""
+
+
 class Observer:
     """Does nothing; subclasses write over what they care about.  Only the first process has observers."""
 
     def tell(self, topic: str, text: str) -> None:
         """Take a line that Caffe's solver would log; topics are those of caffelog.py."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Run) -> None:
         """A run is about to begin, perhaps from a snapshot (`trainer.iteration`)."""
 
-    def on_forward(self, trainer: Trainer, forward: Forward) -> None:
+    def on_forward(self, trainer: Run, forward: Forward) -> None:
         """The gradients of an iteration are there."""
 
-    def on_update(self, trainer: Trainer, updated: Updated) -> None:
+    def on_update(self, trainer: Run, updated: Updated) -> None:
         """The weights have changed."""
 
-    def on_test(self, trainer: Trainer, test: Test) -> None:
+    def on_test(self, trainer: Run, test: Test) -> None:
         """A test net has run; the observer may call `trainer.stop`."""
 
-    def on_finish(self, trainer: Trainer) -> None:
+    def on_finish(self, trainer: Run) -> None:
         """The run is over, or stopped."""

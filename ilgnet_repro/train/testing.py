@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,84 +11,76 @@ from torch import Tensor
 from ..feeding.feed import Feed
 from ..modes import as_loaded
 from ..net import CaffeNet
+from .distributed import Group
 from .nets import build_test_net, check_splitting
-from .observe import Output, Test
-from .solver import net_text
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from .observe import Output, Tell, Test, tell_outputs
+from .precision import Precision
+from .solver import Settings, net_text
 
 
 class Tester:
     """All test nets of a solver.  Processes share the batches of a test between them."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(
+        self,
+        settings: Settings,
+        train_net: CaffeNet,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        group: Group,
+        tell: Tell,
+    ) -> None:
         self.nets: list[CaffeNet] = []
+        self._settings, self._group = settings, group
+        self._device, self._precision = device, precision
         self._feeds: list[Feed] = []
-        settings = trainer.settings
         for index, test_net in enumerate(settings.test_nets):
             source = test_net.source
-            trainer.tell("test_net", f"Creating test net (#{index}) specified by {source.label}")
-            trainer.tell("net", "Initializing net from parameters: \n" + net_text(source))
-            feed = Feed(source.graph, settings.root, trainer.seed)
+            tell("test_net", f"Creating test net (#{index}) specified by {source.label}")
+            tell("net", "Initializing net from parameters: \n" + net_text(source))
+            feed = Feed(source.graph, settings.root, seed)
             self.nets.append(
-                build_test_net(source.graph, feed.shapes(), trainer.net).to(
-                    trainer.device, trainer.precision.dtype
-                )
+                build_test_net(source.graph, feed.shapes(), train_net).to(device, precision.dtype)
             )
-            check_splitting(self.nets[-1], trainer.group.world)
+            check_splitting(self.nets[-1], group.world)
             self._feeds.append(feed)
-            trainer.tell_outputs(self.nets[-1])
+            tell_outputs(self.nets[-1], tell)
             for file in settings.weights:
-                trainer.tell("weights", f"Finetuning from {file}")
+                tell("weights", f"Finetuning from {file}")
         self._batches: list[Iterator[dict[str, Tensor]]] = []
 
-    def go_to(self, iteration: int) -> None:
-        """Put the data where they are after all tests of the iterations before this one."""
-        settings = self.trainer.settings
+    def go_to(self, iteration: int, workers: int) -> None:
+        """Put the data where they are after all tests of the iterations before this one; ``workers`` read ahead."""
+        settings = self._settings
         done = -(-iteration // settings.test_interval) if settings.test_interval else 0
         if iteration and not settings.test_initialization:
             done -= 1
-        group = self.trainer.group
+        group = self._group
         self._batches = [
-            feed.batches(
-                _own_passes(done, test_net.test_iter, group.rank, group.world), self.trainer.options.workers
-            )
+            feed.batches(_own_passes(done, test_net.test_iter, group.rank, group.world), workers)
             for feed, test_net in zip(self._feeds, settings.test_nets, strict=True)
         ]
 
-    def run_all(self) -> None:
-        """Test every net, and tell the results."""
-        for index in range(len(self.nets)):
-            self.trainer.tell("testing", f"Iteration {self.trainer.iteration}, Testing net (#{index})")
-            test = self._run(index)
-            if test is None:
-                self.trainer.tell("test_cut", "Test interrupted.")
-                return
-            for observer in self.trainer.observers:
-                observer.on_test(self.trainer, test)
-        self.trainer.heed_requests()
-
     @torch.no_grad()
-    def _run(self, index: int) -> Test | None:
-        trainer, net = self.trainer, self.nets[index]
-        group, times = trainer.group, trainer.settings.test_nets[index].test_iter
+    def run(self, index: int, iteration: int, is_stopped: Callable[[], bool]) -> Test | None:
+        """Test one net and return its results; None where ``is_stopped``, asked before each batch, cuts it short."""
+        net, group = self.nets[index], self._group
+        times = self._settings.test_nets[index].test_iter
         names = net.outputs
         scores = _scores(net)
         sums: Tensor | None = None
         sizes: dict[str, Tensor] = {}
         for _ in range(group.rank, times, group.world):
-            if group.world == 1:  # a request between batches would part the processes of a group
-                trainer.heed_requests()
-                if trainer.stopped:
-                    return None
+            if group.world == 1 and is_stopped():  # between batches it would part the processes of a group
+                return None
             batch = next(self._batches[index])
-            batch = {top: value.to(trainer.device, trainer.precision.dtype) for top, value in batch.items()}
+            batch = {top: value.to(self._device, self._precision.dtype) for top, value in batch.items()}
             with as_loaded(net):
                 done = net.run(batch, (*names, *scores))
             sizes = {name: done.blobs[name].reshape(-1) for name in names}
-            loss = torch.zeros(1, device=trainer.device) if done.loss is None else done.loss.view(1)
+            loss = torch.zeros(1, device=self._device) if done.loss is None else done.loss.view(1)
             unsound = ~loss.isfinite() | any(bool(done.blobs[name].isnan().any()) for name in scores)
             values = torch.cat(
                 [loss.double(), unsound.double(), *(value.double() for value in sizes.values())]
@@ -97,11 +88,11 @@ class Tester:
             sums = values if sums is None else sums + values
         if sums is None:  # more processes than batches: the outputs' sizes, at least
             sizes = {name: torch.zeros(net.shapes[name]).reshape(-1) for name in names}
-            sums = torch.zeros(2 + sum(map(len, sizes.values())), dtype=torch.float64, device=trainer.device)
+            sums = torch.zeros(2 + sum(map(len, sizes.values())), dtype=torch.float64, device=self._device)
         loss, unsound_share, *means = (group.sum(sums) / times).tolist()
         return Test(
-            trainer.iteration, index, output_values(net, sizes, means),
-            loss if trainer.settings.test_compute_loss else None, finite=not unsound_share,
+            iteration, index, output_values(net, sizes, means),
+            loss if self._settings.test_compute_loss else None, finite=not unsound_share,
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
 from ...formats.kinds import Kind, kind_of, refusal
+from ...graph.build import build_graph
 from ...net import CaffeNet
 from ...plan import plan_net
 from ...weights import DRAW_SEED, take_weights
@@ -18,6 +19,7 @@ from ..find import find_net
 from ..load import load
 from ..pt2_file import read_pt2
 from ..python_names import argument_name
+from .onnx_side import onnx_side
 from .side import Arrays, Input, Side, graph_of
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
 
@@ -73,8 +75,6 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
 
 
 def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt, allow_missing: Collection[str] = ()) -> Side:
-    from ...graph.build import build_graph
-
     model = open_caffemodel(path)
     graph = build_graph(find_net(model, prototxt).net)
     plan = plan_net(graph)
@@ -105,8 +105,6 @@ def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
 
 def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:
-    from .onnx_side import onnx_side
-
     return onnx_side(spec, "onnx", path)
 
 

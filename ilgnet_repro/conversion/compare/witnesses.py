@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ...errors import IlgnetError
 from ...formats.caffemodel import open_caffemodel
 from ...formats.prototxt import format_message
 from ...graph.build import build_graph
@@ -199,8 +200,6 @@ def _run(spec: str, arguments: list[str], environment: Mapping[str, str]) -> Non
 
 
 def _guarded(spec: str, call):  # type: ignore[no-untyped-def]
-    from ...errors import IlgnetError
-
     try:
         return call()
     except IlgnetError as error:

@@ -58,6 +58,15 @@ class Blob:
         return np.ndarray((run.size,), self.dtype, self.buffer, run.offset, (run.stride,))
 
 
+@dataclass(frozen=True)
+class LayerBlobs:
+    """A layer of the file: its name, its type as Caffe 1.0 spells it, its arrays in Caffe's order."""
+
+    name: str
+    type: str
+    blobs: tuple[Blob, ...]
+
+
 def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
     """Find shape and values of the BlobProto in ``buffer[start:stop]``; diffs are skipped.
 

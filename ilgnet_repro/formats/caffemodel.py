@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from ..errors import FormatError
 from ..schema import caffe_pb2
 from . import wire
-from .blob import Blob, scan_blob
+from .blob import Blob, LayerBlobs, scan_blob
 from .caffemodel_writer import strip_fork_fields, write_caffemodel
 from .hdf5model import hdf5_layers
 from .kinds import Kind, expect
@@ -47,15 +47,6 @@ class _Generation:
 _V2 = _Generation(name=1, type=2, blobs=7)
 _V1 = _Generation(name=4, type=5, blobs=6, nested=1)
 _V0 = _Generation(name=1, type=2, blobs=50)
-
-
-@dataclass(frozen=True)
-class LayerBlobs:
-    """A layer of the file: its name, its type as Caffe 1.0 spells it, its arrays in Caffe's order."""
-
-    name: str
-    type: str
-    blobs: tuple[Blob, ...]
 
 
 @dataclass(frozen=True)

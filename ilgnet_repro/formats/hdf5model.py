@@ -19,8 +19,7 @@ import numpy as np
 from ..atomic import atomic_path
 from ..errors import FormatError, WeightsError
 from ..schema import caffe_pb2
-from .blob import LARGEST_COUNT, MOST_AXES, Blob, Run
-from .caffemodel import LayerBlobs
+from .blob import LARGEST_COUNT, MOST_AXES, Blob, LayerBlobs, Run
 from .caffemodel_writer import check_layers
 from .wording import shown
 

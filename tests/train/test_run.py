@@ -97,7 +97,7 @@ def test_caffe_train_resumes(workplace, capsys):
         ),
         (
             ["-solver", "tiny.prototxt"],
-            "solver: field name (line 1, column 1) belongs to a net; give the solver's prototxt",
+            "is a net's prototxt, not a solver's prototxt; give the solver that names this net",
         ),
     ],
     ids=["absent", "both", "no-state", "two-gpus", "a-net"],

@@ -24,7 +24,7 @@ from bench_train_step import fed
 
 from ilgnet_repro.audit import audit
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.zoo.catalogue import BUILDERS
 
 # What is compared -> the deploy net, the training net.

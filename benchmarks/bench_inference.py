@@ -31,8 +31,8 @@ from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.fastnet.precisions import PRECISIONS
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message
-from ilgnet_repro.loading import load_net
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.load import load_net
+from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 

@@ -22,7 +22,6 @@ import torch
 from handwritten_ilgnet import HandwrittenILGNet
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.job import Options
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
         ours = Path(folder, f"{Path(args.weights).stem}.onnx")
         fast = Path(folder, "fast")
         fast.mkdir()
-        ir.convert(args.weights, to=("onnx",), out=fast, options=Options(fast_lrn=True))
+        ir.convert(args.weights, to=("onnx",), out=fast, fast_lrn=True)
         print(f"ours written in {time.perf_counter() - started:.1f} s (twice, with safetensors)")
         net = ir.load(ours.with_suffix(".safetensors"))
         hand = HandwrittenILGNet().take([blob for blobs in net.params.values() for blob in blobs])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.zoo.catalogue import build
 
 LIMIT = 1.2

@@ -34,7 +34,7 @@ from ilgnet_repro.evaluate.runner import run_protocol, scorer
 from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.fastnet.precisions import PRECISIONS
 from ilgnet_repro.formats.prototxt import format_message
-from ilgnet_repro.scoring import open_weights
+from ilgnet_repro.runtime.load import load
 from ilgnet_repro.zoo import ilgnet
 
 BATCH = 48
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--fast", choices=PRECISIONS, help="test the net's fast form")
     args = parser.parse_args()
 
-    net, _ = open_weights(args.weights)
+    net = load(args.weights)
     score = scorer(fast_net(net, args.fast) if args.fast else net)
     side = net.shapes[net.inputs[0]][2]
     mean = np.full((3, RESIZE, RESIZE), 100, np.float32)

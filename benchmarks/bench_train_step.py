@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.nets import learnables
 from ilgnet_repro.train.solver import Settings, make_settings

@@ -9,23 +9,24 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .conversion.convert import convert
-    from .conversion.load import load
+    from .conversion.save import save
     from .fastnet.net import fast
-    from .loading import load_net
-    from .net import CaffeNet
+    from .runtime.load import load, load_net
+    from .runtime.net import CaffeNet
     from .scoring import score
 
 # Imported when first used, so that `ilgnet --help` does not wait for torch.
 _EXPORTS = {
-    "CaffeNet": "net",
+    "CaffeNet": "runtime.net",
     "convert": "conversion.convert",
     "fast": "fastnet.net",
-    "load": "conversion.load",
-    "load_net": "loading",
+    "load": "runtime.load",
+    "load_net": "runtime.load",
+    "save": "conversion.save",
     "score": "scoring",
 }
 
-__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "score"]
+__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "save", "score"]
 
 
 def __getattr__(name: str) -> Any:

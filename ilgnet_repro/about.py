@@ -13,7 +13,7 @@ import numpy as np
 
 from . import strict_json
 from .data.images import LARGEST_SIDE
-from .data.preprocess import ORDERS, Preprocessing
+from .data.preprocess import ORDERS, Preprocessing, read_bgr
 from .errors import DataError, FormatError, printable
 from .feeding.preprocessing import preprocessing_of
 from .known import Identity, KnownModel, ScoreAt, assumed, assumed_note
@@ -67,7 +67,9 @@ class About:
     """What a net carries along.
 
     ``assumed`` tells that preprocessing, labels and score are those of a model that has the same layers, which
-    need not be the one these weights were trained for.  ``model`` is the name of the known model.
+    need not be the one these weights were trained for.  ``model`` is the name of the known model.  ``prototxt`` is
+    where the net's text was found, ``extra_layers`` what the weights file holds and the net lacks.  A net that
+    prepares uint8 images itself has their channel order in ``image_order``.
     """
 
     preprocessing: Preprocessing | None = None
@@ -77,6 +79,17 @@ class About:
     score: ScoreAt | None = None
     model: str = ""
     notes: tuple[str, ...] = ()
+    prototxt: str = ""
+    extra_layers: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    image_order: str = ""
+
+    def of_model(self, model: KnownModel, *, assumed: bool = False) -> About:
+        """Return this with what the manifest knows of a model."""
+        return replace(
+            self, preprocessing=model.preprocessing, assumed=assumed, labels=model.labels, score=model.score,
+            model=model.name,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         guess = " (assumed)" if self.assumed else ""
@@ -234,6 +247,9 @@ def prepare(
     refused: whether they count to 1 or to 255 cannot be known.  ``size`` (height, width) stands in for the
     preprocessing's own.  Raises DataError, with the file's name or the image's number, for what is no image.
     """
+    listed = _listed(images)
+    if about.image_order:
+        return _stacked(listed, about.image_order, order)
     how = preprocessing or about.preprocessing
     if how is None:
         raise DataError(
@@ -244,7 +260,6 @@ def prepare(
         raise DataError(f"order {order!r}: the channels of an array are in the order BGR or RGB")
     if size is not None and size != how.size:
         how = replace(how, size=size)
-    listed = _listed(images)
     try:
         blob = np.empty((len(listed), 3, *how.size), np.float32)
     except MemoryError as error:
@@ -252,6 +267,24 @@ def prepare(
     for index, image in enumerate(listed):
         blob[index] = _prepare_one(how, image, order, f"image {index + 1} of {len(listed)}")
     return blob
+
+
+def _stacked(listed: list[Any], wanted: str, order: str) -> np.ndarray:
+    """Images as they are, uint8 N x height x width x 3 in ``wanted`` order, for a net that prepares them itself."""
+    pixels = [
+        _pixels(image, order, f"image {index + 1} of {len(listed)}") for index, image in enumerate(listed)
+    ]
+    sizes = {one.shape[:2] for one in pixels}
+    if len(sizes) > 1:
+        shown = ", ".join("x".join(map(str, size)) for size in sorted(sizes)[:3])
+        raise DataError(f"images of several sizes ({shown}) make no batch; give them one at a time")
+    stacked = np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8)
+    return np.ascontiguousarray(stacked if wanted == "BGR" else stacked[..., ::-1])
+
+
+def _pixels(image: Any, order: str, where: str) -> np.ndarray:
+    found = _opened(image, order, where, upright=True)
+    return found if isinstance(found, np.ndarray) else read_bgr(found)
 
 
 def _listed(images: Any) -> list[Any]:
@@ -266,23 +299,27 @@ def _listed(images: Any) -> list[Any]:
 
 
 def _prepare_one(how: Preprocessing, image: Any, order: str, where: str) -> np.ndarray:
-    picture: str | os.PathLike[str] | np.ndarray
-    if isinstance(image, str | os.PathLike):
-        where = os.fsdecode(image) or "''"
-        if not os.path.isfile(image):
-            is_folder = os.path.isdir(image)
-            raise DataError(f"{where}: {'is a folder; give its files' if is_folder else 'no such file'}")
-        picture = image
-    elif isinstance(image, np.ndarray):
-        picture = _bgr(image, order, where)
-    elif _is_pil(image):
-        picture = _from_pil(image, where, upright=how.path == "crop")
-    else:
-        raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
+    opened = _opened(image, order, where, upright=how.path == "crop")
+    where = where if isinstance(opened, np.ndarray) else os.fsdecode(opened)
     try:
-        return how(picture)
+        return how(opened)
     except DataError as error:
         raise error if str(error).startswith(printable(where)) else DataError(f"{where}: {error}") from error
+
+
+def _opened(image: Any, order: str, where: str, *, upright: bool) -> str | os.PathLike[str] | np.ndarray:
+    """A path that is a file's, or pixels in BGR."""
+    if isinstance(image, str | os.PathLike):
+        if not os.path.isfile(image):
+            is_folder = os.path.isdir(image)
+            where = os.fsdecode(image) or "''"
+            raise DataError(f"{where}: {'is a folder; give its files' if is_folder else 'no such file'}")
+        return image
+    if isinstance(image, np.ndarray):
+        return _bgr(image, order, where)
+    if _is_pil(image):
+        return _from_pil(image, where, upright=upright)
+    raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
 
 
 def _bgr(image: np.ndarray, order: str, where: str) -> np.ndarray:

@@ -8,11 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .calls import shapes_by_name
-from .conversion.find import find_net
 from .data.manifest import file_sha256, known_release, releases
 from .errors import IlgnetError, LayerError
-from .formats.caffemodel import CaffeModel, open_caffemodel
 from .formats.upgrade import upgrade_net
 from .graph.build import build_graph
 from .graph.crops import place_crops
@@ -21,9 +18,12 @@ from .graph.fork_fields import drop_fields, net_refusals
 from .graph.node import Node
 from .layers.base import Shape
 from .layers.registry import tell_kinds
-from .plan import NetPlan, plan_net
+from .runtime.calls import shapes_by_name
+from .runtime.find import find_net
+from .runtime.load import open_weights
+from .runtime.plan import NetPlan, plan_net
+from .runtime.weights import Fit, WeightsFile, blob_counts, fit_weights
 from .schema import caffe_pb2 as pb
-from .weights import Fit, blob_counts, fit_weights
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
@@ -79,7 +79,7 @@ class Audit:
 
 def audit(
     net: pb.NetParameter,
-    weights: CaffeModel | None = None,
+    weights: WeightsFile | None = None,
     *,
     phase: str = "TEST",
     input_shapes: Mapping[str, Shape] | None = None,
@@ -136,7 +136,7 @@ def audit(
 
 def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **options: Any) -> Audit:
     """Audit a net with a weights file; without a net, the one that `find_net` finds for the weights."""
-    model = open_caffemodel(weights) if weights is not None else None
+    model = open_weights(weights) if weights is not None else None
     if prototxt is None:
         if model is None:
             raise IlgnetError("give a prototxt, a caffemodel, or both")
@@ -158,7 +158,7 @@ def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:
     )  # fmt: skip
 
 
-def _release_of(weights: CaffeModel | None) -> tuple[str | None, str | None]:
+def _release_of(weights: WeightsFile | None) -> tuple[str | None, str | None]:
     if weights is None:
         return None, None
     sha256 = file_sha256(weights.path)

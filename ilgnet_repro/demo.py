@@ -15,7 +15,7 @@ from .evaluate.context import RANDOM_MARK
 from .formats.caffemodel import open_caffemodel, write_caffemodel
 from .formats.prototxt import format_message
 from .graph.build import build_graph
-from .plan import plan_net
+from .runtime.plan import plan_net
 from .schema import caffe_pb2
 from .zoo import ilgnet
 from .zoo.builder import NetBuilder

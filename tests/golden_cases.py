@@ -9,10 +9,10 @@ import numpy as np
 
 from ilgnet_repro.formats.caffemodel import open_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
-from ilgnet_repro.weights import take_weights
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
+from ilgnet_repro.runtime.weights import take_weights
 
 FOLDER = Path(__file__).resolve().parent / "golden" / "layers"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))

@@ -16,8 +16,8 @@ from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.layers.base import Layer
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
 
 Shape = tuple[int, ...]
 Arrays = Sequence[np.ndarray]

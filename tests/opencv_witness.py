@@ -10,7 +10,7 @@ import numpy as np
 
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 # OpenCV 5 removed the reader.
 READS_CAFFE = hasattr(cv2.dnn, "readNetFromCaffe")

@@ -5,7 +5,7 @@ from pathlib import Path
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 SMALL_TEXT = """
 name: "small"

@@ -28,13 +28,22 @@ ROOMS = {
     "zoo": {"errors", "atomic", "paths", "schema", "formats"},
     "layers": {"errors", "schema", "graph"},
     "feeding": {"errors", "schema", "graph", "data", "layers"},
-    "weights": {"errors", "graph", "layers"},
-    "plan": {"errors", "graph", "layers"},
-    "calls": {"errors", "graph", "layers", "plan"},
-    "placed": {"errors", "graph", "layers"},
-    "net": {"errors", "schema", "graph", "layers", "memory", "plan", "calls", "placed"},
-    "modes": {"net"},
-    "loading": {"errors", "schema", "formats", "graph", "layers", "net", "plan", "calls", "weights"},
+    "runtime": {
+        "errors",
+        "strict_json",
+        "atomic",
+        "paths",
+        "memory",
+        "schema",
+        "formats",
+        "graph",
+        "data",
+        "known",
+        "about",
+        "zoo",
+        "layers",
+        "feeding",
+    },
 }
 LATER = {  # rooms built on nets; none of them imports the command line
     "audit", "conversion", "demo", "evaluate", "fastnet", "scoring", "train", "pycaffe",
@@ -73,11 +82,7 @@ def imports(path: Path) -> set[str]:
 
 
 # The imports inside functions from core to core, and why each is not at the top of its file.
-LATE_IMPORTS = {
-    ("conversion.targets", "conversion.export_onnx"): "onnx takes 0.3 s to import; only --to onnx needs it",
-    ("conversion.targets", "conversion.export_pt2"): "for now: until one table of formats takes the place of targets",
-    ("conversion.targets", "conversion.export_python"): "for now: until one table of formats takes the place of targets",
-}  # fmt: skip
+LATE_IMPORTS: dict[tuple[str, str], str] = {}
 LAZY = ("cli",)  # a command imports what it needs when it runs, so that `ilgnet --help` takes no torch
 
 

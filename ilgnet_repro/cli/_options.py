@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add_net_options(parser: argparse.ArgumentParser) -> None:
     """Add what chooses and shapes a net."""
-    parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TEST", help="default TEST")
+    parser.add_argument("--phase", choices=("TRAIN", "TEST"), help="default TEST, or what the file says")
     parser.add_argument(
         "--shape",
         action="append",
@@ -105,6 +105,12 @@ def make_fast(net: Any, args: argparse.Namespace) -> Any:
     """Return ``net``, or its fast form where the options ask for it."""
     if args.fast:
         from ..fastnet.net import fast
+        from ..runtime.runnable import FileNet
+
+        if isinstance(net, FileNet):
+            raise IlgnetError(
+                f"--fast: {net.name} is run by {net.form}, which lays it out itself; leave it out"
+            )
 
         return fast(
             net,

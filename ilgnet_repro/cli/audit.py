@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates:
         return _candidates(weights[0] if weights else "", args)
     found = audit_files(
-        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase,
+        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase or "TEST",
         input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
     )  # fmt: skip
     if args.json:
@@ -82,9 +82,9 @@ def _is_text(name: str) -> bool:
 def _candidates(weights: str, args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..conversion.find import deploy_candidates, match_built_in
     from ..errors import IlgnetError
     from ..formats.caffemodel import open_caffemodel
+    from ..runtime.find import deploy_candidates, match_built_in
 
     if not weights:
         raise IlgnetError("--candidates needs a caffemodel to hold the nets against")

@@ -11,7 +11,7 @@ from ._options import add_allow_missing, add_ignore_field, say_notes
 
 if TYPE_CHECKING:
     from ..evaluate.feeding import TestFeed
-    from ..net import CaffeNet
+    from ..runtime.net import CaffeNet
 
 _EPILOG = """examples:
   ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel
@@ -91,7 +91,7 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     """Build the net that the flags ask for, on its device, and what feeds it."""
     from ..evaluate.caffelines import log_built, log_net
     from ..evaluate.feeding import TestFeed, find_root, read_arrays
-    from ..loading import load_graph, load_net
+    from ..runtime.load import load_graph, load_net
     from ._options import read_shapes
 
     device = _device(args.gpu)
@@ -116,7 +116,7 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
         allow_missing=args.allow_missing,
         **state,
     )
-    say_notes(net.load_notes)
+    say_notes(net.about.filled)
     net = net.to(device)
     log_built(log, graph)
     return net, feed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
-from ..errors import printable
-from ._console import add_row, results_console
+from ..errors import IlgnetError, printable
+from ._console import add_row, results_console, say
 from ._options import (
     add_allow_missing,
     add_net_options,
@@ -20,10 +20,13 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..conversion.job import Options
+    from ..conversion.formats import SaveOptions
     from ..conversion.report import ConversionReport
+    from ..data.preprocess import Preprocessing
+    from ..runtime.net import CaffeNet
 
-FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel")
+FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5")
+WEIGHTS = (".caffemodel", ".caffemodel.h5")  # what is converted of a folder
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 _EPILOG = """examples:
@@ -35,6 +38,12 @@ _EPILOG = """examples:
   ilgnet convert fcn.caffemodel --prototxt fcn.prototxt --to onnx --dynamic-size --fold
   ilgnet convert ilgnet.caffemodel --to onnx --precision int8 --pictures a.jpg b.jpg
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to python,pt2
+  ilgnet convert trained.safetensors --to caffemodel,hdf5 --out caffe
+  ilgnet convert models more/x.caffemodel --to onnx --out onnx
+
+X is a caffemodel, its HDF5 form or a .safetensors file that was written here, told by what it holds; of a folder all
+files named .caffemodel and .caffemodel.h5 are taken. Of several files each is converted by itself: a bad one is
+reported in the table at the end, and the exit code is then 1.
 
 The prototxt is the one given, else NAME.prototxt or deploy.prototxt beside the weights, else the built-in
 net whose layers have the same names and shapes (ILGNet is one)."""
@@ -43,7 +52,7 @@ net whose layers have the same names and shapes (ILGNet is one)."""
 def add_parser(subparsers: Any) -> None:
     """Add ``convert``."""
     parser = subparsers.add_parser(
-        "convert", help="convert a caffemodel", description="Convert Caffe weights, all files or none.",
+        "convert", help="convert weights to other formats", description="Convert Caffe weights, all files or none.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     fill_parser(parser)
@@ -51,13 +60,18 @@ def add_parser(subparsers: Any) -> None:
 
 def fill_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("weights", metavar="X.caffemodel")
+    parser.add_argument("weights", nargs="+", metavar="X", help="weights files, or folders of them")
     parser.add_argument("--prototxt", metavar="P", help="the net the weights belong to")
     parser.add_argument(
         "--to", default="safetensors", metavar="FORMATS",
         help=f"formats, with commas between: {', '.join(FORMATS)} (default safetensors)",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: that of the weights)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the results, made if need be (default: the weights' own)"
+    )
+    parser.add_argument(
+        "--sha256", action="store_true", help="hash the weights even where their size is no known release's"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="run each written file against the original arrays"
     )
@@ -75,7 +89,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         help="multiply BatchNorm, Scale and Bias into the layers before them, drop Dropout and Split",
     )  # fmt: skip
     group.add_argument(
-        "--precision", choices=PRECISIONS, default="float32",
+        "--precision", choices=PRECISIONS,
         help="of dense (InnerProduct) weights, in safetensors and onnx; what it costs is measured and reported",
     )  # fmt: skip
     group.add_argument(
@@ -101,22 +115,11 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print the report."""
-    from ..conversion.convert import convert
-    from ..formats.caffemodel import open_caffemodel
-    from ._progress import progress_bar
-
-    size = sum(
-        4 * math.prod(blob.shape) for layer in open_caffemodel(args.weights).layers for blob in layer.blobs
-    )
-    shapes = read_shapes(args.shape)
-    with progress_bar(f"converting {Path(args.weights).name}", size, unit="bytes") as progress:
-        report = convert(
-            args.weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
-            preprocessing=read_preprocessing(args, _input_shape(args, shapes)), input_shapes=shapes,
-            ignore_fields=args.ignore_field, crop=args.crop, options=_options(args), pictures=args.pictures,
-            progress=progress, allow_missing=args.allow_missing,
-        )  # fmt: skip
+    """Convert, and print the report; of several files, a table."""
+    files = _files(args.weights)
+    if len(files) > 1 or Path(args.weights[0]).is_dir():
+        return _run_many(args, files)
+    report = _convert(args, files[0])
     if args.json:
         print(strict_json.dumps(report.to_json(), indent=2))
     else:
@@ -124,30 +127,89 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
-    from ..conversion.job import Options
+def _files(given: list[str]) -> list[Path]:
+    """The weights files that files and folders name.  Raises IlgnetError for a folder without any."""
+    found: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        held = sorted(
+            entry for entry in path.iterdir() if entry.name.lower().endswith(WEIGHTS) and entry.is_file()
+        )
+        if not held:
+            raise IlgnetError(f"{path}: holds no file named {' or '.join(WEIGHTS)}")
+        found += held
+    return list(dict.fromkeys(found))
 
-    return Options(
-        fold=args.fold, with_preprocessing=args.with_preprocessing, input_order=args.input_order,
-        precision=args.precision, dynamic_size=args.dynamic_size, fast_lrn=args.fast_lrn,
-    )  # fmt: skip
+
+def _convert(args: argparse.Namespace, weights: Path) -> ConversionReport:
+    from ..conversion.convert import convert
+    from ._progress import progress_bar
+
+    size = weights.stat().st_size if weights.is_file() else 0
+    with progress_bar(f"converting {weights.name}", size, unit="bytes") as progress:
+        return convert(
+            weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
+            input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
+            allow_missing=args.allow_missing, sha256=args.sha256, pictures=args.pictures,
+            preprocessing=lambda net: _preprocessing(args, net), progress=progress,
+            **_options(args),
+        )  # fmt: skip
 
 
-def _input_shape(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The shape of the net's picture, where preprocessing options need it."""
-    if args.size or all(
-        getattr(args, name) is None for name in ("path", "order", "scale", "mean_value", "mean_file")
-    ):
-        return None
-    from ..conversion.find import find_net
-    from ..formats.caffemodel import open_caffemodel
-    from ..graph.build import build_graph
-    from ..plan import plan_net
+def _run_many(args: argparse.Namespace, files: list[Path]) -> int:
+    """Convert each file by itself, going on past those that cannot be; 1 if there was one."""
+    from rich.table import Table
 
-    graph = build_graph(
-        find_net(open_caffemodel(args.weights), args.prototxt).net, args.phase, crop=args.crop
+    rows: list[dict[str, Any]] = []
+    taken: dict[Path, Path] = {}  # a result -> the file it was made of
+    for number, path in enumerate(files, 1):
+        say(f"{number} of {len(files)}: {path}", file=sys.stderr)
+        try:
+            _check_taken(args, path, taken)
+            rows.append({"file": str(path), "report": _convert(args, path).to_json(), "error": None})
+        except IlgnetError as error:
+            rows.append({"file": str(path), "report": None, "error": str(error)})
+    failed = sum(row["error"] is not None for row in rows)
+    if args.json:
+        print(strict_json.dumps(rows, indent=2))
+        return int(failed > 0)
+    table = Table(title=f"{len(files) - failed} of {len(files)} files converted", title_justify="left")
+    for column in ("weights", "net", "written", "error"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        report = row["report"]
+        written = ", ".join(one["path"] for one in report["written"]) if report else ""
+        add_row(table, row["file"], report["net"] if report else "", written, row["error"] or "")
+    results_console().print(table)
+    return int(failed > 0)
+
+
+def _check_taken(args: argparse.Namespace, path: Path, taken: dict[Path, Path]) -> None:
+    """Refuse to write over what another of the files was just converted to."""
+    from ..conversion.convert import stem_of
+
+    place = Path(args.out or path.parent).resolve() / stem_of(path)
+    if place in taken:
+        raise IlgnetError(
+            f"{path}: its results would replace those of {taken[place]}, which has the same name; convert it apart"
+        )
+    taken[place] = path
+
+
+def _options(args: argparse.Namespace) -> SaveOptions:
+    return {
+        "fold": args.fold, "with_preprocessing": args.with_preprocessing, "input_order": args.input_order,
+        "precision": args.precision, "dynamic_size": args.dynamic_size, "fast_lrn": args.fast_lrn,
+    }  # fmt: skip
+
+
+def _preprocessing(args: argparse.Namespace, net: CaffeNet) -> Preprocessing | None:
+    """What the options say, for the size of the net's own image."""
+    return read_preprocessing(
+        args, next((shape for name in net.inputs if len(shape := net.shapes[name]) == 4), None)
     )
-    return next((shape for shape in plan_net(graph, shapes).shapes.values() if len(shape) == 4), None)
 
 
 def _pictures(preprocessing: str | None) -> str:
@@ -168,12 +230,19 @@ def print_report(report: ConversionReport) -> None:
     from rich.table import Table
 
     console = results_console()
-    release = report.source.release
+    source = report.source
     about = Table(show_header=False, box=None, pad_edge=False)
-    rows = [
-        ("weights", f"{report.source.file}, {report.source.bytes:,} bytes"),
-        ("SHA-256", report.source.sha256),
-        ("release", f"{release.name}, as published" if release else "not a file the ILGNet authors released"),
+    rows = []
+    if source is not None:
+        rows += [
+            ("weights", f"{source.file}, {source.bytes:,} bytes"),
+            (
+                "SHA-256",
+                source.sha256 or "not computed: the size is no known release's; --sha256 asks for it",
+            ),
+            ("release", f"{source.release}, as published" if source.release else "none that is known"),
+        ]
+    rows += [
         ("net", f"{report.net} from {report.prototxt}, phase {report.phase}"),
         ("layers", f"{report.layers}, {report.parameters:,} parameters"),
         ("outputs", ", ".join(report.outputs)),

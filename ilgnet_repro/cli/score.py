@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
 from ._console import say
@@ -16,6 +16,9 @@ from ._options import (
     read_preprocessing,
     say_notes,
 )
+
+if TYPE_CHECKING:
+    from ..scoring import Score
 
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights ilgnet.safetensors
@@ -44,13 +47,14 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score each picture and print a line for it."""
     from ..errors import IlgnetError
-    from ..scoring import check_batch, expand, open_weights, score_with
+    from ..runtime.load import load
+    from ..scoring import check_batch, expand, score_with
     from ._progress import progress_bar
 
     check_batch(args.batch)
-    net, known = open_weights(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
-    say_notes(net.load_notes)
-    preprocessing = read_preprocessing(args, net.shapes[net.image_input()]) or known
+    net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
+    preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
+    say_notes(net.about.notes)
     pictures = expand(args.pictures)
     if not pictures:
         raise IlgnetError(f"{args.pictures[0]}: holds no pictures")
@@ -58,21 +62,19 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("scoring", len(pictures)) as progress:
         for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):
             if args.json:
-                print(
-                    strict_json.dumps(
-                        {"picture": row.picture, "high_quality": row.high_quality, "outputs": row.outputs}
-                    )
-                )
-            elif row.high_quality is not None:
-                say(f"{row.high_quality:.6f}  {row.picture}")
+                print(strict_json.dumps(_values(row)))
+            elif row.value is not None:
+                say(f"{row.value:.6f}  {row.path}")
             else:
-                say(
-                    row.picture,
-                    *(f"{name} {_shown(values)}" for name, values in row.outputs.items()),
-                    sep="\t",
-                )
+                say(row.path, *(f"{name} {_shown(values)}" for name, values in row.outputs.items()), sep="\t")
             progress(done)
     return 0
+
+
+def _values(row: Score) -> dict[str, Any]:
+    """A row as JSON: the score also by the name of what it is the score of."""
+    named = {row.meaning.replace(" ", "_"): row.value} if row.meaning else {"high_quality": None}
+    return {"picture": row.path, **named, "value": row.value, "outputs": row.outputs}
 
 
 def _shown(values: tuple[float, ...], most: int = 10) -> str:

@@ -99,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or f"{args.dataset}_{args.protocol}"
     check_outputs([os.path.join(out, name) for name in ("run.json", "bad.txt")], [args.prototxt])
     exact = _load(args)
-    say_notes(exact.load_notes)
-    test = dataclasses.replace(test, notes=exact.load_notes)
+    say_notes(exact.about.filled)
+    test = dataclasses.replace(test, notes=exact.about.filled)
     net = make_fast(exact, args)
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
@@ -126,13 +126,14 @@ def _load(args: argparse.Namespace) -> Any:
     import torch
 
     from ..errors import IlgnetError
-    from ..scoring import open_weights
+    from ..runtime.load import load
+    from ..runtime.net import CaffeNet
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
     try:
-        net = open_weights(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)[0]
-        return net.to(args.device)
+        net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
+        return net.to(args.device) if isinstance(net, CaffeNet) else net
     except RuntimeError as error:
         raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
 

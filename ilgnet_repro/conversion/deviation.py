@@ -13,7 +13,7 @@ from ..errors import IlgnetError
 from ..layers.base import Shape
 from .difference import Difference, differ
 from .drawn import SEED
-from .job import Job
+from .saving import Saving
 from .verify import seeded_inputs
 
 SEEDED_BATCH = 8
@@ -38,42 +38,44 @@ class Deviation:
     not_compared: str = ""
 
 
-def measure_deviation(job: Job, pictures: Sequence[str | os.PathLike[str]] = ()) -> tuple[Deviation, ...]:
+def measure_deviation(
+    saving: Saving, precision: str, pictures: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[Deviation, ...]:
     """Run the net with its original and with its reduced weights, and compare every output.
 
     ``pictures`` go through the net's preprocessing one at a time; without any the inputs are seeded.
     Raises IlgnetError where pictures are given and no preprocessing is known.
     """
-    batches, shown = _inputs(job, pictures)
+    batches, shown = _inputs(saving, pictures)
     tallies: dict[str, _Tally] = {}
     with torch.inference_mode():
         for inputs in batches:
-            wanted, found = job.original(inputs), job.stored_net(inputs)
+            wanted, found = saving.original(inputs), saving.net(inputs)
             for blob, value in wanted.items():
                 tallies.setdefault(blob, _Tally()).add(value.numpy(), found[blob].numpy())
-    return tuple(tally.deviation(job.options.precision, blob, shown) for blob, tally in tallies.items())
+    return tuple(tally.deviation(precision, blob, shown) for blob, tally in tallies.items())
 
 
 def _inputs(
-    job: Job, pictures: Sequence[str | os.PathLike[str]]
+    saving: Saving, pictures: Sequence[str | os.PathLike[str]]
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
-    net = job.original
+    net, how = saving.original, saving.about.preprocessing
     if not pictures:
         inputs = seeded_inputs(net, SEEDED_BATCH)
         return [inputs], f"seed {SEED}, not pictures"
-    if job.preprocessing is None:
+    if how is None:
         raise IlgnetError(
             f"net {net.graph.name!r}: pictures cannot be prepared, its preprocessing is unknown; "
             "state it with --mean-value and the like"
         )
     shapes: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
-    wanted = (3, *job.preprocessing.size)
+    wanted = (3, *how.size)
     if [shape[1:] for shape in shapes.values()] != [wanted]:
         raise IlgnetError(
             f"net {net.graph.name!r}: takes more than a picture of {wanted}; leave --pictures out"
         )
     (blob,) = shapes
-    batches = [{blob: torch.from_numpy(job.preprocessing(picture)[None].copy())} for picture in pictures]
+    batches = [{blob: torch.from_numpy(how(picture)[None].copy())} for picture in pictures]
     return batches, f"{len(pictures)} picture{'s' if len(pictures) != 1 else ''}"
 
 

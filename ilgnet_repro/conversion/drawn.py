@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ..graph.node import Graph, Value
 from ..layers.base import Layer, Shape
 from ..layers.proposal import Proposal, ProposalLayer
-from ..plan import NetPlan
+from ..runtime.plan import NetPlan
 
 SEED = 7
 

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from .. import strict_json
 from ..atomic import atomic_path
 from ..errors import IlgnetError
-from ..modes import as_loaded
-from ..net import CaffeNet
 from ..paths import utf8_path
-from .job import Job
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
+from ..runtime.pt2_file import METADATA_FILE, check_members
+from ..runtime.python_names import Names, argument_name
+from ..runtime.runnable import FileNet, Runnable
+from .formats import Format
 from .open_shapes import open_shapes
-from .pt2_file import METADATA_FILE, check_members
-from .python_names import Names, argument_name
+from .saving import Saving
 from .verify import seeded_inputs
 
 LARGEST_BATCH = 1 << 14
@@ -44,12 +46,11 @@ class _ByName(nn.Module):
         self.forward = forward
 
 
-def to_pt2(job: Job) -> list[Path]:
+def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
-    path = job.folder / f"{job.stem}.pt2"
-    program = export(job.net, dynamic_size=job.options.dynamic_size)
+    program = export(saving.net, dynamic_size=saving.options.dynamic_size)
     with atomic_path(path) as temporary, utf8_path(temporary) as name:
-        torch.export.save(program, name, extra_files={METADATA_FILE: strict_json.dumps(job.metadata())})
+        torch.export.save(program, name, extra_files={METADATA_FILE: strict_json.dumps(saving.metadata())})
     return [path]
 
 
@@ -120,9 +121,19 @@ def _named_layers(net: CaffeNet) -> nn.Module:
     return layers
 
 
-def run_pt2(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
-    """Load a written file with torch alone and run it; nothing in it is a pickle."""
+def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
+    """Load what was written with torch alone; nothing in it is a pickle."""
     check_members(paths[0])
     with utf8_path(paths[0]) as name:
         module = torch.export.load(name).module()
-    return module(**{argument_name(name): value for name, value in inputs.items()})
+    net = saving.net
+
+    def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor] = module(**{argument_name(name): value for name, value in given.items()})
+        return found
+
+    inputs = net.inputs_for(net.outputs)
+    return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, net.blob_shapes(), run)
+
+
+FORMAT = Format("pt2", ".pt2", write, reopen, options=("dynamic_size",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,31 +12,32 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_file
 from ..errors import IlgnetError
+from ..runtime.python_names import class_name, module_name, plain
+from ..runtime.runnable import FileNet, Runnable
+from ..runtime.safetensors_file import open_safetensors, write_safetensors
 from ..version import __version__
-from .job import PENDING, Job
-from .python_names import class_name, module_name, plain
-from .safetensors_file import open_safetensors, write_safetensors
+from .formats import Format
+from .saving import Saving
 from .source_writer import build_source
 
 
-def to_python(job: Job) -> list[Path]:
-    """``STEM.py`` and ``STEM.weights.safetensors``, STEM made an identifier so that it can be imported."""
-    stem = module_name(job.stem)
-    code, weights = job.folder / f"{stem}.py", job.folder / f"{stem}.weights.safetensors"
-    name = class_name(job.graph.name)
-    source = build_source(job.net, class_name=name, comment=_comment(job, name, weights.name))
-    write_safetensors(
-        weights, source.state, job.metadata(PENDING), late_metadata=job.metadata, progress=job.progress
+def write(saving: Saving, path: Path) -> list[Path]:
+    """``STEM.py`` and ``STEM.weights.safetensors``."""
+    code, weights = path, path.with_name(f"{path.stem}.weights.safetensors")
+    name = class_name(saving.graph.name)
+    source = build_source(
+        saving.net, class_name=name, comment=_comment(saving.graph.name, name, weights.name)
     )
+    write_safetensors(weights, source.state, saving.metadata(), progress=saving.progress)
     with atomic_file(code, "w") as file:
         file.write(source.text)
     return [code, weights]
 
 
-def _comment(job: Job, name: str, weights: str) -> str:
+def _comment(net: str, name: str, weights: str) -> str:
     """The file's docstring: where it comes from and how it is used."""
     lines = [
-        f"{plain(job.graph.name or 'A Caffe net', 60)} in PyTorch, written by ilgnet_repro {__version__}.",
+        f"{plain(net or 'A Caffe net', 60)} in PyTorch, written by ilgnet_repro {__version__}.",
         "",
         "    from safetensors.torch import load_file",
         "",
@@ -72,9 +73,18 @@ def load_module(code: Path, weights: Path, name: str) -> nn.Module:
     return net.requires_grad_(False)
 
 
-def run_python(paths: list[Path], inputs: Mapping[str, Tensor], job: Job) -> Mapping[str, Tensor]:
-    """Run a written file."""
-    name = class_name(job.graph.name)
-    arguments = build_source(job.net, class_name=name).arguments
-    net = load_module(paths[0], paths[1], name)
-    return net(**{arguments[blob]: value for blob, value in inputs.items()})
+def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
+    """Import what was written."""
+    net, name = saving.net, class_name(saving.graph.name)
+    module = load_module(paths[0], paths[1], name)
+    inputs = net.inputs_for(net.outputs)
+
+    def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor] = module(*(given[name] for name in inputs))
+        return found
+
+    return FileNet(paths[0].name, "Python source", saving.about, inputs, net.outputs, net.blob_shapes(), run)
+
+
+# Its stem is made an identifier, so that it can be imported.
+FORMAT = Format("python", ".py", write, reopen, stem=module_name)

@@ -21,7 +21,7 @@ from ..layers.conv import ConvolutionBase, Deconvolution
 from ..layers.dense import InnerProduct
 from ..layers.norm import BatchNorm
 from ..layers.scale import Broadcast
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
 
 _FOLDED_INTO = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,16 +14,14 @@ from onnx import TensorProto
 from ..atomic import atomic_file
 from ..errors import IlgnetError
 from ..formats.wire import encode_header
+from ..runtime.safetensors_file import tensor_bytes
 from .onnx_writer import OnnxModel, tensor_header
-from .safetensors_file import tensor_bytes
 
 # protobuf reads no message of 2 GiB or more.
 SINGLE_FILE_LIMIT = (1 << 31) - 1
 # External tensors start on pages, so that a runtime can map them.
 PAGE = 4096
 PIECE = 1 << 20  # fits the processor caches
-# What a digest that is still being worked out may add to the metadata.
-LATE_ROOM = 4096
 
 # Field numbers of onnx.proto.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
@@ -35,21 +33,19 @@ def write_onnx(
     path: str | os.PathLike[str],
     model: OnnxModel,
     *,
-    late_metadata: Callable[[], Mapping[str, str]] | None = None,
     progress: Progress = None,
 ) -> list[Path]:
     """Write a model and return its files: one, or past 2 GB a second, ``NAME.data``, with the weights.
 
-    ``late_metadata`` is called once the weights are written, and replaces the model's metadata.  The same
-    model gives the same bytes.
+    The same model gives the same bytes.
     """
     target = Path(path)
     fields = [_initializer_head(name, tensor) for name, tensor in model.weights.items()]
     weights = sum(
         tensor.nbytes + len(head) for head, tensor in zip(fields, model.weights.values(), strict=True)
     )
-    if model.skeleton.ByteSize() + weights + LATE_ROOM > SINGLE_FILE_LIMIT:
-        return _write_external(target, model, late_metadata, progress)
+    if model.skeleton.ByteSize() + weights > SINGLE_FILE_LIMIT:
+        return _write_external(target, model, progress)
     head, graph, tail = _parts(model.skeleton)
     with atomic_file(target) as file:
         file.write(head + encode_header(_GRAPH, len(graph) + weights) + graph)
@@ -57,26 +53,18 @@ def write_onnx(
         for start, tensor in zip(fields, model.weights.values(), strict=True):
             file.write(start)
             done = _write_values(file, tensor, done, progress)
-        file.write(_with_metadata(tail, late_metadata))
+        file.write(tail)
     return [target]
 
 
-def _parts(skeleton: onnx.ModelProto) -> tuple[bytes, bytes, onnx.ModelProto]:
+def _parts(skeleton: onnx.ModelProto) -> tuple[bytes, bytes, bytes]:
     """Split a model: what comes before the graph, the graph, and what follows it (metadata last)."""
     head, tail = onnx.ModelProto(), onnx.ModelProto()
     head.CopyFrom(skeleton)
     head.ClearField("graph")
     tail.metadata_props.extend(head.metadata_props)
     head.ClearField("metadata_props")
-    return _bytes(head), _bytes(skeleton.graph), tail
-
-
-def _with_metadata(tail: onnx.ModelProto, late: Callable[[], Mapping[str, str]] | None) -> bytes:
-    if late is not None:
-        tail.ClearField("metadata_props")
-        for key, value in late().items():
-            tail.metadata_props.add(key=key, value=value)
-    return _bytes(tail)
+    return _bytes(head), _bytes(skeleton.graph), _bytes(tail)
 
 
 def _initializer_head(name: str, tensor: torch.Tensor) -> bytes:
@@ -98,9 +86,7 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
     return (view[start : start + PIECE] for start in range(0, len(view), PIECE))
 
 
-def _write_external(
-    target: Path, model: OnnxModel, late: Callable[[], Mapping[str, str]] | None, progress: Progress
-) -> list[Path]:
+def _write_external(target: Path, model: OnnxModel, progress: Progress) -> list[Path]:
     data = target.with_name(f"{target.name}.data")
     try:
         data.name.encode()
@@ -122,7 +108,7 @@ def _write_external(
             offset += tensor.nbytes
     head, graph, tail = _parts(whole)
     with atomic_file(target) as file:
-        file.write(head + encode_header(_GRAPH, len(graph)) + graph + _with_metadata(tail, late))
+        file.write(head + encode_header(_GRAPH, len(graph)) + graph + tail)
     return [target, data]
 
 

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import IlgnetError, LayerError
 from ..graph.node import Value
 from ..layers.base import Layer, Shape
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
+from ..runtime.reduced import Reduced, reduced_blob
+from ..runtime.safetensors_file import tensor_bytes
 from ..version import __version__
 from .onnx_lrn import write_out_lrn
 from .open_shapes import Dim, Dims, open_shapes
-from .precision import Reduced, reduced_blob
-from .safetensors_file import tensor_bytes
 
 # Opset 20 is in every release of ONNX Runtime since early 2024; its IR version is 9.
 OPSET = 20

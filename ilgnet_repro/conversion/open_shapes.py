@@ -11,7 +11,7 @@ from itertools import combinations
 
 from ..errors import IlgnetError
 from ..layers.base import Shape
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
 
 # What open axes of inputs are called, by axis; a second one of other length has its input's name added.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..paths import PathLike, check_output, check_replaced
-from .pt2_file import METADATA_FILE
+from ..runtime.pt2_file import METADATA_FILE
 
 _HEAD = 4096  # bytes that hold each format's mark
 

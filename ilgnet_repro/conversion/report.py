@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..about import Source
 from .deviation import Deviation
-from .job import Source
 from .verify import Verification
 
 
@@ -24,7 +24,7 @@ class Written:
 class ConversionReport:
     """The result of `convert`."""
 
-    source: Source
+    source: Source | None
     net: str
     prototxt: str
     phase: str
@@ -47,6 +47,6 @@ class ConversionReport:
         """As plain values."""
         return {
             **asdict(self),
-            "source": self.source.to_json(),
+            "source": self.source.to_json() if self.source else None,
             "verified": [{**asdict(check), "equal": check.is_equal} for check in self.verified],
         }

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..graph.sharing import show_shape
 from ..layers.base import Layer, Shape
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
+from ..runtime.python_names import Names, plain, quoted
 from .python_format import LINE_LENGTH, format_statement, narrowed
-from .python_names import Names, plain, quoted
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,12 @@ import torch
 
 from ..errors import IlgnetError
 from ..layers.base import Shape
-from ..net import CaffeNet
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from .difference import Difference, differ
-from .drawn import draw_inputs
+from .drawn import SEED, draw_inputs
+from .formats import Format
+from .saving import Saving
 
 BATCH = 2
 
@@ -74,6 +77,21 @@ def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
     except IlgnetError:
         return own
     return more
+
+
+def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Verification:
+    """Run what was written and the net itself on the same seeded inputs.
+
+    Reduced weights are held against themselves, run by this package: how far they are from the original
+    is a measurement (`measure_deviation`), not a check.
+    """
+    reference = saving.net if saving.is_reduced and "precision" in format_.options else saving.original
+    given, inputs = format_.feed(saving, seeded_inputs(reference))
+    with torch.inference_mode(), as_loaded(reference):
+        expected = reference(inputs)
+        found = format_.reopen(paths, saving)(given)
+    shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
+    return compare(paths[0], expected, found, f"seed {SEED}: {shown}")
 
 
 def compare(

@@ -81,7 +81,7 @@ class Preprocessing:
             values = preprocess(unit, self.size, (0.0, 0.0, 0.0))
             values = values if self.order == "BGR" else values[::-1]
             return (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
-        pixels = picture if isinstance(picture, np.ndarray) else _read_bgr(picture)
+        pixels = picture if isinstance(picture, np.ndarray) else read_bgr(picture)
         return self._transform()(self._resized(pixels))
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
@@ -192,7 +192,8 @@ def _short(value: object) -> str:
     return repr(value)[:60]
 
 
-def _read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
+def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is none."""
     import cv2
 
     pixels = decode_file(path, cv2.IMREAD_COLOR)

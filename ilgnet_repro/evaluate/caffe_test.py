@@ -11,8 +11,8 @@ import torch
 
 from ..errors import GraphError
 from ..graph.node import Value
-from ..modes import as_loaded
-from ..net import CaffeNet
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from .caffelines import Log, batch_line, mean_line, ostream
 
 DEFAULT_ITERATIONS = 50

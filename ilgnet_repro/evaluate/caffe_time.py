@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import GraphError
 from ..graph.node import Graph, Value
-from ..modes import as_loaded
-from ..net import CaffeNet
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from .caffelines import Log, ostream
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ..data.manifest import Release, default_folder, file_sha256, find_release, 
 from ..data.mean import read_mean
 from ..data.preprocess import AVA_CHANNEL_MEANS
 from ..errors import IlgnetError
-from ..formats.caffemodel import open_caffemodel
+from ..runtime.runnable import Runnable
 from ..version import __version__
 from .pictures import LabelledPictures
 from .protocols import Mean, Protocol
@@ -35,16 +34,16 @@ class Weights:
     random: bool
 
 
-def identify_weights(path: str | os.PathLike[str], net: Any) -> Weights:
+def identify_weights(path: str | os.PathLike[str], net: Runnable) -> Weights:
     """Find out what a weights file is; ``net`` is what was loaded from it."""
     sha256 = file_sha256(path)
-    converted = getattr(net, "converted", None)
-    if converted is None:
-        release, name = known_release(sha256), open_caffemodel(path).name
-    else:
-        origin = converted.source
-        release, name = known_release(str(origin.get("sha256", ""))), str(origin.get("net", ""))
-    known_as = f"{'' if converted is None else 'converted from '}{release.name}" if release else None
+    origin = net.about.source
+    name = origin.net if origin else ""
+    release = known_release(sha256)
+    known_as = release.name if release else None
+    if release is None and origin is not None and origin.sha256 is not None:
+        release = known_release(origin.sha256)
+        known_as = f"converted from {release.name}" if release else None
     return Weights(Source(os.fspath(path), sha256, known_as), release, RANDOM_MARK in name)
 
 

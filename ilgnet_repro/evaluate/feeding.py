@@ -18,7 +18,7 @@ from ..feeding.sources import SOURCES
 from ..graph.node import Graph, Node
 from ..layers.base import Shape
 from ..layers.registry import layer_types, make_layer
-from ..plan import by_input
+from ..runtime.plan import by_input
 
 Arrays = Mapping[str, np.ndarray]
 

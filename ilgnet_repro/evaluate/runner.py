@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from ..data.parallel import ordered_map, single_threaded_opencv
 from ..errors import DataError, IlgnetError
-from ..modes import as_loaded
+from ..runtime.modes import as_loaded
+from ..runtime.runnable import Runnable
 from .journal import Journal
 from .metrics import SMALLEST_PROBABILITY, is_correct
 from .pictures import LabelledPictures
@@ -37,12 +37,12 @@ class Outcome:
     bad: tuple[tuple[str, str], ...]
 
 
-def scorer(net: Any, device: str = "cpu") -> Scorer:
-    """A `CaffeNet`, or anything called like one that has ``inputs`` and ``outputs``, as a Scorer.
+def scorer(net: Runnable, device: str = "cpu") -> Scorer:
+    """A net as a Scorer.
 
     Raises IlgnetError if it has not one input and one output of two probabilities a picture.
     """
-    inputs = net.inputs_for(net.outputs) if hasattr(net, "inputs_for") else net.inputs
+    inputs = net.inputs_for(net.outputs)
     if len(inputs) != 1 or len(net.outputs) != 1:
         raise IlgnetError(
             f"the net has {len(inputs)} inputs and {len(net.outputs)} outputs;"

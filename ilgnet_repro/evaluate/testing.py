@@ -18,7 +18,9 @@ from .. import strict_json
 from ..atomic import atomic_file
 from ..data.scores import read_scores
 from ..errors import IlgnetError
+from ..fastnet.net import FastNet
 from ..paths import check_outputs, check_replaced, starts_with
+from ..runtime.runnable import Runnable
 from .context import (
     choose_mean,
     identify_weights,
@@ -30,7 +32,7 @@ from .context import (
 from .journal import Journal, is_journal
 from .pictures import LabelledPictures
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
-from .results import EXACT, RunResult, is_run
+from .results import RunResult, is_run
 from .runner import run_protocol, scorer
 from .tables import COLUMNS, csv_line, write_table
 
@@ -82,7 +84,7 @@ class Test:
 
 def run_test(
     test: Test,
-    net: Any,
+    net: Runnable,
     weights: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -92,7 +94,7 @@ def run_test(
 ) -> RunResult:
     """Run a test; write run.json, pictures.csv and, where pictures could not be read, bad.txt into ``out``.
 
-    ``net`` holds ``weights`` and is a `CaffeNet`, its fast form, or called like them. With ``resume`` a run
+    ``net`` holds ``weights``. With ``resume`` a run
     that was interrupted goes on from its journal, and gives what it would have given. Raises IlgnetError in
     one line.
     """
@@ -121,7 +123,7 @@ def run_test(
         journal_file.unlink(missing_ok=True)
     key = _key(
         known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), _layout(net),
+        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
     )  # fmt: skip
     with Journal(journal_file, key) as journal:
         outcome = run_protocol(
@@ -178,23 +180,17 @@ def _holds_run(folder: Path) -> bool:
     return (run.is_file() and is_run(run)) or (journal.is_file() and is_journal(journal))
 
 
-def _layout(net: Any) -> str:
-    """Which of its forms a net runs in; the rows of a run depend on it."""
-    return f"fast path, large dense weights in {net.precision}" if hasattr(net, "deviation") else EXACT
-
-
-def _how_computed(net: Any, preparation: Preparation, pictures: LabelledPictures, names: np.ndarray) -> str:
+def _how_computed(
+    net: Runnable, preparation: Preparation, pictures: LabelledPictures, names: np.ndarray
+) -> str:
     """The net's form and, where it is not the exact one, how far that is off on the first of the pictures."""
-    layout = _layout(net)
-    if layout == EXACT:
-        return layout
+    if not isinstance(net, FastNet):
+        return net.form
     rows = {name: row for row, name in enumerate(pictures.names)}
     first = [preparation.one(pictures.picture(rows[name])) for name in names[:_COMPARED].tolist()]
     view = torch.from_numpy(next(iter(preparation.views(np.stack(first)))))
     most = max(net.deviation({net.inputs_for(net.outputs)[0]: view}).values())
-    return (
-        f"{layout}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} pictures"
-    )
+    return f"{net.form}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} pictures"
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
@@ -206,13 +202,11 @@ def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, ta
     result.write(folder / "run.json")
 
 
-def _side(net: Any) -> int:
-    inputs = [net.image_input()] if hasattr(net, "image_input") else net.inputs
-    shape = net.shapes[inputs[0]]
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-        raise IlgnetError(
-            f"input {inputs[0]!r} is {shape}; colour pictures of a square crop are needed (N,3,S,S)"
-        )
+def _side(net: Runnable) -> int:
+    name = net.image_input()
+    shape = net.shapes[name]
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] is None:
+        raise IlgnetError(f"input {name!r} is {shape}; colour pictures of a square crop are needed (N,3,S,S)")
     return shape[2]
 
 

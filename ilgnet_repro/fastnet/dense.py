@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..conversion.precision import WEIGHT, output_axis, reduced_blob
 from ..layers.base import Layer, Shape
+from ..runtime.reduced import WEIGHT, output_axis, reduced_blob
 from .copies import pack
 from .quantise import Plane, reduce_rows
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calls import wanted_blobs
 from ..conversion.difference import differ
 from ..errors import GraphError, IlgnetError
 from ..graph.node import Value
 from ..memory import hand_back_freed_memory, mapped_pages, use_large_pages
-from ..modes import as_loaded
-from ..net import CaffeNet
+from ..runtime.calls import wanted_blobs
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from .compiled import compile_runs
 from .precisions import PRECISIONS
 from .steps import Step, folded, per_picture, plan_steps, run_steps
@@ -86,7 +86,7 @@ class FastNet(nn.Module):
         super().__init__()
         # Past Module.__setattr__: the exact net is there to compare with, not a part of this one.
         object.__setattr__(self, "exact", net)
-        self.graph, self.converted, self.precision = net.graph, net.converted, precision
+        self.graph, self.about, self.precision = net.graph, net.about, precision
         self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
         self.compile_seconds = 0.0
         self._needed = net.inputs_for(net.outputs)
@@ -104,6 +104,20 @@ class FastNet(nn.Module):
             self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
         super().train(False)
+
+    @property
+    def name(self) -> str:
+        """The net's name."""
+        return self.graph.name
+
+    @property
+    def form(self) -> str:
+        """Who computes it."""
+        return f"fast path, large dense weights in {self.precision}"
+
+    def prepare(self, images: Any, **options: Any) -> Tensor:
+        """Prepare images as `CaffeNet.prepare`."""
+        return self.exact.prepare(images, **options)
 
     @torch.inference_mode()
     def forward(

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..conversion.precision import FLOATS, LARGEST, Reduced, check_finite, reduce_weights
+from ..runtime.reduced import FLOATS, LARGEST, Reduced, check_finite, reduce_weights
 
 Plane = tuple[int, int, int]  # channels, height, width of the blob that a dense layer reads
 ROWS_AT_ONCE = 16  # outputs rounded together, so that their weights stay in the processor's cache

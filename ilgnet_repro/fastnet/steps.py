@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..conversion.fold import fold
 from ..graph.node import Node, Value
 from ..layers.base import Layer
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
 from .conv import Conv, can_pack
 from .copies import own_copy

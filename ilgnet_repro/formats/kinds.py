@@ -146,6 +146,27 @@ def expect(path: str | os.PathLike[str], *kinds: Kind, what: str = "weights") ->
     return kind
 
 
+# What is damaged beyond telling is read as its name says, for that reader to tell what is wrong.
+_NAMED = {
+    ".caffemodel": Kind.CAFFEMODEL,
+    ".caffemodel.h5": Kind.CAFFEMODEL_H5,
+    ".safetensors": Kind.SAFETENSORS,
+    ".onnx": Kind.ONNX,
+    ".pt2": Kind.PT2,
+}
+
+
+def expect_or_named(path: str | os.PathLike[str], *kinds: Kind, what: str = "weights") -> Kind:
+    """As `expect`; a damaged file that is none of ``kinds`` by its content is the one that its suffix names."""
+    kind = kind_of(path)
+    if kind is Kind.UNKNOWN or kind is Kind.EMPTY:
+        name = Path(path).name.lower()
+        kind = next((named for suffix, named in _NAMED.items() if name.endswith(suffix)), kind)
+    if kind not in kinds:
+        raise refusal(path, kind, what)
+    return kind
+
+
 def refusal(path: str | os.PathLike[str], kind: Kind, what: str = "weights") -> FormatError:
     """The error for a file of this kind where ``what`` was asked for: what it is, what it is not, what to do."""
     name = Path(path).name

@@ -58,7 +58,7 @@ def build_graph(
     nodes = tuple(draft.node(phase) for draft in walk.drafts)
     # Caffe keeps the blobs left over in a std::set, so its outputs come in byte order of their names.
     outputs = tuple(sorted(walk.unread, key=lambda blob: blob.encode()))
-    return Graph(net.name, phase, nodes, outputs, _value_names(nodes))
+    return Graph(net.name, phase, nodes, outputs, _value_names(nodes), net)
 
 
 @dataclass

@@ -67,6 +67,8 @@ class Graph:
     # and a blob's last value go by the blob's own name; a value that an in-place layer replaces by ``blob@layer``, with
     # primes where the net has such a blob.  These names are for showing and finding, and are never taken apart.
     names: Mapping[Value, str]
+    # The text that the graph was built from, in all its phases.
+    text: pb.NetParameter = field(default_factory=pb.NetParameter, repr=False, compare=False)
     _values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
     _first_values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import DivergedError, GraphError, SolverError
 from ..feeding.feed import Feed
 from ..formats.prototxt import format_message
-from ..modes import as_loaded
-from ..net import CaffeNet
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from . import snapshot as snapshots
 from .distributed import Group, choose_device, device_line
 from .nets import build_net, check_layer_names, check_splitting, learnables

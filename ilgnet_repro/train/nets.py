@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, WeightsError
-from ..formats.caffemodel import open_caffemodel
 from ..graph.node import Graph
 from ..graph.sharing import param_spec
 from ..layers.base import Layer, Shape
 from ..layers.norm import BatchNorm
-from ..loading import read_matrices
-from ..net import CaffeNet
-from ..plan import NetPlan, plan_net
-from ..weights import fit_weights, take_weights
+from ..runtime.load import open_weights, read_matrices
+from ..runtime.net import CaffeNet
+from ..runtime.plan import NetPlan, plan_net
+from ..runtime.weights import fit_weights, take_weights
 from .updates import Learnable
 
 Note = Callable[[str], None]
@@ -34,7 +33,7 @@ def trained_arrays(
     """
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
-        layers = open_caffemodel(file).layers
+        layers = open_weights(file).layers
         for name in fit_weights(plan.blobs, layers, plan.owners).extra:
             note(f"Ignoring source layer {name}")
         found = take_weights(plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
 from .solver import Settings
 from .updates import Clipping
 

@@ -17,9 +17,9 @@ from ..formats.caffemodel import open_caffemodel, write_caffemodel
 from ..formats.hdf5model import write_hdf5_model
 from ..formats.kinds import Kind, expect
 from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
-from ..net import CaffeNet
 from ..paths import check_output
-from ..weights import take_weights
+from ..runtime.net import CaffeNet
+from ..runtime.weights import take_weights
 from . import snapshot_hdf5
 from .trained_net import net_message
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..feeding.feed import Feed
-from ..modes import as_loaded
-from ..net import CaffeNet
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
 from .distributed import Group
 from .nets import build_test_net, check_splitting
 from .observe import Output, Tell, Test, tell_outputs

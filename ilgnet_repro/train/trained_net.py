@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..net import CaffeNet
+from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
 
 Place = tuple[int, int]  # a layer, and one of its tops

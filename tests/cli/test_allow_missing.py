@@ -89,7 +89,10 @@ def test_a_conversion_reports_what_it_filled_and_writes_the_same_again(capsys) -
         )
         == 1
     )
-    assert "a converted file holds every layer; leave out allow_missing" in capsys.readouterr().err
+    assert (
+        "half.safetensors: holds its own net, to which allow_missing= does not apply; leave it out"
+        in capsys.readouterr().err
+    )
 
 
 def test_audit_tells_what_is_filled(capsys) -> None:

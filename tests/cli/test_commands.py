@@ -129,7 +129,7 @@ REFUSED = [
     ),
     (
         "preprocessing unknown", ["score", "pictures", "--weights", "small.caffemodel"],
-        "ilgnet: net 'small': nothing says how its pictures are prepared; ",
+        "ilgnet: net 'small': nothing says how its images are prepared; ",
     ),
     ("no pictures", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no pictures"),
     ("no picture", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],

@@ -187,7 +187,7 @@ def make_nets(files: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any])
         key = "sized/open" if path.parent.name == "sized" else path.stem
         net = ir.load(name)
         keep(arrays, name, net(inputs_of(arrays, key)))
-        if "preprocessing" in net.converted.metadata:
+        if net.about.preprocessing is not None:
             printed = run("score", "images", "--weights", name, "--json")
             facts["scores"][name] = [json.loads(line) for line in printed.splitlines()]
     for path in sorted(files.glob("*/*.onnx")):

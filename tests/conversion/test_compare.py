@@ -184,7 +184,7 @@ def test_an_absent_witness_is_reported_with_what_to_run(folder, monkeypatch) -> 
 
 
 def test_a_file_with_its_weights_outside(files, monkeypatch) -> None:
-    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 4500)
+    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 1000)
     ir.convert(files / "small.caffemodel", to=("onnx",))
     assert (files / "small.onnx.data").exists()
     assert compare_files(str(files / "small.caffemodel"), str(files / "small.onnx")).agrees
@@ -286,7 +286,7 @@ def test_weights_that_are_not_beside_the_model_are_refused(location: str, place:
 def test_onnx2torch_sees_numbers_for_names(files, tmp_path) -> None:
     """Its modules are called by the file's names, which torch writes into code unescaped."""
     from ilgnet_repro.conversion.compare.run_onnx2torch import rename
-    from ilgnet_repro.conversion.export_onnx import open_session
+    from ilgnet_repro.runtime.onnx_net import open_session
 
     model = onnx.load(str(files / "small.onnx"))
     x = np.random.default_rng(1).standard_normal((2, 3, 9, 7), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 from small_nets import SHARED_TEXT, write_weights
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.find import match_built_in
 from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.find import match_built_in
+from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo.catalogue import build
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
@@ -30,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_round_trip_through_safetensors(folder) -> None:
-    report = ir.convert(folder / "small.caffemodel", verify=True)
+    report = ir.convert(folder / "small.caffemodel", verify=True, sha256=True)
     assert report.prototxt.endswith("deploy.prototxt")
     assert report.source.sha256 == hashlib.sha256((folder / "small.caffemodel").read_bytes()).hexdigest()
     assert (report.parameters, report.outputs, report.is_verified) == (
@@ -41,8 +42,8 @@ def test_round_trip_through_safetensors(folder) -> None:
     original = ir.load_net(folder / "deploy.prototxt", folder / "small.caffemodel")
     net = ir.load(folder / "small.safetensors")
     assert torch.equal(net(data=DATA)["prob"], original(data=DATA)["prob"])
-    assert net.converted.source["sha256"] == report.source.sha256
-    assert net.converted.preprocessing is None
+    assert net.about.source.sha256 == report.source.sha256
+    assert net.about.preprocessing is None
     assert names(folder) == ["deploy.prototxt", "small.caffemodel", "small.safetensors"]
 
 
@@ -57,7 +58,7 @@ def test_preprocessing_travels_in_the_file(folder) -> None:
     mean = np.random.default_rng(1).uniform(0, 255, (3, 12, 12)).astype(np.float32)
     stated = Preprocessing(size=(9, 9), path="crop", resize=(12, 12), mean_image=mean, scale=0.5, order="RGB")
     ir.convert(folder / "small.caffemodel", preprocessing=stated)
-    found = ir.load(folder / "small.safetensors").converted.preprocessing
+    found = ir.load(folder / "small.safetensors").about.preprocessing
     assert found.to_json() == stated.to_json()
     np.testing.assert_array_equal(found.mean_image, mean)
 
@@ -145,7 +146,10 @@ REFUSED = [
         lambda f: (f / "small.caffemodel").write_bytes((f / "small.caffemodel").read_bytes()[:-40]), {},
         "small.caffemodel: ",
     ),
-    ("no folder", lambda f: None, {"out": "{folder}/none"}, "{folder}/none: is no folder; make it first, "),
+    (
+        "no folder", lambda f: None, {"out": "{folder}/small.caffemodel"},
+        "{folder}/small.caffemodel: cannot be made (File exists); give another with --out",
+    ),
     (
         "onto itself", lambda f: None, {"to": ("caffemodel",)},
         "{folder}/small.caffemodel: would be written over itself; give another folder with --out",
@@ -174,11 +178,13 @@ def test_an_ignored_field_passes(folder) -> None:
 
 
 def test_a_failed_verification_leaves_nothing(folder, monkeypatch) -> None:
-    from ilgnet_repro.conversion import targets
+    from ilgnet_repro.conversion import export_safetensors
 
-    monkeypatch.setitem(
-        targets.RUNNERS, "safetensors", lambda paths, inputs, job: {"prob": torch.zeros(2, 5)}
-    )
+    def another(paths, saving):
+        return lambda inputs: {"prob": torch.zeros(2, 5)}
+
+    broken = dataclasses.replace(export_safetensors.FORMAT, reopen=another)
+    monkeypatch.setattr(export_safetensors, "FORMAT", broken)
     before = names(folder)
     with pytest.raises(IlgnetError, match="differs from the original's by"):
         ir.convert(folder / "small.caffemodel", verify=True)

@@ -11,8 +11,8 @@ from ilgnet_repro.conversion.verify import seeded_inputs
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
 
 
 def net_of(inputs: dict[str, tuple[int, ...]], layers: str, phase: str = "TRAIN") -> CaffeNet:

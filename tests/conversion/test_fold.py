@@ -11,12 +11,11 @@ from zoo_weights import drawn_net
 
 import ilgnet_repro as ir
 from ilgnet_repro.conversion.fold import fold
-from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.errors import GraphError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message, parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 5 dim: 7 } } } '
 CONV = (
@@ -129,7 +128,7 @@ def test_every_format_takes_a_folded_net(tmp_path) -> None:
     out.mkdir()
     report = ir.convert(
         tmp_path / "n.caffemodel", to=("safetensors", "onnx", "pt2", "python", "caffemodel"), out=out, verify=True,
-        options=Options(fold=True),
+        fold=True,
     )  # fmt: skip
     assert "2 layers folded into those before them, 0 dropped" in report.notes
     assert [check.is_equal for check in report.verified] == [True] * 5

@@ -13,15 +13,14 @@ import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.conversion.export_python import class_name, load_module, module_name
-from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.python_format import format_statement
-from ilgnet_repro.conversion.python_names import Names, plain, quoted
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message, parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.python_names import Names, plain, quoted
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 # Each leaves a file PWNED where its text runs.
@@ -100,7 +99,7 @@ def here(tmp_path: Path, monkeypatch) -> Path:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("evil", EVIL)
 def test_the_written_source_runs_nothing_and_is_right(evil: str, place: str, here: Path) -> None:
-    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+    from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     net = net_of(place, EVIL[evil])
     label = class_name(net.graph.name)
@@ -166,7 +165,7 @@ def test_a_blob_named_like_an_in_place_value_stays_its_own(here: Path) -> None:
     x = np.float32([[1, 2, 3], [4, 5, 6]])
     source = build_source(net)
     (here / "n.py").write_text(source.text)
-    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+    from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     write_safetensors(here / "n.safetensors", source.state, {})
     found = load_module(here / "n.py", here / "n.safetensors", "Net")(torch.from_numpy(x))
@@ -254,8 +253,8 @@ def test_tensors_of_layers_named_like_blobs_stay_apart(here: Path) -> None:
     write_caffemodel(here / "n.caffemodel", parse_net(text), blobs)
     (here / "n.prototxt").write_text(text)
     for precision in ("float32", "int8"):
-        options = Options(precision=precision)
-        ir.convert("n.caffemodel", prototxt="n.prototxt", to=("safetensors",), options=options, verify=True)
+        options = {"precision": precision}
+        ir.convert("n.caffemodel", prototxt="n.prototxt", to=("safetensors",), **options, verify=True)
         again = ir.load("n.safetensors")
         for name, held in net.params.items():
             for mine, theirs in zip(held, again.params[name], strict=True):

@@ -15,13 +15,12 @@ from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
 from ilgnet_repro.conversion import onnx_file
-from ilgnet_repro.conversion.export_onnx import open_session
-from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.onnx_writer import build_onnx, plan_onnx
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.onnx_net import open_session
 
 FULLY_CONVOLUTIONAL = """
 name: "any size"
@@ -80,7 +79,7 @@ def test_the_streamed_file_is_the_model_and_is_clean(folder) -> None:
 def test_metadata_is_that_of_the_safetensors_file(folder) -> None:
     from safetensors import safe_open
 
-    ir.convert(folder / "small.caffemodel", to=("onnx", "safetensors"))
+    ir.convert(folder / "small.caffemodel", to=("onnx", "safetensors"), sha256=True)
     model = onnx.load(str(folder / "small.onnx"))
     with safe_open(folder / "small.safetensors", framework="np") as file:
         metadata = file.metadata()
@@ -89,7 +88,7 @@ def test_metadata_is_that_of_the_safetensors_file(folder) -> None:
 
 
 def test_past_the_limit_weights_go_to_a_second_file(folder, monkeypatch) -> None:
-    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 4500)  # LATE_ROOM alone is 4096
+    monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 1000)
     report = ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
     assert [Path(entry.path).name for entry in report.written] == ["small.onnx", "small.onnx.data"]
     model = onnx.load(str(folder / "small.onnx"), load_external_data=False)
@@ -251,14 +250,14 @@ def test_ilgnet_at_batches_1_7_and_48() -> None:
 
 
 OPTIONS_REFUSED = [
-    ("preprocessing", ("pt2",), Options(with_preprocessing=True), "--with-preprocessing is for onnx files, not pt2"),
-    ("precision", ("onnx", "python"), Options(precision="int8"), "--precision is for safetensors and onnx files, not"),
-    ("size", ("safetensors",), Options(dynamic_size=True), "--dynamic-size is for onnx and pt2 files, not safetensors"),
-    ("lrn", ("caffemodel",), Options(fast_lrn=True), "--fast-lrn is for onnx files, not caffemodel"),
-    ("unknown precision", ("onnx",), Options(precision="int4"), "--precision int4: choose one of float32, bfloat16, "),
-    ("both", ("onnx",), Options(with_preprocessing=True, dynamic_size=True), "--dynamic-size: the preprocessing makes"),
-    ("order", ("onnx",), Options(with_preprocessing=True, input_order="RBG"), "net 'small': its preprocessing is unknown"),
-    ("dense", ("onnx",), Options(dynamic_size=True), "ip (InnerProduct): its weights fit one size"),
+    ("preprocessing", ("pt2",), {"with_preprocessing": True}, "--with-preprocessing is for onnx files, not pt2"),
+    ("precision", ("onnx", "python"), {"precision": "int8"}, "--precision is for safetensors and onnx files, not"),
+    ("size", ("safetensors",), {"dynamic_size": True}, "--dynamic-size is for onnx and pt2 files, not safetensors"),
+    ("lrn", ("caffemodel",), {"fast_lrn": True}, "--fast-lrn is for onnx files, not caffemodel"),
+    ("unknown precision", ("onnx",), {"precision": "int4"}, "--precision int4: choose one of float32, bfloat16, "),
+    ("both", ("onnx",), {"with_preprocessing": True, "dynamic_size": True}, "--dynamic-size: the preprocessing makes"),
+    ("order", ("onnx",), {"with_preprocessing": True, "input_order": "RBG"}, "net 'small': its preprocessing is unknown"),
+    ("dense", ("onnx",), {"dynamic_size": True}, "ip (InnerProduct): its weights fit one size"),
 ]  # fmt: skip
 
 
@@ -270,7 +269,7 @@ OPTIONS_REFUSED = [
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(folder, to, options, message) -> None:
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(IlgnetError) as caught:
-        ir.convert(folder / "small.caffemodel", to=to, options=options)
+        ir.convert(folder / "small.caffemodel", to=to, **options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in folder.iterdir()) == before

@@ -11,15 +11,14 @@ from small_nets import SMALL_TEXT, write_weights
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.export_onnx import open_session
-from ilgnet_repro.conversion.job import Options
 from ilgnet_repro.conversion.onnx_preprocess import add_preprocessing, picture_input
 from ilgnet_repro.conversion.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
 from ilgnet_repro.data.preprocess import Preprocessing, ilgnet_preprocessing
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.onnx_net import open_session
 
 MEAN = np.random.default_rng(2).uniform(80, 120, (3, 64, 64)).astype(np.float32)
 # OpenCV's resize is fixed-point and so are the nodes: no difference.  pycaffe's is float64, the nodes' float32.
@@ -98,7 +97,7 @@ def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
     how = Preprocessing(size=(9, 7), mean_value=(1.0, 2.0, 3.0))
     report = ir.convert(
         tmp_path / "small.caffemodel", to=("onnx",), verify=True, preprocessing=how,
-        options=Options(with_preprocessing=True, input_order="BGR"),
+        with_preprocessing=True, input_order="BGR",
     )  # fmt: skip
     assert "picture 2x240x320x3" in report.verified[0].inputs
     model = onnx.load(str(tmp_path / "small.onnx"))

@@ -10,11 +10,10 @@ import torch
 from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.job import Options
-from ilgnet_repro.conversion.precision import reduce_weights
 from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError, WeightsError
 from ilgnet_repro.fastnet.quantise import reduce_rows
+from ilgnet_repro.runtime.reduced import reduce_weights
 
 WEIGHTS = np.random.default_rng(3).standard_normal((5, 24)).astype(np.float32)
 # The largest relative error of a rounding: half a unit in the last of 8 or 11 bits.
@@ -32,7 +31,7 @@ def test_floats_are_rounded_to_the_nearest(precision: str) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["a row an output", "a column an output"])
 def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> None:
-    monkeypatch.setattr("ilgnet_repro.conversion.precision.ROWS_AT_ONCE", 48)  # two rows a piece
+    monkeypatch.setattr("ilgnet_repro.runtime.reduced.ROWS_AT_ONCE", 48)  # two rows a piece
     weights = WEIGHTS if axis == 0 else WEIGHTS.T.copy()
     weights[(2, slice(None)) if axis == 0 else (slice(None), 2)] = 0
     reduced = reduce_weights(weights, "int8", axis)
@@ -67,7 +66,7 @@ def test_stored_so_loaded_so_and_run_so(tmp_path, text: str, precision: str) -> 
         tmp_path / "s.caffemodel",
         to=("safetensors", "onnx"),
         verify=True,
-        options=Options(precision=precision),
+        precision=precision,
     )
     original = ir.load_net(tmp_path / "s.prototxt", tmp_path / "s.caffemodel")
     net = ir.load(tmp_path / "s.safetensors")
@@ -102,9 +101,7 @@ def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
     for index, name in enumerate(names):
         cv2.imwrite(name, np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     how = Preprocessing(size=(9, 7), mean_value=(100.0,), scale=0.01)
-    report = ir.convert(
-        tmp_path / "s.caffemodel", options=Options(precision="int8"), preprocessing=how, pictures=names
-    )
+    report = ir.convert(tmp_path / "s.caffemodel", precision="int8", preprocessing=how, pictures=names)
     (cost,) = report.deviations
     original = ir.load_net(tmp_path / "s.prototxt", tmp_path / "s.caffemodel")
     net = ir.load(tmp_path / "s.safetensors")
@@ -119,14 +116,14 @@ def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
 
 def test_pictures_without_preprocessing_are_refused(folder) -> None:
     with pytest.raises(IlgnetError, match="pictures cannot be prepared, its preprocessing is unknown"):
-        ir.convert(folder / "small.caffemodel", options=Options(precision="int8"), pictures=["a.png"])
+        ir.convert(folder / "small.caffemodel", precision="int8", pictures=["a.png"])
     assert not (folder / "small.safetensors").exists()
 
 
 def test_shared_weights_stay_float32(tmp_path) -> None:
     write_weights(tmp_path / "s.caffemodel", SHARED_TEXT)
     (tmp_path / "s.prototxt").write_text(SHARED_TEXT)
-    report = ir.convert(tmp_path / "s.caffemodel", options=Options(precision="int8"), verify=True)
+    report = ir.convert(tmp_path / "s.caffemodel", precision="int8", verify=True)
     assert report.deviations == ()
     assert "no dense weights to keep in int8: every blob is float32" in report.notes
     assert ir.load(tmp_path / "s.safetensors").params["a"][0].dtype == torch.float32
@@ -152,7 +149,7 @@ DAMAGED = [
     ("old", "new", "message"), [row[1:] for row in DAMAGED], ids=[row[0] for row in DAMAGED]
 )
 def test_a_damaged_file_is_refused(folder, old, new, message) -> None:
-    ir.convert(folder / "small.caffemodel", options=Options(precision="int8"))
+    ir.convert(folder / "small.caffemodel", precision="int8")
     path = folder / "small.safetensors"
     data = path.read_bytes()
     assert old in data

@@ -22,11 +22,11 @@ from zoo_weights import drawn_net, narrow_text
 import ilgnet_repro as ir
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.conversion.compare.comparison import compare_files
-from ilgnet_repro.conversion.export_pt2 import export, run_pt2
-from ilgnet_repro.conversion.pt2_file import OPERATORS, check_expression, read_pt2
-from ilgnet_repro.conversion.python_names import argument_name
+from ilgnet_repro.conversion.export_pt2 import export, reopen
 from ilgnet_repro.conversion.verify import seeded_inputs
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.runtime.pt2_file import OPERATORS, check_expression, read_pt2
+from ilgnet_repro.runtime.python_names import argument_name
 
 REMEDY = "; only pt2 files as `ilgnet convert` writes them are read"
 
@@ -251,7 +251,7 @@ def test_compare_refuses_in_one_line(small: Path, capsys) -> None:
 def test_torchs_loader_is_given_no_pickle(small: Path) -> None:
     rewrite(small / "small.pt2", small / "n.pt2", put("data/sample_inputs/model.pt", PICKLE))
     with pytest.raises(IlgnetError, match="a pickle; pickles are not read"):
-        run_pt2([small / "n.pt2"], {}, None)  # type: ignore[arg-type]
+        reopen([small / "n.pt2"], None)  # type: ignore[arg-type]
     assert not os.path.exists("PWNED")
 
 

@@ -21,7 +21,7 @@ from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 RUFF = shutil.which("ruff") or shutil.which("ruff", path=f"{sys.prefix}/bin")
 
@@ -92,8 +92,8 @@ def test_only_torch_and_math_are_imported(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_nets_of_the_zoo_agree(name: str, tmp_path) -> None:
-    from ilgnet_repro.conversion.safetensors_file import write_safetensors
     from ilgnet_repro.conversion.verify import seeded_inputs
+    from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     net = drawn_net(narrow_text(name))
     source = build_source(net, class_name="Written")
@@ -129,7 +129,7 @@ def test_awkward_names_become_identifiers_of_their_own(tmp_path) -> None:
     assert list(source.state)[::2] == ["forward_.weight", "type_.weight", "a_b.weight", "a_b_2.weight"]
     assert 'return {"a_b": ' in source.text
     (tmp_path / "a.py").write_text(source.text)
-    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+    from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     write_safetensors(tmp_path / "a.safetensors", source.state, {})
     x = torch.randn(2, 3, 4, 5)

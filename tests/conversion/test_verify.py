@@ -123,7 +123,7 @@ def weights(tmp_path):
     """Write a small net with one weight changed; returns its file."""
     from ilgnet_repro.formats.caffemodel import write_caffemodel
     from ilgnet_repro.formats.prototxt import parse_net
-    from ilgnet_repro.loading import load_net
+    from ilgnet_repro.runtime.load import load_net
 
     def make(type_: str, value: float) -> Path:
         text = tmp_path / "net.prototxt"
@@ -190,7 +190,7 @@ def test_every_form_is_given_words_of_the_net(tmp_path, capsys) -> None:
     """The text of the net tells what its inputs are, in the files that hold it too."""
     from ilgnet_repro.formats.caffemodel import write_caffemodel
     from ilgnet_repro.formats.prototxt import parse_net
-    from ilgnet_repro.loading import load_net
+    from ilgnet_repro.runtime.load import load_net
 
     (tmp_path / "net.prototxt").write_text(CAPTIONS)
     net = load_net(tmp_path / "net.prototxt", seed=3)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from zoo_weights import NETS, drawn_net, narrow_text
 
-from ilgnet_repro.conversion.export_onnx import open_session
 from ilgnet_repro.conversion.fold import fold
 from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.conversion.verify import seeded_inputs
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.onnx_net import open_session
 
 # Layers that folding takes out, for the nets that have any.
 FOLDED = {"resnet50": 106, "mobilenet": 54, "mobilenet_v2": 106}
@@ -89,7 +89,7 @@ def test_faster_rcnn_in_standard_operators_and_in_python(tmp_path) -> None:
     path = tmp_path / "rcnn.py"
     path.write_text(source.text)
     from ilgnet_repro.conversion.export_python import load_module
-    from ilgnet_repro.conversion.safetensors_file import write_safetensors
+    from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     write_safetensors(tmp_path / "rcnn.safetensors", source.state, {})
     written = load_module(path, tmp_path / "rcnn.safetensors", "Net")

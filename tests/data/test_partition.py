@@ -10,12 +10,7 @@ import pytest
 
 from ilgnet_repro.cli import partition as command
 from ilgnet_repro.data.ava import AvaTable, read_ava
-from ilgnet_repro.data.partition import (
-    partition_ava1,
-    partition_ava2,
-    read_excluded,
-    write_partition,
-)
+from ilgnet_repro.data.partition import partition_ava1, partition_ava2, read_excluded, write_partition
 from ilgnet_repro.data.scores import read_scores, scores_of, write_scores
 from ilgnet_repro.errors import DataError
 

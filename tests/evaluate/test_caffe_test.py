@@ -26,8 +26,8 @@ from ilgnet_repro.evaluate.runner import run_protocol, scorer
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 

@@ -25,7 +25,7 @@ from ilgnet_repro.evaluate.pictures import open_pictures
 from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation
 from ilgnet_repro.evaluate.results import RunResult
 from ilgnet_repro.evaluate.runner import run_protocol, scorer
-from ilgnet_repro.scoring import open_weights
+from ilgnet_repro.runtime.load import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def small(tmp_path: Path) -> TinySet:
 
 
 def run_small(small: TinySet, protocol: str = "full", batches: int | None = None, **options):
-    net, _ = open_weights(small.weights, small.folder / "tiny.prototxt")
+    net = load(small.weights, small.folder / "tiny.prototxt")
     pictures = open_pictures("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS[protocol], CROP, Mean(small.mean))
     return run_protocol(scorer(net), pictures, preparation, 4, batches=batches, **options)
@@ -256,6 +256,9 @@ class NetOf:
 
     def __init__(self, *values: float) -> None:
         self.values = values
+
+    def inputs_for(self, wanted):
+        return self.inputs
 
     def __call__(self, inputs):
         return {"prob": inputs["data"].new_tensor([self.values]).repeat(len(inputs["data"]), 1)}

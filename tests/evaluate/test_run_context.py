@@ -24,7 +24,7 @@ from ilgnet_repro.evaluate.context import (
 from ilgnet_repro.evaluate.pictures import ListedPictures, StoredPictures, open_pictures
 from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation, find_protocol
 from ilgnet_repro.evaluate.results import Source
-from ilgnet_repro.scoring import open_weights
+from ilgnet_repro.runtime.load import load
 
 
 def weights(release: str | None = None, random: bool = False) -> Weights:
@@ -137,7 +137,7 @@ def test_mean_without_files(tmp_path: Path, home: Path) -> None:
 )
 def test_random_weights_say_so(tmp_path: Path, name: str, random: bool) -> None:
     tiny = TinySet(tmp_path, 3, name=name)
-    net, _ = open_weights(tiny.weights, tmp_path / "tiny.prototxt")
+    net = load(tiny.weights, tmp_path / "tiny.prototxt")
     known = identify_weights(tiny.weights, net)
     assert (known.random, known.release) == (random, None)
     assert known.source.sha256 == hashlib.sha256(tiny.weights.read_bytes()).hexdigest()
@@ -152,7 +152,7 @@ def test_converted_random_weights_say_so_too(tmp_path: Path, name: str, random: 
     tiny = TinySet(tmp_path, 3, name=name)
     convert(tiny.weights, tmp_path / "tiny.prototxt", out=tmp_path)
     path = tmp_path / "tiny.safetensors"
-    known = identify_weights(path, open_weights(path)[0])
+    known = identify_weights(path, load(path))
     assert (known.random, known.source.known_as) == (random, None)
 
 

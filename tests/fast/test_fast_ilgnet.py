@@ -13,8 +13,8 @@ from ilgnet_repro.data.mean import read_mean
 from ilgnet_repro.data.transforms import Transform
 from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 

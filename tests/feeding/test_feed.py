@@ -15,7 +15,7 @@ from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.feeding.feed import Feed
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
+from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.testing import _own_passes
 
 PIPELINE = Path(__file__).resolve().parent.parent / "golden" / "pipeline"

@@ -28,15 +28,14 @@ from fuzz_seeds import seeds
 
 from ilgnet_repro.audit import audit
 from ilgnet_repro.conversion.convert import convert
-from ilgnet_repro.conversion.load import load
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.binaryproto import read_blob, write_blob
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import format_message, parse_net, parse_solver, read_net, read_solver
 from ilgnet_repro.formats.solverstate import read_solverstate, write_solverstate
 from ilgnet_repro.formats.upgrade import upgrade_net, upgrade_solver
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.load import load, load_graph
+from ilgnet_repro.runtime.plan import plan_net
 
 SECONDS_A_CASE = 10.0
 MEMORY = 4 << 30

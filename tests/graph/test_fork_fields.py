@@ -9,7 +9,7 @@ from ilgnet_repro.audit import audit
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net, parse_solver
 from ilgnet_repro.graph.fork_fields import drop_fields
-from ilgnet_repro.loading import load_graph
+from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.solver import read_settings
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'

@@ -15,8 +15,8 @@ from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import IlgnetError, LayerError
 from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph, load_net
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.load import load_graph, load_net
+from ilgnet_repro.runtime.net import CaffeNet
 
 SEEDS = range(60)
 

@@ -14,10 +14,10 @@ from ilgnet_repro.audit import audit
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph, load_net
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
-from ilgnet_repro.weights import fit_weights, take_weights
+from ilgnet_repro.runtime.load import load_graph, load_net
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
+from ilgnet_repro.runtime.weights import fit_weights, take_weights
 
 SLOPE = 'slope_filler { type: "constant" value: 1 } bias_filler { type: "constant" value: 0.001 }'
 SCALE = "scale_filler { value: 1 } shift_filler { value: 0.5 }"

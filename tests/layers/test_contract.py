@@ -16,9 +16,9 @@ from ilgnet_repro.errors import IlgnetError, LayerError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.layers.base import BlobSpec, Layer, LayerPlan
 from ilgnet_repro.layers.registry import layer_types
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
 
 # What a pass may change: BatchNorm's statistics and the state that RNN and LSTM carry lie in these two.
 TENSORS = ("_buffers", "_parameters")

@@ -14,7 +14,7 @@ from golden_cases import NAMES, SHAPED_BY_VALUES, Case, read_case, tolerance
 from ilgnet_repro.conversion.onnx_writer import build_onnx
 from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 
 @pytest.fixture(params=NAMES)

@@ -12,7 +12,7 @@ from one_layer import assert_all_uses, build, draw, dynamic_shapes, gradients, l
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.binaryproto import write_blob
-from ilgnet_repro.loading import load_net
+from ilgnet_repro.runtime.load import load_net
 
 F32 = np.float32
 

@@ -18,8 +18,8 @@ from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
 
 # What shows NVIDIA's BatchNorm, and how many blobs it then has.
 NVIDIAS = {

@@ -12,7 +12,7 @@ from ilgnet_repro.audit import audit
 from ilgnet_repro.errors import LayerError, WeightsError
 from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_net
+from ilgnet_repro.runtime.load import load_net
 
 
 def wide(values: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ from one_layer import draw, run, run_onnx
 from opencv_witness import CLASSES, READS_CAFFE, detection, found_rows, witness
 
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
 
 if not READS_CAFFE:
     pytest.skip("OpenCV 5 no longer reads Caffe nets", allow_module_level=True)

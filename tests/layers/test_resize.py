@@ -10,8 +10,8 @@ from one_layer import assert_all_uses, build, draw, gradients, run
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.loading import load_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
 
 PROPERTY = settings(max_examples=60, deadline=None)
 SIDE = st.integers(1, 6)

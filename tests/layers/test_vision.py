@@ -192,8 +192,8 @@ def test_proposals_at_another_size():
 def test_regions_reach_the_pooling():
     """As in Faster R-CNN's net: proposals, the number of which only the run knows, into ROIPooling."""
     from ilgnet_repro.formats.prototxt import parse_net
-    from ilgnet_repro.loading import load_graph
-    from ilgnet_repro.net import CaffeNet
+    from ilgnet_repro.runtime.load import load_graph
+    from ilgnet_repro.runtime.net import CaffeNet
 
     shapes = {"in0": (1, 12, 5, 6), "in1": (1, 24, 5, 6), "in2": (1, 3), "in3": (1, 2, 10, 12)}
     text = "".join(

@@ -7,7 +7,7 @@ import torch
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 TEXT = """
 name: "small"

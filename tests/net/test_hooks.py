@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 TEXT = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }

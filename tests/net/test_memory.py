@@ -61,7 +61,7 @@ PASSES = """
 import resource, sys, torch
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 layer = 'layer { name: "%s" type: "%s" bottom: "%s" top: "%s" }'
 text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 5 dim: 620 dim: 645 } } }'
 text += layer % ("a", "TanH", "x", "a") + layer % ("b", "AbsVal", "a", "b")

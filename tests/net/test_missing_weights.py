@@ -12,7 +12,7 @@ from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.formats.hdf5model import write_hdf5_model
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.loading import load_net
+from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.nets import build_net
 
@@ -83,10 +83,12 @@ def test_a_layer_whose_stated_fillers_draw_nothing_is_filled_and_told(text, blob
     for found, wanted in zip(net.params["op"], blobs, strict=True):
         np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-6)
     np.testing.assert_array_equal(net.params["c"][0].detach(), HELD["c"][0])
-    assert net.load_notes == (f"op: not in the weights file; filled as its text says ({how})",)
+    assert net.about.notes == (f"op: not in the weights file; filled as its text says ({how})",)
     found = audit(parse_net(text), open_caffemodel(path))
     assert found.fit is not None and (found.fit.is_whole, dict(found.fit.filled)) == (True, {"op": how})
-    assert not load_net(parse_net(text), make({**HELD, "op": [np.asarray(b, "f") for b in blobs]})).load_notes
+    assert not load_net(
+        parse_net(text), make({**HELD, "op": [np.asarray(b, "f") for b in blobs]})
+    ).about.notes
 
 
 GAUSSIAN = """inner_product_param { num_output: 7 weight_filler { type: "gaussian" std: 0.01 } }"""
@@ -123,7 +125,7 @@ def test_any_other_layer_stops_the_load_by_name(text, names, message, make) -> N
         load_net(parse_net(text), path)
     assert str(caught.value) == f"{path}: {message}"
     net = load_net(parse_net(text), path, allow_missing=["op"], seed=5)
-    assert net.load_notes == ("op: not in the weights file; drawn by its fillers, as allowed",)
+    assert net.about.notes == ("op: not in the weights file; drawn by its fillers, as allowed",)
     again = load_net(parse_net(text), path, allow_missing=("op",), seed=5)
     for one, other in zip(net.params["op"], again.params["op"], strict=True):
         assert torch.equal(one, other)

@@ -23,7 +23,7 @@ from ilgnet_repro.evaluate.caffe_test import caffe_test
 from ilgnet_repro.evaluate.caffe_time import caffe_time
 from ilgnet_repro.evaluate.runner import scorer
 from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.modes import as_loaded
+from ilgnet_repro.runtime.modes import as_loaded
 from ilgnet_repro.train.loop import _Pass
 
 IMAGES, ROWS = (4, 3, 7, 6), (5, 3)

@@ -8,7 +8,7 @@ from ilgnet_repro.errors import LayerError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.net import CaffeNet
+from ilgnet_repro.runtime.net import CaffeNet
 
 
 def shared_net(first: str, second: str, second_outputs: int = 3) -> CaffeNet:

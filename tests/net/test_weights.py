@@ -12,11 +12,11 @@ from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.graph.node import Graph
 from ilgnet_repro.layers.base import BlobSpec
-from ilgnet_repro.loading import load_net
-from ilgnet_repro.net import CaffeNet
-from ilgnet_repro.plan import plan_net
+from ilgnet_repro.runtime.load import load_net
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
+from ilgnet_repro.runtime.weights import fit_weights, take_weights
 from ilgnet_repro.schema import caffe_pb2 as pb
-from ilgnet_repro.weights import fit_weights, take_weights
 
 
 @dataclass

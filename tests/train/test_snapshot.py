@@ -13,7 +13,7 @@ from ilgnet_repro.errors import IlgnetError, SolverError, WeightsError
 from ilgnet_repro.formats.caffemodel import open_caffemodel
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.formats.upgrade import upgrade_net
-from ilgnet_repro.loading import load_net
+from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train import snapshot_hdf5
 from ilgnet_repro.train.loop import Options, Trainer

@@ -7,7 +7,7 @@ import pytest
 from zoo_weights import drawn_net, narrow_text
 
 from ilgnet_repro.formats.hdf5model import write_hdf5_model
-from ilgnet_repro.loading import load_net
+from ilgnet_repro.runtime.load import load_net
 
 pytest.importorskip("h5py", reason="h5py is an extra of the package")
 
@@ -23,7 +23,7 @@ def test_through_hdf5_and_back(name, tmp_path) -> None:
     }
     write_hdf5_model(tmp_path / "one.caffemodel.h5", text, arrays)
     net = load_net(text, tmp_path / "one.caffemodel.h5")
-    assert not net.load_notes
+    assert not net.about.notes
     back = {layer: [blob.detach().numpy() for blob in blobs] for layer, blobs in net.params.items()}
     assert list(back) == list(arrays)
     for layer, blobs in arrays.items():

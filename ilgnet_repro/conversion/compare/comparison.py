@@ -14,10 +14,10 @@ import torch
 from ...errors import IlgnetError
 from ...graph.node import Graph
 from ...layers.base import Shape
-from ...plan import plan_net
+from ...runtime.plan import plan_net
+from ...runtime.python_names import argument_name
 from ..difference import differ
 from ..drawn import SEED, draw_inputs, draw_plain
-from ..python_names import argument_name
 from .openers import open_side
 from .side import Side, WitnessError
 

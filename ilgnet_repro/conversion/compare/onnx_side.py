@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
-from ...errors import IlgnetError
-from ...formats.kinds import Kind, expect
-from ..export_onnx import open_session
+from ...runtime.onnx_net import open_session, read_model
 from .side import Arrays, Input, Side, graph_of
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Parse a model; external weights stay outside.  Raises IlgnetError if the file is none."""
-    expect(path, Kind.ONNX, Kind.UNKNOWN, what="an ONNX model")
-    try:
-        # The form is stated: onnx would choose it by the suffix.
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise IlgnetError(f"{path}: is no ONNX file ({str(error).splitlines()[0]})") from error
-    if not model.graph.node:
-        raise IlgnetError(f"{path}: is no ONNX file (it holds no nodes)")
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_location(path, tensor)
-    return model
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph and of those inside its nodes."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    """Refuse weights that are not in a file beside the model: older runtimes read any file, or memory, as such."""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    folder = path.parent.resolve()
-    try:
-        target = (folder / location).resolve()
-        is_beside = target.is_relative_to(folder) and target.is_file()
-    except (OSError, ValueError):
-        is_beside = False
-    if not is_beside or Path(location).is_absolute():
-        raise IlgnetError(f"{path}: keeps {tensor.name!r} in {location!r}, which is no file beside it")
 
 
 def model_inputs(model: onnx.ModelProto) -> tuple[Input, ...]:

@@ -1,4 +1,4 @@
-"""Opening each form of a net for a comparison: by its kind, or by the witness named in front of a colon."""
+"""Opening each form of a net for a comparison: by its content, or by the witness named in front of a colon."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ import numpy as np
 import torch
 
 from ...errors import IlgnetError
-from ...formats.caffemodel import open_caffemodel
-from ...formats.kinds import Kind, kind_of, refusal
-from ...graph.build import build_graph
-from ...net import CaffeNet
-from ...plan import plan_net
-from ...weights import DRAW_SEED, take_weights
-from ..find import find_net
-from ..load import load
-from ..pt2_file import read_pt2
-from ..python_names import argument_name
+from ...formats.kinds import Kind, expect_or_named
+from ...runtime.load import load_caffe
+from ...runtime.net import CaffeNet
+from ...runtime.pt2_file import read_pt2
+from ...runtime.python_names import argument_name
 from .onnx_side import onnx_side
 from .side import Arrays, Input, Side, graph_of
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
@@ -27,32 +22,26 @@ Prototxt = Path | None
 
 
 def open_side(spec: str, prototxt: Prototxt = None, allow_missing: Collection[str] = ()) -> Side:
-    """Open a caffemodel, safetensors, ONNX or pt2 file, told by its content, or a file behind a witness's name.
+    """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, told by content.
 
-    Witnesses are ``opencv:``, ``caffe2onnx:`` (both take a caffemodel) and ``onnx2torch:``.  Raises
-    IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.  ``allow_missing`` is as in
-    `load_net`, for caffemodels that this package runs.
+    A witness's name in front of a colon has it read the file: ``opencv:``, ``caffe2onnx:`` (both take a caffemodel)
+    and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
+    ``allow_missing`` is as in `load_net`, for weights that this package runs.
     """
     witness, colon, rest = spec.partition(":")
     is_witness = bool(colon) and witness in _WITNESSES
     path = Path(rest if is_witness else spec)
     if not path.is_file():
-        raise IlgnetError(f"{path}: no such file")
+        named = f"; witnesses are {', '.join(f'{name}:FILE' for name in _WITNESSES)}" if colon else ""
+        raise IlgnetError(f"{path}: no such file{named}")
     opener = _WITNESSES[witness] if is_witness else _opener(path)
-    if opener is _open_caffemodel:
-        return _open_caffemodel(spec, path, prototxt, allow_missing)
+    if opener is _open_caffe:
+        return _open_caffe(spec, path, prototxt, allow_missing)
     return opener(spec, path, prototxt)
 
 
 def _opener(path: Path) -> Callable[[str, Path, Prototxt], Side]:
-    kind = kind_of(path)
-    if kind in _OPENERS:
-        return _OPENERS[kind]
-    # What is damaged beyond telling is read as its name says, for that reader to tell what is wrong.
-    named = _KIND_OF_SUFFIX.get(path.suffix.lower())
-    if kind is Kind.UNKNOWN and named is not None:
-        return _OPENERS[named]
-    raise refusal(path, kind, _WHAT)
+    return _OPENERS[expect_or_named(path, *_OPENERS, what=_WHAT)]
 
 
 def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
@@ -74,23 +63,10 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
     return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
 
 
-def _open_caffemodel(spec: str, path: Path, prototxt: Prototxt, allow_missing: Collection[str] = ()) -> Side:
-    model = open_caffemodel(path)
-    graph = build_graph(find_net(model, prototxt).net)
-    plan = plan_net(graph)
-    arrays = take_weights(
-        plan.blobs,
-        model.layers,
-        source=str(path),
-        owners=plan.owners,
-        allow_missing=allow_missing,
-        seed=DRAW_SEED,
+def _open_caffe(spec: str, path: Path, prototxt: Prototxt, allow_missing: Collection[str] = ()) -> Side:
+    return net_side(
+        spec, path.name.rpartition(".")[2], load_caffe(path, prototxt, allow_missing=allow_missing)
     )
-    return net_side(spec, "caffemodel", CaffeNet(plan, arrays))
-
-
-def _open_safetensors(spec: str, path: Path, prototxt: Prototxt) -> Side:
-    return net_side(spec, "safetensors", load(path))
 
 
 def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
@@ -109,18 +85,11 @@ def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:
 
 
 _OPENERS: dict[Kind, Callable[[str, Path, Prototxt], Side]] = {
-    Kind.CAFFEMODEL: _open_caffemodel,
-    Kind.CAFFEMODEL_H5: _open_caffemodel,
-    Kind.SAFETENSORS: _open_safetensors,
+    Kind.CAFFEMODEL: _open_caffe,
+    Kind.CAFFEMODEL_H5: _open_caffe,
+    Kind.SAFETENSORS: _open_caffe,
     Kind.ONNX: _open_onnx,
     Kind.PT2: _open_pt2,
-}
-_KIND_OF_SUFFIX = {
-    ".caffemodel": Kind.CAFFEMODEL,
-    ".h5": Kind.CAFFEMODEL_H5,
-    ".safetensors": Kind.SAFETENSORS,
-    ".onnx": Kind.ONNX,
-    ".pt2": Kind.PT2,
 }
 _WITNESSES: dict[str, Callable[[str, Path, Prototxt], Side]] = {
     "opencv": open_opencv,

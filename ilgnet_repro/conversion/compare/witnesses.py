@@ -24,9 +24,9 @@ from ...formats.prototxt import format_message
 from ...graph.build import build_graph
 from ...graph.node import Graph
 from ...paths import utf8_path
-from ...plan import plan_net
+from ...runtime.find import find_net
+from ...runtime.plan import plan_net
 from ...schema import caffe_pb2 as pb
-from ..find import find_net
 from .onnx_side import model_inputs, onnx_side, read_model
 from .side import Arrays, Input, Side, WitnessError, graph_of
 

@@ -7,55 +7,73 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import IlgnetError, WeightsError
-from ..formats.caffemodel import CaffeModel
+from ..errors import FormatError, IlgnetError, WeightsError
 from ..formats.prototxt import read_net
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
+from ..graph.fork_fields import describe_field
 from ..layers.registry import tell_kinds
-from ..plan import plan_net
 from ..schema import caffe_pb2 as pb
-from ..weights import blob_counts, fit_weights
 from ..zoo.catalogue import BUILDERS, build
+from .plan import plan_net
+from .weights import WeightsFile, blob_counts, fit_weights
 
 
 @dataclass(frozen=True)
 class Found:
-    """A net's text and how it was come by; ``built_in`` is the zoo's name for it, or None."""
+    """A net's text, in today's form, and how it was come by; ``notes`` say what the upgrade changed."""
 
     net: pb.NetParameter
     origin: str
-    built_in: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def find_net(model: CaffeModel, prototxt: str | os.PathLike[str] | None = None) -> Found:
+def find_net(model: WeightsFile, prototxt: str | os.PathLike[str] | pb.NetParameter | None = None) -> Found:
     """Return the net for a weights file.
 
     Tried in turn: ``prototxt``; a sibling named like the weights or deploy.prototxt; a built-in net whose
     layer names and shapes are the file's.  Raises WeightsError if none fits.
     """
+    if isinstance(prototxt, pb.NetParameter):
+        return _upgraded(prototxt, "", model)
     if prototxt is not None:
-        net = upgrade_net(read_net(prototxt))
-        return Found(tell_kinds(net, blob_counts(model.layers)), str(prototxt), _name_of_twin(net))
+        return _upgraded(read_net_text(prototxt), os.fspath(prototxt), model)
     for sibling in _siblings(model.path):
         if sibling.is_file() and not sibling.samefile(model.path):
-            net = upgrade_net(read_net(sibling))
-            return Found(tell_kinds(net, blob_counts(model.layers)), str(sibling), _name_of_twin(net))
+            return _upgraded(read_net_text(sibling), str(sibling), model)
     matches = match_built_in(model)
     if matches:
-        return Found(build(matches[0]), f"built in ({matches[0]})", matches[0])
+        return Found(build(matches[0]), f"built in ({matches[0]})")
     raise WeightsError(
         f"{model.path}: no prototxt beside it and no built-in net fits its layers; "
         "give the deploy prototxt with --prototxt"
     )
 
 
-def _siblings(weights: Path) -> tuple[Path, Path]:
-    stem = weights.with_suffix("") if weights.suffix == ".h5" else weights  # x.caffemodel.h5
-    return stem.with_suffix(".prototxt"), weights.with_name("deploy.prototxt")
+def _siblings(weights: Path) -> list[Path]:
+    stem = weights.name
+    for suffix in (".h5", ".caffemodel"):  # x.caffemodel.h5 and x.caffemodel go with x.prototxt
+        stem = stem.removesuffix(suffix)
+    own = weights.with_name(f"{stem}.prototxt") if stem != weights.name else weights.with_suffix(".prototxt")
+    return [own, weights.with_name("deploy.prototxt")]
 
 
-def match_built_in(model: CaffeModel) -> list[str]:
+def _upgraded(text: pb.NetParameter, origin: str, model: WeightsFile) -> Found:
+    notes: list[str] = []
+    net = tell_kinds(upgrade_net(text, notes), blob_counts(model.layers))
+    return Found(net, origin, tuple(notes))
+
+
+def read_net_text(path: str | os.PathLike[str]) -> pb.NetParameter:
+    """Read a prototxt of any generation.  Raises FormatError where it holds no layers."""
+    net = read_net(path)
+    if not net.layer and not net.layers:
+        first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
+        raise FormatError(f"{path}: holds no layers{first}; is it a solver or another kind of text?")
+    return net
+
+
+def match_built_in(model: WeightsFile) -> list[str]:
     """Return the names of built-in deploy nets that the file's layers fit wholly, by name and shape."""
     held = {layer.name for layer in model.layers if layer.blobs}
     matches = []
@@ -71,7 +89,7 @@ def match_built_in(model: CaffeModel) -> list[str]:
     return matches
 
 
-def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tuple[Path, str]]:
+def deploy_candidates(model: WeightsFile, prototxts: Sequence[Path]) -> list[tuple[Path, str]]:
     """Say for each prototxt how it fits the file: ``fits``, or the first thing that does not."""
     rows = []
     for path in prototxts:
@@ -82,12 +100,3 @@ def deploy_candidates(model: CaffeModel, prototxts: Sequence[Path]) -> list[tupl
         except IlgnetError as error:
             rows.append((path, str(error)))
     return rows
-
-
-def _name_of_twin(net: pb.NetParameter) -> str | None:
-    """The zoo's name of a net whose layers are the very same, so that what is known of one holds for the other."""
-    wanted = [(layer.name, layer.type) for layer in upgrade_net(net).layer]
-    for name in BUILDERS:
-        if name.startswith("ilgnet") and [(layer.name, layer.type) for layer in build(name).layer] == wanted:
-            return name
-    return None

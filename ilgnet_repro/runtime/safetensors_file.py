@@ -16,7 +16,6 @@ from ..formats.kinds import Kind, expect
 from ..paths import utf8_path
 
 PIECE = 1 << 20  # fits the processor caches: a third faster than 16 MiB
-LATE_ROOM = 1024
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.uint8: "U8", torch.int8: "I8",
@@ -37,14 +36,11 @@ def write_safetensors(
     arrays: Mapping[str, np.ndarray | torch.Tensor],
     metadata: Mapping[str, str],
     *,
-    late_metadata: Callable[[], Mapping[str, str]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write arrays in the order given; return the bytes written.  The same input gives the same file.
 
-    Takes no memory for the arrays: pieces of `PIECE` bytes go from the map to the file.  The header stands
-    in front of the data; ``late_metadata``, called once the data is written, replaces values that were
-    still being worked out (a digest) by others of at most `LATE_ROOM` more bytes.
+    Takes no memory for the arrays: pieces of `PIECE` bytes go from the map to the file.
     """
     entries: dict[str, object] = {}
     offset = 0
@@ -56,22 +52,17 @@ def write_safetensors(
             "data_offsets": [offset, offset + tensor.nbytes],
         }
         offset += tensor.nbytes
-    size = len(_header(metadata, entries)) + (LATE_ROOM if late_metadata else 0)
-    size += -size % 8  # readers map the data as floats, so it starts on a multiple of 8
+    header = _header(metadata, entries)
+    size = len(header) + -len(header) % 8  # readers map the data as floats, so it starts on a multiple of 8
     done = 0
     with atomic_file(path) as file:
-        file.seek(8 + size)
+        file.write(size.to_bytes(8, "little") + header.ljust(size))
         for tensor in tensors.values():
             view = tensor_bytes(tensor)
             for start in range(0, len(view), PIECE):
                 done += file.write(view[start : start + PIECE])
                 if progress:
                     progress(done)
-        text = _header(late_metadata() if late_metadata else metadata, entries)
-        if len(text) > size:
-            raise FormatError(f"{path}: header of {len(text)} bytes does not fit the {size} set aside")
-        file.seek(0)
-        file.write(size.to_bytes(8, "little") + text.ljust(size))
     return 8 + size + done
 
 

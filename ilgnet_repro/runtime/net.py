@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..about import About, prepare
+from ..errors import GraphError, did_you_mean, printable
+from ..graph.node import Graph, Node, Value
+from ..graph.sharing import show_shape
+from ..layers.base import Layer, Shape
+from ..layers.fillers import fill, machine_memory
+from ..memory import keep_freed_memory
 from .calls import Intake, names, shapes_by_name, wanted_blobs
-from .errors import GraphError, did_you_mean
-from .graph.node import Graph, Node, Value
-from .graph.sharing import show_shape
-from .layers.base import Layer, Shape
-from .layers.fillers import fill, machine_memory
-from .memory import keep_freed_memory
 from .placed import Placed
 from .plan import NetPlan, plan_net
 
+EXACT = "the exact net"
 # How torch calls a module: hooks apart, it only runs `forward`.  Some tracers put a call of their own in its place.
 _MODULE_CALL = nn.Module.__call__
 
@@ -90,10 +92,7 @@ class CaffeNet(nn.Module):
         elif input_shapes:
             plan = plan.at(shapes_by_name(input_shapes, plan.graph))
         self.plan, self.graph = plan, plan.graph
-        self.converted: Any = None  # what a converted file says of itself (convert/load.py)
-        self.load_notes: tuple[
-            str, ...
-        ] = ()  # layers that the weights file lacks, and what they hold (weights.py)
+        self.about = About()
         self.layers = nn.Module()
         self._keys: dict[str, Node] = dict(zip(_module_keys(plan.graph), plan.graph.nodes, strict=True))
         for key, node in self._keys.items():
@@ -114,6 +113,29 @@ class CaffeNet(nn.Module):
         for layer in self.stateful_layers:
             layer.carry_state = carry_state
         self.train(self.graph.phase == "TRAIN")
+
+    def __repr__(self) -> str:
+        """The net in a few lines: inputs, outputs, and how many layers and parameters."""
+        shown = {
+            "inputs": (f"{name} {show_shape(self.shapes[name])}" for name in self.inputs),
+            "outputs": (f"{name} {show_shape(self.shapes[name])}" for name in self.outputs),
+        }
+        count = sum(prod(spec.shape) for specs in self.plan.blobs.values() for spec in specs)
+        count -= sum(prod(self.plan.blobs[name][index].shape) for name, index in self.plan.owners)
+        lines = [f"{type(self).__name__} {self.name!r}, phase {self.graph.phase}"]
+        lines += [f"  {what}: {', '.join(blobs) or 'none'}" for what, blobs in shown.items()]
+        lines.append(f"  {len(self.graph.layers)} layers, {count:,} parameters")
+        return "\n".join(map(printable, lines))
+
+    @property
+    def name(self) -> str:
+        """The net's name."""
+        return self.graph.name
+
+    @property
+    def form(self) -> str:
+        """Who computes it."""
+        return EXACT
 
     # ------------------------------------------------------------------ layers
 
@@ -473,6 +495,25 @@ class CaffeNet(nn.Module):
             )
         return found[0]
 
+    def prepare(self, images: Any, **options: Any) -> Tensor:
+        """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
+
+        The options are those of `about.prepare`.  Raises DataError for what is no image, and where it is not known
+        how images are prepared.
+        """
+        return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
+
+    def as_tensor(self, blob: str | None = None) -> TensorNet:
+        """Return a module from the net's one input to one blob, both tensors (default: its one output).
+
+        It shares the net's parameters.  Raises GraphError where there are several inputs, or outputs.
+        """
+        if blob is None and len(self.outputs) != 1:
+            raise GraphError(
+                f"net {self.name!r} has {len(self.outputs)} outputs ({names(self.outputs)}); name the blob"
+            )
+        return TensorNet(self, *self._wanted((self.outputs[0] if blob is None else blob,)))
+
     def make_intake(self) -> Intake:
         """Return what checks a call's inputs by this net's names and shapes."""
         optional = {
@@ -525,19 +566,39 @@ class CaffeNet(nn.Module):
         )
 
 
+class TensorNet(nn.Module):
+    """A `CaffeNet` as a module from tensor to tensor, for tools that know no blobs."""
+
+    def __init__(self, net: CaffeNet, blob: str) -> None:
+        super().__init__()
+        found = net.inputs_for((blob,))
+        if len(found) != 1:
+            raise GraphError(
+                f"net {net.name!r}: {blob!r} depends on {len(found)} inputs ({names(found)}); call the net by names"
+            )
+        self.net, self.blob, self.input = net, blob, found[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the blob for this input."""
+        return self.net({self.input: x}, blobs=(self.blob,))[self.blob]
+
+
 def _is_plain(layer: Layer) -> bool:
     return bool(layer.node.bottoms) and not (layer.is_input or layer.may_be_fed or layer.stopped_bottoms)
 
 
 def _module_keys(graph: Graph) -> list[str]:
-    """Layer names as module names; those with a dot, which torch uses for nesting, take one that no other layer has."""
-    taken = {node.name for node in graph if node.name and "." not in node.name}
+    """Layer names as module names; those that torch cannot hold take one that no other layer has.
+
+    These are names with a dot, which torch uses for nesting, and "training", which `nn.Module.train` sets.
+    """
+    taken = {node.name for node in graph if node.name not in ("", "training") and "." not in node.name}
     keys: list[str] = []
     for node in graph:
         key = node.name
         if key not in taken:
             key = key.replace(".", "_") or "_"
-            while key in taken:
+            while key in taken or key == "training":
                 key += "_"
             taken.add(key)
         keys.append(key)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import IlgnetError
 from ..layers.base import Layer
-from ..plan import NetPlan
+from .plan import NetPlan
 
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = ("float32", *FLOATS, "int8")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import GraphError, IlgnetError, LayerError, did_you_mean
-from .graph.node import Graph
-from .graph.sharing import show_shape
-from .layers.base import Shape
+from ..errors import GraphError, IlgnetError, LayerError, did_you_mean
+from ..graph.node import Graph
+from ..graph.sharing import show_shape
+from ..layers.base import Shape
 from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message
@@ -64,7 +64,7 @@ class Intake:
                     f"{name!r} is {what} of net {self.graph.name!r}{_meant(name, self.all_shapes)}; "
                     f"it has {names(self.all_shapes)}"
                 )
-            found[name] = _tensor(name, inputs[name])
+            found[name] = as_tensor(name, inputs[name])
         return found
 
     def value(
@@ -168,7 +168,8 @@ def _shown(shapes: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name} {show_shape(shape)}" for name, shape in shapes.items())
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return an input as a tensor of its own type.  Raises IlgnetError for what is no array of real numbers."""
     tensor = value if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.is_complex():
         raise IlgnetError(f"input {name!r} holds complex numbers; give real ones")

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Generator
 
-from .errors import WeightsError, did_you_mean
-from .graph.sharing import Owner, show_shape
-from .layers.base import BlobSpec, Shape
-from .layers.fillers import draws, fill, machine_memory
+from ..errors import WeightsError, did_you_mean
+from ..graph.sharing import Owner, show_shape
+from ..layers.base import BlobSpec, Shape
+from ..layers.fillers import draws, fill, machine_memory
 
 DRAW_SEED = 0  # of what commands draw for layers that the weights file lacks, so that each run gives the same
 Key = tuple[str, int]  # a layer and the index of its blob
@@ -289,3 +290,49 @@ def _some(names: Sequence[str], separator: str = ", ", limit: int = 6) -> str:
 def count_parameters(specs: Mapping[str, Sequence[BlobSpec]]) -> int:
     """Return the number of values in all blobs."""
     return sum(prod(spec.shape) for blobs in specs.values() for spec in blobs)
+
+
+class WeightsFile(Protocol):
+    """A weights file, open (`CaffeModel`, `ArrayFile`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def layers(self) -> Sequence[FileLayer]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFile:
+    """Layers at hand, as a weights file."""
+
+    path: Path
+    name: str
+    layers: tuple[ArrayLayer, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayBlob:
+    """A blob at hand, as a weights file would hold it."""
+
+    values: np.ndarray
+    legacy: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """Its lengths."""
+        return tuple(self.values.shape)
+
+    def array(self) -> np.ndarray:
+        """Its values."""
+        return self.values
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayLayer:
+    """A layer at hand, as a weights file would hold it."""
+
+    name: str
+    type: str
+    blobs: tuple[ArrayBlob, ...]

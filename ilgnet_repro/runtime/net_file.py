@@ -1,65 +1,76 @@
-"""A converted file back as a net: the graph, the weights and the preprocessing are all in it."""
+"""A file of this package that holds a whole net: its text, its weights, and what is known of it."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.preprocess import Preprocessing
+from ..about import About
 from ..errors import FormatError, WeightsError
 from ..formats.prototxt import parse_net
-from ..graph.build import build_graph
 from ..graph.node import Node
 from ..graph.sharing import show_shape
 from ..layers.base import Shape
-from ..net import CaffeNet
-from ..plan import NetPlan, plan_net
-from .job import MEAN_TENSOR
-from .precision import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
+from ..schema import caffe_pb2 as pb
+from .net import CaffeNet
+from .plan import NetPlan
+from .reduced import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
 from .safetensors_file import TensorFile, open_safetensors
 
-
-@dataclass(frozen=True)
-class Converted:
-    """What a converted file says of itself."""
-
-    metadata: dict[str, str]
-    preprocessing: Preprocessing | None
-    source: dict[str, Any]
+FORMAT = "1"
+MEAN_TENSOR = "preprocessing/mean_image"
 
 
-def load(path: str | os.PathLike[str], *, carry_state: bool = False, crop: str | None = None) -> CaffeNet:
-    """Return the net of a file that `convert` wrote; its weights are mapped from it, not copied.
+@dataclass(frozen=True, eq=False)
+class NetFile:
+    """What such a file holds; its tensors are mapped, not read."""
 
-    ``net.converted`` holds the preprocessing and provenance.  ``carry_state`` and ``crop`` are those of `load_net`.
-    Raises FormatError if the file is another one's, WeightsError if its tensors do not fit its net.
+    file: TensorFile
+    text: pb.NetParameter
+    phase: str
+    input_shapes: Mapping[str, Shape]
+    about: About
+
+    def arrays(self, plan: NetPlan) -> dict[str, list[np.ndarray]]:
+        """Every blob as the plan needs it.  Raises WeightsError, by tensor, where the file does not fit it."""
+        return _arrays(self.file, plan)
+
+    def reduce(self, net: CaffeNet) -> None:
+        """Have the dense layers of ``net`` hold their weights in the fewer bits that the file stores them in."""
+        for node in net.graph:
+            if _is_reduced(self.file, node):
+                hold_reduced(net.layer(node.name), _reduced(self.file, node))
+
+
+def read_net_file(path: str | os.PathLike[str]) -> NetFile:
+    """Read what `save` wrote as safetensors.
+
+    Raises FormatError if the file is another one's.
     """
     file = open_safetensors(path)
     if "caffe.net" not in file.metadata:
         raise FormatError(f"{path}: holds no Caffe net; only files written by `ilgnet convert` can be loaded")
+    return net_file(file, file.metadata)
+
+
+def net_file(file: TensorFile, metadata: Mapping[str, str]) -> NetFile:
+    """Read the metadata of a file.  Raises FormatError where they are not as this package writes them."""
     try:
-        shapes = {
-            name: tuple(shape) for name, shape in json.loads(file.metadata["caffe.input_shapes"]).items()
-        }
-        phase = file.metadata["caffe.phase"]
-        source = json.loads(file.metadata["source"])
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["caffe.input_shapes"]).items()}
+        phase = metadata["caffe.phase"]
+        text = metadata["caffe.net"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(
-            f"{path}: its metadata are not as `ilgnet convert` writes them ({error})"
+            f"{file.path}: its metadata are not as `ilgnet convert` writes them ({error})"
         ) from error
-    graph = build_graph(parse_net(file.metadata["caffe.net"], file=str(path)), phase, crop=crop)
-    plan = plan_net(graph, shapes)
-    net = CaffeNet(plan, _arrays(file, plan), carry_state=carry_state)
-    for node in graph:
-        if _is_reduced(file, node):
-            hold_reduced(net.layer(node.name), _reduced(file, node))
-    net.converted = Converted(file.metadata, _preprocessing(file), source)
-    return net
+    mean = file.tensors.get(MEAN_TENSOR)
+    about = About.from_metadata(metadata, None if mean is None else mean.numpy())
+    return NetFile(file, parse_net(text, file=file.path), phase, shapes, about)
 
 
 def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
@@ -113,10 +124,3 @@ def _reduced(file: TensorFile, node: Node) -> Reduced:
             "convert the weights again"
         )
     return Reduced(values, scale, axis)
-
-
-def _preprocessing(file: TensorFile) -> Preprocessing | None:
-    if "preprocessing" not in file.metadata:
-        return None
-    mean = file.tensors.get(MEAN_TENSOR)
-    return Preprocessing.from_json(file.metadata["preprocessing"], None if mean is None else mean.numpy())

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import LayerError
-from .graph.node import Node
-from .layers.base import Layer
-from .layers.registry import layer_types
+from ..errors import LayerError
+from ..graph.node import Node
+from ..layers.base import Layer
+from ..layers.registry import layer_types
 
 
 class Placed:

@@ -1,0 +1,1 @@
+"""Caffe nets in torch: planned, filled with weights, loaded from files, and run."""

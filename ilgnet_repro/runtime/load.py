@@ -1,0 +1,325 @@
+"""From files to a net: a text gives the structure, a weights file the numbers; kinds are told by content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..about import About, about_net
+from ..errors import GraphError, WeightsError
+from ..feeding.preprocessing import preprocessing_of
+from ..formats.binaryproto import read_blob
+from ..formats.caffemodel import open_caffemodel
+from ..formats.kinds import Kind, expect_or_named
+from ..formats.upgrade import upgrade_net
+from ..graph.choose import Choices, choose_graph
+from ..graph.feeds import DUMMY_NOTE
+from ..graph.node import Graph
+from ..known import assumed, identify
+from ..layers.base import Shape
+from ..layers.loss import InfogainLoss
+from ..layers.registry import layer_types, tell_kinds
+from ..schema import caffe_pb2 as pb
+from .calls import shapes_by_name
+from .find import Found, find_net, read_net_text
+from .net import CaffeNet
+from .net_file import read_net_file
+from .plan import NetPlan, plan_net
+from .runnable import FileNet
+from .weights import (
+    DRAW_SEED,
+    ArrayBlob,
+    ArrayFile,
+    ArrayLayer,
+    FileLayer,
+    WeightsFile,
+    blob_counts,
+    fit_weights,
+    take_weights,
+)
+
+PathLike = str | os.PathLike[str]
+NAME_KEPT = 200  # characters of the name that the weights file gives its net
+
+
+def load(
+    path: PathLike,
+    prototxt: PathLike | pb.NetParameter | None = None,
+    *,
+    phase: str | None = None,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Iterable[str] = (),
+    allow_missing: Collection[str] = (),
+    crop: str | None = None,
+    carry_state: bool = False,
+    sha256: bool = False,
+) -> Any:
+    """Load a net from any file that holds one; its kind is told by its content, whatever its suffix.
+
+    ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the
+    ``.safetensors`` files of this package give a `CaffeNet`; ``.onnx`` and ``.pt2`` files give a `FileNet`, called
+    alike.  Weights are mapped from the file, not copied.  What was found out on the way stands in ``net.about``.
+
+    ``phase`` is TEST unless the file says otherwise.  ``input_shapes`` overrides or supplies the shapes of inputs, by
+    top name.  ``ignore_fields``, ``crop``, ``carry_state`` and ``allow_missing`` are those of `load_net`.  With
+    ``sha256`` the file is hashed even where its size is that of no known file.  Raises IlgnetError, in one line.
+    """
+    kind = expect_or_named(path, *_LOADED, what="a net with its weights")
+    chosen = {
+        "prototxt": prototxt, "phase": phase, "level": level, "stages": tuple(stages), "input_shapes": input_shapes,
+        "ignore_fields": tuple(ignore_fields), "allow_missing": allow_missing, "crop": crop,
+        "carry_state": carry_state, "sha256": sha256,
+    }  # fmt: skip
+    if kind in _FOREIGN:
+        for name, value in chosen.items():
+            if value:
+                raise GraphError(f"{path}: is {kind.value}, to which {name}= does not apply; leave it out")
+        net: FileNet = import_module(f"{__package__}.{_FOREIGN[kind]}").open_net(Path(path))
+        return net
+    return load_caffe(path, **chosen)  # type: ignore[arg-type]
+
+
+# Imported when they are used: onnx takes a third of a second.
+_FOREIGN = {Kind.ONNX: "onnx_net", Kind.PT2: "pt2_net"}
+_HELD = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
+_LOADED = (*_HELD, *_FOREIGN)
+
+
+def load_caffe(
+    path: PathLike,
+    prototxt: PathLike | pb.NetParameter | None = None,
+    *,
+    phase: str | None = None,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Iterable[str] = (),
+    allow_missing: Collection[str] = (),
+    crop: str | None = None,
+    carry_state: bool = False,
+    sha256: bool = False,
+) -> CaffeNet:
+    """As `load`, for what holds a Caffe net; an ONNX file or another engine's is refused."""
+    kind = expect_or_named(path, *_HELD, what="Caffe weights")
+    stages, ignored = tuple(stages), tuple(ignore_fields)
+    if kind is Kind.SAFETENSORS and prototxt is None:
+        _refuse_unused(path, allow_missing=allow_missing, ignore_fields=ignored)
+        return _load_net_file(path, Choices(phase or "", level, stages, input_shapes, (), crop), carry_state)
+    choices = Choices(phase or "TEST", level, stages, input_shapes, ignored, crop)
+    model = open_weights(path)
+    found = find_net(model, prototxt)
+    return _assemble(
+        found,
+        model,
+        choices,
+        allow_missing=allow_missing,
+        carry_state=carry_state,
+        sha256=sha256,
+        seed=DRAW_SEED,
+    )
+
+
+def _refuse_unused(path: PathLike, **options: Iterable[str]) -> None:
+    for name, value in options.items():
+        if tuple(value):
+            raise GraphError(
+                f"{path}: holds its own net, to which {name}= does not apply; leave it out, or give a prototxt"
+            )
+
+
+def load_net(
+    prototxt: PathLike | pb.NetParameter,
+    weights: PathLike | None = None,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    allow_missing: Collection[str] = (),
+    seed: int | None = None,
+    carry_state: bool = False,
+    crop: str | None = None,
+) -> CaffeNet:
+    """Build a net from a prototxt and, where given, a weights file; else its fillers draw the weights.
+
+    ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  ``ignore_fields`` and ``crop`` are as in
+    `load_graph`; ``allow_missing`` names the layers that the file may lack although their fillers draw.  With
+    ``carry_state`` RNN and LSTM start each pass from the state of the one before it, as in Caffe;
+    `net.reset_state()` forgets it.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError, each in
+    one line.
+    """
+    choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
+    model = None if weights is None else open_weights(weights)
+    if model is not None:
+        found = find_net(model, prototxt)
+    else:
+        notes: list[str] = []
+        text = upgrade_net(_text(prototxt), notes)
+        found = Found(tell_kinds(text, {}), _origin(prototxt), tuple(notes))
+    return _assemble(found, model, choices, allow_missing=allow_missing, carry_state=carry_state, seed=seed)
+
+
+def load_graph(
+    prototxt: PathLike | pb.NetParameter,
+    *,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    ignore_fields: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    crop: str | None = None,
+    held: Iterable[FileLayer] = (),
+) -> Graph:
+    """Read a prototxt of any generation and return its graph.
+
+    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the
+    caller knows not to matter; that of an unknown message stands for all that is in it.  A DummyData top with a
+    shape in ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the
+    text leaves it open: "bvlc" (0) or "geometry" (forks: from the layers).
+    ``held`` are the layers of the weights file: their blobs tell the kind of a layer whose text leaves it open.
+    """
+    choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
+    return choose_graph(tell_kinds(upgrade_net(_text(prototxt)), blob_counts(held)), choices)
+
+
+def _text(prototxt: PathLike | pb.NetParameter) -> pb.NetParameter:
+    return prototxt if isinstance(prototxt, pb.NetParameter) else read_net_text(prototxt)
+
+
+def _origin(prototxt: PathLike | pb.NetParameter) -> str:
+    return "" if isinstance(prototxt, pb.NetParameter) else os.fspath(prototxt)
+
+
+def open_weights(path: PathLike) -> WeightsFile:
+    """Open what holds a net's blobs by layer: a caffemodel, Caffe's HDF5 form, or a safetensors file of this package."""
+    if expect_or_named(path, *_HELD, what="weights") is not Kind.SAFETENSORS:
+        return open_caffemodel(path)
+    net = _load_net_file(path, Choices(""))
+    return ArrayFile(Path(path), net.name, layers_of(net))
+
+
+def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) -> CaffeNet:
+    """A net out of a file that holds its text; an empty phase stands for the file's own."""
+    file = read_net_file(path)
+    shapes = {**file.input_shapes, **(choices.input_shapes or {})}
+    choices = replace(choices, phase=choices.phase or file.phase)
+    notes: list[str] = []
+    graph = with_outputs(choose_graph(file.text, choices, notes), notes)
+    plan = plan_net(graph, shapes_by_name(shapes, graph))
+    net = read_matrices(CaffeNet(plan, file.arrays(plan), carry_state=carry_state))
+    file.reduce(net)
+    about = _with_score(file.about, file.text, graph.outputs)
+    net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan)))
+    return net
+
+
+def layers_of(net: CaffeNet) -> tuple[ArrayLayer, ...]:
+    """A net's layers as a weights file holds them."""
+    return tuple(
+        ArrayLayer(node.name, node.type, tuple(
+            ArrayBlob(blob.detach().cpu().float().numpy()) for blob in layer.blobs
+        ))
+        for node in net.graph if (layer := net.layer(node.name)).blob_names
+    )  # fmt: skip
+
+
+def _assemble(
+    found: Found, model: WeightsFile | None, choices: Choices, *, allow_missing: Collection[str] = (),
+    carry_state: bool = False, seed: int | None = None, sha256: bool = False,
+) -> CaffeNet:  # fmt: skip
+    notes = list(found.notes)
+    graph = with_outputs(choose_graph(found.net, choices, notes), notes)
+    plan = plan_net(graph, shapes_by_name(choices.input_shapes or {}, graph))
+    arrays = None
+    extra: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    if model is not None:
+        fit = fit_weights(plan.blobs, model.layers, plan.owners)
+        arrays = take_weights(
+            plan.blobs, model.layers, source=str(model.path), owners=plan.owners, allow_missing=allow_missing,
+            seed=seed,
+        )  # fmt: skip
+        extra, filled = fit.extra, fit.notes
+        notes += filled
+    elif allow_missing:
+        raise WeightsError("allow_missing goes with a weights file; without one the fillers draw every layer")
+    notes += layer_notes(plan)
+    net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state))
+    about = _about(found, model, plan, choices, sha256)
+    net.about = replace(
+        about, prototxt=found.origin, extra_layers=extra, filled=filled, notes=(*notes, *about.notes)
+    )
+    return net
+
+
+def with_outputs(graph: Graph, notes: list[str]) -> Graph:
+    """Return a graph that has outputs: one without (all of its losses are read, or have no top) gives what these read."""
+    if graph.outputs:
+        return graph
+    types = layer_types()
+    losses = [
+        node for node in graph.layers if node.type in types and types[node.type].is_loss and node.bottoms
+    ]
+    if not losses:
+        return graph
+    outputs = tuple(dict.fromkeys(node.layer.bottom[0] for node in losses))
+    notes.append(
+        f"the net has no outputs in phase {graph.phase}: what its losses read is given instead ({', '.join(outputs)})"
+    )
+    return replace(graph, outputs=outputs)
+
+
+def layer_notes(plan: NetPlan) -> list[str]:
+    """What is to be known of a net's layers beside their numbers, one line each."""
+    notes = []
+    for layer in plan.layers.values():
+        where = f"{layer.node.name} ({layer.node.type})"
+        if layer.idle_note:
+            notes.append(f"{where}: {layer.idle_note}")
+        if layer.node.type == "DummyData":
+            notes.append(f"{where}: {DUMMY_NOTE}")
+    return notes
+
+
+def _about(found: Found, model: WeightsFile | None, plan: NetPlan, choices: Choices, sha256: bool) -> About:
+    """What is known of a net: by its own text, its file's digest, or only by its layers, which is said."""
+    images = [plan.shapes[name] for name in plan.inputs if len(plan.shapes[name]) == 4]
+    stated: dict[str, Any] = {
+        "phase": plan.graph.phase, "level": choices.level, "stages": choices.stages,
+        "folder": Path(found.origin).parent if found.origin else None,
+    }  # fmt: skip
+    shape = images[0] if len(images) == 1 else None
+    if model is None:  # drawn weights are no model's
+        size = (shape[2], shape[3]) if shape else None
+        how, notes = preprocessing_of(plan.graph.text, size=size, **stated)
+        return About(how, notes=notes)
+    known = identify(model.path, sha256=sha256)
+    return about_net(
+        plan.graph.text, known, net=model.name[:NAME_KEPT], shape=shape, outputs=plan.graph.outputs, **stated
+    )
+
+
+def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> About:
+    """``about`` with the score of the model that has the same layers: earlier versions did not write it into a file."""
+    if about.score is not None or about.model:
+        return about
+    model = assumed(text)
+    if model is None or model.score is None or model.score.output not in outputs:
+        return about
+    return replace(about, labels=model.labels, score=model.score)
+
+
+def read_matrices(net: CaffeNet) -> CaffeNet:
+    """Give each InfogainLoss the matrix that its `source` names, as Caffe from the working directory."""
+    for node in net.graph:
+        layer = net.layer(node.name)
+        if isinstance(layer, InfogainLoss) and layer.matrix_file:
+            layer.set_matrix(read_blob(layer.matrix_file), net.plan.value_shapes[node.bottoms[0]])
+    return net

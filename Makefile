@@ -1,10 +1,11 @@
-# Two commands do all: `make demo` shows the main job, `make test` runs every check.
+# `make demo` shows the main job, `make test` runs every check, `make check-all` the slower ones besides.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test crosscheck lint format schema prototxt tables benchmarks clean
+.PHONY: demo test check-all overhead convert-speed full-size fuzz deployed crosscheck lint format schema prototxt clean
+.NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -18,6 +19,38 @@ demo: $(READY)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# What takes too long for `make test`, or needs a quiet machine, the network or files that are not committed.  It ends
+# at the first that fails; `make -k check-all` runs the others too.
+check-all: overhead convert-speed full-size fuzz deployed crosscheck
+
+# `net(x)` takes at most 1.2 x bare torch.
+overhead: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_overhead.py --check
+
+# Converting 604 MB takes at most 3 x `cp`, loading them 0.3 s and no more than one hash besides.
+convert-speed: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_convert.py --repeat 3 --check
+
+# ILGNet in its own size through every format and back; 5 GB of disk.
+full-size: $(READY)
+	rm -rf .make/full-size
+	$(RUN) tools/demo.py --out .make/full-size
+	$(RUN) tools/convert_caffe.py .make/full-size/ilgnet_random.caffemodel --verify \
+		--to safetensors,onnx,pt2,python,caffemodel,hdf5 --out .make/full-size/converted
+	rm -rf .make/full-size
+
+FUZZ_SECONDS ?= 120
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz_formats.py --seconds $(FUZZ_SECONDS)
+
+# Nets that people deployed, with what Caffe made of them, and their checker: not committed, some have no licence.
+SHARED ?= ../shared
+deployed: $(READY)
+	@if [ -f $(SHARED)/tools/check_deployed.py ] && [ -d $(SHARED)/golden/deployed ]; then \
+		OMP_NUM_THREADS=1 $(RUN) $(SHARED)/tools/check_deployed.py $(SHARED)/golden/deployed \
+			--forms torch,fast,onnx,python,fold,safetensors; \
+	else echo "skipped: the deployed nets are not in $(SHARED)"; fi
 
 # Two converters by others, as witnesses for `ilgnet compare`; without their dependencies, which would
 # replace onnx and torch.

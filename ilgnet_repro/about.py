@@ -16,7 +16,7 @@ from .data.images import LARGEST_SIDE
 from .data.preprocess import ORDERS, Preprocessing, read_bgr
 from .errors import DataError, FormatError, printable
 from .feeding.preprocessing import preprocessing_of
-from .known import Identity, KnownModel, ScoreAt, assumed, assumed_note
+from .known import ASSUMED, Identity, KnownModel, ScoreAt, assumed, assumed_note, find_model
 from .schema import caffe_pb2 as pb
 
 FEW = 8  # labels that a repr lists
@@ -91,6 +91,15 @@ class About:
             model=model.name,
         )  # fmt: skip
 
+    def stating(self, preprocessing: Preprocessing) -> About:
+        """Return this with the preprocessing that the caller states; what else was assumed is still said to be."""
+        if not self.assumed:
+            return replace(self, preprocessing=preprocessing)
+        notes = tuple(note for note in self.notes if not note.startswith(ASSUMED))
+        if self.labels or self.score:
+            notes += (f"labels and score are assumed from those of {self.model}",)
+        return replace(self, preprocessing=preprocessing, assumed=False, model="", notes=notes)
+
     def __repr__(self) -> str:
         guess = " (assumed)" if self.assumed else ""
         how = self.preprocessing.describe() if self.preprocessing else "unknown"
@@ -130,11 +139,13 @@ class About:
         """
         how = metadata.get("preprocessing")
         source = metadata.get("source")
-        return cls(
+        about = cls(
             preprocessing=None if how is None else Preprocessing.from_json(how, mean_image),
             source=None if source is None else Source.from_json(_object("source", source)),
             **_read_about(_object("about", metadata.get("about", "{}"))),
         )
+        model = find_model(about.model) if about.assumed else None
+        return replace(about, notes=(assumed_note(model),)) if model else about
 
 
 def _object(key: str, text: str) -> dict[str, Any]:

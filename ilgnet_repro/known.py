@@ -182,13 +182,16 @@ def assumed(text: pb.NetParameter) -> KnownModel | None:
     return None if sizes and own and sizes != own else model
 
 
+ASSUMED = "preprocessing is assumed from "
+
+
 def assumed_note(model: KnownModel, told_by: str = "the net's layers") -> str:
     """The line that says which preprocessing was assumed, and from what, or why there is none."""
     how = model.preprocessing
     if how is None:
         return f"by {told_by} this is {model.title}: {model.note}"
     return (
-        f"preprocessing is assumed from {told_by} ({model.title}: {how.describe()}); "
+        f"{ASSUMED}{told_by} ({model.title}: {how.describe()}); "
         "if these weights were trained otherwise, state --mean-value"
     )
 

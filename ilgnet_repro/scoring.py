@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def score_with(
     net: Runnable, images: Iterable[PathLike], preprocessing: Preprocessing | None = None, batch: int = BATCH
 ) -> Iterator[Score]:
     """Score images a batch at a time with a net at hand."""
-    about = net.about if preprocessing is None else replace(net.about, preprocessing=preprocessing)
+    about = net.about if preprocessing is None else net.about.stating(preprocessing)
     if about.preprocessing is None and not about.image_order:
         raise IlgnetError(
             f"net {net.name!r}: nothing says how its images are prepared; "

@@ -13,7 +13,7 @@ from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
 from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.known import Identity, ScoreAt, find_model
-from ilgnet_repro.zoo import ilgnet
+from ilgnet_repro.zoo import ilgnet, squeezenet
 
 SHA = "ab" * 32
 WHOLE = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.5), scale=0.5)
@@ -212,6 +212,30 @@ def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
     assert about.notes[0].startswith("data (Data): its images' preprocessing is not read: mean_file ")
     assert about.notes[1:] == (BY_LAYERS,)
     assert about.preprocessing.mean_value == AVA1.preprocessing.mean_value
+
+
+def test_what_is_assumed_is_said_again_by_the_file_that_was_written():
+    about = about_net(ilgnet.deploy(), MINE, outputs=("loss1/loss",))
+    assert About.from_metadata(about.to_metadata()).notes == (BY_LAYERS,)
+    known = about_net(ilgnet.deploy(), Identity("x", 1, SHA, AVA2), outputs=("loss1/loss",))
+    assert About.from_metadata(known.to_metadata()).notes == ()
+
+
+STATING = {  # a net, its file -> model and notes once preprocessing is stated
+    "assumed, with labels": (
+        ilgnet.deploy, MINE, "", ("labels and score are assumed from those of ava1-weights",), AVA1,
+    ),
+    "assumed, without": (squeezenet.deploy, MINE, "", (), None),
+    "a release": (ilgnet.deploy, Identity("x", 1, SHA, AVA2), "ava2-weights", (), AVA2),
+    "unknown": (lambda: parse_net(PLAIN), MINE, "", (), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "identity", "name", "notes", "model"), STATING.values(), ids=STATING)
+def test_stated_preprocessing_is_not_assumed(make, identity, name, notes, model):
+    about = about_net(make(), identity, outputs=("loss1/loss",)).stating(WHOLE)
+    assert (about.preprocessing, about.assumed, about.model, about.notes) == (WHOLE, False, name, notes)
+    assert (about.labels, about.score) == ((model.labels, model.score) if model else ((), None))
 
 
 # ------------------------------------------------------------------------------------------- prepare

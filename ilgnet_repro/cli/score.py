@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     check_batch(args.batch)
     net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
-    say_notes(net.about.notes)
+    about = net.about if preprocessing is None else net.about.stating(preprocessing)
+    say_notes(about.notes)
     pictures = expand(args.pictures)
     if not pictures:
         raise IlgnetError(f"{args.pictures[0]}: holds no pictures")

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -67,7 +66,7 @@ def convert(
     if callable(preprocessing) and not isinstance(preprocessing, Preprocessing):
         preprocessing = preprocessing(net)
     if preprocessing is not None:
-        net.about = replace(net.about, preprocessing=preprocessing, assumed=False)
+        net.about = net.about.stating(preprocessing)
     folder = Path(out) if out is not None else source.parent
     stem = stem_of(source)
     _check_names(source, [format_.path(folder, stem) for format_ in formats])

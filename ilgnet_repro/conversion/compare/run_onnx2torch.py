@@ -65,7 +65,10 @@ def main(model: str, inputs: str, outputs: str) -> None:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import onnx
     from onnx2torch import convert
+    from onnx2torch.node_converters.registry import add_converter, get_converter
 
+    # Pad of opset 18 is that of 13 with a further input, the axes: its module takes none, and so fails on one.
+    add_converter("Pad", version=18)(get_converter("Pad", version=13))
     loaded = onnx.load(model, format="protobuf")
     for entry in loaded.opset_import:
         if entry.domain in ("", "ai.onnx"):

@@ -26,7 +26,8 @@ FEW = 8  # labels that a repr lists
 class Source:
     """Where the weights came from; ``net`` is what the weights file itself calls its net.
 
-    ``sha256`` is None where the file was not hashed, ``release`` the name of the known model that it is.
+    ``sha256`` is None where the file was not hashed, ``release`` the name of the known model that it is.  ``derived``
+    says what was done to its weights since ("folded", "int8"), or that they are others by now ("changed").
     """
 
     file: str
@@ -34,6 +35,7 @@ class Source:
     sha256: str | None = None
     release: str | None = None
     net: str = ""
+    derived: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -43,13 +45,20 @@ class Source:
             "sha256": self.sha256,
             "release": self.release,
             "net": self.net,
+            **({"derived": self.derived} if self.derived else {}),
         }
+
+    def after(self, change: str) -> Source:
+        """Return this once its weights were ``change``d, unless that is said already."""
+        known = self.derived.split(", ") if self.derived else []
+        return self if change in known else replace(self, derived=", ".join([*known, change]))
 
     @classmethod
     def from_json(cls, values: object) -> Source:
         """Read what `to_json` gave; a key that is absent is not known.  Raises FormatError on anything else."""
         kinds: dict[str, type | tuple[type, ...]] = {
             "file": str, "bytes": int, "sha256": (str, type(None)), "release": (str, type(None)), "net": str,
+            "derived": str,
         }  # fmt: skip
         if not isinstance(values, dict) or not {"file", "bytes"} <= values.keys():
             raise FormatError("source: not as this package writes it; convert the weights again")
@@ -105,8 +114,8 @@ class About:
         how = self.preprocessing.describe() if self.preprocessing else "unknown"
         lines = [f"preprocessing: {how}{guess if self.preprocessing else ''}"]
         if self.source:
-            known = f", {self.source.release}" if self.source.release else ""
-            lines.append(f"source: {self.source.file}, {self.source.bytes:,} bytes{known}")
+            known = [one for one in (self.source.release, self.source.derived) if one]
+            lines.append(", ".join([f"source: {self.source.file}, {self.source.bytes:,} bytes", *known]))
         if self.model:
             lines.append(f"model: {self.model}{guess}")
         if self.labels:
@@ -144,8 +153,11 @@ class About:
             source=None if source is None else Source.from_json(_object("source", source)),
             **_read_about(_object("about", metadata.get("about", "{}"))),
         )
+        notes = () if about.source is None or not about.source.derived else (
+            f"the weights are those of {about.source.file}, {about.source.derived} since",
+        )  # fmt: skip
         model = find_model(about.model) if about.assumed else None
-        return replace(about, notes=(assumed_note(model),)) if model else about
+        return replace(about, notes=(*notes, assumed_note(model)) if model else notes)
 
 
 def _object(key: str, text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
+    from ..about import Source
     from ..conversion.formats import SaveOptions
     from ..conversion.report import ConversionReport
     from ..data.preprocess import Preprocessing
@@ -225,6 +226,12 @@ def _pictures(preprocessing: str | None) -> str:
     return f"{how} to {'x'.join(map(str, known['size']))}, {known['order']}, minus {mean}, times {known['scale']:g}"
 
 
+def _release(source: Source) -> str:
+    if not source.release:
+        return "none that is known"
+    return f"{source.release}, {source.derived or 'as published'}"
+
+
 def print_report(report: ConversionReport) -> None:
     """Print the report as tables."""
     from rich.table import Table
@@ -240,7 +247,7 @@ def print_report(report: ConversionReport) -> None:
                 "SHA-256",
                 source.sha256 or "not computed: the size is no known release's; --sha256 asks for it",
             ),
-            ("release", f"{source.release}, as published" if source.release else "none that is known"),
+            ("release", _release(source)),
         ]
     rows += [
         ("net", f"{report.net} from {report.prototxt}, phase {report.phase}"),

@@ -78,7 +78,8 @@ def convert(
             deviations = measure_deviation(saving, chosen.precision, pictures)
         check_replacing(files, folder, [source, prototxt or net.about.prototxt or None, *pictures])
         publish(files, folder)
-    return _report(net, saving, written, checks, deviations)
+    said = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
+    return _report(net, replace(saving, notes=(*saving.notes, *said)), written, checks, deviations)
 
 
 def stem_of(weights: Path) -> str:
@@ -142,7 +143,7 @@ def _report(
     net: CaffeNet, saving: Saving, written: Sequence[Written], checks: Sequence[Verification],
     deviations: tuple[Deviation, ...],
 ) -> ConversionReport:  # fmt: skip
-    about: About = saving.about
+    about: About = net.about
     graph, plan = saving.graph, saving.net.plan
     return ConversionReport(
         source=about.source, net=graph.name, prototxt=about.prototxt, phase=graph.phase, layers=len(graph.layers),

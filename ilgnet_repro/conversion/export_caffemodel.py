@@ -12,26 +12,27 @@ from ..formats.prototxt import format_message
 from ..runtime.runnable import Runnable
 from ..runtime.weights import take_weights
 from .formats import Format
-from .saving import Saving, float_arrays, stated_text
+from .saving import Saving, float_arrays
+from .stated_text import shape_notes, stated_text
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
     """Write the weights as Caffe 1.0 does, whatever generation was read, and the net's text beside them."""
-    text, arrays = stated_text(saving), float_arrays(saving.net)
+    text, arrays = stated_text(saving.net), float_arrays(saving.net)
     write_caffemodel(path, text, arrays)
     return [path, _write_text(saving, path)]
 
 
 def write_hdf5(saving: Saving, path: Path) -> list[Path]:
     """Write the weights in Caffe's HDF5 form, shared blobs once, and the net's text beside them."""
-    write_hdf5_model(path, stated_text(saving), float_arrays(saving.net), owners=saving.net.plan.owners)
+    write_hdf5_model(path, stated_text(saving.net), float_arrays(saving.net), owners=saving.net.plan.owners)
     return [path, _write_text(saving, path)]
 
 
 def _write_text(saving: Saving, path: Path) -> Path:
     text = path.with_name(f"{path.name.removesuffix('.h5').removesuffix('.caffemodel')}.prototxt")
     with atomic_file(text, "w") as file:
-        file.write(format_message(stated_text(saving)))
+        file.write(format_message(stated_text(saving.net)))
     return text
 
 
@@ -42,5 +43,10 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
     return saving.again(take_weights(plan.blobs, layers, source=paths[0].name, owners=plan.owners))
 
 
-FORMAT = Format("caffemodel", ".caffemodel", write, reopen)
-HDF5 = Format("hdf5", ".caffemodel.h5", write_hdf5, reopen)
+def notes(saving: Saving) -> tuple[str, ...]:
+    """What is to be known of the prototxt."""
+    return shape_notes(saving.net)
+
+
+FORMAT = Format("caffemodel", ".caffemodel", write, reopen, notes=notes)
+HDF5 = Format("hdf5", ".caffemodel.h5", write_hdf5, reopen, notes=notes)

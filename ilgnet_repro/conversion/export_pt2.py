@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import strict_json
-from ..atomic import atomic_path
+from ..deferred import deferred_file
 from ..errors import IlgnetError
 from ..paths import utf8_path
 from ..runtime.modes import as_loaded
@@ -49,13 +49,15 @@ class _ByName(nn.Module):
 def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
     program = export(saving.net, dynamic_size=saving.options.dynamic_size)
-    with atomic_path(path) as temporary, utf8_path(temporary) as name:
-        torch.export.save(program, name, extra_files={METADATA_FILE: strict_json.dumps(saving.metadata())})
+    with deferred_file(path) as file:
+        torch.export.save(program, file, extra_files={METADATA_FILE: strict_json.dumps(saving.metadata())})
     return [path]
 
 
 def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.ExportedProgram:
     """Export a net with a dynamic batch; its inputs are keywords, Caffe's names made identifiers.
+
+    The number of steps of a recurrent layer is fixed.
 
     The example inputs are left out of the result: they are the only part torch would pickle.  Raises
     IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
@@ -67,6 +69,11 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
                 "use --to onnx or --to python"
             )
     dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
+    # The steps of RNN and LSTM are unrolled, so that their number is fixed.
+    unrolled = {
+        dims[net.graph.names[node.bottoms[0]]][0] for node, layer in net.steps(net.outputs) if layer.has_state
+    }
+    dims = {name: tuple(None if dim in unrolled else dim for dim in shape) for name, shape in dims.items()}
     names = _argument_names(net)
     inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
     identifiers = Names(())

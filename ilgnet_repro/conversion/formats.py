@@ -24,6 +24,7 @@ class Format:
 
     ``write`` takes the path of its main file and returns all it wrote, that one first.  ``reopen`` gives what runs
     them, for a verification; ``feed`` makes of seeded inputs what the file takes, and what the net is then given.
+    ``notes`` tells where the file says something else than the net.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Format:
     options: Collection[str] = ()
     stem: Callable[[str], str] = str
     feed: Callable[[Saving, Inputs], tuple[Inputs, Inputs]] = lambda saving, inputs: (inputs, inputs)
+    notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
 
     def path(self, folder: Path, stem: str) -> Path:
         """The main file's place in a folder, for results named from ``stem``."""

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from ..errors import IlgnetError
+from ..errors import IlgnetError, printable
 from ..formats.prototxt import read_net
 from ..formats.upgrade import upgrade_net
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from .formats import SaveOptions, check_options, format_of, read_options
+from .provenance import present_about
 from .saving import Progress, make_saving
 
 PathLike = str | os.PathLike[str]
@@ -40,7 +41,7 @@ def save(
         raise IlgnetError(f"{target.parent}: is no folder; make it first")
     if target.is_dir():
         raise IlgnetError(f"{target}: is a folder; give a file's name")
-    saving = make_saving(net, chosen, progress)
+    saving = make_saving(net, chosen, progress, present_about(net))
     with staging(target.parent, target.name) as stage, as_loaded(net):
         written = format_.write(saving, stage / target.name)
         return publish(written, target.parent)
@@ -56,7 +57,10 @@ def publish(written: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     }
     for path in reversed(written):
         if path not in kept:
-            os.replace(path, folder / path.name)
+            try:
+                os.replace(path, folder / path.name)
+            except OSError as error:
+                raise IlgnetError(f"{folder / path.name}: cannot be written ({error.strerror})") from error
     return tuple(folder / path.name for path in written)
 
 
@@ -85,5 +89,8 @@ def staging(folder: Path, stem: str) -> Iterator[Path]:
         ) from error
     try:
         yield path
+    except IlgnetError as error:  # told of the file that the caller named
+        error.args = (str(error).replace(printable(str(path)), printable(str(folder))),)
+        raise
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -18,7 +18,6 @@ from ..runtime.net import CaffeNet
 from ..runtime.net_file import FORMAT
 from ..runtime.plan import NetPlan, plan_net
 from ..runtime.reduced import DENSE, SCALE_SUFFIX, WEIGHT, Reduced, hold_reduced, reduce_dense, reduced_blob
-from ..schema import caffe_pb2 as pb
 from ..version import __version__
 from .fold import fold
 
@@ -91,8 +90,13 @@ class Saving:
         }
 
 
-def make_saving(net: CaffeNet, options: Options, progress: Progress = None) -> Saving:
-    """Return what is to be written of ``net``.  Raises GraphError, by layer, where it is no Caffe net any more."""
+def make_saving(
+    net: CaffeNet, options: Options, progress: Progress = None, about: About | None = None
+) -> Saving:
+    """Return what is to be written of ``net``, and of what is known of it (default: ``net.about``).
+
+    Raises GraphError, by layer, where it is no Caffe net any more.
+    """
     net.refuse_changes("saved")
     notes: list[str] = []
     arrays = float_arrays(net)
@@ -124,7 +128,20 @@ def make_saving(net: CaffeNet, options: Options, progress: Progress = None) -> S
             hold_reduced(saved.layer(name), one)
         if not reduced and options.precision != "float32":
             notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
-    return Saving(saved, original, net.about, options, tuple(notes), progress)
+    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
+    return replace(saving, about=_derived(saving))
+
+
+def _derived(saving: Saving) -> About:
+    """What is known of the net, with what saving does to the weights of its source."""
+    source, options = saving.about.source, saving.options
+    if source is None:
+        return saving.about
+    if options.fold:
+        source = source.after("folded")
+    if options.precision is not None and saving.is_reduced:
+        source = source.after(options.precision)
+    return replace(saving.about, source=source)
 
 
 def _computes_as_stored(net: CaffeNet) -> bool:
@@ -195,20 +212,3 @@ def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:
             if one.scale is not None:
                 tensors[key + SCALE_SUFFIX] = one.scale
     return tensors
-
-
-def stated_text(saving: Saving) -> pb.NetParameter:
-    """The net's text, with the shapes that its Input layers have now."""
-    net = saving.net
-    text = pb.NetParameter()
-    text.CopyFrom(net.graph.text)
-    for layer in text.layer:
-        if layer.type != "Input":
-            continue
-        shapes = [net.shapes.get(top) for top in layer.top]
-        if any(shape is None for shape in shapes):
-            continue  # of another phase
-        layer.input_param.ClearField("shape")
-        for shape in shapes:
-            layer.input_param.shape.add(dim=shape)
-    return text

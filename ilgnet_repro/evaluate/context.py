@@ -27,7 +27,11 @@ RANDOM_MARK = "RANDOM weights"
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file; ``release`` is the released file it is or comes from, ``random`` its own word."""
+    """A weights file; ``release`` is the released file it is or comes from, ``random`` its own word.
+
+    What was done to a release's weights on the way (folded, fewer bits) stands in the source's ``known_as``; weights
+    that were trained on since come from no release.
+    """
 
     source: Source
     release: Release | None
@@ -43,7 +47,8 @@ def identify_weights(path: str | os.PathLike[str], net: Runnable) -> Weights:
     known_as = release.name if release else None
     if release is None and origin is not None and origin.sha256 is not None:
         release = known_release(origin.sha256)
-        known_as = f"converted from {release.name}" if release else None
+        how = f" ({origin.derived})" if origin.derived else ""
+        known_as = f"converted from {release.name}{how}" if release else None
     return Weights(Source(os.fspath(path), sha256, known_as), release, RANDOM_MARK in name)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import atomic_path
+from ..deferred import deferred_file
 from ..errors import FormatError, WeightsError
 from ..schema import caffe_pb2
 from .blob import LARGEST_COUNT, MOST_AXES, Blob, LayerBlobs, Run
@@ -163,7 +163,7 @@ def write_hdf5_model(
     h5py = _h5py(where, WeightsError)
     try:
         # The oldest form of each part, which is what Caffe's own files have and any HDF5 reads.
-        with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=("earliest", "v108")) as file:
+        with deferred_file(path) as target, h5py.File(target, "w", libver=("earliest", "v108")) as file:
             root = file.create_group(_ROOT)
             for name in names:
                 group = root.require_group(name)

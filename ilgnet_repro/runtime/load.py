@@ -19,7 +19,7 @@ from ..formats.upgrade import upgrade_net
 from ..graph.choose import Choices, choose_graph
 from ..graph.feeds import DUMMY_NOTE
 from ..graph.node import Graph
-from ..known import assumed, identify
+from ..known import assumed, find_model, identify
 from ..layers.base import Shape
 from ..layers.loss import InfogainLoss
 from ..layers.registry import layer_types, tell_kinds
@@ -28,6 +28,7 @@ from .calls import shapes_by_name
 from .find import Found, find_net, read_net_text
 from .net import CaffeNet
 from .net_file import read_net_file
+from .origin import Origin
 from .plan import NetPlan, plan_net
 from .runnable import FileNet
 from .weights import (
@@ -207,6 +208,7 @@ def open_weights(path: PathLike) -> WeightsFile:
 
 def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) -> CaffeNet:
     """A net out of a file that holds its text; an empty phase stands for the file's own."""
+    origin = Origin.of(path)
     file = read_net_file(path)
     shapes = {**file.input_shapes, **(choices.input_shapes or {})}
     choices = replace(choices, phase=choices.phase or file.phase)
@@ -216,7 +218,8 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
     net = read_matrices(CaffeNet(plan, file.arrays(plan), carry_state=carry_state))
     file.reduce(net)
     about = _with_score(file.about, file.text, graph.outputs)
-    net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan)))
+    net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan), *about.notes))
+    net.origin = origin
     return net
 
 
@@ -253,6 +256,7 @@ def _assemble(
     notes += layer_notes(plan)
     net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state))
     about = _about(found, model, plan, choices, sha256)
+    net.origin = None if model is None else Origin.of(model.path)
     net.about = replace(
         about, prototxt=found.origin, extra_layers=extra, filled=filled, notes=(*notes, *about.notes)
     )
@@ -310,10 +314,15 @@ def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> 
     """``about`` with the score of the model that has the same layers: earlier versions did not write it into a file."""
     if about.score is not None or about.model:
         return about
-    model = assumed(text)
+    release = about.source and about.source.release
+    known = find_model(release) if release else None
+    model = known or assumed(text)
     if model is None or model.score is None or model.score.output not in outputs:
         return about
-    return replace(about, labels=model.labels, score=model.score)
+    about = replace(about, labels=model.labels, score=model.score)
+    if known:
+        return replace(about, model=known.name)
+    return replace(about, notes=(*about.notes, f"labels and score are assumed from those of {model.name}"))
 
 
 def read_matrices(net: CaffeNet) -> CaffeNet:

@@ -20,6 +20,7 @@ from ..layers.base import Layer, Shape
 from ..layers.fillers import fill, machine_memory
 from ..memory import keep_freed_memory
 from .calls import Intake, names, shapes_by_name, wanted_blobs
+from .origin import Origin
 from .placed import Placed
 from .plan import NetPlan, plan_net
 
@@ -93,6 +94,7 @@ class CaffeNet(nn.Module):
             plan = plan.at(shapes_by_name(input_shapes, plan.graph))
         self.plan, self.graph = plan, plan.graph
         self.about = About()
+        self.origin: Origin | None = None  # the file that its weights are from
         self.layers = nn.Module()
         self._keys: dict[str, Node] = dict(zip(_module_keys(plan.graph), plan.graph.nodes, strict=True))
         for key, node in self._keys.items():

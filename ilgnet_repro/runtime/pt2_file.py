@@ -65,9 +65,9 @@ _ATEN = """
     full_like gather ge gelu group_norm gt hardtanh index index_select isnan layer_norm le leaky_relu lerp lift_fresh_copy
     linear linspace log log1p log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max
     max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mm movedim mul narrow
-    native_group_norm ne neg new_full new_ones new_zeros one_hot ones ones_like pad permute pixel_shuffle pow prelu prod
-    promote_types reciprocal relu relu6 remainder repeat repeat_interleave reshape round rsqrt rsub scalar_tensor scatter
-    scatter_add select sigmoid sign silu sin slice softmax softplus sort split split_with_sizes sqrt square squeeze
+    native_group_norm ne neg new_full new_ones new_zeros numpy_T one_hot ones ones_like pad permute pixel_shuffle pow prelu
+    prod promote_types reciprocal relu relu6 remainder repeat repeat_interleave reshape round rsqrt rsub scalar_tensor
+    scatter scatter_add select sigmoid sign silu sin slice softmax softplus sort split split_with_sizes sqrt square squeeze
     stack std std_mean sub sum sym_numel sym_size t tanh tensor_split threshold tile to topk transpose true_divide
     unbind unflatten unfold unsqueeze upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros
     zeros_like

@@ -47,7 +47,9 @@ def widen(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
     wide = values.to(torch.float32)
     if scale is None:
         return wide
-    return wide.mul_(scale[:, None] if axis == 0 else scale)
+    factor = scale[:, None] if axis == 0 else scale
+    # A traced graph holds only operators that give new values; elsewhere a second copy is spared.
+    return wide * factor if torch.compiler.is_compiling() else wide.mul_(factor)
 
 
 def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
@@ -118,12 +120,14 @@ def hold_reduced(layer: Layer, reduced: Reduced) -> None:
 
 
 def reduced_blob(layer: Layer, name: str) -> Reduced | None:
-    """The stored form of a layer's blob, or None where it is float32."""
+    """The stored form of a layer's blob, or None where it is float32 (after `float()` float16 weights are, too)."""
     if not parametrize.is_parametrized(layer, name):
         return None
     held: Any = layer.parametrizations
     stored = held[name]
     if not isinstance(stored[0], _Widen):  # a blob shared in another shape
+        return None
+    if stored.original.dtype not in STORED:
         return None
     return Reduced(stored.original, stored[0].scale, stored[0].axis)
 

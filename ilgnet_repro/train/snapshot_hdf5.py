@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import atomic_path
+from ..deferred import deferred_file
 from ..errors import FormatError, SolverError
 from ..formats.blob import Blob, Run
 from ..formats.hdf5model import name_conflict
@@ -21,7 +21,7 @@ def write_state(
 ) -> None:
     """Write ``/iter``, ``/learned_net``, ``/current_step`` and ``/history/INDEX``."""
     h5py = _h5py(path)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with deferred_file(path) as target, h5py.File(target, "w") as file:
         file.create_dataset("iter", data=np.array([iteration], np.int32))
         _write_string(h5py, file, "learned_net", learned_net.encode())
         file.create_dataset("current_step", data=np.array([current_step], np.int32))

@@ -40,8 +40,9 @@ class KnownModel:
 
     ``files`` are the names that its weights were published under, ``digests`` those of published builds
     (``sha256:...``, ``sha1:...``); ``size`` is None where it is not known, or builds differ.  ``builder`` is the
-    zoo's function for its deploy net, ``other_nets`` those of nets with the same weights.  ``labels`` are named
-    where they are few; ``classes`` counts them.  ``note`` says why there is no preprocessing, where there is none.
+    zoo's function for its deploy net, ``other_nets`` those of nets with the same weights, ``net_layers`` how many layers
+    with bottoms each of them has.  ``labels`` are named where they are few; ``classes`` counts them.  ``note`` says why
+    there is no preprocessing, where there is none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class KnownModel:
     digests: tuple[str, ...] = ()
     builder: str | None = None
     other_nets: tuple[str, ...] = ()
+    net_layers: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     classes: int = 0
@@ -58,6 +60,11 @@ class KnownModel:
     licence: str = ""
     page: str = ""
     note: str = ""
+
+    @property
+    def nets(self) -> tuple[str, ...]:
+        """The builders of its nets, that of the deploy net first."""
+        return (*((self.builder,) if self.builder else ()), *self.other_nets)
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ def assumed(text: pb.NetParameter) -> KnownModel | None:
     one whose input is stated to be of another size is not, for its preprocessing would be of no use.
     """
     layers, sizes = _signature(text)
-    model, own = _by_layers().get(layers, (None, ()))
+    model, own = _by_layers(len(layers)).get(layers, (None, ()))
     return None if sizes and own and sizes != own else model
 
 
@@ -197,12 +204,14 @@ def assumed_note(model: KnownModel, told_by: str = "the net's layers") -> str:
 
 
 @cache
-def _by_layers() -> dict[Layers, tuple[KnownModel, Sizes]]:
+def _by_layers(count: int) -> dict[Layers, tuple[KnownModel, Sizes]]:
+    """The models with a net of so many layers; to build the nets of all takes longer than to map 604 MB."""
     found: dict[Layers, tuple[KnownModel, Sizes]] = {}
     for model in known_models():
-        for builder in (*((model.builder,) if model.builder else ()), *model.other_nets):
-            layers, sizes = _signature(build_net(builder))
-            found.setdefault(layers, (model, sizes))
+        for builder, layer_count in zip(model.nets, model.net_layers, strict=True):
+            if layer_count == count:
+                layers, sizes = _signature(build_net(builder))
+                found.setdefault(layers, (model, sizes))
     return found
 
 

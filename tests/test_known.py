@@ -55,6 +55,14 @@ def test_a_row_is_whole(model):
     assert not model.labels or model.classes == len(model.labels)
 
 
+@pytest.mark.parametrize(
+    "model", [model for model in ROWS.values() if model.nets], ids=lambda model: model.name
+)
+def test_rows_count_the_layers_of_their_nets(model):
+    nets = [known.build_net(builder) for builder in model.nets]
+    assert model.net_layers == tuple(sum(bool(layer.bottom) for layer in net.layer) for net in nets)
+
+
 @pytest.mark.parametrize("name", [name for name, model in ROWS.items() if model.builder])
 def test_a_builder_fits_what_the_row_says_of_its_net(name):
     model = ROWS[name]

@@ -1,0 +1,215 @@
+"""Where a saved net's weights are from: a release only while they are its own, and by its layers only said to be assumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_nets import SMALL_TEXT, write_weights
+
+import ilgnet_repro as ir
+from ilgnet_repro import known
+from ilgnet_repro.data import manifest
+from ilgnet_repro.data.preprocess import Preprocessing
+from ilgnet_repro.evaluate.context import identify_weights
+from ilgnet_repro.known import KnownModel, ScoreAt
+from ilgnet_repro.runtime.net import CaffeNet
+
+HOW = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.0))
+
+
+@pytest.fixture
+def released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small net's caffemodel, which the manifest knows by its digest."""
+    path = folder / "small.caffemodel"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    model = KnownModel(
+        "small-weights", "the small net", ("small.caffemodel",), size=path.stat().st_size,
+        digests=(f"sha256:{digest}",), preprocessing=HOW, labels=("a", "b", "c", "d", "e"), classes=5,
+        score=ScoreAt("prob", 1, "b"),
+    )  # fmt: skip
+    models = (model, *known.known_models())
+    monkeypatch.setattr(known, "known_models", lambda: models)
+    release = manifest.Release("small-weights", "weights", "small.caffemodel", path.stat().st_size, digest)
+    monkeypatch.setattr(
+        "ilgnet_repro.evaluate.context.known_release", lambda sha256: release if sha256 == digest else None
+    )
+    return path
+
+
+def nothing(net: CaffeNet) -> None:
+    pass
+
+
+def step(net: CaffeNet) -> None:
+    with torch.no_grad():
+        net.params["ip"][1].add_(0.5)
+
+
+def data_edit(net: CaffeNet) -> None:
+    net.params["conv"][0].data[0, 0, 0, 0] += 1  # counts no version
+
+
+def new_parameter(net: CaffeNet) -> None:
+    layer = net.layer("ip")
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 2)
+
+
+def equal_parameter(net: CaffeNet) -> None:
+    layer = net.layer("ip")
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def there_and_back(net: CaffeNet) -> None:
+    net.double().float()
+
+
+CHANGES: dict[str, tuple[Callable[[CaffeNet], object], bool]] = {
+    "nothing": (nothing, True),
+    "a parameter of the same values": (equal_parameter, True),
+    "double and back": (there_and_back, True),
+    "a step": (step, False),
+    "an edit of .data": (data_edit, False),
+    "a new parameter": (new_parameter, False),
+    "half": (lambda net: net.half(), False),
+}
+
+
+@pytest.mark.parametrize("through", ["caffemodel", "safetensors"])
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_release_only_while_it_is_one(released: Path, tmp_path: Path, case: str, through: str) -> None:
+    change, is_kept = CHANGES[case]
+    net = ir.load(released)
+    assert (net.about.source.release, net.about.assumed, net.about.score.meaning) == (
+        "small-weights",
+        False,
+        "b",
+    )
+    if through == "safetensors":
+        net = ir.load(ir.save(net, tmp_path / "first.safetensors")[0])
+    change(net)
+    path = ir.save(net, tmp_path / "x.safetensors")[0]
+    about = ir.load(path).about
+    assert about.model == "small-weights" and about.source.file == "small.caffemodel"
+    if is_kept:
+        assert (about.source.release, about.source.derived, about.assumed) == ("small-weights", "", False)
+        assert identify_weights(path, ir.load(path)).source.known_as == "converted from small-weights"
+        return
+    assert (about.source.release, about.source.sha256) == (None, None)
+    assert (about.source.derived, about.assumed) == ("changed", True)
+    assert about.notes == (
+        "the weights are those of small.caffemodel, changed since",
+        "preprocessing is assumed from the net's layers (the small net: "
+        f"{HOW.describe()}); if these weights were trained otherwise, state --mean-value",
+    )
+    known_as = identify_weights(path, ir.load(path))
+    assert (known_as.release, known_as.source.known_as) == (None, None)
+
+
+def replaced(path: Path) -> None:
+    write_weights(path, seed=6)
+
+
+@pytest.mark.parametrize("change", [os.remove, replaced])
+def test_a_file_that_is_gone_or_another_vouches_for_nothing(
+    released: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    net = ir.load(released)
+    text = tmp_path / "other.caffemodel"
+    text.write_bytes(released.read_bytes())
+    os.replace(text, released)  # the same bytes under the same name, but not the file that is mapped
+    change(released)
+    source = ir.load(ir.save(net, tmp_path / "x.safetensors")[0]).about.source
+    assert (source.release, source.sha256, source.derived) == (None, None, "changed")
+
+
+DERIVED = {
+    "folded": ({"fold": True}, "folded"),
+    "int8": ({"precision": "int8"}, "int8"),
+    "both": ({"fold": True, "precision": "float16"}, "folded, float16"),
+}
+
+
+@pytest.mark.parametrize("case", DERIVED)
+def test_what_derives_from_a_release_says_how(released: Path, tmp_path: Path, case: str) -> None:
+    options, derived = DERIVED[case]
+    saved = ir.save(ir.load(released), tmp_path / "x.safetensors", **options)[0]
+    report = ir.convert(released, out=tmp_path / "o", **options)
+    assert report.source.derived == ""  # the input's
+    for path in (saved, tmp_path / "o" / "small.safetensors"):
+        net = ir.load(path)
+        assert (net.about.source.release, net.about.source.derived) == ("small-weights", derived)
+        found = identify_weights(path, net)
+        assert found.release.name == "small-weights"
+        assert found.source.known_as == f"converted from small-weights ({derived})"
+    again = ir.save(ir.load(saved), tmp_path / "y.safetensors", **options)[0]
+    assert ir.load(again).about.source.derived == derived
+
+
+# ------------------------------------------------------------------------- a module, a text, a line each
+
+
+def test_a_net_as_a_module_from_tensor_to_tensor(folder: Path) -> None:
+    net = ir.load(folder / "small.caffemodel")
+    x = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1))
+    module = net.as_tensor("ip")
+    assert torch.equal(module(x), net(data=x, blobs=["ip"])["ip"])
+    assert torch.equal(net.as_tensor()(x), net(data=x)["prob"])
+    assert list(module.state_dict()) == [f"net.{name}" for name in net.state_dict()]
+    assert next(module.parameters()) is next(net.parameters())
+    with torch.no_grad():
+        traced = torch.jit.trace(module, x, check_trace=False)
+        torch.testing.assert_close(traced(x + 1), module(x + 1))
+
+
+def test_a_net_in_a_few_lines(folder: Path) -> None:
+    net = ir.load(folder / "small.caffemodel")
+    assert repr(net) == (
+        "CaffeNet 'small', phase TEST\n  inputs: data 1x3x9x7\n  outputs: prob 1x5\n  6 layers, 237 parameters"
+    )
+    size = (folder / "small.caffemodel").stat().st_size
+    assert repr(net.about) == f"About:\n  preprocessing: unknown\n  source: small.caffemodel, {size:,} bytes"
+
+
+# ------------------------------------------------------------------------------- no outputs in its phase
+
+LOSSES = """
+name: "losses"
+layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "x" batch_size: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+  inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 0.1 } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" }
+"""
+
+
+@pytest.mark.parametrize("to", ["safetensors", "caffemodel", "hdf5", "onnx", "pt2", "python"])
+def test_what_losses_read_is_given(tmp_path: Path, to: str) -> None:
+    own = (
+        SMALL_TEXT.split("\n")[2]
+        + LOSSES[LOSSES.index('layer { name: "ip"') : LOSSES.index('layer { name: "loss"')]
+    )
+    write_weights(tmp_path / "a.caffemodel", f'name: "losses"\n{own}')
+    (tmp_path / "a.prototxt").write_text(LOSSES)
+    with pytest.raises(ir.errors.IlgnetError) as caught:
+        ir.convert(tmp_path / "a.caffemodel", to=to, out=tmp_path / "o")
+    assert str(caught.value) == (
+        "data (Data): the size of 'data' is known only from its source; give its shape (--shape data=N,C,H,W), or set "
+        "transform_param.crop_size"
+    )
+    shapes = {"data": (2, 3, 9, 7)}
+    report = ir.convert(
+        tmp_path / "a.caffemodel", to=to, out=tmp_path / "o", input_shapes=shapes, verify=True
+    )
+    note = "the net has no outputs in phase TEST: what its losses read is given instead (ip)"
+    assert report.outputs == ("ip",) and note in report.notes
+    if to == "python":
+        return
+    again = ir.load(report.written[0].path)
+    assert again.outputs == ("ip",)
+    x = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1))
+    net = ir.load(tmp_path / "a.caffemodel", input_shapes=shapes)
+    torch.testing.assert_close(again(data=x)["ip"], net(data=x)["ip"], rtol=1e-4, atol=1e-5)

@@ -16,11 +16,12 @@ ROOMS = {
     "version": set(),
     "errors": set(),
     "atomic": {"errors"},
+    "deferred": {"atomic"},
     "paths": {"errors"},
     "strict_json": set(),
     "memory": set(),
     "schema": set(),
-    "formats": {"errors", "atomic", "schema"},
+    "formats": {"errors", "atomic", "deferred", "schema"},
     "graph": {"errors", "schema"},
     "data": {"errors", "atomic", "paths", "schema", "formats", "strict_json"},
     "known": {"errors", "schema", "formats", "data"},
@@ -50,7 +51,18 @@ LATER = {  # rooms built on nets; none of them imports the command line
 }  # fmt: skip
 FORBIDDEN_FOR_LATER = {"cli", "tools"}
 # Torch stays out of what reads files and text, so that it can be used without it.
-WITHOUT_TORCH = ("errors", "atomic", "paths", "strict_json", "memory", "schema", "formats", "graph", "zoo")
+WITHOUT_TORCH = (
+    "errors",
+    "atomic",
+    "deferred",
+    "paths",
+    "strict_json",
+    "memory",
+    "schema",
+    "formats",
+    "graph",
+    "zoo",
+)
 
 
 def room_of(path: Path) -> str:

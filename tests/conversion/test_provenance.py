@@ -7,14 +7,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from small_nets import SMALL_TEXT, write_weights
 
 import ilgnet_repro as ir
 from ilgnet_repro import known
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.data import manifest
 from ilgnet_repro.data.preprocess import Preprocessing
+from ilgnet_repro.errors import DataError
 from ilgnet_repro.evaluate.context import identify_weights
 from ilgnet_repro.known import KnownModel, ScoreAt
 from ilgnet_repro.runtime.net import CaffeNet
@@ -150,6 +154,28 @@ def test_what_derives_from_a_release_says_how(released: Path, tmp_path: Path, ca
     assert ir.load(again).about.source.derived == derived
 
 
+def test_a_net_with_the_layers_of_a_release_is_only_assumed_to_be_it(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("ilgnet_repro.about.assumed", lambda text: known.known_models()[0])
+    write_weights(released, seed=6)  # fine-tuned: the same layers, another digest
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((9, 7, 3), 40, np.uint8))
+    note = (
+        f"preprocessing is assumed from the net's layers (the small net: {HOW.describe()}); if these weights were "
+        "trained otherwise, state --mean-value"
+    )
+    files = [released]
+    for suffix in (".safetensors", ".onnx"):
+        files.append(ir.save(ir.load(released), tmp_path / f"tuned{suffix}")[0])
+    files.append(ir.save(ir.load(files[1]), tmp_path / "again.safetensors")[0])
+    for path in files:
+        about = ir.load(path).about
+        assert (about.source.release, about.model, about.assumed) == (None, "small-weights", True)
+        assert note in about.notes
+        assert main(["score", str(tmp_path / "a.png"), "--weights", str(path)]) == 0
+        assert note in " ".join(capsys.readouterr().err.split())
+
+
 # ------------------------------------------------------------------------- a module, a text, a line each
 
 
@@ -164,6 +190,21 @@ def test_a_net_as_a_module_from_tensor_to_tensor(folder: Path) -> None:
     with torch.no_grad():
         traced = torch.jit.trace(module, x, check_trace=False)
         torch.testing.assert_close(traced(x + 1), module(x + 1))
+
+
+def test_images_are_prepared_as_the_net_takes_them(released: Path, tmp_path: Path) -> None:
+    net = ir.load(released)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)  # of the net's own size
+    expected = torch.from_numpy(pixels.astype(np.float32) - np.float32([10, 20, 30])).permute(0, 3, 1, 2)
+    paths = []
+    for number, image in enumerate(pixels):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), image)
+    for images in (pixels, list(pixels), paths, [paths[0], pixels[1]]):
+        assert torch.equal(net.prepare(images), expected)
+    assert torch.equal(net.prepare(np.ascontiguousarray(pixels[..., ::-1]), order="RGB"), expected)
+    with pytest.raises(DataError, match=r"^image 1 of 1: values are float32; give uint8 from 0 to 255"):
+        net.prepare(np.zeros((9, 7, 3), np.float32))
 
 
 def test_a_net_in_a_few_lines(folder: Path) -> None:

@@ -21,8 +21,9 @@ from .layers.registry import tell_kinds
 from .runtime.calls import shapes_by_name
 from .runtime.find import find_net
 from .runtime.load import open_weights
+from .runtime.net_file import read_net_file
 from .runtime.plan import NetPlan, plan_net
-from .runtime.weights import Fit, WeightsFile, blob_counts, fit_weights
+from .runtime.weights import ArrayFile, Fit, WeightsFile, blob_counts, fit_weights
 from .schema import caffe_pb2 as pb
 
 FLOAT_BYTES = 4
@@ -82,6 +83,8 @@ def audit(
     weights: WeightsFile | None = None,
     *,
     phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Iterable[str] = (),
     crop: str | None = None,
@@ -100,8 +103,9 @@ def audit(
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []
-    net = place_crops(net, phase, crop=crop, notes=notes, faults=crop_faults)
-    graph = build_graph(feed_dummies(net, given, phase, notes=notes), phase)
+    state: dict[str, Any] = {"level": level, "stages": tuple(stages)}
+    net = place_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
+    graph = build_graph(feed_dummies(net, given, phase, notes=notes, **state), phase, **state)
     plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
     problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
     # Found before layers of one name are told apart.
@@ -134,14 +138,25 @@ def audit(
     )  # fmt: skip
 
 
-def audit_files(prototxt: pb.NetParameter | None, weights: str | Path | None, **options: Any) -> Audit:
-    """Audit a net with a weights file; without a net, the one that `find_net` finds for the weights."""
+def audit_files(
+    prototxt: pb.NetParameter | None, weights: str | Path | None, *, phase: str | None = None,
+    input_shapes: Mapping[str, Shape] | None = None, **options: Any,
+) -> Audit:  # fmt: skip
+    """Audit a net with a weights file; without a net, the file's own or the one that `find_net` finds for it.
+
+    ``phase`` is TEST unless the file says otherwise.
+    """
     model = open_weights(weights) if weights is not None else None
     if prototxt is None:
         if model is None:
-            raise IlgnetError("give a prototxt, a caffemodel, or both")
-        prototxt = find_net(model).net
-    return audit(prototxt, model, **options)
+            raise IlgnetError("give a prototxt, a weights file, or both")
+        if isinstance(model, ArrayFile):
+            file = read_net_file(model.path)
+            prototxt, phase = file.text, phase or file.phase
+            input_shapes = {**file.input_shapes, **(input_shapes or {})}
+        else:
+            prototxt = find_net(model).net
+    return audit(prototxt, model, phase=phase or "TEST", input_shapes=input_shapes, **options)
 
 
 def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:

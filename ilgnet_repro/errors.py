@@ -42,13 +42,16 @@ class IlgnetError(Exception):
 
     Names come from files and may hold anything: what cannot be printed is written as an escape, and a
     message of over `LONGEST` characters loses its middle.
+
+    ``option`` is the keyword that is at fault, which the message writes as ``option=``; a command shows its own flag.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, option: str = "") -> None:
         message = printable(message)
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
         super().__init__(message)
+        self.option = option
 
 
 class FormatError(IlgnetError):

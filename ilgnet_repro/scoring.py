@@ -17,7 +17,7 @@ from .errors import IlgnetError
 from .known import ScoreAt
 from .runtime.load import load
 from .runtime.modes import as_loaded
-from .runtime.runnable import Runnable
+from .runtime.runnable import Runnable, run_rows
 
 PathLike = str | os.PathLike[str]
 BATCH = 16
@@ -80,7 +80,7 @@ def score_with(
     while chunk := list(islice(remaining, batch)):
         values = torch.from_numpy(prepare(about, chunk, net=net.name))
         with torch.inference_mode(), as_loaded(net):
-            outputs = net({name: values})
+            outputs = run_rows(net, name, values)
         for index, path in enumerate(chunk):
             rows = {blob: _row(found, index, len(chunk)) for blob, found in outputs.items()}
             value = _value(rows, about.score)

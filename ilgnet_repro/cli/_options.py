@@ -26,8 +26,23 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT=N,C,H,W",
         help="shape of an input; may be repeated",
     )
+    add_state_options(parser)
     add_ignore_field(parser, "--ignore-field")
     add_crop_option(parser)
+
+
+def add_state_options(parser: argparse.ArgumentParser) -> None:
+    """Add what include and exclude rules are held against, beside the phase."""
+    parser.add_argument("--level", type=int, default=0, metavar="N", help="the net's level (default 0)")
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="NAME",
+        help="a stage of the net, as `deploy`, or several with commas between; may be repeated",
+    )  # fmt: skip
+
+
+def read_stages(texts: Iterable[str]) -> tuple[str, ...]:
+    """The stages that `--stage` names."""
+    return tuple(stage for text in texts for stage in text.split(",") if stage)
 
 
 def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -140,7 +155,9 @@ def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_preprocessing(args: argparse.Namespace, input_shape: tuple[int, ...] | None) -> Preprocessing | None:
+def read_preprocessing(
+    args: argparse.Namespace, input_shape: tuple[int | None, ...] | None
+) -> Preprocessing | None:
     """Return what the options say, or None where they say nothing."""
     stated: dict[str, Any] = {
         key: getattr(args, key) for key in ("path", "order", "scale") if getattr(args, key) is not None
@@ -165,7 +182,7 @@ def read_preprocessing(args: argparse.Namespace, input_shape: tuple[int, ...] | 
         raise IlgnetError(f"--scale {args.scale:g}: give a finite number other than 0")
     if args.size is not None:
         stated["size"] = (args.size, args.size)
-    elif input_shape is not None and len(input_shape) == 4:
+    elif input_shape is not None and len(input_shape) == 4 and None not in input_shape[2:]:
         stated["size"] = tuple(input_shape[2:])
     else:
         raise IlgnetError("--size is missing: the net does not say the size of its pictures")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import strict_json
 from ..errors import printable
 from ._console import add_row, results_console, say
-from ._options import add_net_options, read_shapes
+from ._options import add_net_options, read_shapes, read_stages
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -17,6 +17,8 @@ _EPILOG = """examples:
   ilgnet audit deploy.prototxt
   ilgnet audit deploy.prototxt net.caffemodel
   ilgnet audit ilgnet.caffemodel
+  ilgnet audit converted.safetensors
+  ilgnet audit all_in_one.prototxt --stage deploy
   ilgnet audit net.caffemodel --candidates deploy.prototxt deploy_old.prototxt
   ilgnet audit train_val.prototxt --phase TRAIN --shape data=32,3,224,224 --json
 
@@ -30,7 +32,12 @@ def add_parser(subparsers: Any) -> None:
         description="Show a net's layers, shapes, parameters and work, what is not supported, and what fits.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a prototxt, a caffemodel, or both")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order",
+    )
     parser.add_argument(
         "--candidates", nargs="+", default=[], metavar="P", help="say which of these fits the weights"
     )
@@ -48,13 +55,16 @@ def run(args: argparse.Namespace) -> int:
     weights = [name for name in args.files if name not in texts]
     if len(texts) > 1 or len(weights) > 1:
         raise IlgnetError(
-            f"{args.files[1]}: give one prototxt and one caffemodel; others go with --candidates"
+            f"{args.files[1]}: give one prototxt and one weights file; other prototxts go with --candidates"
         )
     if args.candidates:
-        return _candidates(weights[0] if weights else "", args)
+        if texts:
+            raise IlgnetError(f"{texts[0]}: give it with --candidates too")
+        return _candidates(weights[0], args)
     found = audit_files(
-        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase or "TEST",
-        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
+        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase, level=args.level,
+        stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+        crop=args.crop,
     )  # fmt: skip
     if args.json:
         print(strict_json.dumps(found.to_json(), indent=2))
@@ -64,15 +74,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file is a prototxt or, being none nor weights, was meant as one by its name."""
+    """Whether a file is a prototxt or, being none nor weights, was meant as one by its name; a solver is refused."""
     from ..errors import IlgnetError
-    from ..formats.kinds import Kind, kind_of
+    from ..formats.kinds import Kind, kind_of, refusal
 
     try:
         kind = kind_of(name)
     except IlgnetError:
         kind = Kind.UNKNOWN
-    if kind in (Kind.PROTOTXT, Kind.SOLVER):
+    if kind is Kind.SOLVER:
+        raise refusal(name, kind, "a net's prototxt")
+    if kind is Kind.PROTOTXT:
         return True
     return kind not in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5) and name.endswith(
         (".prototxt", ".pbtxt", ".txt")
@@ -82,16 +94,17 @@ def _is_text(name: str) -> bool:
 def _candidates(weights: str, args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..errors import IlgnetError
-    from ..formats.caffemodel import open_caffemodel
+    from ..graph.choose import Choices
     from ..runtime.find import deploy_candidates, match_built_in
+    from ..runtime.load import open_weights
 
-    if not weights:
-        raise IlgnetError("--candidates needs a caffemodel to hold the nets against")
-    model = open_caffemodel(weights)
-    rows = [
-        (str(path), verdict) for path, verdict in deploy_candidates(model, [Path(p) for p in args.candidates])
-    ]
+    model = open_weights(weights)
+    choices = Choices(
+        args.phase or "TEST", args.level, read_stages(args.stage), read_shapes(args.shape),
+        tuple(args.ignore_field), args.crop,
+    )  # fmt: skip
+    candidates = [Path(name) for name in args.candidates]
+    rows = [(str(path), verdict) for path, verdict in deploy_candidates(model, candidates, choices)]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
     if args.json:
         print(strict_json.dumps(dict(rows)))

@@ -39,7 +39,12 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
 
     flag("model", "the net", metavar="PROTOTXT", required=True)
-    flag("weights", "trained weights", metavar="CAFFEMODEL", default="")
+    flag(
+        "weights",
+        "trained weights (.caffemodel, .caffemodel.h5, .safetensors)",
+        metavar="CAFFEMODEL",
+        default="",
+    )
     flag("iterations", "batches (default 50)", type=int, default=50, metavar="N")
     flag("gpu", "a GPU's number (default: the CPU)", default="", metavar="N")
     flag("phase", f"TRAIN or TEST (default {phase})", choices=("TRAIN", "TEST", ""), default="")

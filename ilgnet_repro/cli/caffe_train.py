@@ -28,7 +28,12 @@ def add_parser(actions: Any) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
 
     flag("solver", "the solver", metavar="PROTOTXT", required=True)
-    flag("weights", "trained weights to fine-tune, with commas between", metavar="CAFFEMODELS", default="")
+    flag(
+        "weights",
+        "trained weights to fine-tune (.caffemodel, .caffemodel.h5, .safetensors), commas between",
+        metavar="CAFFEMODELS",
+        default="",
+    )
     flag("snapshot", "the solver state to resume from", metavar="SOLVERSTATE", default="")
     flag(
         "gpu",

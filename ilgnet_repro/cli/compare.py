@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from .. import strict_json
 from ..errors import printable
 from ._console import add_row, results_console
-from ._options import add_allow_missing
+from ._options import add_allow_missing, add_state_options, read_stages
 
 if TYPE_CHECKING:
     from ..conversion.compare.comparison import BlobRow, Comparison
 
-_EPILOG = """A and B are files (.caffemodel .safetensors .onnx .pt2), or a file behind the name of another tool:
+_EPILOG = """A and B are files (.caffemodel .caffemodel.h5 .safetensors .onnx .pt2), or a file with a tool named before it:
   opencv:net.caffemodel      OpenCV 4's readNetFromCaffe
   caffe2onnx:net.caffemodel  caffe2onnx 2.0.1, its graph run by ONNX Runtime    (make crosscheck)
   onnx2torch:net.onnx        onnx2torch, its module run by torch                (make crosscheck)
@@ -23,6 +23,7 @@ examples:
   ilgnet compare net.caffemodel opencv:net.caffemodel --prototxt deploy.prototxt
   ilgnet compare net.onnx onnx2torch:net.onnx --inputs pictures.npz --tolerance 1e-5
   ilgnet compare net.safetensors net.pt2 --json
+  ilgnet compare net.caffemodel net.caffemodel.h5 --prototxt all_in_one.prototxt --stage deploy
 
 A blob agrees if no value differs by more than T times the blob's largest value (or 1, where that is less).
 A blob without a finite value agrees with nothing. Ends with 0 if every blob agrees, 1 if one does not, could not be
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("first", metavar="A")
     parser.add_argument("second", metavar="B")
     parser.add_argument(
-        "--prototxt", metavar="P", help="the net of a caffemodel (default: found as convert does)"
+        "--prototxt", metavar="P", help="the net of weights files (default: found as convert does)"
     )
     parser.add_argument(
         "--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)"
@@ -51,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="also what in-place layers replace (blob@layer); not for folded nets",
     )
+    add_state_options(parser)
     add_allow_missing(parser)
     parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise IlgnetError(f"--seed {args.seed}: give a number of at most 63 bits")
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
-        in_place=args.in_place, allow_missing=args.allow_missing,
+        in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
     )  # fmt: skip
     if args.json:
         print(strict_json.dumps(found.to_json(), indent=2))

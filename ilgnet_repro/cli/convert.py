@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
 from ..errors import IlgnetError, printable
-from ._console import add_row, results_console, say
+from ._console import add_row, error_text, results_console, say
 from ._options import (
     add_allow_missing,
     add_net_options,
     add_preprocessing_options,
     read_preprocessing,
     read_shapes,
+    read_stages,
 )
 
 if TYPE_CHECKING:
@@ -24,10 +27,14 @@ if TYPE_CHECKING:
     from ..conversion.formats import SaveOptions
     from ..conversion.report import ConversionReport
     from ..data.preprocess import Preprocessing
+    from ..formats.kinds import Kind
     from ..runtime.net import CaffeNet
 
 FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5")
-WEIGHTS = (".caffemodel", ".caffemodel.h5")  # what is converted of a folder
+WEIGHTS = (
+    ".caffemodel",
+    ".caffemodel.h5",
+)  # what is converted of a folder, even where it turns out to be damaged
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 _EPILOG = """examples:
@@ -41,9 +48,11 @@ _EPILOG = """examples:
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to python,pt2
   ilgnet convert trained.safetensors --to caffemodel,hdf5 --out caffe
   ilgnet convert models more/x.caffemodel --to onnx --out onnx
+  ilgnet convert all_in_one.caffemodel --prototxt all_in_one.prototxt --stage deploy --to onnx
 
-X is a caffemodel, its HDF5 form or a .safetensors file that was written here, told by what it holds; of a folder all
-files named .caffemodel and .caffemodel.h5 are taken. Of several files each is converted by itself: a bad one is
+X is a caffemodel, its HDF5 form or a .safetensors file that was written here, told by what it holds. Of a folder and
+its subfolders Caffe's weights are taken (not those whose names start with a dot), and what is left out is counted;
+with --out each result lies in the same subfolder there. Of several files each is converted by itself: a bad one is
 reported in the table at the end, and the exit code is then 1.
 
 The prototxt is the one given, else NAME.prototxt or deploy.prototxt beside the weights, else the built-in
@@ -115,12 +124,21 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Source:
+    """A weights file, and the folder of its results."""
+
+    path: Path
+    out: Path
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert, and print the report; of several files, a table."""
-    files = _files(args.weights)
-    if len(files) > 1 or Path(args.weights[0]).is_dir():
-        return _run_many(args, files)
-    report = _convert(args, files[0])
+    _check_not_swapped(args.weights)
+    sources = _sources(args.weights, args.out)
+    if len(sources) > 1 or Path(args.weights[0]).is_dir():
+        return _run_many(args, sources)
+    report = _convert(args, sources[0])
     if args.json:
         print(strict_json.dumps(report.to_json(), indent=2))
     else:
@@ -128,30 +146,80 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _files(given: list[str]) -> list[Path]:
+def _check_not_swapped(given: list[str]) -> None:
+    """Refuse a prototxt beside one weights file, as other tools take them."""
+    from ..formats.kinds import Kind
+
+    if len(given) == 2:
+        texts = [name for name in given if _kind(Path(name)) in (Kind.PROTOTXT, Kind.SOLVER)]
+        if texts and _kind(Path(texts[0])) is Kind.PROTOTXT:
+            raise IlgnetError(
+                f"{texts[0]}: is a net's prototxt, not weights; give it as --prototxt, after the weights file"
+            )
+        if texts:
+            raise IlgnetError(f"{texts[0]}: is a solver's prototxt, not weights; leave it out")
+
+
+def _kind(path: Path) -> Kind | None:
+    """What a file is; None where that cannot be told."""
+    from ..formats.kinds import kind_of
+
+    try:
+        return kind_of(path)
+    except IlgnetError:
+        return None
+
+
+def _sources(given: list[str], out: str | None) -> list[Source]:
     """The weights files that files and folders name.  Raises IlgnetError for a folder without any."""
-    found: list[Path] = []
+    found: dict[Path, Source] = {}
     for path in map(Path, given):
         if not path.is_dir():
-            found.append(path)
+            found.setdefault(path, Source(path, Path(out) if out is not None else path.parent))
             continue
-        held = sorted(
-            entry for entry in path.iterdir() if entry.name.lower().endswith(WEIGHTS) and entry.is_file()
-        )
+        held, others = _weights_in(path)
         if not held:
-            raise IlgnetError(f"{path}: holds no file named {' or '.join(WEIGHTS)}")
-        found += held
-    return list(dict.fromkeys(found))
+            raise IlgnetError(
+                f"{path}: holds no Caffe weights among its {others} files; name the files to convert"
+            )
+        if others:
+            say(
+                f"{path}: {len(held)} weights files are taken, {others} other files left out", file=sys.stderr
+            )
+        for file in held:
+            place = file.parent if out is None else Path(out, file.parent.relative_to(path))
+            found.setdefault(file, Source(file, place))
+    return list(found.values())
 
 
-def _convert(args: argparse.Namespace, weights: Path) -> ConversionReport:
+def _weights_in(folder: Path) -> tuple[list[Path], int]:
+    """Caffe's weights in a folder and its subfolders, in order of name, and how many other files there are."""
+    from ..formats.kinds import Kind
+
+    held: list[Path] = []
+    others = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            is_named = name.lower().endswith(WEIGHTS) and not name.startswith(".")
+            if is_named or (path.is_file() and _kind(path) in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5)):
+                held.append(path)
+            else:
+                others += 1
+    return held, others
+
+
+def _convert(args: argparse.Namespace, source: Source) -> ConversionReport:
     from ..conversion.convert import convert
     from ._progress import progress_bar
 
+    weights = source.path
     size = weights.stat().st_size if weights.is_file() else 0
     with progress_bar(f"converting {weights.name}", size, unit="bytes") as progress:
         return convert(
-            weights, args.prototxt, tuple(args.to.split(",")), args.out, phase=args.phase, verify=args.verify,
+            weights, args.prototxt, tuple(args.to.split(",")), source.out, phase=args.phase, level=args.level,
+            stages=read_stages(args.stage), verify=args.verify,
             input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
             allow_missing=args.allow_missing, sha256=args.sha256, pictures=args.pictures,
             preprocessing=lambda net: _preprocessing(args, net), progress=progress,
@@ -159,24 +227,39 @@ def _convert(args: argparse.Namespace, weights: Path) -> ConversionReport:
         )  # fmt: skip
 
 
-def _run_many(args: argparse.Namespace, files: list[Path]) -> int:
+def _run_many(args: argparse.Namespace, sources: list[Source]) -> int:
     """Convert each file by itself, going on past those that cannot be; 1 if there was one."""
-    from rich.table import Table
-
+    _check_all(args)
     rows: list[dict[str, Any]] = []
-    taken: dict[Path, Path] = {}  # a result -> the file it was made of
-    for number, path in enumerate(files, 1):
-        say(f"{number} of {len(files)}: {path}", file=sys.stderr)
+    results: dict[Path, Path] = {}  # a result -> the file it was made of
+    inputs = {source.path.resolve() for source in sources}
+    for number, source in enumerate(sources, 1):
+        path = source.path
+        say(f"{number} of {len(sources)}: {path}", file=sys.stderr)
         try:
-            _check_taken(args, path, taken)
-            rows.append({"file": str(path), "report": _convert(args, path).to_json(), "error": None})
+            _check_places(args, source, results, inputs)
+            report = _convert(args, source).to_json()
+            rows.append({"file": str(path), "report": report, "error": None})
+            results |= {Path(one["path"]).resolve(): path for one in report["written"]}
         except IlgnetError as error:
-            rows.append({"file": str(path), "report": None, "error": str(error)})
+            rows.append({"file": str(path), "report": None, "error": error_text(error)})
+            say(f"ilgnet: {error_text(error)}", file=sys.stderr)
+        except KeyboardInterrupt:
+            done = sum(row["error"] is None for row in rows)
+            say(f"stopped at {path}: {done} of {len(sources)} files are converted and stay", file=sys.stderr)
+            raise
     failed = sum(row["error"] is not None for row in rows)
     if args.json:
         print(strict_json.dumps(rows, indent=2))
-        return int(failed > 0)
-    table = Table(title=f"{len(files) - failed} of {len(files)} files converted", title_justify="left")
+    else:
+        _print_rows(rows, failed)
+    return int(failed > 0)
+
+
+def _print_rows(rows: list[dict[str, Any]], failed: int) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows) - failed} of {len(rows)} files converted", title_justify="left")
     for column in ("weights", "net", "written", "error"):
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -184,19 +267,35 @@ def _run_many(args: argparse.Namespace, files: list[Path]) -> int:
         written = ", ".join(one["path"] for one in report["written"]) if report else ""
         add_row(table, row["file"], report["net"] if report else "", written, row["error"] or "")
     results_console().print(table)
-    return int(failed > 0)
 
 
-def _check_taken(args: argparse.Namespace, path: Path, taken: dict[Path, Path]) -> None:
-    """Refuse to write over what another of the files was just converted to."""
+def _check_all(args: argparse.Namespace) -> None:
+    """Refuse what would fail for every file alike."""
+    from ..conversion.formats import check_options, find_format, read_options
+
+    check_options([find_format(name) for name in args.to.split(",")], read_options(_options(args)))
+    read_shapes(args.shape)
+
+
+def _check_places(
+    args: argparse.Namespace, source: Source, results: dict[Path, Path], inputs: set[Path]
+) -> None:
+    """Refuse to write over what another of the files was just converted to, or over one of the files."""
     from ..conversion.convert import stem_of
+    from ..conversion.formats import find_format
 
-    place = Path(args.out or path.parent).resolve() / stem_of(path)
-    if place in taken:
-        raise IlgnetError(
-            f"{path}: its results would replace those of {taken[place]}, which has the same name; convert it apart"
-        )
-    taken[place] = path
+    for name in args.to.split(","):
+        place = find_format(name).path(source.out, stem_of(source.path))
+        target = place.resolve()
+        if target in results:
+            raise IlgnetError(
+                f"{source.path}: its results would replace those of {results[target]}, which has the same name; "
+                "convert it apart"
+            )
+        if target in inputs and target != source.path.resolve():
+            raise IlgnetError(
+                f"{source.path}: its result {place} would replace another of the files; give another --out"
+            )
 
 
 def _options(args: argparse.Namespace) -> SaveOptions:

@@ -12,8 +12,10 @@ from ._options import (
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
+    add_state_options,
     make_fast,
     read_preprocessing,
+    read_stages,
     say_notes,
 )
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights ilgnet.safetensors
   ilgnet score pictures/ --weights ilgnet.caffemodel --json
+  ilgnet score pictures/ --weights ilgnet.onnx
+  ilgnet score pictures/ --weights other_tools.onnx --mean-value 104,117,123 --size 224
   ilgnet score pictures/ --weights ilgnet.safetensors --mean-file AVA1_mean.binaryproto
   ilgnet score pictures/ --weights ilgnet.safetensors --fast --precision int8"""
 
@@ -30,14 +34,20 @@ _EPILOG = """examples:
 def add_parser(subparsers: Any) -> None:
     """Add ``score``."""
     parser = subparsers.add_parser(
-        "score", help="score pictures", description="Score pictures with a converted file or a caffemodel.",
+        "score", help="score pictures", description="Score pictures with any net that can be run.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, or folders of them")
-    parser.add_argument("--weights", required=True, metavar="W", help="a .safetensors file, or a caffemodel")
-    parser.add_argument("--prototxt", metavar="P", help="the net of a caffemodel")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
+    )
+    parser.add_argument("--prototxt", metavar="P", help="the net of the weights")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures a pass (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    add_state_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
     add_fast_options(parser)
@@ -52,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import progress_bar
 
     check_batch(args.batch)
-    net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
+    net = load(
+        args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,
+        allow_missing=args.allow_missing,
+    )  # fmt: skip
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
     say_notes(about.notes)

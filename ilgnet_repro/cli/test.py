@@ -45,7 +45,10 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class pictures")
     parser.add_argument(
-        "--weights", required=True, metavar="W", help="a caffemodel, or a converted .safetensors"
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     )
     parser.add_argument("--prototxt", metavar="P", help="the deploy net of a caffemodel")
     parser.add_argument("--protocol", default="full", choices=("published", "full", "resize", "tencrop"))
@@ -133,7 +136,13 @@ def _load(args: argparse.Namespace) -> Any:
         raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
     try:
         net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
-        return net.to(args.device) if isinstance(net, CaffeNet) else net
+        if isinstance(net, CaffeNet):
+            return net.to(args.device)
+        if args.device != "cpu":
+            raise IlgnetError(
+                f"--device {args.device}: {net.name} is run by {net.form} on the CPU; leave it out"
+            )
+        return net
     except RuntimeError as error:
         raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
 

@@ -28,7 +28,12 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add = parser.add_argument
     add("--solver", required=True, metavar="PROTOTXT", help="the solver")
-    add("--weights", default="", metavar="W[,W]", help="caffemodels to fine-tune from, copied by layer name")
+    add(
+        "--weights",
+        default="",
+        metavar="W[,W]",
+        help="weights to fine-tune from (.caffemodel, .caffemodel.h5, .safetensors), copied by layer name",
+    )
     add(
         "--resume",
         metavar="STATE",

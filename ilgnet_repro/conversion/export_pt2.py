@@ -140,7 +140,8 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
         return found
 
     inputs = net.inputs_for(net.outputs)
-    return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, net.blob_shapes(), run)
+    # No shapes: what it leaves open, it checks itself.
+    return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, {}, run)
 
 
 FORMAT = Format("pt2", ".pt2", write, reopen, options=("dynamic_size",))

@@ -83,7 +83,8 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
         found: Mapping[str, Tensor] = module(*(given[name] for name in inputs))
         return found
 
-    return FileNet(paths[0].name, "Python source", saving.about, inputs, net.outputs, net.blob_shapes(), run)
+    # No shapes: what it leaves open, it checks itself.
+    return FileNet(paths[0].name, "Python source", saving.about, inputs, net.outputs, {}, run)
 
 
 # Its stem is made an identifier, so that it can be imported.

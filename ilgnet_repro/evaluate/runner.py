@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.parallel import ordered_map, single_threaded_opencv
 from ..errors import DataError, IlgnetError
 from ..runtime.modes import as_loaded
-from ..runtime.runnable import Runnable
+from ..runtime.runnable import Runnable, run_rows
 from .journal import Journal
 from .metrics import SMALLEST_PROBABILITY, is_correct
 from .pictures import LabelledPictures
@@ -51,7 +51,7 @@ def scorer(net: Runnable, device: str = "cpu") -> Scorer:
 
     def score(pictures: Tensor) -> Tensor:
         with torch.inference_mode(), as_loaded(net):
-            values = net({inputs[0]: pictures.to(device)})[net.outputs[0]].float().cpu()
+            values = run_rows(net, inputs[0], pictures.to(device))[net.outputs[0]].float().cpu()
         values = values.reshape(len(pictures), -1)
         if values.shape[1] != 2 or not bool(((values.sum(1) - 1).abs() < _OFF_ONE).all()):
             raise IlgnetError(

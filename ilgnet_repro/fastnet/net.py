@@ -149,6 +149,10 @@ class FastNet(nn.Module):
         used = {name for blob in self._wanted(wanted) for name in self._inputs_for[blob]}
         return tuple(name for name in self.inputs if name in used)
 
+    @property
+    def fixed_batch(self) -> None:
+        """None: it takes any batch."""
+
     def image_input(self) -> str:
         """Return the one input that the outputs depend on, as `CaffeNet.image_input`."""
         return self.exact.image_input()

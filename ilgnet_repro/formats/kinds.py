@@ -176,21 +176,36 @@ def refusal(path: str | os.PathLike[str], kind: Kind, what: str = "weights") -> 
         return FormatError(
             f"{name}: is a Git-LFS pointer, not the file itself; run `git lfs pull` or download the file"
         )
-    remedy = _REMEDIES.get((kind, what)) or _REMEDIES.get((kind, "")) or f"give {WANTED.get(what, what)}"
+    name_of_what = what.partition(" (")[0]
+    keys = ((kind, name_of_what), (kind, _ALIKE.get(name_of_what, "")), (kind, ""))
+    remedy = next((_REMEDIES[key] for key in keys if key in _REMEDIES), "")
+    remedy = remedy or f"give {WANTED.get(name_of_what, what)}"
     return FormatError(f"{name}: is {kind.value}, not {what}; {remedy}")
 
 
 WANTED = {
     "weights": "the weights file",
+    "Caffe weights": "the .caffemodel, .caffemodel.h5 or .safetensors file",
+    "a net with its weights": "a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
+    "a net that can be compared": "one of these",
     "a net's prototxt": "the net's text",
     "a solver's prototxt": "the solver's text",
     "a solver state": "the .solverstate of a snapshot",
     "a mean file": "the .binaryproto",
 }
+# What is remedied as the other is.
+_ALIKE = dict.fromkeys(("Caffe weights", "a net with its weights", "a net that can be compared"), "weights")
 _SWAPPED = "the arguments may be swapped"
+_ORIGINAL = "give the .caffemodel, .caffemodel.h5 or .safetensors file that it was made from"
 _PAGE = "download the file itself, an address may lead to a page about it"
 _REMEDIES: dict[tuple[Kind, str], str] = {
     (Kind.PROTOTXT, "weights"): f"give the weights file here and this one as the prototxt (--prototxt); {_SWAPPED}",
+    (Kind.PROTOTXT, "a net with its weights"): (
+        f"give the weights file here and this one as the prototxt (--prototxt); {_SWAPPED}; to draw weights, "
+        "load_net(prototxt) in Python"
+    ),
+    **{(kind, "weights"): _ORIGINAL for kind in (Kind.ONNX, Kind.PT2, Kind.PYTHON)},
+    (Kind.SAFETENSORS, "a net's prototxt"): "give it as the weights: it holds its own net",
     (Kind.PROTOTXT, "a solver's prototxt"): "give the solver that names this net",
     (Kind.SOLVER, "weights"): "give the weights file here and the solver as such (--solver)",
     (Kind.SOLVER, "a net's prototxt"): "give the file that its `net` or `train_net` names",

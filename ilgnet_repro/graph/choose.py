@@ -11,6 +11,7 @@ from .crops import place_crops
 from .feeds import feed_dummies
 from .fork_fields import drop_fields
 from .node import Graph
+from .rules import settle_rules
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | Non
     """
     phase, level, stages = choices.phase, choices.level, choices.stages
     text = drop_fields(text, choices.ignore_fields)
+    if level or stages:
+        text = settle_rules(text, level, stages)
     text = place_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
     text = feed_dummies(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
     return build_graph(text, phase, level=level, stages=stages)

@@ -36,3 +36,40 @@ def is_included(layer: pb.LayerParameter, state: pb.NetState) -> bool:
     if layer.include:
         return any(meets(rule, state) for rule in layer.include)
     return not any(meets(rule, state) for rule in layer.exclude)
+
+
+def settle_rules(net: pb.NetParameter, level: int, stages: tuple[str, ...]) -> pb.NetParameter:
+    """Return ``net`` for one level and set of stages: its rules leave only the phase to choose.
+
+    A text that is kept without the level and stages it was chosen for would otherwise be another net: Caffe takes the
+    level from its caller alone.
+    """
+    state = net_state("TEST", level, (*net.state.stage, *stages))
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    for layer in net.layer:
+        if layer.include and layer.exclude:  # refused when the net is built
+            result.layer.add().CopyFrom(layer)
+            continue
+        met = [rule for rule in (*layer.include, *layer.exclude) if _meets_but_phase(rule, state)]
+        phases = [pb.NetStateRule(phase=rule.phase) for rule in met if rule.HasField("phase")]
+        is_free = len(phases) < len(met)  # one of them holds in every phase
+        if (layer.include and not met) or (layer.exclude and is_free):
+            continue
+        kept = result.layer.add()
+        kept.CopyFrom(layer)
+        kept.ClearField("include")
+        kept.ClearField("exclude")
+        if layer.include and not is_free:
+            kept.include.extend(phases)
+        elif layer.exclude:
+            kept.exclude.extend(phases)
+    return result
+
+
+def _meets_but_phase(rule: pb.NetStateRule, state: pb.NetState) -> bool:
+    free = pb.NetStateRule()
+    free.CopyFrom(rule)
+    free.ClearField("phase")
+    return meets(free, state)

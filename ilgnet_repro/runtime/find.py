@@ -11,10 +11,12 @@ from ..errors import FormatError, IlgnetError, WeightsError
 from ..formats.prototxt import read_net
 from ..formats.upgrade import upgrade_net
 from ..graph.build import build_graph
+from ..graph.choose import Choices, choose_graph
 from ..graph.fork_fields import describe_field
 from ..layers.registry import tell_kinds
 from ..schema import caffe_pb2 as pb
 from ..zoo.catalogue import BUILDERS, build
+from .calls import shapes_by_name
 from .plan import plan_net
 from .weights import WeightsFile, blob_counts, fit_weights
 
@@ -89,12 +91,17 @@ def match_built_in(model: WeightsFile) -> list[str]:
     return matches
 
 
-def deploy_candidates(model: WeightsFile, prototxts: Sequence[Path]) -> list[tuple[Path, str]]:
+def deploy_candidates(
+    model: WeightsFile, prototxts: Sequence[Path], choices: Choices | None = None
+) -> list[tuple[Path, str]]:
     """Say for each prototxt how it fits the file: ``fits``, or the first thing that does not."""
+    choices = choices or Choices()
     rows = []
     for path in prototxts:
         try:
-            plan = plan_net(build_graph(tell_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))))
+            text = tell_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
+            graph = choose_graph(text, choices)
+            plan = plan_net(graph, shapes_by_name(choices.input_shapes or {}, graph))
             fit = fit_weights(plan.blobs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:

@@ -80,7 +80,9 @@ def load(
     if kind in _FOREIGN:
         for name, value in chosen.items():
             if value:
-                raise GraphError(f"{path}: is {kind.value}, to which {name}= does not apply; leave it out")
+                raise GraphError(
+                    f"{path}: is {kind.value}, to which {name}= does not apply; leave it out", option=name
+                )
         net: FileNet = import_module(f"{__package__}.{_FOREIGN[kind]}").open_net(Path(path))
         return net
     return load_caffe(path, **chosen)  # type: ignore[arg-type]
@@ -130,7 +132,8 @@ def _refuse_unused(path: PathLike, **options: Iterable[str]) -> None:
     for name, value in options.items():
         if tuple(value):
             raise GraphError(
-                f"{path}: holds its own net, to which {name}= does not apply; leave it out, or give a prototxt"
+                f"{path}: holds its own net, to which {name}= does not apply; leave it out, or give a prototxt",
+                option=name,
             )
 
 

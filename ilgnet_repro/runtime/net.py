@@ -478,6 +478,10 @@ class CaffeNet(nn.Module):
             if all(whole for bottom, whole in uses if bottom == self.graph.fed_value(name))
         )
 
+    @property
+    def fixed_batch(self) -> None:
+        """None: it takes any batch."""
+
     def image_input(self) -> str:
         """Return the one input that the outputs depend on.
 

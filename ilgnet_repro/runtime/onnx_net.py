@@ -64,7 +64,9 @@ def _as_typed(name: str, value: Tensor, kind: str) -> np.ndarray:
     array = value.detach().cpu().numpy()
     wanted = np.dtype(_KINDS[kind])
     if wanted == np.uint8 and array.dtype != wanted:
-        raise IlgnetError(f"input {name!r} takes uint8 images (N, height, width, 3); these are {array.dtype}")
+        raise IlgnetError(
+            f"input {name!r} takes uint8; what is given is {array.dtype}: give whole numbers from 0 to 255"
+        )
     return np.ascontiguousarray(array, wanted)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..about import About, prepare
 from ..errors import GraphError, IlgnetError, did_you_mean
+from ..graph.sharing import show_shape
 from .calls import as_tensor, names, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where any length goes
@@ -43,6 +44,10 @@ class Runnable(Protocol):
     def shapes(self) -> Mapping[str, OpenShape]:
         """The shapes of its inputs, and of other blobs where they are known."""
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that it takes, where it takes no other."""
+
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
 
@@ -70,6 +75,12 @@ class FileNet:
     shapes: Mapping[str, OpenShape]
     engine: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the file states for its one input."""
+        shape = self.shapes.get(self.inputs[0], ()) if len(self.inputs) == 1 else ()
+        return shape[0] if shape else None
+
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on: all of them."""
         self._wanted(wanted)
@@ -96,6 +107,8 @@ class FileNet:
         """
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         tensors = {name: as_tensor(name, value) for name, value in self._named(given, inputs).items()}
+        for name, value in tensors.items():
+            self._check_shape(name, value)
         found = self.engine(tensors)
         return {name: found[name] for name in wanted}
 
@@ -118,5 +131,38 @@ class FileNet:
                 raise IlgnetError(f"{self.name}: input {name!r} is missing; it takes {names(self.inputs)}")
         return merged
 
+    def _check_shape(self, name: str, value: Tensor) -> None:
+        stated = self.shapes.get(name) or ()  # an engine that leaves the number of axes open states none
+        given = tuple(value.shape)
+        fits = len(given) == len(stated) and all(b in (None, a) for a, b in zip(given, stated, strict=True))
+        if stated and not fits:
+            wanted = "x".join("any" if length is None else str(length) for length in stated)
+            raise GraphError(
+                f"{self.name}: input {name!r} takes {wanted}, and is given {show_shape(given)}; give it in that shape"
+            )
+
     def _wanted(self, blobs: Iterable[str]) -> tuple[str, ...]:
         return wanted_blobs(blobs, self.outputs, self.name, "no output of", "a file gives only its outputs:")
+
+
+def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
+    """Run a net on rows (images) that do not depend on each other, as many at a time as it takes.
+
+    The last of the batches of a file that states one length is filled up with its last row.  Raises GraphError where
+    an output of such a file does not hold one row an image.
+    """
+    size, count = net.fixed_batch, len(rows)
+    if size is None or size == count:
+        return net({name: rows})
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, count, size):
+        part = rows[start : start + size]
+        missing = size - len(part)
+        parts.append(net({name: torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])}))
+    for blob, value in parts[0].items():
+        if value.dim() == 0 or value.shape[0] != size:
+            raise GraphError(
+                f"{net.name}: takes {size} images at a time, and output {blob!r} ({show_shape(tuple(value.shape))}) "
+                "does not hold one row an image"
+            )
+    return {blob: torch.cat([part[blob] for part in parts])[:count] for blob in parts[0]}

@@ -90,7 +90,7 @@ def test_a_conversion_reports_what_it_filled_and_writes_the_same_again(capsys) -
         == 1
     )
     assert (
-        "half.safetensors: holds its own net, to which allow_missing= does not apply; leave it out"
+        "half.safetensors: holds its own net, to which --allow-missing does not apply; leave it out"
         in capsys.readouterr().err
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ...runtime.python_names import argument_name
 from ..difference import differ
 from ..drawn import SEED, draw_inputs, draw_plain
 from .openers import open_side
-from .side import Side, WitnessError
+from .side import Side, TextChoices, WitnessError
 
 TOLERANCE = 1e-4
 BATCH = 2
@@ -87,19 +87,24 @@ def compare_files(
     tolerance: float = TOLERANCE,
     in_place: bool = False,
     allow_missing: Collection[str] = (),
+    level: int = 0,
+    stages: Iterable[str] = (),
 ) -> Comparison:
     """Open and run two forms of a net (`open_side`) and compare every blob that both can give.
 
     ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
     if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
-    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.  ``allow_missing`` is as in
-    `load_net`.
+    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.  ``allow_missing``,
+    ``level`` and ``stages`` are as in `load_net`; where neither is made of Caffe weights, they are refused.
     Raises IlgnetError where a file cannot be used, or the two have no blob in common.
     """
     shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
     text = Path(prototxt) if prototxt is not None else None
     try:
-        one, other = open_side(first, text, allow_missing), open_side(second, text, allow_missing)
+        choices = TextChoices(text, allow_missing, level, tuple(stages))
+        one, other = open_side(first, choices), open_side(second, choices)
+        if not (one.reads_text or other.reads_text):
+            choices.refuse(f"{first} and {second}: neither is made of Caffe weights")
         _check_same_inputs(one, other)
         given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
         if inputs is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,16 @@ from ...runtime.net import CaffeNet
 from ...runtime.pt2_file import read_pt2
 from ...runtime.python_names import argument_name
 from .onnx_side import onnx_side
-from .side import Arrays, Input, Side, graph_of
+from .side import Arrays, Input, Side, TextChoices, graph_of
 from .witnesses import open_caffe2onnx, open_onnx2torch, open_opencv
 
-Prototxt = Path | None
 
-
-def open_side(spec: str, prototxt: Prototxt = None, allow_missing: Collection[str] = ()) -> Side:
+def open_side(spec: str, choices: TextChoices | None = None) -> Side:
     """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, told by content.
 
     A witness's name in front of a colon has it read the file: ``opencv:``, ``caffe2onnx:`` (both take a caffemodel)
     and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
-    ``allow_missing`` is as in `load_net`, for weights that this package runs.
+    ``choices`` are for Caffe weights.
     """
     witness, colon, rest = spec.partition(":")
     is_witness = bool(colon) and witness in _WITNESSES
@@ -35,12 +34,10 @@ def open_side(spec: str, prototxt: Prototxt = None, allow_missing: Collection[st
         named = f"; witnesses are {', '.join(f'{name}:FILE' for name in _WITNESSES)}" if colon else ""
         raise IlgnetError(f"{path}: no such file{named}")
     opener = _WITNESSES[witness] if is_witness else _opener(path)
-    if opener is _open_caffe:
-        return _open_caffe(spec, path, prototxt, allow_missing)
-    return opener(spec, path, prototxt)
+    return opener(spec, path, choices or TextChoices())
 
 
-def _opener(path: Path) -> Callable[[str, Path, Prototxt], Side]:
+def _opener(path: Path) -> Callable[[str, Path, TextChoices], Side]:
     return _OPENERS[expect_or_named(path, *_OPENERS, what=_WHAT)]
 
 
@@ -63,13 +60,18 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
     return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
 
 
-def _open_caffe(spec: str, path: Path, prototxt: Prototxt, allow_missing: Collection[str] = ()) -> Side:
-    return net_side(
-        spec, path.name.rpartition(".")[2], load_caffe(path, prototxt, allow_missing=allow_missing)
+def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Side:
+    net = load_caffe(
+        path,
+        choices.prototxt,
+        allow_missing=choices.allow_missing,
+        level=choices.level,
+        stages=choices.stages,
     )
+    return replace(net_side(spec, path.name.rpartition(".")[2], net), reads_text=True)
 
 
-def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
+def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Side:
     program = read_pt2(path)
     inputs = tuple(Input(name, lengths) for name, lengths in program.inputs.items())
 
@@ -80,18 +82,18 @@ def _open_pt2(spec: str, path: Path, prototxt: Prototxt) -> Side:
     return Side(spec, "pt2", inputs, program.outputs, run, graph_of(program.metadata))
 
 
-def _open_onnx(spec: str, path: Path, prototxt: Prototxt) -> Side:
+def _open_onnx(spec: str, path: Path, choices: TextChoices) -> Side:
     return onnx_side(spec, "onnx", path)
 
 
-_OPENERS: dict[Kind, Callable[[str, Path, Prototxt], Side]] = {
+_OPENERS: dict[Kind, Callable[[str, Path, TextChoices], Side]] = {
     Kind.CAFFEMODEL: _open_caffe,
     Kind.CAFFEMODEL_H5: _open_caffe,
     Kind.SAFETENSORS: _open_caffe,
     Kind.ONNX: _open_onnx,
     Kind.PT2: _open_pt2,
 }
-_WITNESSES: dict[str, Callable[[str, Path, Prototxt], Side]] = {
+_WITNESSES: dict[str, Callable[[str, Path, TextChoices], Side]] = {
     "opencv": open_opencv,
     "caffe2onnx": open_caffe2onnx,
     "onnx2torch": open_onnx2torch,

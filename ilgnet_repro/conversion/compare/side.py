@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Side:
 
     ``blobs`` are the names it can give, in the order they are computed; ``run`` takes inputs by name and
     the blobs wanted.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
-    ``graph`` is the net, where its text is known.
+    ``graph`` is the net, where its text is known; ``reads_text`` where it was made of the caller's choices.
     """
 
     spec: str
@@ -44,6 +45,23 @@ class Side:
     blobs: tuple[str, ...]
     run: Callable[[Mapping[str, np.ndarray], Sequence[str]], Arrays]
     graph: Graph | None = None
+    reads_text: bool = False
+
+
+@dataclass(frozen=True)
+class TextChoices:
+    """What the caller says of the text of Caffe weights: which it is, and what its rules leave open."""
+
+    prototxt: Path | None = None
+    allow_missing: Collection[str] = ()
+    level: int = 0
+    stages: tuple[str, ...] = ()
+
+    def refuse(self, where: str) -> None:
+        """Raise IlgnetError where anything is said."""
+        for name, value in vars(self).items():
+            if value:
+                raise IlgnetError(f"{where}, so {name}= does not apply; leave it out", option=name)
 
 
 def graph_of(metadata: Mapping[str, str]) -> Graph | None:

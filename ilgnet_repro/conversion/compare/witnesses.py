@@ -28,16 +28,16 @@ from ...runtime.find import find_net
 from ...runtime.plan import plan_net
 from ...schema import caffe_pb2 as pb
 from .onnx_side import model_inputs, onnx_side, read_model
-from .side import Arrays, Input, Side, WitnessError, graph_of
+from .side import Arrays, Input, Side, TextChoices, WitnessError, graph_of
 
 SECONDS = 1800  # caffe2onnx takes seven minutes for ILGNet
 _INSTALL = "run `make crosscheck`, or pip install --no-deps caffe2onnx==2.0.1 onnx2torch torchvision"
 
 
-def _read(path: Path, prototxt: Path | None) -> tuple[pb.NetParameter, Graph]:
+def _read(path: Path, choices: TextChoices) -> tuple[pb.NetParameter, Graph]:
     """The net of a caffemodel as every old tool can read it: modern layers, those of phase TEST only."""
-    net = find_net(open_caffemodel(path), prototxt).net
-    graph = build_graph(net)
+    net = find_net(open_caffemodel(path), choices.prototxt).net
+    graph = build_graph(net, level=choices.level, stages=choices.stages)
     text = pb.NetParameter(name=net.name)
     for node in graph.layers:
         text.layer.add().CopyFrom(node.layer)
@@ -52,11 +52,11 @@ def _inputs(graph: Graph) -> tuple[Input, ...]:
 # ---------------------------------------------------------------------- OpenCV
 
 
-def open_opencv(spec: str, path: Path, prototxt: Path | None) -> Side:
+def open_opencv(spec: str, path: Path, choices: TextChoices) -> Side:
     """A caffemodel read by OpenCV 4's ``readNetFromCaffe`` (5 has none)."""
     import cv2
 
-    text, graph = _read(path, prototxt)
+    text, graph = _read(path, choices)
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise WitnessError(
             f"{spec}: OpenCV {cv2.__version__} has no readNetFromCaffe; install opencv-python-headless<5"
@@ -87,7 +87,7 @@ def open_opencv(spec: str, path: Path, prototxt: Path | None) -> Side:
             ) from error
         return {blob: np.array(value) for blob, value in zip(wanted, found, strict=True)}
 
-    return Side(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run, graph)
+    return Side(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run, graph, reads_text=True)
 
 
 def _reason(error: Exception) -> str:
@@ -98,14 +98,14 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- caffe2onnx
 
 
-def open_caffe2onnx(spec: str, path: Path, prototxt: Path | None) -> Side:
+def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Side:
     """A caffemodel through caffe2onnx 2.0.1, its graph mended as FACTS describes and run by ONNX Runtime.
 
     It parses with protobuf's Python code only, and stamps the newest opset on what it wrote for opset 11.
     Its batch is 1, so that samples run one by one.
     """
     _need("caffe2onnx", spec)
-    text, graph = _read(path, prototxt)
+    text, graph = _read(path, choices)
     for layer in text.layer:
         if layer.type == "Input":
             for shape in layer.input_param.shape:
@@ -142,13 +142,13 @@ def open_caffe2onnx(spec: str, path: Path, prototxt: Path | None) -> Side:
         renamed = {name: given[entry.name] for name, entry in zip(own, inputs, strict=True)}
         return _guarded(spec, lambda: side.run(renamed, wanted))
 
-    return Side(spec, side.kind, inputs, side.blobs, run, graph)
+    return Side(spec, side.kind, inputs, side.blobs, run, graph, reads_text=True)
 
 
 # ---------------------------------------------------------------------- onnx2torch
 
 
-def open_onnx2torch(spec: str, path: Path, prototxt: Path | None) -> Side:
+def open_onnx2torch(spec: str, path: Path, choices: TextChoices) -> Side:
     """An ONNX file through onnx2torch: torch runs what another reader made of it (run_onnx2torch.py)."""
     _need("onnx2torch", spec)
     _need("torchvision", spec)

@@ -77,7 +77,9 @@ def convert(
         deviations: tuple[Deviation, ...] = ()
         if chosen.precision is not None and saving.is_reduced:
             deviations = measure_deviation(saving, chosen.precision, pictures)
-        check_replacing(files, folder, [source, prototxt or net.about.prototxt or None, *pictures])
+        # A prototxt that is there and says the same stays (`publish`), be it the very one that was read.
+        replacing = [path for path in files if path.suffix != ".prototxt"]
+        check_replacing(replacing, folder, [source, prototxt or net.about.prototxt or None, *pictures])
         publish(files, folder)
     said = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
     return _report(net, replace(saving, notes=(*saving.notes, *said)), written, checks, deviations)

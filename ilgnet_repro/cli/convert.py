@@ -125,7 +125,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
+class Given:
     """A weights file, and the folder of its results."""
 
     path: Path
@@ -170,12 +170,12 @@ def _kind(path: Path) -> Kind | None:
         return None
 
 
-def _sources(given: list[str], out: str | None) -> list[Source]:
+def _sources(given: list[str], out: str | None) -> list[Given]:
     """The weights files that files and folders name.  Raises IlgnetError for a folder without any."""
-    found: dict[Path, Source] = {}
+    found: dict[Path, Given] = {}
     for path in map(Path, given):
         if not path.is_dir():
-            found.setdefault(path, Source(path, Path(out) if out is not None else path.parent))
+            found.setdefault(path, Given(path, Path(out) if out is not None else path.parent))
             continue
         held, others = _weights_in(path)
         if not held:
@@ -188,7 +188,7 @@ def _sources(given: list[str], out: str | None) -> list[Source]:
             )
         for file in held:
             place = file.parent if out is None else Path(out, file.parent.relative_to(path))
-            found.setdefault(file, Source(file, place))
+            found.setdefault(file, Given(file, place))
     return list(found.values())
 
 
@@ -210,7 +210,7 @@ def _weights_in(folder: Path) -> tuple[list[Path], int]:
     return held, others
 
 
-def _convert(args: argparse.Namespace, source: Source) -> ConversionReport:
+def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
     from ..conversion.convert import convert
     from ._progress import progress_bar
 
@@ -227,7 +227,7 @@ def _convert(args: argparse.Namespace, source: Source) -> ConversionReport:
         )  # fmt: skip
 
 
-def _run_many(args: argparse.Namespace, sources: list[Source]) -> int:
+def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
     """Convert each file by itself, going on past those that cannot be; 1 if there was one."""
     _check_all(args)
     rows: list[dict[str, Any]] = []
@@ -278,7 +278,7 @@ def _check_all(args: argparse.Namespace) -> None:
 
 
 def _check_places(
-    args: argparse.Namespace, source: Source, results: dict[Path, Path], inputs: set[Path]
+    args: argparse.Namespace, source: Given, results: dict[Path, Path], inputs: set[Path]
 ) -> None:
     """Refuse to write over what another of the files was just converted to, or over one of the files."""
     from ..conversion.convert import stem_of

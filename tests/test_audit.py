@@ -75,7 +75,7 @@ def test_misfits_are_named(tmp_path) -> None:
 
 
 def test_nothing_to_audit_is_refused() -> None:
-    with pytest.raises(IlgnetError, match=r"^give a prototxt, a caffemodel, or both$"):
+    with pytest.raises(IlgnetError, match=r"^give a prototxt, a weights file, or both$"):
         audit_files(None, None)
 
 

@@ -77,9 +77,12 @@ def convert(
         deviations: tuple[Deviation, ...] = ()
         if chosen.precision is not None and saving.is_reduced:
             deviations = measure_deviation(saving, chosen.precision, pictures)
-        # A prototxt that is there and says the same stays (`publish`), be it the very one that was read.
-        replacing = [path for path in files if path.suffix != ".prototxt"]
-        check_replacing(replacing, folder, [source, prototxt or net.about.prototxt or None, *pictures])
+        text = prototxt or net.about.prototxt or None
+        # The prototxt that was read stays where it says the same (`publish`).
+        replacing = [
+            path for path in files if text is None or not is_same_file(folder / path.name, Path(text))
+        ]
+        check_replacing(replacing, folder, [source, text, *pictures])
         publish(files, folder)
     said = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
     return _report(net, replace(saving, notes=(*saving.notes, *said)), written, checks, deviations)
@@ -98,6 +101,11 @@ def _check_names(source: Path, targets: Sequence[Path]) -> None:
     for target in targets:
         if target.resolve() == source.resolve():
             raise IlgnetError(f"{source}: would be written over itself; give another folder with --out")
+
+
+def is_same_file(path: Path, text: Path) -> bool:
+    """Whether a path leads to the prototxt ``text``."""
+    return path.suffix == ".prototxt" and path.is_file() and text.is_file() and path.samefile(text)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import torch
 from bench_train_step import fed
 
 from ilgnet_repro.audit import audit
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.zoo.catalogue import BUILDERS
 

@@ -23,8 +23,8 @@ PRELUDE = """
 import json, sys, threading, time, torch
 import ilgnet_repro as ir
 from ilgnet_repro.schema import caffe_pb2
-import ilgnet_repro.conversion.convert, ilgnet_repro.scoring
-from ilgnet_repro.layers.registry import layer_types
+import ilgnet_repro.export.convert, ilgnet_repro.scoring
+from ilgnet_repro.layers.support.registry import layer_types
 ir.convert, ir.load, ir.score, layer_types()  # the clock starts after their imports
 source, target, picture = sys.argv[1:4]
 
@@ -95,8 +95,8 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="end with 1 above the limits")
     args = parser.parse_args()
-    from ilgnet_repro.data.manifest import find_release
-    from ilgnet_repro.demo import draw_pictures, make_random_ilgnet
+    from ilgnet_repro.aesthetics.demo import draw_pictures, make_random_ilgnet
+    from ilgnet_repro.aesthetics.releases import find_release
 
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or Path(folder, "random.caffemodel")

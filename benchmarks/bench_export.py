@@ -34,7 +34,7 @@ def measure(weights: str, name: str, folder: str) -> dict[str, float]:
     import torch  # noqa: F401
 
     import ilgnet_repro as ir
-    from ilgnet_repro.conversion import convert as _convert  # noqa: F401
+    from ilgnet_repro.export import convert as _convert  # noqa: F401
 
     before = peak = anonymous_mb()
     done = threading.Event()

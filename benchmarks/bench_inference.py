@@ -24,16 +24,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.data.lmdb_read import LmdbReader
-from ilgnet_repro.data.mean import read_mean
-from ilgnet_repro.data.transforms import Transform
-from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.fastnet.precisions import PRECISIONS
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message
+
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import format_message
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.mean import read_mean
+from ilgnet_repro.reading.transforms import Transform
+from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.runtime.plan import plan_net
-from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ BATCHES = (1, 16)
 
 def write_net(folder):
     """Write the seeded ILGNet as Caffe's two files."""
-    from ilgnet_repro.graph.build import build_graph
+    from ilgnet_repro.caffe.graph_build import build_graph
 
     text = ilgnet.deploy()
     shapes = {

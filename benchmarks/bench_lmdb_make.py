@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.data.build import BuildOptions, build_lmdb
-from ilgnet_repro.data.parallel import cores
+from ilgnet_repro.reading.lmdb_build import BuildOptions, build_lmdb
+from ilgnet_repro.reading.parallel import cores
 
 PICTURES, ROUNDS, SIDE = 300, 3, 256
 OPTIONS = BuildOptions(resize_height=SIDE, resize_width=SIDE, encoded=True, encode_type="jpg")

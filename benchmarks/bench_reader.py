@@ -16,10 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.data.datasets import LmdbDataset, LmdbIterable
-from ilgnet_repro.data.datum import encoded_datum, hwc_to_chw, raw_datum
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.data.transforms import Transform
+from ilgnet_repro.reading.datasets import LmdbDataset, LmdbIterable
+from ilgnet_repro.reading.datum import encoded_datum, hwc_to_chw, raw_datum
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.reading.transforms import Transform
 
 PICTURES, CONSUMED = 400, 31
 

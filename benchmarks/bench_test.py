@@ -23,19 +23,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.data.datum import encoded_datum, raw_datum
-from ilgnet_repro.data.images import encode_picture
-from ilgnet_repro.data.lmdb_read import row_key
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.evaluate.journal import Journal
-from ilgnet_repro.evaluate.pictures import StoredPictures
-from ilgnet_repro.evaluate.protocols import PROTOCOLS, RESIZE, Mean, Preparation
-from ilgnet_repro.evaluate.runner import run_protocol, scorer
-from ilgnet_repro.fastnet.net import fast as fast_net
 from ilgnet_repro.fastnet.precisions import PRECISIONS
-from ilgnet_repro.formats.prototxt import format_message
+
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.aesthetics.journal import Journal
+from ilgnet_repro.aesthetics.labelled_images import StoredPictures
+from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
+from ilgnet_repro.aesthetics.protocols import PROTOCOLS, RESIZE, Mean, Preparation
+from ilgnet_repro.caffe.prototxt import format_message
+from ilgnet_repro.reading.datum import encoded_datum, raw_datum
+from ilgnet_repro.reading.images import encode_picture
+from ilgnet_repro.reading.lmdb_read import row_key
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.load import load
-from ilgnet_repro.zoo import ilgnet
 
 BATCH = 48
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.nets import learnables

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .conversion.convert import convert
-    from .conversion.save import save
-    from .fastnet.net import fast
+    from .export.convert import convert
+    from .export.save import save
+    from .runtime.fast import fast
     from .runtime.load import load, load_net
     from .runtime.net import CaffeNet
     from .scoring import score
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 # Imported when first used, so that `ilgnet --help` does not wait for torch.
 _EXPORTS = {
     "CaffeNet": "runtime.net",
-    "convert": "conversion.convert",
-    "fast": "fastnet.net",
+    "convert": "export.convert",
+    "fast": "runtime.fast",
     "load": "runtime.load",
     "load_net": "runtime.load",
-    "save": "conversion.save",
+    "save": "export.save",
     "score": "scoring",
 }
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from . import strict_json
-from .data.images import LARGEST_SIDE
-from .data.preprocess import ORDERS, Preprocessing, read_bgr
+from . import files as strict_json
 from .errors import DataError, FormatError, printable
-from .feeding.preprocessing import preprocessing_of
 from .known import ASSUMED, Identity, KnownModel, ScoreAt, assumed, assumed_note, find_model
+from .reading.images import LARGEST_SIDE
+from .reading.net_preprocessing import preprocessing_of
+from .reading.preprocessing import ORDERS, Preprocessing, read_bgr
 from .schema import caffe_pb2 as pb
 
 FEW = 8  # labels that a repr lists

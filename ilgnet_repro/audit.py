@@ -8,16 +8,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .data.manifest import file_sha256, known_release, releases
+from .aesthetics.releases import file_sha256, known_release, releases
+from .caffe.crops import place_crops
+from .caffe.dummy_inputs import feed_dummies
+from .caffe.fork_fields import drop_fields, net_refusals
+from .caffe.graph import Node
+from .caffe.graph_build import build_graph
+from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError
-from .formats.upgrade import upgrade_net
-from .graph.build import build_graph
-from .graph.crops import place_crops
-from .graph.feeds import feed_dummies
-from .graph.fork_fields import drop_fields, net_refusals
-from .graph.node import Node
-from .layers.base import Shape
-from .layers.registry import tell_kinds
+from .layers.support.base import Shape
+from .layers.support.registry import tell_kinds
 from .runtime.calls import shapes_by_name
 from .runtime.find import find_net
 from .runtime.load import open_weights

@@ -1,6 +1,6 @@
 """Models that many people hold: what the manifest says of a weights file, or of a net with the same layers.
 
-Everything known of a model is a row of ``data/models.toml``; nothing here is about one model.
+Everything known of a model is a row of ``aesthetics/models.toml``; nothing here is about one model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
-from .data.manifest import find_release
-from .data.preprocess import Preprocessing
+from .aesthetics.releases import find_release
+from .caffe.upgrade import upgrade_net
 from .errors import DataError
-from .formats.upgrade import upgrade_net
+from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
 
 MANIFEST = "models.toml"
@@ -85,7 +85,7 @@ class Identity:
 @cache
 def known_models() -> tuple[KnownModel, ...]:
     """Every model of the manifest, in its order."""
-    text = resources.files("ilgnet_repro.data").joinpath(MANIFEST).read_text(encoding="utf-8")
+    text = resources.files("ilgnet_repro.aesthetics").joinpath(MANIFEST).read_text(encoding="utf-8")
     manifest = tomllib.loads(text)
     return tuple(_read_row(row, manifest["labels"]) for row in manifest["model"])
 

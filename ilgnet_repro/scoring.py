@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from .about import prepare
-from .data.preprocess import Preprocessing
 from .errors import IlgnetError
 from .known import ScoreAt
+from .reading.preprocessing import Preprocessing
 from .runtime.load import load
 from .runtime.modes import as_loaded
 from .runtime.runnable import Runnable, run_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net

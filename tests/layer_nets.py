@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from one_layer import layer_text, run, run_onnx, run_source
 
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 

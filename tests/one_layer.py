@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.layers.base import Layer
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.layers.support.base import Layer
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 

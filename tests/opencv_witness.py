@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.net import CaffeNet
 
 # OpenCV 5 removed the reader.

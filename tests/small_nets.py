@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.net import CaffeNet
 
 SMALL_TEXT = """

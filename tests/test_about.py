@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.about import About, Source, about_net, prepare
-from ilgnet_repro.data.preprocess import Preprocessing
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.known import Identity, ScoreAt, find_model
-from ilgnet_repro.zoo import ilgnet, squeezenet
+from ilgnet_repro.reading.preprocessing import Preprocessing
+from ilgnet_repro.zoo import squeezenet
 
 SHA = "ab" * 32
 WHOLE = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.5), scale=0.5)

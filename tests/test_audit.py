@@ -6,9 +6,9 @@ import pytest
 from small_nets import SMALL_TEXT, write_weights
 
 from ilgnet_repro.audit import audit, audit_files
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.zoo.catalogue import build
 
 # Parameters and multiply-adds a picture, from the papers or counted by hand from the layer sizes.

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ilgnet_repro import known
-from ilgnet_repro.data.manifest import releases
-from ilgnet_repro.data.preprocess import AVA_CHANNEL_MEANS, Preprocessing
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.aesthetics.releases import releases
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net, read_net
 from ilgnet_repro.errors import DataError
-from ilgnet_repro.formats.prototxt import parse_net, read_net
-from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.known import (
     Identity,
     KnownModel,
@@ -23,7 +23,8 @@ from ilgnet_repro.known import (
     identify,
     known_models,
 )
-from ilgnet_repro.zoo import alexnet, googlenet, ilgnet, squeezenet
+from ilgnet_repro.reading.preprocessing import AVA_CHANNEL_MEANS, Preprocessing
+from ilgnet_repro.zoo import alexnet, googlenet, squeezenet
 from ilgnet_repro.zoo.catalogue import BUILDERS, build
 
 LENGTHS = {"sha1": 40, "sha256": 64, "sha384": 96}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ilgnet_repro import strict_json
+from ilgnet_repro import files as strict_json
 
 PACKAGE = Path(strict_json.__file__).parent
 NAN, INF = float("nan"), float("inf")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ilgnet_repro.data.datum import raw_datum
-from ilgnet_repro.data.lmdb_read import row_key
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.formats.binaryproto import write_blob
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.binaryproto import write_blob
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.reading.datum import raw_datum
+from ilgnet_repro.reading.lmdb_read import row_key
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
 
 SIDE, CROP = 8, 5
 NET = f"""

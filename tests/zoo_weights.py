@@ -6,7 +6,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.schema import caffe_pb2 as pb

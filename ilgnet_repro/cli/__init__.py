@@ -1,1 +1,1 @@
-"""The `ilgnet` commands: parsing and printing, one file a command."""
+"""The `ilgnet` commands, one file per command: parsing and printing only."""

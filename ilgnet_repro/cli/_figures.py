@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..evaluate.intervals import Interval, Measured
-    from ..evaluate.summary import Report
+    from ..aesthetics.intervals import Interval, Measured
+    from ..aesthetics.summary import Report
 
 
 def print_report(report: Report) -> None:
@@ -50,7 +50,7 @@ def print_report(report: Report) -> None:
 
 
 def _headline(console: Console, report: Report) -> None:
-    from ..evaluate.intervals import wilson
+    from ..aesthetics.intervals import wilson
 
     run, figure = report.run, report.figure
     value = _percent(run.correct / run.count) if run.count else "no picture"
@@ -70,7 +70,7 @@ def _headline(console: Console, report: Report) -> None:
 
 
 def _figures(console: Console, report: Report) -> None:
-    from ..evaluate.metrics import FIGURES
+    from ..aesthetics.metrics import FIGURES
 
     def row(name: str, measured: Measured, percent: bool = False) -> tuple[str, str, str]:
         if measured.value is None:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .. import precisions
 from ..errors import IlgnetError
-from ..fastnet.precisions import PRECISIONS
 from ._console import say
 
 if TYPE_CHECKING:
-    from ..data.preprocess import Preprocessing
+    from ..reading.preprocessing import Preprocessing
 
 
 def add_net_options(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +106,7 @@ def add_fast_options(parser: argparse.ArgumentParser) -> None:
         help="lay the net out for this processor; the numbers stay, but for rounding",
     )
     group.add_argument(
-        "--precision", choices=PRECISIONS,
+        "--precision", choices=precisions.WEIGHTS,
         help="of the large dense weights, with --fast (default float32)",
     )  # fmt: skip
     group.add_argument(
@@ -119,7 +119,7 @@ def add_fast_options(parser: argparse.ArgumentParser) -> None:
 def make_fast(net: Any, args: argparse.Namespace) -> Any:
     """Return ``net``, or its fast form where the options ask for it."""
     if args.fast:
-        from ..fastnet.net import fast
+        from ..runtime.fast import fast
         from ..runtime.runnable import FileNet
 
         if isinstance(net, FileNet):
@@ -168,7 +168,7 @@ def read_preprocessing(
             if getattr(args, name) is not None:
                 raise IlgnetError(f"--{name}: goes with --mean-value, --scale, --order or --path; add one")
         return None
-    from ..data.preprocess import Preprocessing
+    from ..reading.preprocessing import Preprocessing
 
     if args.mean_value is not None:
         stated["mean_value"] = read_mean_values(args.mean_value)
@@ -207,7 +207,7 @@ def read_mean_values(text: str) -> tuple[float, ...]:
 
 def check_sides(args: argparse.Namespace, *names: str) -> None:
     """Raise IlgnetError where an option that is the side of an image is none."""
-    from ..data.images import LARGEST_SIDE
+    from ..reading.images import LARGEST_SIDE
 
     for name in names:
         side = getattr(args, name)

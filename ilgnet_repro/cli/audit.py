@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ..errors import printable
 from ._console import add_row, results_console, say
 from ._options import add_net_options, read_shapes, read_stages
@@ -48,8 +48,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Audit and print; 1 where something is at fault."""
     from ..audit import audit_files
+    from ..caffe.prototxt import read_net
     from ..errors import IlgnetError
-    from ..formats.prototxt import read_net
 
     texts = [name for name in args.files if _is_text(name)]
     weights = [name for name in args.files if name not in texts]
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _is_text(name: str) -> bool:
     """Whether a file is a prototxt or, being none nor weights, was meant as one by its name; a solver is refused."""
+    from ..caffe.kinds import Kind, kind_of, refusal
     from ..errors import IlgnetError
-    from ..formats.kinds import Kind, kind_of, refusal
 
     try:
         kind = kind_of(name)
@@ -94,7 +94,7 @@ def _is_text(name: str) -> bool:
 def _candidates(weights: str, args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..graph.choose import Choices
+    from ..caffe.graph_build import Choices
     from ..runtime.find import deploy_candidates, match_built_in
     from ..runtime.load import open_weights
 

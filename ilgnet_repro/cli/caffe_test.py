@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._options import add_allow_missing, add_ignore_field, say_notes
 
 if TYPE_CHECKING:
-    from ..evaluate.feeding import TestFeed
+    from ..caffe_tool.batches import TestFeed
     from ..runtime.net import CaffeNet
 
 _EPILOG = """examples:
@@ -72,8 +72,8 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Test, logging as Caffe does."""
+    from ..caffe_tool.test import caffe_test
     from ..errors import IlgnetError
-    from ..evaluate.caffe_test import caffe_test
 
     if not args.weights:
         raise IlgnetError("-weights is missing: need model weights to score")
@@ -86,16 +86,16 @@ def run(args: argparse.Namespace) -> int:
 
 def log(place: str, message: str) -> None:
     """Log a line on stderr, as glog does."""
+    from ..caffe_tool.lines import glog
     from ..errors import printable_lines
-    from ..evaluate.caffelines import glog
 
     print(printable_lines(glog(place, message)), file=sys.stderr, flush=True)
 
 
 def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     """Build the net that the flags ask for, on its device, and what feeds it."""
-    from ..evaluate.caffelines import log_built, log_net
-    from ..evaluate.feeding import TestFeed, find_root, read_arrays
+    from ..caffe_tool.batches import TestFeed, find_root, read_arrays
+    from ..caffe_tool.lines import log_built, log_net
     from ..runtime.load import load_graph, load_net
     from ._options import read_shapes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from .caffe_test import add_net_flags, build, log
 
 _EPILOG = """examples:
@@ -25,7 +25,7 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time passes over the first batch, logging as Caffe does."""
-    from ..evaluate.caffe_time import caffe_time
+    from ..caffe_tool.time import caffe_time
 
     net, feed = build(args, "TRAIN")
     result = caffe_time(net, next(feed.batches(1)), args.iterations, log)

@@ -57,8 +57,8 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, logging as Caffe does."""
+    from ..caffe_tool.log import CaffeLog
     from ..errors import IlgnetError
-    from ..train.caffelog import CaffeLog
     from ..train.loop import Options, Trainer
     from ..train.signals import Requests, watched
     from ..train.solver import read_settings, solver_root

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ..errors import printable
 from ._console import add_row, results_console
 from ._options import add_allow_missing, add_state_options, read_stages
 
 if TYPE_CHECKING:
-    from ..conversion.compare.comparison import BlobRow, Comparison
+    from ..compare.comparison import BlobRow, Comparison
 
 _EPILOG = """A and B are files (.caffemodel .caffemodel.h5 .safetensors .onnx .pt2), or a file with a tool named before it:
   opencv:net.caffemodel      OpenCV 4's readNetFromCaffe
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; 1 where the two part ways."""
-    from ..conversion.compare.comparison import compare_files
+    from ..compare.comparison import compare_files
     from ..errors import IlgnetError
 
     if not -(1 << 63) <= args.seed < 1 << 63:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
+from .. import precisions
 from ..errors import IlgnetError, printable
 from ._console import add_row, error_text, results_console, say
 from ._options import (
@@ -24,10 +25,10 @@ from ._options import (
 
 if TYPE_CHECKING:
     from ..about import Source
-    from ..conversion.formats import SaveOptions
-    from ..conversion.report import ConversionReport
-    from ..data.preprocess import Preprocessing
-    from ..formats.kinds import Kind
+    from ..caffe.kinds import Kind
+    from ..export.formats import SaveOptions
+    from ..export.report import ConversionReport
+    from ..reading.preprocessing import Preprocessing
     from ..runtime.net import CaffeNet
 
 FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5")
@@ -35,7 +36,6 @@ WEIGHTS = (
     ".caffemodel",
     ".caffemodel.h5",
 )  # what is converted of a folder, even where it turns out to be damaged
-PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 _EPILOG = """examples:
   ilgnet convert ilgnet.caffemodel
@@ -99,7 +99,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         help="multiply BatchNorm, Scale and Bias into the layers before them, drop Dropout and Split",
     )  # fmt: skip
     group.add_argument(
-        "--precision", choices=PRECISIONS,
+        "--precision", choices=precisions.WEIGHTS,
         help="of dense (InnerProduct) weights, in safetensors and onnx; what it costs is measured and reported",
     )  # fmt: skip
     group.add_argument(
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_not_swapped(given: list[str]) -> None:
     """Refuse a prototxt beside one weights file, as other tools take them."""
-    from ..formats.kinds import Kind
+    from ..caffe.kinds import Kind
 
     if len(given) == 2:
         texts = [name for name in given if _kind(Path(name)) in (Kind.PROTOTXT, Kind.SOLVER)]
@@ -162,7 +162,7 @@ def _check_not_swapped(given: list[str]) -> None:
 
 def _kind(path: Path) -> Kind | None:
     """What a file is; None where that cannot be told."""
-    from ..formats.kinds import kind_of
+    from ..caffe.kinds import kind_of
 
     try:
         return kind_of(path)
@@ -194,7 +194,7 @@ def _sources(given: list[str], out: str | None) -> list[Given]:
 
 def _weights_in(folder: Path) -> tuple[list[Path], int]:
     """Caffe's weights in a folder and its subfolders, in order of name, and how many other files there are."""
-    from ..formats.kinds import Kind
+    from ..caffe.kinds import Kind
 
     held: list[Path] = []
     others = 0
@@ -211,7 +211,7 @@ def _weights_in(folder: Path) -> tuple[list[Path], int]:
 
 
 def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
-    from ..conversion.convert import convert
+    from ..export.convert import convert
     from ._progress import progress_bar
 
     weights = source.path
@@ -271,7 +271,7 @@ def _print_rows(rows: list[dict[str, Any]], failed: int) -> None:
 
 def _check_all(args: argparse.Namespace) -> None:
     """Refuse what would fail for every file alike."""
-    from ..conversion.formats import check_options, find_format, read_options
+    from ..export.formats import check_options, find_format, read_options
 
     check_options([find_format(name) for name in args.to.split(",")], read_options(_options(args)))
     read_shapes(args.shape)
@@ -281,8 +281,8 @@ def _check_places(
     args: argparse.Namespace, source: Given, results: dict[Path, Path], inputs: set[Path]
 ) -> None:
     """Refuse to write over what another of the files was just converted to, or over one of the files."""
-    from ..conversion.convert import stem_of
-    from ..conversion.formats import find_format
+    from ..export.convert import stem_of
+    from ..export.formats import find_format
 
     for name in args.to.split(","):
         place = find_format(name).path(source.out, stem_of(source.path))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 
 _EPILOG = """NAME is a released file (ava1-train, ava2-weights, deploy, ...) or a kind of them
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, verify or tell; 0, or 1 where verify found a fault."""
-    from ..data import manifest
+    from ..aesthetics import releases as manifest
 
     chosen = manifest.select(args.names)
     folder = Path(args.dest).expanduser() if args.dest else manifest.default_folder()
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int:
-    from ..data.download import Options, download
-    from ..data.offline import copy_release
+    from ..aesthetics.download import Options, download
+    from ..aesthetics.offline import copy_release
     from ._progress import progress_bar
 
     options = Options(args.mirror, args.proxy, args.timeout, args.tries)
@@ -86,7 +86,7 @@ def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int
 
 
 def _verify(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int:
-    from ..data.manifest import fault
+    from ..aesthetics.releases import fault
 
     found = [(release, folder / release.path, fault(release, folder / release.path)) for release in chosen]
     wrong = [state for _, _, state in found if state and (args.names or state != "missing")]

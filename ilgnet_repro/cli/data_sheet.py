@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 
 _EPILOG = """examples:
@@ -38,10 +38,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gather once, write each page."""
-    from ..data.listfile import ImageList
-    from ..data.sheet import make_sheet
-    from ..data.sheet_page import check_page, write_sheet
-    from ..paths import check_outputs
+    from ..files import check_outputs
+    from ..reading.image_list import ImageList
+    from ..reading.sheet import make_sheet
+    from ..reading.sheet_page import check_page, write_sheet
 
     for page in args.out:
         check_page(page)

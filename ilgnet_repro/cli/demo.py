@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run each step through the command line itself, printing the command first."""
-    from ..demo import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
+    from ..aesthetics.demo import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
     from ..errors import IlgnetError
 
     folder = Path(args.out)
@@ -76,7 +76,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_weights(folder: Path, small: bool) -> Path:
-    from ..demo import ILGNET_BYTES, SMALL_WEIGHTS, WEIGHTS, make_random_ilgnet, make_random_small_net
+    from ..aesthetics.demo import (
+        ILGNET_BYTES,
+        SMALL_WEIGHTS,
+        WEIGHTS,
+        make_random_ilgnet,
+        make_random_small_net,
+    )
     from ._progress import progress_bar
 
     if small:

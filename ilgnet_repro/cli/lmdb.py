@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ..errors import DataError
 from ._console import say
 from ._gflags import from_gflags
 
 if TYPE_CHECKING:
-    from ..data.build import BuildReport
+    from ..reading.lmdb_build import BuildReport
 
 _EPILOG = """examples:
   ilgnet lmdb make --resize_height=256 --resize_width=256 images/ train.txt train_lmdb
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from ..data.build import BuildOptions, build_lmdb
-    from ..data.listfile import ImageList
+    from ..reading.image_list import ImageList
+    from ..reading.lmdb_build import BuildOptions, build_lmdb
     from ._progress import progress_bar
 
     check_backend(args.backend)
@@ -153,7 +153,7 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from ..data.lmdb_check import summarise
+    from ..reading.lmdb_check import summarise
 
     summary = summarise(args.database)
     if args.json:
@@ -170,9 +170,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from ..data.listfile import ImageList
-    from ..data.lmdb_check import check_lmdb
-    from ..data.lmdb_read import LmdbReader
+    from ..reading.image_list import ImageList
+    from ..reading.lmdb_check import check_lmdb
+    from ..reading.lmdb_read import LmdbReader
     from ._progress import progress_bar
 
     images = ImageList(args.list, args.seed) if args.list else None
@@ -196,8 +196,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ..data.lmdb_export import export_lmdb
-    from ..data.lmdb_read import LmdbReader
+    from ..reading.lmdb_export import export_lmdb
+    from ..reading.lmdb_read import LmdbReader
     from ._progress import progress_bar
 
     with progress_bar("exporting", len(LmdbReader(args.database))) as bar:

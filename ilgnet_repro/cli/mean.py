@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 from ._gflags import from_gflags
 from .lmdb import check_backend
@@ -46,8 +46,8 @@ def mean_arguments(compute_image_mean: Sequence[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Compute or read, write where asked, and print the channel means in Caffe's words."""
-    from ..data.mean import MeanImage, compute_mean, read_mean, write_mean
-    from ..paths import check_output
+    from ..files import check_output
+    from ..reading.mean import MeanImage, compute_mean, read_mean, write_mean
 
     check_backend(args.backend)
     if args.output:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.input).is_file():
         mean = MeanImage(read_mean(args.input), 0)
     else:
-        from ..data.lmdb_read import LmdbReader
+        from ..reading.lmdb_read import LmdbReader
         from ._progress import progress_bar
 
         with progress_bar("summing", len(LmdbReader(args.input))) as bar:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 
 _EPILOG = """examples:
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from ..data import partition, scores
-    from ..data.ava import read_ava
-    from ..paths import check_outputs
+    from ..aesthetics import partition, scores
+    from ..aesthetics.ava import read_ava
+    from ..files import check_outputs
 
     outputs = [os.path.join(args.out, name) for name in partition.LISTS]
     check_outputs([*outputs, *([args.scores] if args.scores else [])], [args.ava, args.exclude])
@@ -122,9 +122,9 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from ..data import checks
-    from ..data.listfile import ImageList
+    from ..aesthetics import partition_checks as checks
     from ..errors import DataError
+    from ..reading.image_list import ImageList
 
     if args.bad and not args.pictures:
         raise DataError(f"--bad {args.bad}: needs the pictures; add --pictures DIR")
@@ -175,8 +175,8 @@ def _some(names: tuple[str, ...], shown: int = 3) -> str:
 
 
 def _check_pictures(path: str, args: argparse.Namespace) -> Any:
-    from ..data.checks import check_pictures
-    from ..data.listfile import ImageList
+    from ..aesthetics.partition_checks import check_pictures
+    from ..reading.image_list import ImageList
     from ._progress import progress_bar
 
     rows = ImageList(path)
@@ -185,7 +185,7 @@ def _check_pictures(path: str, args: argparse.Namespace) -> Any:
 
 
 def _write_bad(path: str, pictures: list[Any]) -> None:
-    from ..atomic import atomic_file
+    from ..files import atomic_file
 
     # Names byte for byte as the list has them: --exclude reads them again.
     with atomic_file(path) as file:

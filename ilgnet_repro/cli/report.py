@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 
 if TYPE_CHECKING:
-    from ..evaluate.results import RunResult
-    from ..evaluate.summary import Pictures
+    from ..aesthetics.results import RunResult
+    from ..aesthetics.summary import Pictures
 
 _EPILOG = """examples:
   ilgnet report ava1_full/run.json --log AVA1_result.txt
@@ -42,11 +42,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and its JSON, and print the figures."""
-    from ..evaluate.authorlogs import read_test_log
-    from ..evaluate.report import is_report_page, is_report_values, write_report
-    from ..evaluate.results import RunResult
-    from ..evaluate.summary import build_report, report_values
-    from ..paths import check_outputs, check_replaced
+    from ..aesthetics.author_logs import read_test_log
+    from ..aesthetics.report import is_report_page, is_report_values, write_report
+    from ..aesthetics.results import RunResult
+    from ..aesthetics.summary import build_report, report_values
+    from ..files import check_outputs, check_replaced
     from ._figures import print_report
 
     page = Path(args.out) if args.out else Path(args.run).with_name("report.html")
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
     """Raise IlgnetError where the page would replace an image that the report shows."""
-    from ..data.listfile import picture_path
-    from ..paths import check_output
+    from ..files import check_output
+    from ..reading.image_list import picture_path
 
     name = Path(os.path.realpath(page)).name
     names = (text for text in result.pictures.names.tolist() if os.path.basename(text) == name)
@@ -81,8 +81,8 @@ def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
 
 
 def _pictures(args: argparse.Namespace) -> Pictures | None:
-    from ..evaluate.pictures import StoredPictures
-    from ..evaluate.summary import folder, stored
+    from ..aesthetics.labelled_images import StoredPictures
+    from ..aesthetics.summary import folder, stored
 
     if args.lmdb:
         return stored(StoredPictures(args.lmdb))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 from ._options import (
     add_allow_missing,

@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import Any
 
-from .. import strict_json
+from .. import files as strict_json
 from ._console import say
 from ._options import (
     add_allow_missing,
@@ -84,11 +84,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
-    from ..evaluate.pictures import open_pictures
-    from ..evaluate.protocols import find_protocol
-    from ..evaluate.summary import build_report, report_values
-    from ..evaluate.testing import Test, run_test
-    from ..paths import check_outputs
+    from ..aesthetics.labelled_images import open_pictures
+    from ..aesthetics.protocols import find_protocol
+    from ..aesthetics.summary import build_report, report_values
+    from ..aesthetics.testing import Test, run_test
+    from ..files import check_outputs
     from ._figures import print_report
     from ._progress import progress_bar
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import strict_json
-from ..train.precisions import PRECISIONS
+from .. import files as strict_json
+from .. import precisions
 from ._console import say
 from ._options import add_ignore_field
 
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
         help="go on where the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
     )  # fmt: skip
     add(
-        "--precision", choices=PRECISIONS, default="float32",
+        "--precision", choices=precisions.TRAINING, default="float32",
         help="default float32, as Caffe; caffe: in the order of its CPU code too, slower",
     )  # fmt: skip
     add(
@@ -86,8 +86,8 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
 
     import torch
 
+    from ..caffe_tool.log import CaffeLog
     from ..errors import DivergedError
-    from ..train.caffelog import CaffeLog
     from ..train.curves import PLOT, CsvLog, TensorBoardLog, draw_curves
     from ..train.fit import BestWeights
     from ..train.loop import Options, Trainer

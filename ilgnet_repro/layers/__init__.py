@@ -1,1 +1,1 @@
-"""One class a Caffe layer type: its shape rule, torch module, ONNX nodes and source, side by side."""
+"""Registered Caffe layer types, one class a type, one file a type or close family."""

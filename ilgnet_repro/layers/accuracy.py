@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
-from .labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
+from .support.labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
+from .support.registry import register
 
 
 def accuracy(scores, labels, axis, top_k, ignore_label):

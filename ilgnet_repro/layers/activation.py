@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
+from .support.registry import register
 
 
 @register("ReLU")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from ..schema import caffe_pb2 as pb
-from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
-from .registry import register
+from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
+from .support.registry import register
 
 VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .lengths import Kept, reshape_onnx
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.lengths import Kept, reshape_onnx
+from .support.registry import register
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..graph.feeds import DUMMY_NOTE
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
-from .fillers import fill
-from .registry import register
+from ..caffe.dummy_inputs import DUMMY_NOTE
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
+from .support.fillers import fill
+from .support.registry import register
 
 
 class _FedLayer(Layer):

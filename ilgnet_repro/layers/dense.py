@@ -7,9 +7,9 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .indices import indices_onnx, whole_indices
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.indices import indices_onnx, whole_indices
+from .support.registry import register
 
 
 @register("InnerProduct")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
-from .nms import decode_boxes, greedy_nms
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
+from .support.nms import decode_boxes, greedy_nms
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

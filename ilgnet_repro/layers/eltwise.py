@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
 from .math import scalar_onnx, shortest
-from .registry import register
-from .shared import values_of
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
+from .support.registry import register
+from .support.shared import values_of
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LayerPlan, OnnxGraph, Shape, SourceCode
 from .conv import Spatial
-from .registry import register
+from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode
+from .support.registry import register
 
 
 def im2col(x, kernel, stride, pad, dilation):

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.registry import register
 
 # An end no axis reaches, as ONNX and numpy cut it off.
 _TO_THE_END = 2**63 - 1

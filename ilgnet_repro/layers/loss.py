@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
-from .labels import (
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .support.labels import (
     check_label_count,
     check_labels,
     ignored_label,
@@ -22,7 +22,7 @@ from .labels import (
     normalized_sum,
     normalized_sum_onnx,
 )
-from .registry import register
+from .support.registry import register
 
 # Caffe takes no logarithm of anything smaller: FLT_MIN in SoftmaxWithLoss, kLOG_THRESHOLD elsewhere.
 FLT_MIN = 2.0**-126

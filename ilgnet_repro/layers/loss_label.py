@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
-from .labels import check_labels, labels_onnx, normalized_sum_onnx
 from .loss import LOG_THRESHOLD, Loss
-from .registry import register
+from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
+from .support.labels import check_labels, labels_onnx, normalized_sum_onnx
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

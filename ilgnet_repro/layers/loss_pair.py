@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .loss import Loss
-from .registry import register
+from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

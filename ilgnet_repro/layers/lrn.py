@@ -7,10 +7,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .lengths import Kept, reshape_onnx
-from .registry import register
-from .window import Window
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.lengths import Kept, reshape_onnx
+from .support.registry import register
+from .support.window import Window
 
 
 def lrn_across_channels(x, size, alpha, beta, k):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .support.registry import register
 
 
 def scalar_onnx(graph: OnnxGraph, value: float) -> str:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .registry import register
+from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.registry import register
 
 NVIDIAS_LEAST_EPS = 1e-5
 

@@ -7,10 +7,10 @@ from math import prod
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .norm import along_channels, constant_filler
-from .registry import register
+from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .registry import register
-from .window import (
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.registry import register
+from .support.window import (
     Sides,
     Window,
     caffe_avg_pool2d,

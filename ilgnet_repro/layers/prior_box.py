@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers
+from .support.registry import register
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
-from .nms import greedy_nms
 from .python_layer import PythonLayer, register_python_layer
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .support.nms import greedy_nms
+from .support.registry import register
 
 
 @dataclass(frozen=True)

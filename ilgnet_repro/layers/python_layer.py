@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from ..caffe.graph import Node
 from ..errors import LayerError
-from ..graph.node import Node
-from .base import BlobSpec, Layer, LayerPlan, Shape
 from .param_str import Value, parse_param_str
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, Shape
+from .support.registry import register
 
 _classes: dict[tuple[str, str], type[PythonLayer]] = {}
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

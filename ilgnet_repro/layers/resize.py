@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .indices import indices_onnx, whole_indices
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.indices import indices_onnx, whole_indices
+from .support.registry import register
 
 
 def max_unpool(x, mask, height, width):

@@ -7,8 +7,8 @@ from math import prod
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
-from .registry import register
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
+from .support.registry import register
 
 
 class Broadcast(Layer):

@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .indices import indices_onnx, whole_indices
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.indices import indices_onnx, whole_indices
+from .support.registry import register
 
 
 @register("Crop")

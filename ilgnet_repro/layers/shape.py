@@ -6,10 +6,10 @@ from math import prod
 
 from torch import Tensor
 
-from .axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .lengths import Kept, Length, reshape_onnx
-from .registry import register
+from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.lengths import Kept, Length, reshape_onnx
+from .support.registry import register
 
 
 @register("Flatten")

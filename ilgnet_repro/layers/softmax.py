@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Layer, OnnxGraph, SourceCode
-from .registry import register
+from .support.base import Layer, OnnxGraph, SourceCode
+from .support.registry import register
 
 
 @register("Softmax")

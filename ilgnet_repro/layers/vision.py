@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .indices import whole_indices
-from .registry import register
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.indices import whole_indices
+from .support.registry import register
 
 # ---------------------------------------------------------------------- torch, also for written source
 

@@ -1,1 +1,1 @@
-"""Caffe nets in torch: planned, filled with weights, loaded from files, and run."""
+"""Caffe nets in torch: planned, filled with weights, loaded from files, folded, quantized, made fast, and run."""

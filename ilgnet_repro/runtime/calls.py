@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caffe.graph import Graph
+from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, LayerError, did_you_mean
-from ..graph.node import Graph
-from ..graph.sharing import show_shape
-from ..layers.base import Shape
+from ..layers.support.base import Shape
 from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message

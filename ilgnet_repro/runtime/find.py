@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..caffe.fork_fields import describe_field
+from ..caffe.graph_build import Choices, build_graph, choose_graph
+from ..caffe.prototxt import read_net
+from ..caffe.upgrade import upgrade_net
 from ..errors import FormatError, IlgnetError, WeightsError
-from ..formats.prototxt import read_net
-from ..formats.upgrade import upgrade_net
-from ..graph.build import build_graph
-from ..graph.choose import Choices, choose_graph
-from ..graph.fork_fields import describe_field
-from ..layers.registry import tell_kinds
+from ..layers.support.registry import tell_kinds
 from ..schema import caffe_pb2 as pb
 from ..zoo.catalogue import BUILDERS, build
 from .calls import shapes_by_name

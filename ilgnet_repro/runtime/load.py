@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ..about import About, about_net
+from ..caffe.binaryproto import read_blob
+from ..caffe.caffemodel import open_caffemodel
+from ..caffe.dummy_inputs import DUMMY_NOTE
+from ..caffe.graph import Graph
+from ..caffe.graph_build import Choices, choose_graph
+from ..caffe.kinds import Kind, expect_or_named
+from ..caffe.upgrade import upgrade_net
 from ..errors import GraphError, WeightsError
-from ..feeding.preprocessing import preprocessing_of
-from ..formats.binaryproto import read_blob
-from ..formats.caffemodel import open_caffemodel
-from ..formats.kinds import Kind, expect_or_named
-from ..formats.upgrade import upgrade_net
-from ..graph.choose import Choices, choose_graph
-from ..graph.feeds import DUMMY_NOTE
-from ..graph.node import Graph
 from ..known import assumed, find_model, identify
-from ..layers.base import Shape
 from ..layers.loss import InfogainLoss
-from ..layers.registry import layer_types, tell_kinds
+from ..layers.support.base import Shape
+from ..layers.support.registry import layer_types, tell_kinds
+from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
 from .calls import shapes_by_name
 from .find import Found, find_net, read_net_text

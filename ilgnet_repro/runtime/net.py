@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..about import About, prepare
+from ..caffe.graph import Graph, Node, Value
+from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
-from ..graph.node import Graph, Node, Value
-from ..graph.sharing import show_shape
-from ..layers.base import Layer, Shape
-from ..layers.fillers import fill, machine_memory
-from ..memory import keep_freed_memory
+from ..layers.support.base import Layer, Shape
+from ..layers.support.fillers import fill, machine_memory
+from ..process import keep_freed_memory
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
 from .placed import Placed

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from ..about import About
+from ..caffe.graph import Node
+from ..caffe.param_sharing import show_shape
+from ..caffe.prototxt import parse_net
 from ..errors import FormatError, WeightsError
-from ..formats.prototxt import parse_net
-from ..graph.node import Node
-from ..graph.sharing import show_shape
-from ..layers.base import Shape
+from ..layers.support.base import Shape
 from ..schema import caffe_pb2 as pb
 from .net import CaffeNet
 from .plan import NetPlan
-from .reduced import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
+from .quantize import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
 from .safetensors_file import TensorFile, open_safetensors
 
 FORMAT = "1"

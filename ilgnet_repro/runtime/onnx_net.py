@@ -17,9 +17,9 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from ..about import About
+from ..caffe.kinds import Kind, expect
 from ..errors import FormatError, IlgnetError
-from ..formats.kinds import Kind, expect
-from ..paths import utf8_path
+from ..files import utf8_path
 from .runnable import FileNet, OpenShape
 
 

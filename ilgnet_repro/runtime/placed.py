@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..caffe.graph import Node
 from ..errors import LayerError
-from ..graph.node import Node
-from ..layers.base import Layer
-from ..layers.registry import layer_types
+from ..layers.support.base import Layer
+from ..layers.support.registry import layer_types
 
 
 class Placed:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
+from ..caffe.graph import Graph, Node, Value
+from ..caffe.param_sharing import Owner, find_owners, show_shape
 from ..errors import GraphError, LayerError, did_you_mean
-from ..graph.node import Graph, Node, Value
-from ..graph.sharing import Owner, find_owners, show_shape
-from ..layers.base import BlobSpec, Layer, LayerPlan, Shape
-from ..layers.registry import layer_types, make_layer
+from ..layers.support.base import BlobSpec, Layer, LayerPlan, Shape
+from ..layers.support.registry import layer_types, make_layer
 
 # Caffe counts a blob's elements in a signed 32-bit integer and refuses more.
 LARGEST_BLOB = 2**31 - 1

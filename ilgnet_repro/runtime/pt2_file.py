@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caffe.kinds import Kind, expect
 from ..errors import IlgnetError
-from ..formats.kinds import Kind, expect
 
 METADATA_FILE = "ilgnet_repro.json"
 

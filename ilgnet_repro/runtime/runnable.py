@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..about import About, prepare
+from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
-from ..graph.sharing import show_shape
 from .calls import as_tensor, names, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where any length goes

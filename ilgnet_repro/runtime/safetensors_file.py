@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import strict_json
-from ..atomic import atomic_file
+from .. import files as strict_json
+from ..caffe.kinds import Kind, expect
 from ..errors import FormatError
-from ..formats.kinds import Kind, expect
-from ..paths import utf8_path
+from ..files import atomic_file, utf8_path
 
 PIECE = 1 << 20  # fits the processor caches: a third faster than 16 MiB
 _DTYPES = {

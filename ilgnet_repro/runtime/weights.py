@@ -16,10 +16,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Generator
 
+from ..caffe.param_sharing import Owner, show_shape
 from ..errors import WeightsError, did_you_mean
-from ..graph.sharing import Owner, show_shape
-from ..layers.base import BlobSpec, Shape
-from ..layers.fillers import draws, fill, machine_memory
+from ..layers.support.base import BlobSpec, Shape
+from ..layers.support.fillers import draws, fill, machine_memory
 
 DRAW_SEED = 0  # of what commands draw for layers that the weights file lacks, so that each run gives the same
 Key = tuple[str, int]  # a layer and the index of its blob

@@ -1,1 +1,1 @@
-"""Training as Caffe's solvers do it: settings, update rules, data, snapshots, the loop, many processes."""
+"""Caffe's solvers: settings, update rules, the loop, snapshots, and runs of many processes."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_file, atomic_path
 from ..errors import DataError, SolverError, printable
-from ..paths import check_output, check_replaced, starts_with
+from ..files import atomic_file, atomic_path, check_output, check_replaced, starts_with
 from .observe import Forward, Observer, Run, Test, Updated
 
 TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"

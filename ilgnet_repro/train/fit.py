@@ -7,10 +7,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import strict_json
-from ..atomic import atomic_file
+from .. import files as strict_json
 from ..errors import SolverError
-from ..paths import check_output, check_replaced
+from ..files import atomic_file, check_output, check_replaced
 from .observe import Observer, Run, Test
 from .snapshot import all_finite
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..caffe.prototxt import format_message
 from ..errors import DivergedError, GraphError, SolverError
-from ..feeding.feed import Feed
-from ..formats.prototxt import format_message
+from ..reading.feed import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from . import snapshot as snapshots

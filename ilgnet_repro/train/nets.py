@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caffe.graph import Graph
+from ..caffe.param_sharing import param_spec
 from ..errors import SolverError, WeightsError
-from ..graph.node import Graph
-from ..graph.sharing import param_spec
-from ..layers.base import Layer, Shape
 from ..layers.norm import BatchNorm
+from ..layers.support.base import Layer, Shape
 from ..runtime.load import open_weights, read_matrices
 from ..runtime.net import CaffeNet
 from ..runtime.plan import NetPlan, plan_net

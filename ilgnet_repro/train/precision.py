@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import precisions
 from ..errors import SolverError
 from .caffe_sums import CaffeSums
-from .precisions import PRECISIONS
 
 # Small float16 gradients vanish, so the loss is scaled up and the gradients down again.
 _FIRST_SCALE = 2.0**16
@@ -28,8 +28,8 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name not in PRECISIONS:
-            raise SolverError(f"precision {name!r} is unknown; use {', '.join(PRECISIONS)}")
+        if name not in precisions.TRAINING:
+            raise SolverError(f"precision {name!r} is unknown; use {', '.join(precisions.TRAINING)}")
         if name == "float16" and device.type != "cuda":
             raise SolverError("precision float16 needs a GPU; use bfloat16, or float32")
         if name == "caffe" and device.type != "cpu":

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caffe.caffemodel import open_caffemodel, write_caffemodel
+from ..caffe.hdf5_model import write_hdf5_model
+from ..caffe.kinds import Kind, expect
+from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
-from ..formats.caffemodel import open_caffemodel, write_caffemodel
-from ..formats.hdf5model import write_hdf5_model
-from ..formats.kinds import Kind, expect
-from ..formats.solverstate import SolverState, read_solverstate, write_solverstate
-from ..paths import check_output
+from ..files import check_output
 from ..runtime.net import CaffeNet
 from ..runtime.weights import take_weights
 from . import snapshot_hdf5

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..deferred import deferred_file
+from ..caffe.blob import Blob, Run
+from ..caffe.hdf5_model import name_conflict
+from ..caffe.solverstate import SolverState
 from ..errors import FormatError, SolverError
-from ..formats.blob import Blob, Run
-from ..formats.hdf5model import name_conflict
-from ..formats.solverstate import SolverState
+from ..files import deferred_file
 
 
 def write_state(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..caffe.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
+from ..caffe.graph import Graph
+from ..caffe.graph_build import build_graph
+from ..caffe.prototxt import format_message, read_net, read_solver
+from ..caffe.upgrade import upgrade_net, upgrade_solver
 from ..errors import SolverError
-from ..formats.prototxt import format_message, read_net, read_solver
-from ..formats.upgrade import upgrade_net, upgrade_solver
-from ..graph.build import build_graph
-from ..graph.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
-from ..graph.node import Graph
 from ..schema import caffe_pb2 as pb
 from .policies import Policy, idle_fields, make_policy
 

@@ -1,1 +1,1 @@
-"""Nets as readable Python: each function returns the NetParameter a Caffe user would write by hand."""
+"""Builders of the general nets: each function returns the NetParameter that a Caffe user would write by hand."""

@@ -10,26 +10,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ilgnet_repro.atomic import atomic_file
+from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import format_message
-from ilgnet_repro.paths import check_replaced, starts_with
+from ilgnet_repro.files import atomic_file, check_replaced, starts_with
 from ilgnet_repro.schema import caffe_pb2
 
-from . import (
-    ablations,
-    alexnet,
-    fcn,
-    googlenet,
-    ilgnet,
-    mobilenet,
-    resnet,
-    resnet_inception,
-    solvers,
-    squeezenet,
-    ssd,
-    vgg,
-)
+from ..aesthetics import ablations, ilgnet, resnet_inception, solvers
+from . import alexnet, fcn, googlenet, mobilenet, resnet, squeezenet, ssd, vgg
 
 COMMAND = "python -m ilgnet_repro.zoo.catalogue --write"
 

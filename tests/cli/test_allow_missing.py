@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.cli.test import _command
-from ilgnet_repro.formats.caffemodel import write_caffemodel
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 TEXT = """

@@ -17,8 +17,8 @@ from small_nets import SMALL_TEXT, write_weights
 import ilgnet_repro as ir
 from ilgnet_repro.cli import convert as command
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.reading.preprocessing import Preprocessing
 
 HELD = ("net.caffemodel", "net.caffemodel.h5", "net.safetensors")
 RUN = (*HELD, "net.onnx", "net.pt2")

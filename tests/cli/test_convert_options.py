@@ -11,10 +11,9 @@ import onnx
 import pytest
 from small_nets import SMALL_TEXT, write_weights
 
-from ilgnet_repro.cli.convert import FORMATS, PRECISIONS
+from ilgnet_repro.cli.convert import FORMATS
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.conversion.formats import NAMES, find_format
-from ilgnet_repro.runtime.reduced import PRECISIONS as KNOWN
+from ilgnet_repro.export.formats import NAMES, find_format
 
 CONVOLUTIONAL = SMALL_TEXT.split('layer { name: "ip"', maxsplit=1)[0] + (
     'layer { name: "norm" type: "BatchNorm" bottom: "pool" top: "norm" }'
@@ -34,7 +33,6 @@ def weights(tmp_path: Path) -> str:
 def test_the_command_lists_what_the_writers_have() -> None:
     assert NAMES == FORMATS
     assert [find_format(name).name for name in NAMES] == list(NAMES)
-    assert PRECISIONS == KNOWN
 
 
 def test_pictures_in_the_graph(weights, capsys) -> None:

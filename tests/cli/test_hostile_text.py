@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.cli._console import add_row, make_console
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 # What is given, and how it is shown.

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from small_nets import SMALL_TEXT, write_weights
 
-from ilgnet_repro.atomic import atomic_file
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.files import atomic_file
 from ilgnet_repro.train.snapshot import Snapshots
 
 TWO_CLASSES = SMALL_TEXT.replace("dim: 9 dim: 7", "dim: 9 dim: 9").replace("num_output: 5", "num_output: 2")

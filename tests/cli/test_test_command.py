@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_ava import TinySet
 
+from ilgnet_repro.aesthetics.results import RunResult
+from ilgnet_repro.aesthetics.tables import read_table
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.evaluate.results import RunResult
-from ilgnet_repro.evaluate.tables import read_table
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_another_runs_journal_is_not_taken_up(tiny: TinySet, capsys: pytest.Capt
 
 
 def test_interrupted(tiny: TinySet, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ilgnet_repro.evaluate import runner
+    from ilgnet_repro.aesthetics import protocol_run as runner
 
     seen = []
 

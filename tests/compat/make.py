@@ -161,7 +161,7 @@ def make_nets(files: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any])
     os.chdir(files)
     write_images(files / "images", 3, seed=1)
     random = np.random.default_rng(2)
-    from ilgnet_repro.formats.binaryproto import write_blob
+    from ilgnet_repro.caffe.binaryproto import write_blob
 
     write_blob(files / "mean.binaryproto", random.uniform(90, 130, (1, 3, 8, 8)).astype(np.float32))
     for name, text in NETS.items():
@@ -214,8 +214,8 @@ def flat(result: Any, name: str) -> dict[str, torch.Tensor]:
 
 
 def rewrite_statistics(path: Path, net: Any, text: str) -> None:
-    from ilgnet_repro.formats.caffemodel import write_caffemodel
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.caffemodel import write_caffemodel
+    from ilgnet_repro.caffe.prototxt import parse_net
 
     random = np.random.default_rng(4)
     blobs = {name: [blob.detach().numpy() for blob in own] for name, own in net.params.items()}
@@ -238,7 +238,7 @@ def keep(arrays: dict[str, np.ndarray], name: str, outputs: dict[str, torch.Tens
 
 def make_test(folder: Path, facts: dict[str, Any]) -> None:
     """`ilgnet test`: whole runs, runs killed on the way, and a log of `caffe test` for the report."""
-    from ilgnet_repro.evaluate.journal import Journal
+    from ilgnet_repro.aesthetics.journal import Journal
 
     names = write_images(folder / "images", 23, seed=5)
     random = np.random.default_rng(6)
@@ -302,8 +302,8 @@ def make_test(folder: Path, facts: dict[str, Any]) -> None:
 
 def make_lmdb(folder: Path, facts: dict[str, Any]) -> None:
     """A database that is whole, one that is finished but for its name, and one whose build was killed."""
-    from ilgnet_repro.data import build
-    from ilgnet_repro.data.lmdb_write import LmdbWriter
+    from ilgnet_repro.reading import lmdb_build as build
+    from ilgnet_repro.reading.lmdb_write import LmdbWriter
 
     folder.mkdir()
     os.chdir(folder)

@@ -13,12 +13,12 @@ from small_nets import SMALL_TEXT, write_weights
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.conversion import onnx_file
-from ilgnet_repro.conversion.compare.comparison import BlobRow, Comparison, _row, compare_files
+from ilgnet_repro.compare.comparison import BlobRow, Comparison, _row, compare_files
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message
+from ilgnet_repro.export import onnx_file
 
 BLOBS = ["conv", "pool", "ip", "prob"]
 CROSSCHECK = "is not installed (make crosscheck)"
@@ -95,7 +95,7 @@ def test_onnx2torch_agrees_on_ilgnet(tmp_path) -> None:
 
 
 def onnx_model(name: str) -> onnx.ModelProto:
-    from ilgnet_repro.conversion.onnx_writer import build_onnx
+    from ilgnet_repro.export.onnx_writer import build_onnx
 
     return build_onnx(drawn_net(narrow_text(name)))
 
@@ -109,7 +109,7 @@ def test_the_first_layer_that_parts_ways_is_named(files, capsys) -> None:
     net = write_weights(other / "small.caffemodel")
     net.params["ip"][1].data[3] += 50
     blobs = {name: [blob.detach().numpy() for blob in values] for name, values in net.params.items()}
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.prototxt import parse_net
 
     write_caffemodel(other / "small.caffemodel", parse_net(SMALL_TEXT), blobs)
     (other / "deploy.prototxt").write_text(SMALL_TEXT)
@@ -174,7 +174,7 @@ def test_a_witness_that_fails_is_reported_as_such(folder, capsys) -> None:
 
 
 def test_an_absent_witness_is_reported_with_what_to_run(folder, monkeypatch) -> None:
-    from ilgnet_repro.conversion.compare import witnesses
+    from ilgnet_repro.compare import reference_tools as witnesses
 
     monkeypatch.setattr(witnesses, "find_spec", lambda name: None)
     path = folder / "small.caffemodel"
@@ -285,7 +285,7 @@ def test_weights_that_are_not_beside_the_model_are_refused(location: str, place:
 
 def test_onnx2torch_sees_numbers_for_names(files, tmp_path) -> None:
     """Its modules are called by the file's names, which torch writes into code unescaped."""
-    from ilgnet_repro.conversion.compare.run_onnx2torch import rename
+    from ilgnet_repro.compare.run_onnx2torch import rename
     from ilgnet_repro.runtime.onnx_net import open_session
 
     model = onnx.load(str(files / "small.onnx"))

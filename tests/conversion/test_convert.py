@@ -13,11 +13,11 @@ import torch
 from small_nets import SHARED_TEXT, write_weights
 
 import ilgnet_repro as ir
-from ilgnet_repro.data.preprocess import Preprocessing
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.find import match_built_in
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo.catalogue import build
@@ -178,7 +178,7 @@ def test_an_ignored_field_passes(folder) -> None:
 
 
 def test_a_failed_verification_leaves_nothing(folder, monkeypatch) -> None:
-    from ilgnet_repro.conversion import export_safetensors
+    from ilgnet_repro.export import to_safetensors as export_safetensors
 
     def another(paths, saving):
         return lambda inputs: {"prob": torch.zeros(2, 5)}

@@ -13,10 +13,10 @@ from small_nets import write_weights
 import ilgnet_repro as ir
 
 COUNTED = {
-    "open_caffemodel": "ilgnet_repro.formats.caffemodel",
-    "upgrade_net": "ilgnet_repro.formats.upgrade",
-    "build_graph": "ilgnet_repro.graph.build",
-    "make_layer": "ilgnet_repro.layers.registry",
+    "open_caffemodel": "ilgnet_repro.caffe.caffemodel",
+    "upgrade_net": "ilgnet_repro.caffe.upgrade",
+    "build_graph": "ilgnet_repro.caffe.graph_build",
+    "make_layer": "ilgnet_repro.layers.support.registry",
 }
 TEXT = """
 name: "four"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ilgnet_repro.conversion.drawn import draw_inputs
-from ilgnet_repro.conversion.verify import seeded_inputs
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.formats.upgrade import upgrade_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
+from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
+from ilgnet_repro.runtime.seeded_inputs import draw_inputs
 
 
 def net_of(inputs: dict[str, tuple[int, ...]], layers: str, phase: str = "TRAIN") -> CaffeNet:

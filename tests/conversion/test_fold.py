@@ -10,11 +10,11 @@ import torch
 from zoo_weights import drawn_net
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.fold import fold
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.errors import GraphError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message, parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.runtime.fold import fold
 from ilgnet_repro.runtime.net import CaffeNet
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 5 dim: 7 } } } '

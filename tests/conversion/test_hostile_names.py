@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.export_python import class_name, load_module, module_name
-from ilgnet_repro.conversion.python_format import format_statement
-from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message, parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.export.python_format import format_statement
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.export.to_python import class_name, load_module, module_name
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.python_names import Names, plain, quoted
 from ilgnet_repro.schema import caffe_pb2 as pb
@@ -185,7 +185,7 @@ layer { name: "r" type: "Power" bottom: "b@p" top: "b" power_param { shift: 100 
 
 @pytest.mark.parametrize("first", ["n.safetensors", "n.caffemodel"])
 def test_compare_shows_blobs_whose_own_name_has_an_at(first: str, here: Path) -> None:
-    from ilgnet_repro.conversion.compare.comparison import compare_files
+    from ilgnet_repro.compare.comparison import compare_files
 
     # "a" and "b" are left out of one side's outputs where names are cut at the @.
     text = AT.replace('top: "a" ', 'top: "z@p" ')
@@ -216,8 +216,8 @@ layer { name: "q" type: "Power" bottom: "a_b" top: "e" power_param { scale: 3 } 
 @pytest.mark.parametrize("known", [True, False], ids=["of our own", "without the net's text"])
 def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Path) -> None:
     """Two inputs that make one argument name; a blob with an @ that no layer in place replaces."""
-    from ilgnet_repro.conversion.compare.comparison import compare_files
-    from ilgnet_repro.conversion.onnx_writer import build_onnx
+    from ilgnet_repro.compare.comparison import compare_files
+    from ilgnet_repro.export.onnx_writer import build_onnx
 
     net = CaffeNet(build_graph(parse_net(ALIKE)))
     metadata = {"caffe.net": ALIKE} if known else {}
@@ -229,8 +229,8 @@ def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Pa
 
 
 def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
-    from ilgnet_repro.conversion.compare.comparison import compare_files
-    from ilgnet_repro.conversion.onnx_writer import build_onnx
+    from ilgnet_repro.compare.comparison import compare_files
+    from ilgnet_repro.export.onnx_writer import build_onnx
 
     net = CaffeNet(build_graph(parse_net(ALIKE)))
     (here / "two.onnx").write_bytes(build_onnx(net).SerializeToString())

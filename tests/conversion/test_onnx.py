@@ -14,11 +14,11 @@ from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion import onnx_file
-from ilgnet_repro.conversion.onnx_writer import build_onnx, plan_onnx
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.export import onnx_file
+from ilgnet_repro.export.onnx_writer import build_onnx, plan_onnx
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
 
@@ -200,7 +200,7 @@ def test_a_layer_that_needs_the_size_is_named(text: str, message: str) -> None:
 
 def test_a_layer_whose_nodes_hold_the_size_is_named(monkeypatch) -> None:
     from ilgnet_repro.layers.activation import ReLU
-    from ilgnet_repro.layers.base import integers
+    from ilgnet_repro.layers.support.base import integers
 
     def baked(self, graph, x):
         return [graph.node("Reshape", [x, graph.constant(integers(-1, *graph.shape(x)[1:]))])]
@@ -254,7 +254,7 @@ OPTIONS_REFUSED = [
     ("precision", ("onnx", "python"), {"precision": "int8"}, "--precision is for safetensors and onnx files, not"),
     ("size", ("safetensors",), {"dynamic_size": True}, "--dynamic-size is for onnx and pt2 files, not safetensors"),
     ("lrn", ("caffemodel",), {"fast_lrn": True}, "--fast-lrn is for onnx files, not caffemodel"),
-    ("unknown precision", ("onnx",), {"precision": "int4"}, "--precision int4: choose one of float32, bfloat16, "),
+    ("unknown precision", ("onnx",), {"precision": "int4"}, "--precision int4: choose one of float32, float16, "),
     ("both", ("onnx",), {"with_preprocessing": True, "dynamic_size": True}, "--dynamic-size: the preprocessing makes"),
     ("order", ("onnx",), {"with_preprocessing": True, "input_order": "RBG"}, "net 'small': its preprocessing is unknown"),
     ("dense", ("onnx",), {"dynamic_size": True}, "ip (InnerProduct): its weights fit one size"),

@@ -11,12 +11,12 @@ from small_nets import SMALL_TEXT, write_weights
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.onnx_preprocess import add_preprocessing, picture_input
-from ilgnet_repro.conversion.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
-from ilgnet_repro.data.preprocess import Preprocessing, ilgnet_preprocessing
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.export.onnx_preprocess import add_preprocessing, picture_input
+from ilgnet_repro.export.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
+from ilgnet_repro.reading.preprocessing import Preprocessing, ilgnet_preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
 

@@ -10,10 +10,9 @@ import torch
 from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
 
 import ilgnet_repro as ir
-from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import IlgnetError, WeightsError
-from ilgnet_repro.fastnet.quantise import reduce_rows
-from ilgnet_repro.runtime.reduced import reduce_weights
+from ilgnet_repro.reading.preprocessing import Preprocessing
+from ilgnet_repro.runtime.quantize import reduce_rows, reduce_weights
 
 WEIGHTS = np.random.default_rng(3).standard_normal((5, 24)).astype(np.float32)
 # The largest relative error of a rounding: half a unit in the last of 8 or 11 bits.
@@ -31,7 +30,7 @@ def test_floats_are_rounded_to_the_nearest(precision: str) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["a row an output", "a column an output"])
 def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> None:
-    monkeypatch.setattr("ilgnet_repro.runtime.reduced.ROWS_AT_ONCE", 48)  # two rows a piece
+    monkeypatch.setattr("ilgnet_repro.runtime.quantize.ROWS_AT_ONCE", 48)  # two rows a piece
     weights = WEIGHTS if axis == 0 else WEIGHTS.T.copy()
     weights[(2, slice(None)) if axis == 0 else (slice(None), 2)] = 0
     reduced = reduce_weights(weights, "int8", axis)
@@ -47,7 +46,7 @@ def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> Non
     ("weights", "precision", "message"),
     [
         (WEIGHTS * 1e6, "float16", "--precision float16: a weight of"),
-        (WEIGHTS, "int4", "--precision int4: choose one of float32, bfloat16, float16, int8"),
+        (WEIGHTS, "int4", "--precision int4: choose one of float32, float16, float16, int8"),
     ],
     ids=["past the range", "unknown"],
 )

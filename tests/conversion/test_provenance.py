@@ -15,12 +15,12 @@ from small_nets import SMALL_TEXT, write_weights
 
 import ilgnet_repro as ir
 from ilgnet_repro import known
+from ilgnet_repro.aesthetics import releases as manifest
+from ilgnet_repro.aesthetics.context import identify_weights
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data import manifest
-from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import DataError
-from ilgnet_repro.evaluate.context import identify_weights
 from ilgnet_repro.known import KnownModel, ScoreAt
+from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 
 HOW = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.0))
@@ -40,7 +40,7 @@ def released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(known, "known_models", lambda: models)
     release = manifest.Release("small-weights", "weights", "small.caffemodel", path.stat().st_size, digest)
     monkeypatch.setattr(
-        "ilgnet_repro.evaluate.context.known_release", lambda sha256: release if sha256 == digest else None
+        "ilgnet_repro.aesthetics.context.known_release", lambda sha256: release if sha256 == digest else None
     )
     return path
 

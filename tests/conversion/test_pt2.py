@@ -14,8 +14,8 @@ from test_onnx import FULLY_CONVOLUTIONAL, net_of
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.export_pt2 import METADATA_FILE, export
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export.to_pt2 import METADATA_FILE, export
 
 # Run where this package cannot be imported: an import of it ends the program.
 ALONE = """

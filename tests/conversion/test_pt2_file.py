@@ -21,10 +21,10 @@ from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.conversion.compare.comparison import compare_files
-from ilgnet_repro.conversion.export_pt2 import export, reopen
-from ilgnet_repro.conversion.verify import seeded_inputs
+from ilgnet_repro.compare.comparison import compare_files
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export.to_pt2 import export, reopen
+from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.pt2_file import OPERATORS, check_expression, read_pt2
 from ilgnet_repro.runtime.python_names import argument_name
 

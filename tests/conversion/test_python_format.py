@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ilgnet_repro.conversion.python_format import LINE_LENGTH, double_quoted, format_statement, narrowed
+from ilgnet_repro.export.python_format import LINE_LENGTH, double_quoted, format_statement, narrowed
 
 LONG = "some_quite_long_name_of_a_blob"
 STATEMENTS = {

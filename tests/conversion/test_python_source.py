@@ -15,12 +15,12 @@ from small_nets import SMALL_TEXT, write_weights
 from zoo_weights import NETS, drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.export_python import class_name, load_module, module_name
-from ilgnet_repro.conversion.python_format import LINE_LENGTH
-from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.export.python_format import LINE_LENGTH
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.export.to_python import class_name, load_module, module_name
 from ilgnet_repro.runtime.net import CaffeNet
 
 RUFF = shutil.which("ruff") or shutil.which("ruff", path=f"{sys.prefix}/bin")
@@ -92,7 +92,7 @@ def test_only_torch_and_math_are_imported(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_nets_of_the_zoo_agree(name: str, tmp_path) -> None:
-    from ilgnet_repro.conversion.verify import seeded_inputs
+    from ilgnet_repro.export.verify import seeded_inputs
     from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     net = drawn_net(narrow_text(name))

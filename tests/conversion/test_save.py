@@ -16,9 +16,9 @@ from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
 from torch import nn
 
 import ilgnet_repro as ir
-from ilgnet_repro.conversion.export_python import load_module
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import GraphError, IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.export.to_python import load_module
 from ilgnet_repro.runtime.modes import as_loaded
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.python_names import class_name
@@ -283,7 +283,7 @@ REFUSED = {
     ),
     "a precision that is none": (
         "x.onnx", {"precision": "int4"},
-        "--precision int4: choose one of float32, bfloat16, float16, int8",
+        "--precision int4: choose one of float32, float16, float16, int8",
     ),
     "a folder that is not there": ("a/x.onnx", {}, "{folder}/a: is no folder; make it first"),
     "a folder": ("f.onnx", {}, "{folder}/f.onnx: is a folder; give a file's name"),
@@ -321,11 +321,11 @@ def test_onto_the_file_that_the_net_is_mapped_from(folder: Path, suffix: str) ->
 
 
 WRITERS = {
-    ".safetensors": "ilgnet_repro.conversion.export_safetensors.write_safetensors",
-    ".caffemodel": "ilgnet_repro.conversion.export_caffemodel.write_caffemodel",
-    ".caffemodel.h5": "ilgnet_repro.conversion.export_caffemodel.write_hdf5_model",
-    ".onnx": "ilgnet_repro.conversion.export_onnx.write_onnx",
-    ".py": "ilgnet_repro.conversion.export_python.write_safetensors",
+    ".safetensors": "ilgnet_repro.export.to_safetensors.write_safetensors",
+    ".caffemodel": "ilgnet_repro.export.to_caffe.write_caffemodel",
+    ".caffemodel.h5": "ilgnet_repro.export.to_caffe.write_hdf5_model",
+    ".onnx": "ilgnet_repro.export.to_onnx.write_onnx",
+    ".py": "ilgnet_repro.export.to_python.write_safetensors",
     ".pt2": "torch.export.save",
 }
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.conversion.compare.comparison import Comparison, _row
-from ilgnet_repro.conversion.deviation import _Tally
-from ilgnet_repro.conversion.difference import differ
-from ilgnet_repro.conversion.verify import compare
+from ilgnet_repro.compare.comparison import Comparison, _row
+from ilgnet_repro.export.deviation import _Tally
+from ilgnet_repro.export.verify import compare
+from ilgnet_repro.runtime.difference import differ
 
 NAN, INF = np.nan, np.inf
 SAME, BEYOND = "in the same places", "in its shape or in where its values are not finite"
@@ -121,8 +121,8 @@ layer {{ name: "top" type: "{type}" bottom: "fc" top: "top" }}
 @pytest.fixture
 def weights(tmp_path):
     """Write a small net with one weight changed; returns its file."""
-    from ilgnet_repro.formats.caffemodel import write_caffemodel
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.caffemodel import write_caffemodel
+    from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_net
 
     def make(type_: str, value: float) -> Path:
@@ -188,8 +188,8 @@ layer { name: "lstm" type: "LSTM" bottom: "embed" bottom: "cont" top: "lstm"
 
 def test_every_form_is_given_words_of_the_net(tmp_path, capsys) -> None:
     """The text of the net tells what its inputs are, in the files that hold it too."""
-    from ilgnet_repro.formats.caffemodel import write_caffemodel
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.caffemodel import write_caffemodel
+    from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_net
 
     (tmp_path / "net.prototxt").write_text(CAPTIONS)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from zoo_weights import NETS, drawn_net, narrow_text
 
-from ilgnet_repro.conversion.fold import fold
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
-from ilgnet_repro.conversion.verify import seeded_inputs
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.export.verify import seeded_inputs
+from ilgnet_repro.runtime.fold import fold
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
 
@@ -88,7 +88,7 @@ def test_faster_rcnn_in_standard_operators_and_in_python(tmp_path) -> None:
     source = build_source(net)
     path = tmp_path / "rcnn.py"
     path.write_text(source.text)
-    from ilgnet_repro.conversion.export_python import load_module
+    from ilgnet_repro.export.to_python import load_module
     from ilgnet_repro.runtime.safetensors_file import write_safetensors
 
     write_safetensors(tmp_path / "rcnn.safetensors", source.state, {})

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 import numpy as np
 import pytest
 
-from ilgnet_repro.data.ava import AvaRow, iter_ava, read_ava
+from ilgnet_repro.aesthetics.ava import AvaRow, iter_ava, read_ava
 from ilgnet_repro.errors import DataError
 
 GOOD = "1 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396"

@@ -7,11 +7,17 @@ import cv2
 import numpy as np
 import pytest
 
+from ilgnet_repro.aesthetics.partition_checks import (
+    check_list,
+    check_pictures,
+    contamination,
+    list_names,
+    warn_contaminated,
+)
+from ilgnet_repro.aesthetics.releases import find_release
 from ilgnet_repro.cli import partition as command
-from ilgnet_repro.data.checks import check_list, check_pictures, contamination, list_names, warn_contaminated
-from ilgnet_repro.data.listfile import ImageList
-from ilgnet_repro.data.manifest import find_release
 from ilgnet_repro.errors import DataError
+from ilgnet_repro.reading.image_list import ImageList
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from places import ROOT
 
 from ilgnet_repro.cli._gflags import from_gflags
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.lmdb_read import LmdbReader
-from ilgnet_repro.data.sheet import histogram
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.sheet import histogram
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import torch
 from places import ROOT
 from torch.utils.data import DataLoader
 
-from ilgnet_repro.data.datasets import FolderDataset, ListDataset, LmdbDataset, LmdbIterable
-from ilgnet_repro.data.datum import raw_datum
-from ilgnet_repro.data.lmdb_read import LmdbReader
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.data.transforms import Transform
 from ilgnet_repro.errors import DataError
+from ilgnet_repro.reading.datasets import FolderDataset, ListDataset, LmdbDataset, LmdbIterable
+from ilgnet_repro.reading.datum import raw_datum
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.reading.transforms import Transform
 
 ROWS = 24
 
@@ -130,10 +130,10 @@ def test_readers_share_one_environment_and_outlive_each_other(golden):
 
 MEASURE = """
 import resource, sys
-from ilgnet_repro.data.build import BuildOptions, build_lmdb
-from ilgnet_repro.data.listfile import ImageList
-from ilgnet_repro.data.lmdb_check import check_lmdb, summarise
-from ilgnet_repro.data.mean import compute_mean
+from ilgnet_repro.reading.lmdb_build import BuildOptions, build_lmdb
+from ilgnet_repro.reading.image_list import ImageList
+from ilgnet_repro.reading.lmdb_check import check_lmdb, summarise
+from ilgnet_repro.reading.mean import compute_mean
 folder, rows = sys.argv[1], int(sys.argv[2])
 options = BuildOptions(resize_height=40, resize_width=40)
 build_lmdb(folder, f"{folder}/{rows}.txt", f"{folder}/db{rows}", options)

@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ilgnet_repro.aesthetics import download as room
+from ilgnet_repro.aesthetics.download import Options, download
+from ilgnet_repro.aesthetics.offline import copy_release
+from ilgnet_repro.aesthetics.releases import Release
 from ilgnet_repro.cli import data as command
-from ilgnet_repro.data import download as room
-from ilgnet_repro.data.download import Options, download
-from ilgnet_repro.data.manifest import Release
-from ilgnet_repro.data.offline import copy_release
 from ilgnet_repro.errors import DownloadError
 
 BODY = bytes((7 * i + i // 251) % 256 for i in range(40_009))
@@ -449,7 +449,7 @@ def test_get_and_verify_of_the_authors_files(authors, tmp_path, capsys):
 
 def test_get_over_the_network_honours_home(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ILGNET_HOME", str(tmp_path))
-    monkeypatch.setattr("ilgnet_repro.data.manifest.releases", lambda: (RELEASE,))
+    monkeypatch.setattr("ilgnet_repro.aesthetics.releases.releases", lambda: (RELEASE,))
     assert ilgnet("get", "sample", "--mirror", f"{server.address}/good/") == 0
     assert (tmp_path / "results/sample.bin").read_bytes() == BODY
     assert capsys.readouterr().out == f"sample: {tmp_path / 'results/sample.bin'}\n"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from ilgnet_repro.data.images import decode_file
 from ilgnet_repro.errors import html_text, printable, printable_lines
-from ilgnet_repro.paths import utf8_path
+from ilgnet_repro.files import utf8_path
+from ilgnet_repro.reading.images import decode_file
 
 NAME = os.fsdecode(b"caf\xe9\x1b[31m")  # Latin-1 on a disk that holds UTF-8, and a terminal's colour code
 FLAGS = {"colour": cv2.IMREAD_COLOR, "grey": cv2.IMREAD_GRAYSCALE, "unchanged": cv2.IMREAD_UNCHANGED}

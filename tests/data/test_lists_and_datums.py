@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.data.datum import datum_head, datum_picture, encoded_datum, parse_datum, raw_datum
-from ilgnet_repro.data.listfile import ImageList, picture_path
-from ilgnet_repro.data.lmdb_check import check_lmdb
-from ilgnet_repro.data.lmdb_export import export_lmdb
-from ilgnet_repro.data.lmdb_read import LmdbReader, row_key, split_key
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.data.mean import compute_mean, read_mean
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
+from ilgnet_repro.reading.datum import datum_head, datum_picture, encoded_datum, parse_datum, raw_datum
+from ilgnet_repro.reading.image_list import ImageList, picture_path
+from ilgnet_repro.reading.lmdb_check import check_lmdb
+from ilgnet_repro.reading.lmdb_export import export_lmdb
+from ilgnet_repro.reading.lmdb_read import LmdbReader, row_key, split_key
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.reading.mean import compute_mean, read_mean
 from ilgnet_repro.schema import caffe_pb2
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
@@ -189,7 +189,7 @@ def test_reader_by_number_and_key(golden):
 
 @pytest.mark.parametrize("window", [1, 30_000], ids=["every-row", "few-rows"])
 def test_reading_is_the_same_however_often_the_map_is_given_back(window, golden, monkeypatch):
-    from ilgnet_repro.data import lmdb_environment, lmdb_read
+    from ilgnet_repro.reading import lmdb_environment, lmdb_read
 
     path = golden / "pipeline" / "raw64_lmdb"
     rows = list(LmdbReader(path))
@@ -253,7 +253,7 @@ def test_mean_file_of_pickles_is_not_opened(tmp_path):
 def test_export_gives_files_and_a_list_that_build_the_same_again(golden, tmp_path):
     source = golden / "pipeline" / "raw64_lmdb"
     assert export_lmdb(source, tmp_path / "out") == 24
-    from ilgnet_repro.data.build import build_lmdb
+    from ilgnet_repro.reading.lmdb_build import build_lmdb
 
     build_lmdb(tmp_path / "out", tmp_path / "out" / "list.txt", tmp_path / "db")
     assert [row.value for row in LmdbReader(tmp_path / "db")] == [row.value for row in LmdbReader(source)]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from ilgnet_repro.data import lmdb_write
-from ilgnet_repro.data.build import BuildOptions, build_lmdb
-from ilgnet_repro.data.listfile import ImageList
-from ilgnet_repro.data.lmdb_read import LmdbReader
 from ilgnet_repro.errors import DataError
+from ilgnet_repro.reading import lmdb_write
+from ilgnet_repro.reading.image_list import ImageList
+from ilgnet_repro.reading.lmdb_build import BuildOptions, build_lmdb
+from ilgnet_repro.reading.lmdb_read import LmdbReader
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_killed_builds_go_on_to_the_same_database(pictures, tmp_path):
 @pytest.mark.parametrize("at", ["rename", "rmdir"])
 def test_interrupted_at_the_very_end(at, pictures, tmp_path, monkeypatch):
     """After each of the last steps the next run finishes, or finds the database whole."""
-    from ilgnet_repro.data import journal
+    from ilgnet_repro.reading import lmdb_build_journal as journal
 
     def stop(*_):
         raise KeyboardInterrupt

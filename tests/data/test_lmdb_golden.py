@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.data.build import BuildOptions, build_lmdb
-from ilgnet_repro.data.listfile import ImageList
-from ilgnet_repro.data.lmdb_check import check_lmdb, summarise
-from ilgnet_repro.data.lmdb_read import LmdbReader, split_key
-from ilgnet_repro.data.mean import compute_mean, read_mean, write_mean
+from ilgnet_repro.reading.image_list import ImageList
+from ilgnet_repro.reading.lmdb_build import BuildOptions, build_lmdb
+from ilgnet_repro.reading.lmdb_check import check_lmdb, summarise
+from ilgnet_repro.reading.lmdb_read import LmdbReader, split_key
+from ilgnet_repro.reading.mean import compute_mean, read_mean, write_mean
 
 JPEG_BOUND = 2
 """How far a JPEG's pixel may lie from Caffe's where OpenCV's libjpeg is another build. Here it is 0."""

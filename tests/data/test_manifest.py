@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ilgnet_repro.aesthetics import releases as manifest
+from ilgnet_repro.aesthetics.releases import fault, find_release, known_release, releases, select, shared_rows
 from ilgnet_repro.cli import data as command
-from ilgnet_repro.data import manifest
-from ilgnet_repro.data.manifest import fault, find_release, known_release, releases, select, shared_rows
 from ilgnet_repro.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import pytest
 from small_nets import SMALL_TEXT, write_weights
 
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import DataError
+from ilgnet_repro.reading.preprocessing import Preprocessing
 
 MEAN = np.arange(3 * 12 * 12, dtype=np.float32).reshape(3, 12, 12)
 WITH_NAN = np.where(MEAN == 5, np.nan, MEAN)

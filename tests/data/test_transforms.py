@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ilgnet_repro.data.lmdb_read import LmdbReader
-from ilgnet_repro.data.mean import read_mean, write_mean
-from ilgnet_repro.data.resize_path import bgr_to_unit, load_image, preprocess, resize_image
-from ilgnet_repro.data.transforms import Transform
 from ilgnet_repro.errors import DataError
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.mean import read_mean, write_mean
+from ilgnet_repro.reading.preprocessing import bgr_to_unit, load_image, preprocess, resize_image
+from ilgnet_repro.reading.transforms import Transform
 from ilgnet_repro.schema import caffe_pb2
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ilgnet_repro.aesthetics.author_logs import SummaryLine, parse_test_log, read_test_log
+from ilgnet_repro.aesthetics.published import PUBLISHED
+from ilgnet_repro.aesthetics.shuffle import search_seed
+from ilgnet_repro.aesthetics.verdict import analyse_order
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.evaluate.authorlogs import SummaryLine, parse_test_log, read_test_log
-from ilgnet_repro.evaluate.published import PUBLISHED
-from ilgnet_repro.evaluate.shuffle import search_seed
-from ilgnet_repro.evaluate.verdict import analyse_order
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 AUTHORS = Path("/work/shared/ilgnet")
@@ -55,7 +55,7 @@ def test_recorded_log(expected: tuple) -> None:
 
 
 def test_net_in_the_log_is_its_prototxt() -> None:
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.prototxt import parse_net
 
     log = read_test_log(GOLDEN / "pipeline/test_tiny.log")
     assert log.net_text is not None

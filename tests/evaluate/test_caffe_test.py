@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 from places import GOLDEN
 
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.aesthetics.author_logs import read_test_log
+from ilgnet_repro.aesthetics.labelled_images import StoredPictures
+from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
+from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe_tool.batches import TestFeed
+from ilgnet_repro.caffe_tool.test import caffe_test
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.datum import raw_datum
-from ilgnet_repro.data.lmdb_read import row_key
-from ilgnet_repro.data.lmdb_write import LmdbWriter
-from ilgnet_repro.data.mean import read_mean
-from ilgnet_repro.evaluate.authorlogs import read_test_log
-from ilgnet_repro.evaluate.caffe_test import caffe_test
-from ilgnet_repro.evaluate.feeding import TestFeed
-from ilgnet_repro.evaluate.pictures import StoredPictures
-from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation
-from ilgnet_repro.evaluate.runner import run_protocol, scorer
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.reading.datum import raw_datum
+from ilgnet_repro.reading.lmdb_read import row_key
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.reading.mean import read_mean
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
-from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
 # Log, prototxt, weights, flags: with one dash and with two, from the folder of the sources and from another.

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from ilgnet_repro.evaluate.metrics import cross_entropy, evaluate, is_correct, reliability
+from ilgnet_repro.aesthetics.metrics import cross_entropy, evaluate, is_correct, reliability
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

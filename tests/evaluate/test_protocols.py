@@ -16,15 +16,15 @@ import pytest
 from killing import kill_midway
 from tiny_ava import CROP, SIDE, TinySet
 
+from ilgnet_repro.aesthetics.journal import Journal
+from ilgnet_repro.aesthetics.labelled_images import open_pictures
+from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
+from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation
+from ilgnet_repro.aesthetics.releases import find_release
+from ilgnet_repro.aesthetics.results import RunResult
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.manifest import find_release
-from ilgnet_repro.data.resize_path import load_image, preprocess
 from ilgnet_repro.errors import DataError, IlgnetError
-from ilgnet_repro.evaluate.journal import Journal
-from ilgnet_repro.evaluate.pictures import open_pictures
-from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation
-from ilgnet_repro.evaluate.results import RunResult
-from ilgnet_repro.evaluate.runner import run_protocol, scorer
+from ilgnet_repro.reading.preprocessing import load_image, preprocess
 from ilgnet_repro.runtime.load import load
 
 ROOT = Path(__file__).parents[2]

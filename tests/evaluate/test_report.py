@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
+from ilgnet_repro.aesthetics.author_logs import TestLog, parse_test_log
+from ilgnet_repro.aesthetics.metrics import cross_entropy
+from ilgnet_repro.aesthetics.report import render, write_report
+from ilgnet_repro.aesthetics.results import BatchRow, PictureResult, RunResult, Source
+from ilgnet_repro.aesthetics.shuffle import caffe_shuffle
+from ilgnet_repro.aesthetics.summary import RANDOM_WEIGHTS, build_report, folder
 from ilgnet_repro.errors import DataError, FormatError
-from ilgnet_repro.evaluate.authorlogs import TestLog, parse_test_log
-from ilgnet_repro.evaluate.metrics import cross_entropy
-from ilgnet_repro.evaluate.report import render, write_report
-from ilgnet_repro.evaluate.results import BatchRow, PictureResult, RunResult, Source
-from ilgnet_repro.evaluate.shuffle import caffe_shuffle
-from ilgnet_repro.evaluate.summary import RANDOM_WEIGHTS, build_report, folder
 
 IMAGES = Path(__file__).parents[1] / "golden" / "pipeline" / "images"
 EVIL = "<script>alert(1)</script>&.jpg"
@@ -107,7 +107,7 @@ def test_page_is_whole_escaped_and_accessible(tmp_path: Path) -> None:
 
 def test_thumbnails_are_the_pictures() -> None:
     report = build_report(_run())
-    from ilgnet_repro.evaluate.summary import thumbnails
+    from ilgnet_repro.aesthetics.summary import thumbnails
 
     groups = dict(thumbnails(report, folder(IMAGES)))
     pictures = report.run.pictures

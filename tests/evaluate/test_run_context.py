@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from tiny_ava import TinySet
 
-from ilgnet_repro.data import manifest
-from ilgnet_repro.data.manifest import find_release
-from ilgnet_repro.errors import DataError, IlgnetError
-from ilgnet_repro.evaluate import context
-from ilgnet_repro.evaluate.context import (
+from ilgnet_repro.aesthetics import context
+from ilgnet_repro.aesthetics import releases as manifest
+from ilgnet_repro.aesthetics.context import (
     Weights,
     choose_mean,
     identify_weights,
     partition_warnings,
     weights_warnings,
 )
-from ilgnet_repro.evaluate.pictures import ListedPictures, StoredPictures, open_pictures
-from ilgnet_repro.evaluate.protocols import PROTOCOLS, Mean, Preparation, find_protocol
-from ilgnet_repro.evaluate.results import Source
+from ilgnet_repro.aesthetics.labelled_images import ListedPictures, StoredPictures, open_pictures
+from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation, find_protocol
+from ilgnet_repro.aesthetics.releases import find_release
+from ilgnet_repro.aesthetics.results import Source
+from ilgnet_repro.errors import DataError, IlgnetError
 from ilgnet_repro.runtime.load import load
 
 
@@ -147,7 +147,7 @@ def test_random_weights_say_so(tmp_path: Path, name: str, random: bool) -> None:
     "name, random", [("ILGNet with RANDOM weights, made by …", True), ("GoogleNet", False)]
 )
 def test_converted_random_weights_say_so_too(tmp_path: Path, name: str, random: bool) -> None:
-    from ilgnet_repro.conversion.convert import convert
+    from ilgnet_repro.export.convert import convert
 
     tiny = TinySet(tmp_path, 3, name=name)
     convert(tiny.weights, tmp_path / "tiny.prototxt", out=tmp_path)
@@ -163,7 +163,7 @@ def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pyt
     assert StoredPictures(database).order == "in the database's order"
     digest = hashlib.sha256(rows.read_bytes()).hexdigest()
     release = manifest.Release("ava1-val", "partition", "val.txt", 1, digest)
-    known = "ilgnet_repro.evaluate.pictures.known_release"
+    known = "ilgnet_repro.aesthetics.labelled_images.known_release"
     monkeypatch.setattr(known, lambda sha256: release if sha256 == digest else None)
     for pictures in (ListedPictures(rows), StoredPictures(database)):
         assert (pictures.release, pictures.sha256, pictures.order) == (release, digest, "as given")

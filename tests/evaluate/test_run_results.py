@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ilgnet_repro.aesthetics.journal import Journal
+from ilgnet_repro.aesthetics.results import BatchRow, PictureResult, RunResult, Source
+from ilgnet_repro.aesthetics.tables import from_rows, read_table, write_table
 from ilgnet_repro.errors import FormatError, IlgnetError
-from ilgnet_repro.evaluate.journal import Journal
-from ilgnet_repro.evaluate.results import BatchRow, PictureResult, RunResult, Source
-from ilgnet_repro.evaluate.tables import from_rows, read_table, write_table
 
 ROOT = Path(__file__).parents[2]
 AWKWARD = (
@@ -187,7 +187,7 @@ def test_journal_of_another_run_is_refused_and_left_alone(tmp_path: Path, conten
 
 def test_journal_outlives_a_kill(tmp_path: Path) -> None:
     program = (
-        "import sys; from ilgnet_repro.evaluate.journal import Journal\n"
+        "import sys; from ilgnet_repro.aesthetics.journal import Journal\n"
         "journal = Journal(sys.argv[1], 'key')\n"
         "for k in range(10**9):\n"
         "    journal.append([(f'{k}.jpg', k % 2, 0.25, k / 7, 5.0)])\n"

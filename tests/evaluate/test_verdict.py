@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact, hypergeom
 
+from ilgnet_repro.aesthetics.published import PUBLISHED, compare_with_published, published
+from ilgnet_repro.aesthetics.verdict import analyse_order, batch_counts, compare_batches
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.evaluate.published import PUBLISHED, compare_with_published, published
-from ilgnet_repro.evaluate.verdict import analyse_order, batch_counts, compare_batches
 
 RNG = np.random.default_rng(11)
 LOG = RNG.binomial(50, 0.82, 50)

@@ -11,13 +11,13 @@ import torch
 from golden_cases import NAMES, read_case, tolerance
 from small_nets import SMALL_TEXT
 
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
-from ilgnet_repro.fastnet.dense import Int8Dense
-from ilgnet_repro.fastnet.net import fast as fast_net
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.runtime.fast import fast as fast_net
+from ilgnet_repro.runtime.fast_layers import Int8Dense
 from ilgnet_repro.runtime.net import CaffeNet
-from ilgnet_repro.runtime.reduced import hold_reduced, reduce_weights
+from ilgnet_repro.runtime.quantize import hold_reduced, reduce_weights
 
 
 def build(text: str, phase: str = "TEST") -> CaffeNet:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import ilgnet_repro as ir
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.fastnet.net import fast as fast_net
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.runtime.fast import fast as fast_net
 
 # Every kind of step: packed and plain convolutions, dense layers, layers that run as they are, folded ones.
 TEXT = """name: "mixed"

@@ -8,14 +8,14 @@ import torch
 from golden_cases import FOLDER
 from places import SHARED
 
-from ilgnet_repro.data.lmdb_read import LmdbReader
-from ilgnet_repro.data.mean import read_mean
-from ilgnet_repro.data.transforms import Transform
-from ilgnet_repro.fastnet.net import fast as fast_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.mean import read_mean
+from ilgnet_repro.reading.transforms import Transform
+from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
-from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
 GOLDEN = FOLDER.parent / "ilgnet"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilgnet_repro.fastnet.quantise import reduce_rows
+from ilgnet_repro.runtime.quantize import reduce_rows
 
 PLANE = (5, 7, 11)
 

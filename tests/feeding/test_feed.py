@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ilgnet_repro.data.lmdb_read import LmdbReader
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.feeding.feed import Feed
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.reading.feed import Feed
+from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.testing import _own_passes
 

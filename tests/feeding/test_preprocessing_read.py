@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.data.mean import write_mean
-from ilgnet_repro.data.preprocess import Preprocessing
-from ilgnet_repro.feeding.preprocessing import preprocessing_of
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.formats.upgrade import upgrade_net
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
+from ilgnet_repro.reading.mean import write_mean
+from ilgnet_repro.reading.net_preprocessing import preprocessing_of
+from ilgnet_repro.reading.preprocessing import Preprocessing
 
 TAIL = (
     'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }'
@@ -300,7 +300,7 @@ def test_layers_that_differ():
 
 
 def test_the_authors_texts_name_a_mean_file_that_is_elsewhere(authors):
-    from ilgnet_repro.formats.prototxt import read_net
+    from ilgnet_repro.caffe.prototxt import read_net
 
     how, said = preprocessing_of(upgrade_net(read_net(authors / "val.prototxt")), folder=authors)
     assert how is None

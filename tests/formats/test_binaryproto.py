@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from wire_bytes import blob, chunk, floats, number
 
+from ilgnet_repro.caffe.binaryproto import read_blob, write_blob
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.formats.binaryproto import read_blob, write_blob
 from ilgnet_repro.schema import caffe_pb2
 
 MEANS = {"raw64_mean.binaryproto": (1, 3, 64, 64), "png48_mean.binaryproto": (1, 3, 48, 48)}

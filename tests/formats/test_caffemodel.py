@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from wire_bytes import blob, chunk, floats, layer, number, shape, varint
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
 from ilgnet_repro.schema import caffe_pb2
 
 SIX = floats(0, 1, 2, 3, 4, 5)

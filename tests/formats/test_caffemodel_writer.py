@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import FormatError, IlgnetError, WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.schema import caffe_pb2
 
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.hdf5_model import write_hdf5_model
 from ilgnet_repro.errors import FormatError, IlgnetError, WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.hdf5model import write_hdf5_model
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 h5py = pytest.importorskip("h5py", reason="h5py is an extra of the package")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
 
 h5py = pytest.importorskip("h5py", reason="h5py is an extra of the package")
 

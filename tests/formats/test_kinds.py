@@ -23,15 +23,15 @@ import safetensors.numpy
 import torch
 from wire_bytes import blob, chunk, floats, layer, number, shape, varint
 
-from ilgnet_repro.conversion.compare.onnx_side import read_model
-from ilgnet_repro.conversion.compare.openers import open_side
-from ilgnet_repro.data.mean import read_mean, write_mean
+from ilgnet_repro.caffe.binaryproto import read_blob
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.kinds import Kind, expect, kind_of, refusal
+from ilgnet_repro.caffe.prototxt import read_net, read_solver
+from ilgnet_repro.caffe.solverstate import write_solverstate
+from ilgnet_repro.compare.onnx_backend import read_model
+from ilgnet_repro.compare.openers import open_side
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
-from ilgnet_repro.formats.binaryproto import read_blob
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.kinds import Kind, expect, kind_of, refusal
-from ilgnet_repro.formats.prototxt import read_net, read_solver
-from ilgnet_repro.formats.solverstate import write_solverstate
+from ilgnet_repro.reading.mean import read_mean, write_mean
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.runtime.pt2_file import read_pt2
 from ilgnet_repro.runtime.safetensors_file import open_safetensors

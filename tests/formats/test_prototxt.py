@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
+from ilgnet_repro.caffe.prototxt import format_message, parse_message, parse_net, read_net, read_solver
 from ilgnet_repro.errors import FormatError, ParseError
-from ilgnet_repro.formats.prototxt import format_message, parse_message, parse_net, read_net, read_solver
 from ilgnet_repro.schema import caffe_pb2
 
 # Text that protobuf reads too: the expected message is protobuf's.

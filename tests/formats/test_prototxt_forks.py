@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver
 from ilgnet_repro.errors import ParseError
-from ilgnet_repro.formats.prototxt import format_message, parse_net, parse_solver
 
 KEPT = {
     "scalar": ("layer {\n  colour: 3\n}", [("colour", "3", 2, 3)]),

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilgnet_repro.formats.prototxt import format_message, parse_message
+from ilgnet_repro.caffe.prototxt import format_message, parse_message
 from ilgnet_repro.schema import caffe_pb2
 
 _SCALARS = {

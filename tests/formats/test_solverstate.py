@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from wire_bytes import blob, chunk, floats, number, shape
 
+from ilgnet_repro.caffe.solverstate import read_solverstate, write_solverstate
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.formats.solverstate import read_solverstate, write_solverstate
 from ilgnet_repro.schema import caffe_pb2
 
 

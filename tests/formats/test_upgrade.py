@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from ilgnet_repro.caffe.layer_types import FORK_V1_TYPES, SOLVER_TYPES, V0_TYPES, V1_TYPES
+from ilgnet_repro.caffe.prototxt import parse_net, read_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import FormatError, IlgnetError, LayerError
-from ilgnet_repro.formats.layer_types import FORK_V1_TYPES, SOLVER_TYPES, V0_TYPES, V1_TYPES
-from ilgnet_repro.formats.prototxt import parse_net, read_net
-from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.schema import caffe_pb2
 
 V0_CONV = 'layers { layer { name: "c" type: "conv" %s } bottom: "x" top: "c" }'

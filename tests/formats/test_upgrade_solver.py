@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ilgnet_repro.caffe.prototxt import parse_solver
+from ilgnet_repro.caffe.upgrade import upgrade_solver
 from ilgnet_repro.errors import FormatError
-from ilgnet_repro.formats.prototxt import parse_solver
-from ilgnet_repro.formats.upgrade import upgrade_solver
 
 SOLVERS = {
     "enum": ("solver_type: NESTEROV base_lr: 1", 'type: "Nesterov" base_lr: 1'),

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError, Message
 
+from ilgnet_repro.caffe import wire
+from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats import wire
-from ilgnet_repro.formats.prototxt import format_message, parse_net, parse_solver
 from ilgnet_repro.schema import caffe_pb2
 
 _CLASSES: dict[str, type[Message]] = {

@@ -27,13 +27,13 @@ from damage import damaged
 from fuzz_seeds import seeds
 
 from ilgnet_repro.audit import audit
-from ilgnet_repro.conversion.convert import convert
+from ilgnet_repro.caffe.binaryproto import read_blob, write_blob
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver, read_net, read_solver
+from ilgnet_repro.caffe.solverstate import read_solverstate, write_solverstate
+from ilgnet_repro.caffe.upgrade import upgrade_net, upgrade_solver
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.binaryproto import read_blob, write_blob
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message, parse_net, parse_solver, read_net, read_solver
-from ilgnet_repro.formats.solverstate import read_solverstate, write_solverstate
-from ilgnet_repro.formats.upgrade import upgrade_net, upgrade_solver
+from ilgnet_repro.export.convert import convert
 from ilgnet_repro.runtime.load import load, load_graph
 from ilgnet_repro.runtime.plan import plan_net
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.schema import caffe_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from ilgnet_repro.caffe.graph import Value
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.graph.node import Value
 from ilgnet_repro.runtime.load import load_net
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'

@@ -8,12 +8,12 @@ import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.crops import place_crops
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import format_message, parse_net, read_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import format_message, parse_net, read_net
-from ilgnet_repro.formats.upgrade import upgrade_net
-from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.graph.crops import place_crops
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 9 dim: 11 } } }'
 CROP = 'layer { name: "crop" type: "Crop" bottom: "%s" bottom: "%s" top: "o" }'

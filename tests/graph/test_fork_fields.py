@@ -6,9 +6,9 @@ import pytest
 
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.fork_fields import drop_fields
+from ilgnet_repro.caffe.prototxt import parse_net, parse_solver
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import parse_net, parse_solver
-from ilgnet_repro.graph.fork_fields import drop_fields
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.solver import read_settings
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ilgnet_repro.caffe.phase_rules import is_included, net_state
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import GraphError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.rules import is_included, net_state
 
 CASES = [
     ("no rule", "", "TEST", 0, (), True),

@@ -10,8 +10,8 @@ import torch
 from layer_nets import draw, one_layer
 from one_layer import gradients, run, run_onnx, run_source
 
-from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.export.source_writer import build_source
 
 # Values on both sides of every corner that the cases have, and on the corners themselves.
 X = np.concatenate([draw(2, 3, 4, 4).ravel() * 3, [-3, -1, -0.5, 0, 0.5, 1, 2, 3, 6, 30, -30, 100]]).astype(

@@ -11,9 +11,9 @@ from layer_nets import by_channel, check, draw, one_layer, statistics
 from one_layer import gradients, layer_text, run
 
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph, load_net
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net

@@ -7,11 +7,11 @@ import pytest
 import torch
 from golden_cases import NAMES, read_case, tolerance
 
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, LayerError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.layers.base import Layer
-from ilgnet_repro.layers.registry import layer_types, make_layer, register
+from ilgnet_repro.layers.support.base import Layer
+from ilgnet_repro.layers.support.registry import layer_types, make_layer, register
 
 # Its output has as many rows as the selector has ones: a shape that only running tells.
 DATA_DEPENDENT = {"Filter"}

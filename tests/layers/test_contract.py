@@ -10,12 +10,12 @@ import pytest
 import torch
 from golden_cases import NAMES, Case, read_case
 
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, LayerError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.layers.base import BlobSpec, Layer, LayerPlan
-from ilgnet_repro.layers.registry import layer_types
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.layers.support.base import BlobSpec, Layer, LayerPlan
+from ilgnet_repro.layers.support.registry import layer_types
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from layer_nets import draw, one_layer
 from one_layer import run, run_onnx, run_source
 
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 
 
 def slow_convolution(x, weight, bias, geometry, group):

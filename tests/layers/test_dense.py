@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
 
-from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.export.source_writer import build_source
 
 FILLERS = 'weight_filler { type: "gaussian" std: 1 } bias_filler { type: "gaussian" std: 1 }'
 

@@ -185,7 +185,7 @@ def test_the_power_0_is_1_for_every_value_and_gives_no_gradient() -> None:
 
 
 def test_numbers_are_written_as_they_were_in_the_prototxt() -> None:
-    from ilgnet_repro.conversion.source_writer import build_source
+    from ilgnet_repro.export.source_writer import build_source
 
     text = build_source(build("Power", [(2, 3)], "power_param { scale: 0.1 shift: -0.3 power: 0.7 }")).text
     assert "top0 = (in0 * 0.1 - 0.3) ** 0.7" in text

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from one_layer import build, draw, run, run_onnx, run_source
 
-from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.layers.base import exact, literal
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.layers.support.base import exact, literal
 
 X, Y = draw(1, 2, 3, 4, 5), draw(2, 2, 3, 4, 5)
 F = np.float32

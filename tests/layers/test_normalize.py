@@ -9,9 +9,9 @@ from layer_nets import by_channel, check, draw, one_layer
 from one_layer import assert_all_uses, gradients, layer_text, run
 
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError, WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_net
 
 

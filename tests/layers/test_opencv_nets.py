@@ -7,7 +7,7 @@ import pytest
 from one_layer import draw, run, run_onnx
 from opencv_witness import CLASSES, READS_CAFFE, detection, found_rows, witness
 
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from one_layer import build, draw, layer_text, run
 
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 
 if not hasattr(cv2.dnn, "readNetFromCaffe"):
     pytest.skip("OpenCV 5 no longer reads Caffe nets", allow_module_level=True)

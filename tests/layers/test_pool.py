@@ -12,9 +12,9 @@ from layer_nets import draw, one_layer
 from one_layer import run, run_onnx, run_source
 from slow_pooling import LOWEST, slow_counts, slow_pool
 
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
 
 
 @st.composite

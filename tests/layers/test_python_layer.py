@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
 
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.layers.base import BlobSpec
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.layers.param_str import parse_param_str
 from ilgnet_repro.layers.proposal import ProposalLayer
 from ilgnet_repro.layers.python_layer import PythonLayer, register_python_layer
+from ilgnet_repro.layers.support.base import BlobSpec
 
 
 @register_python_layer("test_layers", "Swap")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
 
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 

@@ -7,9 +7,9 @@ import pytest
 
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 7 } } %s }'
 LABEL = 'layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 7 } } }'

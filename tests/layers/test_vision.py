@@ -191,7 +191,7 @@ def test_proposals_at_another_size():
 
 def test_regions_reach_the_pooling():
     """As in Faster R-CNN's net: proposals, the number of which only the run knows, into ROIPooling."""
-    from ilgnet_repro.formats.prototxt import parse_net
+    from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_graph
     from ilgnet_repro.runtime.net import CaffeNet
 

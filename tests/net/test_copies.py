@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import ilgnet_repro as ir
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.runtime.reduced import hold_reduced, reduce_weights
+from ilgnet_repro.runtime.quantize import hold_reduced, reduce_weights
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 6 } } } '
 DENSE = 'inner_product_param { num_output: %d bias_term: %s weight_filler { type: "xavier" } } } '

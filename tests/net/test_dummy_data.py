@@ -10,12 +10,12 @@ import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import write_caffemodel
+from ilgnet_repro.caffe.dummy_inputs import DUMMY_NOTE
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.data.preprocess import Preprocessing
 from ilgnet_repro.errors import GraphError, LayerError
-from ilgnet_repro.formats.caffemodel import write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.feeds import DUMMY_NOTE
+from ilgnet_repro.reading.preprocessing import Preprocessing
 
 TWO = """name: "dummy" layer { name: "made" type: "DummyData" top: "data" top: "more"
   dummy_data_param { shape { dim: 1 dim: 3 dim: 6 dim: 6 } shape { dim: 2 dim: 5 }

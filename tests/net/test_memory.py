@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ilgnet_repro import memory
+from ilgnet_repro import process as memory
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -59,8 +59,8 @@ def test_a_library_without_the_call_is_left_alone(monkeypatch) -> None:
 # Blobs of 24 MB in a net of two layers; the page faults of five passes once five others have run.
 PASSES = """
 import resource, sys, torch
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 layer = 'layer { name: "%s" type: "%s" bottom: "%s" top: "%s" }'
 text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 5 dim: 620 dim: 645 } } }'

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.hdf5_model import write_hdf5_model
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.hdf5model import write_hdf5_model
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.nets import build_net

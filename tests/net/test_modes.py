@@ -15,14 +15,14 @@ from layer_nets import draw, one_layer
 
 import ilgnet_repro as ir
 from ilgnet_repro import layers
-from ilgnet_repro.conversion.export_pt2 import export
-from ilgnet_repro.conversion.onnx_writer import build_onnx
-from ilgnet_repro.conversion.source_writer import build_source
+from ilgnet_repro.aesthetics.protocol_run import scorer
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe_tool.test import caffe_test
+from ilgnet_repro.caffe_tool.time import caffe_time
 from ilgnet_repro.errors import GraphError, LayerError
-from ilgnet_repro.evaluate.caffe_test import caffe_test
-from ilgnet_repro.evaluate.caffe_time import caffe_time
-from ilgnet_repro.evaluate.runner import scorer
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.export.to_pt2 import export
 from ilgnet_repro.runtime.modes import as_loaded
 from ilgnet_repro.train.loop import _Pass
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.formats.upgrade import upgrade_net
-from ilgnet_repro.graph.build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.audit import audit
+from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
+from ilgnet_repro.caffe.graph import Graph
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel, write_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.graph.build import build_graph
-from ilgnet_repro.graph.node import Graph
-from ilgnet_repro.layers.base import BlobSpec
+from ilgnet_repro.layers.support.base import BlobSpec
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net

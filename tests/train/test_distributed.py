@@ -13,7 +13,7 @@ import pytest
 from killing import PATIENCE, kill_midway, wait_until
 from train_cases import PIPELINE, SOLVERS, read_log
 
-from ilgnet_repro.formats.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.train.curves import read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,10 +10,10 @@ import pytest
 import torch
 from train_cases import PIPELINE
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import DivergedError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.prototxt import format_message, parse_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.fit import Best, BestWeights
 from ilgnet_repro.train.loop import Options, Trainer

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from ilgnet_repro.caffe.prototxt import parse_message
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.formats.prototxt import parse_message
-from ilgnet_repro.layers.base import BlobSpec
-from ilgnet_repro.layers.fillers import fill
+from ilgnet_repro.layers.support.base import BlobSpec
+from ilgnet_repro.layers.support.fillers import fill
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 SHAPE = (40, 30, 9, 7)  # fan_in 1,890, fan_out 40·63 = 2,520

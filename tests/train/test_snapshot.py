@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from train_cases import NAMES, PIPELINE, SOLVERS, run, settings_of
 
+from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import IlgnetError, SolverError, WeightsError
-from ilgnet_repro.formats.caffemodel import open_caffemodel
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train import snapshot_hdf5

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from ilgnet_repro.caffe.prototxt import parse_solver
 from ilgnet_repro.errors import IlgnetError, SolverError
-from ilgnet_repro.formats.prototxt import parse_solver
 from ilgnet_repro.train.policies import make_policy
 from ilgnet_repro.train.solver import read_settings, solver_root
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ilgnet_repro.formats.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.zoo.builder import MSRA, WEIGHT_AND_BIAS, NetBuilder, constant, gaussian
 
 CASES = {

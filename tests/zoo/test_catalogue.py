@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from zoo_counter import count
 
+from ilgnet_repro.caffe.prototxt import format_message, parse_net, read_net, read_solver
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.formats.prototxt import format_message, parse_net, read_net, read_solver
-from ilgnet_repro.formats.upgrade import upgrade_net
 from ilgnet_repro.zoo import catalogue
 
 SHIPPED = Path(__file__).parents[2] / "prototxt"

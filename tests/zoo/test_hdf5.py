@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from zoo_weights import drawn_net, narrow_text
 
-from ilgnet_repro.formats.hdf5model import write_hdf5_model
+from ilgnet_repro.caffe.hdf5_model import write_hdf5_model
 from ilgnet_repro.runtime.load import load_net
 
 pytest.importorskip("h5py", reason="h5py is an extra of the package")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ilgnet_repro.formats.prototxt import read_net, read_solver
-from ilgnet_repro.formats.upgrade import upgrade_net, upgrade_solver
-from ilgnet_repro.zoo import ilgnet, resnet_inception, solvers
+from ilgnet_repro.aesthetics import ilgnet, resnet_inception, solvers
+from ilgnet_repro.caffe.prototxt import read_net, read_solver
+from ilgnet_repro.caffe.upgrade import upgrade_net, upgrade_solver
 
 AUTHORS = Path("/work/shared/ilgnet")
 pytestmark = pytest.mark.skipif(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from zoo_counter import count
 
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import WeightsError
-from ilgnet_repro.formats.prototxt import parse_net
-from ilgnet_repro.zoo import ilgnet
 from ilgnet_repro.zoo.seeded import seeded_blobs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ilgnet"

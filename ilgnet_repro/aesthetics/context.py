@@ -1,0 +1,163 @@
+"""What a run's files are, by their checksums, and what is to be warned of."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import IlgnetError
+from ..reading.mean import read_mean
+from ..reading.preprocessing import AVA_CHANNEL_MEANS
+from ..runtime.runnable import Runnable
+from ..version import __version__
+from .labelled_images import LabelledPictures
+from .partition_checks import warn_contaminated
+from .protocols import Mean, Protocol
+from .published import PUBLISHED
+from .releases import Release, default_folder, file_sha256, find_release, known_release
+from .results import Source
+
+RANDOM_MARK = "RANDOM weights"
+"""A net with this in its name says that it was not trained."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file; ``release`` is the released file it is or comes from, ``random`` its own word.
+
+    What was done to a release's weights on the way (folded, fewer bits) stands in the source's ``known_as``; weights
+    that were trained on since come from no release.
+    """
+
+    source: Source
+    release: Release | None
+    random: bool
+
+
+def identify_weights(path: str | os.PathLike[str], net: Runnable) -> Weights:
+    """Find out what a weights file is; ``net`` is what was loaded from it."""
+    sha256 = file_sha256(path)
+    origin = net.about.source
+    name = origin.net if origin else ""
+    release = known_release(sha256)
+    known_as = release.name if release else None
+    if release is None and origin is not None and origin.sha256 is not None:
+        release = known_release(origin.sha256)
+        how = f" ({origin.derived})" if origin.derived else ""
+        known_as = f"converted from {release.name}{how}" if release else None
+    return Weights(Source(os.fspath(path), sha256, known_as), release, RANDOM_MARK in name)
+
+
+def weights_warnings(weights: Weights, dataset: str) -> list[str]:
+    """Warn of weights that are no released ones, where a released dataset is tested."""
+    if weights.random or weights.release is not None or dataset not in PUBLISHED:
+        return []
+    return [
+        f"unknown weights: {weights.source.name} is none of the released files"
+        f" (SHA-256 {weights.source.sha256}), so the published figure is not of them"
+    ]
+
+
+def partition_source(pictures: LabelledPictures) -> Source:
+    """The list that was read, with its checksum."""
+    return Source(pictures.title, pictures.sha256, pictures.release.name if pictures.release else None)
+
+
+def partition_warnings(
+    pictures: LabelledPictures, dataset: str, weights: Weights, protocol: Protocol, reads: int
+) -> list[str]:
+    """Warn of a list that is not the dataset's, that the weights have seen, or that begins with one class."""
+    found: list[str] = []
+    if dataset in PUBLISHED:
+        expected = f"{dataset}-val"
+        release = pictures.release
+        if release is None:
+            found.append(
+                f"wrong partition: {pictures.title} is not the released {expected} (its list has SHA-256"
+                f" {pictures.sha256})"
+            )
+        elif release.name != expected:
+            found.append(f"wrong partition: {pictures.title} is the released {release.name}, not {expected}")
+    contaminated = warn_contaminated(weights.release, pictures.release)
+    if contaminated:
+        found.append(f"contaminated: {contaminated}")
+    if protocol.batches is not None:
+        labels = pictures.labels[:reads]
+        if len(np.unique(labels)) == 1 and len(np.unique(pictures.labels)) == 2:
+            found.append(
+                f"one class: the first {len(labels):,} pictures all have label {labels[0]}, so this is"
+                " the recall of one class and no accuracy; run `full`"
+            )
+        if len(pictures) < reads:
+            found.append(
+                f"wrapped: {reads:,} pictures are read of a list of {len(pictures):,}, some more than once"
+            )
+    return found
+
+
+def choose_mean(
+    dataset: str,
+    protocol: Protocol,
+    weights: Weights,
+    path: str | os.PathLike[str] | None = None,
+    values: tuple[float, ...] = (),
+) -> tuple[Mean, Source | None, list[str]]:
+    """The mean to take off, where it is from, and warnings.
+
+    It is ``path`` or ``values``, or else the released mean file of the weights' training set (of ``dataset``
+    where that is unknown), if it was fetched. Raises IlgnetError if there is none.
+    """
+    if values:
+        if path is not None:
+            raise IlgnetError("give --mean or --mean-value, not both")
+        unlike = "wrong mean file: none, but the channel means that were given"
+        return Mean(values=values), None, [unlike] if dataset in PUBLISHED else []
+    expected = _expected_mean(dataset, weights)
+    if path is None and expected is None:
+        raise IlgnetError("no mean: give --mean FILE or --mean-value B,G,R (0 for none)")
+    if path is None:
+        assert expected is not None
+        released = default_folder() / Path(expected.path)
+        if not released.is_file():
+            if protocol.whole:
+                channels = AVA_CHANNEL_MEANS[expected.name.removesuffix("-mean").upper()]
+                return Mean(values=channels), None, []
+            raise IlgnetError(
+                f"{released}: the mean file is not there; `ilgnet data get {expected.name}`,"
+                " or give --mean FILE"
+            )
+        path = released
+    sha256 = file_sha256(path)
+    known = known_release(sha256)
+    source = Source(os.fspath(path), sha256, known.name if known else None)
+    warnings = []
+    if expected is not None and known != expected:
+        what = f"the released {known.name}" if known else "no released mean file"
+        warnings.append(f"wrong mean file: {path} is {what}; the weights go with {expected.name}")
+    return Mean(read_mean(path)), source, warnings
+
+
+def _expected_mean(dataset: str, weights: Weights) -> Release | None:
+    """A mean goes with the training list: that of the weights, if it is known."""
+    trained_on = weights.release.trained_on if weights.release else None
+    name = trained_on.removesuffix("-train") if trained_on else dataset
+    return find_release(f"{name}-mean") if name in PUBLISHED else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    import cv2
+    import torch
+
+    return {
+        "ilgnet_repro": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": str(np.__version__),
+        "opencv": str(cv2.__version__),
+        "machine": platform.machine(),
+    }

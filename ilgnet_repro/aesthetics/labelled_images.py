@@ -1,0 +1,142 @@
+"""Labelled pictures for a test, from a list and a folder or from an LMDB, by row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import DataError, IlgnetError
+from ..reading.datum import datum_picture
+from ..reading.image_list import ImageList, picture_path
+from ..reading.lmdb_read import LmdbReader, key_text, split_key
+from .releases import Release, default_folder, find_release, known_release
+
+
+class LabelledPictures(Protocol):
+    """Rows of a two-class set, ``names`` and ``labels`` by row; ``release`` is the released list it is."""
+
+    labels: np.ndarray
+    title: str
+    order: str
+    sha256: str
+    release: Release | None
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def picture(self, row: int) -> str | np.ndarray:
+        """The path of a row's picture, or the picture: uint8 (height, width, 3) in BGR."""
+        ...
+
+
+class ListedPictures:
+    """The rows of a list file, their pictures under ``root``. Raises DataError for a label but 0 and 1."""
+
+    order = "as given"
+
+    def __init__(self, list_file: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> None:
+        rows = ImageList(list_file)
+        if not len(rows):
+            raise DataError(f"{list_file}: no rows; write `path label` lines")
+        self.names, labels = zip(*rows, strict=True)
+        self.labels = _two_classes(np.array(labels, np.int64), self.names, str(list_file))
+        self.root = os.fspath(root)
+        self.title = str(list_file)
+        self.sha256 = rows.digest()
+        self.release = known_release(self.sha256)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, row: int) -> str:
+        return picture_path(self.root, self.names[row])
+
+
+class StoredPictures:
+    """The rows of a Caffe LMDB in key order, which is how Caffe reads it.
+
+    Its list is written out again from keys and labels: a database made of a released list is known by it.
+    """
+
+    def __init__(self, database: str | os.PathLike[str]) -> None:
+        self._reader = LmdbReader(database)
+        names, labels = [], []
+        for key, head in self._reader.heads():
+            names.append(_name(key))
+            labels.append(head.label)
+        if not names:
+            raise DataError(f"{database}: has no rows; build it again")
+        self.names = tuple(names)
+        self.labels = _two_classes(np.array(labels, np.int64), self.names, str(database))
+        self.title = str(database)
+        text = "\n".join(f"{name} {label}" for name, label in zip(names, labels, strict=True)).encode(
+            "utf-8", "surrogateescape"
+        )
+        # The released lists have no line break behind the last row.
+        digests = [hashlib.sha256(text).hexdigest(), hashlib.sha256(text + b"\n").hexdigest()]
+        self.sha256 = next((digest for digest in digests if known_release(digest)), digests[1])
+        self.release = known_release(self.sha256)
+        self.order = "as given" if self.release else "in the database's order"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, row: int) -> np.ndarray:
+        stored = self._reader[row]
+        datum = stored.datum()
+        # A grey file is read in colour; raw pixels are what they are.
+        picture = datum_picture(datum, key_text(stored.key), True if datum.encoded else None)
+        return picture.transpose(1, 2, 0)
+
+
+def _name(key: bytes) -> str:
+    try:
+        return split_key(key)[1]
+    except DataError:
+        return key_text(key)
+
+
+def _two_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{where}: {names[row]} has label {labels[row]}; a two-class list has 0 (low) and 1 (high)"
+        )
+    return labels
+
+
+def open_pictures(
+    dataset: str,
+    *,
+    pictures: str | os.PathLike[str] | None = None,
+    list_file: str | os.PathLike[str] | None = None,
+    database: str | os.PathLike[str] | None = None,
+) -> LabelledPictures:
+    """The pictures that the caller names: an LMDB, or a list with the folder its paths start from.
+
+    Without a list it is the released val list of ``dataset``, if it was fetched. Raises IlgnetError for a
+    choice that names no pictures, or too many.
+    """
+    if database is not None:
+        if list_file is not None or pictures is not None:
+            raise IlgnetError("an LMDB holds list and pictures: leave out --list and --pictures")
+        return StoredPictures(database)
+    if list_file is not None:
+        return ListedPictures(list_file, pictures or "")
+    if pictures is None:
+        raise IlgnetError("no pictures: give --pictures FOLDER, --list LIST or --lmdb DB")
+    if dataset not in ("ava1", "ava2"):
+        raise IlgnetError(f"{pictures}: give the labels too, with --list LIST")
+    released = default_folder() / Path(find_release(f"{dataset}-val").path)
+    if not released.is_file():
+        raise IlgnetError(
+            f"{released}: the released list is not there; `ilgnet data get {dataset}-val`,"
+            " or give --list LIST"
+        )
+    return ListedPictures(released, pictures)

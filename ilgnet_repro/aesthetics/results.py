@@ -1,0 +1,213 @@
+"""What a test run leaves behind: per-picture and per-batch results with everything that led to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files as strict_json
+from ..errors import FormatError
+from ..files import atomic_file
+from .metrics import is_correct
+
+
+@dataclass(frozen=True, eq=False)
+class PictureResult:
+    """One row a picture, N rows, in the order in which they were read.
+
+    ``names`` (N,) str, ``labels`` (N,) int64 of 0 and 1, ``probability`` (N,) float64 of index 1, ``loss``
+    (N,) float64, ``mean_score`` (N,) float64 with NaN where unknown, or None where none is known.
+    Raises FormatError if the lengths differ or a value is out of range.
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    probability: np.ndarray
+    loss: np.ndarray
+    mean_score: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"names": np.str_, "labels": np.int64, "probability": np.float64, "loss": np.float64}
+        if self.mean_score is not None:
+            kinds["mean_score"] = np.float64
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, np.asarray(getattr(self, name), kind))
+            if getattr(self, name).shape != (len(self.names),):
+                raise FormatError(
+                    f"picture results: {len(self.names)} names but {name} of shape"
+                    f" {getattr(self, name).shape}; give one value a picture"
+                )
+        if not np.isin(self.labels, (0, 1)).all():
+            raise FormatError("picture results: a label is neither 0 nor 1; only two-class lists have one")
+        if not ((self.probability >= 0) & (self.probability <= 1)).all():
+            raise FormatError("picture results: a probability lies outside [0, 1]; check the net's output")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PictureResult):
+            return NotImplemented
+        return all(
+            (mine is None and theirs is None)
+            or (mine is not None and theirs is not None and np.array_equal(mine, theirs, equal_nan=exact))
+            for mine, theirs, exact in (
+                (self.names, other.names, False),
+                (self.labels, other.labels, False),
+                (self.probability, other.probability, True),
+                (self.loss, other.loss, True),
+                (self.mean_score, other.mean_score, True),
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which answers are right, (N,) bool, ties wrong as in Caffe."""
+        return is_correct(self.probability, self.labels)
+
+
+def _batch(values: Mapping[str, Any]) -> BatchRow:
+    loss = values.get("loss")
+    return BatchRow(
+        **{**values, "loss": None if loss is None else float(loss)}
+    )  # "NaN" is a string in the file
+
+
+EXACT = "the exact net"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file the run depended on; ``known_as`` names the released file its checksum belongs to, if any."""
+
+    name: str
+    sha256: str | None = None
+    known_as: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One batch: pictures in it, how many were answered right, and the batch's mean loss."""
+
+    index: int
+    size: int
+    correct: int
+    loss: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.size
+
+
+def is_run(path: Path) -> bool:
+    """Whether a file is a run's result."""
+    values = json.loads(path.read_bytes())
+    return isinstance(values, dict) and values.keys() >= {"protocol", "dataset", "weights", "pictures"}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run. ``dataset`` is ``ava1``, ``ava2`` or any other name; ``elapsed`` is in seconds.
+
+    ``batches`` follow the protocol, and may count a picture twice where the list wraps; ``pictures`` hold
+    each picture once. ``list_order`` says in what order the rows were read, ``computed`` in what form the
+    net ran and how far that is from the exact one.
+    """
+
+    protocol: str
+    dataset: str
+    weights: Source
+    random_weights: bool
+    partition: Source
+    mean: Source | None
+    preprocessing: str
+    batch_size: int
+    batches: tuple[BatchRow, ...]
+    pictures: PictureResult
+    list_order: str = "as given"
+    warnings: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    computed: str = EXACT
+    command: str = ""
+    elapsed: float = 0.0
+
+    @property
+    def correct(self) -> int:
+        """Right answers as the protocol counts them, summed over the batches."""
+        return sum(batch.correct for batch in self.batches)
+
+    @property
+    def count(self) -> int:
+        """Pictures as the protocol counts them: the accuracy's denominator."""
+        return sum(batch.size for batch in self.batches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold; NaN mean scores become None."""
+        values = {name: getattr(self, name) for name in (f.name for f in dataclasses.fields(self))}
+        scores = self.pictures.mean_score
+        return values | {
+            "weights": dataclasses.asdict(self.weights),
+            "partition": dataclasses.asdict(self.partition),
+            "mean": dataclasses.asdict(self.mean) if self.mean else None,
+            "batches": [dataclasses.asdict(batch) for batch in self.batches],
+            "pictures": {
+                "names": self.pictures.names.tolist(),
+                "labels": self.pictures.labels.tolist(),
+                "probability": self.pictures.probability.tolist(),
+                "loss": self.pictures.loss.tolist(),
+                "mean_score": None
+                if scores is None
+                else [None if math.isnan(score) else score for score in scores.tolist()],
+            },
+            "warnings": list(self.warnings),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], file: str = "<run>") -> RunResult:
+        """The run that ``to_dict`` described; raises FormatError naming what is missing or wrong."""
+        try:
+            pictures = dict(values["pictures"])
+            if pictures.get("mean_score") is not None:
+                pictures["mean_score"] = [
+                    math.nan if score is None else score for score in pictures["mean_score"]
+                ]
+            return cls(
+                **{
+                    **values,
+                    "weights": Source(**values["weights"]),
+                    "partition": Source(**values["partition"]),
+                    "mean": Source(**values["mean"]) if values["mean"] else None,
+                    "batches": tuple(map(_batch, values["batches"])),
+                    "pictures": PictureResult(**pictures),
+                    "warnings": tuple(values["warnings"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file}: not a run's result ({error}); write it with `ilgnet test`") from error
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the run as JSON, whole or not at all."""
+        with atomic_file(path, "w") as file:
+            file.write(strict_json.dumps(self.to_dict()))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RunResult:
+        """Read what ``write`` wrote; raises FormatError if it is anything else."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result") from error
+        if not isinstance(values, dict):
+            raise FormatError(f"{path}: holds no JSON object; give a run's result")
+        return cls.from_dict(values, str(path))

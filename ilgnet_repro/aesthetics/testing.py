@@ -1,0 +1,243 @@
+"""`ilgnet test`: a protocol run on a weights file, with all that its result needs to be understood."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import files as strict_json
+from ..errors import IlgnetError
+from ..files import atomic_file, check_outputs, check_replaced, starts_with
+from ..runtime.fast import FastNet
+from ..runtime.runnable import Runnable
+from .context import (
+    choose_mean,
+    identify_weights,
+    partition_source,
+    partition_warnings,
+    versions,
+    weights_warnings,
+)
+from .journal import Journal, is_journal
+from .labelled_images import LabelledPictures
+from .protocol_run import run_protocol, scorer
+from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
+from .results import RunResult, is_run
+from .scores import read_scores
+from .tables import COLUMNS, csv_line, write_table
+
+JOURNAL = "journal.csv"
+_COMPARED = 16  # pictures that the fast path is held against the exact net on
+_NAMED = 5  # how many pictures that could not be read are named in the warning
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test to run. ``dataset`` is ava1, ava2, or a name for other two-class pictures.
+
+    ``batch_size`` and ``batches`` default to the protocol's; ``mean_values`` are in BGR; ``scores`` is a file
+    of mean scores as `ilgnet partition --scores` writes it; ``table`` is csv or parquet.
+    """
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    dataset: str
+    protocol: Protocol
+    pictures: LabelledPictures
+    mean: str | os.PathLike[str] | None = None
+    mean_values: tuple[float, ...] = ()
+    resize: int = RESIZE
+    batch_size: int | None = None
+    batches: int | None = None
+    scores: str | os.PathLike[str] | None = None
+    strict: bool = False
+    workers: int | None = None
+    table: str = "csv"
+    command: str = ""
+    notes: tuple[str, ...] = ()  # of the net: layers that its weights file lacked
+
+    @property
+    def size(self) -> int:
+        """Pictures in a batch."""
+        return self.batch_size or BATCH_SIZES.get(self.dataset, OTHER_BATCH_SIZE)
+
+    @property
+    def count(self) -> int | None:
+        """How many batches are read, or None for each picture once."""
+        return self.batches if self.batches is not None else self.protocol.batches
+
+    @property
+    def reads(self) -> int:
+        """How many pictures are read, if all of them can be."""
+        return len(self.pictures) if self.count is None else self.count * self.size
+
+
+def run_test(
+    test: Test,
+    net: Runnable,
+    weights: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda done: None,
+) -> RunResult:
+    """Run a test; write run.json, pictures.csv and, where pictures could not be read, bad.txt into ``out``.
+
+    ``net`` holds ``weights``. With ``resume`` a run
+    that was interrupted goes on from its journal, and gives what it would have given. Raises IlgnetError in
+    one line.
+    """
+    started = time.monotonic()
+    protocol = test.protocol
+    if protocol.batches is None and test.batches is not None:
+        raise IlgnetError(
+            f"protocol {protocol.name} reads every picture once; leave out --batches, or use published"
+        )
+    known = identify_weights(weights, net)
+    mean, mean_source, warnings = choose_mean(test.dataset, protocol, known, test.mean, test.mean_values)
+    warnings += weights_warnings(known, test.dataset)
+    warnings += partition_warnings(test.pictures, test.dataset, known, protocol, test.reads)
+    warnings += _departures(test)
+    warnings += test.notes
+    preparation = Preparation(protocol, _side(net), mean, test.resize)
+    folder = Path(out)
+    _check_folder(folder, test, weights)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IlgnetError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+    partition = partition_source(test.pictures)
+    journal_file = folder / JOURNAL
+    if not resume:
+        journal_file.unlink(missing_ok=True)
+    key = _key(
+        known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
+        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
+    )  # fmt: skip
+    with Journal(journal_file, key) as journal:
+        outcome = run_protocol(
+            scorer(net, device), test.pictures, preparation, test.size,
+            batches=test.count, journal=journal, mean_score=_mean_scores(test.scores), strict=test.strict,
+            workers=test.workers, progress=progress,
+        )  # fmt: skip
+    if outcome.bad:
+        warnings.append(_about(outcome.bad, folder / "bad.txt"))
+    result = RunResult(
+        protocol=protocol.name,
+        dataset=test.dataset,
+        weights=known.source,
+        random_weights=known.random,
+        partition=partition,
+        mean=mean_source,
+        preprocessing=preparation.describe(),
+        computed=_how_computed(net, preparation, test.pictures, outcome.pictures.names),
+        batch_size=test.size,
+        batches=outcome.batches,
+        pictures=outcome.pictures,
+        list_order=test.pictures.order,
+        warnings=tuple(warnings),
+        versions=versions(),
+        command=test.command,
+        elapsed=time.monotonic() - started,
+    )
+    _write(result, outcome.bad, folder, test.table)
+    journal_file.unlink()
+    return result
+
+
+def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:
+    """Raise IlgnetError where a file in ``folder`` that the run would replace is an input or not a run's."""
+    names = ("run.json", f"pictures.{test.table}", "bad.txt", JOURNAL)
+    inputs = [weights, test.mean, test.scores, test.pictures.title]
+    check_outputs([folder / name for name in names], inputs)
+    is_ours: dict[str, Callable[[Path], bool]] = {
+        "run.json": is_run,
+        "pictures.csv": starts_with(csv_line(COLUMNS).encode()),
+        "bad.txt": lambda path: b"\t" in path.read_bytes().partition(b"\n")[0] and _holds_run(folder),
+        JOURNAL: is_journal,
+    }
+    for name in names:
+        check_replaced(
+            folder / name, is_ours.get(name, lambda path: _holds_run(folder)), "`ilgnet test`",
+            "give another --out",
+        )  # fmt: skip
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run's result, or what a run that was interrupted left."""
+    run, journal = folder / "run.json", folder / JOURNAL
+    return (run.is_file() and is_run(run)) or (journal.is_file() and is_journal(journal))
+
+
+def _how_computed(
+    net: Runnable, preparation: Preparation, pictures: LabelledPictures, names: np.ndarray
+) -> str:
+    """The net's form and, where it is not the exact one, how far that is off on the first of the pictures."""
+    if not isinstance(net, FastNet):
+        return net.form
+    rows = {name: row for row, name in enumerate(pictures.names)}
+    first = [preparation.one(pictures.picture(rows[name])) for name in names[:_COMPARED].tolist()]
+    view = torch.from_numpy(next(iter(preparation.views(np.stack(first)))))
+    most = max(net.deviation({net.inputs_for(net.outputs)[0]: view}).values())
+    return f"{net.form}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} pictures"
+
+
+def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
+    write_table(folder / f"pictures.{table}", result.pictures)
+    (folder / "bad.txt").unlink(missing_ok=True)
+    if bad:
+        with atomic_file(folder / "bad.txt", "w") as file:
+            file.writelines(f"{name}\t{reason}\n" for name, reason in bad)
+    result.write(folder / "run.json")
+
+
+def _side(net: Runnable) -> int:
+    name = net.image_input()
+    shape = net.shapes[name]
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] is None:
+        raise IlgnetError(f"input {name!r} is {shape}; colour pictures of a square crop are needed (N,3,S,S)")
+    return shape[2]
+
+
+def _departures(test: Test) -> list[str]:
+    """Say where a run called `published` is not what was published."""
+    if test.protocol.batches is None or test.dataset not in BATCH_SIZES:
+        return []
+    usual = (test.protocol.batches, BATCH_SIZES[test.dataset])
+    if (test.count, test.size) == usual:
+        return []
+    return [f"not as published: {test.count} batches of {test.size} instead of {usual[0]} of {usual[1]}"]
+
+
+def _mean_scores(file: str | os.PathLike[str] | None) -> Callable[[str], float]:
+    if file is None:
+        return lambda name: math.nan
+    table = read_scores(file)
+    of_id = dict(zip(table.ids.tolist(), table.means.tolist(), strict=True))
+
+    def score(name: str) -> float:
+        stem = Path(name).stem
+        return of_id.get(int(stem), math.nan) if stem.isdecimal() else math.nan
+
+    return score
+
+
+def _about(bad: tuple[tuple[str, str], ...], file: Path) -> str:
+    names = ", ".join(name for name, _ in bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
+    were = "picture was" if len(bad) == 1 else "pictures were"
+    return f"left out: {len(bad):,} {were} missing or broken: {names}; {file} has all with the reason"
+
+
+def _key(*parts: Any) -> str:
+    """A digest of all that the rows of a run depend on."""
+    return hashlib.sha256(strict_json.dumps([str(part) for part in parts]).encode()).hexdigest()

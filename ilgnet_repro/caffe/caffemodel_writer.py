@@ -1,0 +1,130 @@
+"""Writing weights files field by field, so that no second copy of the weights is ever made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from google.protobuf.message import Message
+
+from ..errors import WeightsError, shown
+from ..files import atomic_file
+from ..schema import caffe_pb2
+from . import wire
+from .blob import blob_chunks
+
+_FIRST_FORK_NUMBER = 20_000
+
+
+def write_caffemodel(
+    path: str | os.PathLike[str],
+    net: caffe_pb2.NetParameter,
+    blobs: Mapping[str, Sequence[np.ndarray]],
+    *,
+    legacy: bool = False,
+) -> None:
+    """Write ``net`` with ``blobs`` (arrays by layer name) as Caffe serialises it; whole or not at all.
+
+    Fields of forks are left out, because their binary numbers here are private.  A layer that ``blobs``
+    does not name keeps the blobs it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width.
+    The same net and arrays give the same bytes.  Raises WeightsError for a name no layer of ``net`` has
+    and for a net without a required field.
+    """
+    where = Path(path).name
+    layers = [(100, 7, layer) for layer in net.layer] + [(2, 6, layer) for layer in net.layers]
+    check_layers(net, blobs, where)
+    if not net.IsInitialized():
+        raise WeightsError(f"{where}: the net lacks {net.FindInitializationErrors()[0]}; set it")
+    outside = caffe_pb2.NetParameter()
+    outside.CopyFrom(net)
+    outside.ClearField("layer")
+    outside.ClearField("layers")
+    strip_fork_fields(outside)
+    with atomic_file(path) as file:
+        # In number order: name (1), layers (2), the other net fields (3 to 8), layer (100).
+        head, tail = split_behind(outside.SerializeToString(deterministic=True), 2)
+        file.write(head)
+        _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where)
+        file.write(tail)
+        _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where)
+
+
+def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
+    """Raise WeightsError for blobs of a layer that ``net`` lacks, or that two of its layers would get.
+
+    Layers of one name are told apart by their rules: of those with the same ones, each would be given the blobs.
+    """
+    layers = [*net.layer, *net.layers]
+    missing = sorted(set(blobs) - {layer.name for layer in layers})
+    if missing:
+        raise WeightsError(
+            f"{where}: weights for layer {shown(missing[0])}, which the net lacks; rename or drop them"
+        )
+    seen: set[tuple[str, bytes]] = set()
+    for layer in layers:
+        if not blobs.get(layer.name):
+            continue
+        rules = caffe_pb2.LayerParameter(include=layer.include, exclude=layer.exclude)
+        key = layer.name, rules.SerializeToString(deterministic=True)
+        if key in seen:
+            what = f"are named {shown(layer.name)}" if layer.name else "have no name"
+            raise WeightsError(
+                f"{where}: two layers {what}; weights are stored by layer name, so give each layer a name of "
+                "its own"
+            )
+        seen.add(key)
+
+
+def _write_layers(
+    file: IO[bytes],
+    layers: list,
+    blobs: Mapping[str, Sequence[np.ndarray]],
+    legacy: bool,
+    where: str,
+) -> None:
+    for number, blob_number, layer in layers:
+        copy = type(layer)()
+        copy.CopyFrom(layer)
+        strip_fork_fields(copy)
+        arrays = blobs.get(layer.name, ())
+        if layer.name in blobs:
+            copy.ClearField("blobs")
+        head, tail = split_behind(copy.SerializeToString(deterministic=True), blob_number)
+        pieces = [
+            blob_chunks(np.asarray(array), legacy, f"{where}: layer {shown(layer.name)}, blob {index}")
+            for index, array in enumerate(arrays)
+        ]
+        size = len(head) + len(tail)
+        size += sum(len(wire.encode_header(blob_number, length)) + length for length, _ in pieces)
+        file.write(wire.encode_header(number, size) + head)
+        for length, chunks in pieces:
+            write_blob_field(file, blob_number, length, chunks)
+        file.write(tail)
+
+
+def write_blob_field(file: IO[bytes], number: int, length: int, chunks: Iterator[bytes | memoryview]) -> None:
+    """Write one BlobProto field whose pieces `blob_chunks` made."""
+    file.write(wire.encode_header(number, length))
+    for chunk in chunks:
+        file.write(chunk)
+
+
+def split_behind(data: bytes, number: int) -> tuple[bytes, bytes]:
+    """Split a serialised message behind its fields of numbers up to ``number``."""
+    for item in wire.fields(data, 0, len(data), "message"):
+        if item.number > number:
+            return data[: item.tag], data[item.tag :]
+    return data, b""
+
+
+def strip_fork_fields(message: Message) -> None:
+    """Clear every field of this package's private numbers, at any depth, in place."""
+    for descriptor, value in message.ListFields():
+        if descriptor.number >= _FIRST_FORK_NUMBER:
+            message.ClearField(descriptor.name)
+        elif descriptor.message_type is not None:
+            for inner in (value,) if isinstance(value, Message) else value:
+                strip_fork_fields(inner)

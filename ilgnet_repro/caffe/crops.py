@@ -1,0 +1,232 @@
+"""The offsets of Crop layers that state none: BVLC's rule is 0, that of forks (FCN, HED) follows from the layers.
+
+A fork's Crop walks back from its two bottoms through first bottoms to the nearest blob both come from, and works out
+by which offset the two then lie on each other (python/caffe/coord_map.py of Caffe 1.0 computes the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from ..errors import GraphError, LayerError
+from ..schema import V1_CROP_MARK
+from ..schema import caffe_pb2 as pb
+from .phase_rules import is_included, net_state
+
+RULES = ("geometry", "bvlc")
+# A position x of the bottom is a * x + b of the top, for rows and columns.
+Map = tuple[tuple[Fraction, Fraction], ...]
+_SAME: Map = ((Fraction(1), Fraction(0)),) * 2
+
+# Layers whose top lies on their bottom, value on value.
+_ALIGNED = {
+    *(
+        "AbsVal",
+        "ArgMax",
+        "BN",
+        "BNLL",
+        "BatchNorm",
+        "Bias",
+        "Clip",
+        "Concat",
+        "Dropout",
+        "ELU",
+        "Eltwise",
+        "Exp",
+    ),
+    *(
+        "LRN",
+        "Log",
+        "MVN",
+        "Normalize",
+        "PReLU",
+        "Power",
+        "ReLU",
+        "ReLU6",
+        "Scale",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+    ),
+    *("Split", "Swish", "TanH", "Threshold"),
+}
+
+
+class _NoMapError(Exception):
+    """The two bottoms cannot be aligned: the fork would stop there."""
+
+
+def place_crops(
+    net: pb.NetParameter,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    crop: str | None = None,
+    notes: list[str] | None = None,
+    faults: list[LayerError] | None = None,
+) -> pb.NetParameter:
+    """Return ``net`` (modern form) with the offset of every Crop of a state that needs one written in its text.
+
+    A Crop with `crop_param` is BVLC's; a V1 one is a fork's; of others ``crop`` ("geometry" or "bvlc") decides.
+    Without it a Crop for which the two rules differ is refused.  Raises LayerError, and GraphError for
+    another ``crop``; with ``faults`` goes on past a Crop at fault, with an offset of 0.
+    """
+    if crop not in (None, *RULES):
+        raise GraphError(f"crop {crop!r} is unknown; use {' or '.join(RULES)}")
+    if not any(layer.type == "Crop" and _is_open(layer) for layer in net.layer):
+        return net
+    state = net_state(phase, level, (*net.state.stage, *stages))
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    layers: list[pb.LayerParameter] = []
+    for layer in result.layer:
+        if not is_included(layer, state):
+            continue
+        if layer.type == "Crop" and _is_open(layer):
+            try:
+                _place(layer, layers, crop, notes if notes is not None else [])
+            except LayerError as error:
+                if faults is None:
+                    raise
+                faults.append(error)
+                layer.crop_param.offset.append(0)
+        layers.append(layer)
+    return result
+
+
+def _is_open(layer: pb.LayerParameter) -> bool:
+    return not layer.HasField("crop_param") and len(layer.bottom) == 2
+
+
+def _place(
+    layer: pb.LayerParameter, before: Sequence[pb.LayerParameter], crop: str | None, notes: list[str]
+) -> None:
+    kept = [field for field in layer.fork_field if field.path != V1_CROP_MARK]
+    is_v1 = len(kept) < len(layer.fork_field)
+    del layer.fork_field[:]
+    layer.fork_field.extend(kept)
+    rule = crop or ("geometry" if is_v1 else None)
+    if rule == "bvlc":
+        layer.crop_param.offset.append(0)
+        return
+    try:
+        offsets = _offsets(layer, before)
+    except _NoMapError as error:
+        if rule is None:  # no fork could run it
+            return
+        raise LayerError(
+            layer.name, layer.type, f"states no offset, and the layers give none: {error}; "
+            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (--crop bvlc)",
+        ) from None  # fmt: skip
+    shown = ", ".join(map(str, offsets))
+    if rule is None:
+        if any(offsets):
+            stated = " ".join(f"offset: {offset}" for offset in offsets)
+            raise LayerError(
+                layer.name, layer.type, f"states no offset: it is 0 in BVLC's Caffe and {shown} in the forks (FCN, HED) "
+                "that find it from the layers; choose by --crop bvlc or --crop geometry, or write "
+                f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}",
+            )  # fmt: skip
+        return
+    layer.crop_param.offset.extend(offsets)
+    notes.append(
+        f"{layer.name} (Crop): its offset, {shown}, was found from the layers, as in the forks (FCN, HED)"
+    )
+
+
+def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> tuple[int, ...]:
+    # A blob's first writer: layers in place after it move nothing.
+    writers: dict[str, pb.LayerParameter] = {}
+    for other in before:
+        for top in other.top:
+            writers.setdefault(top, other)
+    whole, like = layer.bottom
+    path = [whole, *_back(whole, writers)]
+    shared = next((blob for blob in [like, *_back(like, writers)] if blob in path), None)
+    if shared is None:
+        raise _NoMapError(f"{whole!r} and {like!r} come from no one blob")
+    maps = []
+    for blob in (whole, like):
+        found = _SAME
+        while blob != shared:
+            found = _compose(found, _map_of(writers[blob]))
+            blob = writers[blob].bottom[0]
+        maps.append(found)
+    offsets = []
+    for scale, shift in _compose(maps[1], _inverse(maps[0])):
+        if scale != 1:
+            raise _NoMapError(f"{whole!r} and {like!r} differ in scale, by {float(scale):g}")
+        if shift > 0 or shift.denominator != 1:
+            raise _NoMapError(f"{like!r} would begin {float(-shift):g} values into {whole!r}")
+        offsets.append(-int(shift))
+    return tuple(offsets)
+
+
+def _back(blob: str, writers: Mapping[str, pb.LayerParameter]) -> list[str]:
+    """Return the blobs on the way back through first bottoms."""
+    found: list[str] = []
+    while blob in writers and writers[blob].bottom and writers[blob].bottom[0] not in found:
+        blob = writers[blob].bottom[0]
+        found.append(blob)
+    return found
+
+
+def _compose(left: Map, right: Map) -> Map:
+    return tuple((a * c, a * d + b) for (a, b), (c, d) in zip(left, right, strict=True))
+
+
+def _inverse(map_: Map) -> Map:
+    return tuple((1 / a, -b / a) for a, b in map_)
+
+
+def _map_of(layer: pb.LayerParameter) -> Map:
+    if layer.type in _ALIGNED:
+        return _SAME
+    if layer.type in (
+        "Convolution",
+        "DepthwiseConvolution",
+        "ConvolutionDepthwise",
+        "Deconvolution",
+        "Im2col",
+    ):
+        windows = _filter(layer, layer.convolution_param, "kernel_size", "kernel")
+        return windows if layer.type == "Deconvolution" else _inverse(windows)
+    if layer.type == "Pooling" and not layer.pooling_param.global_pooling:
+        return _inverse(_filter(layer, layer.pooling_param, "kernel_size", "kernel"))
+    if layer.type == "Crop":
+        return _crop_map(layer)
+    raise _NoMapError(f"{layer.name} ({layer.type}) lies between them")
+
+
+def _filter(
+    layer: pb.LayerParameter, param: pb.ConvolutionParameter | pb.PoolingParameter, square: str, pair: str
+) -> Map:
+    """A window's map: its stride, and how far the middle of the first window lies from the first value."""
+    axes = []
+    for index, side in enumerate("hw"):
+
+        def read(whole: str, half: str, default: int, index: int = index, side: str = side) -> int:
+            if param.HasField(f"{half}_{side}"):
+                return int(getattr(param, f"{half}_{side}"))
+            value = getattr(param, whole, default)
+            if isinstance(value, int):
+                return value if param.HasField(whole) else default
+            return int(value[index if len(value) > 1 else 0]) if len(value) else default
+
+        kernel, stride, pad = read(square, pair, 0), read("stride", "stride", 1), read("pad", "pad", 0)
+        dilations = getattr(param, "dilation", ())
+        dilation = dilations[index if len(dilations) > 1 else 0] if len(dilations) else 1
+        if kernel < 1 or stride < 1:
+            raise _NoMapError(f"{layer.name} ({layer.type}) states no kernel or stride")
+        axes.append((Fraction(stride), Fraction(dilation * (kernel - 1), 2) - pad))
+    return tuple(axes)
+
+
+def _crop_map(layer: pb.LayerParameter) -> Map:
+    first, offsets = layer.crop_param.axis, list(layer.crop_param.offset) or [0]
+    first += 4 if first < 0 else 0
+    stated = {axis: offsets[index if len(offsets) > 1 else 0] for index, axis in enumerate(range(first, 4))
+              if len(offsets) == 1 or index < len(offsets)}  # fmt: skip
+    return tuple((Fraction(1), -Fraction(stated.get(axis, 0))) for axis in (2, 3))

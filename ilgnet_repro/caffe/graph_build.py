@@ -1,0 +1,290 @@
+"""From a modern NetParameter to a Graph: layers chosen by state, in-place tops made unique."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import GraphError, LayerError
+from ..schema import caffe_pb2 as pb
+from .crops import place_crops
+from .dummy_inputs import feed_dummies
+from .fork_fields import check_net_fields, check_rule_fields, drop_fields
+from .graph import Graph, Node, Value, unused_name
+from .phase_rules import is_included, net_state, settle_rules
+from .shared_memory import (
+    Blob,
+    Memory,
+    gives_gradient_memory,
+    guarded_top,
+    in_place_tops,
+    shares_memory,
+    takes_gradient_memory,
+    writes,
+)
+
+
+def build_graph(
+    net: pb.NetParameter,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    crop: str | None = None,
+) -> Graph:
+    """Build the graph of ``net`` (modern form, see formats/upgrade.py) in a phase, level and stages.
+
+    Raises GraphError for a bottom nothing wrote, a cycle, a top that two layers write, or a field that no
+    schema lists outside the layers; the rules are those of Caffe's `Net::Init`.  ``crop`` is the rule for Crop
+    layers without an offset (crops.py).
+    """
+    stages = tuple(stages)
+    check_net_fields(net)
+    for layer in net.layer:
+        check_rule_fields(layer)
+    net = place_crops(net, phase, level=level, stages=stages, crop=crop)
+    # Caffe's `Net` takes the phase and level it is told, and adds the stages to those of the text.
+    state = net_state(phase, level, (*net.state.stage, *stages))
+    layers = [layer for layer in net.layer if is_included(layer, state)]
+    if not layers:
+        raise GraphError(f"net {net.name!r} has no layer in phase {phase}; check include rules and phase")
+    for layer in layers:
+        if not layer.type:
+            raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
+    walk = _Walk(layers, phase)
+    for index in range(len(layers)):
+        walk.add_layer(index)
+    walk.finish()
+    nodes = tuple(draft.node(phase) for draft in walk.drafts)
+    # Caffe keeps the blobs left over in a std::set, so its outputs come in byte order of their names.
+    outputs = tuple(sorted(walk.unread, key=lambda blob: blob.encode()))
+    return Graph(net.name, phase, nodes, outputs, _value_names(nodes), net)
+
+
+@dataclass
+class _Draft:
+    """A node whose tops are not all known yet, nor whether its gradient is lost."""
+
+    name: str
+    layer: pb.LayerParameter
+    bottoms: list[Value]
+    tops: list[Value] = field(default_factory=list)
+    made: bool = False
+    loses_gradient: bool = False
+
+    def node(self, phase: str) -> Node:
+        return Node(
+            self.name, self.layer.type, tuple(self.bottoms), tuple(self.tops),
+            phase, self.layer, self.made, self.loses_gradient,
+        )  # fmt: skip
+
+
+class _Walk:
+    """The layers one after the other, as Caffe's `Net::Init` goes through them, and what each blob then holds."""
+
+    def __init__(self, layers: list[pb.LayerParameter], phase: str) -> None:
+        self._layers, self._phase = layers, phase
+        self._names = _unique_names(layers)
+        self._params = Counter(param.name for layer in layers for param in layer.param if param.name)
+        self._blobs: dict[str, Blob] = {}
+        self._readers: dict[Value, list[_Draft]] = {}
+        self.drafts: list[_Draft] = []
+        self.unread: dict[str, None] = {}  # blob names nothing has consumed yet
+
+    def add_layer(self, index: int) -> None:
+        layer = self._layers[index]
+        for blob in layer.bottom:
+            if blob not in self._blobs:
+                raise GraphError(_missing_bottom(self._layers, index, blob))
+        draft = _Draft(self._names[index], layer, [self._refreshed(blob) for blob in layer.bottom])
+        self.drafts.append(draft)
+        for blob, value in zip(layer.bottom, draft.bottoms, strict=True):
+            self._readers.setdefault(value, []).append(draft)
+            self.unread.pop(blob, None)
+        in_place = in_place_tops(layer)
+        self._check_tops(draft, in_place)
+        shared = shares_memory(layer)
+        for position, blob in enumerate(layer.top):
+            self.unread[blob] = None
+            if position in in_place:
+                memory = self._blobs[blob].memory
+                if writes(layer, self._phase):
+                    self._check_write(draft, blob)
+                    memory.written += 1
+                    memory.last = Value(blob, draft.name)
+            elif shared:
+                memory = self._blobs[layer.bottom[0]].memory
+            else:
+                shared_name = any(self._params[param.name] > 1 for param in layer.param)
+                memory = Memory(guarded_top(layer, position, self._phase, shared_name))
+            draft.tops.append(self._write(blob, draft.name, memory))
+
+    def finish(self) -> None:
+        """Give every blob what its memory holds after the pass, and find the gradients that Caffe loses."""
+        for blob in list(self._blobs):
+            self._refreshed(blob)
+        for draft in self.drafts:
+            if takes_gradient_memory(draft.layer) and not draft.made:
+                self._cut_gradient(draft.bottoms[0])
+
+    # ------------------------------------------------------------------ blobs and their memory
+
+    def _write(self, blob: str, writer: str, memory: Memory) -> Value:
+        value = Value(blob, writer)
+        self._blobs[blob] = Blob(memory, value, memory.written)
+        return value
+
+    def _refreshed(self, blob: str) -> Value:
+        """Return what a blob holds now; a node is made where its memory was written under another name."""
+        known = self._blobs[blob]
+        if known.written == known.memory.written or known.memory.last is None:
+            return known.value
+        last, memory = known.memory.last, known.memory
+        name = unused_name(f"{blob}@{last.writer}", self._names)
+        self._names.append(name)
+        layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last.blob, blob], top=[blob])
+        self.drafts.append(_Draft(name, layer, [last, known.value], made=True))
+        self.drafts[-1].tops.append(self._write(blob, name, memory))
+        return self._blobs[blob].value
+
+    def _check_tops(self, draft: _Draft, in_place: list[int]) -> None:
+        layer = draft.layer
+        if len(set(layer.top)) < len(layer.top):
+            raise LayerError(
+                draft.name, layer.type, f"top {_repeated(layer.top)!r} is written twice by one layer"
+            )
+        for position, blob in enumerate(layer.top):
+            if blob not in self._blobs or position in in_place:
+                continue
+            if blob in layer.bottom:
+                raise LayerError(
+                    draft.name, layer.type,
+                    f"top {position} and bottom {list(layer.bottom).index(blob)} are both {blob!r}; Caffe writes in "
+                    "place only where both have the same position, so give the top another name",
+                )  # fmt: skip
+            raise GraphError(
+                f"{draft.name} ({layer.type}): top {blob!r} is already written by another layer; "
+                "give it another name, or name it as bottom too to write in place"
+            )
+
+    def _check_write(self, draft: _Draft, blob: str) -> None:
+        """Refuse to write a blob in place where Caffe refuses too, or where its result is no plain one."""
+        layer, memory = draft.layer, self._blobs[blob].memory
+        where = f"top {blob!r} is written in place"
+        if memory.guard:
+            raise LayerError(
+                draft.name, layer.type, f"{where}, but it is {memory.guard}; give the top another name"
+            )
+        same = [other for other in layer.bottom if self._blobs[other].memory is memory]
+        if len(same) > 1:
+            raise LayerError(
+                draft.name, layer.type,
+                f"{where}, but bottoms {', '.join(map(repr, same))} are one memory; give the top another name",
+            )  # fmt: skip
+        # Caffe puts a Split before two readers, so that the top's name is no longer the bottom's.  It makes no
+        # difference to the numbers unless other blobs lie in the same memory.
+        others = [reader.name for reader in self._readers[self._blobs[blob].value] if reader is not draft]
+        if not others:
+            return
+        sharers = [name for name, known in self._blobs.items() if known.memory is memory and name != blob]
+        if sharers:
+            raise LayerError(
+                draft.name, layer.type,
+                f"{where}, but {others[0]} reads it too and {sharers[0]!r} shares its memory; Caffe refuses this "
+                "(produced by multiple sources), so give the top another name",
+            )  # fmt: skip
+
+    def _cut_gradient(self, value: Value) -> None:
+        """Mark the layer whose gradient Caffe loses to one that reads ``value`` and replaces its gradient memory.
+
+        The top of a Reshape (a Concat of one bottom, a Slice to one top) has its bottom's gradient memory, so
+        such a layer does nothing in the backward pass.  A Flatten gives its bottom the memory of its own
+        top's gradient instead: what it would have handed on never comes to the Reshape's bottom.
+        """
+        makers = {top: draft for draft in self.drafts for top in draft.tops}
+        draft = makers[value]
+        while len(self._readers.get(value, ())) == 1:  # else a Split lies between, which copies
+            if not draft.made and value.blob in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
+                value = draft.bottoms[list(draft.layer.top).index(value.blob)]
+                draft = makers[value]
+                continue
+            draft.loses_gradient = draft.loses_gradient or gives_gradient_memory(draft.layer)
+            return
+
+
+def _unique_names(layers: list[pb.LayerParameter]) -> list[str]:
+    """The layers' names, the second of one name with #2 behind it, or the next number that no layer is called by."""
+    own = {layer.name for layer in layers}
+    names: dict[str, None] = {}
+    for layer in layers:
+        name, count = layer.name, 1
+        while name in names or (count > 1 and name in own):
+            count += 1
+            name = f"{layer.name}#{count}"
+        names[name] = None
+    return list(names)
+
+
+def _value_names(nodes: Iterable[Node]) -> dict[Value, str]:
+    """The name of every value (`Graph.names`)."""
+    nodes = list(nodes)
+    plain = {top.blob: top for node in nodes for top in node.tops}
+    plain |= {top.blob: top for node in nodes if not node.bottoms for top in node.tops}
+    taken = set(plain)
+    names = {}
+    for top in (top for node in nodes for top in node.tops):
+        names[top] = top.blob if plain[top.blob] == top else unused_name(f"{top.blob}@{top.writer}", taken)
+        taken.add(names[top])
+    return names
+
+
+def _repeated(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> str:
+    layer = layers[index]
+    where = f"{layer.name} ({layer.type}): bottom {blob!r}"
+    writers = [other for other in layers[index:] if blob in other.top]
+    if writers and writers[0] is layer:
+        return f"{where} is written only by this layer itself; an in-place layer needs a writer before it"
+    if writers:
+        return (
+            f"{where} is first written later, by {writers[0].name} ({writers[0].type}); "
+            "put that layer before this one, or break the cycle"
+        )
+    return f"{where} is written by no layer of this phase; check the name and the include rules"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a text leaves to the caller.
+
+    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the caller knows not
+    to matter; that of an unknown message stands for all that is in it.  A DummyData top with a shape in
+    ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the text leaves
+    it open: "bvlc" (0) or "geometry" (forks: from the layers).
+    """
+
+    phase: str = "TEST"
+    level: int = 0
+    stages: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    ignore_fields: tuple[str, ...] = ()
+    crop: str | None = None
+
+
+def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | None = None) -> Graph:
+    """Return the graph of an upgraded text; it keeps that text, with what was decided written into it.
+
+    What was decided is told in ``notes``.  Raises GraphError and LayerError, as `build_graph`.
+    """
+    phase, level, stages = choices.phase, choices.level, choices.stages
+    text = drop_fields(text, choices.ignore_fields)
+    if level or stages:
+        text = settle_rules(text, level, stages)
+    text = place_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
+    text = feed_dummies(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
+    return build_graph(text, phase, level=level, stages=stages)

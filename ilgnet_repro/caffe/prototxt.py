@@ -1,0 +1,69 @@
+"""Prototxts: nets and solvers as text, read into messages and written back.
+
+The reader follows protobuf's text format as Caffe 1.0 uses it, and keeps what it does not know
+(see textparser.py).  Nothing is upgraded here: that is upgrade.py's.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import FormatError, ParseError
+from ..files import map_file
+from ..schema import caffe_pb2
+from .kinds import Kind, encoding_of, expect, looks_like_text
+from .text_parser import M, parse_text
+from .text_writer import format_message
+
+__all__ = ["format_message", "parse_message", "parse_net", "parse_solver", "read_net", "read_solver"]
+
+_MAX_TEXT = 16 << 20
+_HEAD = 1024
+
+
+def parse_message(text: str, message_class: type[M], file: str = "<text>") -> M:
+    """Parse text into a message of any class of the schema.
+
+    Raises ParseError (``file:line:column: what; remedy``) for text that is not one.
+    """
+    if len(text) > _MAX_TEXT:
+        raise ParseError(f"{len(text):,} characters; no prototxt has over {_MAX_TEXT:,}", file=file)
+    return parse_text(text.removeprefix("\ufeff"), message_class, file)
+
+
+def parse_net(text: str, file: str = "<text>") -> caffe_pb2.NetParameter:
+    """Parse a net as it is written, of any generation and not upgraded."""
+    return parse_message(text, caffe_pb2.NetParameter, file)
+
+
+def parse_solver(text: str, file: str = "<text>") -> caffe_pb2.SolverParameter:
+    """Parse a solver as it is written, not upgraded."""
+    return parse_message(text, caffe_pb2.SolverParameter, file)
+
+
+def read_net(path: str | os.PathLike[str]) -> caffe_pb2.NetParameter:
+    """Read a net's prototxt as it is written.  Raises FormatError or ParseError."""
+    return parse_net(_read_text(path, Kind.PROTOTXT, "a net's prototxt"), os.fspath(path))
+
+
+def read_solver(path: str | os.PathLike[str]) -> caffe_pb2.SolverParameter:
+    """Read a solver's prototxt as it is written.  Raises FormatError or ParseError."""
+    return parse_solver(_read_text(path, Kind.SOLVER, "a solver's prototxt"), os.fspath(path))
+
+
+def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
+    name = Path(path).name
+    # In text without a known field, or damaged, the parser finds the place.
+    expect(path, kind, Kind.TEXT, Kind.UNKNOWN, what=what)
+    buffer = map_file(path)
+    if len(buffer) > _MAX_TEXT:
+        raise FormatError(f"{name}: {len(buffer):,} bytes; no prototxt has over {_MAX_TEXT:,}")
+    data = bytes(buffer)
+    encoding = encoding_of(data)
+    if encoding in ("utf-16", "utf-32"):
+        raise FormatError(f"{name}: text in {encoding.upper()}; save it as UTF-8")
+    if b"\0" in data or not looks_like_text(data[:_HEAD]):
+        raise FormatError(f"{name}: a binary file, not text; give the prototxt")
+    # Comments in another encoding harm nobody; a string in one is refused where it stands.
+    return data.decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,78 @@
+"""The words of protobuf's text format, found one at a time, each with its place in the text."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+
+from ..errors import ParseError, shown
+
+NAME, NUMBER, STRING, MARK, END = "name", "number", "string", "mark", "end"
+
+_MAX_WORD = 256  # longer names or numbers are nobody's; the limit keeps their copies small
+
+# Alternatives begin with different characters and repeat over disjoint sets: no backtracking.
+_TOKEN = re.compile(
+    r"""(?P<blank>[ \t\r\n\f\v]+|\#[^\n]*)
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<number>0[xX][0-9a-fA-F]+|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)
+    |(?P<string>"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\\\n]*(?:\\.[^'\\\n]*)*')
+    |(?P<mark>[][{}<>:;,-])""",
+    re.VERBOSE,
+)
+_WORD_CHARACTER = re.compile(r"[A-Za-z0-9_.]")
+
+
+class Tokens:
+    """A cursor over the tokens of a text: ``kind``, ``text`` and ``offset`` are the current one's."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._source, self._file = text, file
+        self._position = 0
+        self._lines: list[int] = []
+        self.kind, self.text, self.offset = END, "", 0
+        self.advance()
+
+    def advance(self) -> None:
+        """Go to the next token; at the end of the text ``kind`` is END and ``text`` empty."""
+        source, position = self._source, self._position
+        while True:
+            if position >= len(source):
+                self.kind, self.text, self.offset = END, "", len(source)
+                self._position = position
+                return
+            match = _TOKEN.match(source, position)
+            if match is None:
+                raise self._unreadable(position)
+            kind = match.lastgroup
+            if kind != "blank":
+                break
+            position = match.end()
+        self.kind, self.text, self.offset = kind or END, match.group(), position
+        self._position = end = match.end()
+        if kind == NUMBER and end < len(source) and _WORD_CHARACTER.match(source, end):
+            raise self.error(f"{shown(self.text + source[end])} is no number; put a blank between")
+        if kind in (NAME, NUMBER) and len(self.text) > _MAX_WORD:
+            raise self.error(f"a {kind} of {len(self.text):,} characters; use up to {_MAX_WORD}")
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column, both from 1, of an offset."""
+        if not self._lines:
+            self._lines = [0, *(match.end() for match in re.finditer("\n", self._source))]
+        line = bisect_right(self._lines, offset)
+        return line, offset - self._lines[line - 1] + 1
+
+    def error(self, message: str, offset: int | None = None) -> ParseError:
+        """A ParseError that tells the place of ``offset``, or of the current token."""
+        line, column = self.place(self.offset if offset is None else offset)
+        return ParseError(message, file=self._file, line=line, column=column)
+
+    def found(self) -> str:
+        """The current token as a message shows it."""
+        return "the end of the text" if self.kind == END else shown(self.text)
+
+    def _unreadable(self, position: int) -> ParseError:
+        character = self._source[position]
+        if character in "\"'":
+            return self.error(f"a string without its closing {character}; close it on its line", position)
+        return self.error(f"unexpected character {shown(character)!r}; remove it", position)

@@ -1,0 +1,120 @@
+"""Nets and solvers of any age in today's terms, step by step as Caffe's upgrade_proto.cpp does it.
+
+Every step takes a message and returns a new one; what it changed is told in one line of ``notes``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from ..errors import FormatError, shown
+from ..schema import caffe_pb2
+from .layer_types import SOLVER_TYPES
+from .upgrade_v0 import upgrade_v0
+from .upgrade_v1 import upgrade_transforms, upgrade_v1
+
+M = TypeVar("M", bound=Message)
+
+_LEGACY_AXES = 4
+
+
+def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> caffe_pb2.NetParameter:
+    """Return the net as modern `layer`s only, its `input:` as an Input layer; ``net`` stays as it is.
+
+    Raises FormatError for a net that mixes `layer` and `layers` or gives its inputs no clear shape, and
+    LayerError for a layer that has no modern form.
+    """
+    notes = [] if notes is None else notes
+    if net.layer and net.layers:
+        raise FormatError(
+            f"net {shown(net.name)}: `layer` {shown(net.layer[0].name)} stands beside `layers` "
+            f"{shown(net.layers[0].name or net.layers[0].layer.name)}; use one of the two for all"
+        )
+    for step in (upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm):
+        net = step(net, notes)
+    return net
+
+
+def upgrade_solver(
+    solver: caffe_pb2.SolverParameter, notes: list[str] | None = None
+) -> caffe_pb2.SolverParameter:
+    """Return the solver with its `type` as a name and the nets inside it modern; ``solver`` stays as it is.
+
+    Raises FormatError where `type` and the older `solver_type` are both given.
+    """
+    notes = [] if notes is None else notes
+    solver = _copy(solver)
+    if solver.HasField("solver_type"):
+        if solver.HasField("type"):
+            raise FormatError(f"solver: type {shown(solver.type)} stands beside solver_type; keep type only")
+        old = caffe_pb2.SolverParameter.SolverType.Name(solver.solver_type)
+        solver.type = SOLVER_TYPES[old]
+        solver.ClearField("solver_type")
+        notes.append(f'solver: solver_type {old} became type "{solver.type}"')
+    for name in ("net_param", "train_net_param"):
+        if solver.HasField(name):
+            getattr(solver, name).CopyFrom(upgrade_net(getattr(solver, name), notes))
+    for inner in solver.test_net_param:
+        inner.CopyFrom(upgrade_net(inner, notes))
+    return solver
+
+
+def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
+    """Net-level inputs become one Input layer in front, as Caffe makes it: a top and a shape each."""
+    if not net.input:
+        for field in ("input_dim", "input_shape"):
+            if getattr(net, field):
+                raise FormatError(f"net {shown(net.name)}: {field} without input; name the input it is for")
+        return _copy(net)
+    count, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
+    if shapes and dims:
+        raise FormatError(f"net {shown(net.name)}: input_shape stands beside input_dim; keep one")
+    if shapes and shapes != count:
+        raise FormatError(f"net {shown(net.name)}: {shapes} input_shape for {count} input; give one each")
+    if dims and dims != _LEGACY_AXES * count:
+        raise FormatError(f"net {shown(net.name)}: {dims} input_dim for {count} input; give four each")
+    name = "input"
+    while any(
+        other.name == name for other in net.layer
+    ):  # weights are found by name: the net's own layer keeps it
+        name += "'"
+    layer = caffe_pb2.LayerParameter(name=name, type="Input", top=net.input)
+    for index in range(count if shapes or dims else 0):
+        shape = layer.input_param.shape.add()
+        if shapes:
+            shape.CopyFrom(net.input_shape[index])
+        else:
+            shape.dim.extend(net.input_dim[_LEGACY_AXES * index : _LEGACY_AXES * (index + 1)])
+    out = caffe_pb2.NetParameter()
+    out.layer.add().CopyFrom(layer)
+    out.MergeFrom(net)
+    for field in ("input", "input_shape", "input_dim"):
+        out.ClearField(field)
+    notes.append(f"net-level input {', '.join(map(shown, net.input))} became the Input layer {name}")
+    return out
+
+
+def _upgrade_batch_norm(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
+    """The three blobs of BatchNorm are statistics, never learned: Caffe sets the rates of three `param` to 0.
+
+    Their names stay, so that layers share statistics by them (`UpgradeNetBatchNorm`).
+    """
+    out = _copy(net)
+    for layer in out.layer:
+        if layer.type == "BatchNorm" and len(layer.param) == 3:
+            rows = [row for row in layer.param if row.lr_mult or row.decay_mult]
+            for row in layer.param:
+                row.lr_mult = row.decay_mult = 0
+            if rows:
+                notes.append(
+                    f"{shown(layer.name)} (BatchNorm): its three param have lr_mult 0 and decay_mult 0, as in Caffe"
+                )
+    return out
+
+
+def _copy(message: M) -> M:
+    out = type(message)()
+    out.CopyFrom(message)
+    return out

@@ -1,0 +1,177 @@
+"""Batches for a net under test: each data layer's rows from the first on and over again, as Caffe reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..caffe.graph import Graph, Node
+from ..errors import DataError, IlgnetError, LayerError
+from ..layers.support.base import Shape
+from ..layers.support.registry import layer_types, make_layer
+from ..reading.feed import Stream
+from ..reading.parallel import ordered_map, single_threaded_opencv
+from ..reading.sources import SOURCES
+from ..runtime.plan import by_input
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _Reader(Protocol):
+    """One layer's tops, batch by batch."""
+
+    def shapes(self) -> dict[str, Shape]: ...
+    def batches(self, count: int) -> Iterator[dict[str, Tensor]]: ...
+
+
+class TestFeed:
+    """All that a net reads: its own layers' databases, lists and files; MemoryData and Input from ``arrays``.
+
+    ``arrays`` are by top name, rows first; an Input without one is zeros, as a new blob of Caffe's is.
+    ``root`` is the folder that paths start from. What a TEST net draws (mirror) comes from ``seed``.
+    Raises LayerError or DataError, by layer name, for a source that cannot be read.
+    """
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    def __init__(
+        self,
+        graph: Graph,
+        root: str | os.PathLike[str] = ".",
+        arrays: Arrays | None = None,
+        *,
+        shapes: Mapping[str, Shape] | None = None,
+        seed: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        arrays = arrays or {}
+        nodes = [node for node in graph if layer_types()[node.type].is_input]
+        tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
+        for name in arrays:
+            if name not in tops:
+                raise DataError(f"array {name!r}: the net takes {', '.join(sorted(tops)) or 'no arrays'}")
+        by_input(graph, shapes or {})
+        for node in nodes:
+            for top in node.top_names:
+                if node.type in SOURCES and top in (shapes or {}):
+                    raise LayerError(
+                        node.name,
+                        node.type,
+                        f"the shape of {top!r} is that of its source's rows; leave it out",
+                    )
+        self._readers: list[_Reader] = [
+            _Rows(Stream(node, Path(root), seed), workers if node.type != "HDF5Data" else 1)
+            if node.type in SOURCES
+            else _Given(node, arrays, shapes or {})
+            for node in nodes
+        ]
+
+    def shapes(self) -> dict[str, Shape]:
+        """The shape of every fed top."""
+        return {top: shape for reader in self._readers for top, shape in reader.shapes().items()}
+
+    def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """The tops of ``count`` passes; rows are decoded ahead, on threads."""
+        parts = [reader.batches(count) for reader in self._readers]
+        with single_threaded_opencv():
+            for _ in range(count):
+                yield {top: value for part in parts for top, value in next(part).items()}
+
+
+class _Rows:
+    """A layer that names its source itself."""
+
+    def __init__(self, stream: Stream, workers: int | None) -> None:
+        self._stream, self._workers = stream, workers
+
+    def shapes(self) -> dict[str, Shape]:
+        return self._stream.shapes(self._stream.batch_size)
+
+    def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+        size, tops = self._stream.batch_size, self._stream.node.top_names
+        rows = ordered_map(self._stream.__getitem__, range(count * size), self._workers)
+        for _ in range(count):
+            columns = zip(*(next(rows) for _ in range(size)), strict=True)
+            yield {top: _tensor(column) for top, column in zip(tops, columns, strict=True)}
+
+
+def _tensor(values: Sequence[Any]) -> Tensor:
+    try:
+        return torch.from_numpy(np.stack([np.asarray(value, np.float32) for value in values]))
+    except ValueError as error:
+        raise DataError(
+            f"pictures of one batch differ in size ({error}); resize or crop them alike"
+        ) from error
+
+
+class _Given:
+    """A layer whose rows are handed over: Input, MemoryData and what else only a caller can feed."""
+
+    def __init__(self, node: Node, arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
+        layer = make_layer(node)
+        absent = [top for top in node.top_names if top not in arrays]
+        if absent and node.type != "Input":
+            raise LayerError(node.name, node.type, f"nothing feeds {absent[0]!r}; give an array of that name")
+        own = layer.input_shapes(shapes)
+        self._shapes = dict(zip(node.top_names, own, strict=True))
+        self._arrays = {top: np.asarray(arrays[top], np.float32) for top in node.top_names if top in arrays}
+        for top, array in self._arrays.items():
+            wanted = self._shapes[top][1:]
+            if array.shape[1:] != wanted or not len(array):
+                raise LayerError(
+                    node.name, node.type, f"array {top!r} is {array.shape}; it takes rows of shape {wanted}"
+                )
+
+    def shapes(self) -> dict[str, Shape]:
+        return self._shapes
+
+    def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+        zeros = {top: torch.zeros(shape) for top, shape in self._shapes.items() if top not in self._arrays}
+        for number in range(count):
+            taken = {}
+            for top, array in self._arrays.items():
+                size = self._shapes[top][0]
+                rows = np.arange(number * size, (number + 1) * size) % len(array)
+                taken[top] = torch.from_numpy(array[rows])
+            yield {**zeros, **taken}
+
+
+def find_root(graph: Graph, prototxt: str | os.PathLike[str]) -> Path:
+    """The folder that a net's paths start from: the current one, as in Caffe.
+
+    Where a path is not there but all are beside the prototxt, that folder.
+    """
+    named = list(_paths(graph))
+    here, beside = Path(), Path(prototxt).parent
+    if all((here / path).exists() for path in named) or not all((beside / path).exists() for path in named):
+        return here
+    return beside
+
+
+def _paths(graph: Graph) -> Iterator[str]:
+    for node in graph:
+        if node.type in SOURCES:
+            yield getattr(node.layer, layer_types()[node.type].message).source
+            if node.layer.transform_param.mean_file:
+                yield node.layer.transform_param.mean_file
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, by name. Raises DataError if it is none, IlgnetError for other numbers."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: is not an npz file ({error}); write it with numpy.savez") from error
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" or not array.ndim:
+            raise IlgnetError(
+                f"{path}: {name} holds {array.dtype} of shape {array.shape}; give rows of numbers"
+            )
+    return arrays

@@ -1,0 +1,108 @@
+"""`caffe test`: some batches through a net, each output printed, and the means at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..caffe.graph import Value
+from ..errors import GraphError
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
+from .lines import Log, batch_line, mean_line, ostream
+
+DEFAULT_ITERATIONS = 50
+
+
+class Feed(Protocol):
+    """What a net reads, pass by pass."""
+
+    def batches(self, count: int) -> Iterator[dict[str, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class OutputMean:
+    """One value of an output blob over all batches; ``weight`` and ``weighted`` are 0 for what is no loss."""
+
+    blob: str
+    mean: float
+    weight: float
+    weighted: float
+
+
+@dataclass(frozen=True)
+class CaffeTest:
+    """What `caffe test` found: ``batches[blob][k]`` are the values of batch k, ``loss`` the mean loss."""
+
+    iterations: int
+    loss: float
+    batches: dict[str, tuple[tuple[float, ...], ...]]
+    means: tuple[OutputMean, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return asdict(self)
+
+
+def caffe_test(
+    net: CaffeNet,
+    feed: Feed,
+    iterations: int = DEFAULT_ITERATIONS,
+    log: Log = lambda place, message: None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> CaffeTest:
+    """Run ``iterations`` batches; sums are kept in float32, one value after the other, as Caffe keeps them.
+
+    Raises GraphError if ``iterations`` is below 1.
+    """
+    if iterations < 1:
+        raise GraphError(f"iterations {iterations}: must be 1 or more")
+    weights = output_weights(net)
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in net.outputs}
+    loss = np.float32(0)
+    log("caffe.cpp:281", f"Running for {iterations} iterations.")
+    for number, batch in enumerate(feed.batches(iterations)):
+        with torch.inference_mode(), as_loaded(net):
+            done = net.run({name: value.to(device) for name, value in batch.items()})
+        if done.loss is not None:
+            loss += np.float32(done.loss.item())
+        for name in net.outputs:
+            values = done.blobs[name].float().cpu().numpy().reshape(-1)
+            rows[name].append(values)
+            for value in values:
+                log("caffe.cpp:304", batch_line(number, name, float(value)))
+        progress(number + 1)
+    loss /= np.float32(iterations)
+    log("caffe.cpp:309", f"Loss: {ostream(float(loss))}")
+    means = []
+    for name in net.outputs:
+        weight = weights.get(net.graph.value(name), 0.0)
+        for total in _sum(rows[name]):
+            mean = total / np.float32(iterations)
+            one = OutputMean(name, float(mean), weight, float(np.float32(weight) * mean))
+            log("caffe.cpp:321", mean_line(one.blob, one.mean, one.weight, one.weighted))
+            means.append(one)
+    batches = {name: tuple(tuple(row.tolist()) for row in values) for name, values in rows.items()}
+    return CaffeTest(iterations, float(loss), batches, tuple(means))
+
+
+def output_weights(net: CaffeNet) -> dict[Value, float]:
+    """The weight in the loss of each top that has one."""
+    return {
+        top: weight
+        for node in net.graph
+        for top, weight in zip(node.tops, net.layer(node.name).loss_weights(), strict=False)
+        if weight
+    }
+
+
+def _sum(rows: list[np.ndarray]) -> np.ndarray:
+    total = np.zeros_like(rows[0], np.float32)
+    for row in rows:
+        total += row
+    return total

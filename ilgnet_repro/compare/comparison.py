@@ -1,0 +1,210 @@
+"""Comparing two sides: the same inputs, every blob both have, the first layer that parts ways."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..caffe.graph import Graph
+from ..errors import IlgnetError
+from ..layers.support.base import Shape
+from ..runtime.difference import differ
+from ..runtime.plan import plan_net
+from ..runtime.python_names import argument_name
+from ..runtime.seeded_inputs import SEED, draw_inputs, draw_plain
+from .backend import Side, TextChoices, WitnessError
+from .openers import open_side
+
+TOLERANCE = 1e-4
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class BlobRow:
+    """One blob on both sides; ``scale`` is its largest absolute value on the first.
+
+    ``not_compared`` says what could not be compared: of a blob without a finite value nothing, and it agrees with
+    none.
+    """
+
+    blob: str
+    shape: tuple[int, ...]
+    other_shape: tuple[int, ...]
+    largest: float
+    mean: float
+    scale: float
+    agrees: bool
+    not_compared: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether it was compared, and does not agree."""
+        return not self.agrees and self.largest > 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides compared; where one failed there are no rows, and ``failed`` says why."""
+
+    first: str
+    second: str
+    inputs: str
+    tolerance: float
+    rows: tuple[BlobRow, ...]
+    only_first: tuple[str, ...] = ()
+    only_second: tuple[str, ...] = ()
+    failed: str | None = None
+
+    @property
+    def parting(self) -> BlobRow | None:
+        """The first blob, in the order of computation, that differs by more than the tolerance."""
+        return next((row for row in self.rows if row.differs), None)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every blob was compared and agrees; a side that failed agrees with nothing."""
+        return self.failed is None and bool(self.rows) and all(row.agrees for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        parting = self.parting
+        return {**asdict(self), "agrees": self.agrees, "parting": parting.blob if parting else None}
+
+
+def compare_files(
+    first: str,
+    second: str,
+    *,
+    prototxt: str | os.PathLike[str] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    seed: int = SEED,
+    tolerance: float = TOLERANCE,
+    in_place: bool = False,
+    allow_missing: Collection[str] = (),
+    level: int = 0,
+    stages: Iterable[str] = (),
+) -> Comparison:
+    """Open and run two forms of a net (`open_side`) and compare every blob that both can give.
+
+    ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
+    if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
+    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.  ``allow_missing``,
+    ``level`` and ``stages`` are as in `load_net`; where neither is made of Caffe weights, they are refused.
+    Raises IlgnetError where a file cannot be used, or the two have no blob in common.
+    """
+    shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
+    text = Path(prototxt) if prototxt is not None else None
+    try:
+        choices = TextChoices(text, allow_missing, level, tuple(stages))
+        one, other = open_side(first, choices), open_side(second, choices)
+        if not (one.reads_text or other.reads_text):
+            choices.refuse(f"{first} and {second}: neither is made of Caffe weights")
+        _check_same_inputs(one, other)
+        given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
+        if inputs is None:
+            shown += ": " + ", ".join(f"{name} {'x'.join(map(str, v.shape))}" for name, v in given.items())
+        replaced = _replaced(one, other)
+        common = _common(one, other, frozenset() if in_place else replaced)
+        found = [side.run(given, common) for side in (one, other)]
+    except WitnessError as error:
+        return Comparison(first, second, shown, tolerance, (), failed=str(error))
+    rows = tuple(_row(blob, found[0][blob], found[1][blob], tolerance) for blob in common)
+    only = [
+        tuple(blob for blob in side.blobs if blob not in common and blob not in replaced)
+        for side in (one, other)
+    ]
+    return Comparison(first, second, shown, tolerance, rows, only[0], only[1])
+
+
+def _replaced(first: Side, second: Side) -> frozenset[str]:
+    """What in-place layers replace, as far as a side's net is known: a name alone does not tell."""
+    graphs = [side.graph for side in (first, second) if side.graph is not None]
+    return frozenset().union(*(graph.replaced for graph in graphs))
+
+
+def _common(first: Side, second: Side, hidden: frozenset[str]) -> list[str]:
+    common = [blob for blob in first.blobs if blob in set(second.blobs) and blob not in hidden]
+    if not common:
+        raise IlgnetError(f"{first.spec} and {second.spec}: have no blob of the same name; are they one net?")
+    return common
+
+
+def _check_same_inputs(first: Side, second: Side) -> None:
+    names = [sorted(argument_name(entry.name) for entry in side.inputs) for side in (first, second)]
+    if names[0] != names[1]:
+        shown = [", ".join(side) or "none" for side in names]
+        raise IlgnetError(
+            f"{first.spec} takes {shown[0]} and {second.spec} takes {shown[1]}; their inputs must be alike"
+        )
+
+
+def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise IlgnetError(f"{path}: is no npz file of arrays ({error})") from error
+    missing = [entry.name for entry in side.inputs if entry.name not in arrays]
+    if missing:
+        raise IlgnetError(f"{path}: holds no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
+    return {
+        entry.name: np.ascontiguousarray(arrays[entry.name], np.uint8 if entry.is_bytes else np.float32)
+        for entry in side.inputs
+    }
+
+
+def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
+    """Inputs by what reads them, of the lengths that either side states; an open batch gets `BATCH` samples."""
+    others = {argument_name(entry.name): entry for entry in second.inputs}
+    same = {entry.name: entry for entry in second.inputs}
+    shapes: dict[str, Shape] = {}
+    whole: dict[str, bool] = {}
+    for entry in first.inputs:
+        # A file's own name counts where an argument had to be made of it.
+        other = same.get(entry.name) or others[argument_name(entry.name)]
+        name = entry.name if entry.name != argument_name(entry.name) else other.name
+        lengths: list[int] = []
+        for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
+            length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
+            if length is None:
+                raise IlgnetError(
+                    f"input {name!r}: axis {axis} may have any length; give arrays with --inputs"
+                )
+            lengths.append(length)
+        shapes[name], whole[name] = tuple(lengths), entry.is_bytes
+    known = _drawn_by_readers(first.graph or second.graph, shapes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        if whole[name]:
+            drawn[name] = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
+        else:
+            drawn[name] = (known[name] if name in known else draw_plain(shape, generator)).numpy()
+    return drawn
+
+
+def _drawn_by_readers(
+    graph: Graph | None, shapes: Mapping[str, Shape], seed: int
+) -> Mapping[str, torch.Tensor]:
+    """Draw what a net's text says is read as labels, sizes and the like; nothing where no text is known."""
+    if graph is None:
+        return {}
+    try:
+        plan = plan_net(graph, shapes)
+    except IlgnetError:  # the other side was made for other sizes: running it will say so
+        return {}
+    return draw_inputs(plan, graph, [name for name in shapes if name in plan.shapes], seed)
+
+
+def _row(blob: str, first: np.ndarray, second: np.ndarray, tolerance: float) -> BlobRow:
+    apart = differ(first, second)
+    agrees = apart.is_compared and apart.largest <= tolerance * max(1.0, apart.scale)
+    return BlobRow(
+        blob, first.shape, second.shape, apart.largest, apart.mean, apart.scale, agrees, apart.left_out
+    )

@@ -1,0 +1,104 @@
+"""Opening each form of a net for a comparison: by its content, or by the witness named in front of a colon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..caffe.kinds import Kind, expect_or_named
+from ..errors import IlgnetError
+from ..runtime.load import load_caffe
+from ..runtime.net import CaffeNet
+from ..runtime.pt2_file import read_pt2
+from ..runtime.python_names import argument_name
+from .backend import Arrays, Input, Side, TextChoices, graph_of
+from .onnx_backend import onnx_side
+from .reference_tools import open_caffe2onnx, open_onnx2torch, open_opencv
+
+
+def open_side(spec: str, choices: TextChoices | None = None) -> Side:
+    """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, told by content.
+
+    A witness's name in front of a colon has it read the file: ``opencv:``, ``caffe2onnx:`` (both take a caffemodel)
+    and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
+    ``choices`` are for Caffe weights.
+    """
+    witness, colon, rest = spec.partition(":")
+    is_witness = bool(colon) and witness in _WITNESSES
+    path = Path(rest if is_witness else spec)
+    if not path.is_file():
+        named = f"; witnesses are {', '.join(f'{name}:FILE' for name in _WITNESSES)}" if colon else ""
+        raise IlgnetError(f"{path}: no such file{named}")
+    opener = _WITNESSES[witness] if is_witness else _opener(path)
+    return opener(spec, path, choices or TextChoices())
+
+
+def _opener(path: Path) -> Callable[[str, Path, TextChoices], Side]:
+    return _OPENERS[expect_or_named(path, *_OPENERS, what=_WHAT)]
+
+
+def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
+    """A net that this package runs: every value is a blob."""
+
+    def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        with torch.inference_mode():
+            return {name: value.numpy() for name, value in net(given, blobs=wanted).items()}
+
+    steps = net.steps(net.outputs)
+    inputs = tuple(Input(name, _open(net.shapes[name])) for name in net.inputs_for(net.outputs))
+    tops = tuple(net.graph.names[top] for _, layer in steps if not layer.is_input for top in layer.node.tops)
+    return Side(spec, kind, inputs, tops, run, net.graph)
+
+
+def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
+    """A net's own lengths, its batch open where it is stated for one sample."""
+    return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
+
+
+def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Side:
+    net = load_caffe(
+        path,
+        choices.prototxt,
+        allow_missing=choices.allow_missing,
+        level=choices.level,
+        stages=choices.stages,
+    )
+    return replace(net_side(spec, path.name.rpartition(".")[2], net), reads_text=True)
+
+
+def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Side:
+    program = read_pt2(path)
+    inputs = tuple(Input(name, lengths) for name, lengths in program.inputs.items())
+
+    def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        found = program.run({argument_name(name): torch.from_numpy(value) for name, value in given.items()})
+        return {name: found[name].numpy() for name in wanted}
+
+    return Side(spec, "pt2", inputs, program.outputs, run, graph_of(program.metadata))
+
+
+def _open_onnx(spec: str, path: Path, choices: TextChoices) -> Side:
+    return onnx_side(spec, "onnx", path)
+
+
+_OPENERS: dict[Kind, Callable[[str, Path, TextChoices], Side]] = {
+    Kind.CAFFEMODEL: _open_caffe,
+    Kind.CAFFEMODEL_H5: _open_caffe,
+    Kind.SAFETENSORS: _open_caffe,
+    Kind.ONNX: _open_onnx,
+    Kind.PT2: _open_pt2,
+}
+_WITNESSES: dict[str, Callable[[str, Path, TextChoices], Side]] = {
+    "opencv": open_opencv,
+    "caffe2onnx": open_caffe2onnx,
+    "onnx2torch": open_onnx2torch,
+}
+_WHAT = (
+    "a net that can be compared (.caffemodel, .caffemodel.h5, .safetensors, .onnx, .pt2, "
+    f"or {', '.join(f'{name}:FILE' for name in _WITNESSES)})"
+)

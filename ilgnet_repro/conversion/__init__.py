@@ -1,1 +1,0 @@
-"""Files out: safetensors, ONNX, torch.export, Python source and caffemodels, each verified."""

@@ -1,0 +1,164 @@
+"""`convert`: load, save, verify; every file or none."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from ..about import About
+from ..errors import IlgnetError
+from ..layers.support.base import Shape
+from ..reading.preprocessing import Preprocessing
+from ..runtime.load import load_caffe
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
+from ..runtime.weights import count_parameters
+from .deviation import Deviation, measure_deviation
+from .formats import Format, SaveOptions, check_options, find_format, read_options
+from .replacing import check_replacing
+from .report import ConversionReport, Written
+from .save import publish, staging
+from .saving import Progress, Saving, make_saving
+from .verify import Verification, verify_files
+
+PathLike = str | os.PathLike[str]
+
+
+def convert(
+    weights: PathLike,
+    prototxt: PathLike | None = None,
+    to: str | Sequence[str] = ("safetensors",),
+    out: PathLike | None = None,
+    *,
+    verify: bool = False,
+    phase: str | None = None,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Iterable[str] = (),
+    allow_missing: Collection[str] = (),
+    crop: str | None = None,
+    sha256: bool = False,
+    preprocessing: Preprocessing | Callable[[CaffeNet], Preprocessing | None] | None = None,
+    pictures: Sequence[PathLike] = (),
+    progress: Progress = None,
+    **options: Unpack[SaveOptions],
+) -> ConversionReport:
+    """Convert a weights file (`load`) to the formats ``to`` in the folder ``out`` (default: the weights' own).
+
+    Files appear under their names only when all are written (and, with ``verify``, give the net's own outputs).
+    ``preprocessing``, or what it gives for the net, replaces what is known of it.  ``pictures`` are what reduced
+    weights (``precision``) are measured on; without any, seeded inputs.  The other options are those of `load` and
+    `save`.  Raises IlgnetError, in one line, for anything wrong with the input.
+    """
+    source = Path(weights)
+    chosen = read_options(options)
+    formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
+    check_options(formats, chosen)
+    net = load_caffe(
+        source, prototxt, phase=phase, level=level, stages=stages, input_shapes=input_shapes,
+        ignore_fields=ignore_fields, allow_missing=allow_missing, crop=crop, sha256=sha256,
+    )  # fmt: skip
+    if callable(preprocessing) and not isinstance(preprocessing, Preprocessing):
+        preprocessing = preprocessing(net)
+    if preprocessing is not None:
+        net.about = net.about.stating(preprocessing)
+    folder = Path(out) if out is not None else source.parent
+    stem = stem_of(source)
+    _check_names(source, [format_.path(folder, stem) for format_ in formats])
+    saving = make_saving(net, chosen, progress)
+    with made_folder(folder), staging(folder, stem) as stage:
+        written, checks, files = _write(formats, saving, verify, stage, folder, stem)
+        deviations: tuple[Deviation, ...] = ()
+        if chosen.precision is not None and saving.is_reduced:
+            deviations = measure_deviation(saving, chosen.precision, pictures)
+        text = prototxt or net.about.prototxt or None
+        # The prototxt that was read stays where it says the same (`publish`).
+        replacing = [
+            path for path in files if text is None or not is_same_file(folder / path.name, Path(text))
+        ]
+        check_replacing(replacing, folder, [source, text, *pictures])
+        publish(files, folder)
+    said = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
+    return _report(net, replace(saving, notes=(*saving.notes, *said)), written, checks, deviations)
+
+
+def stem_of(weights: Path) -> str:
+    """What the results of a weights file are named from."""
+    name = weights.name
+    for suffix in (".caffemodel.h5", ".weights.safetensors"):
+        if name.lower().endswith(suffix) and name.lower() != suffix:
+            return name[: -len(suffix)]
+    return weights.stem
+
+
+def _check_names(source: Path, targets: Sequence[Path]) -> None:
+    for target in targets:
+        if target.resolve() == source.resolve():
+            raise IlgnetError(f"{source}: would be written over itself; give another folder with --out")
+
+
+def is_same_file(path: Path, text: Path) -> bool:
+    """Whether a path leads to the prototxt ``text``."""
+    return path.suffix == ".prototxt" and path.is_file() and text.is_file() and path.samefile(text)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder where there is none; it goes again if the block fails and leaves nothing in it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IlgnetError(f"{folder}: cannot be made ({error.strerror}); give another with --out") from error
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _write(
+    formats: Sequence[Format], saving: Saving, verify: bool, stage: Path, folder: Path, stem: str
+) -> tuple[list[Written], list[Verification], list[Path]]:
+    written: list[Written] = []
+    checks: list[Verification] = []
+    files: list[Path] = []
+    for format_ in formats:
+        started = time.perf_counter()
+        with as_loaded(saving.net):
+            paths = format_.write(saving, format_.path(stage, stem))
+        seconds = time.perf_counter() - started
+        written += [
+            Written(format_.name, str(folder / path.name), path.stat().st_size, seconds) for path in paths
+        ]
+        files += [path for path in paths if path not in files]
+        if verify:
+            checks.append(verify_files(format_, saving, paths))
+            if checks[-1].differs:
+                raise IlgnetError(
+                    f"{paths[0].name}: output {checks[-1].blob!r} differs from the original's "
+                    f"{checks[-1].how}; nothing was written; internal error; please report it"
+                )
+    return written, checks, files
+
+
+def _report(
+    net: CaffeNet, saving: Saving, written: Sequence[Written], checks: Sequence[Verification],
+    deviations: tuple[Deviation, ...],
+) -> ConversionReport:  # fmt: skip
+    about: About = net.about
+    graph, plan = saving.graph, saving.net.plan
+    return ConversionReport(
+        source=about.source, net=graph.name, prototxt=about.prototxt, phase=graph.phase, layers=len(graph.layers),
+        parameters=count_parameters(plan.blobs), outputs=graph.outputs, extra_layers=about.extra_layers,
+        notes=(*about.notes, *saving.notes), written=tuple(written), verified=tuple(checks),
+        preprocessing=about.preprocessing.to_json() if about.preprocessing else None, deviations=deviations,
+    )  # fmt: skip

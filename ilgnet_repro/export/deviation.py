@@ -1,0 +1,110 @@
+"""What reduced weights cost: the outputs of both nets on the same pictures, laid side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import IlgnetError
+from ..layers.support.base import Shape
+from ..runtime.difference import Difference, differ
+from ..runtime.seeded_inputs import SEED
+from .saving import Saving
+from .verify import seeded_inputs
+
+SEEDED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far an output of the reduced net is from the float32 net's.
+
+    ``changed`` counts the rows whose largest value stands elsewhere: another class is the answer.  ``largest`` and
+    ``mean`` are None where nothing could be compared, and ``not_compared`` says why, or what was left out.
+    """
+
+    precision: str
+    blob: str
+    largest: float | None
+    mean: float | None
+    scale: float  # the largest absolute value of the float32 net's output
+    rows: int
+    changed: int
+    inputs: str
+    not_compared: str = ""
+
+
+def measure_deviation(
+    saving: Saving, precision: str, pictures: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[Deviation, ...]:
+    """Run the net with its original and with its reduced weights, and compare every output.
+
+    ``pictures`` go through the net's preprocessing one at a time; without any the inputs are seeded.
+    Raises IlgnetError where pictures are given and no preprocessing is known.
+    """
+    batches, shown = _inputs(saving, pictures)
+    tallies: dict[str, _Tally] = {}
+    with torch.inference_mode():
+        for inputs in batches:
+            wanted, found = saving.original(inputs), saving.net(inputs)
+            for blob, value in wanted.items():
+                tallies.setdefault(blob, _Tally()).add(value.numpy(), found[blob].numpy())
+    return tuple(tally.deviation(precision, blob, shown) for blob, tally in tallies.items())
+
+
+def _inputs(
+    saving: Saving, pictures: Sequence[str | os.PathLike[str]]
+) -> tuple[list[dict[str, torch.Tensor]], str]:
+    net, how = saving.original, saving.about.preprocessing
+    if not pictures:
+        inputs = seeded_inputs(net, SEEDED_BATCH)
+        return [inputs], f"seed {SEED}, not pictures"
+    if how is None:
+        raise IlgnetError(
+            f"net {net.graph.name!r}: pictures cannot be prepared, its preprocessing is unknown; "
+            "state it with --mean-value and the like"
+        )
+    shapes: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
+    wanted = (3, *how.size)
+    if [shape[1:] for shape in shapes.values()] != [wanted]:
+        raise IlgnetError(
+            f"net {net.graph.name!r}: takes more than a picture of {wanted}; leave --pictures out"
+        )
+    (blob,) = shapes
+    batches = [{blob: torch.from_numpy(how(picture)[None].copy())} for picture in pictures]
+    return batches, f"{len(pictures)} picture{'s' if len(pictures) != 1 else ''}"
+
+
+class _Tally:
+    """What the batches so far showed of one output."""
+
+    def __init__(self) -> None:
+        self._apart: list[Difference] = []
+        self._rows = self._changed = 0
+
+    def add(self, wanted: np.ndarray, found: np.ndarray) -> None:
+        """Take a batch; how many rows it has may depend on values, and so on the weights."""
+        self._apart.append(differ(wanted, found))
+        per_row = (len(wanted), -1) if wanted.ndim and wanted.size else (wanted.size, 1)
+        rows = wanted.reshape(per_row)
+        self._rows += len(rows)
+        if wanted.shape != found.shape:
+            self._changed += len(rows)
+        elif rows.shape[1] > 1:
+            self._changed += int((rows.argmax(1) != found.reshape(rows.shape).argmax(1)).sum())
+
+    def deviation(self, precision: str, blob: str, inputs: str) -> Deviation:
+        values, compared = (sum(getattr(one, name) for one in self._apart) for name in ("values", "compared"))
+        largest = max(one.largest for one in self._apart)
+        apart = sum(one.mean * one.compared for one in self._apart if one.compared)
+        mean = np.inf if np.isinf(largest) else apart / max(compared, 1)
+        whole = Difference(largest, mean, max(one.scale for one in self._apart), values, compared)
+        return Deviation(
+            precision=precision, blob=blob, largest=largest if whole.is_compared else None,
+            mean=mean if whole.is_compared else None, scale=whole.scale, rows=self._rows, changed=self._changed,
+            inputs=inputs, not_compared=whole.left_out,
+        )  # fmt: skip

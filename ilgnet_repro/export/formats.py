@@ -1,0 +1,109 @@
+"""The formats that a net is saved in: one table, each entry in the file that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import precisions
+from ..errors import IlgnetError, did_you_mean
+from ..runtime.runnable import Runnable
+from .saving import Options, SaveOptions, Saving
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its name, its suffix, how it is written and opened again, and which options it takes.
+
+    ``write`` takes the path of its main file and returns all it wrote, that one first.  ``reopen`` gives what runs
+    them, for a verification; ``feed`` makes of seeded inputs what the file takes, and what the net is then given.
+    ``notes`` tells where the file says something else than the net.
+    """
+
+    name: str
+    suffix: str
+    write: Callable[[Saving, Path], list[Path]]
+    reopen: Callable[[Sequence[Path], Saving], Runnable]
+    options: Collection[str] = ()
+    stem: Callable[[str], str] = str
+    feed: Callable[[Saving, Inputs], tuple[Inputs, Inputs]] = lambda saving, inputs: (inputs, inputs)
+    notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
+
+    def path(self, folder: Path, stem: str) -> Path:
+        """The main file's place in a folder, for results named from ``stem``."""
+        return folder / f"{self.stem(stem)}{self.suffix}"
+
+
+# Format -> its suffix, and where its entry stands; imported when it is used: onnx takes a third of a second.
+_MODULES = {
+    "safetensors": (".safetensors", "to_safetensors:FORMAT"),
+    "onnx": (".onnx", "to_onnx:FORMAT"),
+    "pt2": (".pt2", "to_pt2:FORMAT"),
+    "python": (".py", "to_python:FORMAT"),
+    "caffemodel": (".caffemodel", "to_caffe:FORMAT"),
+    "hdf5": (".caffemodel.h5", "to_caffe:HDF5"),
+}
+NAMES = tuple(_MODULES)
+
+
+def find_format(name: str) -> Format:
+    """Return the format of that name.  Raises IlgnetError where there is none."""
+    if name not in _MODULES:
+        raise IlgnetError(f"format {name!r} is unknown{did_you_mean(name, NAMES)}; use {', '.join(NAMES)}")
+    module, _, entry = _MODULES[name][1].partition(":")
+    found: Format = getattr(import_module(f"{__package__}.{module}"), entry)
+    return found
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that a file's suffix names.  Raises IlgnetError where it names none."""
+    name = path.name.lower()
+    # The longest first: .caffemodel.h5 is more than .h5.
+    for format_, (suffix, _) in sorted(_MODULES.items(), key=lambda entry: -len(entry[1][0])):
+        if name.endswith(suffix) and name != suffix:
+            return find_format(format_)
+    known = ", ".join(suffix for suffix, _ in _MODULES.values())
+    raise IlgnetError(f"{path}: its suffix names no format; end it in {known}")
+
+
+def read_options(given: SaveOptions) -> Options:
+    """Return the options.  Raises IlgnetError for one that is none, or a value that it does not take."""
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise IlgnetError(
+                f"option {name!r} is unknown{did_you_mean(name, known)}; use {', '.join(known)}"
+            )
+    options = Options(**given)
+    if options.precision not in (None, *precisions.WEIGHTS):
+        raise IlgnetError(f"--precision {options.precision}: choose one of {', '.join(precisions.WEIGHTS)}")
+    if options.with_preprocessing and options.dynamic_size:
+        raise IlgnetError(
+            "--dynamic-size: the preprocessing makes every image one size; leave one of the two out"
+        )
+    return options
+
+
+def check_options(formats: Sequence[Format], options: Options) -> None:
+    """Raise IlgnetError where a format cannot do what an option asks."""
+    default = Options()
+    for field in fields(Options):
+        asked: Any = getattr(options, field.name)
+        if field.name in ("fold", "input_order") or asked == getattr(default, field.name):
+            continue
+        if field.name == "precision" and asked == "float32":
+            continue
+        for format_ in formats:
+            if field.name not in format_.options:
+                capable = [name for name in NAMES if field.name in find_format(name).options]
+                flag = f"--{field.name.replace('_', '-')}"
+                raise IlgnetError(
+                    f"{flag} is for {' and '.join(capable)} files, not {format_.name}; convert that apart"
+                )

@@ -1,0 +1,411 @@
+"""From a CaffeNet to ONNX, layer by layer: one walk that hands each layer a writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from ..caffe.graph import Value
+from ..errors import IlgnetError, LayerError
+from ..layers.support.base import Layer, Shape
+from ..runtime.net import CaffeNet
+from ..runtime.quantize import Reduced, reduced_blob
+from ..runtime.safetensors_file import tensor_bytes
+from ..version import __version__
+from .onnx_lrn import write_out_lrn
+from .open_shapes import Dim, Dims, open_shapes
+
+# Opset 20 is in every release of ONNX Runtime since early 2024; its IR version is 9.
+OPSET = 20
+IR_VERSION = 9
+
+ELEMENT_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int8: TensorProto.INT8,
+}
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model apart from its weights: these stay where they are (in a memory map) until they are written."""
+
+    skeleton: onnx.ModelProto
+    weights: dict[str, torch.Tensor]
+
+    def proto(self) -> onnx.ModelProto:
+        """The whole model in memory, for nets small enough."""
+        whole = onnx.ModelProto()
+        whole.CopyFrom(self.skeleton)
+        for name, tensor in self.weights.items():
+            whole.graph.initializer.append(tensor_header(name, tensor))
+            whole.graph.initializer[-1].raw_data = bytes(tensor_bytes(tensor))
+        return whole
+
+
+class NeedsFixedSizeError(LayerError):
+    """A layer's nodes need a length that is open."""
+
+
+@dataclass(frozen=True)
+class _Body:
+    """The graph inside a Scan node: what it is given, what it gives, and its own nodes."""
+
+    given: tuple[str, ...]
+    results: tuple[str, ...]
+    nodes: tuple[_Node, ...]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the model to be: its values by handle, which take their names when the file is made."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    body: _Body | None = None
+
+
+class OnnxWriter:
+    """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to.
+
+    Layers know a value by its handle, a string that nothing else in the model has.  What a node makes is called by
+    its handle in the file too, unless it is a blob of the net: which one is known only after later layers have passed
+    it on, so `protos` makes the nodes with their names, once, at the end.
+
+    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``written_out`` replaces nodes of
+    an operator by what its function adds.  ``names`` is what the net's values are called (`Graph.names`).
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, tuple[Dim, ...]],
+        outputs: Iterable[str] = (),
+        written_out: Mapping[str, Callable[..., str]] | None = None,
+        names: Mapping[Value, str] | None = None,
+    ) -> None:
+        self.dims: Dims = dict(dims)
+        self._value_names = names or {}
+        self._outputs = set(outputs)
+        self._written_out = dict(written_out or {})
+        self._names = set(dims)  # those taken, by inputs, blobs, nodes, handles and initializers
+        self._held: dict[
+            str, str
+        ] = {}  # the handle of the value that a blob holds, where it is not the blob's name
+        self._called: dict[str, str] = {}  # by handle: the blob that a value is called by in the file
+        self._other_names: dict[str, str] = {}  # of blobs whose own name an input of the file has
+        self._lengths: dict[str, tuple[Dim, ...]] = {}  # by handle
+        self._made: set[str] = set()  # the handles of what nodes make
+        self._made_here: set[str] = set()  # those of the current layer
+        self._replaced: set[str] = set()  # blobs that an in-place layer replaces
+        self._constants: dict[tuple[str, Shape, bytes], str] = {}
+        self._parameters: dict[tuple[int, Shape], str] = {}  # so that shared blobs stay one
+        self._layer: Layer | None = None
+        self._count = 0
+        self._nodes: list[_Node] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.weights: dict[str, torch.Tensor] = {}
+
+    # ------------------------------------------------------------------ what layers call
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        if op in self._written_out:
+            return self._written_out[op](self, *inputs, **attributes)
+        return self.nodes(op, inputs, 1, **attributes)[0]
+
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+        return self._add(op, inputs, outputs, attributes)
+
+    def scan(
+        self, states: Sequence[str], sequences: Sequence[str], step: Callable[..., Sequence[str]]
+    ) -> list[str]:
+        given = tuple(self._unused(f"{self._stem}:Scan_in_{i}") for i in range(len(states) + len(sequences)))
+        around, self._nodes = self._nodes, []
+        try:
+            results = tuple(step(*given))
+            body = _Body(given, results, tuple(self._nodes))
+        finally:
+            self._nodes = around
+        attributes = {"num_scan_inputs": len(sequences)}
+        return self._add("Scan", [*states, *sequences], len(results), attributes, body)
+
+    def constant(self, array: np.ndarray | np.generic) -> str:
+        array = np.ascontiguousarray(array).reshape(np.shape(array))  # the first alone makes scalars 1-D
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unused(f"const_{len(self._constants)}")
+            self._constants[key] = name
+            self.constants.append(numpy_helper.from_array(array, name))
+        return self._constants[key]
+
+    def parameter(self, name: str) -> str:
+        if self._layer is None:
+            raise IlgnetError("a parameter was asked for outside a layer")
+        initializer = f"{self._layer.node.name}.{name}"
+        reduced = reduced_blob(self._layer, name)
+        if reduced is not None:
+            return self._reduced(self._unused(initializer), reduced)
+        blob = self._layer.blob(name).detach()
+        key = (blob.data_ptr(), tuple(blob.shape))
+        if blob.numel() and key in self._parameters:
+            return self._parameters[key]
+        initializer = self._parameters[key] = self._unused(initializer)
+        self.weights[initializer] = blob.float().cpu()
+        return initializer
+
+    def shape(self, value: str) -> tuple[int | None, ...]:
+        return tuple(length if isinstance(length, int) else None for length in self._dims_of(value))
+
+    def size(self, value: str, axis: int) -> int:
+        length = self._dims_of(value)[axis]
+        if not isinstance(length, int):
+            raise self._needs_fixed_size()
+        return length
+
+    # ------------------------------------------------------------------ nodes and names
+
+    @property
+    def _stem(self) -> str:
+        return self._layer.node.name if self._layer else "net"
+
+    def _add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: int,
+        attributes: Mapping[str, Any],
+        body: _Body | None = None,
+    ) -> list[str]:
+        self._count += 1
+        name = self._unused(f"{self._stem}:{op}_{self._count}")
+        made = [name] if outputs == 1 else [self._unused(f"{name}.{index}") for index in range(outputs)]
+        self._nodes.append(_Node(name, op, tuple(inputs), tuple(made), attributes, body))
+        self._made.update(made)
+        self._made_here.update(made)
+        return made
+
+    def _dims_of(self, value: str) -> tuple[Dim, ...]:
+        return self._lengths[value] if value in self._lengths else self.dims[value]
+
+    def _needs_fixed_size(self) -> NeedsFixedSizeError:
+        name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
+        return NeedsFixedSizeError(name, type_, "its ONNX nodes hold the size; export without --dynamic-size")
+
+    def _unused(self, name: str) -> str:
+        """Return the name, or one that nothing else has; blobs and layers may be named like our own values."""
+        while name in self._names:
+            name += "'"
+        self._names.add(name)
+        return name
+
+    def _reduced(self, name: str, reduced: Reduced) -> str:
+        """Keep the values as they are stored, and have the runtime widen them."""
+        self.weights[name] = reduced.values
+        if reduced.scale is None:
+            return self.node("Cast", [name], to=TensorProto.FLOAT)
+        scale = self._unused(f"{name}_scale")
+        self.weights[scale] = reduced.scale
+        return self.node("DequantizeLinear", [name, scale], axis=reduced.axis)
+
+    # ------------------------------------------------------------------ the walk
+
+    def add_input(self, name: str) -> str:
+        """Take an input that the net does not have; a blob of that name goes by another one in the file."""
+        if name in self._names:
+            self._other_names[name] = self._unused(name)
+        self._names.add(name)
+        return name
+
+    def add_layer(self, layer: Layer) -> None:
+        """Have a layer add its nodes, and keep which blobs hold its results."""
+        if layer.no_onnx:
+            raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
+        self._layer = layer
+        self._made_here.clear()
+        read = [self._value_names[bottom] for bottom in layer.node.bottoms]
+        bottoms = [self._held.get(name, name) for name in read]
+        try:
+            results = layer.onnx(self, *bottoms)
+        except TypeError as error:  # a class of a user's own that takes an open length for a number
+            if not any(None in self.shape(bottom) for bottom in bottoms):
+                raise
+            raise self._needs_fixed_size() from error
+        for top, result in zip(layer.node.tops, results, strict=False):
+            name = self._value_names[top]
+            if name != top.blob:
+                self._replaced.add(name)
+            if not layer.is_input:  # its tops are the model's inputs
+                self.hold(name, result)
+        self._layer = None
+
+    def hold(self, blob: str, value: str) -> None:
+        """Have a blob hold a value, which is called by it in the file where it can be.
+
+        A layer that only passes its bottom on (Dropout, Split) adds no node: an in-place one gives the
+        value its last name, another leaves it the first.  An output of the net always has its own name.
+        """
+        called = self._called.get(value)
+        makes = value in self._made_here and called is None
+        goes_on = value in self._made and called not in self._outputs
+        if makes or (goes_on and (blob in self._outputs or called in self._replaced)):
+            self._called[value] = blob
+        elif blob in self._outputs:
+            self._nodes.append(_Node(self._unused(f"{blob}:Identity"), "Identity", (value,), (blob,), {}))
+            self._called[blob] = value = blob
+            self._made.add(blob)
+        self._held[blob] = value
+        self._lengths[value] = self.dims[blob]
+
+    def protos(self) -> list[onnx.NodeProto]:
+        """The nodes collected, each made with the names that its values have in the file."""
+        return [self._proto(node) for node in self._nodes]
+
+    def _name(self, value: str) -> str:
+        blob = self._called.get(value)
+        return value if blob is None else self._other_names.get(blob, blob)
+
+    def _proto(self, node: _Node) -> onnx.NodeProto:
+        inputs, outputs = ([self._name(value) for value in values] for values in (node.inputs, node.outputs))
+        attributes = dict(node.attributes)
+        if node.body is not None:
+            given, results = (
+                [
+                    helper.make_tensor_value_info(self._name(value), TensorProto.FLOAT, None)
+                    for value in values
+                ]
+                for values in (node.body.given, node.body.results)
+            )
+            nodes = [self._proto(inner) for inner in node.body.nodes]
+            attributes["body"] = helper.make_graph(nodes, "step", given, results)
+        return helper.make_node(node.op, inputs, outputs, name=node.name, **attributes)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """An input that the graph makes itself: the nodes are added by ``add``, which returns what they read."""
+
+    blob: str
+    add: Callable[[OnnxWriter], onnx.ValueInfoProto]
+
+
+def plan_onnx(
+    net: CaffeNet,
+    *,
+    outputs: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    dynamic_size: bool = False,
+    fast_lrn: bool = False,
+    prepare: Prepare | None = None,
+) -> OnnxModel:
+    """Return ``net`` as an ONNX model with a dynamic batch, its weights not copied.
+
+    Open are the first axis of every input (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, the
+    sides of images (H, W), where the net takes other lengths; what layers make of them is declared as it is
+    (open_shapes.py).  ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values
+    from pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
+    """
+    wanted = tuple(outputs if outputs is not None else net.outputs)
+    for _, layer in net.steps(wanted):
+        if "" in layer.node.top_names:
+            raise layer.error(
+                "cannot be written as ONNX: a blob without a name stands for none there; name its top"
+            )
+    for name in wanted:
+        if net.graph.names[net.graph.value(name)] != name:
+            raise IlgnetError(
+                f"net {net.graph.name!r}: {name!r} is an input and, written in place, an output; ONNX needs two "
+                "names, so give the in-place layer's top another one"
+            )
+
+    def plan(batch: bool) -> OnnxModel:
+        dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
+        writer = OnnxWriter(dims, wanted, {"LRN": write_out_lrn} if fast_lrn else None, net.graph.names)
+        inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
+        if prepare is not None and prepare.blob in inputs:
+            inputs[prepare.blob] = given = prepare.add(writer)
+            if given.name in (*wanted, *(name for name in inputs if name != prepare.blob)):
+                raise IlgnetError(
+                    f"net {net.graph.name!r}: an input or output is called {given.name!r}, as the input that takes "
+                    "images; give it another name in the prototxt, or drop --with-preprocessing"
+                )
+        for _, layer in net.steps(wanted):
+            writer.add_layer(layer)
+        return assemble(
+            writer,
+            net.graph.name,
+            list(inputs.values()),
+            [value_info(name, dims[name]) for name in wanted],
+            metadata,
+        )
+
+    try:
+        return plan(batch=True)
+    except NeedsFixedSizeError:
+        # The batch may have been moved to an axis whose length a layer's nodes hold: then it stays fixed.
+        return plan(batch=False)
+
+
+def build_onnx(
+    net: CaffeNet,
+    *,
+    outputs: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    dynamic_size: bool = False,
+) -> onnx.ModelProto:
+    """Return ``net`` as an ONNX model in memory; see `plan_onnx`."""
+    return plan_onnx(net, outputs=outputs, metadata=metadata, dynamic_size=dynamic_size).proto()
+
+
+def assemble(
+    writer: OnnxWriter,
+    name: str,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxModel:
+    """Make a model of what a writer has collected; values no node reads are left out."""
+    nodes = writer.protos()
+    used = values_read(nodes) | {entry.name for entry in outputs}
+    constants = [tensor for tensor in writer.constants if tensor.name in used]
+    graph = helper.make_graph(nodes, name or "net", list(inputs), list(outputs), constants)
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="ilgnet_repro",
+        producer_version=__version__,
+    )
+    helper.set_model_props(model, dict(metadata or {}))
+    return OnnxModel(model, {key: tensor for key, tensor in writer.weights.items() if key in used})
+
+
+def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The names that nodes read, those of their inner graphs (Scan, Loop, If) included."""
+    read = set()
+    for node in nodes:
+        read.update(node.input)
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                read |= values_read(inner.node) | {entry.name for entry in inner.output}
+    return read
+
+
+def value_info(
+    name: str, dims: Sequence[int | str | None], kind: int = TensorProto.FLOAT
+) -> onnx.ValueInfoProto:
+    """Describe a graph input or output."""
+    return helper.make_tensor_value_info(name, kind, list(dims))
+
+
+def tensor_header(name: str, tensor: torch.Tensor) -> onnx.TensorProto:
+    """An initializer without its values."""
+    return TensorProto(name=name, data_type=ELEMENT_TYPES[tensor.dtype], dims=list(tensor.shape))

@@ -1,0 +1,165 @@
+"""Which axes of a net's blobs are open in an exported file, and what they are called.
+
+The net is planned at other lengths of its inputs.  An axis whose length never changes is fixed, one that
+always has the length of an input's axis goes by that axis's symbol, and any other is open without a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+
+from ..errors import IlgnetError
+from ..layers.support.base import Shape
+from ..runtime.net import CaffeNet
+
+# What open axes of inputs are called, by axis; a second one of other length has its input's name added.
+SYMBOLS = {0: "N", 2: "H", 3: "W"}
+BATCH = SYMBOLS[0]
+IMAGE_AXES = 4
+
+Dim = int | str | None
+Dims = dict[str, tuple[Dim, ...]]
+Axis = tuple[str, int]  # an input's name, and which of its axes
+Rounds = tuple[tuple[int, ...], ...]
+Lengths = Callable[[int], Rounds]
+
+
+def open_shapes(
+    net: CaffeNet, wanted: tuple[str, ...], *, batch: bool = True, dynamic_size: bool = False
+) -> Dims:
+    """Return the shape of every blob that ``wanted`` depends on, open axes as symbols or None.
+
+    ``batch`` opens the first axis of every input, ``dynamic_size`` the sides of images, wherever the layers
+    and their weights take other lengths.  Raises IlgnetError, by layer, where no side can be open.
+    """
+    plans = _Plans(net, wanted)
+    images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
+    sides = [(name, axis) for axis in (2, 3) for name in images]
+    others = [axis for axis in plans.axes() if axis not in sides]
+    if batch:
+        plans.open_groups([axis for axis in others if axis[1] == 0], others, _batches)
+    if dynamic_size:
+        if not images:
+            raise IlgnetError(
+                f"net {net.graph.name!r}: no input is a picture (N, C, H, W); drop --dynamic-size"
+            )
+        closed = plans.open_groups(sides, [*sides, *others], _sides)
+        if closed:
+            plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
+            raise IlgnetError(f"input {closed[0][0]!r} takes pictures of one size only; drop --dynamic-size")
+    plans.vary_counts()
+    return plans.dims()
+
+
+# Lengths to try in the place of one, by rounds: of a round all must do.  Odd and even, so that no rounding
+# hides a length; multiples for nets that take only these; shorter ones where nothing else does.
+def _batches(length: int) -> Rounds:
+    return (length + 1,), (2 * length, 3 * length), (length - 1, length // 2)
+
+
+def _sides(length: int) -> Rounds:
+    return (length + 37, length + 58), (2 * length, 3 * length), (length - 1, length // 2)
+
+
+class _Plans:
+    """The shapes of a net's blobs at all lengths tried; the first are its own."""
+
+    def __init__(self, net: CaffeNet, wanted: tuple[str, ...]) -> None:
+        steps = net.steps(wanted)
+        self._plan = net.plan.part([node for node, _ in steps])
+        self._has_counts = any(layer.sized_by_values for _, layer in steps)
+        self.inputs: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(wanted)}
+        self._kept = [self.at({})]
+
+    def length(self, axis: Axis) -> int:
+        return self.inputs[axis[0]][axis[1]]
+
+    def axes(self) -> list[Axis]:
+        """All axes of all inputs, the first ones first."""
+        most = max(map(len, self.inputs.values()), default=0)
+        return [
+            (name, axis) for axis in range(most) for name, shape in self.inputs.items() if axis < len(shape)
+        ]
+
+    def at(self, lengths: Mapping[Axis, int], counts: int = 1) -> dict[str, Shape]:
+        """Plan the net with other lengths of inputs, and ``counts`` times as many of what values decide.
+
+        Raises LayerError for a layer that does not take them, or whose weights do not.
+        """
+        given = {
+            name: tuple(lengths.get((name, axis), length) for axis, length in enumerate(shape))
+            for name, shape in self.inputs.items()
+        }
+        plan = self._plan.at(given, counts)
+        for name, specs in plan.blobs.items():
+            if [spec.shape for spec in specs] != [spec.shape for spec in self._plan.blobs[name]]:
+                raise plan.layers[name].error(
+                    "its weights fit one size of picture only; export without --dynamic-size"
+                )
+        return dict(plan.shapes)
+
+    def open_groups(self, starts: list[Axis], others: list[Axis], lengths: Lengths) -> list[Axis]:
+        """Open each of ``starts``: alone, or with those of ``others`` of its length that must change with it.
+
+        Returns those that stay closed.
+        """
+        done: set[Axis] = set()
+        for start in starts:
+            if start not in done:
+                free = [axis for axis in others if axis != start and axis not in done]
+                alike = [axis for axis in free if self.length(axis) == self.length(start)]
+                done.update(next((g for g in _groups(start, alike) if self._open(g, lengths)), ()))
+        # What is left may change by one factor, such as an input with six rows for each two of another.
+        left = [start for start in starts if start not in done]
+        return [] if len(left) > 1 and self._open(left, lengths) else left
+
+    def _open(self, group: Sequence[Axis], lengths: Lengths) -> bool:
+        """Keep the plans in which these axes have other lengths; False where the net takes none."""
+        kept: list[dict[str, Shape]] = []
+        for rows in zip(*(lengths(self.length(axis)) for axis in group), strict=True):
+            tried = [dict(zip(group, row, strict=True)) for row in zip(*rows, strict=True)]
+            shrinks = any(row[group[0]] < self.length(group[0]) for row in tried)
+            if shrinks and (kept or min(min(row.values()) for row in tried) < 1):
+                continue
+            try:
+                kept += [self.at(row) for row in tried]
+            except IlgnetError:
+                continue
+        self._kept += kept
+        return bool(kept)
+
+    def vary_counts(self) -> None:
+        """Open the axes whose lengths depend on values, and what layers make of them."""
+        for counts in (2, 3) if self._has_counts else ():
+            try:
+                self._kept.append(self.at({}, counts))
+            except IlgnetError:
+                continue
+
+    def dims(self) -> Dims:
+        """Every blob's shape; axes whose lengths are equal in all plans have one symbol."""
+        symbols: dict[Shape, str] = {}
+        for name, axis in self.axes():
+            lengths = self._lengths(name, axis)
+            if len(set(lengths)) > 1 and lengths not in symbols:
+                stem = SYMBOLS.get(axis, f"D{axis}")
+                symbols[lengths] = stem if stem not in symbols.values() else f"{stem}_{name}"
+        return {
+            name: tuple(self._dim(self._lengths(name, axis), symbols) for axis in range(len(shape)))
+            for name, shape in self._kept[0].items()
+        }
+
+    def _lengths(self, name: str, axis: int) -> Shape:
+        return tuple(shapes[name][axis] for shapes in self._kept)
+
+    @staticmethod
+    def _dim(lengths: Shape, symbols: Mapping[Shape, str]) -> Dim:
+        return lengths[0] if len(set(lengths)) == 1 else symbols.get(lengths)
+
+
+def _groups(start: Axis, alike: list[Axis]) -> Iterator[tuple[Axis, ...]]:
+    """An axis alone, with one or two others, and with all others of its number."""
+    for count in range(3):
+        yield from ((start, *others) for others in combinations(alike, count))
+    yield (start, *(axis for axis in alike if axis[1] == start[1]))

@@ -1,0 +1,49 @@
+"""Which files a conversion may replace: those that an earlier conversion wrote, and no user's own."""
+
+from __future__ import annotations
+
+import filecmp
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..files import PathLike, check_output, check_replaced
+from ..runtime.pt2_file import METADATA_FILE
+
+_HEAD = 4096  # bytes that hold each format's mark
+
+
+def check_replacing(written: Sequence[Path], folder: Path, inputs: Iterable[PathLike | None]) -> None:
+    """Raise IlgnetError unless each of the files may take its name in ``folder``.
+
+    A file there is replaced if it has the mark of a conversion or the very same bytes: their names come from
+    the weights' name, so a script or a net of that name may be the user's.
+    """
+    inputs = list(inputs)
+    for path in written:
+        target = folder / path.name
+        check_output(target, inputs)
+        check_replaced(
+            target, _recognizer(path), "`ilgnet convert`", "give another folder with --out or remove it"
+        )
+
+
+def _recognizer(written: Path) -> Callable[[Path], bool]:
+    def is_ours(target: Path) -> bool:
+        if target.suffix == ".pt2":
+            if not zipfile.is_zipfile(target):
+                return False
+            with zipfile.ZipFile(target) as archive:
+                return any(name.endswith(METADATA_FILE) for name in archive.namelist())
+        if target.suffix in (".py", ".safetensors", ".onnx"):
+            return _has_mark(target)
+        if target.suffix == ".data":  # the weights of a large STEM.onnx
+            return _has_mark(target.with_suffix(""))
+        return filecmp.cmp(written, target, shallow=False)  # Caffe's own formats hold no mark
+
+    return is_ours
+
+
+def _has_mark(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return b"ilgnet_repro" in file.read(_HEAD)

@@ -1,0 +1,214 @@
+"""A net on its way into a file: as the file will hold it, whatever was done to it since it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from .. import files as strict_json
+from ..about import About
+from ..caffe.graph import Graph
+from ..caffe.prototxt import format_message
+from ..layers.support.base import Layer
+from ..runtime.fold import fold
+from ..runtime.net import CaffeNet
+from ..runtime.net_file import FORMAT
+from ..runtime.plan import NetPlan, plan_net
+from ..runtime.quantize import DENSE, SCALE_SUFFIX, WEIGHT, Reduced, hold_reduced, reduce_dense, reduced_blob
+from ..version import __version__
+
+Arrays = dict[str, list[np.ndarray]]
+Progress = Callable[[int], None] | None
+
+
+class SaveOptions(TypedDict, total=False):
+    """The options of `save` and `convert`, by keyword."""
+
+    fold: bool
+    precision: str | None
+    dynamic_size: bool
+    with_preprocessing: bool
+    input_order: str
+    fast_lrn: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """`SaveOptions`, all of them.  ``precision`` None leaves the dense weights as the net holds them."""
+
+    fold: bool = False
+    precision: str | None = None
+    dynamic_size: bool = False
+    with_preprocessing: bool = False
+    input_order: str = "RGB"
+    fast_lrn: bool = False
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a writer is given.
+
+    ``net`` is the net as the file will hold it: folded and with reduced dense weights where that was asked for.
+    ``original`` is the net as the caller has it, computing in float32.  ``notes`` say what was done on the way.
+    """
+
+    net: CaffeNet
+    original: CaffeNet
+    about: About
+    options: Options
+    notes: tuple[str, ...] = ()
+    progress: Progress = None
+
+    @property
+    def graph(self) -> Graph:
+        """The net's graph."""
+        return self.net.graph
+
+    def again(self, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
+        """Return the net over arrays that were read back."""
+        return again(self.net, self.net.plan, arrays)
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether dense weights are stored in fewer bits."""
+        return bool(reduced_layers(self.net))
+
+    def metadata(self) -> dict[str, str]:
+        """What travels inside a converted file: the net's text, preprocessing and provenance."""
+        plan = self.net.plan
+        return {
+            "ilgnet_repro.format": FORMAT,
+            "ilgnet_repro.version": __version__,
+            "caffe.net": format_message(self.graph.text),
+            "caffe.phase": self.graph.phase,
+            "caffe.input_shapes": strict_json.dumps({name: list(plan.shapes[name]) for name in plan.inputs}),
+            **self.about.to_metadata(),
+        }
+
+
+def make_saving(
+    net: CaffeNet, options: Options, progress: Progress = None, about: About | None = None
+) -> Saving:
+    """Return what is to be written of ``net``, and of what is known of it (default: ``net.about``).
+
+    Raises GraphError, by layer, where it is no Caffe net any more.
+    """
+    net.refuse_changes("saved")
+    notes: list[str] = []
+    arrays = float_arrays(net)
+    original = net if _computes_as_stored(net) else again(net, net.plan, arrays)
+    if original is not net:
+        dtype, device = net.computes_in
+        notes.append(
+            f"the net computes in {str(dtype).removeprefix('torch.')} on {device}; it is saved in float32"
+        )
+    for layer in net.stateful_layers:
+        notes.append(
+            f"{layer.node.name} ({layer.node.type}): Caffe carries its state from pass to pass; what is written "
+            "starts each pass from zeros (a safetensors file can be loaded with carry_state=True)"
+        )
+    saved = original
+    if options.fold:
+        folded = fold(original, net.graph.text, arrays)
+        arrays = folded.arrays
+        shapes = {name: net.shapes[name] for name in net.inputs}
+        saved = again(net, plan_net(folded.graph, shapes), arrays)
+        notes.append(
+            f"{len(folded.folded)} layers folded into those before them, {len(folded.dropped)} dropped"
+        )
+    held = {} if options.fold else reduced_layers(net)
+    if options.precision is not None and (held or options.precision != "float32"):
+        reduced = reduce_dense(saved.plan, arrays, options.precision)
+        saved = again(saved, saved.plan, arrays)
+        for name, one in reduced.items():
+            hold_reduced(saved.layer(name), one)
+        if not reduced and options.precision != "float32":
+            notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
+    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
+    return replace(saving, about=_derived(saving))
+
+
+def _derived(saving: Saving) -> About:
+    """What is known of the net, with what saving does to the weights of its source."""
+    source, options = saving.about.source, saving.options
+    if source is None:
+        return saving.about
+    if options.fold:
+        source = source.after("folded")
+    if options.precision is not None and saving.is_reduced:
+        source = source.after(options.precision)
+    return replace(saving.about, source=source)
+
+
+def _computes_as_stored(net: CaffeNet) -> bool:
+    dtype, device = net.computes_in
+    return (
+        dtype == torch.float32
+        and device.type == "cpu"
+        and all(
+            blob.dtype == torch.float32 and blob.device.type == "cpu"
+            for blobs in net.params.values()
+            for blob in blobs
+        )
+    )
+
+
+def again(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
+    """Return a net over these arrays, with what the layers of ``net`` hold beside their blobs."""
+    made = CaffeNet(plan, arrays)
+    made.about = net.about
+    for node in plan.graph:
+        layer, own = made.layer(node.name), net.layer(node.name)
+        for name, value in own._buffers.items():
+            if name in layer._buffers and name not in layer.blob_names:
+                layer._buffers[name] = None if value is None else value.cpu()
+    return made
+
+
+def reduced_layers(net: CaffeNet) -> dict[str, Reduced]:
+    """The dense weights that a net holds in fewer bits than float32, by layer name."""
+    found = {}
+    for node in net.graph:
+        if node.type == DENSE:
+            one = reduced_blob(net.layer(node.name), WEIGHT)
+            if one is not None:
+                found[node.name] = one
+    return found
+
+
+def float_arrays(net: CaffeNet) -> Arrays:
+    """Every blob of a net as float32 arrays by layer name, in Caffe's order; those that hold float32 are not copied."""
+    return {
+        node.name: _float_blobs(net.layer(node.name)) for node in net.graph if net.layer(node.name).blob_names
+    }
+
+
+def _float_blobs(layer: Layer) -> list[np.ndarray]:
+    return [blob.detach().to("cpu", torch.float32).numpy() for blob in layer.blobs]
+
+
+def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:
+    """Every blob once, as ``layer.blob``, in Caffe's order; shared ones under their owner.
+
+    Dense weights that are held in fewer bits stay so; int8 ones are followed by their scales.
+    """
+    plan, reduced = saving.net.plan, reduced_layers(saving.net)
+    tensors: dict[str, np.ndarray | torch.Tensor] = {}
+    for node in plan.graph:
+        layer = saving.net.layer(node.name)
+        for index, spec in enumerate(plan.blobs[node.name]):
+            if (node.name, index) in plan.owners:
+                continue
+            key = f"{node.name}.{spec.name}"
+            one = reduced.get(node.name) if spec.name == WEIGHT else None
+            if one is None:
+                tensors[key] = layer.blob(spec.name).detach().to("cpu", torch.float32)
+                continue
+            tensors[key] = one.values
+            if one.scale is not None:
+                tensors[key + SCALE_SUFFIX] = one.scale
+    return tensors

@@ -1,0 +1,231 @@
+"""From a CaffeNet to one Python file: an nn.Module as a person would have written it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..caffe.param_sharing import show_shape
+from ..layers.support.base import Layer, Shape
+from ..runtime.net import CaffeNet
+from ..runtime.python_names import Names, plain, quoted
+from .python_format import LINE_LENGTH, format_statement, narrowed
+
+
+@dataclass(frozen=True)
+class PythonSource:
+    """A generated module: its text, the class it defines, its inputs' argument names, and its state."""
+
+    text: str
+    class_name: str
+    arguments: dict[str, str]
+    state: dict[str, Tensor]
+
+
+# Stands on either side of a variable's number in an expression.  Nothing that a file says can hold it: names reach an
+# expression as identifiers or as literals of ASCII only.
+_MARK = "\ue000"
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """An assignment in ``forward``: variables by number, and the expression in pieces.
+
+    Pieces at even places are text, those at odd places the numbers of variables; what they are called is decided once
+    the whole file is known.
+    """
+
+    targets: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    @property
+    def reads(self) -> list[int]:
+        """The variables that the expression reads, as often as it does."""
+        return [int(number) for number in self.pieces[1::2]]
+
+    def text(self, names: Sequence[str]) -> str:
+        """The expression with its variables' names."""
+        return "".join(names[int(piece)] if place % 2 else piece for place, piece in enumerate(self.pieces))
+
+
+class SourceWriter:
+    """Collects statements; the `SourceCode` that a layer's `source` speaks to."""
+
+    def __init__(self, net: CaffeNet) -> None:
+        self._net = net
+        self._attributes = Names.for_attributes()
+        self._numbers: dict[str, int] = {}  # blob -> its variable's number
+        self._layer: Layer | None = None
+        self.helpers: dict[str, str] = {}
+        self.init: list[str] = []
+        self.body: list[_Statement] = []
+        self.state: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------ what layers call
+
+    def module(self, constructor: str, **blobs: Tensor) -> str:
+        attribute = self._attributes.fresh(self._current.node.name)
+        self.init.append(f"self.{attribute} = {constructor}")
+        for key, value in blobs.items():
+            self.state[f"{attribute}.{key}"] = value.detach()
+        return f"self.{attribute}"
+
+    def parameter(self, name: str, value: Tensor) -> str:
+        attribute = self._attributes.fresh(f"{self._current.node.name}_{name}")
+        self.init.append(f"self.{attribute} = nn.Parameter(torch.empty({_sizes(value)}))")
+        self.state[attribute] = value.detach()
+        return f"self.{attribute}"
+
+    def helper(self, function: Callable[..., Any]) -> str:
+        name = function.__name__
+        if name not in self.helpers:
+            for other in getattr(function, "uses", ()):
+                self.helper(other)
+            self.helpers[name] = narrowed(textwrap.dedent(inspect.getsource(function)).strip())
+        return name
+
+    def shape(self, index: int) -> Shape:
+        return self._net.plan.value_shapes[self._current.node.bottoms[index]]
+
+    # ------------------------------------------------------------------ the walk
+
+    @property
+    def _current(self) -> Layer:
+        if self._layer is None:
+            raise RuntimeError("a writer's method was called outside a layer")
+        return self._layer
+
+    def variable(self, blob: str) -> int:
+        """Return the number of a blob's variable; in-place layers assign to the same one again."""
+        return self._numbers.setdefault(blob, len(self._numbers))
+
+    def names(self) -> list[str]:
+        """Return the variables' names by number; none hides a helper."""
+        names = Names.for_variables(self.helpers)
+        return [names.fresh(blob) for blob in self._numbers]
+
+    def add_layer(self, layer: Layer) -> None:
+        """Have a layer say its expressions and assign them to the blobs' variables."""
+        if layer.no_source:
+            raise layer.error(f"cannot be written as Python: {layer.no_source}")
+        self._layer = layer
+        bottoms = [self.variable(value.blob) for value in layer.node.bottoms]
+        expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
+        tops = [self.variable(value.blob) for value in layer.node.tops]
+        if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
+            self.body.append(_Statement(tuple(tops), tuple(expressions[0].split(_MARK))))
+        else:
+            for top, expression in zip(tops, expressions, strict=False):
+                statement = _Statement((top,), tuple(expression.split(_MARK)))
+                if statement.pieces != ("", str(top), ""):
+                    self.body.append(statement)
+        self._layer = None
+
+
+def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -> PythonSource:
+    """Return ``net`` as Python text that needs only torch, with the state that loads into it.
+
+    ``comment`` is the module's docstring.  Raises LayerError where a layer cannot be written as plain
+    Python.
+    """
+    writer = SourceWriter(net)
+    given = {name: writer.variable(name) for name in net.inputs_for(net.outputs)}
+    for _, layer in net.steps(net.outputs):
+        if not layer.is_input:  # its tops are the arguments
+            writer.add_layer(layer)
+    results = {name: writer.variable(name) for name in net.outputs}
+    names = writer.names()
+    arguments = {name: names[number] for name, number in given.items()}
+    lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
+    lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
+    lines += ["    def __init__(self):", "        super().__init__()"]
+    lines += [line for text in writer.init for line in format_statement(text, 8)]
+    lines += ["", *format_statement(f"def forward({', '.join(['self', *arguments.values()])}):", 4)]
+    for statement in _joined(_used(writer.body, set(results.values())), names):
+        targets = ", ".join(names[number] for number in statement.targets)
+        lines += format_statement(f"{targets} = {statement.text(names)}", 8)
+    pairs = ", ".join(f"{quoted(name)}: {names[number]}" for name, number in results.items())
+    lines += [*format_statement(f"return {{{pairs}}}", 8), ""]
+    body = "\n".join(lines)
+    head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
+    return PythonSource("\n".join(head) + "\n" + body, class_name, arguments, writer.state)
+
+
+def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
+    """What goes in and comes out, for the class."""
+    given = [f"{name} ({show_shape(net.shapes[blob])})" for blob, name in arguments.items()]
+    made = [f'"{plain(name)}" ({show_shape(net.shapes[name])})' for name in net.outputs]
+    text = f"From {_listed(given)} to a dict of {_listed(made)}; the first axis is the batch."
+    # Room for the indent, and for the closing quotes where one line is all.
+    wrapped = textwrap.wrap(f'"""{text}', LINE_LENGTH - 7, break_long_words=False, break_on_hyphens=False)
+    if len(wrapped) == 1:
+        return [f'    {wrapped[0]}"""']
+    return [*(f"    {line}" for line in wrapped), '    """']
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words) if words else "nothing"
+
+
+def _used(body: list[_Statement], wanted: set[int]) -> list[_Statement]:
+    """Leave out assignments that nothing reads, such as a Split's spare tops."""
+    kept = []
+    live = set(wanted)
+    for statement in reversed(body):
+        if not live.intersection(statement.targets):
+            continue
+        live.difference_update(statement.targets)
+        live.update(statement.reads)
+        kept.append(statement)
+    return kept[::-1]
+
+
+def _joined(body: list[_Statement], names: Sequence[str]) -> list[_Statement]:
+    """Write an in-place layer around the one before it, as in x = F.relu(self.conv(x)), where that is short."""
+    joined: list[_Statement] = []
+    for statement in body:
+        whole = _around(statement, joined[-1]) if joined else None
+        if whole and len(f"{names[whole.targets[0]]} = {whole.text(names)}") + 8 <= LINE_LENGTH:
+            joined[-1] = whole
+        else:
+            joined.append(statement)
+    return joined
+
+
+def _around(statement: _Statement, before: _Statement) -> _Statement | None:
+    """One statement for two that assign to the same variable, where the second reads it once, as an argument."""
+    if len(statement.targets) != 1 or before.targets != statement.targets:
+        return None
+    (target,) = statement.targets
+    places = [2 * index + 1 for index, number in enumerate(statement.reads) if number == target]
+    if len(places) != 1:
+        return None
+    place = places[0]
+    front, behind = statement.pieces[place - 1], statement.pieces[place + 1]
+    if not (front.endswith(("(", " ")) and behind.startswith((",", ")"))):
+        return None
+    inner = [front + before.pieces[0], *before.pieces[1:]]
+    inner[-1] += behind
+    return _Statement(
+        statement.targets, (*statement.pieces[: place - 1], *inner, *statement.pieces[place + 2 :])
+    )
+
+
+def _imports(body: str) -> list[str]:
+    """The import lines for the names that the body uses."""
+    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    lines = ["import math", ""] if "math" in used else []
+    lines += ["import torch"] if "torch" in used else []
+    lines += ["import torch.nn.functional as F"] if "F" in used else []
+    return [*lines, f"from torch import {'Tensor, ' if 'Tensor' in used else ''}nn"]
+
+
+def _sizes(value: Tensor) -> str:
+    """A tensor's shape as arguments: torch.empty(3, 1, 1), and torch.empty(()) for a scalar."""
+    return ", ".join(map(str, value.shape)) or "()"

@@ -1,0 +1,76 @@
+"""``--to onnx``: one file a runtime takes without this package, the batch (and, asked for, the size) open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import files as strict_json
+from ..runtime.onnx_net import open_net
+from ..runtime.runnable import Runnable
+from ..runtime.seeded_inputs import SEED
+from .formats import Format
+from .onnx_file import write_onnx
+from .onnx_preprocess import PICTURE, add_preprocessing, picture_input
+from .onnx_writer import OnnxModel, Prepare, plan_onnx
+from .saving import Saving
+
+_PICTURE_SIZE = (240, 320)
+
+
+def write(saving: Saving, path: Path) -> list[Path]:
+    """``STEM.onnx``, and past 2 GB ``STEM.onnx.data``."""
+    return write_onnx(path, _model(saving), progress=saving.progress)
+
+
+def _model(saving: Saving) -> OnnxModel:
+    net, options = saving.net, saving.options
+    prepare = None
+    if options.with_preprocessing:
+        shapes = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
+        how, blob = picture_input(shapes, saving.about.preprocessing, net.name)
+        prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, options.input_order))
+    return plan_onnx(
+        net, metadata=_metadata(saving), dynamic_size=options.dynamic_size,
+        fast_lrn=options.fast_lrn, prepare=prepare,
+    )  # fmt: skip
+
+
+def _metadata(saving: Saving) -> dict[str, str]:
+    """The converted file's own metadata, and what the graph does to images itself."""
+    if not saving.options.with_preprocessing:
+        return saving.metadata()
+    picture = {"name": PICTURE, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
+    return {**saving.metadata(), "picture": strict_json.dumps(picture)}
+
+
+def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
+    """Open what was written in ONNX Runtime.  Raises IlgnetError where that is not installed."""
+    return open_net(paths[0])
+
+
+def prepared_inputs(
+    saving: Saving, inputs: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Seeded images for a graph that prepares its own, and the inputs the net itself would be given."""
+    if not saving.options.with_preprocessing:
+        return dict(inputs), dict(inputs)
+    net = saving.net
+    shapes = {name: net.shapes[name] for name in inputs}
+    how, blob = picture_input(shapes, saving.about.preprocessing, net.name)
+    size = how.mean_image.shape[1:] if how.mean_image is not None and how.resize is None else _PICTURE_SIZE
+    size = tuple(max(side, least) for side, least in zip(size, how.size, strict=True))
+    pixels = np.random.default_rng(SEED).integers(0, 256, (len(inputs[blob]), *size, 3), dtype=np.uint8)
+    turned = pixels if saving.options.input_order == "BGR" else pixels[..., ::-1]
+    made = torch.from_numpy(np.stack([how(np.ascontiguousarray(picture)) for picture in turned]))
+    others = {name: value for name, value in inputs.items() if name != blob}
+    return {**others, PICTURE: torch.from_numpy(pixels)}, {**inputs, blob: made}
+
+
+FORMAT = Format(
+    "onnx", ".onnx", write, reopen,
+    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn"), feed=prepared_inputs,
+)  # fmt: skip

@@ -1,0 +1,146 @@
+"""``--to pt2``: torch.export's own archive, which `torch.export.load` opens without this package."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import files as strict_json
+from ..errors import IlgnetError
+from ..files import deferred_file, utf8_path
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
+from ..runtime.pt2_file import METADATA_FILE, check_members
+from ..runtime.python_names import Names, argument_name
+from ..runtime.runnable import FileNet, Runnable
+from .formats import Format
+from .open_shapes import open_shapes
+from .saving import Saving
+from .verify import seeded_inputs
+
+LARGEST_BATCH = 1 << 14
+
+
+class _ByName(nn.Module):
+    """The net as a module whose inputs are arguments by name, as torch.export wants them."""
+
+    def __init__(self, net: CaffeNet, names: dict[str, str]) -> None:
+        super().__init__()
+        self.layers = _named_layers(net)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.values()])
+
+        def forward(*values: Tensor, **named: Tensor) -> dict[str, Tensor]:
+            given = signature.bind(*values, **named).arguments
+            return net.run({blob: given[name] for blob, name in names.items()}, with_loss=False).blobs
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def write(saving: Saving, path: Path) -> list[Path]:
+    """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
+    program = export(saving.net, dynamic_size=saving.options.dynamic_size)
+    with deferred_file(path) as file:
+        torch.export.save(program, file, extra_files={METADATA_FILE: strict_json.dumps(saving.metadata())})
+    return [path]
+
+
+def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.ExportedProgram:
+    """Export a net with a dynamic batch; its inputs are keywords, Caffe's names made identifiers.
+
+    The number of steps of a recurrent layer is fixed.
+
+    The example inputs are left out of the result: they are the only part torch would pickle.  Raises
+    IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
+    """
+    for _, layer in net.steps(net.outputs):
+        if layer.sized_by_values:
+            raise layer.error(
+                "how many rows it gives depends on values, which torch.export cannot hold; "
+                "use --to onnx or --to python"
+            )
+    dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
+    # The steps of RNN and LSTM are unrolled, so that their number is fixed.
+    unrolled = {
+        dims[net.graph.names[node.bottoms[0]]][0] for node, layer in net.steps(net.outputs) if layer.has_state
+    }
+    dims = {name: tuple(None if dim in unrolled else dim for dim in shape) for name, shape in dims.items()}
+    names = _argument_names(net)
+    inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
+    identifiers = Names(())
+    batches = {
+        symbol: torch.export.Dim(identifiers.of(symbol), min=1, max=LARGEST_BATCH)
+        for name in names
+        for symbol in dims[name][:1]
+        if isinstance(symbol, str)
+    }
+    # Rounded-up pooling ties sizes to inequalities that a named Dim may not have.
+    open_axes = {
+        names[name]: {
+            axis: batches.get(symbol, torch.export.Dim.DYNAMIC)
+            for axis, symbol in enumerate(dims[name])
+            if isinstance(symbol, str)
+        }
+        for name in names
+    }
+    try:
+        # On failure torch shows the whole graph as far as it came; the reason is in the exception.
+        with torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()):
+            program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=open_axes)
+    except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
+        reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]
+        raise IlgnetError(f"net {net.graph.name!r} cannot be exported by torch.export: {reason}") from error
+    program.example_inputs = None
+    return program
+
+
+def _argument_names(net: CaffeNet) -> dict[str, str]:
+    """The argument of each input.  Raises IlgnetError where two inputs would be one."""
+    taken: dict[str, str] = {}
+    for name in net.inputs_for(net.outputs):
+        argument = argument_name(name)
+        if argument in taken:
+            raise IlgnetError(
+                f"inputs {taken[argument]!r} and {name!r} would both be the argument {argument} of a pt2 file; "
+                "rename one, or use --to onnx"
+            )
+        taken[argument] = name
+    return {name: argument for argument, name in taken.items()}
+
+
+def _named_layers(net: CaffeNet) -> nn.Module:
+    """The layers by names that torch may write into the code it runs: it quotes attributes, and escapes none."""
+    layers = nn.Module()
+    for key, layer in net.layers.named_children():
+        name = re.sub(r"[^\w/-]", "_", key, flags=re.ASCII) or "_"
+        while name in layers._modules or hasattr(nn.Module(), name):
+            name += "_"
+        layers._modules[name] = layer
+    return layers
+
+
+def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
+    """Load what was written with torch alone; nothing in it is a pickle."""
+    check_members(paths[0])
+    with utf8_path(paths[0]) as name:
+        module = torch.export.load(name).module()
+    net = saving.net
+
+    def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor] = module(**{argument_name(name): value for name, value in given.items()})
+        return found
+
+    inputs = net.inputs_for(net.outputs)
+    # No shapes: what it leaves open, it checks itself.
+    return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, {}, run)
+
+
+FORMAT = Format("pt2", ".pt2", write, reopen, options=("dynamic_size",))

@@ -1,0 +1,115 @@
+"""Is the written file the net that was read?  Both run on the same seeded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import IlgnetError
+from ..layers.support.base import Shape
+from ..runtime.difference import Difference, differ
+from ..runtime.modes import as_loaded
+from ..runtime.net import CaffeNet
+from ..runtime.seeded_inputs import SEED, draw_inputs
+from .formats import Format
+from .saving import Saving
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far a written file's outputs are from those of the original arrays.
+
+    ``blob`` is the output that comes nearest to differing, or differs most.  ``largest`` is None where no output
+    could be compared; ``not_compared`` says which outputs were not, or not whole, and why.
+    """
+
+    file: str
+    blob: str
+    largest: float | None
+    scale: float  # the largest absolute value of that output
+    inputs: str
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is over what float32 sums in another order may give."""
+        return self.largest is not None and not self.largest <= _tolerance(self.scale)
+
+    @property
+    def how(self) -> str:
+        """The difference in words."""
+        if self.largest is None or np.isinf(self.largest):
+            return "in its shape or in where its values are not finite"
+        return f"by {self.largest:.3g}"
+
+    @property
+    def is_equal(self) -> bool | None:
+        """Whether the outputs are equal; None where that is unknown, since none could be compared."""
+        return None if self.largest is None else not self.differs
+
+
+def _tolerance(scale: float) -> float:
+    return 1e-5 + 1e-4 * scale
+
+
+def seeded_inputs(net: CaffeNet, batch: int = BATCH) -> dict[str, torch.Tensor]:
+    """Return inputs for the net's outputs, drawn from a seed by what reads them.
+
+    A net stated for one sample gets ``batch`` of them, unless it takes just one.
+    """
+    shapes = _batched(net, batch)
+    return draw_inputs(net.plan.at(shapes), net.graph, shapes)
+
+
+def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
+    own = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
+    if any(shape[:1] != (1,) for shape in own.values()):
+        return own
+    more = {name: (batch, *shape[1:]) for name, shape in own.items()}
+    try:
+        net.blob_shapes(more)
+    except IlgnetError:
+        return own
+    return more
+
+
+def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Verification:
+    """Run what was written and the net itself on the same seeded inputs.
+
+    Reduced weights are held against themselves, run by this package: how far they are from the original
+    is a measurement (`measure_deviation`), not a check.
+    """
+    reference = saving.net if saving.is_reduced and "precision" in format_.options else saving.original
+    given, inputs = format_.feed(saving, seeded_inputs(reference))
+    with torch.inference_mode(), as_loaded(reference):
+        expected = reference(inputs)
+        found = format_.reopen(paths, saving)(given)
+    shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
+    return compare(paths[0], expected, found, f"seed {SEED}: {shown}")
+
+
+def compare(
+    file: Path,
+    expected: Mapping[str, torch.Tensor],
+    found: Mapping[str, np.ndarray | torch.Tensor],
+    inputs: str,
+) -> Verification:
+    """Hold the outputs against each other; return what the one worst for its size shows."""
+    apart = {
+        blob: differ(tensor.detach().double().numpy(), np.asarray(found[blob]))
+        if blob in found
+        else Difference(np.inf, np.inf, 0.0, tensor.numel(), 0)
+        for blob, tensor in expected.items()
+    }
+    notes = tuple(f"{blob}: {one.left_out}" for blob, one in apart.items() if one.left_out)
+    compared = {blob: one for blob, one in apart.items() if one.is_compared}
+    if not compared:
+        return Verification(file.name, "", None, 0.0, inputs, notes or ("the net has no outputs",))
+    worst = max(compared, key=lambda blob: compared[blob].largest / _tolerance(compared[blob].scale))
+    return Verification(file.name, worst, compared[worst].largest, compared[worst].scale, inputs, notes)

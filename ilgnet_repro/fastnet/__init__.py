@@ -1,1 +1,0 @@
-"""The fast path: a net for inference only, laid out for the processor it runs on."""

@@ -1,0 +1,465 @@
+"""`Layer`, what every Caffe layer type is made of, and the two writers it speaks to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ...caffe.fork_fields import refusal
+from ...caffe.graph import Node
+from ...errors import LayerError
+from ...schema import caffe_pb2 as pb
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlobSpec:
+    """One parameter blob of a layer, in Caffe's order: its name here, shape, filler, and whether it learns.
+
+    ``any_ones``: a file may hold it with axes of size 1 more or less (forks that changed their mind).
+    """
+
+    name: str
+    shape: Shape
+    filler: pb.FillerParameter | None = None
+    learned: bool = True
+    any_ones: bool = False
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the net's text, or Caffe's default for the layer, says what the blob starts from."""
+        return self.filler is not None and bool(self.filler.ListFields())
+
+    @property
+    def filling(self) -> str:
+        """The filler in words."""
+        filler = pb.FillerParameter() if self.filler is None else self.filler
+        return f"constant {filler.value:g}" if filler.type == "constant" else filler.type
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What a layer makes of bottoms of given shapes: its tops, the blobs it needs, the multiply-adds of one pass."""
+
+    tops: Sequence[Shape]
+    blobs: Sequence[BlobSpec] = ()
+    multiply_adds: int = 0
+
+
+class OnnxGraph(Protocol):
+    """What a layer may ask of the ONNX writer while it adds its nodes."""
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node with one output and return that output's name; an input may be "" (absent)."""
+
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several outputs and return their names."""
+
+    def scan(
+        self, states: Sequence[str], sequences: Sequence[str], step: Callable[..., Sequence[str]]
+    ) -> list[str]:
+        """Add a Scan node over axis 0 of ``sequences`` and return the last states, then the stacked outputs.
+
+        ``step`` takes the states and one element of each sequence, adds the nodes of one step (it may read
+        values from outside), and returns the new states, then the outputs.
+        """
+
+    def constant(self, array: np.ndarray) -> str:
+        """Return the name of an initializer holding ``array`` (equal arrays are stored once)."""
+
+    def parameter(self, name: str) -> str:
+        """Return the initializer of the current layer's blob ``name``, as Caffe shaped it."""
+
+    def shape(self, value: str) -> tuple[int | None, ...]:
+        """Return the shape of a *bottom*; None is an open length, known only when the graph runs."""
+
+    def size(self, value: str, axis: int) -> int:
+        """Return one length of a bottom; raises LayerError, by the current layer, where it is open."""
+
+
+class SourceCode(Protocol):
+    """What a layer may ask of the Python writer while it says how it is written."""
+
+    def module(self, constructor: str, **blobs: Tensor) -> str:
+        """Declare ``self.LAYER = constructor``; ``blobs`` are its state, by attribute name.
+
+        Returns the expression that names it (``self.conv1``), ready to be called.
+        """
+
+    def parameter(self, name: str, value: Tensor) -> str:
+        """Declare a bare ``nn.Parameter`` of the current layer and return the expression that names it."""
+
+    def helper(self, function: Callable[..., Any]) -> str:
+        """Have ``function``'s own text included in the file and return its name.
+
+        The function may use only ``torch``, ``F`` (torch.nn.functional), ``math`` and other helpers
+        listed in its ``uses`` attribute.
+        """
+
+    def shape(self, index: int) -> Shape:
+        """Return the shape that bottom ``index`` has at export; axis 0 is the batch."""
+
+
+def _nothing_to_set_up(self: Layer, *ranks: int) -> None:
+    """Read the fields to attributes; raise LayerError (by `self.error`) on a value that cannot be honoured."""
+
+
+def _tops_like_bottoms(self: Layer, *bottoms: Shape) -> LayerPlan:
+    """Return the tops' shapes, the blobs and the work for bottoms of these shapes; assigns nothing to the layer.
+
+    By default each top is shaped like its bottom, without blobs.
+    """
+    return LayerPlan(bottoms)
+
+
+class Layer(nn.Module):
+    """One Caffe layer: parsed and checked when made, given its blobs by the net, then run.
+
+    A subclass sets the class attributes and gives five methods.  `setup` reads the fields once, when the layer is
+    made; it is the only one that assigns to ``self``.  `plan`, `forward`, `onnx` and `source` take the same
+    bottoms: as shapes, tensors, ONNX names and Python expressions.
+    """
+
+    # The message of LayerParameter that configures it, and the fields of it that are honoured.  Any other
+    # field with a value that is not its default stops the net, by name: nothing is ignored in silence.
+    message: ClassVar[str] = ""
+    fields: ClassVar[tuple[str, ...]] = ()
+    # Fields that pick one of Caffe's implementations and never change a result.
+    ignored_fields: ClassVar[tuple[str, ...]] = ("engine",)
+    # Other messages of LayerParameter that it reads, and those that stop it in Caffe too, with the reason.
+    other_messages: ClassVar[tuple[str, ...]] = ()
+    refused_messages: ClassVar[Mapping[str, str]] = {}
+    # Dotted paths of fields no schema lists that the class reads by `fork_field`.
+    fork_fields: ClassVar[tuple[str, ...]] = ()
+    # Least and greatest number; None is "any".
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, 1)
+    top_count: ClassVar[tuple[int, int | None]] = (1, 1)
+    # Loss layers weigh their first top by 1 unless told otherwise, and may leave it unnamed.
+    is_loss: ClassVar[bool] = False
+    # Whether Caffe's code gives the layer's own result where its top is written over its bottom.  Others compute
+    # from values that they have overwritten already.
+    in_place: ClassVar[bool] = False
+    # Bottoms that hold whole numbers (labels, rows): kept in float32 where the net runs in bfloat16, which
+    # has no 257.
+    index_bottoms: ClassVar[tuple[int, ...]] = ()
+    # The tops are values that the caller feeds.
+    is_input: ClassVar[bool] = False
+    # The layer makes its tops up; the caller may give any of them instead, of any size the net can take.
+    may_be_fed: ClassVar[bool] = False
+    # The tops' lengths along `counted_axis` depend on values; `plan` gives the most they can be.
+    sized_by_values: ClassVar[bool] = False
+    counted_axis: ClassVar[int] = 0
+    # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.
+    has_state: bool = False
+    # Whether Caffe has a backward pass for it.
+    has_gradient: ClassVar[bool] = True
+    # Which of several layers of one name this is and what told it, where that is not plain; `audit` says so.
+    note: str = ""
+    # Why ONNX or plain Python cannot express it; empty where it can.
+    no_onnx: str = ""
+    no_source: str = ""
+
+    def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
+        """Check the node and read its fields.
+
+        ``ranks`` are its bottoms' numbers of axes; where these are unknown (None), as behind a layer at fault,
+        only counts and the names of fields are checked.
+        """
+        super().__init__()
+        self.node = node
+        self.training = self.is_train  # until `train()` or `eval()` say otherwise
+        self.blob_names: list[str] = []
+        self.stopped_bottoms = self.find_stopped(node)
+        self._check_counts()
+        self._check_fields()
+        self._check_in_place()
+        self._set_up(ranks)
+
+    @staticmethod
+    def find_stopped(node: Node) -> tuple[int, ...]:
+        """Return the bottoms that `propagate_down: false`, or Caffe's loss of a gradient, keeps gradients from."""
+        if node.loses_gradient:
+            return (0,)
+        return tuple(
+            index
+            for index, propagate in enumerate(node.layer.propagate_down)
+            if not propagate and index < len(node.bottoms)
+        )
+
+    def _set_up(self, ranks: Sequence[int] | None) -> None:
+        if ranks is not None:
+            self.setup(*ranks)
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    # Declared like torch's own `forward`, so that each class names its bottoms and mypy accepts the overrides.
+    setup: Callable[..., None] = _nothing_to_set_up
+    plan: Callable[..., LayerPlan] = _tops_like_bottoms
+
+    def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
+        """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
+        own = self.plan().tops if any(top not in given for top in self.node.top_names) else []
+        return [given[top] if top in given else own[index] for index, top in enumerate(self.node.top_names)]
+
+    def forward(self, *bottoms: Any, **options: Any) -> tuple[Tensor, ...]:
+        """Compute the tops."""
+        raise self.error("has no forward pass here")
+
+    def onnx(self, graph: OnnxGraph, *bottoms: Any) -> list[str]:
+        """Add this layer's ONNX nodes and return the names of its tops."""
+        raise self.error("cannot be written as ONNX: its class does not implement it")
+
+    def source(self, code: SourceCode, *bottoms: Any) -> list[str]:
+        """Return one Python expression per top."""
+        raise self.error("cannot be written as Python: its class does not implement it")
+
+    @classmethod
+    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+        """Write into a layer's text what the number of its blobs in the weights file tells of its kind.
+
+        For types of which several forks have one each, where the text itself leaves it open.
+        """
+
+    # ------------------------------------------------------------------ what a subclass may use
+
+    @property
+    def param(self) -> Any:
+        """The layer's own parameter message; defaults are filled in by the schema."""
+        return getattr(self.node.layer, self.message)
+
+    @property
+    def is_train(self) -> bool:
+        """Whether the net was loaded in phase TRAIN, for ever: what the layer is, what is written of it.
+
+        What a pass does that differs between the phases in Caffe (draws, batch statistics) follows `training`.
+        """
+        return self.node.phase == "TRAIN"
+
+    def error(self, message: str) -> LayerError:
+        """Make a LayerError that names this layer."""
+        return LayerError(self.node.name, self.node.type, message)
+
+    def axis(self, axis: int, rank: int, *, field: str = "axis") -> int:
+        """Return a possibly negative ``axis`` counted from the front, as Caffe's `CanonicalAxisIndex`."""
+        if not -rank <= axis < rank:
+            raise self.error(f"{field} {axis} is outside a blob of {rank} axes")
+        return axis % rank
+
+    def fork_field(self, path: str) -> str | None:
+        """Return the text of a field no schema lists, or None; the last of several counts."""
+        found = [field.text for field in self.node.layer.fork_field if field.path == path]
+        return found[-1] if found else None
+
+    def blob(self, name: str) -> Tensor:
+        """Return a parameter blob by its name."""
+        # Where most parameters lie; as attributes torch looks for them last, and slowly.
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
+
+    # ------------------------------------------------------------------ for the net
+
+    def fresh(self, copies: Mapping[int, object] | None = None) -> Self:
+        """Return a copy for a net of its own; nets made from one plan share nothing but the node.
+
+        ``copies`` are copies made already, by the id of what they are of, as in the memo of `copy.deepcopy`.
+        """
+        memo: dict[int, object] = {id(self.node): self.node, **(copies or {})}
+        for value in vars(self).values():
+            if isinstance(value, torch.Generator):  # deepcopy knows none
+                memo[id(value)] = value.clone_state()
+        return copy.deepcopy(self, memo)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        kind = type(self)
+        if parametrize.is_parametrized(self):
+            # torch keeps a computed blob as a property of a class made for this very layer.  With the class in
+            # common, a blob replaced in one of the two would be gone from the other.
+            kind = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        copied = kind.__new__(kind)
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if parametrize.is_parametrized(self):
+            raise self.error(
+                "cannot be pickled: one of its blobs is computed from what is stored (fewer bits, or shared in another "
+                "shape); copy.deepcopy the net, or keep its state_dict"
+            )
+        return super().__reduce_ex__(protocol)
+
+    def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
+        """Attach the next parameter in Caffe's order, one that another layer has too under another shape as well."""
+        self.blob_names.append(spec.name)
+        self.register_parameter(spec.name, parameter)
+        if tuple(parameter.shape) != spec.shape:  # PERMISSIVE sharing: the same values in another shape
+            parametrize.register_parametrization(self, spec.name, _InShape(spec.shape), unsafe=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A parameter of its own takes the place of one that is computed: a view of an owner's, or reduced weights.
+        if isinstance(value, nn.Parameter) and parametrize.is_parametrized(self, name):
+            parametrize.remove_parametrizations(self, name, leave_parametrized=False)
+        super().__setattr__(name, value)
+
+    def stored_blob(self, name: str) -> Tensor:
+        """Return the parameter that a blob is kept as: its owner's, where the two differ in shape."""
+        if parametrize.is_parametrized(self, name):
+            held: Any = self.parametrizations
+            return held[name].original
+        return getattr(self, name)
+
+    def tie_blobs(self, other: Layer) -> None:
+        """Have the very parameters of a layer whose blobs are of the same names and shapes."""
+        for name in self.blob_names:
+            shape, stored = tuple(self.blob(name).shape), other.stored_blob(name)
+            if parametrize.is_parametrized(self, name):
+                held: Any = self.parametrizations
+                held[name].original = stored
+                continue
+            setattr(self, name, stored)
+            if tuple(stored.shape) != shape:
+                parametrize.register_parametrization(self, name, _InShape(shape), unsafe=True)
+
+    def refuse_unread_parameters(self) -> None:
+        """Raise LayerError for a parameter that was put here under a name that this layer does not read.
+
+        Hooks that compute a blob from parameters of their own (pruning, weight norm) may add such names.
+        """
+        for name in self._parameters:
+            if name not in self.blob_names and not self._forward_pre_hooks:
+                blobs = ", ".join(self.blob_names) or "none"
+                raise self.error(f"does not read a parameter {name!r}; its blobs are {blobs}")
+
+    @property
+    def blobs(self) -> list[Tensor]:
+        """The parameters in Caffe's order."""
+        return [getattr(self, name) for name in self.blob_names]
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """The weight of each top in the net's loss, as Caffe's `SetLossWeights`."""
+        return tuple(self.node.layer.loss_weight) or self.default_loss_weights()
+
+    def default_loss_weights(self) -> tuple[float, ...]:
+        """The weights where the text states none: 1 for a loss (`LossLayer::LayerSetUp`)."""
+        return (1.0,) if self.is_loss else ()
+
+    @property
+    def idle_messages(self) -> tuple[str, ...]:
+        """The names of the messages stated that this type does not read: Caffe passes over them."""
+        read = {self.message, *self.other_messages}
+        stated = [field.name for field, _ in self.node.layer.ListFields() if field.name.endswith("_param")]
+        return tuple(name for name in stated if name not in read)
+
+    @property
+    def idle_note(self) -> str:
+        """Say which messages are not read; empty where all are."""
+        names = ", ".join(self.idle_messages)
+        return f"{names} is not read by this type" if names else ""
+
+    def check_param_rows(self, blobs: int) -> None:
+        """Refuse `param` rows that belong to no blob, as Caffe does."""
+        rows = len(self.node.layer.param)
+        if rows > blobs:
+            raise self.error(f"has {rows} param rows for {blobs} blobs; remove those too many")
+
+    def _check_counts(self) -> None:
+        for what, found, (least, most) in (
+            ("bottom", len(self.node.bottoms), self.bottom_count),
+            ("top", len(self.node.tops), self.top_count),
+        ):
+            if what == "top" and self.is_loss and not found:
+                continue
+            if found < least or (most is not None and found > most):
+                wanted = (
+                    str(least)
+                    if most == least
+                    else f"{least} or more"
+                    if most is None
+                    else f"{least} to {most}"
+                )
+                raise self.error(f"has {found} {what}s; it takes {wanted}")
+
+    def can_be_in_place(self) -> bool:
+        """Whether this layer, with its fields and in its phase, can be written over its bottom."""
+        return self.in_place
+
+    def _check_in_place(self) -> None:
+        if self.node.is_in_place and not self.can_be_in_place():
+            raise self.error(
+                "cannot be written in place: Caffe refuses it or computes from overwritten values; "
+                "give the top another name"
+            )
+
+    def _check_fields(self) -> None:
+        layer = self.node.layer
+        for name, reason in self.refused_messages.items():
+            if layer.HasField(name):
+                raise self.error(f"{reason}; remove {name}")
+        # A loss may leave its top unnamed; the counts are those Caffe's `Net` and `SetLossWeights` insist on.
+        for what, stated, each, count in (
+            ("loss_weight", layer.loss_weight, "top", len(self.node.tops) or int(self.is_loss)),
+            ("propagate_down", layer.propagate_down, "bottom", len(self.node.bottoms)),
+        ):
+            if stated and len(stated) != count:
+                raise self.error(
+                    f"{what} is stated {len(stated)} times for {count} {each}s; state one a {each}"
+                )
+        if self.message:
+            for field, value in self.param.ListFields():
+                honoured = field.name in self.fields or field.name in self.ignored_fields
+                if not honoured and (field.is_repeated or field.message_type or value != field.default_value):
+                    raise self.error(
+                        f"{self.message}.{field.name} is not supported; remove it if it does not matter"
+                    )
+        if layer.blobs:
+            # Caffe starts from them; here weights come from a weights file, and numbers must not vanish.
+            raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
+        for fork in layer.fork_field:
+            if fork.path not in self.fork_fields:
+                raise self.error(refusal(fork, layer.DESCRIPTOR))
+
+
+class _InShape(nn.Module):
+    """A parameter's values in another shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.view(self.shape)
+
+
+def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:
+    """Return float32 values as an array for an ONNX constant; one number gives a scalar."""
+    if isinstance(values, Tensor):
+        return values.detach().to(torch.float32).cpu().numpy()
+    return np.asarray(values, dtype=np.float32)
+
+
+def integers(*values: int) -> np.ndarray:
+    """Return int64 values as an array for an ONNX constant (shapes, axes, pads)."""
+    return np.asarray(values, dtype=np.int64)
+
+
+def literal(value: float) -> str:
+    """Write a float32 field as a person would: 0.1, not the double nearest to it (0.10000000149011612)."""
+    return exact(float(str(np.float32(value))))
+
+
+def exact(value: Any) -> str:
+    """Write a value as Python source: a double in full, and inf and nan, which Python has no names for."""
+    if isinstance(value, tuple | list):
+        entries = ", ".join(map(exact, value))
+        return f"[{entries}]" if isinstance(value, list) else f"({entries}{',' * (len(value) == 1)})"
+    if isinstance(value, float) and not np.isfinite(value):
+        return "math.nan" if np.isnan(value) else "math.inf" if value > 0 else "-math.inf"
+    return repr(value)

@@ -1,0 +1,102 @@
+"""Fillers: the distributions a blob starts from when no weights are given (Caffe's filler.hpp)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from math import ceil, prod, sqrt
+
+import torch
+from torch import Generator, Tensor
+
+from ...errors import IlgnetError
+from ...schema import caffe_pb2 as pb
+from .base import BlobSpec, Shape
+
+Error = Callable[[str], IlgnetError]
+
+
+def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
+    """Return a float32 tensor drawn as ``spec``'s filler says; no filler means zeros, as in Caffe."""
+    filler = spec.filler if spec.filler is not None else pb.FillerParameter()
+    if filler.type not in _FILLERS:
+        raise error(
+            f"{spec.name} filler {filler.type!r} is unknown; use one of {', '.join(sorted(_FILLERS))}"
+        )
+    if filler.sparse != -1 and filler.type != "gaussian":
+        raise error(f"{spec.name} filler: sparse goes with type gaussian only, not {filler.type}")
+    return _FILLERS[filler.type](filler, spec.shape, generator, error)
+
+
+def _constant(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    return torch.full(shape, filler.value, dtype=torch.float32)
+
+
+def _uniform(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    return torch.empty(shape).uniform_(filler.min, filler.max, generator=generator)
+
+
+def _gaussian(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    values = torch.empty(shape).normal_(filler.mean, filler.std, generator=generator)
+    if filler.sparse == -1:
+        return values
+    # Caffe keeps each value with probability sparse / (number of outputs): `sparse` non-zero inputs
+    # for each output on average.
+    keep = torch.empty(shape).bernoulli_(min(filler.sparse / shape[0], 1.0), generator=generator)
+    return values * keep
+
+
+def _fan(filler: pb.FillerParameter, shape: Shape) -> float:
+    """The count a variance is divided by; Caffe's fan_out is count / shape[1], whatever the layer."""
+    count = prod(shape)
+    fan_in = count / (shape[0] if shape else 1)
+    fan_out = count / shape[1] if len(shape) > 1 else count
+    if filler.variance_norm == pb.FillerParameter.AVERAGE:
+        return (fan_in + fan_out) / 2
+    return fan_out if filler.variance_norm == pb.FillerParameter.FAN_OUT else fan_in
+
+
+def _xavier(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    bound = sqrt(3 / _fan(filler, shape))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _msra(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    return torch.empty(shape).normal_(0, sqrt(2 / _fan(filler, shape)), generator=generator)
+
+
+def _positive_unitball(
+    filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error
+) -> Tensor:
+    values = torch.empty(shape).uniform_(0, 1, generator=generator).reshape(shape[0], -1)
+    return (values / values.sum(dim=1, keepdim=True)).reshape(shape)
+
+
+def _bilinear(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise error(f"bilinear filler needs a blob of 4 axes with a square window, not {list(shape)}")
+    factor = ceil(shape[3] / 2)
+    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
+    line = 1 - (torch.arange(shape[3], dtype=torch.float64) / factor - centre).abs()
+    return (line[:, None] * line[None, :]).to(torch.float32).expand(shape).clone()
+
+
+def draws(spec: BlobSpec) -> bool:
+    """Whether ``spec``'s filler draws random numbers, or is unknown; no filler means zeros."""
+    return spec.filler is not None and spec.filler.type not in ("constant", "bilinear")
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of the machine's memory, or None where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+_FILLERS = {
+    "bilinear": _bilinear,
+    "constant": _constant,
+    "gaussian": _gaussian,
+    "msra": _msra,
+    "positive_unitball": _positive_unitball,
+    "uniform": _uniform,
+    "xavier": _xavier,
+}

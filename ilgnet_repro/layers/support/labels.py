@@ -1,0 +1,132 @@
+"""What layers that read labels share: one row of scores per label, labels left out, and loss normalisation.
+
+Labels are class numbers in a blob of floats.  Scores have classes along one axis and, along all others,
+a position for each label.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...schema import caffe_pb2 as pb
+from .base import Layer, OnnxGraph, Shape, integers, numbers
+
+# ---------------------------------------------------------------------- torch, also for written source
+
+
+def label_rows(scores, labels, axis, ignore_label):
+    """Scores as one row per label, the labels as class numbers (0 where left out), and which count."""
+    rows = scores.movedim(axis, -1).reshape(-1, scores.shape[axis])
+    labels = labels.reshape(-1).long()
+    if ignore_label is None:
+        return rows, labels, torch.ones_like(labels, dtype=torch.bool)
+    counts = labels != ignore_label
+    return rows, torch.where(counts, labels, 0), counts
+
+
+def normalized_sum(losses, counts, mode, batch):
+    """Sum the losses that count and divide by Caffe's normalizer, which is never under 1."""
+    total = torch.where(counts, losses, 0).sum()
+    if mode == "NONE":
+        return total
+    if mode == "VALID":
+        return total / counts.sum().clamp(min=1)
+    return total / max(batch if mode == "BATCH_SIZE" else losses.numel(), 1)
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def normalization(layer: Layer, default: str) -> str:
+    """Return the mode of `loss_param`: `normalization`, else the older `normalize`, else ``default``."""
+    param = layer.node.layer.loss_param
+    if param.HasField("normalization"):
+        return pb.LossParameter.NormalizationMode.Name(param.normalization)
+    if param.HasField("normalize"):
+        return "VALID" if param.normalize else "BATCH_SIZE"
+    return default
+
+
+def ignored_label(param: pb.LossParameter | pb.AccuracyParameter) -> int | None:
+    """Return `ignore_label`, or None."""
+    return param.ignore_label if param.HasField("ignore_label") else None
+
+
+def check_label_count(layer: Layer, scores: Shape, labels: Shape, axis: int) -> None:
+    """Raise LayerError unless there is one label for each row of scores along ``axis``."""
+    rows = prod(scores[:axis]) * prod(scores[axis + 1 :])
+    if prod(labels) != rows:
+        raise layer.error(
+            f"has {prod(labels)} labels {list(labels)} for {rows} predictions {list(scores)} "
+            f"along axis {axis}; give one label a prediction"
+        )
+
+
+def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int | None) -> None:
+    """Raise LayerError for a label that is no class; Caffe reads out of bounds there.
+
+    A compiled or exported net cannot look at values; there torch's bounds check applies.
+    """
+    if torch.compiler.is_compiling() or not labels.numel():
+        return
+    labels = labels.long()
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore_label is not None:
+        wrong &= labels != ignore_label
+    if wrong.any():
+        raise layer.error(
+            f"label {int(labels[wrong][0])} is none of the {classes} classes 0 to {classes - 1}; "
+            "correct the labels, num_output or ignore_label"
+        )
+
+
+# ---------------------------------------------------------------------- ONNX
+
+
+def label_rows_onnx(
+    graph: OnnxGraph, scores: str, labels: str, axis: int, ignore_label: int | None
+) -> tuple[str, str, str]:
+    """Add `label_rows` of a bottom to a graph; the labels come out as N×1."""
+    rank, classes = len(graph.shape(scores)), graph.size(scores, axis)
+    rows = scores
+    if axis != rank - 1:
+        rows = graph.node("Transpose", [scores], perm=[*range(axis), *range(axis + 1, rank), axis])
+    rows = graph.node("Reshape", [rows, graph.constant(integers(-1, classes))])
+    return rows, *labels_onnx(graph, labels, ignore_label)
+
+
+def labels_onnx(graph: OnnxGraph, labels: str, ignore_label: int | None) -> tuple[str, str]:
+    """Add the labels as class numbers N×1, 0 where left out, and which count."""
+    from onnx import TensorProto
+
+    flat = graph.node("Reshape", [labels, graph.constant(integers(-1, 1))])
+    whole = graph.node("Cast", [flat], to=TensorProto.INT64)
+    left_out = np.asarray(np.iinfo(np.int64).min if ignore_label is None else ignore_label, np.int64)
+    counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
+    return graph.node("Where", [counts, whole, graph.constant(np.zeros((), np.int64))]), counts
+
+
+def normalized_sum_onnx(
+    graph: OnnxGraph, losses: str, counts: str, mode: str, batch: tuple[str, int] | None = None
+) -> str:
+    """Add `normalized_sum` to a graph; the batch is the product of a value's first so many axes."""
+    from onnx import TensorProto
+
+    zero, one = graph.constant(numbers(0)), graph.constant(numbers(1))
+    total = graph.node("ReduceSum", [graph.node("Where", [counts, losses, zero])], keepdims=0)
+    if mode == "NONE" or (mode == "BATCH_SIZE" and not (batch and batch[1])):
+        return total
+    if mode == "VALID":
+        valid = graph.node("Cast", [counts], to=TensorProto.FLOAT)
+        divisor = graph.node("ReduceSum", [valid], keepdims=0)
+    elif mode == "FULL" or batch is None:
+        divisor = graph.node("Cast", [graph.node("Size", [losses])], to=TensorProto.FLOAT)
+    else:
+        extents = graph.node("Shape", [batch[0]], start=0, end=batch[1])
+        product = graph.node("ReduceProd", [extents], keepdims=0)
+        divisor = graph.node("Cast", [product], to=TensorProto.FLOAT)
+    return graph.node("Div", [total, graph.node("Max", [divisor, one])])

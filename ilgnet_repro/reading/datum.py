@@ -1,0 +1,137 @@
+"""Caffe's ``Datum``: one picture and its label, as a database row holds them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from ..caffe.wire import BYTES, fields
+from ..errors import DataError
+from ..schema import caffe_pb2
+from .images import suffix_of
+
+MAX_SIDE = 1 << 20
+"""No side or channel count beyond this is believed: a row that claims one is damaged."""
+
+INT32 = range(-(1 << 31), 1 << 31)
+"""What the ``label`` field can hold."""
+
+
+def encoded_datum(data: bytes, label: int) -> bytes:
+    """Serialise the bytes of a picture file; as in Caffe, the shape fields stay unset."""
+    return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
+
+
+def raw_datum(picture: np.ndarray, label: int) -> bytes:
+    """Serialise a picture of shape (channels, height, width), uint8 as ``data`` or float32 as ``float_data``.
+
+    ``encoded: false`` is written out, as Caffe's CVMatToDatum sets it explicitly.
+    """
+    if picture.ndim != 3:
+        raise DataError(f"picture of shape {picture.shape}: a Datum holds (channels, height, width)")
+    channels, height, width = picture.shape
+    datum = caffe_pb2.Datum(channels=channels, height=height, width=width, label=label, encoded=False)
+    if picture.dtype == np.uint8:
+        datum.data = picture.tobytes()
+    else:
+        datum.float_data.extend(picture.astype(np.float32).ravel())
+    return datum.SerializeToString()
+
+
+class DatumHead(NamedTuple):
+    """What a row says of itself: label, ``raw``, ``float`` or a file's suffix such as ``png``, the shape
+    (channels, height, width) where the fields tell it, and the bytes of its picture."""
+
+    label: int
+    kind: str
+    shape: tuple[int, int, int] | None
+    stored: int
+
+
+def datum_head(value: memoryview, where: str) -> DatumHead:
+    """Read all of a row but its picture, which is passed over where it lies.
+
+    Raises FormatError (starting with ``where``) if the value is not a protocol buffer's.
+    """
+    numbers = dict.fromkeys((1, 2, 3, 5, 7), 0)
+    start, data, floats = b"", 0, 0
+    for field in fields(value, 0, len(value), where):
+        if field.number == 4 and field.wire == BYTES:
+            start, data = (
+                bytes(value[field.start : min(field.start + 16, field.stop)]),
+                field.stop - field.start,
+            )
+        elif field.number == 6:
+            floats += field.stop - field.start
+        elif field.number in numbers:
+            numbers[field.number] = field.value
+    label = numbers[5] - (1 << 64) if numbers[5] >> 63 else numbers[5]
+    if numbers[7]:
+        return DatumHead(label, suffix_of(start)[1:], None, data)
+    shape = (numbers[1], numbers[2], numbers[3])
+    return DatumHead(label, "float" if floats else "raw", shape, data or floats)
+
+
+def parse_datum(value: bytes, where: str) -> caffe_pb2.Datum:
+    """Parse a row's value. Raises DataError (starting with ``where``) if it is not a Datum."""
+    try:
+        return caffe_pb2.Datum.FromString(value)
+    except DecodeError as error:
+        raise DataError(f"{where}: is not a Datum; the row is damaged or the database not Caffe's") from error
+
+
+def datum_picture(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) -> np.ndarray:
+    """The picture of a row as (channels, height, width): uint8, or float32 for ``float_data``.
+
+    ``colour`` is Caffe's force_color (True) or force_gray (False) and acts, as there, on encoded rows only;
+    None decodes a file as it is, so that a grey PNG has one channel and one with alpha has four.
+    Raises DataError if the row cannot be decoded or its size fields disagree with its data.
+    """
+    if datum.encoded:
+        return _decode(datum.data, where, colour)
+    if colour is not None:  # Caffe logs an error here and goes on.
+        warnings.warn("force_color and force_gray do nothing to rows that are not encoded", stacklevel=2)
+    shape = (datum.channels, datum.height, datum.width)
+    if not all(0 < side <= MAX_SIDE for side in shape):
+        raise DataError(
+            f"{where}: shape {'x'.join(map(str, shape))} is not a picture's; rebuild the database"
+        )
+    count = shape[0] * shape[1] * shape[2]
+    data = datum.data  # one access: each makes a copy
+    stored = len(data) or len(datum.float_data)
+    if stored != count:
+        raise DataError(
+            f"{where}: holds {stored} values where {'x'.join(map(str, shape))} needs {count}; "
+            "rebuild the database"
+        )
+    if data:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.array(datum.float_data, np.float32).reshape(shape)
+
+
+def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
+    import cv2
+
+    flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[colour]
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    except cv2.error:
+        picture = None
+    if picture is None:
+        raise DataError(f"{where}: the encoded picture cannot be decoded; rebuild the row from its file")
+    if picture.dtype != np.uint8:
+        raise DataError(f"{where}: is of {picture.dtype}, and Caffe takes bytes only; use force_color")
+    return hwc_to_chw(picture)
+
+
+def hwc_to_chw(picture: np.ndarray) -> np.ndarray:
+    """OpenCV's (height, width[, channels]) as Caffe's contiguous (channels, height, width)."""
+    return np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1))
+
+
+def chw_to_hwc(picture: np.ndarray) -> np.ndarray:
+    """Caffe's (channels, height, width) as OpenCV's (height, width[, channels])."""
+    return np.ascontiguousarray(picture[0] if picture.shape[0] == 1 else picture.transpose(1, 2, 0))

@@ -1,0 +1,163 @@
+"""What a database holds, and whether it is whole: the numbers behind ``ilgnet lmdb info`` and ``check``."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, IlgnetError
+from .image_list import ImageList
+from .lmdb_build_journal import read_bad_numbers
+from .lmdb_read import LmdbReader, Row, key_text, row_key, split_key
+from .parallel import ordered_map, single_threaded_opencv
+
+
+@dataclass(frozen=True)
+class LmdbSummary:
+    """Rows, bytes of the file, rows by label, by kind (raw, float, png, …) and by shape, and the end keys.
+
+    Shapes are ``CxHxW`` as the rows state them; encoded rows state none and are counted by kind only.
+    """
+
+    path: str
+    rows: int
+    file_bytes: int
+    labels: dict[int, int]
+    kinds: dict[str, int]
+    shapes: dict[str, int]
+    first_key: str
+    last_key: str
+
+
+def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
+    """Count a database's rows in one pass that leaves the pictures on the disk."""
+    reader = LmdbReader(path)
+    labels: Counter[int] = Counter()
+    kinds: Counter[str] = Counter()
+    shapes: Counter[str] = Counter()
+    first = last = b""
+    for key, head in reader.heads():
+        first, last = first or key, key
+        labels[head.label] += 1
+        kinds[head.kind] += 1
+        if head.shape:
+            shapes["x".join(map(str, head.shape))] += 1
+    return LmdbSummary(
+        path=str(path),
+        rows=len(reader),
+        file_bytes=(Path(path) / "data.mdb").stat().st_size,
+        labels=dict(sorted(labels.items())),
+        kinds=dict(kinds.most_common()),
+        shapes=dict(shapes.most_common()),
+        first_key=key_text(first),
+        last_key=key_text(last),
+    )
+
+
+@dataclass(frozen=True)
+class LmdbCheck:
+    """What a check found: rows looked at, and the faults, one line each (at most ``MAX_FAULTS`` are kept)."""
+
+    rows: int
+    fault_count: int
+    faults: tuple[str, ...]
+
+
+MAX_FAULTS = 100
+
+
+def check_lmdb(
+    path: str | os.PathLike[str],
+    *,
+    images: ImageList | None = None,
+    labels: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> LmdbCheck:
+    """Look at every row in constant memory: it decodes, its key is ``%08d_path`` with rising numbers.
+
+    ``labels`` is the number of classes: labels lie in [0, labels). ``images`` is the list the database was
+    made from: each row of the list must be there, with its path and label, but for those that its
+    ``.bad.txt`` names. Raises DataError if the database
+    cannot be opened; all else is a fault in the result.
+    """
+    reader = LmdbReader(path)
+    rows = len(reader)
+    kept: list[str] = [] if rows else [f"{path}: has no rows; build it again"]
+    count = len(kept)
+    with single_threaded_opencv():
+        left_out = read_bad_numbers(Path(path)) if images is not None else frozenset()
+        seen = _counted(ordered_map(_look, reader, workers), lambda done: progress(done, rows))
+        found = _faults(seen, images, labels, left_out)
+        for fault in found:
+            count += 1
+            if len(kept) < MAX_FAULTS:
+                kept.append(fault)
+    return LmdbCheck(rows, count, tuple(kept))
+
+
+class _Look(NamedTuple):
+    """A row's key, its label, and what hinders its decoding."""
+
+    key: bytes
+    label: int
+    fault: str
+
+
+def _look(row: Row) -> _Look:
+    try:
+        _, label = row.picture()
+    except DataError as error:
+        return _Look(row.key, 0, str(error))
+    return _Look(row.key, label, "")
+
+
+def _counted(rows: Iterable[_Look], progress: Callable[[int], None]) -> Iterator[_Look]:
+    for done, row in enumerate(rows, 1):
+        yield row
+        progress(done)
+
+
+def _faults(
+    rows: Iterable[_Look],
+    images: ImageList | None,
+    labels: int | None,
+    left_out: frozenset[int],
+) -> Iterator[str]:
+    """The faults in the order they are met. ``expected`` is the next row number the list leads us to."""
+    expected, before = 0, -1
+    for key, label, fault in rows:
+        if fault:
+            yield fault
+        elif labels is not None and not 0 <= label < labels:
+            yield f"{key_text(key)}: label {label} is not in 0..{labels - 1}; correct the list"
+        try:
+            number, _ = split_key(key)
+        except IlgnetError as error:
+            yield str(error)
+            continue
+        if number <= before:
+            yield f"{key_text(key)}: a second row with number {number}; build the database again"
+        before = number
+        if images is None:
+            continue
+        yield from _missing(images, range(expected, min(number, len(images))), left_out)
+        expected = max(expected, number + 1)
+        if number >= len(images):
+            yield f"{key_text(key)}: the list has {len(images)} rows; give the list it was made from"
+        elif key != row_key(number, images[number].path):
+            yield f"{key_text(key)}: the list's row is {images[number].path}; give the list it was made from"
+        elif not fault and label != images[number].label:
+            yield f"{key_text(key)}: label {label} where the list has {images[number].label}; build it again"
+    if images is not None:
+        yield from _missing(images, range(expected, len(images)), left_out)
+
+
+def _missing(images: ImageList, numbers: range, left_out: frozenset[int]) -> Iterator[str]:
+    for number in numbers:
+        if number not in left_out:
+            yield f"row {number} ({images[number].path}) of the list is not there; build it again"

@@ -1,0 +1,85 @@
+"""A database back into picture files and a list."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import check_output
+from .datum import chw_to_hwc, datum_picture
+from .images import encode_picture, fitting_name, suffix_of
+from .lmdb_read import LmdbReader, Row, key_text, split_key
+
+
+def export_lmdb(
+    database: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> int:
+    """Write each picture under the path in its key, and ``list.txt``, into a new folder; returns the rows.
+
+    Encoded rows are written byte for byte, raw ones as PNG (which loses nothing), and rows that are no 8-bit
+    picture of 1, 3 or 4 channels as npy. A path whose suffix does not fit gets the right one added; a path
+    met twice gets its key as a name. The folder appears when it is whole.
+    Raises DataError if it is there already or a key's path would lead out of it.
+    """
+    reader, target = LmdbReader(database), Path(folder)
+    rows = len(reader)
+    check_output(target, [database])
+    if os.path.lexists(target):
+        raise DataError(f"{target}: is already there; remove it or give another name")
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    try:
+        with open(partial / "list.txt", "wb") as listed:
+            for done, row in enumerate(reader, 1):
+                name, label = _export_row(row, partial)
+                listed.write(os.fsencode(f"{name} {label}\n"))
+                progress(done, rows)
+        # mkdtemp makes folders that only their owner can read; a result is as open as any other folder.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        if os.path.lexists(target):  # a rename would replace an empty folder
+            raise DataError(f"{target}: was made meanwhile; remove it or give another name")
+        partial.rename(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return rows
+
+
+def _export_row(row: Row, folder: Path) -> tuple[str, int]:
+    """Write one row below the folder; its name there and its label."""
+    datum, where = row.datum(), key_text(row.key)
+    if datum.encoded:
+        data, suffix = datum.data, suffix_of(datum.data)
+    else:
+        picture = datum_picture(datum, where)
+        if picture.dtype == np.uint8 and picture.shape[0] in (1, 3, 4):
+            data, suffix = encode_picture(chw_to_hwc(picture), "png"), ".png"
+        else:
+            data, suffix = b"", ".npy"
+    number, path = split_key(row.key)
+    relative = Path(path.lstrip("/"))
+    if ".." in relative.parts or not relative.parts or "\0" in path or "\n" in path:
+        raise DataError(f"{where}: its path leads out of the folder or is no file name; it is not exported")
+    name = fitting_name(relative.as_posix(), suffix)
+    if (folder / name).exists():
+        name = fitting_name(f"{number:08d}_{relative.name}", suffix)
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        np.save(file, picture, allow_pickle=False)
+    else:
+        file.write_bytes(data)
+    return name, datum.label

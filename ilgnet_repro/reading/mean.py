@@ -1,0 +1,113 @@
+"""Mean images: computed over a database as ``compute_image_mean`` does, read and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..caffe.binaryproto import read_blob, write_blob
+from ..caffe.kinds import Kind, kind_of
+from ..errors import DataError, FormatError
+from ..files import atomic_file
+from .lmdb_read import LmdbReader, Row, key_text
+from .parallel import ordered_map, single_threaded_opencv
+
+
+@dataclass(frozen=True)
+class MeanImage:
+    """The mean of a database's pictures, float32 (channels, height, width), and how many they were."""
+
+    image: np.ndarray
+    rows: int
+
+    @property
+    def channels(self) -> tuple[float, ...]:
+        """The mean of each channel."""
+        return tuple(float(mean) for mean in self.image.mean(axis=(1, 2), dtype=np.float64))
+
+
+def compute_mean(
+    database: str | os.PathLike[str],
+    *,
+    caffe_rounding: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> MeanImage:
+    """The mean image of all rows, in one streaming pass.
+
+    Sums are exact: 64-bit integers for bytes, float64 for ``float_data``. Caffe sums in float32, which is the
+    same until a pixel's sum passes 2**24 (at row 65,794 or later) and loses units from there on;
+    ``caffe_rounding`` sums as Caffe does, in its order, and gives its bits for any number of rows.
+    Raises DataError, with the key, for a row that cannot be decoded or is of another size than the first.
+    """
+    reader = LmdbReader(database)
+    rows = len(reader)
+    if not rows:
+        raise DataError(f"{database}: has no rows; build it again")
+    total: np.ndarray | None = None
+    with single_threaded_opencv():
+        for done, (key, picture) in enumerate(ordered_map(_decode, reader, workers), 1):
+            if total is None:
+                exact = np.int64 if picture.dtype == np.uint8 else np.float64
+                total = np.zeros(picture.shape, np.float32 if caffe_rounding else exact)
+            if picture.shape != total.shape:
+                sizes = ["x".join(map(str, shape)) for shape in (picture.shape, total.shape)]
+                raise DataError(
+                    f"{database}: {key_text(key)} is {sizes[0]}, the first row {sizes[1]}; "
+                    "build it with a resize"
+                )
+            np.add(total, picture, out=total, casting="unsafe")
+            progress(done, rows)
+    assert total is not None
+    if caffe_rounding:
+        return MeanImage(total / np.float32(rows), rows)
+    return MeanImage((total.astype(np.float64) / rows).astype(np.float32), rows)
+
+
+def _decode(row: Row) -> tuple[bytes, np.ndarray]:
+    return row.key, row.picture()[0]
+
+
+def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
+    """A mean image as float32 (channels, height, width), from a binaryproto or an npy file, told by its content.
+
+    Raises DataError if an npy file is not of numbers in that shape, FormatError if a binaryproto is none.
+    """
+    if _is_npy(path):
+        try:
+            mean = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: is not an npy file ({error}); give a mean file") from error
+        if mean.dtype.kind not in "fiu":
+            raise DataError(f"{path}: holds {mean.dtype}, not numbers; give a mean file")
+    else:
+        mean = read_blob(path)
+    shape = mean.shape
+    while mean.ndim > 3 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3:
+        raise DataError(f"{path}: has shape {shape}; a mean image is (channels, height, width)")
+    return np.ascontiguousarray(mean, np.float32)
+
+
+def _is_npy(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an npy file, or may be a damaged one."""
+    named = Path(path).suffix == ".npy"
+    try:
+        kind = kind_of(path)
+    except FormatError:
+        return named
+    return kind is Kind.NPY or (named and kind in (Kind.EMPTY, Kind.TEXT, Kind.UNKNOWN))
+
+
+def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:
+    """Write (channels, height, width) as a binaryproto, or as npy where the suffix says so."""
+    if Path(path).suffix == ".npy":
+        with atomic_file(path) as file:
+            np.save(file, mean.astype(np.float32), allow_pickle=False)
+    else:
+        write_blob(path, mean.astype(np.float32)[None])

@@ -1,0 +1,278 @@
+"""What is done to a picture before a net sees it, as a value that travels inside the converted file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import lt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files as strict_json
+from ..errors import DataError
+from .images import LARGEST_SIDE, decode_file
+from .mean import read_mean
+from .transforms import Transform
+
+PATHS = ("whole", "crop")
+ORDERS = ("BGR", "RGB")
+CHANNELS = 3
+LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels stay within float32
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """From a picture to a net's input.
+
+    Path ``whole`` is pycaffe's Transformer: the whole picture resized to ``size`` (height, width), minus
+    ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the picture resized to
+    ``resize``, minus ``mean_image`` (channels, height, width) or ``mean_value``, times ``scale``, its centre
+    ``size`` cut out; that is a square, unless it is the whole of the resized picture.  Pixels count from 0 to
+    255; ``mean_value`` and ``mean_image`` are in ``order``.
+    """
+
+    size: tuple[int, int]
+    path: str = "whole"
+    resize: tuple[int, int] | None = None
+    order: str = "BGR"
+    mean_value: tuple[float, ...] = ()
+    mean_image: np.ndarray | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize"):
+            _check_sides(name, getattr(self, name))
+        _check_numbers("mean_value", self.mean_value, (0, 1, CHANNELS))
+        _check_numbers("scale", (self.scale,), (1,))
+        if self.scale == 0:
+            raise DataError("preprocessing: scale 0 makes every image the same; give another factor")
+        if self.mean_image is not None:
+            _check_mean_image(self.mean_image)
+            if len(self.mean_value):
+                raise DataError(
+                    "preprocessing: a mean image and mean_value cannot both be given; leave out one"
+                )
+        if self.path not in PATHS:
+            raise DataError(f"preprocessing path {self.path!r}: is one of {', '.join(PATHS)}")
+        if self.order not in ORDERS:
+            raise DataError(f"channel order {self.order!r}: is one of {', '.join(ORDERS)}")
+        if self.path == "crop" and self.size[0] != self.size[1] and self.size != self.resize:
+            raise DataError(f"crop of {self.size[0]}x{self.size[1]}: Caffe's crop is square")
+        if self.path == "whole" and self.resize is not None:
+            raise DataError("preprocessing: resize goes with the path crop; the path whole resizes to size")
+        if self.path == "crop" and self.resize is not None and any(map(lt, self.resize, self.size)):
+            sides = "x".join(map(str, self.resize))
+            wanted = self.size[0] if len(set(self.size)) == 1 else "x".join(map(str, self.size))
+            raise DataError(f"preprocessing: images of {sides} hold no crop of {wanted}; resize to more")
+        if self.mean_image is not None and self.path != "crop":
+            raise DataError("a mean image goes with the path crop; the path whole takes one mean a channel")
+
+    def __call__(self, picture: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+        """A file, or uint8 (height, width, 3) in BGR, as float32 (3, height, width).
+
+        Raises DataError if the file is no picture.
+        """
+        if self.path == "whole":
+            unit = bgr_to_unit(picture) if isinstance(picture, np.ndarray) else load_image(picture)
+            values = preprocess(unit, self.size, (0.0, 0.0, 0.0))
+            values = values if self.order == "BGR" else values[::-1]
+            return (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
+        pixels = picture if isinstance(picture, np.ndarray) else read_bgr(picture)
+        return self._transform()(self._resized(pixels))
+
+    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+        if self.resize is not None and pixels.shape[:2] != self.resize:
+            import cv2
+
+            pixels = cv2.resize(pixels, self.resize[::-1])
+        chw = pixels.transpose(2, 0, 1)
+        return chw if self.order == "BGR" else chw[::-1]
+
+    def _channel_mean(self) -> np.ndarray:
+        return np.broadcast_to(np.asarray(self.mean_value or (0.0,), np.float32), (3,))
+
+    def _transform(self) -> Transform:
+        return Transform(
+            crop_size=0 if self.size == self.resize else self.size[0],
+            mean=self.mean_image,
+            mean_values=() if self.mean_image is not None else self.mean_value,
+            scale=self.scale,
+        )
+
+    def with_mean_file(self, path: str | os.PathLike[str]) -> Preprocessing:
+        """The crop path with a mean image, resized as the mean is.
+
+        Raises DataError where the file does not fit what is stated already.
+        """
+        mean = read_mean(Path(path))
+        if len(self.mean_value):
+            raise DataError(f"{path}: a mean image and mean_value cannot both be given; leave out one")
+        if self.resize is not None and self.resize != mean.shape[1:]:
+            sides = ["x".join(map(str, shape)) for shape in (mean.shape[1:], self.resize)]
+            raise DataError(f"{path}: is {sides[0]} and resize is {sides[1]}; leave out resize")
+        try:
+            _check_mean_image(mean)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        return replace(self, path="crop", resize=mean.shape[1:], mean_image=mean, mean_value=())
+
+    def describe(self) -> str:
+        """In one line, for people."""
+        size, resize = ("x".join(map(str, sides)) for sides in (self.size, self.resize or ()))
+        steps = [f"image resized to {resize or size}"] if resize or self.path == "whole" else []
+        if self.path == "crop" and self.size != self.resize:
+            steps.append(f"centre crop of {size}")
+        mean = ", ".join(f"{value:g}" for value in self.mean_value)
+        if self.mean_image is not None:
+            mean = "a mean image"
+        steps.append(f"{self.order} minus {mean}" if mean else self.order)
+        if self.scale != 1:
+            steps.append(f"times {self.scale:g}")
+        return ", ".join(steps)
+
+    def to_json(self) -> str:
+        """As JSON; the mean image is kept apart, as a tensor."""
+        fields: dict[str, Any] = {
+            "size": self.size, "path": self.path, "resize": self.resize, "order": self.order,
+            "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale),
+            "has_mean_image": self.mean_image is not None,
+        }  # fmt: skip
+        return strict_json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str, mean_image: np.ndarray | None = None) -> Preprocessing:
+        """Read what `to_json` wrote.  Raises DataError on anything else."""
+        try:
+            fields = json.loads(text)
+            if fields.pop("has_mean_image") and mean_image is None:
+                raise DataError("preprocessing: names a mean image that the file does not hold")
+            for key in ("size", "resize", "mean_value"):
+                fields[key] = tuple(fields[key]) if fields[key] is not None else None
+            if fields["path"] == "whole":  # files of earlier versions may hold a resize that was not used
+                fields["resize"] = None
+            return cls(**fields, mean_image=mean_image)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"preprocessing: not as this package writes it ({error})") from error
+
+
+def _check_sides(name: str, sides: object) -> None:
+    if name == "resize" and sides is None:
+        return
+    whole = isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not all(1 <= side <= LARGEST_SIDE for side in sides):  # type: ignore[attr-defined]
+        raise DataError(
+            f"preprocessing: {name} {_short(sides)}: give two whole numbers (height, width) from 1 to {LARGEST_SIDE}"
+        )
+
+
+def _check_numbers(name: str, values: object, counts: tuple[int, ...]) -> None:
+    """Raise DataError unless ``values`` is a tuple of so many numbers that float32 holds."""
+    if not isinstance(values, tuple) or len(values) not in counts:
+        one_or_all = "no number, one, or one a channel (blue, green, red)"
+        raise DataError(f"preprocessing: {name} {_short(values)}: give {one_or_all}")
+    for value in values:
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not number or not abs(value) <= LARGEST_VALUE:  # NaN neither
+            raise DataError(f"preprocessing: {name} {_short(value)}: give finite numbers")
+
+
+def _check_mean_image(mean: object) -> None:
+    if not isinstance(mean, np.ndarray) or mean.ndim != 3 or mean.shape[0] != CHANNELS or 0 in mean.shape:
+        shape = getattr(mean, "shape", type(mean).__name__)
+        raise DataError(f"mean image of shape {shape}: colour images need ({CHANNELS}, height, width)")
+    if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
+        raise DataError("mean image: holds values that are not finite numbers; compute it again")
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]
+
+
+def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is none."""
+    import cv2
+
+    pixels = decode_file(path, cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
+    return pixels
+
+
+# The means of the authors' two mean files, in BGR (FACTS §1): what their test.py takes off.
+AVA_CHANNEL_MEANS = {"AVA1": (91.00, 99.46, 107.85), "AVA2": (90.05, 98.59, 107.51)}
+
+
+def ilgnet_preprocessing(trained_on: str | None = None) -> Preprocessing:
+    """The authors' second path, for weights trained on AVA1 or AVA2 (None: AVA1's mean)."""
+    return Preprocessing(size=(227, 227), mean_value=AVA_CHANNEL_MEANS[trained_on or "AVA1"])
+
+
+def load_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture file as pycaffe's ``io.load_image`` gives it: RGB float32 (height, width, 3) in [0, 1].
+
+    A grey picture is repeated thrice, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
+    not applied. Raises DataError if the file is no picture.
+    """
+    import cv2
+
+    picture = decode_file(path, cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
+    return bgr_to_unit(np.atleast_3d(picture))
+
+
+def bgr_to_unit(picture: np.ndarray) -> np.ndarray:
+    """Integers (height, width, 1, 3 or 4) in OpenCV's BGR as RGB float32 in [0, 1]."""
+    if picture.shape[2] == 1:
+        picture = picture.repeat(3, axis=2)
+    # Divided in float64 and rounded once, as scikit-image's img_as_float followed by astype(float32).
+    return (picture[:, :, 2::-1] / np.float64(np.iinfo(picture.dtype).max)).astype(np.float32)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (height, width, channels) to ``size`` as pycaffe's ``io.resize_image`` does, as float32.
+
+    Bilinear with half-pixel centres and no smoothing. When enlarging, the outermost samples lie beyond the
+    picture's edge and are blended with its *least* value: pycaffe shifts the picture to [0, 1] and leaves
+    scikit-image's ``mode='constant'`` filling with 0.
+    """
+    image = np.asarray(image, np.float32)
+    if image.ndim != 3 or min(*image.shape, *size) < 1:
+        raise DataError(
+            f"picture of shape {image.shape} to {size}: needs (height, width, channels), none empty"
+        )
+    low, high = image.min(), image.max()
+    if low == high:
+        return np.full((*size, image.shape[2]), low, np.float32)
+    unit = ((image - low) / (high - low)).astype(np.float64)
+    rows = _blend(unit, size[0])
+    both = _blend(rows.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
+    return (both * (high - low) + low).astype(np.float32)
+
+
+def _blend(image: np.ndarray, size: int) -> np.ndarray:
+    """Resample the first axis to ``size`` points, 0 beyond its ends."""
+    length = image.shape[0]
+    centres = (np.arange(size) + 0.5) * (length / size) - 0.5
+    below = np.floor(centres).astype(np.int64)
+    weight = (centres - below).reshape(-1, *[1] * (image.ndim - 1))
+    padded = np.concatenate([np.zeros_like(image[:1]), image, np.zeros_like(image[:1])])
+    return padded[below + 1] * (1 - weight) + padded[below + 2] * weight
+
+
+def preprocess(image: np.ndarray, size: tuple[int, int], channel_mean: Sequence[float]) -> np.ndarray:
+    """An RGB picture in [0, 1] as the net's input: float32 (3, height, width), BGR times 255, minus the mean.
+
+    ``channel_mean`` is in BGR. The steps and their order are those of pycaffe's ``Transformer.preprocess``.
+    """
+    mean = np.asarray(channel_mean, np.float32)
+    if mean.shape != (3,):
+        raise DataError(f"channel mean of shape {mean.shape}: give three numbers, blue first")
+    if image.shape[:2] != tuple(size):
+        image = resize_image(image, size)
+    chw = image.transpose(2, 0, 1)[::-1].astype(np.float32)
+    return chw * np.float32(255) - mean[:, None, None]

@@ -1,0 +1,141 @@
+"""What a list or database of pictures looks like: counts, sizes and samples for a summary page."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .datum import chw_to_hwc
+from .image_list import ImageList, picture_path
+from .images import read_picture
+from .lmdb_read import LmdbReader, key_text, split_key
+from .parallel import ordered_map, single_threaded_opencv
+
+THUMBNAIL = 112
+"""Side of the square a sample is fitted into, in pixels."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled picture: its name, label, own (width, height), and thumbnail (BGR, uint8)."""
+
+    name: str
+    label: int
+    size: tuple[int, int]
+    thumbnail: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A summary: rows by label, the sizes (width, height) of the pictures looked at, bad pictures among them,
+    and a few samples of each label."""
+
+    title: str
+    rows: int
+    labels: dict[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    unreadable: tuple[str, ...]
+    samples: dict[int, tuple[Sample, ...]]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Labels of all rows, and a way to one row's name and picture (height, width[, channels])."""
+
+    labels: np.ndarray
+    load: Callable[[int], tuple[str, np.ndarray]]
+
+
+def make_sheet(
+    source: str | os.PathLike[str],
+    root: str | os.PathLike[str] = "",
+    *,
+    per_label: int = 12,
+    sizes_of: int = 1000,
+    seed: int = 0,
+) -> Sheet:
+    """Summarise an LMDB folder, or a list file whose pictures lie under ``root``.
+
+    All rows are counted; ``sizes_of`` of them, drawn by ``seed``, are decoded for the sizes, and up to
+    ``per_label`` of each label shown. Raises DataError if the source is neither, or has no rows.
+    """
+    if per_label < 0 or sizes_of < 0 or not 0 <= seed < 1 << 32:
+        raise DataError(f"per_label {per_label}, sizes_of {sizes_of}, seed {seed}: none may be negative")
+    where = _lmdb_source(source) if Path(source).is_dir() else _list_source(source, root)
+    if not len(where.labels):
+        raise DataError(f"{source}: has no rows; give a list or database that holds some")
+    counts = Counter(where.labels.tolist())
+    order = np.random.RandomState(seed).permutation(len(where.labels))
+    shown = {label: order[where.labels[order] == label][:per_label].tolist() for label in sorted(counts)}
+    looked = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
+    found: dict[int, Sample] = {}
+    unreadable = []
+    with single_threaded_opencv():
+        for row, seen in zip(looked, ordered_map(partial(_look, where), looked), strict=True):
+            if isinstance(seen, Sample):
+                found[row] = seen
+            else:
+                unreadable.append(seen)
+    return Sheet(
+        title=str(source),
+        rows=len(where.labels),
+        labels=dict(sorted(counts.items())),
+        sizes=tuple(sample.size for sample in found.values()),
+        unreadable=tuple(unreadable),
+        samples={label: tuple(found[row] for row in rows if row in found) for label, rows in shown.items()},
+    )
+
+
+def _look(source: _Source, row: int) -> Sample | str:
+    """The sample of a row, or why there is none."""
+    import cv2
+
+    try:
+        name, picture = source.load(row)
+    except DataError as error:
+        return str(error)
+    height, width = picture.shape[:2]
+    if picture.ndim == 2:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    share = min(THUMBNAIL / width, THUMBNAIL / height)
+    fitted = (max(1, round(width * share)), max(1, round(height * share)))
+    thumbnail = cv2.resize(picture[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
+    return Sample(name, int(source.labels[row]), (width, height), thumbnail)
+
+
+def _list_source(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> _Source:
+    images = ImageList(path)
+
+    def load(row: int) -> tuple[str, np.ndarray]:
+        name = images[row].path
+        return name, read_picture(picture_path(root, name))
+
+    return _Source(np.fromiter((row.label for row in images), np.int64, len(images)), load)
+
+
+def _lmdb_source(path: str | os.PathLike[str]) -> _Source:
+    reader = LmdbReader(path)
+
+    def load(row: int) -> tuple[str, np.ndarray]:
+        stored = reader[row]
+        picture, _ = stored.picture()
+        if picture.dtype != np.uint8 or picture.shape[0] not in (1, 3, 4):
+            raise DataError(f"{key_text(stored.key)}: is no 8-bit picture of 1, 3 or 4 channels")
+        return split_key(stored.key)[1], chw_to_hwc(picture)
+
+    return _Source(np.fromiter((head.label for _, head in reader.heads()), np.int64, len(reader)), load)
+
+
+def histogram(values: np.ndarray, bins: int = 24) -> Iterator[tuple[int, int, int]]:
+    """Yield (from, to, count) of equal steps of whole pixels that cover the values."""
+    low, high = int(values.min()), int(values.max())
+    step = -(-(high - low + 1) // bins)
+    for start in range(low, high + 1, step):
+        yield start, start + step - 1, int(((values >= start) & (values < start + step)).sum())

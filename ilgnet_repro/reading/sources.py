@@ -1,0 +1,161 @@
+"""Where rows come from: LMDBs, picture lists and HDF5 files, by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..caffe.graph import Node
+from ..errors import DataError, LayerError
+from ..schema import caffe_pb2 as pb
+from .datum import hwc_to_chw
+from .image_list import ImageList, picture_path
+from .images import read_picture
+from .lmdb_read import LmdbReader
+from .transforms import Transform
+
+Row = tuple[np.ndarray | float, ...]
+
+
+class Source(Protocol):
+    """Rows by number, one value a top; ``draws`` tells whether reading one needs a random generator."""
+
+    draws: bool
+
+    def __len__(self) -> int: ...
+    def row(self, index: int, rng: np.random.Generator | None) -> Row: ...
+
+
+class LmdbSource:
+    """A Data layer's database, in key order."""
+
+    def __init__(self, node: Node, root: Path) -> None:
+        param = node.layer.data_param
+        folder = Path(root, param.source)
+        if param.backend != pb.DataParameter.LMDB and not (folder / "data.mdb").is_file():
+            raise LayerError(
+                node.name,
+                node.type,
+                f"backend LEVELDB of {param.source} is not read; make an LMDB with `ilgnet lmdb make`",
+            )
+        self.reader = LmdbReader(folder)
+        self.transform = Transform.from_param(node.layer.transform_param, node.phase, root)
+        self.draws = self.transform.random
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def row(self, index: int, rng: np.random.Generator | None) -> Row:
+        picture, label = self.reader[index].picture(self.transform.colour)
+        return self.transform(picture, rng), float(label)
+
+
+class ListSource:
+    """An ImageData layer's list of picture files."""
+
+    def __init__(self, node: Node, root: Path) -> None:
+        param = node.layer.image_data_param
+        if bool(param.new_height) != bool(param.new_width):
+            raise LayerError(node.name, node.type, "new_height and new_width must be set together")
+        self.images = ImageList(Path(root, param.source))
+        self.folder = (
+            param.root_folder
+            if Path(param.root_folder).is_absolute()
+            else str(Path(root)) + "/" + param.root_folder
+        )
+        self.colour = param.is_color
+        self.size = (param.new_height, param.new_width) if param.new_height else None
+        self.transform = Transform.from_param(node.layer.transform_param, node.phase, root)
+        self.draws = self.transform.random
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def row(self, index: int, rng: np.random.Generator | None) -> Row:
+        path, label = self.images[index]
+        picture = read_picture(picture_path(self.folder, path), self.colour, self.size)
+        return self.transform(hwc_to_chw(picture), rng), float(label)
+
+
+class Hdf5Source:
+    """An HDF5Data layer's files, one behind the other; each top is the dataset of its name."""
+
+    draws = False
+
+    def __init__(self, node: Node, root: Path) -> None:
+        self._where = f"{node.name} ({node.type})"
+        self._tops = node.top_names
+        try:
+            lines = Path(root, node.layer.hdf5_data_param.source).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise DataError(
+                f"{self._where}: source {error.filename}: {error.strerror}; give a list of files"
+            ) from error
+        self._paths = [Path(root, line.strip()) for line in lines if line.strip()]
+        self._starts = np.cumsum([0, *(self._rows_of(path) for path in self._paths)])
+        self._open: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def row(self, index: int, rng: np.random.Generator | None) -> Row:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        # One file in memory at a time, as Caffe holds it.
+        if self._open is None or self._open[0] != number:
+            self._open = number, self._load(self._paths[number])
+        inside = index - int(self._starts[number])
+        return tuple(np.asarray(self._open[1][top][inside], np.float32) for top in self._tops)
+
+    def _rows_of(self, path: Path) -> int:
+        with self._file(path) as file:
+            counts = {int(file[top].shape[0]) if file[top].ndim else 0 for top in self._tops}
+        if len(counts) != 1 or 0 in counts:
+            raise DataError(f"{self._where}: {path}: its datasets must hold equally many rows, and some")
+        return counts.pop()
+
+    def _load(self, path: Path) -> dict[str, np.ndarray]:
+        with self._file(path) as file:
+            return {top: file[top][()] for top in self._tops}
+
+    def _file(self, path: Path) -> Any:
+        try:
+            import h5py
+        except ImportError as error:
+            raise DataError(f"{self._where}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]'") from error
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise DataError(f"{self._where}: {path}: cannot be read as HDF5; check the list") from error
+        for top in self._tops:
+            dataset = file.get(top)
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+                file.close()
+                raise DataError(
+                    f"{self._where}: {path}: has no dataset {top!r} of numbers; name the tops as the datasets"
+                )
+        return file
+
+
+# Data layers that read for themselves; their messages all have source, batch_size and (two of them) more.
+SOURCES: dict[str, Callable[[Node, Path], Source]] = {
+    "Data": LmdbSource,
+    "ImageData": ListSource,
+    "HDF5Data": Hdf5Source,
+}
+
+
+def open_source(node: Node, root: Path) -> Source:
+    """Open what a data layer reads.  Raises LayerError, by name, for layers that only a caller can feed."""
+    if node.type not in SOURCES:
+        raise LayerError(
+            node.name,
+            node.type,
+            "nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData layer",
+        )
+    source = SOURCES[node.type](node, root)
+    if not len(source):
+        raise LayerError(node.name, node.type, "its source has no rows; build it again")
+    return source

@@ -1,0 +1,234 @@
+"""`FastNet`: a net called like `CaffeNet`, laid out for the processor; for inference only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import precisions
+from ..caffe.graph import Value
+from ..errors import GraphError, IlgnetError
+from ..process import hand_back_freed_memory, mapped_pages, use_large_pages
+from .calls import wanted_blobs
+from .difference import differ
+from .fast_compiled import compile_runs
+from .fast_steps import Step, folded, per_picture, plan_steps, run_steps
+from .modes import as_loaded
+from .net import CaffeNet
+
+_CPU = torch.device("cpu")
+Tell = Callable[[str], None]
+
+
+def fast(
+    net: CaffeNet, precision: str = "float32", *, compile: bool = False, tell: Tell | None = None
+) -> FastNet:
+    """Return ``net`` laid out for fast inference; see `FastNet`.
+
+    Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for a
+    precision that is none of `precisions.WEIGHTS`.
+    """
+    if precision not in precisions.WEIGHTS:
+        raise IlgnetError(f"--precision {precision}: choose one of {', '.join(precisions.WEIGHTS)}")
+    if net.graph.phase != "TEST":
+        raise GraphError(
+            f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"
+        )
+    if net.carries_state:
+        raise GraphError(
+            f"net {net.graph.name!r} was loaded with carry_state; a fast net starts each pass of RNN and LSTM "
+            "from zeros; load it without, or run the exact net"
+        )
+    net.refuse_changes("made fast")
+    for name, blobs in net.params.items():
+        if any(blob.device.type != "cpu" or blob.dtype != torch.float32 for blob in blobs):
+            raise GraphError(
+                f"net {net.graph.name!r}: blobs of {name} are {blobs[0].dtype} on {blobs[0].device}; "
+                "the fast path takes float32 on the CPU"
+            )
+    dtype, device = net.computes_in
+    if (dtype, device.type) != (torch.float32, "cpu"):
+        raise GraphError(
+            f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
+        )
+    before = mapped_pages()
+    made = FastNet(net, precision, compile, tell or (lambda message: None))
+    hand_back_freed_memory()  # the weights were there in several forms
+    use_large_pages(before)
+    return made
+
+
+def slice_size() -> int:
+    """How many pictures go through the trunk at a time: two a thread stay in the caches and keep it busy."""
+    return 2 * torch.get_num_threads()
+
+
+class FastNet(nn.Module):
+    """Inputs by name in, outputs by name out, as of the `CaffeNet` it was made from (``exact``).
+
+    Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
+    weights alone: float32 gives the exact net's numbers but for the order of its sums; float16 and bfloat16
+    halve and int8 quarters what a picture reads.  With float16 only the weights lose bits; with the other
+    two the activations and sums of those layers do too.  Layers that treat each picture by itself run on a
+    few pictures at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
+    The weights are a copy: later changes to the exact net are not seen.  They stand in forms of this processor's
+    own, so that a fast net is neither moved, converted, copied nor saved: the exact net is, and is made fast again.
+    RNN and LSTM start each pass from zeros.
+    """
+
+    exact: CaffeNet
+
+    def __init__(self, net: CaffeNet, precision: str, compile: bool, tell: Tell) -> None:
+        super().__init__()
+        # Past Module.__setattr__: the exact net is there to compare with, not a part of this one.
+        object.__setattr__(self, "exact", net)
+        self.graph, self.about, self.precision = net.graph, net.about, precision
+        self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
+        self.compile_seconds = 0.0
+        self._needed = net.inputs_for(net.outputs)
+        self._inputs_for = {name: net.inputs_for((name,)) for name in net.outputs}
+        self._intake = net.make_intake()
+        with torch.no_grad():
+            planned = folded(net)
+            steps = plan_steps(planned, precision)
+        # The values are those of the net that runs: folding changes which layer writes a blob.
+        self._fed = {name: planned.graph.fed_value(name) for name in self._needed}
+        self._trunk, self._heads = per_picture(steps, self._fed.values())
+        self._held = {name: planned.graph.value(name) for name in net.outputs}
+        self._between = {value for step in self._heads for value in step.bottoms}.union(self._held.values())
+        if compile:
+            self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
+        self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
+        super().train(False)
+
+    @property
+    def name(self) -> str:
+        """The net's name."""
+        return self.graph.name
+
+    @property
+    def form(self) -> str:
+        """Who computes it."""
+        return f"fast path, large dense weights in {self.precision}"
+
+    def prepare(self, images: Any, **options: Any) -> Tensor:
+        """Prepare images as `CaffeNet.prepare`."""
+        return self.exact.prepare(images, **options)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        given: Mapping[str, Tensor] | Tensor | None = None,
+        *,
+        blobs: Iterable[str] | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
+        """Run the net and return its outputs, or those of them asked for, by Caffe's names.
+
+        Raises IlgnetError for an input that is absent or that the net has not, GraphError for a blob that is no
+        output: the fast path does not make all of the others.
+        """
+        wanted = self.outputs if blobs is None else self._wanted(blobs)
+        inputs = self._intake.tensors(self._intake.named(given, inputs))
+        self._intake.check_sizes(inputs, by_plan=lambda: True)
+        values = {}
+        for name, fed in self._fed.items():
+            tensor = self._intake.value(inputs, name, torch.float32, _CPU)
+            values[fed] = (
+                tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+            )
+        values = run_steps(self._heads, self._in_slices(values), set(self._held.values()))
+        return {name: values[self._held[name]].contiguous() for name in wanted}
+
+    def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Return the inputs that the given blobs depend on."""
+        used = {name for blob in self._wanted(wanted) for name in self._inputs_for[blob]}
+        return tuple(name for name in self.inputs if name in used)
+
+    @property
+    def fixed_batch(self) -> None:
+        """None: it takes any batch."""
+
+    def image_input(self) -> str:
+        """Return the one input that the outputs depend on, as `CaffeNet.image_input`."""
+        return self.exact.image_input()
+
+    def _wanted(self, blobs: Iterable[str]) -> tuple[str, ...]:
+        listed = "ask the exact net for it; the outputs are"
+        return wanted_blobs(blobs, self.outputs, self.graph.name, "no output of net", listed)
+
+    # ------------------------------------------------------------------ what a copy in its own form cannot do
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastNet:
+        """Pass over what changes nothing (``float()``, ``cpu()``), refuse everything else by which modules move."""
+        probe = fn(torch.empty(0))
+        if probe.dtype != torch.float32 or probe.device != _CPU or probe.is_shared():
+            raise self._refusal("converted, moved or shared")
+        return self
+
+    def train(self, mode: bool = True) -> FastNet:
+        """Refuse ``True``: a fast net neither draws nor learns."""
+        if mode:
+            raise self._refusal("put into training mode")
+        return self
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse: the weights are packed."""
+        raise self._refusal("saved as a state_dict")
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse: the weights are packed."""
+        raise self._refusal("given a state_dict")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._refusal("copied or pickled")
+
+    def _refusal(self, what: str) -> GraphError:
+        return GraphError(
+            f"net {self.graph.name!r}: a fast net cannot be {what}; do it with the exact net, and make that fast"
+        )
+
+    def deviation(
+        self, given: Mapping[str, Tensor] | Tensor | None = None, **inputs: Tensor
+    ) -> dict[str, float]:
+        """Return each output's largest absolute difference from the exact net's, for these inputs.
+
+        It is infinite where the shapes differ, or where one of the two is not finite where the other is, and NaN
+        where there is no finite value to compare.
+        """
+        with torch.inference_mode(), as_loaded(self.exact):
+            exact = self.exact(given, **inputs)
+        apart = {
+            name: differ(exact[name].float().cpu().numpy(), blob.float().cpu().numpy())
+            for name, blob in self(given, **inputs).items()
+        }
+        return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
+
+    def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
+        """Run the trunk a few pictures at a time."""
+        counts = {tensor.shape[:1] for tensor in values.values()}
+        size = slice_size()
+        if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
+            return run_steps(self._trunk, values, self._between)
+        pieces = [tensor.split(size) for tensor in values.values()]
+        parts = [
+            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._between)
+            for piece in zip(*pieces, strict=True)
+        ]
+        return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
+
+    def _warm(self, trunk: Sequence[Step]) -> None:
+        """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts pictures."""
+        for count in {1, slice_size()}:
+            values = {}
+            for name, fed in self._fed.items():
+                blank = torch.zeros(count, *self.shapes[name][1:])
+                values[fed] = (
+                    blank.contiguous(memory_format=torch.channels_last) if blank.dim() == 4 else blank
+                )
+            with torch.inference_mode():
+                run_steps(trunk, values, self._between)

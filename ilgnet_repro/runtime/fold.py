@@ -1,0 +1,301 @@
+"""Folding: BatchNorm, Scale, Bias and BN multiplied into the layer before them, Dropout and Split dropped.
+
+It makes a smaller net of the same kind, so every format can hold it, Caffe's own included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..caffe.graph import Graph, Node, Value
+from ..caffe.graph_build import build_graph
+from ..errors import GraphError, IlgnetError
+from ..layers.bn import BN
+from ..layers.conv import ConvolutionBase, Deconvolution
+from ..layers.dense import InnerProduct
+from ..layers.norm import BatchNorm
+from ..layers.scale import Broadcast
+from ..layers.support.base import Layer
+from ..schema import caffe_pb2 as pb
+from .net import CaffeNet
+
+_FOLDED_INTO = {
+    "Convolution": "convolution_param",
+    "DepthwiseConvolution": "convolution_param",
+    "Deconvolution": "convolution_param",
+    "InnerProduct": "inner_product_param",
+}
+Source = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded net: its text, graph and arrays, and what was folded and dropped, by layer name."""
+
+    net_text: pb.NetParameter
+    graph: Graph
+    arrays: dict[str, list[np.ndarray]]
+    folded: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """x · factor + shift, one value a channel, in float64."""
+
+    factor: np.ndarray
+    shift: np.ndarray
+
+    def then(self, other: _Affine) -> _Affine:
+        return _Affine(self.factor * other.factor, self.shift * other.factor + other.shift)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Layers that go together: one that passes its bottom on, or the chain that is multiplied into ``host``."""
+
+    gone: tuple[Node, ...]
+    host: Node | None = None
+    affines: tuple[_Affine, ...] = ()
+
+
+def fold(net: CaffeNet, net_text: pb.NetParameter, arrays: Mapping[str, list[np.ndarray]]) -> Folded:
+    """Return ``net`` folded; a layer whose input, output or weights others use stays as it is.
+
+    Sums are done in float64.  A layer also stays where another would read something else without it, as where
+    a layer in place writes the blob that a dropped Split stood for.  Raises GraphError where the net uses one
+    blob name for several values in a way that Caffe refuses and that dropping a layer would change.
+    """
+    graph = net.graph
+    removals = _removals(net)
+    text, after = _without(graph, net_text, removals)
+    if after is None:
+        _check_names(graph)
+        kept: list[_Removal] = []
+        for removal in removals:
+            if _without(graph, net_text, [*kept, removal])[1] is not None:
+                kept.append(removal)
+        removals = kept
+        text, after = _without(graph, net_text, removals)
+    assert after is not None  # with nothing removed a net is itself
+    kept_arrays = {name: list(blobs) for name, blobs in arrays.items()}
+    for removal in removals:
+        if removal.host is not None:
+            name = removal.host.name
+            kept_arrays[name] = _multiplied(net.layer(name), kept_arrays[name], removal.affines)
+            for node in removal.gone:
+                kept_arrays.pop(node.name, None)
+    folded = tuple(node.name for removal in removals if removal.host for node in removal.gone)
+    dropped = tuple(node.name for removal in removals if not removal.host for node in removal.gone)
+    return Folded(text, after, kept_arrays, folded, dropped)
+
+
+# ---------------------------------------------------------------------- what may go
+
+
+def _sharing(net: CaffeNet) -> set[str]:
+    owners = net.plan.owners
+    return {key[0] for key in owners} | {owner.layer for owner in owners.values()}
+
+
+def _removals(net: CaffeNet) -> list[_Removal]:
+    """Everything that could go, in the net's order."""
+    shared = _sharing(net)
+    removals = []
+    for node in net.graph.layers:
+        if any(node.layer.loss_weight):
+            continue
+        if _passes_on(net.layer(node.name)):
+            removals.append(_Removal((node,)))
+        elif node.type in _FOLDED_INTO and node.name not in shared and len(node.tops) == 1:
+            chain = _chain(net, node, shared)
+            if chain:
+                nodes, affines = zip(*chain, strict=True)
+                removals.append(_Removal(nodes, node, affines))
+    return removals
+
+
+def _passes_on(layer: Layer) -> bool:
+    return layer.node.type == "Split" or (layer.node.type == "Dropout" and not layer.is_train)
+
+
+def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Affine]]:
+    """The layers behind a node that can be multiplied into it, each the only reader of the one before."""
+    if not _takes_affine(net.layer(node.name)):
+        return []
+    outputs = set(map(net.graph.value, net.graph.outputs))
+    chain: list[tuple[Node, _Affine]] = []
+    value = node.tops[0]
+    while value not in outputs:
+        readers = net.graph.consumers(value)
+        if len(readers) != 1 or readers[0].bottoms.count(value) != 1 or readers[0].name in shared:
+            break
+        reader = readers[0]
+        affine = _affine_of(net.layer(reader.name), net.plan.value_shapes[value])
+        if affine is None or any(reader.layer.loss_weight):
+            break
+        chain.append((reader, affine))
+        value = reader.tops[0]
+    return chain
+
+
+def _takes_affine(layer: Layer) -> bool:
+    """Whether what the layer makes of each output lies along axis 1, as channels do."""
+    if isinstance(layer, InnerProduct):
+        return layer.start == 1
+    return isinstance(layer, ConvolutionBase) and layer.channel_axis == 1
+
+
+def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
+    """What a layer does to each channel, or None where it does anything else."""
+    channels = shape[1] if len(shape) > 1 else 0
+    if isinstance(layer, BatchNorm) and channels:
+        return _batch_norm_affine(layer)
+    if isinstance(layer, BN):
+        return _fork_affine(layer, len(shape))
+    if isinstance(layer, Broadcast) and layer.is_learned and channels:
+        blob_shape = layer.blobs[0].shape
+        along_channels = blob_shape == (channels,) and layer.trailing_axes == len(shape) - 2
+        if blob_shape == () or along_channels:
+            values = {name: _wide(layer.blob(name)) for name in layer.blob_names}
+            every = np.ones(channels)
+            return _Affine(values.get("weight", 1.0) * every, values.get("bias", 0.0) * every)
+    return None
+
+
+def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
+    if not layer.is_stored:
+        return None
+    mean, variance = map(_wide, layer.statistics)
+    factor = 1 / np.sqrt(variance + layer.eps)
+    if not layer.has_affine:
+        return _Affine(factor, -mean * factor)
+    factor *= _wide(layer.scale)
+    return _Affine(factor, _wide(layer.bias) - mean * factor)
+
+
+def _fork_affine(layer: BN, rank: int) -> _Affine | None:
+    if layer.is_segnets and rank < 4:
+        return None  # its top has four axes, which no layer before it would give
+    scale, shift = _wide(layer.scale), _wide(layer.shift)
+    if layer.kind == "folded":
+        return _Affine(scale, shift)
+    if not layer.is_stored:
+        return None
+    factor = scale / np.sqrt(_wide(layer.variance) + layer.eps)
+    return _Affine(factor, shift - _wide(layer.mean) * factor)
+
+
+def _wide(values: torch.Tensor) -> np.ndarray:
+    return values.detach().double().flatten().numpy()
+
+
+# ---------------------------------------------------------------------- the sums
+
+
+def _multiplied(layer: Layer, blobs: list[np.ndarray], affines: Sequence[_Affine]) -> list[np.ndarray]:
+    """The layer's weight and bias with the chain multiplied in."""
+    total = affines[0]
+    for affine in affines[1:]:
+        total = total.then(affine)
+    weight = np.asarray(blobs[0], np.float64)
+    bias = np.asarray(blobs[1], np.float64) if len(blobs) > 1 else 0.0
+    return [
+        (weight * _along_outputs(layer, total.factor, weight)).astype(np.float32),
+        (bias * total.factor + total.shift).astype(np.float32),
+    ]
+
+
+def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Shape one factor an output so that it broadcasts over the weights."""
+    if isinstance(layer, InnerProduct) and layer.param.transpose:
+        return factor[None, :]
+    if not isinstance(layer, Deconvolution):
+        return factor.reshape(-1, *[1] * (weight.ndim - 1))
+    # Input channels × outputs a group: the channels of each group meet their own outputs.
+    group = layer.groups(weight.shape[0])
+    rows = np.repeat(factor.reshape(group, -1), weight.shape[0] // group, axis=0)
+    return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+
+
+# ---------------------------------------------------------------------- the text without them
+
+
+def _without(
+    graph: Graph, net_text: pb.NetParameter, removals: Sequence[_Removal]
+) -> tuple[pb.NetParameter, Graph | None]:
+    """Return the net's text without some layers and, if it still computes the same, its graph."""
+    makers = {top: node for node in graph for top in node.tops}
+    dropped = {node.name for removal in removals if not removal.host for node in removal.gone}
+    gone = {node.name for removal in removals for node in removal.gone}
+    hosts = {removal.host.name: removal.gone[-1] for removal in removals if removal.host}
+    text = pb.NetParameter()
+    text.CopyFrom(net_text)
+    text.ClearField("layer")
+    for node in graph.layers:
+        if node.name in gone:
+            continue
+        layer = text.layer.add()
+        layer.CopyFrom(node.layer)
+        layer.name = node.name
+        for rules in ("include", "exclude"):  # the layers are chosen
+            layer.ClearField(rules)
+        for index, value in enumerate(node.bottoms):
+            while makers[value].name in dropped:
+                value = makers[value].bottoms[0]
+                layer.bottom[index] = value.blob
+        if node.name in hosts:
+            layer.top[0] = hosts[node.name].tops[0].blob
+            getattr(layer, _FOLDED_INTO[layer.type]).bias_term = True
+    try:
+        after = build_graph(text, graph.phase)
+    except IlgnetError:  # the name that a layer reads is gone
+        return text, None
+    return text, after if _is_same(graph, after, gone) else None
+
+
+def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
+    """Whether every layer that stayed, and every output, reads what it read, the gone layers skipped."""
+    was, now = _sources(before, gone), _sources(after, set())
+    if before.outputs != after.outputs:
+        return False
+    if any(was[before.value(blob)] != now[after.value(blob)] for blob in before.outputs):
+        return False
+    for node in after.layers:
+        old = before.node(node.name)
+        if old is None or [was[value] for value in old.bottoms] != [now[value] for value in node.bottoms]:
+            return False
+        if (
+            node.type == "Eltwise" and old.is_in_place != node.is_in_place
+        ):  # in place it computes something else
+            return False
+    return True
+
+
+def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
+    """What each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
+    found: dict[Value, Source] = {}
+    for node in graph:
+        if node.made:
+            found[node.tops[0]] = (found[node.bottoms[0]], found[node.bottoms[1]])
+            continue
+        for index, top in enumerate(node.tops):
+            found[top] = found[node.bottoms[0]] if node.name in gone else (node.name, index)
+    return found
+
+
+def _check_names(graph: Graph) -> None:
+    """Refuse a net that reads a blob twice and writes it in place: Caffe has one name for one value then."""
+    for node in graph.layers:
+        if node.is_in_place:
+            for reader in graph.consumers(node.bottoms[0]):
+                if reader is not node and not reader.made:
+                    raise GraphError(
+                        f"net {graph.name!r}: a layer behind {reader.name} would read another blob once layers are "
+                        f"folded, because {node.name} uses its name again; convert without --fold"
+                    )

@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .aesthetics.releases import file_sha256, known_release, releases
 from .caffe.crops import place_crops
 from .caffe.dummy_inputs import feed_dummies
 from .caffe.fork_fields import drop_fields, net_refusals
@@ -16,6 +15,7 @@ from .caffe.graph import Node
 from .caffe.graph_build import build_graph
 from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError
+from .known import identify
 from .layers.support.base import Shape
 from .layers.support.registry import tell_kinds
 from .runtime.calls import shapes_by_name
@@ -176,6 +176,5 @@ def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:
 def _release_of(weights: WeightsFile | None) -> tuple[str | None, str | None]:
     if weights is None:
         return None, None
-    sha256 = file_sha256(weights.path)
-    release = known_release(sha256) if weights.path.stat().st_size in {r.size for r in releases()} else None
-    return (release.name if release else None), sha256
+    identity = identify(weights.path, sha256=True)
+    return (identity.model.name if identity.model else None), identity.sha256

@@ -1,6 +1,6 @@
 """Models that many people hold: what the manifest says of a weights file, or of a net with the same layers.
 
-Everything known of a model is a row of ``aesthetics/models.toml``; nothing here is about one model.
+Everything known of a model is a row of a ``models.toml`` (manifest.py); nothing here is about one model.
 """
 
 from __future__ import annotations
@@ -8,20 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
-from .aesthetics.releases import find_release
 from .caffe.upgrade import upgrade_net
 from .errors import DataError
+from .manifest import listed, manifests, named
 from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
 
-MANIFEST = "models.toml"
 _PIECE = 1 << 20
 
 
@@ -84,22 +81,13 @@ class Identity:
 
 @cache
 def known_models() -> tuple[KnownModel, ...]:
-    """Every model of the manifest, in its order."""
-    text = resources.files("ilgnet_repro.aesthetics").joinpath(MANIFEST).read_text(encoding="utf-8")
-    manifest = tomllib.loads(text)
-    return tuple(_read_row(row, manifest["labels"]) for row in manifest["model"])
+    """Every model that is listed, in the order of the lists."""
+    labels = listed("labels")
+    return tuple(_read_row(row, labels) for manifest in manifests() for row in manifest.get("model", ()))
 
 
 def _read_row(row: dict[str, Any], lists: dict[str, list[str]]) -> KnownModel:
     fields = _with_tuples(row)
-    if "release" in fields:  # the authors' released files are listed in a manifest of their own
-        released = find_release(fields.pop("release"))
-        fields |= {
-            "name": released.name,
-            "files": (Path(released.path).name,),
-            "size": released.size,
-            "digests": (f"sha256:{released.sha256}",),
-        }
     if isinstance(fields.get("labels"), str):
         fields["labels"] = tuple(lists[fields["labels"]])
     if "labels" in fields:
@@ -217,8 +205,7 @@ def _by_layers(count: int) -> dict[Layers, tuple[KnownModel, Sizes]]:
 
 def build_net(builder: str) -> pb.NetParameter:
     """The net that ``module:function`` builds."""
-    module, _, function = builder.partition(":")
-    net: pb.NetParameter = getattr(import_module(module), function)()
+    net: pb.NetParameter = named(builder)()
     return net
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import IlgnetError
+from ..known import find_model
 from ..reading.mean import read_mean
-from ..reading.preprocessing import AVA_CHANNEL_MEANS
 from ..runtime.runnable import Runnable
 from ..version import __version__
 from .labelled_images import LabelledPictures
@@ -124,8 +124,9 @@ def choose_mean(
         released = default_folder() / Path(expected.path)
         if not released.is_file():
             if protocol.whole:
-                channels = AVA_CHANNEL_MEANS[expected.name.removesuffix("-mean").upper()]
-                return Mean(values=channels), None, []
+                model = find_model(f"{expected.name.removesuffix('-mean')}-weights")
+                assert model is not None and model.preprocessing is not None
+                return Mean(values=model.preprocessing.mean_value), None, []
             raise IlgnetError(
                 f"{released}: the mean file is not there; `ilgnet data get {expected.name}`,"
                 " or give --mean FILE"

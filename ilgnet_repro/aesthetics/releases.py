@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..known import find_model
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
 
@@ -50,6 +51,10 @@ def releases() -> tuple[Release, ...]:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
+        if "model" in fields:  # the size and digest stand with what else is known of the model
+            model = find_model(fields.pop("model"))
+            assert model is not None
+            fields |= {"size": model.size, "sha256": model.digests[0].removeprefix("sha256:")}
         seen_at = fields.pop("seen_at", None)
         commits = (repository["commit"], seen_at) if seen_at else ()
         addresses = tuple(f"{repository['address']}/{commit}/{table['path']}" for commit in commits)

@@ -36,6 +36,11 @@ def ava1(train_net: str = "train.prototxt", test_net: str = "val.prototxt") -> c
     )
 
 
+def ava1_own_nets() -> caffe_pb2.SolverParameter:
+    """`ava1` for its own nets: it has databases and a batch size of its own."""
+    return ava1("ava1_train.prototxt", "ava1_val.prototxt")
+
+
 def ava2(train_net: str = "train.prototxt", test_net: str = "val.prototxt") -> caffe_pb2.SolverParameter:
     """533,000 iterations from 1e-5; each test is 533 batches of 48."""
     return _solver(

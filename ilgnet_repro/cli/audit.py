@@ -140,9 +140,7 @@ def print_audit(found: Audit) -> None:
     for note in found.upgrades:
         console.print(printable(f"upgraded: {note}"))
     if found.sha256:
-        console.print(
-            f"weights: SHA-256 {found.sha256}: {found.release or 'not a file the ILGNet authors released'}"
-        )
+        console.print(f"weights: SHA-256 {found.sha256}: {found.release or 'not a known release'}")
     if found.fit:
         fit = found.fit
         console.print(

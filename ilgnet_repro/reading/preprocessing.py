@@ -202,15 +202,6 @@ def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
     return pixels
 
 
-# The means of the authors' two mean files, in BGR (FACTS §1): what their test.py takes off.
-AVA_CHANNEL_MEANS = {"AVA1": (91.00, 99.46, 107.85), "AVA2": (90.05, 98.59, 107.51)}
-
-
-def ilgnet_preprocessing(trained_on: str | None = None) -> Preprocessing:
-    """The authors' second path, for weights trained on AVA1 or AVA2 (None: AVA1's mean)."""
-    return Preprocessing(size=(227, 227), mean_value=AVA_CHANNEL_MEANS[trained_on or "AVA1"])
-
-
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture file as pycaffe's ``io.load_image`` gives it: RGB float32 (height, width, 3) in [0, 1].
 

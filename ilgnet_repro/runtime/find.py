@@ -14,7 +14,7 @@ from ..caffe.upgrade import upgrade_net
 from ..errors import FormatError, IlgnetError, WeightsError
 from ..layers.support.registry import tell_kinds
 from ..schema import caffe_pb2 as pb
-from ..zoo.catalogue import BUILDERS, build
+from ..zoo.catalogue import build, builders
 from .calls import shapes_by_name
 from .plan import plan_net
 from .weights import WeightsFile, blob_counts, fit_weights
@@ -78,7 +78,7 @@ def match_built_in(model: WeightsFile) -> list[str]:
     """Return the names of built-in deploy nets that the file's layers fit wholly, by name and shape."""
     held = {layer.name for layer in model.layers if layer.blobs}
     matches = []
-    for name in BUILDERS:
+    for name in builders():
         net = build(name)
         # Cheap first: most nets share no names at all, and training nets are no deployment.
         if net.layer[0].type != "Input" or not held <= {layer.name for layer in net.layer}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .datum import DatumHead, datum_head, datum_picture, parse_datum
-from .lmdb_environment import PAGE, WINDOW, Environment, open_environment
+from .lmdb_environment import WINDOW, Environment, open_environment
 
 
 class Row(NamedTuple):
@@ -103,39 +103,6 @@ class LmdbReader:
                     yield key, value
                     del key, value
                     more = cursor.next()
-
-    def along(self, positions: Iterable[int]) -> Iterator[tuple[int, Row]]:
-        """The rows at rising positions of the endless stream in which the first row follows the last.
-
-        This is how Caffe's data layers read. Rows passed over are not fetched. Raises DataError if the
-        database has no rows.
-        """
-        rows, environment = len(self), self._environment
-        if not rows:
-            raise DataError(f"{self.path}: has no rows; build it again")
-        coming = iter(positions)
-        here, key = 0, b""
-        while True:
-            with environment.transaction() as transaction:
-                cursor = transaction.cursor()
-                cursor.set_key(key) if key else cursor.first()
-                room = WINDOW
-                for position in coming:
-                    if position // rows != here // rows:
-                        here = position - position % rows
-                        cursor.first()
-                    for _ in range(position - here):
-                        cursor.next()
-                    room -= (position - here) * PAGE
-                    here = position
-                    row = Row(*cursor.item())
-                    room -= environment.count(len(row.value))
-                    yield position, row
-                    if room <= 0:
-                        key = row.key
-                        break
-                else:
-                    return
 
     def key(self, number: int) -> bytes:
         """The key of row ``number`` (from 0) in reading order. Raises IndexError beyond the last."""

@@ -38,12 +38,12 @@ def html_text(text: str) -> str:
 
 
 class IlgnetError(Exception):
-    """Something the user gave cannot be used; the message is one line: where, what, remedy.
+    """Something the user gave cannot be used; the message is one line: ``where: what; remedy``.
 
+    ``where`` (a file, a layer, an input), ``what`` and ``remedy`` are its parts; ``option`` is the keyword of the call
+    that it speaks of, which the message spells as in Python (``precision="int8"``) and the command as its flag.
     Names come from files and may hold anything: what cannot be printed is written as an escape, and a
     message of over `LONGEST` characters loses its middle.
-
-    ``option`` is the keyword that is at fault, which the message writes as ``option=``; a command shows its own flag.
     """
 
     def __init__(self, message: str, *, option: str = "") -> None:
@@ -52,6 +52,28 @@ class IlgnetError(Exception):
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
         super().__init__(message)
         self.option = option
+
+    @property
+    def where(self) -> str:
+        """What the error is about: the part before the first colon, or nothing."""
+        where, colon, _ = str(self).partition(": ")
+        return where if colon else ""
+
+    @property
+    def what(self) -> str:
+        """What is wrong."""
+        return self._without_where.rpartition("; ")[0] or self._without_where
+
+    @property
+    def remedy(self) -> str:
+        """What to do: the part behind the last semicolon, or nothing."""
+        what, semicolon, remedy = self._without_where.rpartition("; ")
+        return remedy if semicolon else ""
+
+    @property
+    def _without_where(self) -> str:
+        where, colon, rest = str(self).partition(": ")
+        return rest if colon else where
 
 
 class FormatError(IlgnetError):
@@ -69,9 +91,18 @@ class ParseError(FormatError):
 class LayerError(IlgnetError):
     """A layer cannot be built or run; the message starts with its name and type."""
 
-    def __init__(self, name: str, type_: str, message: str) -> None:
-        super().__init__(f"{name} ({type_}): {message}")
+    def __init__(self, name: str, type_: str, message: str, *, option: str = "") -> None:
+        super().__init__(f"{name} ({type_}): {message}", option=option)
         self.layer, self.type = name, type_
+
+    @property
+    def where(self) -> str:
+        """The layer's name and type."""
+        return printable(f"{self.layer} ({self.type})")
+
+    @property
+    def _without_where(self) -> str:
+        return str(self).removeprefix(f"{self.where}: ")
 
 
 class GraphError(IlgnetError):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ilgnet_repro.cli._flags import for_command
 from ilgnet_repro.errors import IlgnetError, LayerError, ParseError
 
 
@@ -26,3 +27,37 @@ def test_a_long_message_keeps_its_ends() -> None:
     assert len(text) < 1010
     assert text.startswith("start")
     assert text.endswith("end")
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "what", "remedy"),
+    [
+        (IlgnetError("x: is no folder; make it"), "x", "is no folder", "make it"),
+        (LayerError("a: b", "T", "pad: 3; 4; use 2"), "a: b (T)", "pad: 3; 4", "use 2"),
+        (IlgnetError("nothing to do"), "", "nothing to do", ""),
+        (ParseError("bad; fix it", file="n.prototxt", line=3, column=7), "n.prototxt:3:7", "bad", "fix it"),
+    ],
+    ids=["a file", "a layer", "no parts", "a place in a file"],
+)
+def test_parts(error, where, what, remedy) -> None:
+    assert (error.where, error.what, error.remedy) == (where, what, remedy)
+
+
+@pytest.mark.parametrize(
+    ("option", "message", "expected"),
+    [
+        ("precision", 'w: too large for precision="int8"; use another', "w: too large for --precision int8; use another"),
+        ("out", "d: no folder; give another as out=", "d: no folder; give another as --out"),
+        ("dynamic_size", "fits one size; leave out dynamic_size=True", "fits one size; leave out --dynamic-size"),
+        (
+            "input_shapes", 'size unknown; give input_shapes={"data": (N, 3, H, W)}',
+            "size unknown; give --shape data=N,3,H,W",
+        ),
+        ("allow_missing", "allow_missing=['a', 'b'] draws them", "--allow-missing a, b draws them"),
+        ("", 'crop="bvlc" is a file', 'crop="bvlc" is a file'),
+        ("out", "out.png: about=3", "out.png: about=3"),
+    ],
+    ids=["a value", "no value", "a switch", "a shape", "a list", "no option", "no keyword"],
+)  # fmt: skip
+def test_a_command_spells_the_option_as_its_flag(option, message, expected) -> None:
+    assert for_command(IlgnetError(message, option=option)) == expected

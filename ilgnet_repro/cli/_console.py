@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import IlgnetError, printable, printable_lines
+from ..errors import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,15 +40,6 @@ def make_console(file: IO[str], **options: Any) -> Console:
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of one line: names come from files."""
     table.add_row(*map(printable, cells))
-
-
-FLAGS = {"ignore_fields": "--ignore-field", "input_shapes": "--shape", "stages": "--stage"}
-
-
-def error_text(error: IlgnetError) -> str:
-    """The message of an error, a keyword of the library's in it as the flag that commands have for it."""
-    flag = FLAGS.get(error.option, f"--{error.option.replace('_', '-')}")
-    return str(error).replace(f"{error.option}=", flag) if error.option else str(error)
 
 
 def say(*values: object, sep: str = " ", file: IO[str] | None = None, flush: bool = False) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .. import files as strict_json
 from .. import precisions
 from ..errors import IlgnetError, printable
-from ._console import add_row, error_text, results_console, say
+from ._console import add_row, results_console, say
+from ._flags import for_command
 from ._options import (
     add_allow_missing,
     add_net_options,
@@ -242,8 +243,8 @@ def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
             rows.append({"file": str(path), "report": report, "error": None})
             results |= {Path(one["path"]).resolve(): path for one in report["written"]}
         except IlgnetError as error:
-            rows.append({"file": str(path), "report": None, "error": error_text(error)})
-            say(f"ilgnet: {error_text(error)}", file=sys.stderr)
+            rows.append({"file": str(path), "report": None, "error": for_command(error)})
+            say(f"ilgnet: {for_command(error)}", file=sys.stderr)
         except KeyboardInterrupt:
             done = sum(row["error"] is None for row in rows)
             say(f"stopped at {path}: {done} of {len(sources)} files are converted and stay", file=sys.stderr)

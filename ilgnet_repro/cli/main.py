@@ -11,7 +11,8 @@ from importlib import import_module
 
 from ..errors import IlgnetError
 from ..version import __version__
-from ._console import error_text, escaping_streams
+from ._console import escaping_streams
+from ._flags import for_command
 
 # Command -> module of this folder (with `add_parser` and `run`), in the order of the help.
 COMMANDS = {
@@ -65,7 +66,7 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except IlgnetError as error:
-        print(f"ilgnet: {error_text(error)}", file=sys.stderr)
+        print(f"ilgnet: {for_command(error)}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("ilgnet: interrupted", file=sys.stderr)

@@ -55,9 +55,9 @@ class Placed:
         """The weight of each top in the net's loss, as the layer's own."""
         return tuple(self.node.layer.loss_weight) or ((1.0,) if self._type.is_loss else ())
 
-    def error(self, message: str) -> LayerError:
+    def error(self, message: str, *, option: str = "") -> LayerError:
         """Make a LayerError that names the layer."""
-        return LayerError(self.node.name, self.node.type, message)
+        return LayerError(self.node.name, self.node.type, message, option=option)
 
     def onnx(self, graph: Any, *bottoms: str) -> list[str]:
         """Refuse: only Caffe's layers can be written."""

@@ -243,9 +243,9 @@ class Layer(nn.Module):
         """
         return self.node.phase == "TRAIN"
 
-    def error(self, message: str) -> LayerError:
+    def error(self, message: str, *, option: str = "") -> LayerError:
         """Make a LayerError that names this layer."""
-        return LayerError(self.node.name, self.node.type, message)
+        return LayerError(self.node.name, self.node.type, message, option=option)
 
     def axis(self, axis: int, rank: int, *, field: str = "axis") -> int:
         """Return a possibly negative ``axis`` counted from the front, as Caffe's `CanonicalAxisIndex`."""

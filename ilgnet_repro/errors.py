@@ -67,7 +67,7 @@ class IlgnetError(Exception):
     @property
     def remedy(self) -> str:
         """What to do: the part behind the last semicolon, or nothing."""
-        what, semicolon, remedy = self._without_where.rpartition("; ")
+        _, semicolon, remedy = self._without_where.rpartition("; ")
         return remedy if semicolon else ""
 
     @property

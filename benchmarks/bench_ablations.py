@@ -25,7 +25,7 @@ from bench_train_step import fed
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
-from ilgnet_repro.zoo.catalogue import BUILDERS
+from ilgnet_repro.zoo.catalogue import build
 
 # What is compared -> the deploy net, the training net.
 ROWS = {
@@ -51,13 +51,13 @@ def timed(work: Callable[[], object], repeat: int) -> float:
 
 
 def measure(label: str, deploy: str, train: str, batch: int, repeat: int) -> dict[str, float | str]:
-    found = audit(BUILDERS[deploy]())
+    found = audit(build(deploy))
     shape = (batch, *next(iter(found.inputs.values()))[1:])
-    net = CaffeNet(build_graph(BUILDERS[deploy](), "TEST"), input_shapes={"data": shape}, seed=1)
+    net = CaffeNet(build_graph(build(deploy), "TEST"), input_shapes={"data": shape}, seed=1)
     pictures = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         test = timed(lambda: net(data=pictures), repeat)
-    trained = CaffeNet(build_graph(fed(BUILDERS[train](), batch), "TRAIN"), seed=1)
+    trained = CaffeNet(build_graph(fed(build(train), batch), "TRAIN"), seed=1)
     inputs = {"data": pictures, "label": torch.arange(batch).remainder(2).float()}
 
     def pass_() -> None:

@@ -26,7 +26,7 @@ from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.nets import learnables
 from ilgnet_repro.train.solver import Settings, make_settings
 from ilgnet_repro.train.updates import Learnable, Updater
-from ilgnet_repro.zoo.catalogue import BUILDERS
+from ilgnet_repro.zoo.catalogue import build
 
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 2e-4
 # Net, batch: one whose weights are few beside its arithmetic, and one of 151 million weights.
@@ -44,7 +44,7 @@ def fed(net: pb.NetParameter, batch: int) -> pb.NetParameter:
 
 
 def make_case(name: str, batch: int) -> tuple[CaffeNet, dict[str, torch.Tensor], Settings]:
-    message = fed(BUILDERS[name](), batch)
+    message = fed(build(name), batch)
     net = CaffeNet(build_graph(message, "TRAIN"), seed=1)
     generator = torch.Generator().manual_seed(2)
     inputs = {

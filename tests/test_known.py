@@ -23,9 +23,9 @@ from ilgnet_repro.known import (
     identify,
     known_models,
 )
-from ilgnet_repro.reading.preprocessing import AVA_CHANNEL_MEANS, Preprocessing
+from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.zoo import alexnet, googlenet, squeezenet
-from ilgnet_repro.zoo.catalogue import BUILDERS, build
+from ilgnet_repro.zoo.catalogue import build, builders
 
 LENGTHS = {"sha1": 40, "sha256": 64, "sha384": 96}
 ROWS = {model.name: model for model in known_models()}
@@ -70,7 +70,9 @@ def test_a_builder_fits_what_the_row_says_of_its_net(name):
     net = known.build_net(model.builder)
     graph = build_graph(net)
     (shape,) = net.layer[0].input_param.shape
-    assert model.builder in {f"{builder.__module__}:{builder.__qualname__}" for builder in BUILDERS.values()}
+    assert model.builder in {
+        f"{builder.__module__}:{builder.__qualname__}" for builder in builders().values()
+    }
     if model.preprocessing is not None:
         assert tuple(shape.dim[1:]) == (3, *model.preprocessing.size)
     if model.score is not None:
@@ -85,7 +87,11 @@ def test_the_authors_weights_are_rows_with_the_figures_of_the_other_manifest(rel
     model = find_model(release.name)
     assert (model.files, model.size) == ((release.path.rpartition("/")[2],), release.size)
     assert model.digests == (f"sha256:{release.sha256}",)
-    assert model.preprocessing.mean_value == AVA_CHANNEL_MEANS[release.name[:4].upper()]
+    means = {
+        "ava1-weights": (91.00, 99.46, 107.85),
+        "ava2-weights": (90.05, 98.59, 107.51),
+    }  # of the authors' files
+    assert model.preprocessing.mean_value == means[release.name]
     assert model.score == ScoreAt("loss1/loss", 1, "high quality")
     assert model.labels == ("low quality", "high quality")
 

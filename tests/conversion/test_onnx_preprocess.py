@@ -16,7 +16,8 @@ from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.export.onnx_preprocess import add_preprocessing, picture_input
 from ilgnet_repro.export.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
-from ilgnet_repro.reading.preprocessing import Preprocessing, ilgnet_preprocessing
+from ilgnet_repro.known import find_model
+from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
 
@@ -76,7 +77,7 @@ def test_a_mean_image_without_a_resize_fixes_the_size() -> None:
 
 @pytest.mark.parametrize("path", ["whole", "crop"])
 def test_ilgnet_on_both_of_the_authors_paths(path: str) -> None:
-    how = ilgnet_preprocessing("AVA2")
+    how = find_model("ava2-weights").preprocessing
     if path == "crop":
         mean = np.random.default_rng(3).uniform(80, 120, (3, 256, 256)).astype(np.float32)
         how = Preprocessing(size=(227, 227), path="crop", resize=(256, 256), mean_image=mean)

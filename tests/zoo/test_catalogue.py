@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from zoo_counter import count
 
-from ilgnet_repro.caffe.prototxt import format_message, parse_net, read_net, read_solver
+from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.zoo import catalogue
@@ -22,25 +22,20 @@ def test_shipped_file_is_what_its_builder_writes(path):
     assert (SHIPPED / path).read_bytes() == TEXTS[path].encode(), f"run {catalogue.COMMAND}"
 
 
-def test_nothing_else_is_shipped_under_prototxt():
-    found = {path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.prototxt")}
-    assert found == set(TEXTS)
-
-
 @pytest.mark.parametrize("path", TEXTS)
 def test_first_line_names_builder_and_command(path):
     first = TEXTS[path].splitlines()[0]
-    assert first.startswith("# Written by ilgnet_repro.zoo.")
+    assert first.startswith("# Written by ilgnet_repro.")
     assert first.endswith(catalogue.COMMAND)
 
 
-@pytest.mark.parametrize("name", catalogue.BUILDERS)
+@pytest.mark.parametrize("name", catalogue.builders())
 def test_text_reads_back_as_the_same_net(name):
     net = catalogue.build(name)
     assert parse_net(format_message(net)) == net
 
 
-@pytest.mark.parametrize("name", catalogue.BUILDERS)
+@pytest.mark.parametrize("name", catalogue.builders())
 def test_net_is_modern_and_sound(name):
     net = catalogue.build(name)
     assert upgrade_net(net) == net
@@ -54,35 +49,19 @@ def test_net_is_modern_and_sound(name):
 
 
 def test_builders_give_a_new_net_each_time():
-    first = catalogue.build("ilgnet")
+    first = catalogue.build("googlenet")
     first.layer.pop()
-    assert len(catalogue.build("ilgnet").layer) == len(first.layer) + 1
+    assert len(catalogue.build("googlenet").layer) == len(first.layer) + 1
 
 
-@pytest.mark.parametrize("name", ["ilgnet_v4", "", "ILGNet"])
+@pytest.mark.parametrize("name", ["googlenet_v4", "", "GoogLeNet"])
 def test_unknown_name_is_refused_in_one_line(name):
     with pytest.raises(IlgnetError) as error:
         catalogue.build(name)
     message = str(error.value)
-    assert message.startswith(f"{name!r} is no net of the zoo; choose one of ilgnet, ")
-    assert all(known in message for known in catalogue.BUILDERS)
+    assert message.startswith(f"{name!r} is no net of the zoo; choose one of ")
+    assert all(known in message for known in catalogue.builders())
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("partition", "pictures", "batch_size"),
-    [("AVA1", 20_000, 50), ("AVA2", 25_553, 48)],
-    ids=["ava1", "ava2"],
-)
-def test_shipped_solver_tests_its_own_partition_whole(partition, pictures, batch_size):
-    folder = SHIPPED / "ilgnet"
-    solver = read_solver(folder / f"{partition.lower()}_solver.prototxt")
-    for file, part in ((solver.train_net, "train"), (solver.test_net[0], "val")):
-        data = read_net(folder / file).layer[0]
-        assert data.data_param.source.endswith(f"data/{partition}/{part}_lmdb")
-        assert f"/{partition}/" in data.transform_param.mean_file
-    assert data.data_param.batch_size == batch_size
-    assert 0 <= solver.test_iter[0] * batch_size - pictures < batch_size
 
 
 def test_write_makes_the_same_files_anywhere(tmp_path, capsys):
@@ -96,7 +75,7 @@ def test_write_makes_the_same_files_anywhere(tmp_path, capsys):
 
 def test_without_write_the_names_are_listed(capsys):
     assert catalogue.main([]) == 0
-    assert capsys.readouterr().out.split() == list(catalogue.BUILDERS)
+    assert capsys.readouterr().out.split() == list(catalogue.builders())
 
 
 def test_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, DownloadError
 from ..known import find_model
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -126,3 +126,40 @@ def fault(release: Release, path: str | os.PathLike[str]) -> str | None:
         return f"{size} bytes instead of {release.size}"
     digest = file_sha256(path)
     return None if digest == release.sha256 else f"SHA-256 {digest} instead of {release.sha256}"
+
+
+def addresses_of(release: Release, mirror: str | None = None) -> list[str]:
+    """Where to fetch a release: MIRROR/path, or what the manifest says.
+
+    Raises DownloadError where that is nowhere, or neither http nor https.
+    """
+    found = [f"{mirror.rstrip('/')}/{release.path}"] if mirror else list(release.addresses)
+    if not found:
+        raise DownloadError(
+            f"{release.name}: is at cloud drives only; `ilgnet data where {release.name}` tells how to get it"
+        )
+    for address in found:
+        if not address.lower().startswith(("http://", "https://")):
+            raise DownloadError(f"{address}: not an http or https address; for a folder use --from FOLDER")
+    return found
+
+
+def find_in_folder(release: Release, folder: Path) -> Path:
+    """A good copy of a release in ``folder``: a browser's downloads, a USB stick, a clone of the repository.
+
+    Looked up under the repository's own path, under its bare name, and then among the files of the right size,
+    whatever their names (browsers rename downloads). Raises DownloadError with what was found instead.
+    """
+    if not folder.is_dir():
+        raise DownloadError(f"{folder}: is no folder; give --from the one that holds {release.path}")
+    named = [folder / release.path, folder / Path(release.path).name]
+    same_size = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size == release.size]
+    faults = []
+    for path in dict.fromkeys([*named, *sorted(same_size)]):
+        found = fault(release, path)
+        if found is None:
+            return path
+        if found != "missing":
+            faults.append(f"{path} {'is' if found.startswith('a ') else 'has'} {found}")
+    told = "; ".join(faults) or f"neither {release.path} nor any file of {release.size} bytes is there"
+    raise DownloadError(f"{release.name}: not in {folder}: {told}; fetch it again")

@@ -62,19 +62,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int:
-    from ..aesthetics.download import Options, download
-    from ..aesthetics.offline import copy_release
+    from ..aesthetics.download import get
     from ._progress import progress_bar
 
-    options = Options(args.mirror, args.proxy, args.timeout, args.tries)
+    options = {name: getattr(args, name) for name in ("mirror", "proxy", "timeout", "tries")}
+    source = Path(args.folder).expanduser() if args.folder else None
     got = []
     for release in chosen:
         target = folder / release.path
         with progress_bar(release.name, release.size, "bytes") as progress:
-            if args.folder:
-                copy_release(release, Path(args.folder).expanduser(), target, progress)
-            else:
-                download(release, target, options, progress)
+            get(release, target, folder=source, progress=progress, **options)
         got.append(
             {"name": release.name, "file": str(target), "size": release.size, "sha256": release.sha256}
         )

@@ -8,13 +8,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ilgnet_repro.aesthetics import download as room
-from ilgnet_repro.aesthetics.download import Options, download
-from ilgnet_repro.aesthetics.offline import copy_release
+from ilgnet_repro.aesthetics.download import get
 from ilgnet_repro.aesthetics.releases import Release
 from ilgnet_repro.cli import data as command
 from ilgnet_repro.errors import DownloadError
@@ -85,6 +84,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def claims_more(self):
         self.answer(200, BODY, {}, length=10**15)
+
+    def claims_endlessly(self):
+        self.answer(200, BODY, {}, length="9" * 5_000)
 
     def endless(self):
         self.answer(200, BODY, {}, length=False)
@@ -173,7 +175,7 @@ def no_proxies(monkeypatch):
 
 def fetch(server, behaviour, target, release=RELEASE, **options):
     settings = {**FAST, **SILENT.get(behaviour, {}), **options}
-    return download(release, target, Options(mirror=f"{server.address}/{behaviour}", **settings))
+    get(release, target, mirror=f"{server.address}/{behaviour}", **settings)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_the_file_arrives_whole(server, tmp_path, behaviour, held, ranges):
     if held:
         target.parent.mkdir()
         (tmp_path / "deep" / "sample.bin.part").write_bytes(held)
-    assert fetch(server, behaviour, target) == target
+    fetch(server, behaviour, target)
     assert target.read_bytes() == BODY
     assert [path.name for path in target.parent.iterdir()] == ["sample.bin"]
     assert [asked for _, asked in server.requests] == ranges
@@ -271,6 +273,14 @@ def test_a_bad_server_leaves_no_file(server, tmp_path, *, behaviour, message, ke
     assert len(server.requests) == requests
 
 
+def test_a_length_that_no_int_holds_is_refused(server, tmp_path):
+    with pytest.raises(
+        DownloadError, match=r"offers 9999.* bytes where the manifest says 40009; try --mirror"
+    ):
+        fetch(server, "claims-endlessly", tmp_path / "sample.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stalled_download_goes_on_from_where_it_stopped(server, tmp_path):
     target = tmp_path / "sample.bin"
     with pytest.raises(DownloadError):
@@ -283,14 +293,14 @@ def test_a_stalled_download_goes_on_from_where_it_stopped(server, tmp_path):
 
 def test_no_byte_beyond_the_size_is_read(server, tmp_path, monkeypatch):
     asked = []
-    pieces = room._pieces
+    read1 = HTTPResponse.read1
 
-    def counted(response, wanted, timeout):
-        for piece in pieces(response, wanted, timeout):
-            asked.append(len(piece))
-            yield piece
+    def counted(response, count):
+        piece = read1(response, count)
+        asked.append(len(piece))
+        return piece
 
-    monkeypatch.setattr(room, "_pieces", counted)
+    monkeypatch.setattr(HTTPResponse, "read1", counted)
     fetch(server, "endless", tmp_path / "sample.bin")
     assert sum(asked) == len(BODY)
 
@@ -298,10 +308,11 @@ def test_no_byte_beyond_the_size_is_read(server, tmp_path, monkeypatch):
 def test_the_next_address_is_tried(server, tmp_path):
     addresses = tuple(f"{server.address}/{name}/results/sample.bin" for name in ("missing", "good"))
     target = tmp_path / "sample.bin"
-    assert download(replace(RELEASE, addresses=addresses), target, Options(**FAST)).read_bytes() == BODY
+    get(replace(RELEASE, addresses=addresses), target, **FAST)
+    assert target.read_bytes() == BODY
     addresses = tuple(f"{server.address}/{name}/results/sample.bin" for name in ("missing", "page"))
     with pytest.raises(DownloadError) as error:
-        download(replace(RELEASE, addresses=addresses), tmp_path / "other.bin", Options(**FAST))
+        get(replace(RELEASE, addresses=addresses), tmp_path / "other.bin", **FAST)
     assert str(error.value) == (
         f"sample: {addresses[0]} answers HTTP 404; {addresses[1]} offers 20 bytes "
         f"where the manifest says 40009; {ELSE}"
@@ -327,8 +338,8 @@ def test_the_proxy_is_asked(server, tmp_path, monkeypatch, where):
         monkeypatch.setenv("http_proxy", server.address)
         monkeypatch.setenv("no_proxy", "")
     proxy = server.address if where == "option" else None
-    options = Options(mirror="http://files.invalid", proxy=proxy, **FAST)
-    assert download(RELEASE, tmp_path / "sample.bin", options).read_bytes() == BODY
+    get(RELEASE, tmp_path / "sample.bin", mirror="http://files.invalid", proxy=proxy, **FAST)
+    assert (tmp_path / "sample.bin").read_bytes() == BODY
     assert server.requests == [("http://files.invalid/results/sample.bin", None)]
 
 
@@ -366,7 +377,7 @@ def test_the_proxy_is_asked(server, tmp_path, monkeypatch, where):
 )
 def test_refused_before_a_byte(tmp_path, release, options, message):
     with pytest.raises(DownloadError) as error:
-        download(release, tmp_path / "sample.bin", Options(**{**FAST, **options}))
+        get(release, tmp_path / "sample.bin", **{**FAST, **options})
     assert message in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -391,7 +402,7 @@ def test_a_release_is_found_in_a_folder(tmp_path, name):
     source.parent.mkdir(parents=True)
     source.write_bytes(BODY)
     held = []
-    assert copy_release(RELEASE, tmp_path / "from", target, held.append) == target
+    get(RELEASE, target, folder=tmp_path / "from", progress=held.append)
     assert target.read_bytes() == BODY and held[-1] == len(BODY)
     assert [path.name for path in target.parent.iterdir()] == ["sample.bin"]
 
@@ -428,7 +439,7 @@ def test_a_folder_without_the_release(tmp_path, files, message):
         for name, data in files.items():
             (folder / name).write_bytes(data)
     with pytest.raises(DownloadError) as error:
-        copy_release(RELEASE, folder, target)
+        get(RELEASE, target, folder=folder)
     assert str(error.value) == message.replace("{folder}", str(folder))
     assert not target.parent.exists()
 

@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="end with 1 above the limits")
     args = parser.parse_args()
-    from ilgnet_repro.aesthetics.demo import draw_pictures, make_random_ilgnet
+    from ilgnet_repro.aesthetics.demo_inputs import draw_pictures, make_random_ilgnet
     from ilgnet_repro.aesthetics.releases import find_release
 
     with tempfile.TemporaryDirectory() as folder:

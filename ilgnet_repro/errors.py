@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -30,11 +29,6 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """`printable`, but for line breaks and tabs."""
     return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
-
-
-def html_text(text: str) -> str:
-    """``text`` for HTML: escaped, and `printable`."""
-    return html.escape(printable(text))
 
 
 class IlgnetError(Exception):

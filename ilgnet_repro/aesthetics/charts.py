@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import html_text
 from .metrics import Metrics
 
 # Drawn in these, then exchanged for the page's CSS colours, so that one chart serves light and dark.
@@ -21,8 +21,16 @@ _CSS = {
 }
 
 
-def _draw(name: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
-    """An inline ``<svg>`` of what ``paint`` does to one pair of axes; ``description`` is read out for it."""
+@dataclass(frozen=True)
+class Chart:
+    """An ``<svg>`` element, from the attributes of its start tag on, and what is read out for it."""
+
+    rest_of_svg: str
+    description: str
+
+
+def _draw(name: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Chart:
+    """The chart of what ``paint`` does to one pair of axes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -50,13 +58,13 @@ def _draw(name: str, description: str, size: tuple[float, float], paint: Callabl
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg ") + len("<svg ") :]
     for drawn, css in _CSS.items():
         svg = svg.replace(drawn, css)
     # Several charts share one page, and ids must not meet.
     for mark in ('id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}{name}-")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html_text(description)}" ', 1)
+    return Chart(svg, description)
 
 
 def _unit_axes(axes: Any, across: str, up: str) -> None:
@@ -64,7 +72,7 @@ def _unit_axes(axes: Any, across: str, up: str) -> None:
     axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=0.8, linestyle=":")
 
 
-def roc(metrics: Metrics, probability: np.ndarray, labels: np.ndarray) -> str | None:
+def roc(metrics: Metrics, probability: np.ndarray, labels: np.ndarray) -> Chart | None:
     """The ROC curve, or None where one class is missing."""
     if metrics.roc_auc.value is None:
         return None
@@ -73,14 +81,14 @@ def roc(metrics: Metrics, probability: np.ndarray, labels: np.ndarray) -> str | 
     false_high, true_high, _ = roc_curve(labels, probability)
 
     def paint(axes: Any) -> None:
-        _unit_axes(axes, "low pictures called high", "high pictures called high")
+        _unit_axes(axes, "low images called high", "high images called high")
         axes.plot(false_high, true_high, color=_FIRST, linewidth=2)
 
     return _draw("roc", f"ROC curve, area {metrics.roc_auc.value:.4f}", (4.2, 4), paint)
 
 
-def calibration(metrics: Metrics) -> str | None:
-    """The reliability diagram, dots sized by their pictures; None without any picture."""
+def calibration(metrics: Metrics) -> Chart | None:
+    """The reliability diagram, dots sized by their number of images; None without any image."""
     filled = [bin_ for bin_ in metrics.bins if bin_.count]
     if not filled:
         return None
@@ -96,8 +104,8 @@ def calibration(metrics: Metrics) -> str | None:
     return _draw("calibration", text, (4.2, 4), paint)
 
 
-def histogram(probability: np.ndarray, labels: np.ndarray) -> str | None:
-    """How the probabilities of the two labels are spread; None without any picture."""
+def histogram(probability: np.ndarray, labels: np.ndarray) -> Chart | None:
+    """How the probabilities of the two labels are spread; None without any image."""
     if not len(labels):
         return None
     edges = np.linspace(0, 1, 41)
@@ -106,14 +114,14 @@ def histogram(probability: np.ndarray, labels: np.ndarray) -> str | None:
         for label, colour, name in ((0, _SECOND, "label 0, low"), (1, _FIRST, "label 1, high")):
             axes.hist(probability[labels == label], edges, color=colour, alpha=0.6, label=name)
         axes.axvline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
-        axes.set(xlim=(0, 1), xlabel="probability of high", ylabel="pictures")
+        axes.set(xlim=(0, 1), xlabel="probability of high", ylabel="images")
         axes.legend()
 
     return _draw("histogram", "Histogram of the probability of high, by label", (8.6, 3.2), paint)
 
 
-def confusion(metrics: Metrics) -> str | None:
-    """The confusion matrix, shaded by share of its label; None without any picture."""
+def confusion(metrics: Metrics) -> Chart | None:
+    """The confusion matrix, shaded by share of its label; None without any image."""
     if not metrics.count:
         return None
     from matplotlib.patches import Rectangle
@@ -139,7 +147,7 @@ def confusion(metrics: Metrics) -> str | None:
     return _draw("confusion", text, (4.2, 4), paint)
 
 
-def batches(ours: Sequence[float], theirs: Sequence[float] | None = None) -> str | None:
+def batches(ours: Sequence[float], theirs: Sequence[float] | None = None) -> Chart | None:
     """Accuracy of each batch, beside that of the authors' log where given; None without any batch."""
     if not ours:
         return None

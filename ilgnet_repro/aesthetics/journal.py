@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import IlgnetError
-from .tables import Row, csv_line, parse_row, row_fields
+from .results import Row, csv_line, parse_row, row_fields
 
 TITLE = "ilgnet_repro journal"
 

@@ -1,14 +1,14 @@
-"""The figures of a two-class run, each with its interval, or with the reason why it has none."""
+"""The figures of a run, two-class or of scores: each a value with its interval, or the reason why there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from .distribution import lcc, srcc
-from .intervals import Measured, missing, proportion
+from .proportions import Measured, missing, proportion
 
 # Caffe's SoftmaxWithLoss takes the logarithm of no less than FLT_MIN.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -119,54 +119,45 @@ def evaluate(
         raise ValueError("labels must be 0 or 1")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probabilities must lie between 0 and 1")
+    from sklearn import metrics as scikit
+
     count, right = len(labels), is_correct(probability, labels)
-    low_count, high_count = int((labels == 0).sum()), int((labels == 1).sum())
-    low_right, high_right = int(right[labels == 0].sum()), int(right[labels == 1].sum())
+    answers = np.where(right, labels, 1 - labels)
+    (low, wrong_low), (wrong_high, high) = (
+        scikit.confusion_matrix(labels, answers, labels=(0, 1)).tolist() if count else ((0, 0), (0, 0))
+    )
+    low_count, high_count = low + wrong_low, wrong_high + high
     bins = reliability(probability, labels)
-    recall_low = proportion(low_right, low_count, "picture of label 0")
-    recall_high = proportion(high_right, high_count, "picture of label 1")
     losses = cross_entropy(probability, labels) if loss is None else np.asarray(loss, np.float64)
     nothing = missing("no picture")
+    both = low_count and high_count
     one_class = missing("only one class is present") if count else nothing
     return Metrics(
         count=count,
-        correct=int(right.sum()),
+        correct=low + high,
         ties=int((probability == 0.5).sum()),
-        confusion=((low_right, low_count - low_right), (high_count - high_right, high_right)),
-        accuracy=proportion(int(right.sum()), count),
+        confusion=((low, wrong_low), (wrong_high, high)),
+        accuracy=proportion(low + high, count),
         loss=Measured(float(losses.mean())) if count else nothing,
-        recall_low=recall_low,
-        recall_high=recall_high,
-        balanced_accuracy=(
-            Measured((recall_low.value + recall_high.value) / 2)
-            if recall_low.value is not None and recall_high.value is not None
-            else one_class
+        recall_low=proportion(low, low_count, "picture of label 0"),
+        recall_high=proportion(high, high_count, "picture of label 1"),
+        balanced_accuracy=Measured(float(scikit.balanced_accuracy_score(labels, answers)))
+        if both
+        else one_class,
+        roc_auc=Measured(float(scikit.roc_auc_score(labels, probability))) if both else one_class,
+        f1=(
+            Measured(float(scikit.f1_score(labels, answers)))
+            if high_count or wrong_low
+            else missing("no picture is or was called high")
         ),
-        roc_auc=_roc_auc(probability, labels)
-        if low_count and high_count
-        else one_class
-        if count
-        else nothing,
-        f1=_f1(high_right, low_count - low_right, high_count - high_right),
         majority=Measured(max(low_count, high_count) / count) if count else nothing,
         always_high=Measured(high_count / count) if count else nothing,
-        brier=Measured(float(np.mean((probability - labels) ** 2))) if count else nothing,
+        brier=Measured(float(scikit.brier_score_loss(labels, probability))) if count else nothing,
         calibration_error=calibration_error(bins),
         bins=bins,
         srcc=_against(srcc, probability, mean_score),
         lcc=_against(lcc, probability, mean_score),
     )
-
-
-def _roc_auc(probability: np.ndarray, labels: np.ndarray) -> Measured:
-    from sklearn.metrics import roc_auc_score
-
-    return Measured(float(roc_auc_score(labels, probability)))
-
-
-def _f1(true_high: int, false_high: int, missed_high: int) -> Measured:
-    total = 2 * true_high + false_high + missed_high
-    return Measured(2 * true_high / total) if total else missing("no picture is or was called high")
 
 
 def _against(
@@ -196,3 +187,87 @@ FIGURES = (
     ("SRCC with mean scores", "srcc", False),
     ("LCC with mean scores", "lcc", False),
 )
+
+
+def _reason_against(predicted: np.ndarray, target: np.ndarray) -> str:
+    """Why no correlation exists, or an empty string."""
+    if predicted.shape != target.shape or predicted.ndim != 1:
+        raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
+    if len(predicted) < 2:
+        return f"needs two pictures, got {len(predicted)}"
+    if not (np.isfinite(predicted).all() and np.isfinite(target).all()):
+        return "a value is not finite"
+    if np.ptp(predicted) == 0:
+        return "all predictions are equal"
+    return "all scores are equal" if np.ptp(target) == 0 else ""
+
+
+def srcc(predicted: np.ndarray, target: np.ndarray) -> Measured:
+    """Spearman's rank correlation of two (N,) arrays, ties sharing their mean rank."""
+    reason = _reason_against(predicted, target)
+    if reason:
+        return missing(reason)
+    from scipy.stats import spearmanr
+
+    return Measured(float(spearmanr(predicted, target).statistic))
+
+
+def lcc(predicted: np.ndarray, target: np.ndarray) -> Measured:
+    """Pearson's linear correlation (PLCC) of two (N,) arrays."""
+    reason = _reason_against(predicted, target)
+    if reason:
+        return missing(reason)
+    from scipy.stats import pearsonr
+
+    return Measured(float(pearsonr(predicted, target).statistic))
+
+
+def mse(predicted: np.ndarray, target: np.ndarray) -> Measured:
+    """Mean squared error of two (N,) arrays on one scale."""
+    if predicted.shape != target.shape:
+        raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
+    if predicted.size == 0:
+        return missing("no picture")
+    return Measured(float(np.mean((predicted.astype(float) - target.astype(float)) ** 2)))
+
+
+def mean_score(votes: np.ndarray) -> np.ndarray:
+    """Mean score of vote counts or shares (N, B), bin k standing for score k + 1: (N,) in 1..B."""
+    shares = _shares(votes)
+    return shares @ np.arange(1, votes.shape[1] + 1)
+
+
+def emd(predicted: np.ndarray, target: np.ndarray, r: Literal[1, 2] = 1) -> Measured:
+    """Earth mover's distance of vote distributions (N, B), as NIMA reports it (Talebi and Milanfar 2018).
+
+    For each image (1/B Σ|CDF_p − CDF_q|^r)^(1/r), then the mean over images; r is 2 in training and 1
+    where the figure is reported. Rows are counts or shares; each is divided by its sum.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"{predicted.shape} predictions for {target.shape} votes")
+    if len(predicted) == 0:
+        return missing("no picture")
+    try:
+        pairs = zip(_shares(predicted), _shares(target), strict=True)
+    except ValueError as error:
+        return missing(str(error))
+    from scipy.stats import energy_distance, wasserstein_distance
+
+    bins = np.arange(predicted.shape[1])
+    if r == 1:
+        distances = [wasserstein_distance(bins, bins, mine, theirs) / len(bins) for mine, theirs in pairs]
+    else:  # scipy's energy distance is the square root of 2 Σ (CDF_p − CDF_q)²
+        distances = [
+            energy_distance(bins, bins, mine, theirs) / np.sqrt(2 * len(bins)) for mine, theirs in pairs
+        ]
+    return Measured(float(np.mean(distances)))
+
+
+def _shares(votes: np.ndarray) -> np.ndarray:
+    votes = np.asarray(votes, float)
+    if votes.ndim != 2 or not np.isfinite(votes).all() or (votes < 0).any():
+        raise ValueError("votes must be a table of finite numbers, none negative")
+    totals = votes.sum(axis=1, keepdims=True)
+    if (totals == 0).any():
+        raise ValueError(f"row {int(np.flatnonzero(totals == 0)[0])} has no vote")
+    return votes / totals

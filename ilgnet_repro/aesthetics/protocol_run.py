@@ -19,8 +19,7 @@ from .journal import Journal
 from .labelled_images import LabelledPictures
 from .metrics import SMALLEST_PROBABILITY, is_correct
 from .protocols import Preparation
-from .results import BatchRow, PictureResult
-from .tables import Row, from_rows
+from .results import BatchRow, PictureResult, Row, from_rows
 
 Scorer = Callable[[Tensor], Tensor]
 """Takes (N, 3, side, side), gives the probabilities (N, 2) of low and high."""

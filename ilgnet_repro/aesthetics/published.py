@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import IlgnetError
-from .intervals import Compatibility, Interval, compare_proportions, wilson
+from .proportions import Compatibility, Interval, compare_proportions, wilson
 
 SOURCE = "logs of `caffe test` in github BestiVictory/ILGnet at commit eb29754"
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from ..files import atomic_path
 from .ava import SCORES, AvaTable
-from .partition import Partition
+from .ava_partition import Partition
 
 SPLITS = ("train", "val")
 _VOTES = [f"votes_{score}" for score in SCORES]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import compare_proportions
+from .proportions import compare_proportions
 
 LEVEL = 0.01  # a difference this unlikely by chance is called one
 
@@ -115,7 +115,7 @@ def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str
     unknown_order = (
         "The rows are not in the log's order: its database may have been shuffled by `convert_imageset"
         " --shuffle`, whose seed is not recorded, so the subset may be unrecoverable; a full run's answers"
-        " can still be tried against the 104,729 seeds of Caffe's fallback (evaluate/shuffle.py)."
+        " can still be tried against the 104,729 seeds of Caffe's fallback (aesthetics/shuffle.py)."
     )
     if verdict == "compatible":
         return (
@@ -139,7 +139,9 @@ def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str
 def _correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(first, second)[0, 1])
+    from scipy.stats import pearsonr
+
+    return float(pearsonr(first, second).statistic)
 
 
 @dataclass(frozen=True)

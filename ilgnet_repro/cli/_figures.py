@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..aesthetics.intervals import Interval, Measured
-    from ..aesthetics.summary import Report
+    from ..aesthetics.report_data import Report
 
 
 def print_report(report: Report) -> None:
@@ -32,7 +31,7 @@ def print_report(report: Report) -> None:
     _figures(console, report)
     for verdict in report.verdicts:
         console.print(
-            f"beside the log, rows {verdict.order}: [bold]{verdict.verdict}[/]; {verdict.equal} of "
+            f"compared with the log, rows {verdict.order}: [bold]{verdict.verdict}[/]; {verdict.equal} of "
             f"{verdict.batches} batches equal ({verdict.expected_equal:.1f} by chance), {verdict.ours:,} against "
             f"{verdict.theirs:,} of {verdict.count:,} right, Fisher's exact p = {verdict.total_p:.3g}",
             soft_wrap=True,
@@ -43,24 +42,16 @@ def print_report(report: Report) -> None:
     if report.mcnemar:
         test = report.mcnemar
         console.print(
-            f"beside {printable(report.other_name)} (McNemar): right only here {test.only_first:,}, "
+            f"compared with {printable(report.other_name)} (McNemar): right only here {test.only_first:,}, "
             f"only there {test.only_second:,}, exact p = {test.exact_p:.3g}",
             soft_wrap=True,
         )
 
 
 def _headline(console: Console, report: Report) -> None:
-    from ..aesthetics.intervals import wilson
+    from ..aesthetics.report_data import accuracy_rows
 
-    run, figure = report.run, report.figure
-    value = _percent(run.correct / run.count) if run.count else "no picture"
-    rows = [("this run", value, f"{run.correct:,} / {run.count:,}", _range(wilson(run.correct, run.count)))]
-    if figure:
-        counted = f"{figure.correct:,} / {figure.count:,}"
-        rows.append(("published", _percent(figure.accuracy), counted, _range(figure.interval)))
-        counted = f"{figure.high_rows:,} / {figure.rows:,}"
-        rows.append(("always “high”, whole val list", _percent(figure.always_high), counted, ""))
-    _table(console, ("accuracy", "value", "right / pictures", "95 % Wilson"), rows)
+    _table(console, ("accuracy", "value", "right / images", "95 % Wilson"), accuracy_rows(report))
     if report.compatibility:
         test = report.compatibility
         console.print(
@@ -71,29 +62,18 @@ def _headline(console: Console, report: Report) -> None:
 
 def _figures(console: Console, report: Report) -> None:
     from ..aesthetics.metrics import FIGURES
-
-    def row(name: str, measured: Measured, percent: bool = False) -> tuple[str, str, str]:
-        if measured.value is None:
-            return name, "–", measured.reason
-        return (
-            name,
-            _percent(measured.value) if percent else f"{measured.value:.6g}",
-            _range(measured.interval),
-        )
+    from ..aesthetics.report_data import confusion_rows, figure_rows
 
     metrics, run = report.metrics, report.run
-    (low, wrong_low), (wrong_high, high) = metrics.confusion
     # As Caffe averages; where the last batch is a smaller one it would weigh too much.
     losses = [batch.loss for batch in run.batches if batch.loss is not None and batch.size == run.batch_size]
     whole = losses and len(losses) == len(run.batches)
     averaged = [("loss, mean of the batches", f"{sum(losses) / len(losses):.6g}", "")] if whole else []
-    rows = [row(name, getattr(metrics, field), percent) for name, field, percent in FIGURES]
+    rows = figure_rows(metrics)
     after_loss = [field for _, field, _ in FIGURES].index("loss") + 1
     rows[after_loss:after_loss] = averaged
-    _table(console, (f"over {metrics.count:,} pictures", "value", "95 %, or why none"), rows)
-    _table(console, ("label", "answered low", "answered high"), [
-        ("0, low", f"{low:,}", f"{wrong_low:,}"), ("1, high", f"{wrong_high:,}", f"{high:,}"),
-    ])  # fmt: skip
+    _table(console, (f"over {metrics.count:,} images", "value", "95 %, or why none"), rows)
+    _table(console, ("label", "answered low", "answered high"), confusion_rows(metrics))
 
 
 def _table(console: Console, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -106,11 +86,3 @@ def _table(console: Console, heads: Iterable[str], rows: Iterable[Iterable[str]]
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def _range(interval: Interval | None) -> str:
-    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %" if interval else ""

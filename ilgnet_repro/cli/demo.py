@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run each step through the command line itself, printing the command first."""
-    from ..aesthetics.demo import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
+    from ..aesthetics.demo_inputs import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
     from ..errors import IlgnetError
 
     folder = Path(args.out)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_weights(folder: Path, small: bool) -> Path:
-    from ..aesthetics.demo import (
+    from ..aesthetics.demo_inputs import (
         ILGNET_BYTES,
         SMALL_WEIGHTS,
         WEIGHTS,

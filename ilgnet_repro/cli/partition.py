@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from ..aesthetics import partition, scores
+    from ..aesthetics import ava_partition as partition
+    from ..aesthetics import scores
     from ..aesthetics.ava import read_ava
     from ..files import check_outputs
 

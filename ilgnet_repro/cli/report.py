@@ -11,8 +11,8 @@ from .. import files as strict_json
 from ._console import say
 
 if TYPE_CHECKING:
+    from ..aesthetics.report_page import Pictures
     from ..aesthetics.results import RunResult
-    from ..aesthetics.summary import Pictures
 
 _EPILOG = """examples:
   ilgnet report ava1_full/run.json --log AVA1_result.txt
@@ -43,9 +43,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and its JSON, and print the figures."""
     from ..aesthetics.author_logs import read_test_log
-    from ..aesthetics.report import is_report_page, is_report_values, write_report
+    from ..aesthetics.report_data import build_report, report_values
+    from ..aesthetics.report_page import is_report_page, is_report_values, write_report
     from ..aesthetics.results import RunResult
-    from ..aesthetics.summary import build_report, report_values
     from ..files import check_outputs, check_replaced
     from ._figures import print_report
 
@@ -82,7 +82,7 @@ def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
 
 def _pictures(args: argparse.Namespace) -> Pictures | None:
     from ..aesthetics.labelled_images import StoredPictures
-    from ..aesthetics.summary import folder, stored
+    from ..aesthetics.report_page import folder, stored
 
     if args.lmdb:
         return stored(StoredPictures(args.lmdb))

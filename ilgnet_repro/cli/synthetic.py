@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the task and say what to run next."""
-    from ..aesthetics.synthetic import make_task
+    from ..aesthetics.synthetic_task import make_task
 
     folder = make_task(args.folder)
     say(f"ilgnet train --solver {folder}/trunk_solver.prototxt")

@@ -84,10 +84,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
+    from ..aesthetics.evaluation import Test, run_test
     from ..aesthetics.labelled_images import open_pictures
     from ..aesthetics.protocols import find_protocol
-    from ..aesthetics.summary import build_report, report_values
-    from ..aesthetics.testing import Test, run_test
+    from ..aesthetics.report_data import build_report, report_values
     from ..files import check_outputs
     from ._figures import print_report
     from ._progress import progress_bar

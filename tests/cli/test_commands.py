@@ -174,6 +174,31 @@ def test_help_does_not_import_what_is_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+DATA_COMMANDS = {
+    "lmdb info": "['lmdb', 'info', pipeline + 'png48_lmdb']",
+    "mean": "['mean', pipeline + 'png48_lmdb', out + 'm.binaryproto']",
+    "partition": "['partition', 'ava2', out + 'AVA.txt', '--out', out + 'lists', '--seed', '1']",
+    "partition check": "['partition', 'check', pipeline + 'list.txt', '--pictures', pipeline + 'images']",
+    "report --help": "['report', '--help']",
+    "sheet --help": "['sheet', '--help']",
+}
+
+
+@pytest.mark.parametrize("arguments", DATA_COMMANDS.values(), ids=DATA_COMMANDS)
+def test_data_commands_import_neither_torch_nor_what_reports_need(arguments: str, tmp_path: Path) -> None:
+    rows = (f"{k} {k} {' '.join(str(1 + k * v % 7) for v in range(10))} 0 0 1" for k in range(1, 31))
+    (tmp_path / "AVA.txt").write_text("\n".join(rows) + "\n")
+    code = (
+        f"pipeline, out = {str(ROOT / 'tests/golden/pipeline')!r} + '/', {str(tmp_path)!r} + '/'\n"
+        "import sys; from ilgnet_repro.cli.main import main\n"
+        f"status = main({arguments})\n"
+        "heavy = {'torch', 'onnx', 'sklearn', 'scipy', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_command_is_documented_and_has_examples() -> None:
     text = document.PAGE.read_text(encoding="utf-8")
     assert text == document.page(), "docs/commands.md is old: python -m ilgnet_repro.cli.document --write"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_ava import TinySet
 
-from ilgnet_repro.aesthetics.results import RunResult
-from ilgnet_repro.aesthetics.tables import read_table
+from ilgnet_repro.aesthetics.results import RunResult, read_table
 from ilgnet_repro.cli.main import main
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from ilgnet_repro.errors import html_text, printable, printable_lines
+from ilgnet_repro.errors import printable, printable_lines
 from ilgnet_repro.files import utf8_path
+from ilgnet_repro.pages import environment
 from ilgnet_repro.reading.images import decode_file
 
 NAME = os.fsdecode(b"caf\xe9\x1b[31m")  # Latin-1 on a disk that holds UTF-8, and a terminal's colour code
@@ -94,7 +95,8 @@ def test_a_name_in_utf8_is_kept_and_another_is_linked(tmp_path) -> None:
     ids=["plain", "bytes-and-colour", "breaks", "c1-and-direction"],
 )
 def test_escaped(text, line, lines, page) -> None:
-    assert (printable(text), printable_lines(text), html_text(text)) == (line, lines, page)
+    html = environment("ilgnet_repro").from_string("{{ text }}").render(text=text)
+    assert (printable(text), printable_lines(text), html) == (line, lines, page)
 
 
 # What is run in a folder with NAME.png, 1.png and their list; DB and the like are outputs of the ones before.

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.aesthetics.ava import AvaTable, read_ava
-from ilgnet_repro.aesthetics.partition import partition_ava1, partition_ava2, read_excluded, write_partition
+from ilgnet_repro.aesthetics.ava_partition import (
+    partition_ava1,
+    partition_ava2,
+    read_excluded,
+    write_partition,
+)
 from ilgnet_repro.aesthetics.scores import read_scores, scores_of, write_scores
 from ilgnet_repro.cli import partition as command
 from ilgnet_repro.errors import DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr, wasserstein_distance
 
-from ilgnet_repro.aesthetics.distribution import emd, lcc, mean_score, mse, srcc
+from ilgnet_repro.aesthetics.metrics import emd, lcc, mean_score, mse, srcc
 
 
 @pytest.mark.parametrize("seed", range(4))

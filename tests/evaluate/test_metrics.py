@@ -107,6 +107,22 @@ def test_none_with_a_reason(probability: list[float], labels: list[int], without
         assert measured.value is None and measured.reason, name
 
 
+ONE_CLASS = {
+    "high, some called low": ([0.9, 0.8, 0.2], [1, 1, 1], 4 / 5, (0.01 + 0.04 + 0.64) / 3),
+    "low, one called high": ([0.3, 0.8], [0, 0], 0.0, (0.09 + 0.64) / 2),
+    "high, all called low": ([0.4], [1], 0.0, 0.36),
+}
+
+
+@pytest.mark.parametrize("probability, labels, f1, brier", ONE_CLASS.values(), ids=ONE_CLASS)
+@pytest.mark.filterwarnings("error")
+def test_one_class_has_f1_and_brier_by_hand(
+    probability: list[float], labels: list[int], f1: float, brier: float
+) -> None:
+    got = evaluate(np.array(probability), np.array(labels))
+    assert (got.f1.value, got.brier.value) == pytest.approx((f1, brier), abs=1e-12)
+
+
 SCORES = {
     "all unknown": ([math.nan, math.nan], "no picture has a mean score"),
     "one known": ([5.0, math.nan], "needs two pictures, got 1"),

@@ -13,10 +13,10 @@ import pytest
 
 from ilgnet_repro.aesthetics.author_logs import TestLog, parse_test_log
 from ilgnet_repro.aesthetics.metrics import cross_entropy
-from ilgnet_repro.aesthetics.report import render, write_report
+from ilgnet_repro.aesthetics.report_data import RANDOM_WEIGHTS, build_report
+from ilgnet_repro.aesthetics.report_page import folder, render, thumbnails, write_report
 from ilgnet_repro.aesthetics.results import BatchRow, PictureResult, RunResult, Source
 from ilgnet_repro.aesthetics.shuffle import caffe_shuffle
-from ilgnet_repro.aesthetics.summary import RANDOM_WEIGHTS, build_report, folder
 from ilgnet_repro.errors import DataError, FormatError
 
 IMAGES = Path(__file__).parents[1] / "golden" / "pipeline" / "images"
@@ -107,8 +107,6 @@ def test_page_is_whole_escaped_and_accessible(tmp_path: Path) -> None:
 
 def test_thumbnails_are_the_pictures() -> None:
     report = build_report(_run())
-    from ilgnet_repro.aesthetics.summary import thumbnails
-
     groups = dict(thumbnails(report, folder(IMAGES)))
     pictures = report.run.pictures
     assert groups["Scored highest"][0].probability == pictures.probability.max()
@@ -171,7 +169,7 @@ def test_beside_another_run() -> None:
     assert report.mcnemar is not None
     right = int(run.pictures.correct.sum())
     assert (report.mcnemar.only_first, report.mcnemar.only_second) == (right, 4 - right)
-    assert "Beside the &lt;other&gt;" in render(report)
+    assert "Compared with the &lt;other&gt;" in render(report)
 
 
 def test_runs_over_other_pictures_are_refused() -> None:
@@ -182,7 +180,7 @@ def test_runs_over_other_pictures_are_refused() -> None:
 
 def test_empty_run_has_a_page_all_the_same() -> None:
     page = Page(render(build_report(_run(0))))
-    assert page.open == [] and "no picture" in page.words and not page.all("svg")
+    assert page.open == [] and "no image" in page.words and not page.all("svg")
 
 
 def test_page_and_json_must_be_two_files(tmp_path: Path) -> None:

@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.aesthetics.journal import Journal
-from ilgnet_repro.aesthetics.results import BatchRow, PictureResult, RunResult, Source
-from ilgnet_repro.aesthetics.tables import from_rows, read_table, write_table
+from ilgnet_repro.aesthetics.results import (
+    BatchRow,
+    PictureResult,
+    RunResult,
+    Source,
+    from_rows,
+    read_table,
+    write_table,
+)
 from ilgnet_repro.errors import FormatError, IlgnetError
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ilgnet_repro.aesthetics.synthetic import SIDE, draw_picture, make_task
+from ilgnet_repro.aesthetics.synthetic_task import SIDE, draw_picture, make_task
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.train.loop import Trainer
 from ilgnet_repro.train.observe import Observer

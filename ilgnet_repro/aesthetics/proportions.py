@@ -1,4 +1,4 @@
-"""How far a proportion can be trusted: Wilson intervals and tests between two runs."""
+"""Proportions: Wilson intervals, and tests between two runs."""
 
 from __future__ import annotations
 
@@ -36,24 +36,16 @@ def missing(reason: str) -> Measured:
 def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval | None:
     """Wilson's score interval of ``correct`` out of ``count`` (Wilson 1927); None where ``count`` is 0.
 
-    It is the set of proportions p with |correct / count − p| ≤ z·sqrt(p (1 − p) / count), and unlike the
-    textbook interval it stays inside [0, 1] and has a width at 0 and at ``count``.
+    Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at ``count``.
     """
     if not 0 <= correct <= count:
         raise ValueError(f"{correct} correct of {count}: not a proportion")
     if count == 0:
         return None
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    z = float(norm.ppf((1 + confidence) / 2))
-    share = correct / count
-    weight = z * z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    # The two exact ends are set by hand: rounding would leave 1e-17 there.
-    low = 0.0 if correct == 0 else max(0.0, middle - half)
-    high = 1.0 if correct == count else min(1.0, middle + half)
-    return Interval(low, high)
+    interval = binomtest(correct, count).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def proportion(correct: int, count: int, what: str = "picture") -> Measured:
@@ -78,19 +70,20 @@ def compare_proportions(
 ) -> Compatibility | None:
     """Compare two independent proportions; ``compatible`` while Fisher's p is at least ``level``.
 
-    Two runs over the same pictures are not independent, and the test is then on the cautious side: use
-    ``mcnemar`` where the answers picture by picture are at hand. None where either count is 0.
+    Two runs over the same images are not independent, and the test is then conservative: use ``mcnemar``
+    where the answers per image are known. None where either count is 0.
     """
     if count == 0 or other_count == 0:
         return None
-    from scipy.stats import fisher_exact
+    from scipy.stats import chi2_contingency, fisher_exact
 
     table = [[correct, count - correct], [other_correct, other_count - other_correct]]
     p_value = float(fisher_exact(table).pvalue)
-    pooled = (correct + other_correct) / (count + other_count)
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
     difference = correct / count - other_correct / other_count
-    return Compatibility(difference, difference / spread if spread else None, p_value, p_value >= level)
+    z = None
+    if 0 < correct + other_correct < count + other_count:  # the pooled proportion has a variance
+        z = math.copysign(math.sqrt(chi2_contingency(table, correction=False).statistic), difference)
+    return Compatibility(difference, z, p_value, p_value >= level)
 
 
 @dataclass(frozen=True)

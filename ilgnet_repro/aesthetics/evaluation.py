@@ -31,9 +31,8 @@ from .journal import Journal, is_journal
 from .labelled_images import LabelledPictures
 from .protocol_run import run_protocol, scorer
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
-from .results import RunResult, is_run
+from .results import COLUMNS, RunResult, csv_line, is_run, write_table
 from .scores import read_scores
-from .tables import COLUMNS, csv_line, write_table
 
 JOURNAL = "journal.csv"
 _COMPARED = 16  # pictures that the fast path is held against the exact net on

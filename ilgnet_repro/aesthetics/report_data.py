@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from ..reading.image_list import picture_path
-from ..reading.images import decode_file
 from .author_logs import TestLog
-from .intervals import Compatibility, McNemar, mcnemar, wilson
-from .labelled_images import StoredPictures
-from .metrics import Metrics, evaluate
+from .metrics import FIGURES, Metrics, evaluate
+from .proportions import Compatibility, Interval, McNemar, Measured, mcnemar, wilson
 from .published import PUBLISHED, PublishedFigure, compare_with_published
 from .results import RunResult
 from .shuffle import caffe_shuffle
 from .verdict import Verdict, batch_counts, compare_batches
 
-Pictures = Callable[[str], "np.ndarray | None"]
-"""Gives a listed picture as (H, W, 3) BGR uint8, or None if it has none."""
-
-THUMBNAIL_SIDE = 160
 RANDOM_WEIGHTS = "Seeded random weights: these figures test the program and say nothing about ILGNet."
 
 
@@ -141,77 +131,45 @@ def report_values(report: Report) -> dict[str, Any]:
     }
 
 
-def folder(root: str | os.PathLike[str]) -> Pictures:
-    """Listed pictures as files under ``root``."""
-
-    def read(name: str) -> np.ndarray | None:
-        import cv2
-
-        return decode_file(picture_path(root, name), cv2.IMREAD_COLOR)
-
-    return read
+def percent(value: float) -> str:
+    """A share in percent, as the tables show it."""
+    return f"{100 * value:.2f} %"
 
 
-def stored(database: StoredPictures) -> Pictures:
-    """Listed pictures as rows of an LMDB."""
-    rows = {name: row for row, name in enumerate(database.names)}
-
-    def read(name: str) -> np.ndarray | None:
-        try:
-            return np.ascontiguousarray(database.picture(rows[name]))
-        except (KeyError, DataError):
-            return None
-
-    return read
+def _range(interval: Interval | None) -> str:
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %" if interval else ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Thumbnail:
-    """One picture of the page; ``data`` is a base64 JPEG, empty where the picture could not be read."""
+def accuracy_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """The accuracy as the protocol counts it, that published and that of always answering high.
 
-    name: str
-    label: int
-    probability: float
-    data: str
-
-
-def thumbnails(
-    report: Report, pictures: Pictures, each: int = 8
-) -> tuple[tuple[str, tuple[Thumbnail, ...]], ...]:
-    """The pictures scored highest and lowest, and the worst mistakes, with a title for each row."""
-    rows = report.run.pictures
-    order = np.argsort(-rows.probability, kind="stable")
-    wrong = np.flatnonzero(~rows.correct)
-    worst = wrong[np.argsort(-np.abs(rows.probability[wrong] - 0.5), kind="stable")]
-    groups: Sequence[tuple[str, np.ndarray]] = (
-        ("Scored highest", order[:each]),
-        ("Scored lowest", order[::-1][:each]),
-        ("Worst mistakes", worst[:each]),
-    )
-    return tuple(
-        (
-            title,
-            tuple(
-                Thumbnail(
-                    str(rows.names[k]),
-                    int(rows.labels[k]),
-                    float(rows.probability[k]),
-                    _jpeg(pictures(str(rows.names[k]))),
-                )
-                for k in chosen
-            ),
-        )
-        for title, chosen in groups
-    )
+    Each row is name, value, right answers of all, and 95 % Wilson interval.
+    """
+    run, figure = report.run, report.figure
+    value = percent(run.correct / run.count) if run.count else "no image"
+    interval = _range(wilson(run.correct, run.count))
+    rows = [("this run", value, f"{run.correct:,} / {run.count:,}", interval)]
+    if figure:
+        counted = f"{figure.correct:,} / {figure.count:,}"
+        rows.append(("published", percent(figure.accuracy), counted, _range(figure.interval)))
+        counted = f"{figure.high_rows:,} / {figure.rows:,}"
+        rows.append(("always “high”, whole val list", percent(figure.always_high), counted, ""))
+    return rows
 
 
-def _jpeg(picture: np.ndarray | None) -> str:
-    if picture is None:
-        return ""
-    import cv2
+def figure_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Name, value, and interval or the reason why there is no value, of each of `FIGURES`."""
 
-    scale = THUMBNAIL_SIDE / max(picture.shape[:2])
-    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
-    return base64.b64encode(encoded.tobytes()).decode()
+    def row(name: str, measured: Measured, is_share: bool) -> tuple[str, str, str]:
+        if measured.value is None:
+            return name, "–", measured.reason
+        value = percent(measured.value) if is_share else f"{measured.value:.6g}"
+        return name, value, _range(measured.interval)
+
+    return [row(name, getattr(metrics, field), is_share) for name, field, is_share in FIGURES]
+
+
+def confusion_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Label, and the images answered low and high."""
+    (low, wrong_low), (wrong_high, high) = metrics.confusion
+    return [("0, low", f"{low:,}", f"{wrong_low:,}"), ("1, high", f"{wrong_high:,}", f"{high:,}")]

@@ -19,11 +19,12 @@ ROOMS = {
     "errors": set(),
     "process": set(),
     "files": {"errors"},
+    "pages": {"errors"},
     "schema": set(),
     "caffe": {"errors", "files", "schema"},
     "layers": {"errors", "schema", "caffe"},
     "zoo": {"errors", "files", "manifest", "schema", "caffe"},
-    "reading": {"errors", "files", "schema", "caffe", "layers"},
+    "reading": {"errors", "files", "pages", "schema", "caffe", "layers"},
     "known": {"errors", "manifest", "schema", "caffe", "reading"},
     "about": {"errors", "files", "schema", "reading", "known"},
     "runtime": {
@@ -42,7 +43,7 @@ ROOMS = {
 STUDY = "aesthetics"
 # Torch stays out of what reads files and text, so that it can be used without it.
 WITHOUT_TORCH = (
-    "version", "precisions", "manifest", "errors", "files", "process", "schema", "caffe", "zoo", "known",
+    "version", "precisions", "manifest", "errors", "files", "pages", "process", "schema", "caffe", "zoo", "known",
 )  # fmt: skip
 
 

@@ -52,4 +52,6 @@ def test_every_template_belongs_to_a_module_and_escapes() -> None:
 def test_a_sheet_without_a_readable_image_has_a_page() -> None:
     page = html_page(Sheet("<list>", 2, {0: 1, 7: 1}, (), ("<a>: cannot be read",), {0: (), 7: ()}))
     assert "<title>&lt;list&gt;</title>" in page and "<li>&lt;a&gt;: cannot be read</li>" in page
-    assert "Sizes of 0 images" in page and "<svg" not in page and "<td>7</td><td>1</td><td>50.00%</td>" in page
+    assert (
+        "Sizes of 0 images" in page and "<svg" not in page and "<td>7</td><td>1</td><td>50.00%</td>" in page
+    )

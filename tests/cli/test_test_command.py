@@ -143,7 +143,7 @@ def test_report_beside_a_log(tiny: TinySet, capsys: pytest.CaptureFixture) -> No
         equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
         assert f"{equal} of 3 batches equal" in printed
         assert f"{sum(ours)} against {sum(theirs)} of 12 right" in printed
-        assert ("beside the log, rows as given: identical" in printed) == (verdict == "identical")
+        assert ("compared with the log, rows as given: identical" in printed) == (verdict == "identical")
 
 
 def test_a_log_without_its_net_cannot_be_laid_beside(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:

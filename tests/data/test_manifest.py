@@ -25,7 +25,7 @@ LISTS = {"ava1-train": 235_529, "ava1-val": 20_000, "ava2-train": 25_553, "ava2-
 
 
 def test_the_installed_manifest_and_the_one_at_the_top_are_equal():
-    installed = resources.files("ilgnet_repro.data").joinpath("manifest.toml").read_bytes()
+    installed = resources.files("ilgnet_repro.aesthetics").joinpath("manifest.toml").read_bytes()
     assert (ROOT / "data" / "manifest.toml").read_bytes() == installed
 
 

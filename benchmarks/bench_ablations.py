@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from bench_train_step import fed
 
+from ilgnet_repro import tune_process
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
@@ -72,6 +73,7 @@ def measure(label: str, deploy: str, train: str, batch: int, repeat: int) -> dic
 
 
 def main() -> int:
+    tune_process()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=5)

@@ -26,6 +26,7 @@ from ilgnet_repro.schema import caffe_pb2
 import ilgnet_repro.export.convert, ilgnet_repro.scoring
 from ilgnet_repro.layers.support.registry import layer_types
 ir.convert, ir.load, ir.score, layer_types()  # the clock starts after their imports
+ir.tune_process()
 source, target, picture = sys.argv[1:4]
 
 def anonymous():

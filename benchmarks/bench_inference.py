@@ -24,8 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.fastnet.precisions import PRECISIONS
-
+from ilgnet_repro import precisions, tune_process
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message
@@ -104,7 +103,7 @@ def make_runners(files, whole):
     loaded = cv2.dnn.readNetFromCaffe(*files)
     ready["OpenCV 4"], runners["OpenCV 4"] = time.perf_counter() - start, opencv
     ready["exact"], runners["exact"] = 0.0, through(net)
-    for precision, compile in (*((name, False) for name in PRECISIONS), ("float16", True)):
+    for precision, compile in (*((name, False) for name in precisions.WEIGHTS), ("float16", True)):
         name = f"fast {precision}, compiled" if compile else f"fast {precision}"
         start = time.perf_counter()
         runners[name] = through(fast_net(net, precision, compile=compile))
@@ -137,6 +136,7 @@ def best_rates(runners, two, rounds):
 
 
 def main() -> None:
+    tune_process()
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=40)

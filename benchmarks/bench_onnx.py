@@ -25,6 +25,7 @@ import ilgnet_repro as ir
 
 
 def main() -> None:
+    ir.tune_process()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ilgnet_repro import tune_process
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.net import CaffeNet
@@ -109,6 +110,7 @@ def one_round(net: CaffeNet, other: Callable[[Tensor], Tensor], x: Tensor, turns
 
 def main(argv: list[str] | None = None) -> int:
     """Measure both nets and print a line each."""
+    tune_process()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

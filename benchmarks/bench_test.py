@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilgnet_repro.fastnet.precisions import PRECISIONS
-
+from ilgnet_repro import precisions, tune_process
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.aesthetics.journal import Journal
 from ilgnet_repro.aesthetics.labelled_images import StoredPictures
@@ -59,13 +58,14 @@ def store(folder: Path, count: int, encoded: bool) -> None:
 
 
 def main() -> None:
+    tune_process()
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("weights")
     parser.add_argument("--pictures", type=int, default=192)
     parser.add_argument("--encoded", action="store_true", help="JPEG files in the database, not pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fast", choices=PRECISIONS, help="test the net's fast form")
+    parser.add_argument("--fast", choices=precisions.WEIGHTS, help="test the net's fast form")
     args = parser.parse_args()
 
     net = load(args.weights)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from ilgnet_repro import tune_process
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.schema import caffe_pb2 as pb
@@ -104,6 +105,7 @@ def measure(name: str, batch: int, steps: int) -> dict[str, float | str]:
 
 
 def main() -> int:
+    tune_process()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Caffe nets on PyTorch with Caffe's own numbers; ILGNet is the worked proof."""
+"""Caffe nets on PyTorch with Caffe's own numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .export.convert import convert
     from .export.save import save
+    from .process import tune_process
     from .runtime.fast import fast
     from .runtime.load import load, load_net
     from .runtime.net import CaffeNet
@@ -24,9 +25,10 @@ _EXPORTS = {
     "load_net": "runtime.load",
     "save": "export.save",
     "score": "scoring",
+    "tune_process": "process",
 }
 
-__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "save", "score"]
+__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "save", "score", "tune_process"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 from zipfile import BadZipFile
@@ -32,24 +32,37 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             kind = "folder" if target.is_dir() else "device or pipe"
             raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        temporary = _create(target, lambda path: os.close(os.open(path, _NEW_FILE, 0o666)), target.suffix)
     except ValueError as error:  # a zero byte
         raise IlgnetError(f"{path}: cannot be written ({error}); give another name") from error
     except OSError as error:
         raise IlgnetError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; a result is as open as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, target)
     except OSError as error:
         raise IlgnetError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(target: Path) -> Path:
+    """Create a folder beside ``target``, with the permissions of any new folder, to be renamed to it."""
+    return _create(target, os.mkdir, "")
+
+
+# tempfile makes what only its owner can read, and the umask can be asked for only by changing it: the kernel applies it.
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def _create(target: Path, create: Callable[[Path], None], suffix: str) -> Path:
+    """Call ``create`` with a hidden name beside ``target`` that nothing else has; return it."""
+    stem = target.name.removesuffix(suffix)
+    while True:
+        path = target.parent / f".{stem}.{os.urandom(4).hex()}{suffix}"
+        with suppress(FileExistsError):
+            create(path)
+            return path
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the C library and the kernel are told of a net's memory: freed blobs stay, weights lie on large pages."""
+"""What is set for the whole process: by `tune_process()`, to work faster, and by nothing else for longer than a call."""
 
 from __future__ import annotations
 
@@ -6,89 +6,134 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 # malloc.h of the GNU C library: the size from which a block is mapped by itself, and how much free memory
-# at the heap's end is handed back.
+# at the heap's end is kept.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAPPED_FROM = 256 << 20
-MAPPED_FROM_AT_MOST = 32 << 20  # in older versions
-KEPT = (2 << 30) - 1  # the most that the call can say; a batch of 48 needs more than half of it
-STATED_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+MMAP_THRESHOLD = 256 << 20
+OLD_MMAP_THRESHOLD = 32 << 20  # the largest that older versions accept
+TRIM_THRESHOLD = (2 << 30) - 1  # the largest that the call accepts; a batch of 48 needs more than half of it
+OVERRIDE_ENV_VARS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
-# mman.h of Linux: let a stretch of memory have large pages, and move it there now (from Linux 6.1 on).
+# mman.h of Linux: allow huge pages for a range of memory, and move it there now (from Linux 6.1 on).
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
-LARGE_PAGE = 2 << 20
-WORTH_MOVING = 32 << 20  # bytes; weights, not the stack of a thread that was started in between
+HUGE_PAGE = 2 << 20
+SMALLEST_RANGE = 32 << 20  # bytes; weights, not the stack of a thread that was started in between
+
+_settings = {"huge_pages": False}
+
+
+def tune_process() -> None:
+    """Set the whole process up for nets and images; every command that runs nets or decodes images calls it.
+
+    Up to 2 GiB of freed memory stay with the process (see `tune_allocator`), fast nets that are made later lie on
+    huge pages where the kernel has them, and OpenCV uses no threads of its own beside those of this package and
+    logs errors only.  Nothing else in the package changes the process.
+    """
+    import cv2
+
+    tune_allocator()
+    _settings["huge_pages"] = True
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 @cache
-def keep_freed_memory() -> bool:
-    """Tell the C library to keep up to 2 GiB of freed memory; return whether it could be told.
+def tune_allocator() -> bool:
+    """Make the C library keep up to 2 GiB of freed memory; return whether it does.
 
-    Each blob of a pass is taken and freed again.  By default the GNU C library hands such blocks back to the
-    kernel, which clears them page by page when they are taken next: a quarter of the time of ILGNet's batch
-    of 16, nearly half of that of 48.  It holds for the whole process, and never keeps more than the process
-    had taken at its peak.  Who states one of ``STATED_BY_USER`` in the environment, or puts another allocator
-    in the library's place, keeps that.
+    Each blob of a pass is allocated and freed again.  By default the GNU C library returns such blocks to the
+    kernel, which clears them page by page when they are allocated next: a quarter of the time of GoogLeNet's batch
+    of 16, nearly half of that of 48.  The process never keeps more than it had allocated at its peak.  A
+    variable of ``OVERRIDE_ENV_VARS`` in the environment, or another allocator, takes precedence.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in STATED_BY_USER):
+    if sys.platform != "linux" or any(name in os.environ for name in OVERRIDE_ENV_VARS):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    is_mapped_late = mallopt(M_MMAP_THRESHOLD, MAPPED_FROM) or mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_AT_MOST)
-    return bool(is_mapped_late) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+    is_set = mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD) or mallopt(M_MMAP_THRESHOLD, OLD_MMAP_THRESHOLD)
+    return bool(is_set) and bool(mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD))
 
 
-def hand_back_freed_memory() -> None:
-    """Give the kernel what is free now, as after work that took much more than what follows will."""
+@contextmanager
+def huge_pages() -> Iterator[None]:
+    """Move what the block allocates to huge pages, and free memory to the kernel; only after `tune_process()`."""
+    if not _settings["huge_pages"]:
+        yield
+        return
+    before = private_pages()
+    yield
+    trim_heap()
+    use_huge_pages(before)
+
+
+@contextmanager
+def environment(name: str, value: str | None = None) -> Iterator[None]:
+    """Set a variable of the environment within the block; afterwards it is what it was, whoever changed it.
+
+    For libraries that have no other option than a variable, or leave one set.
+    """
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def trim_heap() -> None:
+    """Return free memory to the kernel, as after work that needed much more than what follows will."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(ctypes.c_size_t(0))
 
 
-def mapped_pages() -> set[int]:
-    """Return the numbers of the large pages that this process has memory of its own for; none but on Linux."""
+def private_pages() -> set[int]:
+    """Return the numbers of the huge pages that lie in this process's private memory; none but on Linux."""
     table = Path("/proc/self/maps")
     return _pages_of(table.read_text().splitlines()) if table.is_file() else set()
 
 
-def use_large_pages(before: set[int]) -> int:
-    """Move to pages of 2 MiB what was taken since ``mapped_pages()`` gave ``before``; return the bytes moved.
+def use_huge_pages(before: set[int]) -> int:
+    """Move to pages of 2 MiB what was allocated since ``private_pages()`` gave ``before``; return the bytes moved.
 
-    Weights that are read once a picture are spread over 72,000 pages of 4 KiB, more than a processor keeps
-    addresses of: ILGNet's float16 heads are read a fifth faster from large ones.  Only what a stretch of
-    ``WORTH_MOVING`` holds is moved.  A kernel that knows no large pages, or is out of them, leaves the
-    memory as it is.
+    Weights that are read once per image are spread over 72,000 pages of 4 KiB, more than a processor keeps
+    addresses of: large float16 dense layers are read a fifth faster from huge pages.  Only ranges of at least
+    ``SMALLEST_RANGE`` are moved.  A kernel that knows no huge pages, or is out of them, leaves the memory as it is.
     """
-    stretches = [run for run in _stretches(mapped_pages() - before) if len(run) * LARGE_PAGE >= WORTH_MOVING]
-    madvise = getattr(ctypes.CDLL(None), "madvise", None) if stretches else None
+    ranges = [one for one in _ranges(private_pages() - before) if len(one) * HUGE_PAGE >= SMALLEST_RANGE]
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if ranges else None
     if madvise is None:
         return 0
     moved = 0
-    for stretch in stretches:
+    for pages in ranges:
         # One by one: in a longer range, a page that holds nothing yet would end it.
-        for start in (page * LARGE_PAGE for page in stretch):
-            where = (ctypes.c_void_p(start), ctypes.c_size_t(LARGE_PAGE))
+        for start in (page * HUGE_PAGE for page in pages):
+            where = (ctypes.c_void_p(start), ctypes.c_size_t(HUGE_PAGE))
             if madvise(*where, MADV_HUGEPAGE) == 0 and madvise(*where, MADV_COLLAPSE) == 0:
-                moved += LARGE_PAGE
+                moved += HUGE_PAGE
     return moved
 
 
 def _pages_of(lines: Iterable[str]) -> set[int]:
-    """Which whole large pages lie in the private memory of no file, by the lines of /proc/self/maps."""
+    """Which whole huge pages lie in the private memory of no file, by the lines of /proc/self/maps."""
     pages: set[int] = set()
     for line in lines:
         addresses, rights, _, _, inode, *name = line.split(None, 5)
         if rights == "rw-p" and inode == "0" and (not name or name[0].strip() == "[heap]"):
             start, end = (int(address, 16) for address in addresses.split("-"))
-            pages.update(range(-(-start // LARGE_PAGE), end // LARGE_PAGE))
+            pages.update(range(-(-start // HUGE_PAGE), end // HUGE_PAGE))
     return pages
 
 
-def _stretches(pages: set[int]) -> Iterator[range]:
+def _ranges(pages: set[int]) -> Iterator[range]:
     """Every unbroken run of page numbers."""
     for first in sorted(pages):
         if first - 1 not in pages:

@@ -11,7 +11,7 @@ from functools import partial
 from ..errors import DataError
 from ..reading.image_list import ImageList, picture_path
 from ..reading.images import read_picture
-from ..reading.parallel import ordered_map, single_threaded_opencv
+from ..reading.parallel import ordered_map
 from .releases import Release, known_release, releases, shared_rows
 
 
@@ -146,12 +146,11 @@ def check_pictures(
     faults: dict[str, list[str]] = {"missing": [], "corrupt": [], "truncated": []}
     done = 0
     names = (name for name, _ in rows)
-    with single_threaded_opencv():
-        for name, fault in ordered_map(partial(_picture_fault, folder), names, workers):
-            done += 1
-            if fault:
-                faults[fault].append(name)
-            progress(done)
+    for name, fault in ordered_map(partial(_picture_fault, folder), names, workers):
+        done += 1
+        if fault:
+            faults[fault].append(name)
+        progress(done)
     return PictureReport(done, **{kind: tuple(found) for kind, found in faults.items()})
 
 

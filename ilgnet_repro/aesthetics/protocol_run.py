@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, IlgnetError
-from ..reading.parallel import ordered_map, single_threaded_opencv
+from ..reading.parallel import ordered_map
 from ..runtime.modes import as_loaded
 from ..runtime.runnable import Runnable, run_rows
 from .journal import Journal
@@ -111,28 +111,27 @@ def run_protocol(
             return _Read(row, None, str(error))
 
     visits = range(len(rows), len(pictures)) if wanted is None else count(len(rows))
-    with single_threaded_opencv():
-        stream = ordered_map(read, visits, workers)
-        while wanted is None or done < wanted:
-            batch = list(_take(stream, batch_size, len(pictures)))
-            if not batch:
-                break
-            good = [one for one in batch if one.values is not None]
-            for one in batch:
-                if one.values is None:
-                    if strict:
-                        raise DataError(one.fault)
-                    faults[pictures.names[one.row]] = one.fault
-            fresh = _rows(batch, iter(_scores(score, preparation, good)), pictures, mean_score)
-            rows += fresh
-            if not good:
-                break
-            if journal is not None:
-                journal.append(fresh[in_journal:])
-                in_journal = max(0, in_journal - len(fresh))
-            done += len(good)
-            progress(done)
-        stream.close()  # type: ignore[attr-defined]  # it is a generator; its threads end here
+    stream = ordered_map(read, visits, workers)
+    while wanted is None or done < wanted:
+        batch = list(_take(stream, batch_size, len(pictures)))
+        if not batch:
+            break
+        good = [one for one in batch if one.values is not None]
+        for one in batch:
+            if one.values is None:
+                if strict:
+                    raise DataError(one.fault)
+                faults[pictures.names[one.row]] = one.fault
+        fresh = _rows(batch, iter(_scores(score, preparation, good)), pictures, mean_score)
+        rows += fresh
+        if not good:
+            break
+        if journal is not None:
+            journal.append(fresh[in_journal:])
+            in_journal = max(0, in_journal - len(fresh))
+        done += len(good)
+        progress(done)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator; its threads end here
     if not done:
         reason = next(iter(faults.values()))
         raise DataError(f"{pictures.title}: none of its {len(pictures):,} pictures can be read: {reason}")

@@ -16,7 +16,7 @@ from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import layer_types, make_layer
 from ..reading.feed import Stream
-from ..reading.parallel import ordered_map, single_threaded_opencv
+from ..reading.parallel import ordered_map
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input
 
@@ -79,9 +79,8 @@ class TestFeed:
     def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
         """The tops of ``count`` passes; rows are decoded ahead, on threads."""
         parts = [reader.batches(count) for reader in self._readers]
-        with single_threaded_opencv():
-            for _ in range(count):
-                yield {top: value for part in parts for top, value in next(part).items()}
+        for _ in range(count):
+            yield {top: value for part in parts for top, value in next(part).items()}
 
 
 class _Rows:

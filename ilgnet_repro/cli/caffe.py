@@ -29,4 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
+    from ..process import tune_process
+
+    tune_process()
     return ACTIONS[args.action].run(args)

@@ -135,6 +135,9 @@ class Given:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print the report; of several files, a table."""
+    from ..process import tune_process
+
+    tune_process()
     _check_not_swapped(args.weights)
     sources = _sources(args.weights, args.out)
     if len(sources) > 1 or Path(args.weights[0]).is_dir():

@@ -39,10 +39,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Gather once, write each page."""
     from ..files import check_outputs
+    from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.sheet import make_sheet
     from ..reading.sheet_page import check_page, write_sheet
 
+    tune_process()
     for page in args.out:
         check_page(page)
 

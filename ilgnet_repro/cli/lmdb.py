@@ -107,10 +107,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
+    from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.lmdb_build import BuildOptions, build_lmdb
     from ._progress import progress_bar
 
+    tune_process()
     check_backend(args.backend)
     options = BuildOptions(
         resize_height=args.resize_height,
@@ -170,11 +172,13 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.lmdb_check import check_lmdb
     from ..reading.lmdb_read import LmdbReader
     from ._progress import progress_bar
 
+    tune_process()
     images = ImageList(args.list, args.seed) if args.list else None
     with progress_bar("checking", len(LmdbReader(args.database))) as bar:
         found = check_lmdb(

@@ -55,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.input).is_file():
         mean = MeanImage(read_mean(args.input), 0)
     else:
+        from ..process import tune_process
         from ..reading.lmdb_read import LmdbReader
         from ._progress import progress_bar
 
+        tune_process()
         with progress_bar("summing", len(LmdbReader(args.input))) as bar:
             mean = compute_mean(
                 args.input,

@@ -177,9 +177,11 @@ def _some(names: tuple[str, ...], shown: int = 3) -> str:
 
 def _check_pictures(path: str, args: argparse.Namespace) -> Any:
     from ..aesthetics.partition_checks import check_pictures
+    from ..process import tune_process
     from ..reading.image_list import ImageList
     from ._progress import progress_bar
 
+    tune_process()
     rows = ImageList(path)
     with progress_bar(f"decoding {path}", len(rows)) as progress:
         return check_pictures(rows, args.pictures, args.workers, progress)

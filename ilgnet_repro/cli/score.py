@@ -57,10 +57,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score each picture and print a line for it."""
     from ..errors import IlgnetError
+    from ..process import tune_process
     from ..runtime.load import load
     from ..scoring import check_batch, expand, score_with
     from ._progress import progress_bar
 
+    tune_process()
     check_batch(args.batch)
     net = load(
         args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,

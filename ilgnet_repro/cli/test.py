@@ -89,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
     from ..aesthetics.protocols import find_protocol
     from ..aesthetics.report_data import build_report, report_values
     from ..files import check_outputs
+    from ..process import tune_process
     from ._figures import print_report
     from ._progress import progress_bar
 
+    tune_process()
     pictures = open_pictures(args.dataset, pictures=args.pictures, list_file=args.list, database=args.lmdb)
     test = Test(
         dataset=args.dataset, protocol=find_protocol(args.protocol), pictures=pictures, mean=args.mean,

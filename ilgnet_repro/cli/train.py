@@ -73,9 +73,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
+    from ..process import tune_process
     from ..train.distributed import joined
     from ..train.signals import Requests, watched
 
+    tune_process()
     with joined(args.device) as group, watched(Requests()) as requests:
         return _train(args, group, requests)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import files as strict_json
 from ..errors import IlgnetError
 from ..files import deferred_file, utf8_path
+from ..process import environment
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.pt2_file import METADATA_FILE, check_members
@@ -58,7 +59,8 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
 
     The number of steps of a recurrent layer is fixed.
 
-    The example inputs are left out of the result: they are the only part torch would pickle.  Raises
+    The example inputs are left out of the result: they are the only part torch would pickle.  Until it returns,
+    ``sys.stderr`` is set aside: torch prints the graph there where it fails, whatever its settings.  Raises
     IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
     """
     for _, layer in net.steps(net.outputs):
@@ -93,7 +95,10 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     }
     try:
         # On failure torch shows the whole graph as far as it came; the reason is in the exception.
-        with torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()),
+            environment("TORCHINDUCTOR_CACHE_DIR"),
+        ):  # fmt: skip
             program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=open_axes)
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
         reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +51,23 @@ def _comment(net: str, name: str, weights: str) -> str:
     return "\n".join(lines)
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles the file itself: no ``__pycache__`` is read or written beside it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_module(code: Path, weights: Path, name: str) -> nn.Module:
     """Import a written file and load its weights.  Raises IlgnetError where they do not fit."""
     label = f"ilgnet_repro_written_{code.stem}"
-    spec = importlib.util.spec_from_file_location(label, code)
-    if spec is None or spec.loader is None:
+    loader = _SourceLoader(label, str(code))
+    spec = importlib.util.spec_from_file_location(label, code, loader=loader)
+    if spec is None:
         raise IlgnetError(f"{code}: is no Python file")
     module = importlib.util.module_from_spec(spec)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = kept
+    loader.exec_module(module)
     with torch.device("meta"):
         net: nn.Module = getattr(module, name)()
     try:

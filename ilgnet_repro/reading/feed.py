@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -113,7 +114,11 @@ class Feed:
         loaders: list[Any] = []
         for stream, numbers in zip(self.streams, tee(passes, len(self.streams)), strict=True):
             positions = _Positions(numbers, stream.batch_size // self.pieces, self.rank, self.world)
-            loaders.append(iter(DataLoader(stream, batch_sampler=positions, num_workers=workers)))
+            # Its own generator: a loader draws a seed for its workers, by default from torch's random state.
+            loader = DataLoader(
+                stream, batch_sampler=positions, num_workers=workers, generator=torch.Generator()
+            )
+            loaders.append(iter(loader))
         for parts in zip(*loaders, strict=True):
             yield {
                 top: value

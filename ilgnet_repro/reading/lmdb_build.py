@@ -23,7 +23,7 @@ from .images import (
 from .lmdb_build_journal import BadRow, Journal
 from .lmdb_read import key_text, row_key, split_key
 from .lmdb_write import MAX_KEY, LmdbWriter
-from .parallel import ordered_map, single_threaded_opencv
+from .parallel import ordered_map
 
 BATCH_ROWS = 256
 BATCH_BYTES = 32 << 20
@@ -150,11 +150,10 @@ def build_lmdb(
                 start = 0 if last is None else split_key(last)[0] + 1
                 journal.keep_bad_before(start)
                 items = ((number, images[number]) for number in range(start, len(images)))
-                with single_threaded_opencv():
-                    made = ordered_map(partial(_make, os.fspath(root), options), items, workers)
-                    if options.check_size:
-                        made = _same_size(made, _first_size(writer))
-                    _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)
+                made = ordered_map(partial(_make, os.fspath(root), options), items, workers)
+                if options.check_size:
+                    made = _same_size(made, _first_size(writer))
+                _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)
             finally:
                 writer.close()
         bad = tuple(journal.bad)

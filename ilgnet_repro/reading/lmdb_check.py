@@ -13,7 +13,7 @@ from ..errors import DataError, IlgnetError
 from .image_list import ImageList
 from .lmdb_build_journal import read_bad_numbers
 from .lmdb_read import LmdbReader, Row, key_text, row_key, split_key
-from .parallel import ordered_map, single_threaded_opencv
+from .parallel import ordered_map
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,13 @@ def check_lmdb(
     rows = len(reader)
     kept: list[str] = [] if rows else [f"{path}: has no rows; build it again"]
     count = len(kept)
-    with single_threaded_opencv():
-        left_out = read_bad_numbers(Path(path)) if images is not None else frozenset()
-        seen = _counted(ordered_map(_look, reader, workers), lambda done: progress(done, rows))
-        found = _faults(seen, images, labels, left_out)
-        for fault in found:
-            count += 1
-            if len(kept) < MAX_FAULTS:
-                kept.append(fault)
+    left_out = read_bad_numbers(Path(path)) if images is not None else frozenset()
+    seen = _counted(ordered_map(_look, reader, workers), lambda done: progress(done, rows))
+    found = _faults(seen, images, labels, left_out)
+    for fault in found:
+        count += 1
+        if len(kept) < MAX_FAULTS:
+            kept.append(fault)
     return LmdbCheck(rows, count, tuple(kept))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import check_output
+from ..files import check_output, temporary_folder
 from .datum import chw_to_hwc, datum_picture
 from .images import encode_picture, fitting_name, suffix_of
 from .lmdb_read import LmdbReader, Row, key_text, split_key
@@ -35,7 +34,7 @@ def export_lmdb(
     if os.path.lexists(target):
         raise DataError(f"{target}: is already there; remove it or give another name")
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        partial = temporary_folder(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     try:
@@ -44,10 +43,6 @@ def export_lmdb(
                 name, label = _export_row(row, partial)
                 listed.write(os.fsencode(f"{name} {label}\n"))
                 progress(done, rows)
-        # mkdtemp makes folders that only their owner can read; a result is as open as any other folder.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
         if os.path.lexists(target):  # a rename would replace an empty folder
             raise DataError(f"{target}: was made meanwhile; remove it or give another name")
         partial.rename(target)

@@ -14,7 +14,7 @@ from ..caffe.kinds import Kind, kind_of
 from ..errors import DataError, FormatError
 from ..files import atomic_file
 from .lmdb_read import LmdbReader, Row, key_text
-from .parallel import ordered_map, single_threaded_opencv
+from .parallel import ordered_map
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,17 @@ def compute_mean(
     if not rows:
         raise DataError(f"{database}: has no rows; build it again")
     total: np.ndarray | None = None
-    with single_threaded_opencv():
-        for done, (key, picture) in enumerate(ordered_map(_decode, reader, workers), 1):
-            if total is None:
-                exact = np.int64 if picture.dtype == np.uint8 else np.float64
-                total = np.zeros(picture.shape, np.float32 if caffe_rounding else exact)
-            if picture.shape != total.shape:
-                sizes = ["x".join(map(str, shape)) for shape in (picture.shape, total.shape)]
-                raise DataError(
-                    f"{database}: {key_text(key)} is {sizes[0]}, the first row {sizes[1]}; "
-                    "build it with a resize"
-                )
-            np.add(total, picture, out=total, casting="unsafe")
-            progress(done, rows)
+    for done, (key, picture) in enumerate(ordered_map(_decode, reader, workers), 1):
+        if total is None:
+            exact = np.int64 if picture.dtype == np.uint8 else np.float64
+            total = np.zeros(picture.shape, np.float32 if caffe_rounding else exact)
+        if picture.shape != total.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (picture.shape, total.shape)]
+            raise DataError(
+                f"{database}: {key_text(key)} is {sizes[0]}, the first row {sizes[1]}; build it with a resize"
+            )
+        np.add(total, picture, out=total, casting="unsafe")
+        progress(done, rows)
     assert total is not None
     if caffe_rounding:
         return MeanImage(total / np.float32(rows), rows)

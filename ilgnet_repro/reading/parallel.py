@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -47,18 +46,3 @@ def ordered_map(
 
 def _each(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     return [function(item) for item in items]
-
-
-@contextmanager
-def single_threaded_opencv() -> Iterator[None]:
-    """Keep OpenCV's own threads out of the way of ours, and its complaints about files out of the log."""
-    import cv2
-
-    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-        cv2.utils.logging.setLogLevel(level)

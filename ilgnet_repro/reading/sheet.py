@@ -16,7 +16,7 @@ from .datum import chw_to_hwc
 from .image_list import ImageList, picture_path
 from .images import read_picture
 from .lmdb_read import LmdbReader, key_text, split_key
-from .parallel import ordered_map, single_threaded_opencv
+from .parallel import ordered_map
 
 THUMBNAIL = 112
 """Side of the square a sample is fitted into, in pixels."""
@@ -77,12 +77,11 @@ def make_sheet(
     looked = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
     found: dict[int, Sample] = {}
     unreadable = []
-    with single_threaded_opencv():
-        for row, seen in zip(looked, ordered_map(partial(_look, where), looked), strict=True):
-            if isinstance(seen, Sample):
-                found[row] = seen
-            else:
-                unreadable.append(seen)
+    for row, seen in zip(looked, ordered_map(partial(_look, where), looked), strict=True):
+        if isinstance(seen, Sample):
+            found[row] = seen
+        else:
+            unreadable.append(seen)
     return Sheet(
         title=str(source),
         rows=len(where.labels),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import precisions
 from ..caffe.graph import Value
 from ..errors import GraphError, IlgnetError
-from ..process import hand_back_freed_memory, mapped_pages, use_large_pages
+from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ
 from .fast_compiled import compile_runs
@@ -55,11 +55,8 @@ def fast(
         raise GraphError(
             f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
         )
-    before = mapped_pages()
-    made = FastNet(net, precision, compile, tell or (lambda message: None))
-    hand_back_freed_memory()  # the weights were there in several forms
-    use_large_pages(before)
-    return made
+    with huge_pages():
+        return FastNet(net, precision, compile, tell or (lambda message: None))
 
 
 def slice_size() -> int:

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from ..caffe.graph import Value
 from ..layers.support.base import Layer
+from ..process import environment
 from .fast_layers import LRN, CompiledLRN, Conv, Dense
 from .fast_steps import Step, run_steps
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
 
 
 class Run(nn.Module):
@@ -34,7 +37,7 @@ class Run(nn.Module):
 
 def cache_folder() -> Path:
     """Where compiled code is kept: $TORCHINDUCTOR_CACHE_DIR, else below $ILGNET_HOME or ~/.cache/ilgnet_repro."""
-    stated = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    stated = os.environ.get(CACHE_VARIABLE)
     home = Path(os.environ.get("ILGNET_HOME") or Path.home() / ".cache" / "ilgnet_repro")
     return Path(stated) if stated else home / "compiled"
 
@@ -58,12 +61,12 @@ def compile_runs(
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return _as_they_are(steps, f"no C++ compiler {compiler!r} on the PATH")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder())
     runs = [Step(_compiled(step.module), step.bottoms, step.tops) for step in joined]
     tell(f"compiling {count} stretches of elementwise layers and LRN ...")
     start = time.perf_counter()
     try:
-        warm(runs)
+        with environment(CACHE_VARIABLE, str(cache_folder())):
+            warm(runs)
     except Exception as error:  # torch.compile fails in as many ways as it has parts
         return _as_they_are(steps, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     seconds = time.perf_counter() - start

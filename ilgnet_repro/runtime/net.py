@@ -18,7 +18,6 @@ from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
 from ..layers.support.base import Layer, Shape
 from ..layers.support.fillers import fill, machine_memory
-from ..process import keep_freed_memory
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
 from .placed import Placed
@@ -87,7 +86,6 @@ class CaffeNet(nn.Module):
         LSTM starts from the state that the pass before it left, as in Caffe.
         """
         super().__init__()
-        keep_freed_memory()
         if isinstance(plan, Graph):
             plan = plan_net(plan, shapes_by_name(input_shapes or {}, plan))
         elif input_shapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,8 +268,8 @@ class Trainer:
         display = bool(settings.display) and self.iteration % settings.display == 0
         for one in self.learnables:
             one.tensor.grad = None
-        self._seed_pass()
-        loss, outputs = self._passes(self._batches, passes, backward=True)
+        with self._seeded():
+            loss, outputs = self._passes(self._batches, passes, backward=True)
         self._smooth(loss)
         forward = Forward(self.iteration, loss, self._smoothed, outputs, display)
         for observer in self.observers:
@@ -310,13 +310,20 @@ class Trainer:
 
     def _last_loss(self) -> float:
         """The loss of the weights at the end of a run."""
-        self._seed_pass()
-        with torch.no_grad():
+        with self._seeded(), torch.no_grad():
             return self._passes(self._batches, self.options.accumulate, backward=False)[0]
 
-    def _seed_pass(self) -> None:
-        # A fresh seed an iteration, so that dropout after a restart draws what it would have drawn.
-        torch.manual_seed((self.seed << 32) + self.iteration * self.group.world + self.group.rank)
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """A fresh seed per iteration, so that dropout draws the same after a restart; torch's own state comes back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            seed = (self.seed << 32) + self.iteration * self.group.world + self.group.rank
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
 
     def _smooth(self, loss: float) -> None:
         """The mean over the last `average_loss` iterations, as Caffe's `UpdateSmoothedLoss` keeps it."""

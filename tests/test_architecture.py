@@ -33,7 +33,8 @@ ROOMS = {
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "scoring": {"errors", "reading", "known", "about", "runtime"},
     "export": {
-        "version", "errors", "files", "precisions", "schema", "caffe", "layers", "reading", "about", "runtime",
+        "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
+        "runtime",
     },
     "compare": {"errors", "files", "schema", "caffe", "layers", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},

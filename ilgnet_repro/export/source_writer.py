@@ -15,7 +15,8 @@ from ..caffe.param_sharing import show_shape
 from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.python_names import Names, plain, quoted
-from .python_format import LINE_LENGTH, format_statement, narrowed
+
+WIDTH = 100  # of the docstring, and of a statement that holds an in-place layer too; each statement is on one line
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class SourceWriter:
         if name not in self.helpers:
             for other in getattr(function, "uses", ()):
                 self.helper(other)
-            self.helpers[name] = narrowed(textwrap.dedent(inspect.getsource(function)).strip())
+            self.helpers[name] = textwrap.dedent(inspect.getsource(function)).strip()
         return name
 
     def shape(self, index: int) -> Shape:
@@ -145,13 +146,13 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
     lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
     lines += ["    def __init__(self):", "        super().__init__()"]
-    lines += [line for text in writer.init for line in format_statement(text, 8)]
-    lines += ["", *format_statement(f"def forward({', '.join(['self', *arguments.values()])}):", 4)]
+    lines += [f"        {text}" for text in writer.init]
+    lines += ["", f"    def forward({', '.join(['self', *arguments.values()])}):"]
     for statement in _joined(_used(writer.body, set(results.values())), names):
         targets = ", ".join(names[number] for number in statement.targets)
-        lines += format_statement(f"{targets} = {statement.text(names)}", 8)
+        lines.append(f"        {targets} = {statement.text(names)}")
     pairs = ", ".join(f"{quoted(name)}: {names[number]}" for name, number in results.items())
-    lines += [*format_statement(f"return {{{pairs}}}", 8), ""]
+    lines += [f"        return {{{pairs}}}", ""]
     body = "\n".join(lines)
     head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
     return PythonSource("\n".join(head) + "\n" + body, class_name, arguments, writer.state)
@@ -163,7 +164,7 @@ def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
     made = [f'"{plain(name)}" ({show_shape(net.shapes[name])})' for name in net.outputs]
     text = f"From {_listed(given)} to a dict of {_listed(made)}; the first axis is the batch."
     # Room for the indent, and for the closing quotes where one line is all.
-    wrapped = textwrap.wrap(f'"""{text}', LINE_LENGTH - 7, break_long_words=False, break_on_hyphens=False)
+    wrapped = textwrap.wrap(f'"""{text}', WIDTH - 7, break_long_words=False, break_on_hyphens=False)
     if len(wrapped) == 1:
         return [f'    {wrapped[0]}"""']
     return [*(f"    {line}" for line in wrapped), '    """']
@@ -191,7 +192,7 @@ def _joined(body: list[_Statement], names: Sequence[str]) -> list[_Statement]:
     joined: list[_Statement] = []
     for statement in body:
         whole = _around(statement, joined[-1]) if joined else None
-        if whole and len(f"{names[whole.targets[0]]} = {whole.text(names)}") + 8 <= LINE_LENGTH:
+        if whole and len(f"{names[whole.targets[0]]} = {whole.text(names)}") + 8 <= WIDTH:
             joined[-1] = whole
         else:
             joined.append(statement)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.python_format import format_statement
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.to_python import class_name, load_module, module_name
 from ilgnet_repro.runtime.net import CaffeNet
@@ -300,18 +298,3 @@ def test_identifiers_and_literals(name: str) -> None:
 )  # fmt: skip
 def test_names_in_the_written_file(function, given: str, expected: str) -> None:
     assert function(given) == expected
-
-
-@pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
-def test_a_long_statement_is_split_beside_its_strings(name: str) -> None:
-    pairs = {name: 1, f"{name} for x in y": 2, name * 9: 3, f"{name}\\": 4}
-    text = "return {" + ", ".join(f"{quoted(key)}: value_{value}" for key, value in pairs.items()) + "}"
-    lines = [
-        "def f():",
-        *(f"    value_{value} = {value}" for value in pairs.values()),
-        *format_statement(text, 4),
-    ]
-    space: dict[str, object] = {}
-    exec("\n".join(lines), space)
-    assert space["f"]() == pairs  # type: ignore[operator]
-    assert not os.path.exists("PWNED")

@@ -18,7 +18,6 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.python_format import LINE_LENGTH
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.to_python import class_name, load_module, module_name
 from ilgnet_repro.runtime.net import CaffeNet
@@ -58,7 +57,7 @@ def test_the_text_is_what_a_person_would_write() -> None:
     assert list(source.state) == ["conv.weight", "conv.bias", "ip.weight", "ip.bias"]
 
 
-def test_every_recorded_net_and_the_zoo_are_formatted_and_lint_clean(tmp_path) -> None:
+def test_every_recorded_net_and_the_zoo_are_lint_clean(tmp_path) -> None:
     if RUFF is None:
         pytest.skip("ruff is not installed")
     for name in NAMES:
@@ -66,13 +65,23 @@ def test_every_recorded_net_and_the_zoo_are_formatted_and_lint_clean(tmp_path) -
         (tmp_path / f"golden_{name.replace('-', '_')}.py").write_text(text)
     for name in NETS:
         (tmp_path / f"zoo_{name}.py").write_text(build_source(drawn_net(narrow_text(name))).text)
-    options = ["--isolated", "--no-cache", f"--line-length={LINE_LENGTH}"]
-    checks = (["format", "--diff"], ["check", "--select", "E,F,W,I,B,UP,C4,SIM"])
-    for check in checks:
-        done = subprocess.run(
-            [RUFF, *check, *options, str(tmp_path)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:]
+    # A statement is on one line, whatever its length.
+    options = ["--isolated", "--no-cache", "--select", "E,F,W,I,B,UP,C4,SIM", "--ignore", "E501"]
+    done = subprocess.run(
+        [RUFF, "check", *options, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_each_statement_is_on_one_line(name: str) -> None:
+    written = ast.parse(build_source(drawn_net(narrow_text(name)), class_name="Written").text).body[-1]
+    assert isinstance(written, ast.ClassDef)
+    methods = [node for node in written.body if isinstance(node, ast.FunctionDef)]
+    assert [method.name for method in methods] == ["__init__", "forward"]
+    statements = [statement for method in methods for statement in method.body]
+    assert all(statement.lineno == statement.end_lineno for statement in statements)
+    assert len({statement.lineno for statement in statements}) == len(statements)
 
 
 def test_only_torch_and_math_are_imported(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""``ilgnet audit``: what a net needs, before anything is converted."""
+"""``ilgnet audit``: what a net needs, and which weights fit it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   ilgnet audit deploy.prototxt
   ilgnet audit deploy.prototxt net.caffemodel
-  ilgnet audit ilgnet.caffemodel
+  ilgnet audit bvlc_googlenet.caffemodel
   ilgnet audit converted.safetensors
   ilgnet audit all_in_one.prototxt --stage deploy
   ilgnet audit net.caffemodel --candidates deploy.prototxt deploy_old.prototxt
@@ -28,8 +28,7 @@ ends with 1 if anything stands in the way of a conversion."""
 def add_parser(subparsers: Any) -> None:
     """Add ``audit``."""
     parser = subparsers.add_parser(
-        "audit", help="what a net needs, and which weights fit it",
-        description="Show a net's layers, shapes, parameters and work, what is not supported, and what fits.",
+        "audit", description="Show a net's layers, shapes, parameters and work, what is not supported, and what fits.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``ilgnet caffe train|test|time``: Caffe's own command, with its flags and its lines."""
+"""``ilgnet caffe train|test|time``: train, test or time a net as Caffe's own command does."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ ACTIONS = {"train": caffe_train, "test": caffe_test, "time": caffe_time}
 
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel
-  ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel -iterations 400
+  ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400
   ilgnet caffe time -model deploy.prototxt"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``caffe`` and its actions."""
     parser = subparsers.add_parser(
-        "caffe", help="train, test or time a net as Caffe's own command does",
-        description="Caffe's command: flags with one dash or two, and the lines Caffe logs, on stderr.",
+        "caffe", description="Caffe's command: flags with one dash or two, and the lines Caffe logs, on stderr.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)

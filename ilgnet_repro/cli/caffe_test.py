@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..runtime.net import CaffeNet
 
 _EPILOG = """examples:
-  ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel
-  ilgnet caffe test -model val.prototxt -weights ilgnet.caffemodel -iterations 400 2> test.log
+  ilgnet caffe test -model val.prototxt -weights net.caffemodel
+  ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400 2> test.log
   ilgnet caffe test -model net.prototxt -weights w.caffemodel -arrays rows.npz -json
 
 Paths in the prototxt start from the current folder, as in Caffe, or from the prototxt's own where nothing is

@@ -10,7 +10,7 @@ from ._options import add_ignore_field
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt
   ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel,heads.caffemodel
-  ilgnet caffe train -solver solver.prototxt -snapshot ilgnet_iter_1000.solverstate 2>&1 | tee train.log
+  ilgnet caffe train -solver solver.prototxt -snapshot net_iter_1000.solverstate 2>&1 | tee train.log
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt   (more devices: see ilgnet train)
 
 Paths in the solver start from the current folder, as in Caffe, or from the solver's own where its net is not

@@ -33,8 +33,7 @@ compared, or a tool failed."""
 def add_parser(subparsers: Any) -> None:
     """Add ``compare``."""
     parser = subparsers.add_parser(
-        "compare", help="two forms of one net, blob by blob",
-        description="Run two forms of a net on the same inputs and compare every blob both have.",
+        "compare", description="Run two forms of a net on the same inputs and compare every blob both have.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("first", metavar="A")

@@ -1,4 +1,4 @@
-"""``ilgnet convert``: a caffemodel to safetensors and other formats."""
+"""``ilgnet convert``: convert weights to other formats."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ WEIGHTS = (
 )  # what is converted of a folder, even where it turns out to be damaged
 
 _EPILOG = """examples:
-  ilgnet convert ilgnet.caffemodel
-  ilgnet convert ilgnet.caffemodel --verify --out converted
+  ilgnet convert bvlc_googlenet.caffemodel
+  ilgnet convert bvlc_googlenet.caffemodel --verify --out converted
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --mean-value 104,117,123
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to safetensors,caffemodel --out out --json
-  ilgnet convert ilgnet.caffemodel --to onnx --with-preprocessing --verify
+  ilgnet convert bvlc_googlenet.caffemodel --to onnx --with-preprocessing --verify
   ilgnet convert fcn.caffemodel --prototxt fcn.prototxt --to onnx --dynamic-size --fold
-  ilgnet convert ilgnet.caffemodel --to onnx --precision int8 --pictures a.jpg b.jpg
+  ilgnet convert bvlc_googlenet.caffemodel --to onnx --precision int8 --pictures a.jpg b.jpg
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to python,pt2
   ilgnet convert trained.safetensors --to caffemodel,hdf5 --out caffe
   ilgnet convert models more/x.caffemodel --to onnx --out onnx
@@ -57,13 +57,13 @@ with --out each result lies in the same subfolder there. Of several files each i
 reported in the table at the end, and the exit code is then 1.
 
 The prototxt is the one given, else NAME.prototxt or deploy.prototxt beside the weights, else the built-in
-net whose layers have the same names and shapes (ILGNet is one)."""
+net whose layers have the same names and shapes (GoogLeNet is one)."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``convert``."""
     parser = subparsers.add_parser(
-        "convert", help="convert weights to other formats", description="Convert Caffe weights, all files or none.",
+        "convert", description="Convert Caffe weights, all files or none.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     fill_parser(parser)

@@ -1,4 +1,4 @@
-"""``ilgnet data``: the files the authors released - fetch, verify, find."""
+"""``ilgnet data``: fetch, verify and find the files the authors released."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def add_parser(subparsers: Any) -> None:
     """Add ``data`` with its three actions."""
     parser = subparsers.add_parser(
         "data",
-        help="fetch, verify and find the files the authors released",
         description="Fetch, verify and find the lists, mean files, weights and nets the authors released.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

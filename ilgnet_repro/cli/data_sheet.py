@@ -1,4 +1,4 @@
-"""``ilgnet sheet``: a page that shows what a list or database of pictures looks like."""
+"""``ilgnet sheet``: counts, sizes and sample pictures of a list or database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from ._console import say
 
 _EPILOG = """examples:
   ilgnet sheet train_lmdb --out train.html
-  ilgnet sheet lists/AVA2/train.txt --root images/ --out train.html --out train.png"""
+  ilgnet sheet lists/train.txt --root images/ --out train.html --out train.png"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``sheet``."""
     parser = subparsers.add_parser(
         "sheet",
-        help="counts, sizes and sample pictures of a list or database",
         description="Write a summary page and contact sheet: rows by label, picture sizes, sample pictures.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""``ilgnet demo``: the main job from end to end, on a full-size ILGNet with random weights."""
+"""``ilgnet demo``: convert, verify, score and test a full-size ILGNet with random weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ the scores and accuracies mean nothing."""
 def add_parser(subparsers: Any) -> None:
     """Add ``demo``."""
     parser = subparsers.add_parser(
-        "demo", help="convert, verify, score and test a full-size ILGNet with random weights",
-        description="Show the main job on real sizes: weights made on the spot, converted, verified, scored; "
+        "demo", description="Show the main job on real sizes: weights made on the spot, converted, verified, scored; "
         "labelled pictures drawn, stored, tested, and the report of it.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

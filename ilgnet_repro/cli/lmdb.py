@@ -1,4 +1,4 @@
-"""``ilgnet lmdb``: make Caffe's picture databases, and look into them."""
+"""``ilgnet lmdb``: make, inspect, check and export Caffe's picture databases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def add_parser(subparsers: Any) -> None:
     """Add ``lmdb`` with its four actions."""
     parser = subparsers.add_parser(
         "lmdb",
-        help="make, inspect, check and export Caffe's picture databases",
         description="Make a Caffe LMDB from a picture list, or look into one.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 
 from ..errors import IlgnetError
@@ -14,30 +13,35 @@ from ..version import __version__
 from ._console import escaping_streams
 from ._flags import for_command
 
-# Command -> module of this folder (with `add_parser` and `run`), in the order of the help.
+FOLDER = os.path.dirname(__file__)
+# Command -> module of this folder (with `add_parser` and `run`), in the order of the help; those whose file is there.
 COMMANDS = {
-    "convert": "convert",
-    "compare": "compare",
-    "audit": "audit",
-    "score": "score",
-    "partition": "partition",
-    "data": "data",
-    "lmdb": "lmdb",
-    "mean": "mean",
-    "sheet": "data_sheet",
-    "test": "test",
-    "report": "report",
-    "train": "train",
-    "synthetic": "synthetic",
-    "caffe": "caffe",
-    "demo": "demo",
+    command: module
+    for command, module in {
+        "convert": "convert",
+        "compare": "compare",
+        "audit": "audit",
+        "score": "score",
+        "partition": "partition",
+        "data": "data",
+        "lmdb": "lmdb",
+        "mean": "mean",
+        "sheet": "data_sheet",
+        "test": "test",
+        "report": "report",
+        "train": "train",
+        "synthetic": "synthetic",
+        "caffe": "caffe",
+        "demo": "demo",
+    }.items()
+    if os.path.exists(os.path.join(FOLDER, f"{module}.py"))
 }
 
 DONE, WRONG_INPUT, OUR_FAULT, INTERRUPTED = 0, 1, 3, 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
+    """Return the parser: of the ``chosen`` commands whole, of the others what ``ilgnet --help`` says of them."""
     parser = argparse.ArgumentParser(
         prog="ilgnet",
         description="Caffe nets on PyTorch with Caffe's own numbers: convert, check, score, test and train.",
@@ -45,15 +49,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ilgnet_repro {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS.values():
-        import_module(f".{module}", __package__).add_parser(commands)
+    for command, module in COMMANDS.items():
+        if command in chosen:
+            import_module(f".{module}", __package__).add_parser(commands)
+        else:
+            commands.add_parser(command, help=_summary(module))
     return parser
+
+
+def _summary(module: str) -> str:
+    """What a command does: the first line of its file, so that help imports none of them."""
+    with open(os.path.join(FOLDER, f"{module}.py"), encoding="utf-8") as file:
+        return file.readline().partition(": ")[2].rstrip().rstrip('."')
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    if arguments[:1] and arguments[0] in COMMANDS:
+        return build_parser(arguments[:1]).parse_args(arguments)
+    build_parser(()).parse_known_args(arguments)  # help, the version or what is wrong, and ends
+    return build_parser().parse_args(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 internal error, 130 interrupted."""
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # argparse ends with 2 for a wrong option: the input was wrong
         return WRONG_INPUT if stop.code else DONE
     module = import_module(f".{COMMANDS[arguments.command]}", __package__)
@@ -75,6 +95,8 @@ def guarded(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception:
+        import traceback
+
         traceback.print_exc()
         print(
             "ilgnet: internal error; please report it with the lines above",

@@ -1,4 +1,4 @@
-"""``ilgnet mean``: the mean image of a database, as ``compute_image_mean`` computes it."""
+"""``ilgnet mean``: compute, print or convert a mean image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ def add_parser(subparsers: Any) -> None:
     """Add ``mean``."""
     parser = subparsers.add_parser(
         "mean",
-        help="compute, print or convert a mean image",
         description="Compute the mean image of a Caffe LMDB, or read a mean file; print the channel means.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

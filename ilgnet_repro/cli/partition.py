@@ -1,4 +1,4 @@
-"""``ilgnet partition``: make AVA1 and AVA2 lists, and check lists."""
+"""``ilgnet partition``: make AVA1 and AVA2 lists from AVA.txt, or check lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def add_parser(subparsers: Any) -> None:
     """Add ``partition`` with its three actions."""
     parser = subparsers.add_parser(
         "partition",
-        help="make AVA1 and AVA2 lists from AVA.txt, or check lists",
         description="Make the AVA1 and AVA2 partitions from AVA.txt by a seed, or check lists.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

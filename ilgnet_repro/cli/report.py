@@ -1,4 +1,4 @@
-"""``ilgnet report``: a page that explains a test's result."""
+"""``ilgnet report``: make a page of a test's result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ beside those of a `caffe test` log, in the list's order and as its candidate shu
 def add_parser(subparsers: Any) -> None:
     """Add ``report``."""
     parser = subparsers.add_parser(
-        "report", help="make a page of a test's result",
-        description="Make a page and a JSON of a run of `ilgnet test`.",
+        "report", description="Make a page and a JSON of a run of `ilgnet test`.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN.json", help="what `ilgnet test` wrote")

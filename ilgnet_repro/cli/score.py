@@ -1,4 +1,4 @@
-"""``ilgnet score``: pictures scored by a converted net."""
+"""``ilgnet score``: score pictures."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from ..scoring import Score
 
 _EPILOG = """examples:
-  ilgnet score a.jpg b.jpg --weights ilgnet.safetensors
-  ilgnet score pictures/ --weights ilgnet.caffemodel --json
-  ilgnet score pictures/ --weights ilgnet.onnx
+  ilgnet score a.jpg b.jpg --weights net.safetensors
+  ilgnet score pictures/ --weights net.caffemodel --json
+  ilgnet score pictures/ --weights net.onnx
   ilgnet score pictures/ --weights other_tools.onnx --mean-value 104,117,123 --size 224
-  ilgnet score pictures/ --weights ilgnet.safetensors --mean-file AVA1_mean.binaryproto
-  ilgnet score pictures/ --weights ilgnet.safetensors --fast --precision int8"""
+  ilgnet score pictures/ --weights net.safetensors --mean-file mean.binaryproto
+  ilgnet score pictures/ --weights net.safetensors --fast --precision int8"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``score``."""
     parser = subparsers.add_parser(
-        "score", help="score pictures", description="Score pictures with any net that can be run.",
+        "score", description="Score images with any net that can be run.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, or folders of them")

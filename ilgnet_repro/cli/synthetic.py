@@ -1,4 +1,4 @@
-"""``ilgnet synthetic``: the drawn aesthetic task that docs/training.md trains on."""
+"""``ilgnet synthetic``: draw a small aesthetic task to try training on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ prints the two training commands that follow."""
 def add_parser(subparsers: Any) -> None:
     """Add ``synthetic``."""
     parser = subparsers.add_parser(
-        "synthetic", help="draw a small aesthetic task to try training on",
+        "synthetic",
         description="Draw 2,000 pictures whose label follows from composition and colour, with nets and solvers.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

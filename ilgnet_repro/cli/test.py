@@ -1,4 +1,4 @@
-"""``ilgnet test``: accuracy on AVA1 or AVA2, measured as it was published and as it should be."""
+"""``ilgnet test``: measure accuracy on AVA1, AVA2 or own pictures."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ makes a page of run.json. An interrupted run goes on with --resume."""
 def add_parser(subparsers: Any) -> None:
     """Add ``test``."""
     parser = subparsers.add_parser(
-        "test", help="measure accuracy on AVA1, AVA2 or own pictures",
-        description="Test a two-class net by a named protocol, and print the result with its context.",
+        "test", description="Test a two-class net by a named protocol, and print the result with its context.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class pictures")

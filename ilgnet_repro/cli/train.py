@@ -1,4 +1,4 @@
-"""``ilgnet train``: a solver run with a progress view, tables, a plot, the best weights, many processes."""
+"""``ilgnet train``: train or fine-tune a net from a solver prototxt."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ found here. With torchrun the batch of the prototxt is that of all processes tog
 def add_parser(subparsers: Any) -> None:
     """Add ``train``."""
     parser = subparsers.add_parser(
-        "train", help="train or fine-tune a net from a solver prototxt",
-        description="Train or fine-tune a net with Caffe's solvers, step for step.",
+        "train", description="Train or fine-tune a net with Caffe's solvers, step for step.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -30,7 +30,7 @@ from ..schema import caffe_pb2 as pb
 from .backend import Arrays, Input, Side, TextChoices, WitnessError, graph_of
 from .onnx_backend import model_inputs, onnx_side, read_model
 
-SECONDS = 1800  # caffe2onnx takes seven minutes for ILGNet
+SECONDS = 1800  # caffe2onnx takes seven minutes for 600 MB of weights
 _INSTALL = "run `make crosscheck`, or pip install --no-deps caffe2onnx==2.0.1 onnx2torch torchvision"
 
 

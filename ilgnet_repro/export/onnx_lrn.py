@@ -1,4 +1,4 @@
-"""LRN nodes written out: ONNX Runtime's own kernel takes half of ILGNet's time, a banded convolution a tenth.
+"""LRN nodes written out: ONNX Runtime's own kernel takes half of GoogLeNet's time, a banded convolution a tenth.
 
 The sum of squares over neighbouring channels, times alpha / size, plus the bias, is a 1×1 convolution of the
 squares whose weights are a band about the diagonal; what is left for AlexNet's beta of 0.75 is two roots.

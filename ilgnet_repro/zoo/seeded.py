@@ -24,7 +24,7 @@ def seeded_blobs(
     """Yield each convolution's and dense layer's name with its float32 blobs, in the order of ``net``.
 
     Weights are normal with variance 2 / fan-in, biases uniform in ±0.1, drawn from one
-    ``numpy.random.RandomState(seed)``: the recipe by which ``tests/golden/ilgnet`` was recorded.  One
+    ``numpy.random.RandomState(seed)``: the recipe by which the golden arrays of the tests were recorded.  One
     layer is in memory at a time.
 
     ``shapes`` gives the shapes of each layer's blobs, ``biases`` the values of layers whose drawn bias is
@@ -44,7 +44,7 @@ def seeded_blobs(
         if layer.name in given and len(expected) == 1:
             raise WeightsError(f"{where}: it has no bias; take it out of biases")
         weight = np.empty(tuple(expected[0]), np.float32)
-        for row in weight:  # by rows, since numpy draws float64: 770 MB for ILGNet's temp2 at once
+        for row in weight:  # by rows, since numpy draws float64: twice a large layer's blob at once
             row[...] = random.standard_normal(row.shape)
         weight *= np.float32(sqrt(2 / prod(expected[0][1:])))
         blobs = [weight]

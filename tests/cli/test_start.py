@@ -1,0 +1,152 @@
+"""What a command imports before it works, and that the core's commands work where those of the study are absent."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from places import GOLDEN, ROOT
+from small_nets import SMALL_TEXT, write_weights
+
+from ilgnet_repro.cli.main import COMMANDS, build_parser, main
+
+PIPELINE = GOLDEN / "pipeline"
+PACKAGE = ROOT / "ilgnet_repro"
+STUDY_FILES = ("test", "report", "partition", "data", "synthetic", "demo", "_figures")
+
+
+def python(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def processor_seconds(*arguments: object) -> float:
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    assert python(*arguments).returncode == 0
+    return spent() - before
+
+
+def test_help_takes_a_tenth_of_a_second_at_most() -> None:
+    bare = min(processor_seconds("-c", "pass") for _ in range(3))
+    shown = min(processor_seconds("-m", "ilgnet_repro", "--help") for _ in range(3))
+    assert shown - bare < 0.1
+
+
+def test_help_lists_every_command_by_the_first_line_of_its_file(capsys) -> None:
+    assert main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for command, module in COMMANDS.items():
+        doc = importlib.import_module(f"ilgnet_repro.cli.{module}").__doc__
+        assert f" {command} {doc.splitlines()[0].partition(': ')[2].removesuffix('.')} " in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_parser_of_one_command_is_that_of_all(command: str) -> None:
+    def usage(parser: argparse.ArgumentParser) -> str:
+        (commands,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+        return commands.choices[command].format_help()
+
+    assert usage(build_parser([command])) == usage(build_parser())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "shown"),
+    [
+        ([], 1, "the following arguments are required: COMMAND"),
+        (["conver"], 1, "invalid choice: 'conver' (choose from 'convert', 'compare'"),
+        (["--version"], 0, "ilgnet_repro "),
+        (["lmdb", "info", str(PIPELINE / "raw64_lmdb")], 0, "rows"),
+        (["--fast", "lmdb"], 1, "the following arguments are required: ACTION"),
+    ],
+    ids=["nothing", "unknown", "version", "a command", "an option before the command"],
+)
+def test_every_way_to_begin(words, status, shown, capsys) -> None:
+    assert main(words) == status
+    streams = capsys.readouterr()
+    assert shown in streams.out + streams.err
+
+
+# The command's own name: a word by itself, and the folder's variable; no file, net or list is named so.
+OWN_NAME = re.compile(r"\bilgnet\b(?![.\w-])|\bILGNET_HOME\b")
+STUDY_NAME = re.compile(r"\bAVA[12]?\b|(?i:ilgnet)(?!_repro|Error)")
+
+
+def core_files() -> list[Path]:
+    kept = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    study = {PACKAGE / "cli" / f"{name}.py" for name in STUDY_FILES}
+    return sorted(path for path in kept if PACKAGE / "aesthetics" not in path.parents and path not in study)
+
+
+def test_the_core_names_neither_the_net_nor_the_data_set_of_the_study() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in core_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if STUDY_NAME.search(OWN_NAME.sub("", line))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_found"),
+    [
+        ("run `ilgnet convert` first", False),
+        ("$ILGNET_HOME, from ilgnet_repro, raise IlgnetError", False),
+        ("ilgnet score a.jpg --weights ilgnet.safetensors", True),
+        ("the heads of ILGNet", True),
+        ("lists/AVA2/train.txt", True),
+        ("AVATAR", False),
+    ],
+)
+def test_which_lines_name_them(line: str, is_found: bool) -> None:
+    assert bool(STUDY_NAME.search(OWN_NAME.sub("", line))) is is_found
+
+
+WITHOUT_STUDY = """
+import importlib, json, pkgutil, sys
+import ilgnet_repro as ir
+from ilgnet_repro.cli.main import COMMANDS, main
+for module in pkgutil.walk_packages(ir.__path__, "ilgnet_repro."):
+    if not module.name.endswith(("__main__", "run_onnx2torch")):  # these run when they are imported
+        importlib.import_module(module.name)
+for name in ir.__all__:
+    getattr(ir, name)
+scores = ["score", "a.png", "--weights", "out/small.safetensors", "--json"]
+lines = [["--help"], ["audit", "small.prototxt", "small.caffemodel"],
+         ["convert", "small.caffemodel", "--to", "safetensors,onnx", "--out", "out", "--mean-value", "104,117,123"], scores]
+print(json.dumps({"from": ir.__path__, "commands": list(COMMANDS), "status": [main(line) for line in lines]}))
+"""
+
+
+def test_the_core_works_without_the_study(tmp_path) -> None:
+    copy = tmp_path / "ilgnet_repro"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(copy / "aesthetics")
+    for name in STUDY_FILES:
+        (copy / "cli" / f"{name}.py").unlink()
+    write_weights(tmp_path / "small.caffemodel")
+    (tmp_path / "small.prototxt").write_text(SMALL_TEXT)
+    image = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    cv2.imwrite(os.fspath(tmp_path / "a.png"), image)
+    done = python("-c", WITHOUT_STUDY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["from"] == [os.fspath(copy)]
+    assert found["commands"] == [name for name, module in COMMANDS.items() if module not in STUDY_FILES]
+    assert found["status"] == [0, 0, 0, 0], done.stdout + done.stderr

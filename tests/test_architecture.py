@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +238,14 @@ def test_rooms_without_torch(room: str) -> None:
     for path in FILES:
         if room_of(path) == room:
             assert "torch" not in imports(path), path
+
+
+def test_importing_them_imports_no_torch() -> None:
+    """By whatever way: also by what they import."""
+    modules = [module_of(path) for path in FILES if room_of(path) in WITHOUT_TORCH]
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_every_room_is_in_the_architecture_page() -> None:

@@ -293,7 +293,9 @@ class ProposalLayer(_Proposals, PythonLayer):
         if "feat_stride" not in settings or not isinstance(stride, int) or stride < 1:
             raise self.error("param_str: feat_stride must be a whole number over 0, as in 'feat_stride': 16")
         for name, values in (("scales", scales), ("ratios", ratios)):
-            if not isinstance(values, list) or not all(isinstance(v, int | float) and v > 0 for v in values):
+            if not isinstance(values, list | tuple) or not all(
+                isinstance(v, int | float) and v > 0 for v in values
+            ):
                 raise self.error(f"param_str: {name} must be a list of numbers over 0, not {values}")
         self.rules = Rules(
             make_anchors(16, ratios, scales), stride, (12000, 2000) if self.is_train else (6000, 300)

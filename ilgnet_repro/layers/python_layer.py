@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..caffe.graph import Node
 from ..errors import LayerError
-from .param_str import Value, parse_param_str
 from .support.base import BlobSpec, Layer, LayerPlan, Shape
+from .support.param_str import parse_param_str
 from .support.registry import register
 
 _classes: dict[tuple[str, str], type[PythonLayer]] = {}
@@ -78,7 +78,7 @@ class PythonLayer(Layer):
         self.setup()  # as in pycaffe, it takes nothing
 
     @property
-    def settings(self) -> dict[str, Value | list[Value]]:
+    def settings(self) -> dict[str, Any]:
         """`param_str` read by `parse_param_str`; LayerError where it is written in another way."""
         try:
             return parse_param_str(self.param.param_str)

@@ -12,10 +12,10 @@ from one_layer import assert_all_uses, build, draw, gradients, run
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_writer import build_onnx
 from ilgnet_repro.export.source_writer import build_source
-from ilgnet_repro.layers.param_str import parse_param_str
 from ilgnet_repro.layers.proposal import ProposalLayer
 from ilgnet_repro.layers.python_layer import PythonLayer, register_python_layer
 from ilgnet_repro.layers.support.base import BlobSpec
+from ilgnet_repro.layers.support.param_str import parse_param_str
 
 
 @register_python_layer("test_layers", "Swap")
@@ -130,7 +130,13 @@ REFUSED = {
         TWO,
         python_param(param_str="factor 0"),
         2,
-        "param_str: 'the end' stands where : is due",
+        "op (Python): param_str: 'factor 0' is no dict; write key: value",
+    ),
+    "alias": (
+        TWO,
+        python_param(param_str="{factor: &x 2, other: *x}"),
+        2,
+        "op (Python): param_str: line 1, column 23: alias *x is not supported; write its value again",
     ),
     "no stride": (
         *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer"), 1),
@@ -170,24 +176,61 @@ READ = {
     "words": ("a: True, b: no, c: None, d: on", {"a": True, "b": False, "c": None, "d": True}),
     "comment": ("a: 1 # the stride\n# b: 2", {"a": 1}),
     "nothing is evaluated": ("a: 2**3, b: f(x)", {"a": "2**3", "b": "f(x)"}),
+    "only a comment": ("# a: 1", {}),
+    "no value": ("a:", {"a": None}),
+    "nested": ("a: {b: 1, c: [2, [3]]}", {"a": {"b": 1, "c": [2, [3]]}}),
+    "downward list": ("a:\n  - 1\n  - 2\nb: 3", {"a": [1, 2], "b": 3}),
+    "tuple": ("a: !!python/tuple [1, [2, 3]]", {"a": (1, [2, 3])}),
+    "downward tuple": ("a: !!python/tuple\n- 4\n- !!python/tuple [5]", {"a": (4, (5,))}),
+    "exponents": ("[1E3, .5e2, -1.e-1, 1e+2, e3, '1e3']", [1000.0, 50.0, -0.1, 100.0, "e3", "1e3"]),
+    "whole numbers": ("[-3, +4, 0x1F, 1_000]", [-3, 4, 31, 1000]),
+    "words that are text": ("[nonesuch, None of them, y]", ["nonesuch", "None of them", "y"]),
+    "an anchor that nobody reads": ("a: &x 1", {"a": 1}),
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), READ.values(), ids=READ)
 def test_param_str(text, expected):
-    assert parse_param_str(text) == expected
+    if isinstance(expected, list):
+        text, expected = f"a: {text}", {"a": expected}
+    found = parse_param_str(text)
+    assert found == expected
+    assert repr(found) == repr(expected)  # 1 is not 1.0, nor a list a tuple
 
 
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 UNREAD = {
-    "no value": ("a:", "'the end' stands where text or word is due"),
-    "no key": (": 1", "':' stands where end is due"),
-    "nested": ("a: {b: 1}", "'{' stands where text or word is due"),
-    "open list": ("a: [1, 2", "stands where , is due"),
-    "open quote": ("a: 'b", '"\'b" cannot be read'),
-    "downward list": ("a:\n  - 1\n  - 2", "'- 1' is a list written downwards; write [8, 16]"),
-    "open brace": ("{a: 1", "'the end' stands where } is due"),
-    "much after": ("{a: 1} b", "'b' stands where end is due"),
-}
+    "no key": (": 1", "line 1, column 1: while parsing a block mapping, expected <block end>, but found ':'"),
+    "no dict": ("[8, 16]", "'[8, 16]' is no dict; write key: value"),
+    "no blank": ("a:1", "'a:1' is no dict; write key: value"),
+    "a number as key": ("1: 2", "the key '1' is no text; write key: value"),
+    "a list as key": ("? [1]\n: 2", "line 1, column 3: while constructing a mapping, found unhashable key"),
+    "open list": ("a: 1\nb: [1, 2", "line 2, column 9: while parsing a flow sequence, expected ',' or ']'"),
+    "open quote": ("a: 'b", "line 1, column 6: while scanning a quoted scalar, found unexpected end of stream"),
+    "open brace": ("{a: 1", "line 1, column 6: while parsing a flow mapping, expected ',' or '}', but got '<stream end>'"),
+    "much after": ("{a: 1} b", "line 1, column 8: expected '<document start>', but found '<scalar>'; write key: value"),
+    "two documents": ("a: 1\n---\nb: 2", "line 2, column 1: expected a single document in the stream, but found another"),
+    "NUL": ("a: '\0'", "character 5 is 0x0; write key: value"),
+    "alias": ("a: &x [1]\nb: *x", "line 2, column 4: alias *x is not supported; write its value again"),
+    "a billion laughs": (LAUGHS, "line 2, column 8: alias *a is not supported; write its value again"),
+    "merged alias": ("a: &x {b: 1}\nc:\n  <<: *x", "line 3, column 7: alias *x is not supported; write its value again"),
+    "object": (
+        "a: !!python/object/apply:os.system ['x']",
+        "line 1, column 4: tag !!python/object/apply:os.system is not supported; "
+        "write numbers, text, lists and !!python/tuple [1, 2]",
+    ),
+    "name": ("a: !!python/name:os.system ''", "line 1, column 4: tag !!python/name:os.system is not supported; write"),
+    "own tag": ("a: !mean [1]", "line 1, column 4: tag !mean is not supported; write numbers, text, lists"),
+    "a tuple of nothing": ("a: !!python/tuple 3", "line 1, column 4: expected a sequence node, but found scalar"),
+    "Python's tuple": ("{a: (1, 2)}", "line 1, column 5: '(1' starts a tuple; write [1, 2] or !!python/tuple [1, 2]"),
+    "tag and text": ("a: !!int x", "line 1, column 4: 'x' cannot be read as !!int; write another value"),
+    "no truth": ("a: !!bool maybe", "line 1, column 4: 'maybe' cannot be read as !!bool; write another value"),
+    "no date": ("a: 2026-13-45", "line 1, column 4: '2026-13-45' cannot be read as !!timestamp; write another value"),
+    "digits": (f"a: {'9' * 5_000}", f"line 1, column 4: '{'9' * 20}' cannot be read as !!int; write another value"),
+    "depth": (f"a: {'[' * 5_000}", "lists or dicts are nested too deeply; write fewer levels"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message"), UNREAD.values(), ids=UNREAD)
@@ -198,7 +241,11 @@ def test_unreadable_param_str(text, message):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="ab1.-[]{},:'\"# \n", max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([*"ab1.-[]{},:'\"# \n!&*?|>%(\t\0", "!!int ", "!!bool ", "<<: ", "!!python/"])
+    ).map("".join)
+)
 def test_any_text_is_read_or_refused(text):
     try:
         found = parse_param_str(text)

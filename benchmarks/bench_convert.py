@@ -96,14 +96,14 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="end with 1 above the limits")
     args = parser.parse_args()
-    from ilgnet_repro.aesthetics.demo_inputs import draw_pictures, make_random_ilgnet
+    from ilgnet_repro.aesthetics.demo_inputs import draw_images, make_random_ilgnet
     from ilgnet_repro.aesthetics.releases import find_release
 
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or Path(folder, "random.caffemodel")
         if args.weights is None:
             make_random_ilgnet(weights)
-        picture = draw_pictures(folder, 1)[0]
+        picture = draw_images(folder, 1)[0]
         best = measure(WORK, weights, folder, picture, args.repeat)
         if args.weights is None:
             lengthen(weights, find_release(RELEASE).size)

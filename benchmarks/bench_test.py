@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilgnet_repro import precisions, tune_process
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.aesthetics.journal import Journal
-from ilgnet_repro.aesthetics.labelled_images import StoredPictures
+from ilgnet_repro.aesthetics.labelled_images import StoredImages
 from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, RESIZE, Mean, Preparation
 from ilgnet_repro.caffe.prototxt import format_message
@@ -90,7 +90,7 @@ def main() -> None:
         deploy.write_text(format_message(ilgnet.deploy()))
         peer = cv2.dnn.readNetFromCaffe(str(deploy), args.weights)
         cv2.setNumThreads(torch.get_num_threads())
-        pictures = StoredPictures(Path(temporary, "lmdb"))
+        pictures = StoredImages(Path(temporary, "lmdb"))
         preparation = Preparation(PROTOCOLS["full"], side, Mean(mean))
         score(batch)
         passes = -(-args.pictures // BATCH)

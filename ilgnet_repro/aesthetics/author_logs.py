@@ -53,7 +53,7 @@ class TestLog:
     fallback_seed: bool
 
     def counts(self, blob: str | None = None, batch_size: int | None = None) -> tuple[int, ...]:
-        """Correct pictures of each batch: the printed accuracy times the batch size, rounded.
+        """Correct images of each batch: the printed accuracy times the batch size, rounded.
 
         ``blob`` may be left out where one printed blob lies in [0, 1] and no loss has its name. Raises
         FormatError if the batch size is unknown or the values are no multiples of 1 / batch size.

@@ -1,6 +1,6 @@
-"""AVA.txt: one row a picture, with the ten vote counts that everything else is made from.
+"""AVA.txt: one row per image, with the ten vote counts that everything else is made from.
 
-Columns, separated by blanks: index, picture id, the counts of the votes 1 to 10, two semantic tags,
+Columns, separated by blanks: index, image id, the counts of the votes 1 to 10, two semantic tags,
 challenge id (Murray, Marchesotti, Perronnin: AVA, CVPR 2012).
 """
 
@@ -23,7 +23,7 @@ _LARGEST = 2**31 - 1  # every number is kept in 32 bits, which is also what make
 
 @dataclass(frozen=True)
 class AvaRow:
-    """One picture: its id, the counts of the votes 1 to 10, two tags (0 = none) and its challenge."""
+    """One image: its id, the counts of the votes 1 to 10, two tags (0 = none) and its challenge."""
 
     id: int
     votes: tuple[int, ...]
@@ -52,7 +52,7 @@ class AvaRow:
 
 @dataclass(frozen=True)
 class AvaTable:
-    """All rows as columns, 60 bytes a picture: ``ids`` (N,), ``votes`` (N, 10), ``tags`` (N, 2),
+    """All rows as columns, 60 bytes per image: ``ids`` (N,), ``votes`` (N, 10), ``tags`` (N, 2),
     ``challenges`` (N,), each int32 or int64, in the order of the file; ``file`` is for messages."""
 
     file: str
@@ -65,29 +65,29 @@ class AvaTable:
         return len(self.ids)
 
     def row(self, index: int) -> AvaRow:
-        """The picture of one row (0 = the first)."""
+        """The image of one row (0 = the first)."""
         first, second = self.tags[index].tolist()
         votes = tuple(self.votes[index].tolist())
         return AvaRow(int(self.ids[index]), votes, (first, second), int(self.challenges[index]))
 
     @property
     def counts(self) -> np.ndarray:
-        """Number of votes of each picture, int64 (N,)."""
+        """Number of votes of each image, int64 (N,)."""
         return self.votes.sum(axis=1, dtype=np.int64)
 
     @property
     def totals(self) -> np.ndarray:
-        """Sum of the votes' scores of each picture, int64 (N,): the mean score is totals / counts."""
+        """Sum of the votes' scores of each image, int64 (N,): the mean score is totals / counts."""
         return self.votes @ SCORES
 
     @property
     def means(self) -> np.ndarray:
-        """Mean score of each picture, float64 (N,)."""
+        """Mean score of each image, float64 (N,)."""
         return self.totals / self.counts
 
     @property
     def stds(self) -> np.ndarray:
-        """Standard deviation of each picture's votes, float64 (N,)."""
+        """Standard deviation of each image's votes, float64 (N,)."""
         counts = self.counts
         # In float64 from here: with 2^31 votes the product would leave 64 bits.
         variance = (self.votes @ SCORES**2) / counts - self.means**2
@@ -103,7 +103,7 @@ class AvaTable:
         return AvaTable(self.file, self.ids[rows], self.votes[rows], self.tags[rows], self.challenges[rows])
 
     def without(self, ids: set[int]) -> AvaTable:
-        """The table less the pictures of these ids (missing or corrupt ones, say)."""
+        """The table less the images of these ids (missing or corrupt ones, say)."""
         return self.take(~np.isin(self.ids, np.fromiter(ids, np.int64, len(ids))))
 
 
@@ -121,7 +121,7 @@ def _numbers(line: bytes) -> list[int]:
             raise ValueError(f"column {column} is {shown!r}; a whole number from 0 to {_LARGEST} is needed")
     numbers = [int(field) for field in fields]
     if not any(numbers[2:12]):
-        raise ValueError(f"picture {numbers[1]} has no votes, so no mean score; remove the row")
+        raise ValueError(f"image {numbers[1]} has no votes, so no mean score; remove the row")
     return numbers
 
 
@@ -160,7 +160,7 @@ def iter_ava(path: str | os.PathLike[str]) -> Iterator[AvaRow]:
 def read_ava(path: str | os.PathLike[str]) -> AvaTable:
     """The whole of AVA.txt as arrays.
 
-    Raises DataError as iter_ava does, and for an empty file or a picture that has two rows.
+    Raises DataError as iter_ava does, and for an empty file or an image that has two rows.
     """
     flat = array("i")
     for numbers in _lines(path):
@@ -174,6 +174,6 @@ def read_ava(path: str | os.PathLike[str]) -> AvaTable:
     if twice.size:
         first, second = order[twice[0]] + 1, order[twice[0] + 1] + 1
         raise DataError(
-            f"{path}:{second}: picture {ids[second - 1]} is already at line {first}; remove one of them"
+            f"{path}:{second}: image {ids[second - 1]} is already at line {first}; remove one of them"
         )
     return AvaTable(str(path), ids, table[:, 1:11], table[:, 11:13], table[:, 13])

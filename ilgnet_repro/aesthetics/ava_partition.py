@@ -1,6 +1,6 @@
 """Seeded AVA1 and AVA2 partitions, standing for the authors' unseeded programs.
 
-A draw depends on the pictures, their votes and the seed only: rows are put in the order of their ids
+A draw depends on the images, their votes and the seed only: rows are put in the order of their ids
 first, and the random stream is the one NumPy promises never to change (RandomState, NEP 19).
 """
 
@@ -39,14 +39,14 @@ class Split:
 
     @property
     def class_sizes(self) -> tuple[int, int]:
-        """Number of pictures with label 0 and with label 1."""
+        """Number of images with label 0 and with label 1."""
         high = int(self.labels.sum())
         return len(self) - high, high
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Train and val lists over one table; ``dropped`` training pictures lay within delta of the cut."""
+    """Train and val lists over one table; ``dropped`` training images lay within delta of the cut."""
 
     train: Split
     val: Split
@@ -54,7 +54,7 @@ class Partition:
 
 
 def is_high(table: AvaTable) -> np.ndarray:
-    """Label of each picture: True iff its mean score is above 5 (exactly 5 is low). Integers throughout."""
+    """Label of each image: True iff its mean score is above 5 (exactly 5 is low). Integers throughout."""
     return table.totals > BOUNDARY * table.counts
 
 
@@ -91,9 +91,9 @@ def partition_ava1(
     val_sizes: Sequence[int] = PUBLISHED_VAL_SIZES,
     order: str = "class",
 ) -> Partition:
-    """AVA1: all pictures, cut at a mean score of 5; ``val_sizes`` (low, high) of them at random are val.
+    """AVA1: all images, cut at a mean score of 5; ``val_sizes`` (low, high) of them at random are val.
 
-    delta drops *training* pictures with |mean - 5| < delta (those exactly delta away stay); val is drawn
+    delta drops *training* images with |mean - 5| < delta (those exactly delta away stay); val is drawn
     before that, so it is the same for every delta. ``order``: the authors' lists are sorted by class.
     Raises DataError where a class is too small or an argument is out of range.
     """
@@ -105,7 +105,7 @@ def partition_ava1(
         pool = by_id[high[by_id] == bool(label)]
         if not 0 <= size <= len(pool):
             raise DataError(
-                f"{table.file}: val needs {size} pictures of label {label}, there are {len(pool)}; "
+                f"{table.file}: val needs {size} images of label {label}, there are {len(pool)}; "
                 "give other sizes with --val-sizes LOW HIGH"
             )
         chosen.append(random.permutation(pool)[:size])
@@ -114,7 +114,7 @@ def partition_ava1(
     near = _within(table, delta) & ~in_val
     train = by_id[~(in_val | near)[by_id]]
     if not len(train):
-        raise DataError(f"{table.file}: no training picture is left; lower --delta or --val-sizes")
+        raise DataError(f"{table.file}: no training image is left; lower --delta or --val-sizes")
     return Partition(
         _split(train, high, order, random), _split(by_id[in_val[by_id]], high, order, random), int(near.sum())
     )
@@ -123,14 +123,14 @@ def partition_ava1(
 def partition_ava2(table: AvaTable, seed: int, *, order: str = "shuffled") -> Partition:
     """AVA2: the lowest tenth (label 0) and the highest tenth (label 1) by mean score, halved at random.
 
-    A tenth is rounded to the nearest whole picture (25,553 of 255,529). Pictures with equal means are
+    A tenth is rounded to the nearest whole image (25,553 of 255,529). Images with equal means are
     ranked by id, the lower id lower. Classes are equal overall, not in each half, as in the authors' lists.
-    Raises DataError for fewer than five pictures.
+    Raises DataError for fewer than five images.
     """
     random = _random(seed)
     tenth = (len(table) + 5) // 10
     if not tenth:
-        raise DataError(f"{table.file}: {len(table)} pictures have no tenth; AVA2 needs at least five")
+        raise DataError(f"{table.file}: {len(table)} images have no tenth; AVA2 needs at least five")
     # Equal fractions give equal float64 quotients, so ties are true ties.
     ranked = np.lexsort((table.ids, table.means))
     high = np.zeros(len(table), bool)
@@ -176,7 +176,7 @@ def read_excluded(path: str | os.PathLike[str]) -> set[int]:
                     continue
                 name = line.split()[0].rpartition("/")[2].removesuffix(".jpg")
                 if not name.isdecimal() or len(name) > 18:
-                    raise DataError(f"{path}:{number}: {name[:40]!r} is no picture id; write ID or ID.jpg")
+                    raise DataError(f"{path}:{number}: {name[:40]!r} is no image id; write ID or ID.jpg")
                 excluded.add(int(name))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

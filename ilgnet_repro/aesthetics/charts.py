@@ -148,7 +148,7 @@ def confusion(metrics: Metrics) -> Chart | None:
 
 
 def batches(ours: Sequence[float], theirs: Sequence[float] | None = None) -> Chart | None:
-    """Accuracy of each batch, beside that of the authors' log where given; None without any batch."""
+    """Accuracy of each batch, and of the authors' log where given; None without any batch."""
     if not ours:
         return None
 

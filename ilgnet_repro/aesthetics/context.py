@@ -14,7 +14,7 @@ from ..known import find_model
 from ..reading.mean import read_mean
 from ..runtime.runnable import Runnable
 from ..version import __version__
-from .labelled_images import LabelledPictures
+from .labelled_images import LabelledImages
 from .partition_checks import warn_contaminated
 from .protocols import Mean, Protocol
 from .published import PUBLISHED
@@ -62,13 +62,13 @@ def weights_warnings(weights: Weights, dataset: str) -> list[str]:
     ]
 
 
-def partition_source(pictures: LabelledPictures) -> Source:
+def partition_source(pictures: LabelledImages) -> Source:
     """The list that was read, with its checksum."""
     return Source(pictures.title, pictures.sha256, pictures.release.name if pictures.release else None)
 
 
 def partition_warnings(
-    pictures: LabelledPictures, dataset: str, weights: Weights, protocol: Protocol, reads: int
+    pictures: LabelledImages, dataset: str, weights: Weights, protocol: Protocol, reads: int
 ) -> list[str]:
     """Warn of a list that is not the dataset's, that the weights have seen, or that begins with one class."""
     found: list[str] = []
@@ -89,12 +89,12 @@ def partition_warnings(
         labels = pictures.labels[:reads]
         if len(np.unique(labels)) == 1 and len(np.unique(pictures.labels)) == 2:
             found.append(
-                f"one class: the first {len(labels):,} pictures all have label {labels[0]}, so this is"
+                f"one class: the first {len(labels):,} images all have label {labels[0]}, so this is"
                 " the recall of one class and no accuracy; run `full`"
             )
         if len(pictures) < reads:
             found.append(
-                f"wrapped: {reads:,} pictures are read of a list of {len(pictures):,}, some more than once"
+                f"wrapped: {reads:,} images are read of a list of {len(pictures):,}, some more than once"
             )
     return found
 
@@ -106,7 +106,7 @@ def choose_mean(
     path: str | os.PathLike[str] | None = None,
     values: tuple[float, ...] = (),
 ) -> tuple[Mean, Source | None, list[str]]:
-    """The mean to take off, where it is from, and warnings.
+    """The mean to subtract, where it is from, and warnings.
 
     It is ``path`` or ``values``, or else the released mean file of the weights' training set (of ``dataset``
     where that is unknown), if it was fetched. Raises IlgnetError if there is none.

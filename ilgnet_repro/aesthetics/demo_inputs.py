@@ -1,4 +1,4 @@
-"""What `make demo` runs on: nets with random weights, and labelled pictures it draws itself."""
+"""What `make demo` runs on: nets with random weights, and labelled images it draws itself."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _make_random(
 
 
 def draw_labelled_set(folder: str | os.PathLike[str], count: int = 60, seed: int = 1) -> tuple[Path, Path]:
-    """Draw ``count`` pictures into ``folder``/pictures and write their list; return list and picture folder.
+    """Draw ``count`` images into ``folder``/pictures and write their list; return list and image folder.
 
     Label 1 is for the quiet ones, with little grain; the list mixes both labels.
     """
@@ -104,8 +104,8 @@ def draw_labelled_set(folder: str | os.PathLike[str], count: int = 60, seed: int
     return listed, pictures
 
 
-def draw_pictures(folder: str | os.PathLike[str], count: int = 3, seed: int = 1) -> list[Path]:
-    """Draw pictures of different sizes (sky, ground, a disc) as PNG files; return their paths."""
+def draw_images(folder: str | os.PathLike[str], count: int = 3, seed: int = 1) -> list[Path]:
+    """Draw images of different sizes (sky, ground, a disc) as PNG files; return their paths."""
     random = np.random.default_rng(seed)
     paths = [Path(folder) / f"picture{index + 1}.png" for index in range(count)]
     for path in paths:

@@ -28,20 +28,20 @@ from .context import (
     weights_warnings,
 )
 from .journal import Journal, is_journal
-from .labelled_images import LabelledPictures
+from .labelled_images import LabelledImages
 from .protocol_run import run_protocol, scorer
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
 from .results import COLUMNS, RunResult, csv_line, is_run, write_table
 from .scores import read_scores
 
 JOURNAL = "journal.csv"
-_COMPARED = 16  # pictures that the fast path is held against the exact net on
-_NAMED = 5  # how many pictures that could not be read are named in the warning
+_COMPARED = 16  # images on which the fast path is compared with the exact net
+_NAMED = 5  # how many images that could not be read are named in the warning
 
 
 @dataclass(frozen=True)
 class Test:
-    """One test to run. ``dataset`` is ava1, ava2, or a name for other two-class pictures.
+    """One test to run. ``dataset`` is ava1, ava2, or a name for other two-class images.
 
     ``batch_size`` and ``batches`` default to the protocol's; ``mean_values`` are in BGR; ``scores`` is a file
     of mean scores as `ilgnet partition --scores` writes it; ``table`` is csv or parquet.
@@ -51,7 +51,7 @@ class Test:
 
     dataset: str
     protocol: Protocol
-    pictures: LabelledPictures
+    pictures: LabelledImages
     mean: str | os.PathLike[str] | None = None
     mean_values: tuple[float, ...] = ()
     resize: int = RESIZE
@@ -66,17 +66,17 @@ class Test:
 
     @property
     def size(self) -> int:
-        """Pictures in a batch."""
+        """Images in a batch."""
         return self.batch_size or BATCH_SIZES.get(self.dataset, OTHER_BATCH_SIZE)
 
     @property
     def count(self) -> int | None:
-        """How many batches are read, or None for each picture once."""
+        """How many batches are read, or None for each image once."""
         return self.batches if self.batches is not None else self.protocol.batches
 
     @property
     def reads(self) -> int:
-        """How many pictures are read, if all of them can be."""
+        """How many images are read, if all of them can be."""
         return len(self.pictures) if self.count is None else self.count * self.size
 
 
@@ -90,17 +90,16 @@ def run_test(
     device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> RunResult:
-    """Run a test; write run.json, pictures.csv and, where pictures could not be read, bad.txt into ``out``.
+    """Run a test; write run.json, pictures.csv and, where images could not be read, bad.txt into ``out``.
 
-    ``net`` holds ``weights``. With ``resume`` a run
-    that was interrupted goes on from its journal, and gives what it would have given. Raises IlgnetError in
-    one line.
+    ``net`` holds ``weights``. With ``resume`` an interrupted run continues from its journal;
+    the result is identical. Raises IlgnetError in one line.
     """
     started = time.monotonic()
     protocol = test.protocol
     if protocol.batches is None and test.batches is not None:
         raise IlgnetError(
-            f"protocol {protocol.name} reads every picture once; leave out --batches, or use published"
+            f"protocol {protocol.name} reads every image once; leave out --batches, or use published"
         )
     known = identify_weights(weights, net)
     mean, mean_source, warnings = choose_mean(test.dataset, protocol, known, test.mean, test.mean_values)
@@ -179,16 +178,18 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _how_computed(
-    net: Runnable, preparation: Preparation, pictures: LabelledPictures, names: np.ndarray
+    net: Runnable, preparation: Preparation, pictures: LabelledImages, names: np.ndarray
 ) -> str:
-    """The net's form and, where it is not the exact one, how far that is off on the first of the pictures."""
+    """The net's form and, where it is not the exact one, its largest deviation on the first images."""
     if not isinstance(net, FastNet):
         return net.form
     rows = {name: row for row, name in enumerate(pictures.names)}
     first = [preparation.one(pictures.picture(rows[name])) for name in names[:_COMPARED].tolist()]
     view = torch.from_numpy(next(iter(preparation.views(np.stack(first)))))
     most = max(net.deviation({net.inputs_for(net.outputs)[0]: view}).values())
-    return f"{net.form}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} pictures"
+    return (
+        f"{net.form}; at most {most:.2g} from the exact net's probabilities on the first {len(first)} images"
+    )
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
@@ -204,7 +205,7 @@ def _side(net: Runnable) -> int:
     name = net.image_input()
     shape = net.shapes[name]
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] is None:
-        raise IlgnetError(f"input {name!r} is {shape}; colour pictures of a square crop are needed (N,3,S,S)")
+        raise IlgnetError(f"input {name!r} is {shape}; colour images of a square crop are needed (N,3,S,S)")
     return shape[2]
 
 
@@ -233,7 +234,7 @@ def _mean_scores(file: str | os.PathLike[str] | None) -> Callable[[str], float]:
 
 def _about(bad: tuple[tuple[str, str], ...], file: Path) -> str:
     names = ", ".join(name for name, _ in bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
-    were = "picture was" if len(bad) == 1 else "pictures were"
+    were = "image was" if len(bad) == 1 else "images were"
     return f"left out: {len(bad):,} {were} missing or broken: {names}; {file} has all with the reason"
 
 

@@ -37,7 +37,7 @@ def features(net: NetBuilder, name: str, bottom: str, num_output: int, drop: str
 
 
 def scores(net: NetBuilder, data: str, *, block: Block = inception, local: bool = True) -> str:
-    """The two class scores of a 3×227×227 picture.
+    """The two class scores of a 3×227×227 image.
 
     ``block`` builds modules 3a, 3b and 4a; without ``local`` the two early heads are left out
     (both are there for the ablations of the paper).
@@ -56,7 +56,7 @@ def scores(net: NetBuilder, data: str, *, block: Block = inception, local: bool 
 
 
 def database(net: NetBuilder, partition: str, part: str, batch_size: int, phase: str | None = None) -> str:
-    """256×256 pictures of AVA1 or AVA2 (``part`` is train or val), minus the mean picture, cropped to 227."""
+    """256×256 images of AVA1 or AVA2 (``part`` is train or val), minus the mean image, cropped to 227."""
     folder = f"../../data/{partition}"
     return net.data(
         f"{folder}/{part}_lmdb",
@@ -99,5 +99,5 @@ def train_ava1() -> caffe_pb2.NetParameter:
 
 
 def val_ava1() -> caffe_pb2.NetParameter:
-    """The test net on AVA1: 400 batches of 50 are its 20,000 pictures."""
+    """The test net on AVA1: 400 batches of 50 are its 20,000 images."""
     return val("AVA1", batch_size=50)

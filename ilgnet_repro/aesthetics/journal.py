@@ -1,4 +1,4 @@
-"""A CSV journal of per-picture results that outlives a killed run."""
+"""A CSV journal of per-image results that outlives a killed run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def is_journal(path: Path) -> bool:
 
 
 class Journal:
-    """A CSV that grows by a batch at a time and can be taken up again after `kill -9`.
+    """A CSV that grows batch by batch and can be resumed after `kill -9`.
 
     Each line ends in a checksum of its text, so that a line cut short, or a block of zeros left by a machine
     that lost power, is seen for what it is: opening the journal drops everything from the first such line
-    and goes on from there. The first line names the run (``key``, such as a digest of weights, list and
+    and continues from there. The first line names the run (``key``, such as a digest of weights, list and
     protocol); another run's journal is refused with IlgnetError.
 
     Use as a context manager; ``rows`` are those already done when it was opened.

@@ -1,4 +1,4 @@
-"""Labelled pictures for a test, from a list and a folder or from an LMDB, by row."""
+"""Labelled images for a test, from a list and a folder or from an LMDB, by row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..reading.lmdb_read import LmdbReader, key_text, split_key
 from .releases import Release, default_folder, find_release, known_release
 
 
-class LabelledPictures(Protocol):
+class LabelledImages(Protocol):
     """Rows of a two-class set, ``names`` and ``labels`` by row; ``release`` is the released list it is."""
 
     labels: np.ndarray
@@ -30,12 +30,12 @@ class LabelledPictures(Protocol):
     def names(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
     def picture(self, row: int) -> str | np.ndarray:
-        """The path of a row's picture, or the picture: uint8 (height, width, 3) in BGR."""
+        """The path of a row's image, or the image: uint8 (height, width, 3) in BGR."""
         ...
 
 
-class ListedPictures:
-    """The rows of a list file, their pictures under ``root``. Raises DataError for a label but 0 and 1."""
+class ListedImages:
+    """The rows of a list file, their images under ``root``. Raises DataError for a label but 0 and 1."""
 
     order = "as given"
 
@@ -57,7 +57,7 @@ class ListedPictures:
         return picture_path(self.root, self.names[row])
 
 
-class StoredPictures:
+class StoredImages:
     """The rows of a Caffe LMDB in key order, which is how Caffe reads it.
 
     Its list is written out again from keys and labels: a database made of a released list is known by it.
@@ -111,26 +111,26 @@ def _two_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.nda
     return labels
 
 
-def open_pictures(
+def open_images(
     dataset: str,
     *,
     pictures: str | os.PathLike[str] | None = None,
     list_file: str | os.PathLike[str] | None = None,
     database: str | os.PathLike[str] | None = None,
-) -> LabelledPictures:
-    """The pictures that the caller names: an LMDB, or a list with the folder its paths start from.
+) -> LabelledImages:
+    """The images that the caller names: an LMDB, or a list with the folder its paths start from.
 
     Without a list it is the released val list of ``dataset``, if it was fetched. Raises IlgnetError for a
-    choice that names no pictures, or too many.
+    choice that names no images, or too many.
     """
     if database is not None:
         if list_file is not None or pictures is not None:
-            raise IlgnetError("an LMDB holds list and pictures: leave out --list and --pictures")
-        return StoredPictures(database)
+            raise IlgnetError("an LMDB holds list and images: leave out --list and --pictures")
+        return StoredImages(database)
     if list_file is not None:
-        return ListedPictures(list_file, pictures or "")
+        return ListedImages(list_file, pictures or "")
     if pictures is None:
-        raise IlgnetError("no pictures: give --pictures FOLDER, --list LIST or --lmdb DB")
+        raise IlgnetError("no images: give --pictures FOLDER, --list LIST or --lmdb DB")
     if dataset not in ("ava1", "ava2"):
         raise IlgnetError(f"{pictures}: give the labels too, with --list LIST")
     released = default_folder() / Path(find_release(f"{dataset}-val").path)
@@ -139,4 +139,4 @@ def open_pictures(
             f"{released}: the released list is not there; `ilgnet data get {dataset}-val`,"
             " or give --list LIST"
         )
-    return ListedPictures(released, pictures)
+    return ListedImages(released, pictures)

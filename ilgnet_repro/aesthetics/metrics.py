@@ -16,7 +16,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of the reliability diagram: the pictures whose probability of index 1 lies in [low, high)."""
+    """One bin of the reliability diagram: the images whose probability of index 1 lies in [low, high)."""
 
     low: float
     high: float
@@ -27,9 +27,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All figures of one run over N pictures; index 1 means high quality.
+    """All figures of one run over N images; index 1 means high quality.
 
-    ``confusion[label][answer]`` counts pictures. ``majority`` is the accuracy of always giving the more
+    ``confusion[label][answer]`` counts images. ``majority`` is the accuracy of always giving the more
     frequent label, ``always_high`` that of always answering 1.
     """
 
@@ -62,7 +62,7 @@ def is_correct(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """−log of the label's probability for each picture, (N,) float64, clamped as Caffe clamps it."""
+    """−log of the label's probability for each image, (N,) float64, clamped as Caffe clamps it."""
     probability = np.asarray(probability, np.float64)
     of_label = np.where(np.asarray(labels) == 1, probability, 1.0 - probability)
     return -np.log(np.maximum(of_label, SMALLEST_PROBABILITY))
@@ -91,7 +91,7 @@ def calibration_error(bins: tuple[Bin, ...]) -> Measured:
     """Expected calibration error: |mean probability − share of label 1|, weighted by the bins' counts."""
     total = sum(bin_.count for bin_ in bins)
     if total == 0:
-        return missing("no picture")
+        return missing("no image")
     gaps = (
         bin_.count * abs(bin_.mean_probability - bin_.share_high)
         for bin_ in bins
@@ -108,7 +108,7 @@ def evaluate(
 ) -> Metrics:
     """All metrics of (N,) probabilities of index 1 against (N,) labels 0 or 1.
 
-    ``loss`` is each picture's own loss where the run has it in full precision, else it is computed here;
+    ``loss`` is each image's own loss where the run has it in full precision, else it is computed here;
     ``mean_score`` the people's mean score, NaN where unknown. Raises ValueError on lengths that differ,
     labels other than 0 and 1, or probabilities outside [0, 1].
     """
@@ -129,7 +129,7 @@ def evaluate(
     low_count, high_count = low + wrong_low, wrong_high + high
     bins = reliability(probability, labels)
     losses = cross_entropy(probability, labels) if loss is None else np.asarray(loss, np.float64)
-    nothing = missing("no picture")
+    nothing = missing("no image")
     both = low_count and high_count
     one_class = missing("only one class is present") if count else nothing
     return Metrics(
@@ -139,8 +139,8 @@ def evaluate(
         confusion=((low, wrong_low), (wrong_high, high)),
         accuracy=proportion(low + high, count),
         loss=Measured(float(losses.mean())) if count else nothing,
-        recall_low=proportion(low, low_count, "picture of label 0"),
-        recall_high=proportion(high, high_count, "picture of label 1"),
+        recall_low=proportion(low, low_count, "image of label 0"),
+        recall_high=proportion(high, high_count, "image of label 1"),
         balanced_accuracy=Measured(float(scikit.balanced_accuracy_score(labels, answers)))
         if both
         else one_class,
@@ -148,7 +148,7 @@ def evaluate(
         f1=(
             Measured(float(scikit.f1_score(labels, answers)))
             if high_count or wrong_low
-            else missing("no picture is or was called high")
+            else missing("no image is or was called high")
         ),
         majority=Measured(max(low_count, high_count) / count) if count else nothing,
         always_high=Measured(high_count / count) if count else nothing,
@@ -167,13 +167,13 @@ def _against(
         return missing("no mean scores were given")
     known = np.isfinite(scores)
     if not known.any():
-        return missing("no picture has a mean score")
+        return missing("no image has a mean score")
     return function(probability[known], np.asarray(scores, np.float64)[known])
 
 
 # What a report shows of `Metrics`: the words, the field, and whether it is a share.
 FIGURES = (
-    ("accuracy, each picture once", "accuracy", True),
+    ("accuracy, each image once", "accuracy", True),
     ("loss, mean −log p", "loss", False),
     ("recall of low (label 0)", "recall_low", True),
     ("recall of high (label 1)", "recall_high", True),
@@ -194,7 +194,7 @@ def _reason_against(predicted: np.ndarray, target: np.ndarray) -> str:
     if predicted.shape != target.shape or predicted.ndim != 1:
         raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
     if len(predicted) < 2:
-        return f"needs two pictures, got {len(predicted)}"
+        return f"needs two images, got {len(predicted)}"
     if not (np.isfinite(predicted).all() and np.isfinite(target).all()):
         return "a value is not finite"
     if np.ptp(predicted) == 0:
@@ -227,7 +227,7 @@ def mse(predicted: np.ndarray, target: np.ndarray) -> Measured:
     if predicted.shape != target.shape:
         raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
     if predicted.size == 0:
-        return missing("no picture")
+        return missing("no image")
     return Measured(float(np.mean((predicted.astype(float) - target.astype(float)) ** 2)))
 
 
@@ -246,7 +246,7 @@ def emd(predicted: np.ndarray, target: np.ndarray, r: Literal[1, 2] = 1) -> Meas
     if predicted.shape != target.shape:
         raise ValueError(f"{predicted.shape} predictions for {target.shape} votes")
     if len(predicted) == 0:
-        return missing("no picture")
+        return missing("no image")
     try:
         pairs = zip(_shares(predicted), _shares(target), strict=True)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Checks of partitions: counts, class order, duplicates, overlap, contamination, missing and bad pictures."""
+"""Checks of partitions: counts, class order, duplicates, overlap, contamination, missing and bad images."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def list_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def contamination(train: Collection[str], val: Iterable[str]) -> int:
-    """How many rows of val name a picture of train."""
+    """How many rows of val name an image of train."""
     known = frozenset(train)
     return sum(name in known for name in val)
 
@@ -92,7 +92,7 @@ def contamination(train: Collection[str], val: Iterable[str]) -> int:
 def warn_contaminated(weights_release: Release | None, partition_release: Release | None) -> str | None:
     """One line if released weights meet a released list they were trained on, in part or whole; else None.
 
-    Either may be None (not a released file): nothing is known then, and nothing is said.
+    Either may be None (not a released file): nothing is known then, and None is returned.
     """
     if weights_release is None or partition_release is None or partition_release.rows is None:
         return None
@@ -113,14 +113,14 @@ def warn_contaminated(weights_release: Release | None, partition_release: Releas
         and not shared_rows(trained_on, release.name)
     ]
     return (
-        f"{weights_release.name} were trained on {shared:,} of the {partition_release.rows:,} pictures of "
+        f"{weights_release.name} were trained on {shared:,} of the {partition_release.rows:,} images of "
         f"{partition_release.name} ({shared / partition_release.rows:.1%}), so this is no test of them; "
         f"use {' or '.join(clean)}"
     )
 
 
 @dataclass(frozen=True)
-class PictureReport:
+class ImageReport:
     """Paths (as the list has them) whose file is ``missing``, ``corrupt`` (no decoder takes it) or
     ``truncated`` (it decodes, with grey where its end is cut off, which Caffe takes without a word)."""
 
@@ -136,25 +136,25 @@ class PictureReport:
         return {name: kind for kind in kinds for name in getattr(self, kind)}
 
 
-def check_pictures(
+def check_images(
     rows: ImageList,
     folder: str | os.PathLike[str],
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> PictureReport:
-    """Decode every picture of a list, on ``workers`` threads (one a core by default)."""
+) -> ImageReport:
+    """Decode every image of a list, on ``workers`` threads (one per core by default)."""
     faults: dict[str, list[str]] = {"missing": [], "corrupt": [], "truncated": []}
     done = 0
     names = (name for name, _ in rows)
-    for name, fault in ordered_map(partial(_picture_fault, folder), names, workers):
+    for name, fault in ordered_map(partial(_image_fault, folder), names, workers):
         done += 1
         if fault:
             faults[fault].append(name)
         progress(done)
-    return PictureReport(done, **{kind: tuple(found) for kind, found in faults.items()})
+    return ImageReport(done, **{kind: tuple(found) for kind, found in faults.items()})
 
 
-def _picture_fault(folder: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
+def _image_fault(folder: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
     path = picture_path(folder, name)
     if not os.path.isfile(path):
         return name, "missing"

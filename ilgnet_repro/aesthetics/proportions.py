@@ -88,7 +88,7 @@ def compare_proportions(
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two runs on the same pictures: how many only one of them got right, and what that says."""
+    """Two runs on the same images: how many only one of them got right, and what that says."""
 
     only_first: int
     only_second: int
@@ -98,14 +98,14 @@ class McNemar:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """McNemar's test on two boolean arrays (same pictures, same order): right or wrong.
+    """McNemar's test on two boolean arrays (same images, same order): right or wrong.
 
-    ``exact_p`` is the two-sided binomial test of the discordant pictures at one half; ``chi2`` is the
-    approximation with Edwards' continuity correction, None where no picture is discordant.
+    ``exact_p`` is the two-sided binomial test of the discordant images at one half; ``chi2`` is the
+    approximation with Edwards' continuity correction, None where no image is discordant.
     """
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape:
-        raise ValueError(f"{first.shape} and {second.shape}: not the same pictures")
+        raise ValueError(f"{first.shape} and {second.shape}: not the same images")
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     discordant = only_first + only_second
     if discordant == 0:

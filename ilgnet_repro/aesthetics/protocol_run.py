@@ -1,4 +1,4 @@
-"""A protocol's run: pictures in, a row each out, a batch at a time, so that it can be taken up again."""
+"""A protocol's run: one row of results per image, batch by batch, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..reading.parallel import ordered_map
 from ..runtime.modes import as_loaded
 from ..runtime.runnable import Runnable, run_rows
 from .journal import Journal
-from .labelled_images import LabelledPictures
+from .labelled_images import LabelledImages
 from .metrics import SMALLEST_PROBABILITY, is_correct
 from .protocols import Preparation
-from .results import BatchRow, PictureResult, Row, from_rows
+from .results import BatchRow, ImageResults, Row, from_rows
 
 Scorer = Callable[[Tensor], Tensor]
 """Takes (N, 3, side, side), gives the probabilities (N, 2) of low and high."""
@@ -29,9 +29,9 @@ _OFF_ONE = 1e-3  # how far from 1 the sum of two float32 (or bfloat16) probabili
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found; ``bad`` are the pictures that could not be read, with the reason, each once."""
+    """What a run found; ``bad`` are the images that could not be read, with the reason, each once."""
 
-    pictures: PictureResult
+    pictures: ImageResults
     batches: tuple[BatchRow, ...]
     bad: tuple[tuple[str, str], ...]
 
@@ -39,7 +39,7 @@ class Outcome:
 def scorer(net: Runnable, device: str = "cpu") -> Scorer:
     """A net as a Scorer.
 
-    Raises IlgnetError if it has not one input and one output of two probabilities a picture.
+    Raises IlgnetError if it has not one input and one output of two probabilities per image.
     """
     inputs = net.inputs_for(net.outputs)
     if len(inputs) != 1 or len(net.outputs) != 1:
@@ -54,7 +54,7 @@ def scorer(net: Runnable, device: str = "cpu") -> Scorer:
         values = values.reshape(len(pictures), -1)
         if values.shape[1] != 2 or not bool(((values.sum(1) - 1).abs() < _OFF_ONE).all()):
             raise IlgnetError(
-                f"output {net.outputs[0]!r} does not hold two probabilities a picture;"
+                f"output {net.outputs[0]!r} does not hold two probabilities per image;"
                 " give a net that ends in Softmax"
             )
         return values
@@ -73,7 +73,7 @@ class _Read:
 
 def run_protocol(
     score: Scorer,
-    pictures: LabelledPictures,
+    pictures: LabelledImages,
     preparation: Preparation,
     batch_size: int,
     *,
@@ -86,7 +86,7 @@ def run_protocol(
 ) -> Outcome:
     """Run a protocol over ``pictures``: ``batches`` from the first row on and over again, or each row once.
 
-    A picture that cannot be read is left out, and the next takes its place, as when `convert_imageset` builds
+    An image that cannot be read is left out, and the next takes its place, as when `convert_imageset` builds
     the database; with ``strict`` it raises DataError. ``journal`` keeps every row visited (NaN for one left
     out); what it has already is not done again, except for a batch it has in part.
     """
@@ -134,7 +134,7 @@ def run_protocol(
     stream.close()  # type: ignore[attr-defined]  # it is a generator; its threads end here
     if not done:
         reason = next(iter(faults.values()))
-        raise DataError(f"{pictures.title}: none of its {len(pictures):,} pictures can be read: {reason}")
+        raise DataError(f"{pictures.title}: none of its {len(pictures):,} images can be read: {reason}")
     return Outcome(
         pictures=from_rows(row for row in rows[: len(pictures)] if not math.isnan(row[2])),
         batches=tuple(_batch_rows([row for row in rows if not math.isnan(row[2])], batch_size)),
@@ -172,7 +172,7 @@ def _scores(score: Scorer, preparation: Preparation, good: Sequence[_Read]) -> n
 def _rows(
     batch: Sequence[_Read],
     scores: Iterator[np.ndarray],
-    pictures: LabelledPictures,
+    pictures: LabelledImages,
     mean_score: Callable[[str], float],
 ) -> list[Row]:
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""The named ways to test a two-class net on AVA: which pictures, how prepared, how counted."""
+"""The named ways to test a two-class net on AVA: which images, how prepared, how counted."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from ..errors import IlgnetError
 from ..reading.preprocessing import Preprocessing
 
-RESIZE = 256  # the side of the pictures in the authors' databases
+RESIZE = 256  # the side of the images in the authors' databases
 BATCH_SIZES = {"ava1": 50, "ava2": 48}  # of the authors' nets
 OTHER_BATCH_SIZE = 50
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """``batches`` is how many are read, from the first row on and over again; None reads each picture once.
+    """``batches`` is how many are read, from the first row on and over again; None reads each image once.
 
-    ``whole`` feeds whole pictures, resized, instead of a centre crop; ``crops`` is 1 or 10.
+    ``whole`` feeds whole images, resized, instead of a centre crop; ``crops`` is 1 or 10.
     """
 
     name: str
@@ -35,9 +35,9 @@ PROTOCOLS = {
         Protocol(
             "published", 50, False, 1, "the first 50 batches in order, as the published figures were made"
         ),
-        Protocol("full", None, False, 1, "every picture once, centre crop"),
-        Protocol("resize", None, True, 1, "every picture once, whole, as the authors' test.py resizes it"),
-        Protocol("tencrop", None, False, 10, "every picture once, mean of ten crops"),
+        Protocol("full", None, False, 1, "every image once, centre crop"),
+        Protocol("resize", None, True, 1, "every image once, whole, as the authors' test.py resizes it"),
+        Protocol("tencrop", None, False, 10, "every image once, mean of ten crops"),
     )
 }
 
@@ -52,14 +52,14 @@ def find_protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """What is taken off: a mean image (3, height, width), or one value a channel, blue first."""
+    """What is subtracted: a mean image (3, height, width), or one value per channel, blue first."""
 
     image: np.ndarray | None = None
     values: tuple[float, ...] = ()
 
     @property
     def channels(self) -> tuple[float, ...]:
-        """One value a channel, that of the image where there is one."""
+        """One value per channel, that of the image where there is one."""
         if self.image is None:
             return self.values
         return tuple(float(value) for value in self.image.mean(axis=(1, 2), dtype=np.float64))
@@ -67,7 +67,7 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """How a protocol makes a net's input of side ``side``: each picture alone, then a batch's views."""
+    """How a protocol makes a net's input of side ``side``: each image alone, then a batch's views."""
 
     protocol: Protocol
     side: int
@@ -77,18 +77,18 @@ class Preparation:
     def __post_init__(self) -> None:
         if not self.protocol.whole and self.stage[0] < self.side:
             raise IlgnetError(
-                f"pictures of {self.stage[0]} pixels cannot be cropped to {self.side}; resize to more"
+                f"images of {self.stage[0]} pixels cannot be cropped to {self.side}; resize to more"
             )
 
     @property
     def stage(self) -> tuple[int, int]:
-        """The size pictures are brought to before the crop: the mean image's own, where there is one."""
+        """The size images are brought to before the crop: the mean image's own, where there is one."""
         image = self.mean.image
         return (self.resize, self.resize) if image is None else (image.shape[1], image.shape[2])
 
     @property
     def one(self) -> Preprocessing:
-        """What is done to each picture alone."""
+        """What is done to each image alone."""
         size = (self.side, self.side)
         if self.protocol.whole:
             return Preprocessing(size=size, mean_value=self.mean.channels)
@@ -101,8 +101,8 @@ class Preparation:
     def views(self, pictures: np.ndarray) -> Iterator[np.ndarray]:
         """The inputs whose probabilities are averaged, each (N, 3, side, side).
 
-        Of ten: the corners and the centre, then the same mirrored. The mean is off already, so it stays with
-        its place in the picture, as in Caffe.
+        Of ten: the corners and the centre, then the same mirrored. The mean is subtracted already, so it stays with
+        its place in the image, as in Caffe.
         """
         if self.protocol.crops == 1:
             yield pictures
@@ -115,7 +115,7 @@ class Preparation:
                 yield np.ascontiguousarray(window[..., ::flip])
 
     def describe(self) -> str:
-        """One line for the report."""
+        """One line for the report. It is part of a journal's key, so its spelling stays."""
         values = "/".join(f"{value:.6g}" for value in self.mean.channels) or "nothing"
         if self.protocol.whole:
             return f"whole picture resized to {self.side} × {self.side}, minus the channel means {values}"

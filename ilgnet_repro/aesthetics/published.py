@@ -15,7 +15,7 @@ class PublishedFigure:
     """One published accuracy with what it was measured on.
 
     ``rows`` and ``high_rows`` describe the whole released val list, of which the run read only the first
-    ``iterations * batch_size`` pictures of its database. ``shuffle_candidate`` is the one seed of Caffe's
+    ``iterations * batch_size`` images of its database. ``shuffle_candidate`` is the one seed of Caffe's
     shuffle under which the log's batches follow the labels (docs/reproducing.md has the evidence: a
     chance of 1 in 300 to be none); None where no seed stands out.
     """
@@ -32,7 +32,7 @@ class PublishedFigure:
 
     @property
     def count(self) -> int:
-        """Pictures the figure was measured on."""
+        """Images the figure was measured on."""
         return self.iterations * self.batch_size
 
     @property
@@ -48,17 +48,17 @@ class PublishedFigure:
 
     @property
     def always_high(self) -> float:
-        """Accuracy of answering "high" to every picture of the whole val list."""
+        """Accuracy of answering "high" to every image of the whole val list."""
         return self.high_rows / self.rows
 
     @property
     def full_iterations(self) -> int:
-        """Batches that read every picture at least once."""
+        """Batches that read every image at least once."""
         return -(-self.rows // self.batch_size)
 
     @property
     def counted_twice(self) -> int:
-        """Pictures such a run reads twice, the database wrapping round to its start."""
+        """Images such a run reads twice, the database wrapping round to its start."""
         return self.full_iterations * self.batch_size - self.rows
 
 
@@ -67,7 +67,7 @@ PUBLISHED = {
     "ava2": PublishedFigure("ava2", 2052, 48, 50, 0.381667, 25_553, 12_722),
 }
 
-# Of AVA2's 25,553 val pictures this many are in AVA1's train list.
+# Of AVA2's 25,553 val images this many are in AVA1's train list.
 AVA2_VAL_IN_AVA1_TRAIN = 23_768
 
 

@@ -89,7 +89,7 @@ def known_release(sha256: str) -> Release | None:
 
 
 def shared_rows(train: str, partition: str) -> int:
-    """How many pictures of one released list are in a released training list (both by name).
+    """How many images of one released list are in a released training list (both by name).
 
     Raises DataError for a pair the manifest does not count.
     """

@@ -1,4 +1,4 @@
-"""All that a report shows: a run's figures beside the published one, the authors' log and another run."""
+"""What a report shows: a run's figures, compared with the published one, the authors' log and another run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Report:
 def build_report(
     run: RunResult, log: TestLog | None = None, other: RunResult | None = None, other_name: str = "other run"
 ) -> Report:
-    """Work out all figures of ``run``, beside the authors' ``log`` and an ``other`` run where given.
+    """Compute all figures of ``run``, and compare it with the authors' ``log`` and an ``other`` run where given.
 
-    Raises DataError if the other run shares no picture with this one.
+    Raises DataError if the other run shares no image with this one.
     """
     pictures = run.pictures
     figure = PUBLISHED.get(run.dataset)
@@ -70,7 +70,7 @@ def build_report(
 def _verdicts(
     run: RunResult, log: TestLog | None, counts: tuple[int, ...], figure: PublishedFigure | None
 ) -> tuple[Verdict, ...]:
-    """The run beside the log in list order, and in the order of the shuffle that is the log's candidate."""
+    """The run compared with the log in list order, and in the order of its candidate shuffle."""
     if log is None or not counts:
         return ()
     size = log.batch_size or run.batch_size
@@ -96,13 +96,13 @@ def _against_other(run: RunResult, other: RunResult) -> McNemar:
     places = {name: place for place, name in enumerate(other.pictures.names.tolist())}
     pairs = [(mine, places[name]) for mine, name in enumerate(run.pictures.names.tolist()) if name in places]
     if not pairs:
-        raise DataError("the two runs share no picture by name; give two runs over one list")
+        raise DataError("the two runs share no image by name; give two runs over one list")
     mine, theirs = (np.array(column) for column in zip(*pairs, strict=True))
     return mcnemar(run.pictures.correct[mine], other.pictures.correct[theirs])
 
 
 def report_values(report: Report) -> dict[str, Any]:
-    """The report as a dictionary that JSON can hold; the pictures themselves stay in the run's table."""
+    """The report as a dictionary that JSON can hold; the images themselves stay in the run's table."""
     run, figure = report.run, report.figure
     about = {name: value for name, value in run.to_dict().items() if name != "pictures"}
     interval = wilson(run.correct, run.count)

@@ -19,7 +19,7 @@ from ..pages import fill_template
 from ..reading.image_list import picture_path
 from ..reading.images import decode_file
 from . import charts
-from .labelled_images import StoredPictures
+from .labelled_images import StoredImages
 from .proportions import McNemar
 from .published import AVA2_VAL_IN_AVA1_TRAIN
 from .report_data import (
@@ -33,8 +33,8 @@ from .report_data import (
 from .results import Source
 from .verdict import Verdict
 
-Pictures = Callable[[str], "np.ndarray | None"]
-"""Gives a listed picture as (H, W, 3) BGR uint8, or None if it has none."""
+ImageLoader = Callable[[str], "np.ndarray | None"]
+"""Gives a listed image as (H, W, 3) BGR uint8, or None if it has none."""
 
 THUMBNAIL_SIDE = 160
 
@@ -58,7 +58,7 @@ def write_report(
     report: Report,
     page: str | os.PathLike[str],
     values: str | os.PathLike[str] | None = None,
-    pictures: Pictures | None = None,
+    pictures: ImageLoader | None = None,
 ) -> None:
     """Write the HTML page, and the JSON to ``values`` (default: the page's name with .json)."""
     html = render(report, thumbnails(report, pictures) if pictures else ())
@@ -71,8 +71,8 @@ def write_report(
         file.write(strict_json.dumps(report_values(report), indent=1))
 
 
-def folder(root: str | os.PathLike[str]) -> Pictures:
-    """Listed pictures as files under ``root``."""
+def folder(root: str | os.PathLike[str]) -> ImageLoader:
+    """Listed images as files under ``root``."""
 
     def read(name: str) -> np.ndarray | None:
         import cv2
@@ -82,8 +82,8 @@ def folder(root: str | os.PathLike[str]) -> Pictures:
     return read
 
 
-def stored(database: StoredPictures) -> Pictures:
-    """Listed pictures as rows of an LMDB."""
+def stored(database: StoredImages) -> ImageLoader:
+    """Listed images as rows of an LMDB."""
     rows = {name: row for row, name in enumerate(database.names)}
 
     def read(name: str) -> np.ndarray | None:
@@ -97,7 +97,7 @@ def stored(database: StoredPictures) -> Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """One picture of the page; ``data`` is a base64 JPEG, empty where the picture could not be read."""
+    """One image of the page; ``data`` is a base64 JPEG, empty where the image could not be read."""
 
     name: str
     label: int
@@ -106,9 +106,9 @@ class Thumbnail:
 
 
 def thumbnails(
-    report: Report, pictures: Pictures, each: int = 8
+    report: Report, pictures: ImageLoader, each: int = 8
 ) -> tuple[tuple[str, tuple[Thumbnail, ...]], ...]:
-    """The pictures scored highest and lowest, and the worst mistakes, with a title for each row."""
+    """The images scored highest and lowest, and the worst mistakes, with a title for each row."""
     rows = report.run.pictures
     order = np.argsort(-rows.probability, kind="stable")
     wrong = np.flatnonzero(~rows.correct)

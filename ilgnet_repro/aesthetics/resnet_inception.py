@@ -94,7 +94,7 @@ def bottleneck(net: NetBuilder, block: str, bottom: str, middle: str) -> str:
 
 
 def scores(net: NetBuilder, data: str) -> str:
-    """The two class scores of a 3×224×224 picture."""
+    """The two class scores of a 3×224×224 image."""
     x = conv(net, "conv1/7x7_s3", data, 64, 7, stride=2)
     x = net.in_place("PReLU", "conv1/relu_7x7", x)
     x = net.pooling("pool1/3x3_s2", x, "MAX", 2, stride=2)

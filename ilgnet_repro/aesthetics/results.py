@@ -23,8 +23,8 @@ from .metrics import is_correct
 
 
 @dataclass(frozen=True, eq=False)
-class PictureResult:
-    """One row a picture, N rows, in the order in which they were read.
+class ImageResults:
+    """One row per image, N rows, in the order in which they were read.
 
     ``names`` (N,) str, ``labels`` (N,) int64 of 0 and 1, ``probability`` (N,) float64 of index 1, ``loss``
     (N,) float64, ``mean_score`` (N,) float64 with NaN where unknown, or None where none is known.
@@ -45,19 +45,19 @@ class PictureResult:
             object.__setattr__(self, name, np.asarray(getattr(self, name), kind))
             if getattr(self, name).shape != (len(self.names),):
                 raise FormatError(
-                    f"picture results: {len(self.names)} names but {name} of shape"
-                    f" {getattr(self, name).shape}; give one value a picture"
+                    f"image results: {len(self.names)} names but {name} of shape"
+                    f" {getattr(self, name).shape}; give one value per image"
                 )
         if not np.isin(self.labels, (0, 1)).all():
-            raise FormatError("picture results: a label is neither 0 nor 1; only two-class lists have one")
+            raise FormatError("image results: a label is neither 0 nor 1; only two-class lists have one")
         if not ((self.probability >= 0) & (self.probability <= 1)).all():
-            raise FormatError("picture results: a probability lies outside [0, 1]; check the net's output")
+            raise FormatError("image results: a probability lies outside [0, 1]; check the net's output")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PictureResult):
+        if not isinstance(other, ImageResults):
             return NotImplemented
         return all(
             (mine is None and theirs is None)
@@ -100,7 +100,7 @@ class Source:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One batch: pictures in it, how many were answered right, and the batch's mean loss."""
+    """One batch: images in it, how many were answered right, and the batch's mean loss."""
 
     index: int
     size: int
@@ -122,8 +122,8 @@ def is_run(path: Path) -> bool:
 class RunResult:
     """A whole run. ``dataset`` is ``ava1``, ``ava2`` or any other name; ``elapsed`` is in seconds.
 
-    ``batches`` follow the protocol, and may count a picture twice where the list wraps; ``pictures`` hold
-    each picture once. ``list_order`` says in what order the rows were read, ``computed`` in what form the
+    ``batches`` follow the protocol, and may count an image twice where the list wraps; ``pictures`` hold
+    each image once. ``list_order`` says in what order the rows were read, ``computed`` in what form the
     net ran and how far that is from the exact one.
     """
 
@@ -136,7 +136,7 @@ class RunResult:
     preprocessing: str
     batch_size: int
     batches: tuple[BatchRow, ...]
-    pictures: PictureResult
+    pictures: ImageResults
     list_order: str = "as given"
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class RunResult:
 
     @property
     def count(self) -> int:
-        """Pictures as the protocol counts them: the accuracy's denominator."""
+        """Images as the protocol counts them: the accuracy's denominator."""
         return sum(batch.size for batch in self.batches)
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class RunResult:
                     "partition": Source(**values["partition"]),
                     "mean": Source(**values["mean"]) if values["mean"] else None,
                     "batches": tuple(map(_batch, values["batches"])),
-                    "pictures": PictureResult(**pictures),
+                    "pictures": ImageResults(**pictures),
                     "warnings": tuple(values["warnings"]),
                 }
             )
@@ -220,7 +220,7 @@ COLUMNS = ("name", "label", "probability", "loss", "mean_score")
 Row = tuple[str, int, float, float, float]  # the mean score is NaN where unknown
 
 
-def write_table(path: str | os.PathLike[str], pictures: PictureResult) -> None:
+def write_table(path: str | os.PathLike[str], pictures: ImageResults) -> None:
     """Write CSV, or Parquet where the name ends in .parquet; the file appears whole or not at all."""
     if Path(path).suffix == ".parquet":
         _write_parquet(path, pictures)
@@ -231,7 +231,7 @@ def write_table(path: str | os.PathLike[str], pictures: PictureResult) -> None:
         file.writelines(line.encode() for line in lines)
 
 
-def read_table(path: str | os.PathLike[str]) -> PictureResult:
+def read_table(path: str | os.PathLike[str]) -> ImageResults:
     """Read what ``write_table`` wrote; raises FormatError with the line that is wrong."""
     if Path(path).suffix == ".parquet":
         return _read_parquet(path)
@@ -245,11 +245,11 @@ def read_table(path: str | os.PathLike[str]) -> PictureResult:
     return from_rows(parse_row(fields, f"{path}:{reader.line_num}") for fields in reader)
 
 
-def from_rows(rows: Iterable[Row]) -> PictureResult:
-    """A PictureResult of rows (name, label, probability, loss, mean score or NaN)."""
+def from_rows(rows: Iterable[Row]) -> ImageResults:
+    """The ImageResults of rows (name, label, probability, loss, mean score or NaN)."""
     names, labels, probability, loss, scores = zip(*rows, strict=True) if (rows := list(rows)) else ([],) * 5
     known = any(not math.isnan(score) for score in scores)
-    return PictureResult(
+    return ImageResults(
         np.array(names, np.str_),
         np.array(labels, np.int64),
         np.array(probability, np.float64),
@@ -258,7 +258,7 @@ def from_rows(rows: Iterable[Row]) -> PictureResult:
     )
 
 
-def _rows(pictures: PictureResult) -> Iterable[Row]:
+def _rows(pictures: ImageResults) -> Iterable[Row]:
     scores = [math.nan] * len(pictures) if pictures.mean_score is None else pictures.mean_score.tolist()
     return zip(
         map(_plain, pictures.names.tolist()),
@@ -311,7 +311,7 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _write_parquet(path: str | os.PathLike[str], pictures: PictureResult) -> None:
+def _write_parquet(path: str | os.PathLike[str], pictures: ImageResults) -> None:
     pyarrow = _pyarrow()
     columns: dict[str, object] = {
         "name": [_plain(name) for name in pictures.names.tolist()],
@@ -327,7 +327,7 @@ def _write_parquet(path: str | os.PathLike[str], pictures: PictureResult) -> Non
         pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def _read_parquet(path: str | os.PathLike[str]) -> PictureResult:
+def _read_parquet(path: str | os.PathLike[str]) -> ImageResults:
     pyarrow = _pyarrow()
     try:
         with open(path, "rb") as file:

@@ -39,7 +39,7 @@ class ScoreTable:
 
 
 def scores_of(partition: Partition, table: AvaTable) -> ScoreTable:
-    """The scores of every picture of the partition, in the order of its lists."""
+    """The scores of every image of the partition, in the order of its lists."""
     rows = np.concatenate([partition.train.rows, partition.val.rows])
     part = table.take(rows)
     in_val = np.arange(len(rows)) >= len(partition.train)
@@ -104,7 +104,7 @@ def _read_csv(path: str | os.PathLike[str]) -> ScoreTable:
                 rows.append((identity, SPLITS.index(split), int(label), float(mean), float(std), counts))
             except (ValueError, OverflowError):
                 raise DataError(
-                    f"{path}:{reader.line_num}: not picture, split, label, mean, std and ten counts"
+                    f"{path}:{reader.line_num}: not image, split, label, mean, std and ten counts"
                 ) from None
     if not rows:
         raise DataError(f"{path}: no rows below the header")

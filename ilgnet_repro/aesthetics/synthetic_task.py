@@ -1,6 +1,6 @@
-"""A learnable aesthetic task made on the spot: pictures whose label follows from composition and colour.
+"""A learnable aesthetic task made on the spot: images whose label follows from composition and colour.
 
-Each picture has one subject on a plain ground.  It is good (1) when the subject stands on a crossing of
+Each image has one subject on a plain ground.  It is good (1) when the subject stands on a crossing of
 the thirds *and* its colour is the opposite of the ground's; it is bad (0) when either fails, so neither
 place nor colour alone gives the label.  A reduced ILGNet learns it in minutes on one core: first a trunk on
 the subject's colour, as GoogLeNet learned ImageNet, then the whole net, fine-tuned from that trunk.
@@ -30,9 +30,9 @@ VAL = 400
 BATCH = 40
 
 
-def draw_picture(rng: np.random.Generator, good: bool) -> tuple[np.ndarray, int]:
-    """Draw a picture: uint8 (64, 64, 3) in BGR, and the number of the subject's hue (0 to 5)."""
-    # One in three bad pictures fails in place, one in colour, one in both.
+def draw_image(rng: np.random.Generator, good: bool) -> tuple[np.ndarray, int]:
+    """Draw an image: uint8 (64, 64, 3) in BGR, and the number of the subject's hue (0 to 5)."""
+    # One in three bad images fails in place, one in colour, one in both.
     fails = 0 if good else int(rng.integers(1, 4))
     ground = int(rng.integers(HUES))
     subject = (ground + HUES // 2) % HUES if not fails & 1 else (ground + int(rng.integers(-1, 2))) % HUES
@@ -69,7 +69,7 @@ def make_task(
 ) -> Path:
     """Write LMDBs, nets and solvers into a folder, and return it.
 
-    ``train_lmdb`` and ``val_lmdb`` hold quality labels, ``hue_lmdb`` the train pictures with the hue.
+    ``train_lmdb`` and ``val_lmdb`` hold quality labels, ``hue_lmdb`` the train images with the hue.
     Raises DataError if anything of these names is there already.
     """
     folder = Path(folder)
@@ -84,7 +84,7 @@ def make_task(
     rows: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DATABASES}
     for number in range(pictures):
         good = int(rng.integers(2))
-        picture, hue = draw_picture(rng, bool(good))
+        picture, hue = draw_image(rng, bool(good))
         names = {"val_lmdb": good} if number < val else {"train_lmdb": good, "hue_lmdb": hue}
         for name, label in names.items():
             chw = np.ascontiguousarray(picture.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Our run beside the authors' log, batch by batch: identical, compatible or incompatible, and why."""
+"""Our run compared with the authors' log, batch by batch: identical, compatible or incompatible, and why."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def batch_counts(
     Raises ValueError on an empty list.
     """
     if len(correct) == 0:
-        raise ValueError("no picture to make a batch of")
+        raise ValueError("no image to make a batch of")
     rows = np.asarray(correct, bool) if order is None else np.asarray(correct, bool)[order]
     read = np.arange(iterations * batch_size) % len(rows)
     return tuple(int(total) for total in rows[read].reshape(iterations, batch_size).sum(axis=1))
@@ -61,7 +61,7 @@ def compare_batches(
 ) -> Verdict:
     """Compare right answers batch by batch; raises ValueError on numbers of batches that differ."""
     if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"{len(ours)} batches against {len(theirs)}: nothing to lay side by side")
+        raise ValueError(f"{len(ours)} batches against {len(theirs)}: nothing to compare")
     from scipy.stats import binom
     from scipy.stats import chi2 as chi2_law
 
@@ -76,7 +76,7 @@ def compare_batches(
     spread = 2 * batch_size * pooled * (1 - pooled)
     statistic = float(((mine - log) ** 2).sum() / spread) if spread else None
     batches_p = None if statistic is None else float(chi2_law.sf(statistic, batches))
-    # The mean difference is taken off first: weights or a mean file a little off shift every batch alike.
+    # The mean difference is subtracted first: weights or a mean file a little off shift every batch alike.
     around_shift = float(((mine - log - (mine - log).mean()) ** 2).sum())
     same_rows = bool(spread) and float(chi2_law.cdf(around_shift / spread, batches - 1)) < LEVEL / 10
     if (mine == log).all():
@@ -105,6 +105,7 @@ def compare_batches(
 
 
 def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str, ...]:
+    """The likely causes. Reports hold these texts as data, so their spelling stays."""
     if verdict == "identical":
         return ("Every batch agrees: same weights, same pictures in the same order, same preprocessing.",)
     if verdict == "compatible" and same_rows:
@@ -130,7 +131,7 @@ def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str
         " are in AVA1's train list.",
     )
     if same_rows:
-        # The batches rise and fall with the log's, yet the totals are apart: a shift, not other pictures.
+        # The batches rise and fall with the log's, yet the totals are apart: a shift, not other images.
         return paths
     better = "fewer" if ours < theirs else "more"
     return (f"Our run has {better} right answers than chance allows.", unknown_order, other_class, *paths)
@@ -150,7 +151,7 @@ class OrderAnalysis:
 
     ``high_rows`` of the rows read have label 1 in this order. ``dispersion`` is Σ (k − n p)² / (n p (1 − p))
     over the batches with its two-sided ``dispersion_p``: near 1 where every batch is a like sample.
-    ``label_correlation`` is that of right answers with label-1 pictures over the batches, None where either
+    ``label_correlation`` is that of right answers with label-1 images over the batches, None where either
     never varies; ``always_high`` is what answering "high" to each row would have scored, and
     ``always_high_p`` the probability that a random subset of the list scored at least the log's total so.
     """
@@ -167,7 +168,7 @@ class OrderAnalysis:
 
 
 def analyse_order(labels: np.ndarray, counts: Sequence[int], batch_size: int) -> OrderAnalysis:
-    """Lay a log's per-batch ``counts`` beside ``labels`` (N,) of the whole list in one order.
+    """Compare a log's per-batch ``counts`` with ``labels`` (N,) of the whole list in one order.
 
     Raises ValueError if there is no batch or no row.
     """

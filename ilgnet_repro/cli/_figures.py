@@ -1,4 +1,4 @@
-"""A run's figures as tables on stdout, with what they have to be held against."""
+"""A run's figures as tables on stdout, with what they are compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_report(report: Report) -> None:
-    """Print the warnings, the accuracy beside the published one, all figures, verdicts and McNemar's test."""
+    """Print the warnings, the accuracy and the published one, all figures, verdicts and McNemar's test."""
     from rich.markup import escape
 
     from ..errors import printable

@@ -1,4 +1,4 @@
-"""``ilgnet sheet``: counts, sizes and sample pictures of a list or database."""
+"""``ilgnet sheet``: counts, sizes and sample images of a list or database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``sheet``."""
     parser = subparsers.add_parser(
         "sheet",
-        description="Write a summary page and contact sheet: rows by label, picture sizes, sample pictures.",
+        description="Write a summary page and contact sheet: rows by label, image sizes, sample images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--per-label", type=int, default=12, metavar="N", help="samples shown (default 12)")
     parser.add_argument(
-        "--sizes-of", type=int, default=1000, metavar="N", help="pictures measured (default 1000)"
+        "--sizes-of", type=int, default=1000, metavar="N", help="images measured (default 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
@@ -63,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
         for label, count in sheet.labels.items():
             say(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")
         for page in args.out:
-            say(f"{page}: {len(sheet.sizes):,} pictures measured, {len(sheet.unreadable):,} unreadable")
+            say(f"{page}: {len(sheet.sizes):,} images measured, {len(sheet.unreadable):,} unreadable")
     return 0

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``demo``."""
     parser = subparsers.add_parser(
         "demo", description="Show the main job on real sizes: weights made on the spot, converted, verified, scored; "
-        "labelled pictures drawn, stored, tested, and the report of it.",
+        "labelled images drawn, stored, tested, and the report of it.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder of all it makes (default demo)")
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run each step through the command line itself, printing the command first."""
-    from ..aesthetics.demo_inputs import LABEL, SMALL_LABEL, check_folder, draw_labelled_set, draw_pictures
+    from ..aesthetics.demo_inputs import LABEL, SMALL_LABEL, check_folder, draw_images, draw_labelled_set
     from ..errors import IlgnetError
 
     folder = Path(args.out)
@@ -44,16 +44,16 @@ def run(args: argparse.Namespace) -> int:
     weights = _make_weights(folder, args.small)
     say(f"# {weights}: {weights.stat().st_size:,} bytes.")
     say(f"# {label}.")
-    # Of ILGNet the preprocessing is known; of any other net it has to be said.
+    # Of ILGNet the preprocessing is known; for any other net it has to be given.
     stated = ["--path", "whole", "--mean-value", "91,99.46,107.85"] if args.small else []
     converted = str(weights.with_suffix(".safetensors"))
-    pictures = [str(path) for path in draw_pictures(folder)]
+    pictures = [str(path) for path in draw_images(folder)]
     _step(["convert", str(weights), "--to", "safetensors,onnx", "--verify", "--out", str(folder), *stated])
     _step(["score", *pictures, "--weights", converted])
 
     listed, drawn = draw_labelled_set(folder)
     print()
-    say(f"# {listed}: labelled pictures, drawn for this demo.")
+    say(f"# {listed}: labelled images, drawn for this demo.")
     database, mean = str(folder / "lmdb"), str(folder / "mean.binaryproto")
     if not Path(database).is_dir():
         _step(

@@ -19,7 +19,7 @@ _EPILOG = """examples:
   ilgnet partition check lists/AVA1/train.txt lists/AVA1/val.txt --pictures images --bad bad.txt
   ilgnet partition ava1 AVA.txt --out lists/clean --seed 1 --exclude bad.txt
 
-check ends with 1 if a list has duplicates, lists overlap, or pictures are missing or bad."""
+check ends with 1 if a list has duplicates, lists overlap, or images are missing or bad."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, help_ in (
-        ("ava1", "all pictures, cut at a mean score of 5"),
+        ("ava1", "all images, cut at a mean score of 5"),
         ("ava2", "the top and bottom tenth by mean score"),
     ):
         make = actions.add_parser(name, help=help_, description=f"{name.upper()}: {help_}.")
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
             help=f"of the rows: label 0 first, or mixed (default {default}, as the authors')",
         )
         make.add_argument("--scores", metavar="FILE", help="also write mean scores and votes (.csv or .npz)")
-        make.add_argument("--exclude", metavar="LIST", help="picture ids to leave out, one a line")
+        make.add_argument("--exclude", metavar="LIST", help="image ids to leave out, one a line")
         make.add_argument("--force", action="store_true", help="replace lists that are there")
         make.add_argument("--json", action="store_true", help="print the counts as JSON")
         if name == "ava1":
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
                 type=float,
                 default=0.0,
                 metavar="D",
-                help="drop training pictures with |mean - 5| < D",
+                help="drop training images with |mean - 5| < D",
             )
             make.add_argument(
                 "--val-sizes",
@@ -66,13 +66,13 @@ def add_parser(subparsers: Any) -> None:
                 nargs=2,
                 default=(4_000, 16_000),
                 metavar=("LOW", "HIGH"),
-                help="pictures of each class in val (default 4000 16000, as the authors')",
+                help="images of each class in val (default 4000 16000, as the authors')",
             )
-    check = actions.add_parser("check", help="counts, class order, duplicates, overlap, bad pictures")
+    check = actions.add_parser("check", help="counts, class order, duplicates, overlap, bad images")
     check.add_argument("lists", nargs="+", metavar="LIST")
-    check.add_argument("--pictures", metavar="DIR", help="decode every picture below this folder")
-    check.add_argument("--bad", metavar="FILE", help="write the missing and bad pictures here, for --exclude")
-    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    check.add_argument("--pictures", metavar="DIR", help="decode every image below this folder")
+    check.add_argument("--bad", metavar="FILE", help="write the missing and bad images here, for --exclude")
+    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -111,11 +111,11 @@ def _make(args: argparse.Namespace) -> int:
             strict_json.dumps({"pictures": len(table), "seed": args.seed, "dropped": made.dropped, **lists})
         )
     else:
-        say(f"{len(table):,} pictures, {args.action.upper()}, seed {args.seed}, order {args.order}")
+        say(f"{len(table):,} images, {args.action.upper()}, seed {args.seed}, order {args.order}")
         for path, (low, high) in zip(paths, sizes.values(), strict=True):
             say(f"{path}: {low + high:,} rows, {low:,} of label 0, {high:,} of label 1")
         if made.dropped:
-            say(f"{made.dropped:,} training pictures dropped: within {args.delta:g} of 5")
+            say(f"{made.dropped:,} training images dropped: within {args.delta:g} of 5")
     if args.order == "class":
         print("note: sorted by class; a test that stops early sees label 0 alone", file=sys.stderr)
     return 0
@@ -127,7 +127,7 @@ def _check(args: argparse.Namespace) -> int:
     from ..reading.image_list import ImageList
 
     if args.bad and not args.pictures:
-        raise DataError(f"--bad {args.bad}: needs the pictures; add --pictures DIR")
+        raise DataError(f"--bad {args.bad}: needs the images; add --pictures DIR")
     if args.bad:
         for path in args.lists:
             ImageList(path).check_output(args.bad, args.pictures, "--bad")
@@ -137,7 +137,7 @@ def _check(args: argparse.Namespace) -> int:
         {"lists": [first, second], "rows": checks.contamination(names[first], names[second])}
         for first, second in combinations(args.lists, 2)
     ]
-    pictures = [_check_pictures(path, args) for path in args.lists] if args.pictures else []
+    pictures = [_check_images(path, args) for path in args.lists] if args.pictures else []
     if args.bad:
         _write_bad(args.bad, pictures)
     faulty = (
@@ -171,11 +171,11 @@ def _print_list(report: Any, pictures: Any) -> None:
 
 def _some(names: tuple[str, ...], shown: int = 3) -> str:
     listed = f" ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})" if names else ""
-    return f"{len(names):,} picture{'s' * (len(names) != 1)}{listed}"
+    return f"{len(names):,} image{'s' * (len(names) != 1)}{listed}"
 
 
-def _check_pictures(path: str, args: argparse.Namespace) -> Any:
-    from ..aesthetics.partition_checks import check_pictures
+def _check_images(path: str, args: argparse.Namespace) -> Any:
+    from ..aesthetics.partition_checks import check_images
     from ..process import tune_process
     from ..reading.image_list import ImageList
     from ._progress import progress_bar
@@ -183,7 +183,7 @@ def _check_pictures(path: str, args: argparse.Namespace) -> Any:
     tune_process()
     rows = ImageList(path)
     with progress_bar(f"decoding {path}", len(rows)) as progress:
-        return check_pictures(rows, args.pictures, args.workers, progress)
+        return check_images(rows, args.pictures, args.workers, progress)
 
 
 def _write_bad(path: str, pictures: list[Any]) -> None:

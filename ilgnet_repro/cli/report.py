@@ -11,15 +11,15 @@ from .. import files as strict_json
 from ._console import say
 
 if TYPE_CHECKING:
-    from ..aesthetics.report_page import Pictures
+    from ..aesthetics.report_page import ImageLoader
     from ..aesthetics.results import RunResult
 
 _EPILOG = """examples:
   ilgnet report ava1_full/run.json --log AVA1_result.txt
   ilgnet report a/run.json --other b/run.json --pictures images --out compared.html
 
-The page needs no file beside it; the same figures are written as JSON next to it. --log lays the batches
-beside those of a `caffe test` log, in the list's order and as its candidate shuffle permutes it."""
+The page needs no other file; the same figures are written as JSON next to it. --log compares the batches
+with those of a `caffe test` log, in the list's order and as its candidate shuffle permutes it."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,12 +29,10 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN.json", help="what `ilgnet test` wrote")
-    parser.add_argument(
-        "--other", metavar="RUN2.json", help="another run on the same pictures: McNemar's test"
-    )
+    parser.add_argument("--other", metavar="RUN2.json", help="another run on the same images: McNemar's test")
     parser.add_argument("--log", metavar="LOG", help="a `caffe test` log, such as the authors'")
-    parser.add_argument("--pictures", metavar="DIR", help="folder of the pictures, for thumbnails")
-    parser.add_argument("--lmdb", metavar="DB", help="database of the pictures, for thumbnails")
+    parser.add_argument("--pictures", metavar="DIR", help="folder of the images, for thumbnails")
+    parser.add_argument("--lmdb", metavar="DB", help="database of the images, for thumbnails")
     parser.add_argument("--out", metavar="PAGE", help="default: report.html beside RUN.json")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
@@ -59,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     other = RunResult.read(args.other) if args.other else None
     report = build_report(result, log, other, other_name=args.other or "other run")
     if args.pictures:
-        _check_pictures(page, result, args.pictures)
-    write_report(report, page, pictures=_pictures(args))
+        _check_images(page, result, args.pictures)
+    write_report(report, page, pictures=_images(args))
     if args.json:
         print(strict_json.dumps(report_values(report)))
         return 0
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
+def _check_images(page: Path, result: RunResult, folder: str) -> None:
     """Raise IlgnetError where the page would replace an image that the report shows."""
     from ..files import check_output
     from ..reading.image_list import picture_path
@@ -79,10 +77,10 @@ def _check_pictures(page: Path, result: RunResult, folder: str) -> None:
     check_output(page, [picture_path(folder, text) for text in names], "--out")
 
 
-def _pictures(args: argparse.Namespace) -> Pictures | None:
-    from ..aesthetics.labelled_images import StoredPictures
+def _images(args: argparse.Namespace) -> ImageLoader | None:
+    from ..aesthetics.labelled_images import StoredImages
     from ..aesthetics.report_page import folder, stored
 
     if args.lmdb:
-        return stored(StoredPictures(args.lmdb))
+        return stored(StoredImages(args.lmdb))
     return folder(args.pictures) if args.pictures else None

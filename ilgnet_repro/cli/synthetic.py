@@ -17,10 +17,10 @@ def add_parser(subparsers: Any) -> None:
     """Add ``synthetic``."""
     parser = subparsers.add_parser(
         "synthetic",
-        description="Draw 2,000 pictures whose label follows from composition and colour, with nets and solvers.",
+        description="Draw 2,000 images whose label follows from composition and colour, with nets and solvers.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folder", metavar="DIR", help="where pictures, databases, nets and solvers go")
+    parser.add_argument("folder", metavar="DIR", help="where images, databases, nets and solvers go")
 
 
 def run(args: argparse.Namespace) -> int:

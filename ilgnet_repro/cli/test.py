@@ -1,4 +1,4 @@
-"""``ilgnet test``: measure accuracy on AVA1, AVA2 or own pictures."""
+"""``ilgnet test``: measure accuracy on AVA1, AVA2 or own images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _EPILOG = """examples:
 
 protocols:
   published  the first 50 batches of 50 (AVA1) or 48 (AVA2), in the list's order, as was published
-  full       every picture once: the one to quote
-  resize     every picture once, the whole picture resized as the authors' test.py does
-  tencrop    every picture once, mean of ten crops
+  full       every image once: the one to quote
+  resize     every image once, the whole image resized as the authors' test.py does
+  tencrop    every image once, mean of ten crops
 
-run.json, pictures.csv and (for pictures that cannot be read) bad.txt are written to --out; `ilgnet report`
-makes a page of run.json. An interrupted run goes on with --resume."""
+run.json, pictures.csv and (for images that cannot be read) bad.txt are written to --out; `ilgnet report`
+makes a page of run.json. An interrupted run resumes with --resume."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         "test", description="Test a two-class net by a named protocol, and print the result with its context.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class pictures")
+    parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class images")
     parser.add_argument(
         "--weights",
         required=True,
@@ -51,16 +51,16 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--prototxt", metavar="P", help="the deploy net of a caffemodel")
     parser.add_argument("--protocol", default="full", choices=("published", "full", "resize", "tencrop"))
-    where = parser.add_argument_group("pictures")
+    where = parser.add_argument_group("images")
     where.add_argument("--pictures", metavar="DIR", help="folder that the list's paths start from")
     where.add_argument("--list", metavar="LIST", help="rows of `path label` (default: the released val list)")
     where.add_argument("--lmdb", metavar="DB", help="a Caffe LMDB instead of both")
     where.add_argument("--scores", metavar="FILE", help="mean scores, from `ilgnet partition --scores`")
-    where.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    where.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
     prepared = parser.add_argument_group("preparation")
     prepared.add_argument("--mean", metavar="FILE", help="mean image (default: the released one)")
     prepared.add_argument(
-        "--mean-value", metavar="B,G,R", help="one mean a channel instead, or one number for all"
+        "--mean-value", metavar="B,G,R", help="one mean per channel instead, or one number for all"
     )
     prepared.add_argument(
         "--resize", type=int, default=256, metavar="N", help="side before the crop (default 256)"
@@ -69,12 +69,12 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--batch-size", type=int, metavar="N", help="default 50, for ava2 48")
     run_.add_argument("--batches", type=int, metavar="N", help="of the protocol published (default 50)")
     run_.add_argument("--out", metavar="DIR", help="folder of the results (default DATASET_PROTOCOL)")
-    run_.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    run_.add_argument("--resume", action="store_true", help="resume an interrupted run")
     run_.add_argument(
-        "--table", choices=("csv", "parquet"), default="csv", help="of the pictures (default csv)"
+        "--table", choices=("csv", "parquet"), default="csv", help="of the images (default csv)"
     )
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
-    run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_crop_option(parser)
     add_allow_missing(parser)
@@ -84,7 +84,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
     from ..aesthetics.evaluation import Test, run_test
-    from ..aesthetics.labelled_images import open_pictures
+    from ..aesthetics.labelled_images import open_images
     from ..aesthetics.protocols import find_protocol
     from ..aesthetics.report_data import build_report, report_values
     from ..files import check_outputs
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import progress_bar
 
     tune_process()
-    pictures = open_pictures(args.dataset, pictures=args.pictures, list_file=args.list, database=args.lmdb)
+    pictures = open_images(args.dataset, pictures=args.pictures, list_file=args.list, database=args.lmdb)
     test = Test(
         dataset=args.dataset, protocol=find_protocol(args.protocol), pictures=pictures, mean=args.mean,
         mean_values=_mean_values(args.mean_value), resize=args.resize, batch_size=args.batch_size,
@@ -107,13 +107,13 @@ def run(args: argparse.Namespace) -> int:
     test = dataclasses.replace(test, notes=exact.about.filled)
     net = make_fast(exact, args)
     try:
-        with progress_bar(f"testing {args.protocol}", test.reads, unit="pictures") as progress:
+        with progress_bar(f"testing {args.protocol}", test.reads, unit="images") as progress:
             result = run_test(
                 test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress
             )
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        say(f"what is done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
+        say(f"progress is kept in {out}; the same command with --resume continues", file=sys.stderr)
         raise
     report = build_report(result)
     if args.json:

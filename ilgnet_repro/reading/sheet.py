@@ -1,4 +1,4 @@
-"""What a list or database of pictures looks like: counts, sizes and samples for a summary page."""
+"""What a list or database of images looks like: counts, sizes and samples for a summary page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THUMBNAIL = 112
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled picture: its name, label, own (width, height), and thumbnail (BGR, uint8)."""
+    """One sampled image: its name, label, own (width, height), and thumbnail (BGR, uint8)."""
 
     name: str
     label: int
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A summary: rows by label, the sizes (width, height) of the pictures looked at, bad pictures among them,
+    """A summary: rows by label, the sizes (width, height) of the images looked at, bad images among them,
     and a few samples of each label."""
 
     title: str
@@ -47,7 +47,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class _Source:
-    """Labels of all rows, and a way to one row's name and picture (height, width[, channels])."""
+    """Labels of all rows, and a way to one row's name and image (height, width[, channels])."""
 
     labels: np.ndarray
     load: Callable[[int], tuple[str, np.ndarray]]
@@ -61,7 +61,7 @@ def make_sheet(
     sizes_of: int = 1000,
     seed: int = 0,
 ) -> Sheet:
-    """Summarise an LMDB folder, or a list file whose pictures lie under ``root``.
+    """Summarise an LMDB folder, or a list file whose images lie under ``root``.
 
     All rows are counted; ``sizes_of`` of them, drawn by ``seed``, are decoded for the sizes, and up to
     ``per_label`` of each label shown. Raises DataError if the source is neither, or has no rows.
@@ -97,15 +97,15 @@ def _look(source: _Source, row: int) -> Sample | str:
     import cv2
 
     try:
-        name, picture = source.load(row)
+        name, image = source.load(row)
     except DataError as error:
         return str(error)
-    height, width = picture.shape[:2]
-    if picture.ndim == 2:
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    height, width = image.shape[:2]
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     share = min(THUMBNAIL / width, THUMBNAIL / height)
     fitted = (max(1, round(width * share)), max(1, round(height * share)))
-    thumbnail = cv2.resize(picture[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
+    thumbnail = cv2.resize(image[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
     return Sample(name, int(source.labels[row]), (width, height), thumbnail)
 
 
@@ -124,10 +124,10 @@ def _lmdb_source(path: str | os.PathLike[str]) -> _Source:
 
     def load(row: int) -> tuple[str, np.ndarray]:
         stored = reader[row]
-        picture, _ = stored.picture()
-        if picture.dtype != np.uint8 or picture.shape[0] not in (1, 3, 4):
-            raise DataError(f"{key_text(stored.key)}: is no 8-bit picture of 1, 3 or 4 channels")
-        return split_key(stored.key)[1], chw_to_hwc(picture)
+        image, _ = stored.picture()
+        if image.dtype != np.uint8 or image.shape[0] not in (1, 3, 4):
+            raise DataError(f"{key_text(stored.key)}: is no 8-bit image of 1, 3 or 4 channels")
+        return split_key(stored.key)[1], chw_to_hwc(image)
 
     return _Source(np.fromiter((head.label for _, head in reader.heads()), np.int64, len(reader)), load)
 

@@ -49,13 +49,12 @@ def test_files_and_tables(tiny: TinySet, capsys: pytest.CaptureFixture, table: s
     assert Path("own_full/bad.txt").read_text().startswith(f"{tiny.names[4]}\timages/{tiny.names[4]}: ")
     assert [batch.size for batch in run.batches] == [5, 5, 5, 5, 2]
     assert run.warnings == (
-        f"left out: 1 picture was missing or broken: {tiny.names[4]};"
-        " own_full/bad.txt has all with the reason",
+        f"left out: 1 image was missing or broken: {tiny.names[4]}; own_full/bad.txt has all with the reason",
     )
     assert f"{run.correct} / 22" in printed
     for text in (
         "Seeded random weights",
-        "left out: 1 picture",
+        "left out: 1 image",
         "balanced accuracy",
         "95 % Wilson",
         "ROC-AUC",
@@ -77,7 +76,7 @@ def test_the_fast_path_says_how_far_it_is_off(
     assert run.computed in capsys.readouterr().out
     stated = re.fullmatch(
         rf"fast path, large dense weights in {precision}; at most (\S+) from the exact net's probabilities"
-        " on the first 16 pictures", run.computed,
+        " on the first 16 images", run.computed,
     )  # fmt: skip
     assert stated is not None
     far = abs(run.pictures.probability - exact.pictures.probability).max()
@@ -155,12 +154,12 @@ def test_a_log_without_its_net_cannot_be_laid_beside(tiny: TinySet, capsys: pyte
 
 
 WRONG = {
-    "no pictures": (
+    "no images": (
         ["--weights", "tiny.caffemodel"],
-        "no pictures: give --pictures FOLDER, --list LIST or --lmdb DB",
+        "no images: give --pictures FOLDER, --list LIST or --lmdb DB",
     ),
     "no weights": (["--list", "val.txt", "--weights", "absent.caffemodel"], "absent.caffemodel"),
-    "batches of full": (["--batches", "3"], "reads every picture once; leave out --batches"),
+    "batches of full": (["--batches", "3"], "reads every image once; leave out --batches"),
     "no GPU": (["--device", "cuda:77"], "--device cuda:77: there is no GPU here"),
     "mean value": (["--mean-value", "1,2"], "--mean-value 1,2: write one number, or three"),
     "two means": (["--mean-value", "1"], "give --mean or --mean-value, not both"),
@@ -205,7 +204,7 @@ def test_interrupted(tiny: TinySet, capsys: pytest.CaptureFixture, monkeypatch: 
     scores = runner._scores
     monkeypatch.setattr(runner, "_scores", stop_at_third)
     assert main(command(tiny, "--batch-size", "4")) == 130
-    assert "with --resume goes on" in capsys.readouterr().err
+    assert "with --resume continues" in capsys.readouterr().err
     assert main(command(tiny, "--batch-size", "4", "--resume")) == 0
     # Two batches were kept: of the six, four are left.
     assert len(seen) == 3 + 4

@@ -78,10 +78,10 @@ def changed(column, value):
         ),
         (changed(2, "2147483648"), "column 2 is '2147483648'; a whole number from 0 to 2147483647 is needed"),
         (changed(2, "9" * 500), f"column 2 is '{'9' * 20}'; a whole number from 0 to 2147483647 is needed"),
-        ("7 99" + " 0" * 10 + " 1 2 3", "picture 99 has no votes, so no mean score; remove the row"),
+        ("7 99" + " 0" * 10 + " 1 2 3", "image 99 has no votes, so no mean score; remove the row"),
         ("", "blank line between rows; remove it"),
         ("x" * 2000, "longer than 1024 bytes; not an AVA.txt"),
-        (ROWS[1], "picture 953958 is already at line 2; remove one of them"),
+        (ROWS[1], "image 953958 is already at line 2; remove one of them"),
     ],
     ids=[
         "too-few",

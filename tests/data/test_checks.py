@@ -1,4 +1,4 @@
-"""Checks of lists and pictures; the authors' own lists where they are on the machine."""
+"""Checks of lists and images; the authors' own lists where they are on the machine."""
 
 import argparse
 import json
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.aesthetics.partition_checks import (
+    check_images,
     check_list,
-    check_pictures,
     contamination,
     list_names,
     warn_contaminated,
@@ -89,7 +89,7 @@ def test_overlap_of_the_authors_lists(authors, train, val, shared):
 
 
 CONTAMINATED = (
-    "ava1-weights were trained on 23,768 of the 25,553 pictures of ava2-val (93.0%), "
+    "ava1-weights were trained on 23,768 of the 25,553 images of ava2-val (93.0%), "
     "so this is no test of them; use ava1-val"
 )
 
@@ -101,13 +101,13 @@ CONTAMINATED = (
         (
             "ava2-weights",
             "ava2-train",
-            "ava2-weights were trained on 25,553 of the 25,553 pictures of ava2-train (100.0%), "
+            "ava2-weights were trained on 25,553 of the 25,553 images of ava2-train (100.0%), "
             "so this is no test of them; use ava2-val",
         ),
         (
             "ava2-weights",
             "ava1-val",
-            "ava2-weights were trained on 1,818 of the 20,000 pictures of ava1-val (9.1%), "
+            "ava2-weights were trained on 1,818 of the 20,000 images of ava1-val (9.1%), "
             "so this is no test of them; use ava2-val",
         ),
         ("ava1-weights", "ava1-val", None),
@@ -126,7 +126,7 @@ def test_contamination_is_warned_of(weights, partition, warning):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of good and bad pictures, and the list of them."""
+    """A folder of good and bad images, and the list of them."""
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
     jpeg, png = (cv2.imencode(kind, image)[1].tobytes() for kind in (".jpg", ".png"))
     files = {
@@ -147,7 +147,7 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_bad_pictures_are_told_apart(pictures, workers):
     told = []
-    report = check_pictures(ImageList(pictures), pictures.parent, workers, told.append)
+    report = check_images(ImageList(pictures), pictures.parent, workers, told.append)
     assert report.missing == ("absent.jpg",)
     assert report.corrupt == ("text.jpg", "empty.jpg")
     assert report.truncated == ("cut.jpg",)
@@ -165,8 +165,8 @@ def test_the_command_tells_bad_pictures_and_lists_them(pictures, capsys):
     words = [pictures, "--pictures", pictures.parent, "--bad", bad]
     assert ilgnet(*words) == 1
     text = capsys.readouterr().out
-    assert "  1 picture (absent.jpg) missing, of 7\n" in text
-    assert "  2 pictures (text.jpg, empty.jpg) corrupt, of 7\n" in text
+    assert "  1 image (absent.jpg) missing, of 7\n" in text
+    assert "  2 images (text.jpg, empty.jpg) corrupt, of 7\n" in text
     assert bad.read_text() == "absent.jpg missing\ntext.jpg corrupt\nempty.jpg corrupt\ncut.jpg truncated\n"
     assert ilgnet(*words, "--json") == 1
     assert json.loads(capsys.readouterr().out)["lists"][0]["pictures"]["truncated"] == ["cut.jpg"]
@@ -194,4 +194,4 @@ def test_the_command_tells_overlap(tmp_path, capsys, second, code, shared):
 def test_a_list_of_bad_pictures_needs_the_pictures(tmp_path):
     with pytest.raises(DataError) as error:
         ilgnet(tmp_path / "list.txt", "--bad", "bad.txt")
-    assert str(error.value) == "--bad bad.txt: needs the pictures; add --pictures DIR"
+    assert str(error.value) == "--bad bad.txt: needs the images; add --pictures DIR"

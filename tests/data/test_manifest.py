@@ -25,8 +25,14 @@ LISTS = {"ava1-train": 235_529, "ava1-val": 20_000, "ava2-train": 25_553, "ava2-
 
 
 def test_the_installed_manifest_and_the_one_at_the_top_are_equal():
-    installed = resources.files("ilgnet_repro.aesthetics").joinpath("manifest.toml").read_bytes()
-    assert (ROOT / "data" / "manifest.toml").read_bytes() == installed
+    """But for the two models: their size and digest stand in models.toml, which the core reads too."""
+    installed = resources.files("ilgnet_repro.aesthetics").joinpath("manifest.toml").read_text("utf-8")
+    table, top = tomllib.loads(installed), tomllib.loads((ROOT / "data" / "manifest.toml").read_text("utf-8"))
+    for release in table["release"]:
+        if release.pop("model", None):
+            known = find_release(release["name"])
+            release |= {"size": known.size, "sha256": known.sha256}
+    assert table == top
 
 
 def test_the_manifest_names_every_release_once():

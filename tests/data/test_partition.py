@@ -19,7 +19,7 @@ from ilgnet_repro.aesthetics.scores import read_scores, scores_of, write_scores
 from ilgnet_repro.cli import partition as command
 from ilgnet_repro.errors import DataError
 
-LOW, HIGH = 74_673, 180_856  # pictures at or below, and above, a mean of 5, as published
+LOW, HIGH = 74_673, 180_856  # images at or below, and above, a mean of 5, as published
 
 
 def synthetic_votes(random, low, high):
@@ -169,17 +169,17 @@ def test_orders_hold_the_same_rows(make, order):
     [
         (
             lambda table: partition_ava1(table, 1),
-            "AVA.txt: val needs 4000 pictures of label 0, there are 30; "
+            "AVA.txt: val needs 4000 images of label 0, there are 30; "
             "give other sizes with --val-sizes LOW HIGH",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(5, -1)),
-            "AVA.txt: val needs -1 pictures of label 1, there are 50; "
+            "AVA.txt: val needs -1 images of label 1, there are 50; "
             "give other sizes with --val-sizes LOW HIGH",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(30, 50)),
-            "AVA.txt: no training picture is left; lower --delta or --val-sizes",
+            "AVA.txt: no training image is left; lower --delta or --val-sizes",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(1, 1), delta=float("nan")),
@@ -197,7 +197,7 @@ def test_orders_hold_the_same_rows(make, order):
         (lambda table: partition_ava2(table, 1, order="x"), "order 'x': unknown; use class or shuffled"),
         (
             lambda table: partition_ava2(table.take(np.arange(4)), 1),
-            "AVA.txt: 4 pictures have no tenth; AVA2 needs at least five",
+            "AVA.txt: 4 images have no tenth; AVA2 needs at least five",
         ),
     ],
     ids=["class-small", "negative", "none-left", "nan", "delta<0", "seed<0", "seed-large", "order", "four"],
@@ -260,7 +260,7 @@ def test_excluded_pictures_are_left_out(tmp_path, capsys):
     bad.write_text("12.jpg\nportrait.jpg\n")
     with pytest.raises(DataError) as error:
         read_excluded(bad)
-    assert str(error.value) == f"{bad}:2: 'portrait' is no picture id; write ID or ID.jpg"
+    assert str(error.value) == f"{bad}:2: 'portrait' is no image id; write ID or ID.jpg"
 
 
 def test_lists_that_are_there_are_kept_unless_forced(tmp_path):
@@ -281,7 +281,7 @@ def test_lists_that_are_there_are_kept_unless_forced(tmp_path):
     ("name", "content", "message"),
     [
         ("s.csv", b"", ":1: not the header of a scores file; it is picture,split,label,mean,std,…"),
-        ("s.csv", None, ":3: not picture, split, label, mean, std and ten counts"),
+        ("s.csv", None, ":3: not image, split, label, mean, std and ten counts"),
         ("s.npz", b"PK", ": not a scores file ("),
         ("absent.csv", None, ": cannot be read (No such file or directory)"),
     ],

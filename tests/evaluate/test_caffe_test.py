@@ -14,7 +14,7 @@ from places import GOLDEN
 
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.aesthetics.author_logs import read_test_log
-from ilgnet_repro.aesthetics.labelled_images import StoredPictures
+from ilgnet_repro.aesthetics.labelled_images import StoredImages
 from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
@@ -107,7 +107,7 @@ def test_ilgnet_recorded(golden, authors, seeded, tmp_path, monkeypatch) -> None
 
 def test_the_published_protocol_counts_as_caffe_did(golden, authors, seeded) -> None:
     mean = Mean(read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
-    pictures = StoredPictures(golden / "ilgnet" / "val_lmdb")
+    pictures = StoredImages(golden / "ilgnet" / "val_lmdb")
     preparation = Preparation(PROTOCOLS["published"], 227, mean)
     net = CaffeNet(build_graph(ilgnet.deploy()), seeded)
     found = run_protocol(scorer(net), pictures, preparation, 12, batches=3)

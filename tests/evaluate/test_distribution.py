@@ -42,9 +42,9 @@ def test_mean_score_of_votes() -> None:
 NONE = {
     "constant predictions": (srcc, [1.0, 1.0, 1.0], [1.0, 2.0, 3.0], "all predictions are equal"),
     "constant scores": (lcc, [1.0, 2.0], [4.0, 4.0], "all scores are equal"),
-    "one picture": (lcc, [1.0], [4.0], "needs two pictures, got 1"),
+    "one image": (lcc, [1.0], [4.0], "needs two images, got 1"),
     "not finite": (srcc, [1.0, np.inf], [4.0, 2.0], "a value is not finite"),
-    "mse of nothing": (mse, [], [], "no picture"),
+    "mse of nothing": (mse, [], [], "no image"),
     "emd without a vote": (emd, [[1, 2], [0, 0]], [[1, 2], [1, 1]], "row 1 has no vote"),
     "emd of negative votes": (
         emd,

@@ -31,7 +31,7 @@ def test_wilson_refuses(correct: int, count: int) -> None:
 def test_nothing_counted() -> None:
     assert wilson(0, 0) is None
     assert compare_proportions(0, 0, 3, 4) is None
-    assert proportion(0, 0, "picture of label 1").reason == "no picture of label 1"
+    assert proportion(0, 0, "image of label 1").reason == "no image of label 1"
 
 
 def test_interval_membership() -> None:
@@ -78,5 +78,5 @@ def test_mcnemar_without_a_difference() -> None:
 
 
 def test_mcnemar_refuses_other_pictures() -> None:
-    with pytest.raises(ValueError, match="not the same pictures"):
+    with pytest.raises(ValueError, match="not the same images"):
         mcnemar(np.ones(3, bool), np.ones(4, bool))

@@ -91,7 +91,7 @@ def test_the_runs_own_loss_is_used() -> None:
 
 
 NONE = {
-    "no picture": ([], [], {"accuracy", "loss", "roc_auc", "majority", "calibration_error", "f1", "brier"}),
+    "no image": ([], [], {"accuracy", "loss", "roc_auc", "majority", "calibration_error", "f1", "brier"}),
     "only high": ([0.9, 0.8, 0.2], [1, 1, 1], {"recall_low", "balanced_accuracy", "roc_auc"}),
     "only low": ([0.3, 0.8], [0, 0], {"recall_high", "balanced_accuracy", "roc_auc"}),
     "only low, none called high": ([0.3, 0.1], [0, 0], {"f1", "recall_high", "roc_auc"}),
@@ -124,8 +124,8 @@ def test_one_class_has_f1_and_brier_by_hand(
 
 
 SCORES = {
-    "all unknown": ([math.nan, math.nan], "no picture has a mean score"),
-    "one known": ([5.0, math.nan], "needs two pictures, got 1"),
+    "all unknown": ([math.nan, math.nan], "no image has a mean score"),
+    "one known": ([5.0, math.nan], "needs two images, got 1"),
     "all equal": ([5.0, 5.0], "all scores are equal"),
 }
 

@@ -1,4 +1,4 @@
-"""The protocols on sets with AVA's counts: denominators, every probability, interruptions, bad pictures."""
+"""The protocols on sets with AVA's counts: denominators, every probability, interruptions, bad images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from killing import kill_midway
 from tiny_ava import CROP, SIDE, TinySet
 
 from ilgnet_repro.aesthetics.journal import Journal
-from ilgnet_repro.aesthetics.labelled_images import open_pictures
+from ilgnet_repro.aesthetics.labelled_images import open_images
 from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation
 from ilgnet_repro.aesthetics.releases import find_release
@@ -123,7 +123,7 @@ def test_killed_and_resumed(ava: dict[str, TinySet], tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> TinySet:
-    """Thirteen picture files, with their list."""
+    """Thirteen image files, with their list."""
     tiny = TinySet(tmp_path, 13)
     tiny.list()
     return tiny
@@ -131,7 +131,7 @@ def small(tmp_path: Path) -> TinySet:
 
 def run_small(small: TinySet, protocol: str = "full", batches: int | None = None, **options):
     net = load(small.weights, small.folder / "tiny.prototxt")
-    pictures = open_pictures("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
+    pictures = open_images("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS[protocol], CROP, Mean(small.mean))
     return run_protocol(scorer(net), pictures, preparation, 4, batches=batches, **options)
 
@@ -157,7 +157,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
     small: TinySet, batches: int | None, bad: tuple[int, ...]
 ) -> None:
     for row in bad:
-        (small.folder / "images" / small.names[row]).write_bytes(b"no picture")
+        (small.folder / "images" / small.names[row]).write_bytes(b"no image")
     path = small.folder / "journal"
     with Journal(path, "key") as journal:
         whole = run_small(small, batches=batches, journal=journal)
@@ -183,7 +183,7 @@ def test_bad_pictures_are_left_out_and_told(small: TinySet) -> None:
     assert [batch.size for batch in found.batches] == [4, 4, 3]
     assert [name for name, _ in found.bad] == [small.names[1], small.names[5]]
     assert all(name in reason for name, reason in found.bad)
-    # The next picture takes the place of one left out, as when convert_imageset builds the database.
+    # The next image takes the place of one left out, as when convert_imageset builds the database.
     found = run_small(small, batches=6)
     rows = (good * 3)[:24]
     right = np.where(small.labels[rows] == 1, (p := small.probability(np.array(rows))) > 0.5, p < 0.5)
@@ -203,9 +203,7 @@ def test_one_good_picture_fills_every_batch(small: TinySet) -> None:
 def test_no_good_picture(small: TinySet, batches: int | None) -> None:
     for name in small.names:
         (small.folder / "images" / name).unlink()
-    with pytest.raises(
-        DataError, match=rf"val\.txt: none of its 13 pictures can be read: .*{small.names[0]}"
-    ):
+    with pytest.raises(DataError, match=rf"val\.txt: none of its 13 images can be read: .*{small.names[0]}"):
         run_small(small, batches=batches)
 
 
@@ -250,7 +248,7 @@ def test_mean_scores_reach_the_rows(small: TinySet) -> None:
 
 
 class NetOf:
-    """Called like a CaffeNet, and gives what it was made with for every picture."""
+    """Called like a CaffeNet, and gives what it was made with for every image."""
 
     inputs, outputs = ("data",), ("prob",)
 
@@ -265,11 +263,11 @@ class NetOf:
 
 
 def test_any_net_called_alike_will_do(small: TinySet) -> None:
-    pictures = open_pictures("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
+    pictures = open_images("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS["full"], CROP, Mean(small.mean))
     found = run_protocol(scorer(NetOf(0.25, 0.75)), pictures, preparation, 4)
     assert (found.pictures.probability == 0.75).all()
-    with pytest.raises(IlgnetError, match="'prob' does not hold two probabilities a picture"):
+    with pytest.raises(IlgnetError, match="'prob' does not hold two probabilities per image"):
         run_protocol(scorer(NetOf(1.5, 0.75)), pictures, preparation, 4)
     with pytest.raises(IlgnetError, match="must be 1 or more"):
         run_protocol(scorer(NetOf(0.5, 0.5)), pictures, preparation, 0)

@@ -15,7 +15,7 @@ from ilgnet_repro.aesthetics.author_logs import TestLog, parse_test_log
 from ilgnet_repro.aesthetics.metrics import cross_entropy
 from ilgnet_repro.aesthetics.report_data import RANDOM_WEIGHTS, build_report
 from ilgnet_repro.aesthetics.report_page import folder, render, thumbnails, write_report
-from ilgnet_repro.aesthetics.results import BatchRow, PictureResult, RunResult, Source
+from ilgnet_repro.aesthetics.results import BatchRow, ImageResults, RunResult, Source
 from ilgnet_repro.aesthetics.shuffle import caffe_shuffle
 from ilgnet_repro.errors import DataError, FormatError
 
@@ -58,7 +58,7 @@ def _run(count: int = 300, batch_size: int = 50, **changes) -> RunResult:
     labels = (rng.random(count) < 0.7).astype(int)
     probability = 1 / (1 + np.exp(-rng.normal(np.where(labels == 1, 1.5, -0.5), 1)))
     names = np.array(["0001.jpg", "0008.png", EVIL, "0000.png"])[np.arange(count) % 4]
-    pictures = PictureResult(names, labels, probability, cross_entropy(probability, labels))
+    pictures = ImageResults(names, labels, probability, cross_entropy(probability, labels))
     right = pictures.correct.reshape(-1, batch_size).sum(axis=1) if count else []
     values = {
         "protocol": "full",
@@ -162,7 +162,7 @@ def test_log_longer_than_the_run_gives_no_verdict() -> None:
 
 def test_beside_another_run() -> None:
     run = _run(4, batch_size=2)
-    wrong = PictureResult(
+    wrong = ImageResults(
         run.pictures.names, run.pictures.labels, 1 - run.pictures.probability, run.pictures.loss
     )
     report = build_report(run, other=_run(4, batch_size=2, pictures=wrong), other_name="the <other>")
@@ -174,7 +174,7 @@ def test_beside_another_run() -> None:
 
 def test_runs_over_other_pictures_are_refused() -> None:
     empty = _run(0)
-    with pytest.raises(DataError, match="share no picture"):
+    with pytest.raises(DataError, match="share no image"):
         build_report(_run(), other=empty)
 
 

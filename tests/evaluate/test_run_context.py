@@ -19,7 +19,7 @@ from ilgnet_repro.aesthetics.context import (
     partition_warnings,
     weights_warnings,
 )
-from ilgnet_repro.aesthetics.labelled_images import ListedPictures, StoredPictures, open_pictures
+from ilgnet_repro.aesthetics.labelled_images import ListedImages, StoredImages, open_images
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation, find_protocol
 from ilgnet_repro.aesthetics.releases import find_release
 from ilgnet_repro.aesthetics.results import Source
@@ -45,10 +45,10 @@ PARTITIONS = {
         ("is the released ava1-train, not ava1-val", "contaminated: ava1-weights were trained on 235,529"),
     ),
     "an unknown list": (None, None, "ava1", "full", ("val.txt is not the released ava1-val (its list has SHA",)),
-    "AVA1's weights on AVA2": ("ava1-weights", "ava2-val", "ava2", "full", ("23,768 of the 25,553 pictures",)),
+    "AVA1's weights on AVA2": ("ava1-weights", "ava2-val", "ava2", "full", ("23,768 of the 25,553 images",)),
     "unknown weights on AVA2": (None, "ava2-val", "ava2", "full", ()),
-    "own pictures": (None, None, "own", "full", ()),
-    "sorted by class": (None, "ava1-val", "ava1", "published", ("the first 5 pictures all have label 0",)),
+    "own images": (None, None, "own", "full", ()),
+    "sorted by class": (None, "ava1-val", "ava1", "published", ("the first 5 images all have label 0",)),
 }  # fmt: skip
 
 
@@ -66,14 +66,14 @@ def test_partition_warnings(of, partition, dataset, protocol, expected) -> None:
 def test_a_run_that_wraps_is_told() -> None:
     pictures = Listed(title="val.txt", sha256="", release=None, labels=np.array([0, 1, 1]))
     found = partition_warnings(pictures, "own", weights(), PROTOCOLS["published"], 4)
-    assert found == ["wrapped: 4 pictures are read of a list of 3, some more than once"]
+    assert found == ["wrapped: 4 images are read of a list of 3, some more than once"]
 
 
 UNKNOWN = {
     "released": (weights("ava2-weights"), "ava2", 0),
     "unknown": (weights(), "ava2", 1),
     "random, which is said elsewhere": (weights(random=True), "ava1", 0),
-    "own pictures": (weights(), "own", 0),
+    "own images": (weights(), "own", 0),
 }
 
 
@@ -159,13 +159,13 @@ def test_converted_random_weights_say_so_too(tmp_path: Path, name: str, random: 
 def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = TinySet(tmp_path, 7)
     database, rows = tiny.store(), tiny.list(files=False)
-    assert ListedPictures(rows).release is None
-    assert StoredPictures(database).order == "in the database's order"
+    assert ListedImages(rows).release is None
+    assert StoredImages(database).order == "in the database's order"
     digest = hashlib.sha256(rows.read_bytes()).hexdigest()
     release = manifest.Release("ava1-val", "partition", "val.txt", 1, digest)
     known = "ilgnet_repro.aesthetics.labelled_images.known_release"
     monkeypatch.setattr(known, lambda sha256: release if sha256 == digest else None)
-    for pictures in (ListedPictures(rows), StoredPictures(database)):
+    for pictures in (ListedImages(rows), StoredImages(database)):
         assert (pictures.release, pictures.sha256, pictures.order) == (release, digest, "as given")
         assert list(pictures.names) == tiny.names
         assert pictures.labels.tolist() == tiny.labels.tolist()
@@ -173,17 +173,17 @@ def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pyt
 
 def test_the_released_lists_are_opened_by_name(authors: Path, home: Path) -> None:
     with pytest.raises(IlgnetError, match="the released list is not there; `ilgnet data get ava2-val`"):
-        open_pictures("ava2", pictures="images")
+        open_images("ava2", pictures="images")
     path = home / find_release("ava2-val").path
     path.parent.mkdir(parents=True)
     path.write_bytes((authors / "data" / "AVA2" / "val.txt").read_bytes())
-    pictures = open_pictures("ava2", pictures="images")
+    pictures = open_images("ava2", pictures="images")
     assert (len(pictures), pictures.release.name, int(pictures.labels.sum())) == (25_553, "ava2-val", 12_722)
     assert pictures.picture(0) == f"images/{pictures.names[0]}"
 
 
 CHOICES = {
-    "nothing": ({}, "no pictures: give --pictures FOLDER, --list LIST or --lmdb DB"),
+    "nothing": ({}, "no images: give --pictures FOLDER, --list LIST or --lmdb DB"),
     "both": ({"database": "db", "pictures": "images"}, "leave out --list and --pictures"),
     "own without a list": ({"pictures": "images"}, "give the labels too, with --list LIST"),
     "no database": ({"database": "absent"}, "no LMDB there"),
@@ -194,7 +194,7 @@ CHOICES = {
 @pytest.mark.parametrize("options, message", CHOICES.values(), ids=CHOICES)
 def test_pictures_that_cannot_be_opened(options: dict, message: str) -> None:
     with pytest.raises(IlgnetError, match=message):
-        open_pictures("own", **options)
+        open_images("own", **options)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_pictures_that_cannot_be_opened(options: dict, message: str) -> None:
 def test_lists_that_are_not_of_two_classes(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "val.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        open_pictures("own", list_file=tmp_path / "val.txt")
+        open_images("own", list_file=tmp_path / "val.txt")
 
 
 def test_unknown_protocol_and_impossible_crop() -> None:
     with pytest.raises(IlgnetError, match="protocol 'half' is unknown; use published, full, resize, tencrop"):
         find_protocol("half")
-    with pytest.raises(IlgnetError, match="pictures of 200 pixels cannot be cropped to 227"):
+    with pytest.raises(IlgnetError, match="images of 200 pixels cannot be cropped to 227"):
         Preparation(PROTOCOLS["full"], 227, Mean(), resize=200)
 
 

@@ -17,7 +17,7 @@ import pytest
 from ilgnet_repro.aesthetics.journal import Journal
 from ilgnet_repro.aesthetics.results import (
     BatchRow,
-    PictureResult,
+    ImageResults,
     RunResult,
     Source,
     from_rows,
@@ -69,7 +69,7 @@ def _run(**changes) -> RunResult:
     [PICTURES, from_rows([]), from_rows([(*row[:4], math.nan) for row in ROWS])],
     ids=["all", "none", "no scores"],
 )
-def test_table_round_trip(tmp_path: Path, suffix: str, pictures: PictureResult) -> None:
+def test_table_round_trip(tmp_path: Path, suffix: str, pictures: ImageResults) -> None:
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs the extra `tables`")
     write_table(tmp_path / f"t{suffix}", pictures)
@@ -110,7 +110,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(FormatError, match="2 names but loss of shape"):
-        PictureResult(np.array(["a", "b"]), np.array([0, 1]), np.array([0.1, 0.2]), np.array([1.0]))
+        ImageResults(np.array(["a", "b"]), np.array([0, 1]), np.array([0.1, 0.2]), np.array([1.0]))
 
 
 def test_run_round_trip(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ LUMPY[:25] -= (LUMPY.sum() - LOG.sum()) // 25
 
 RUNS = {
     "the same": (LOG, "identical", True, "Every batch agrees"),
-    "three pictures differ": (NEAR, "compatible", True, "the order is the log's"),
-    "other pictures, as good": (OTHER, "compatible", False, "may be unrecoverable"),
-    "other pictures, worse": (WORSE, "incompatible", False, "fewer right answers"),
+    "three images differ": (NEAR, "compatible", True, "the order is the log's"),
+    "other images, as good": (OTHER, "compatible", False, "may be unrecoverable"),
+    "other images, worse": (WORSE, "incompatible", False, "fewer right answers"),
     "the same rows, shifted": (SHIFTED, "incompatible", True, "mean file"),
     "the same total, sorted": (LUMPY, "incompatible", False, "sorted by class"),
 }
@@ -53,7 +53,7 @@ def test_all_right_has_no_spread() -> None:
 
 @pytest.mark.parametrize("ours, theirs", [([1, 2], [1]), ([], [])], ids=["lengths", "nothing"])
 def test_nothing_to_compare(ours: list[int], theirs: list[int]) -> None:
-    with pytest.raises(ValueError, match="nothing to lay side by side"):
+    with pytest.raises(ValueError, match="nothing to compare"):
         compare_batches(ours, theirs, 5)
 
 
@@ -61,7 +61,7 @@ def test_batches_wrap_as_caffes_reader_does() -> None:
     correct = np.array([1, 0, 0, 1, 1, 1, 0], bool)
     assert batch_counts(correct, 3, 4) == (1, 3, 1, 2)
     assert batch_counts(correct, 3, 2, np.array([6, 5, 4, 3, 2, 1, 0])) == (2, 1)
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         batch_counts(np.zeros(0, bool), 3, 4)
 
 

@@ -1,11 +1,11 @@
-"""The task that docs/training.md trains on: its pictures, labels, nets and solvers."""
+"""The task that docs/training.md trains on: its images, labels, nets and solvers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ilgnet_repro.aesthetics.synthetic_task import SIDE, draw_picture, make_task
+from ilgnet_repro.aesthetics.synthetic_task import SIDE, draw_image, make_task
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.train.loop import Trainer
 from ilgnet_repro.train.observe import Observer
@@ -18,7 +18,7 @@ def task(tmp_path_factory):
 
 
 def test_the_same_seed_draws_the_same_pictures():
-    first, second, other = (draw_picture(np.random.default_rng(seed), True) for seed in (1, 1, 2))
+    first, second, other = (draw_image(np.random.default_rng(seed), True) for seed in (1, 1, 2))
     assert first[0].shape == (SIDE, SIDE, 3) and first[0].dtype == np.uint8
     assert np.array_equal(first[0], second[0]) and first[1] == second[1]
     assert not np.array_equal(first[0], other[0])

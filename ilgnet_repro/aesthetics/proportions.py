@@ -48,7 +48,7 @@ def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval | Non
     return Interval(float(interval.low), float(interval.high))
 
 
-def proportion(correct: int, count: int, what: str = "picture") -> Measured:
+def proportion(correct: int, count: int, what: str = "image") -> Measured:
     """``correct / count`` with its 95 % Wilson interval."""
     if count == 0:
         return missing(f"no {what}")

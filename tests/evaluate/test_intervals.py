@@ -32,6 +32,7 @@ def test_nothing_counted() -> None:
     assert wilson(0, 0) is None
     assert compare_proportions(0, 0, 3, 4) is None
     assert proportion(0, 0, "image of label 1").reason == "no image of label 1"
+    assert proportion(0, 0).reason == "no image"
 
 
 def test_interval_membership() -> None:

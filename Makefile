@@ -57,7 +57,7 @@ deployed: $(READY)
 # replace onnx and torch.
 crosscheck: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps caffe2onnx==2.0.1 onnx2torch==1.5.15 torchvision==0.29.2
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/conversion/test_compare.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/compare/test_compare.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from places import GOLDEN, SHARED
+from small_nets import SMALL_TEXT, write_weights
 
 torch.set_num_threads(1)
 
@@ -22,3 +23,11 @@ def authors() -> Path:
     if not folder.is_dir():
         pytest.skip("the authors' files (../shared/ilgnet) are not on this machine")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small net with weights as a Caffe user has it on disk: small.caffemodel and deploy.prototxt."""
+    write_weights(tmp_path / "small.caffemodel")
+    (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
+    return tmp_path

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import read_case
-from test_onnx import FULLY_CONVOLUTIONAL, net_of
+from small_nets import FULLY_CONVOLUTIONAL, net_of
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir

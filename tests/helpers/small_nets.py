@@ -38,3 +38,23 @@ layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" }
 layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" }
   inner_product_param { num_output: 3 bias_term: false } }
 """
+
+
+FULLY_CONVOLUTIONAL = """
+name: "any size"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 21 dim: 26 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 4 kernel_size: 3 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "up" type: "Deconvolution" bottom: "pool" top: "up" convolution_param {
+  num_output: 2 kernel_size: 8 stride: 4 weight_filler { type: "xavier" } } }
+layer { name: "score" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 0 } }
+layer { name: "all" type: "Pooling" bottom: "pool" top: "all" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "ip" type: "InnerProduct" bottom: "all" top: "ip" inner_product_param {
+  num_output: 3 weight_filler { type: "xavier" } } }
+"""
+
+
+def net_of(text: str, seed: int = 3) -> CaffeNet:
+    return CaffeNet(build_graph(parse_net(text)), seed=seed)

@@ -10,36 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
+from small_nets import FULLY_CONVOLUTIONAL, SHARED_TEXT, SMALL_TEXT, net_of, write_weights
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
-from ilgnet_repro.caffe.graph_build import build_graph
-from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.export import onnx_file
 from ilgnet_repro.export.onnx_writer import build_onnx, plan_onnx
-from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
-
-FULLY_CONVOLUTIONAL = """
-name: "any size"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 21 dim: 26 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
-  num_output: 4 kernel_size: 3 stride: 2 weight_filler { type: "xavier" } } }
-layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
-layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
-layer { name: "up" type: "Deconvolution" bottom: "pool" top: "up" convolution_param {
-  num_output: 2 kernel_size: 8 stride: 4 weight_filler { type: "xavier" } } }
-layer { name: "score" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 0 } }
-layer { name: "all" type: "Pooling" bottom: "pool" top: "all" pooling_param { pool: AVE global_pooling: true } }
-layer { name: "ip" type: "InnerProduct" bottom: "all" top: "ip" inner_product_param {
-  num_output: 3 weight_filler { type: "xavier" } } }
-"""
-
-
-def net_of(text: str, seed: int = 3) -> CaffeNet:
-    return CaffeNet(build_graph(parse_net(text)), seed=seed)
 
 
 def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from test_onnx import FULLY_CONVOLUTIONAL, net_of
+from small_nets import FULLY_CONVOLUTIONAL, net_of
 from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir

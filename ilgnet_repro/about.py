@@ -277,7 +277,8 @@ def prepare(
     if how is None:
         raise DataError(
             f"net {net!r}: nothing says how its images are prepared; give preprocessing=Preprocessing(size=..., "
-            "mean_value=...), or --mean-value, --scale, --order"
+            "mean_value=...)",
+            option="preprocessing",
         )
     if order not in ORDERS:
         raise DataError(f"order {order!r}: the channels of an array are in the order BGR or RGB")

@@ -35,7 +35,8 @@ class IlgnetError(Exception):
     """Something the user gave cannot be used; the message is one line: ``where: what; remedy``.
 
     ``where`` (a file, a layer, an input), ``what`` and ``remedy`` are its parts; ``option`` is the keyword of the call
-    that it speaks of, which the message spells as in Python (``precision="int8"``) and the command as its flag.
+    that it speaks of (several with spaces between), which the message spells as in Python (``precision="int8"``) and the
+    command as its flag.
     Names come from files and may hold anything: what cannot be printed is written as an escape, and a
     message of over `LONGEST` characters loses its middle.
     """

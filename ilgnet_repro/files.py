@@ -143,7 +143,9 @@ def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None]
                 raise IlgnetError(f"{output}: is named twice as an output; give another name")
 
 
-def check_replaced(path: PathLike, is_ours: Callable[[Path], bool], writer: str, remedy: str) -> None:
+def check_replaced(
+    path: PathLike, is_ours: Callable[[Path], bool], writer: str, remedy: str, *, option: str = ""
+) -> None:
     """Raise IlgnetError where ``path`` exists and ``is_ours`` does not recognize it as written by ``writer``.
 
     For files whose names a command chooses itself: a user's file of that name stays.
@@ -157,7 +159,9 @@ def check_replaced(path: PathLike, is_ours: Callable[[Path], bool], writer: str,
     except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
         known = False
     if not known:
-        raise IlgnetError(f"{target}: is there already and was not written by {writer}; {remedy}")
+        raise IlgnetError(
+            f"{target}: is there already and was not written by {writer}; {remedy}", option=option
+        )
 
 
 def starts_with(*heads: bytes) -> Callable[[Path], bool]:

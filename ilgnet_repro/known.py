@@ -187,7 +187,7 @@ def assumed_note(model: KnownModel, told_by: str = "the net's layers") -> str:
         return f"by {told_by} this is {model.title}: {model.note}"
     return (
         f"{ASSUMED}{told_by} ({model.title}: {how.describe()}); "
-        "if these weights were trained otherwise, state --mean-value"
+        "if these weights were trained otherwise, state the preprocessing"
     )
 
 

@@ -59,7 +59,7 @@ def score(
 def check_batch(batch: int) -> None:
     """Raise IlgnetError for a number of images that no batch can have."""
     if not 1 <= batch <= LARGEST_BATCH:
-        raise IlgnetError(f"--batch {batch}: give a number from 1 to {LARGEST_BATCH}")
+        raise IlgnetError(f"batch={batch}: give a number from 1 to {LARGEST_BATCH}", option="batch")
 
 
 def score_with(
@@ -69,8 +69,8 @@ def score_with(
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
     if about.preprocessing is None and not about.image_order:
         raise IlgnetError(
-            f"net {net.name!r}: nothing says how its images are prepared; "
-            "give the mean, scale and channel order (--mean-value, --scale, --order)"
+            f"net {net.name!r}: nothing says how its images are prepared; state it as preprocessing=",
+            option="preprocessing",
         )
     name = net.image_input()
     check_batch(batch)

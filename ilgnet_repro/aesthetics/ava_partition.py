@@ -106,7 +106,8 @@ def partition_ava1(
         if not 0 <= size <= len(pool):
             raise DataError(
                 f"{table.file}: val needs {size} images of label {label}, there are {len(pool)}; "
-                "give other sizes with --val-sizes LOW HIGH"
+                "give other val_sizes=",
+                option="val_sizes",
             )
         chosen.append(random.permutation(pool)[:size])
     in_val = np.zeros(len(table), bool)
@@ -114,7 +115,9 @@ def partition_ava1(
     near = _within(table, delta) & ~in_val
     train = by_id[~(in_val | near)[by_id]]
     if not len(train):
-        raise DataError(f"{table.file}: no training image is left; lower --delta or --val-sizes")
+        raise DataError(
+            f"{table.file}: no training image is left; lower delta= or val_sizes=", option="delta val_sizes"
+        )
     return Partition(
         _split(train, high, order, random), _split(by_id[in_val[by_id]], high, order, random), int(near.sum())
     )
@@ -151,11 +154,13 @@ def write_partition(
     paths = target / LISTS[0], target / LISTS[1]
     for path in paths:
         if path.exists() and not replace:
-            raise DataError(f"{path}: is there already; give another --out or --force")
+            raise DataError(f"{path}: is there already; give another out= or force=True", option="out force")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{target}: cannot be made ({error.strerror}); give another --out") from error
+        raise DataError(
+            f"{target}: cannot be made ({error.strerror}); give another out=", option="out"
+        ) from error
     with ExitStack() as stack:
         temporaries = [stack.enter_context(atomic_path(path)) for path in paths]
         for temporary, split in zip(temporaries, (partition.train, partition.val), strict=True):

@@ -113,12 +113,14 @@ def choose_mean(
     """
     if values:
         if path is not None:
-            raise IlgnetError("give --mean or --mean-value, not both")
+            raise IlgnetError("give mean= or mean_values=, not both", option="mean mean_values")
         unlike = "wrong mean file: none, but the channel means that were given"
         return Mean(values=values), None, [unlike] if dataset in PUBLISHED else []
     expected = _expected_mean(dataset, weights)
     if path is None and expected is None:
-        raise IlgnetError("no mean: give --mean FILE or --mean-value B,G,R (0 for none)")
+        raise IlgnetError(
+            "no mean: give mean=FILE or mean_values=B,G,R (0 for none)", option="mean mean_values"
+        )
     if path is None:
         assert expected is not None
         released = default_folder() / Path(expected.path)
@@ -129,7 +131,8 @@ def choose_mean(
                 return Mean(values=model.preprocessing.mean_value), None, []
             raise IlgnetError(
                 f"{released}: the mean file is not there; `ilgnet data get {expected.name}`,"
-                " or give --mean FILE"
+                " or give mean=FILE",
+                option="mean",
             )
         path = released
     sha256 = file_sha256(path)

@@ -34,7 +34,8 @@ def check_folder(folder: Path) -> None:
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if others:
         raise IlgnetError(
-            f"{folder}: holds other files, such as {min(others)}, which the demo could replace; give another --out"
+            f"{folder}: holds other files, such as {min(others)}, which the demo could replace; give another out=",
+            option="out",
         )
 
 

@@ -34,7 +34,9 @@ def get(
         target.parent.mkdir(parents=True, exist_ok=True)
         needed = release.size - (part.stat().st_size if part.exists() else 0)
         if needed > (free := shutil.disk_usage(target.parent).free):
-            raise DownloadError(f"{target}: needs {needed} bytes, the disk has {free}; give another --dest")
+            raise DownloadError(
+                f"{target}: needs {needed} bytes, the disk has {free}; give another target=", option="target"
+            )
         if folder:
             with atomic_path(target) as temporary:
                 shutil.copyfile(sources[0], temporary)
@@ -59,9 +61,11 @@ def get(
         if not (kept := part.stat().st_size if part.exists() else 0):
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise DownloadError(f"{target}: cannot be written ({error.strerror or error}); try --dest") from error
-    remedy = f"{kept} bytes are kept, run again to resume" if kept else "try --mirror URL or --from FOLDER"
-    raise DownloadError(f"{release.name}: {'; '.join(failures)}; {remedy}")
+        raise DownloadError(
+            f"{target}: cannot be written ({error.strerror or error}); try another target=", option="target"
+        ) from error
+    remedy = f"{kept} bytes are kept, run again to resume" if kept else "try mirror=URL or folder=FOLDER"
+    raise DownloadError(f"{release.name}: {'; '.join(failures)}; {remedy}", option="mirror folder")
 
 
 def _fetch(

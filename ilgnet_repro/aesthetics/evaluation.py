@@ -99,7 +99,8 @@ def run_test(
     protocol = test.protocol
     if protocol.batches is None and test.batches is not None:
         raise IlgnetError(
-            f"protocol {protocol.name} reads every image once; leave out --batches, or use published"
+            f"protocol {protocol.name} reads every image once; leave out batches=, or use published",
+            option="batches",
         )
     known = identify_weights(weights, net)
     mean, mean_source, warnings = choose_mean(test.dataset, protocol, known, test.mean, test.mean_values)
@@ -113,7 +114,9 @@ def run_test(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IlgnetError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+        raise IlgnetError(
+            f"{out}: cannot be made ({error.strerror}); give another out=", option="out"
+        ) from error
     partition = partition_source(test.pictures)
     journal_file = folder / JOURNAL
     if not resume:
@@ -167,7 +170,7 @@ def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> 
     for name in names:
         check_replaced(
             folder / name, is_ours.get(name, lambda path: _holds_run(folder)), "`ilgnet test`",
-            "give another --out",
+            "give another out=", option="out",
         )  # fmt: skip
 
 

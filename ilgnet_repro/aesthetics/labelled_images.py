@@ -125,18 +125,25 @@ def open_images(
     """
     if database is not None:
         if list_file is not None or pictures is not None:
-            raise IlgnetError("an LMDB holds list and images: leave out --list and --pictures")
+            raise IlgnetError(
+                "an LMDB holds list and images: leave out list_file= and pictures=",
+                option="list_file pictures",
+            )
         return StoredImages(database)
     if list_file is not None:
         return ListedImages(list_file, pictures or "")
     if pictures is None:
-        raise IlgnetError("no images: give --pictures FOLDER, --list LIST or --lmdb DB")
+        raise IlgnetError(
+            "no images: give pictures=FOLDER, list_file=LIST or database=DB",
+            option="pictures list_file database",
+        )
     if dataset not in ("ava1", "ava2"):
-        raise IlgnetError(f"{pictures}: give the labels too, with --list LIST")
+        raise IlgnetError(f"{pictures}: give the labels too, as list_file=LIST", option="list_file")
     released = default_folder() / Path(find_release(f"{dataset}-val").path)
     if not released.is_file():
         raise IlgnetError(
             f"{released}: the released list is not there; `ilgnet data get {dataset}-val`,"
-            " or give --list LIST"
+            " or give list_file=LIST",
+            option="list_file",
         )
     return ListedImages(released, pictures)

@@ -140,7 +140,9 @@ def addresses_of(release: Release, mirror: str | None = None) -> list[str]:
         )
     for address in found:
         if not address.lower().startswith(("http://", "https://")):
-            raise DownloadError(f"{address}: not an http or https address; for a folder use --from FOLDER")
+            raise DownloadError(
+                f"{address}: not an http or https address; for a folder use folder=FOLDER", option="folder"
+            )
     return found
 
 
@@ -151,7 +153,9 @@ def find_in_folder(release: Release, folder: Path) -> Path:
     whatever their names (browsers rename downloads). Raises DownloadError with what was found instead.
     """
     if not folder.is_dir():
-        raise DownloadError(f"{folder}: is no folder; give --from the one that holds {release.path}")
+        raise DownloadError(
+            f"{folder}: is no folder; give folder= the one that holds {release.path}", option="folder"
+        )
     named = [folder / release.path, folder / Path(release.path).name]
     same_size = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size == release.size]
     faults = []

@@ -118,17 +118,15 @@ def _place(
             return
         raise LayerError(
             layer.name, layer.type, f"states no offset, and the layers give none: {error}; "
-            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (--crop bvlc)",
-        ) from None  # fmt: skip
+            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (crop='bvlc')", option="crop") from None  # fmt: skip
     shown = ", ".join(map(str, offsets))
     if rule is None:
         if any(offsets):
             stated = " ".join(f"offset: {offset}" for offset in offsets)
             raise LayerError(
                 layer.name, layer.type, f"states no offset: it is 0 in BVLC's Caffe and {shown} in the forks (FCN, HED) "
-                "that find it from the layers; choose by --crop bvlc or --crop geometry, or write "
-                f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}",
-            )  # fmt: skip
+                "that find it from the layers; choose by crop='bvlc' or crop='geometry', or write "
+                f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}", option="crop")  # fmt: skip
         return
     layer.crop_param.offset.extend(offsets)
     notes.append(

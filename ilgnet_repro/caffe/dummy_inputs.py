@@ -8,9 +8,7 @@ from ..schema import caffe_pb2 as pb
 from .graph import unused_name
 from .phase_rules import is_included, net_state
 
-DUMMY_NOTE = (
-    "makes up its tops, so no image enters there; give a top's shape (--shape TOP=N,C,H,W) to feed it"
-)
+DUMMY_NOTE = "makes up its tops, so no image enters there; give a top's shape to feed it"
 
 
 def feed_dummies(

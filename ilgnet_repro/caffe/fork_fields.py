@@ -52,7 +52,7 @@ def refusal(field: pb.ForkField, descriptor: Descriptor) -> str:
     """Say that a field of a message is unknown, what may have been meant, and how it can be passed over."""
     return (
         f"{describe_field(field)} is unknown to Caffe and to this package{_meant(field.path, descriptor)}; "
-        "remove it, or pass --ignore-field if it does not change the result"
+        "remove it, or let it pass with ignore_fields= if it does not change the result"
     )
 
 
@@ -72,7 +72,9 @@ def check_rule_fields(layer: pb.LayerParameter) -> None:
     """Raise GraphError for an unknown field in a layer's rules: it may decide whether the layer is there."""
     for field in layer.fork_field:
         if without_indices(field.path).split(".")[0] in ("include", "exclude"):
-            raise GraphError(f"{layer.name} ({layer.type}): {refusal(field, layer.DESCRIPTOR)}")
+            raise GraphError(
+                f"{layer.name} ({layer.type}): {refusal(field, layer.DESCRIPTOR)}", option="ignore_fields"
+            )
 
 
 def is_of_a_net(field: pb.ForkField) -> bool:

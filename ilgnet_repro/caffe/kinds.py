@@ -180,7 +180,8 @@ def refusal(path: str | os.PathLike[str], kind: Kind, what: str = "weights") -> 
     keys = ((kind, name_of_what), (kind, _ALIKE.get(name_of_what, "")), (kind, ""))
     remedy = next((_REMEDIES[key] for key in keys if key in _REMEDIES), "")
     remedy = remedy or f"give {WANTED.get(name_of_what, what)}"
-    return FormatError(f"{name}: is {kind.value}, not {what}; {remedy}")
+    option = "prototxt" if "prototxt=" in remedy else ""
+    return FormatError(f"{name}: is {kind.value}, not {what}; {remedy}", option=option)
 
 
 WANTED = {
@@ -199,23 +200,23 @@ _SWAPPED = "the arguments may be swapped"
 _ORIGINAL = "give the .caffemodel, .caffemodel.h5 or .safetensors file that it was made from"
 _PAGE = "download the file itself, an address may lead to a page about it"
 _REMEDIES: dict[tuple[Kind, str], str] = {
-    (Kind.PROTOTXT, "weights"): f"give the weights file here and this one as the prototxt (--prototxt); {_SWAPPED}",
+    (Kind.PROTOTXT, "weights"): f"give the weights file here and this one as prototxt=; {_SWAPPED}",
     (Kind.PROTOTXT, "a net with its weights"): (
-        f"give the weights file here and this one as the prototxt (--prototxt); {_SWAPPED}; to draw weights, "
+        f"give the weights file here and this one as prototxt=; {_SWAPPED}; to draw weights, "
         "load_net(prototxt) in Python"
     ),
     **{(kind, "weights"): _ORIGINAL for kind in (Kind.ONNX, Kind.PT2, Kind.PYTHON)},
     (Kind.SAFETENSORS, "a net's prototxt"): "give it as the weights: it holds its own net",
     (Kind.PROTOTXT, "a solver's prototxt"): "give the solver that names this net",
-    (Kind.SOLVER, "weights"): "give the weights file here and the solver as such (--solver)",
+    (Kind.SOLVER, "weights"): "give the weights file here and the solver as such",
     (Kind.SOLVER, "a net's prototxt"): "give the file that its `net` or `train_net` names",
     (Kind.SOLVERSTATE, "weights"): "give the .caffemodel of the same snapshot",
     (Kind.SOLVERSTATE_H5, "weights"): "give the .caffemodel.h5 of the same snapshot",
     (Kind.CAFFEMODEL, "a solver state"): "give the .solverstate of the same snapshot",
     (Kind.CAFFEMODEL_H5, "a solver state"): "give the .solverstate.h5 of the same snapshot",
-    (Kind.BINARYPROTO, "weights"): "give the weights file here and the mean as such (--mean-file)",
+    (Kind.BINARYPROTO, "weights"): "give the weights file here and the mean as such",
     **{
-        (kind, "a net's prototxt"): f"give the prototxt here (--prototxt) and this file as the weights; {_SWAPPED}"
+        (kind, "a net's prototxt"): f"give the net's text as prototxt= and this file as the weights; {_SWAPPED}"
         for kind in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5)
     },
     **{(kind, ""): _PAGE for kind in (Kind.HTML, Kind.XML, Kind.JSON)},

@@ -13,7 +13,12 @@ _FLAGS = {
     "preprocessing": "--mean-value, --scale and --order",
     "stages": "--stage",
     "images": "--pictures",
-    "table": "--table",
+    "list_file": "--list",
+    "database": "--lmdb",
+    "mean_values": "--mean-value",
+    "folder": "--from",
+    "target": "--dest",
+    "val_sizes": "--val-sizes LOW HIGH",
 }
 _SHAPE = r"""\{(['"])(?P<name>.*?)\1: \((?P<dims>[^)]*)\)\}"""
 _VALUE = r"""True\b|"(?P<text>[^"]*)"|'(?P<other>[^']*)'|\[(?P<list>[^\]]*)\]|(?P<word>[\w./*-]+)"""
@@ -21,9 +26,14 @@ _VALUE = r"""True\b|"(?P<text>[^"]*)"|'(?P<other>[^']*)'|\[(?P<list>[^\]]*)\]|(?
 
 def for_command(error: IlgnetError) -> str:
     """The message of an error, its option as the flag that a user of the command types."""
-    if not error.option:
-        return str(error)
-    flag = _FLAGS.get(error.option, f"--{error.option.replace('_', '-')}")
+    text = str(error)
+    for option in error.option.split():
+        text = _with_flag(text, option)
+    return text
+
+
+def _with_flag(text: str, option: str) -> str:
+    flag = _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
     def spelled(found: re.Match[str]) -> str:
         parts = found.groupdict()
@@ -33,4 +43,4 @@ def for_command(error: IlgnetError) -> str:
         value = value.replace("'", "").replace('"', "")
         return f"{flag} {value}".rstrip()
 
-    return re.sub(rf"\b{error.option}=(?:{_SHAPE}|{_VALUE})?", spelled, str(error))
+    return re.sub(rf"\b{option}=(?:{_SHAPE}|{_VALUE})?", spelled, text)

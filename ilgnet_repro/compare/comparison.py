@@ -174,7 +174,8 @@ def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
             length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
             if length is None:
                 raise IlgnetError(
-                    f"input {name!r}: axis {axis} may have any length; give arrays with --inputs"
+                    f"input {name!r}: axis {axis} may have any length; give arrays as inputs=",
+                    option="inputs",
                 )
             lengths.append(length)
         shapes[name], whole[name] = tuple(lengths), entry.is_bytes

@@ -100,7 +100,9 @@ def stem_of(weights: Path) -> str:
 def _check_names(source: Path, targets: Sequence[Path]) -> None:
     for target in targets:
         if target.resolve() == source.resolve():
-            raise IlgnetError(f"{source}: would be written over itself; give another folder with --out")
+            raise IlgnetError(
+                f"{source}: would be written over itself; give another folder as out=", option="out"
+            )
 
 
 def is_same_file(path: Path, text: Path) -> bool:
@@ -115,7 +117,9 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IlgnetError(f"{folder}: cannot be made ({error.strerror}); give another with --out") from error
+        raise IlgnetError(
+            f"{folder}: cannot be made ({error.strerror}); give another as out=", option="out"
+        ) from error
     try:
         yield
     except BaseException:

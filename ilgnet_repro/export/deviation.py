@@ -66,13 +66,15 @@ def _inputs(
     if how is None:
         raise IlgnetError(
             f"net {net.graph.name!r}: pictures cannot be prepared, its preprocessing is unknown; "
-            "state it with --mean-value and the like"
+            "state it as preprocessing=",
+            option="preprocessing",
         )
     shapes: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
     wanted = (3, *how.size)
     if [shape[1:] for shape in shapes.values()] != [wanted]:
         raise IlgnetError(
-            f"net {net.graph.name!r}: takes more than a picture of {wanted}; leave --pictures out"
+            f"net {net.graph.name!r}: takes more than a picture of {wanted}; leave pictures= out",
+            option="pictures",
         )
     (blob,) = shapes
     batches = [{blob: torch.from_numpy(how(picture)[None].copy())} for picture in pictures]

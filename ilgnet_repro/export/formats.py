@@ -83,10 +83,14 @@ def read_options(given: SaveOptions) -> Options:
             )
     options = Options(**given)
     if options.precision not in (None, *precisions.WEIGHTS):
-        raise IlgnetError(f"--precision {options.precision}: choose one of {', '.join(precisions.WEIGHTS)}")
+        raise IlgnetError(
+            f"precision={options.precision!r}: choose one of {', '.join(precisions.WEIGHTS)}",
+            option="precision",
+        )
     if options.with_preprocessing and options.dynamic_size:
         raise IlgnetError(
-            "--dynamic-size: the preprocessing makes every image one size; leave one of the two out"
+            "dynamic_size=True: the preprocessing makes every image one size; leave one of the two out",
+            option="dynamic_size",
         )
     return options
 

@@ -33,14 +33,15 @@ def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str)
     """
     if how is None:
         raise IlgnetError(
-            f"net {net!r}: its preprocessing is unknown; state it with --mean-value and the like"
+            f"net {net!r}: its preprocessing is unknown; state it as preprocessing=", option="preprocessing"
         )
     wanted = (3, *how.size)
     found = [name for name, shape in shapes.items() if shape[1:] == wanted]
     if len(found) != 1:
         raise IlgnetError(
             f"net {net!r}: {len(found) or 'no'} inputs take pictures of 3x{wanted[1]}x{wanted[2]}; "
-            "--with-preprocessing needs one, of the preprocessing's size"
+            "with_preprocessing=True needs one, of the preprocessing's size",
+            option="with_preprocessing",
         )
     return how, found[0]
 
@@ -53,7 +54,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
     here, float64 there).
     """
     if order not in ORDERS:
-        raise IlgnetError(f"--input-order {order}: choose one of {', '.join(ORDERS)}")
+        raise IlgnetError(f"input_order={order!r}: choose one of {', '.join(ORDERS)}", option="input_order")
     writer.add_input(PICTURE)
     nodes = _Nodes(writer)
     pixels, sides = (_whole if how.path == "whole" else _crop)(nodes, how)

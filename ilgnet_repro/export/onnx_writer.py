@@ -198,7 +198,12 @@ class OnnxWriter:
 
     def _needs_fixed_size(self) -> NeedsFixedSizeError:
         name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
-        return NeedsFixedSizeError(name, type_, "its ONNX nodes hold the size; export without --dynamic-size")
+        return NeedsFixedSizeError(
+            name,
+            type_,
+            "its ONNX nodes hold the size; export without dynamic_size=True",
+            option="dynamic_size",
+        )
 
     def _unused(self, name: str) -> str:
         """Return the name, or one that nothing else has; blobs and layers may be named like our own values."""
@@ -335,7 +340,8 @@ def plan_onnx(
             if given.name in (*wanted, *(name for name in inputs if name != prepare.blob)):
                 raise IlgnetError(
                     f"net {net.graph.name!r}: an input or output is called {given.name!r}, as the input that takes "
-                    "images; give it another name in the prototxt, or drop --with-preprocessing"
+                    "images; give it another name in the prototxt, or drop with_preprocessing=True",
+                    option="with_preprocessing",
                 )
         for _, layer in net.steps(wanted):
             writer.add_layer(layer)

@@ -42,12 +42,16 @@ def open_shapes(
     if dynamic_size:
         if not images:
             raise IlgnetError(
-                f"net {net.graph.name!r}: no input is a picture (N, C, H, W); drop --dynamic-size"
+                f"net {net.graph.name!r}: no input is a picture (N, C, H, W); drop dynamic_size=True",
+                option="dynamic_size",
             )
         closed = plans.open_groups(sides, [*sides, *others], _sides)
         if closed:
             plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
-            raise IlgnetError(f"input {closed[0][0]!r} takes pictures of one size only; drop --dynamic-size")
+            raise IlgnetError(
+                f"input {closed[0][0]!r} takes pictures of one size only; drop dynamic_size=True",
+                option="dynamic_size",
+            )
     plans.vary_counts()
     return plans.dims()
 
@@ -95,7 +99,8 @@ class _Plans:
         for name, specs in plan.blobs.items():
             if [spec.shape for spec in specs] != [spec.shape for spec in self._plan.blobs[name]]:
                 raise plan.layers[name].error(
-                    "its weights fit one size of picture only; export without --dynamic-size"
+                    "its weights fit one size of picture only; export without dynamic_size=True",
+                    option="dynamic_size",
                 )
         return dict(plan.shapes)
 

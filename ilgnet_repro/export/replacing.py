@@ -24,7 +24,11 @@ def check_replacing(written: Sequence[Path], folder: Path, inputs: Iterable[Path
         target = folder / path.name
         check_output(target, inputs)
         check_replaced(
-            target, _recognizer(path), "`ilgnet convert`", "give another folder with --out or remove it"
+            target,
+            _recognizer(path),
+            "`ilgnet convert`",
+            "give another folder as out= or remove it",
+            option="out",
         )
 
 

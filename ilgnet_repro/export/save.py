@@ -85,7 +85,7 @@ def staging(folder: Path, stem: str) -> Iterator[Path]:
         path = Path(tempfile.mkdtemp(prefix=f".{stem}.", dir=folder))
     except OSError as error:
         raise IlgnetError(
-            f"{folder}: cannot be written ({error.strerror}); give another with --out"
+            f"{folder}: cannot be written ({error.strerror}); give another as out=", option="out"
         ) from error
     try:
         yield path

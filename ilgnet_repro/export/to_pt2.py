@@ -67,7 +67,8 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
         if layer.sized_by_values:
             raise layer.error(
                 "how many rows it gives depends on values, which torch.export cannot hold; "
-                "use --to onnx or --to python"
+                "use to='onnx' or to='python'",
+                option="to",
             )
     dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
     # The steps of RNN and LSTM are unrolled, so that their number is fixed.
@@ -115,7 +116,8 @@ def _argument_names(net: CaffeNet) -> dict[str, str]:
         if argument in taken:
             raise IlgnetError(
                 f"inputs {taken[argument]!r} and {name!r} would both be the argument {argument} of a pt2 file; "
-                "rename one, or use --to onnx"
+                "rename one, or use to='onnx'",
+                option="to",
             )
         taken[argument] = name
     return {name: argument for argument, name in taken.items()}

@@ -71,7 +71,8 @@ class _ImageLayer(_FedLayer):
         if size is None:
             raise self.error(
                 f"the size of {self.node.top_names[0]!r} is known only from its source; give its shape "
-                f"(--shape {self.node.top_names[0]}=N,C,H,W), or set transform_param.crop_size"
+                f"(input_shapes={{{self.node.top_names[0]!r}: (N, C, H, W)}}), or set transform_param.crop_size",
+                option="input_shapes",
             )
         batch = self._batch()
         return LayerPlan([(batch, self._channels(), *size), (batch,)][: len(self.node.tops)])
@@ -169,7 +170,8 @@ class HDF5Data(_FedLayer):
     def plan(self) -> LayerPlan:
         raise self.error(
             f"the shapes of {', '.join(self.node.top_names)} are known only from its files; "
-            f"give them (--shape {self.node.top_names[0]}=N,C,H,W)"
+            f"give them (input_shapes={{{self.node.top_names[0]!r}: (N, C, H, W)}})",
+            option="input_shapes",
         )
 
 

@@ -116,7 +116,7 @@ def _read(
             raise DataError("the size of its images is known only from its source")
     elif resize is None:
         notes.append(
-            "the size that its images were stored in is not stated; give images of that size, or state --resize"
+            "the size that its images were stored in is not stated; give images of that size, or state the size to resize to"
         )
     if size and not crop and resize != size:
         raise DataError(f"its images are {_show(resize or ())} and the net's input {_show(size)}")
@@ -155,7 +155,7 @@ def _read_mean(name: str, folder: Path | None, notes: list[str]) -> np.ndarray:
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise DataError(
-            f"mean_file {name} is neither beside the prototxt nor in the working directory; state --mean-file"
+            f"mean_file {name} is neither beside the prototxt nor in the working directory; state the mean"
         )
     if found == places[-1] != places[0]:
         notes.append(f"mean_file {name} is not there; {found} is read for it")

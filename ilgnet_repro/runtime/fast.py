@@ -33,7 +33,9 @@ def fast(
     precision that is none of `precisions.WEIGHTS`.
     """
     if precision not in precisions.WEIGHTS:
-        raise IlgnetError(f"--precision {precision}: choose one of {', '.join(precisions.WEIGHTS)}")
+        raise IlgnetError(
+            f"precision={precision!r}: choose one of {', '.join(precisions.WEIGHTS)}", option="precision"
+        )
     if net.graph.phase != "TEST":
         raise GraphError(
             f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"

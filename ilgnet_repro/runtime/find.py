@@ -47,7 +47,8 @@ def find_net(model: WeightsFile, prototxt: str | os.PathLike[str] | pb.NetParame
         return Found(build(matches[0]), f"built in ({matches[0]})")
     raise WeightsError(
         f"{model.path}: no prototxt beside it and no built-in net fits its layers; "
-        "give the deploy prototxt with --prototxt"
+        "give the deploy prototxt as prototxt=",
+        option="prototxt",
     )
 
 

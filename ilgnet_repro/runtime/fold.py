@@ -297,5 +297,6 @@ def _check_names(graph: Graph) -> None:
                 if reader is not node and not reader.made:
                     raise GraphError(
                         f"net {graph.name!r}: a layer behind {reader.name} would read another blob once layers are "
-                        f"folded, because {node.name} uses its name again; convert without --fold"
+                        f"folded, because {node.name} uses its name again; convert without fold=True",
+                        option="fold",
                     )

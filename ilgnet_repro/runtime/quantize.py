@@ -124,12 +124,15 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
             piece = weights[start : start + step]
             if piece.abs().max() > torch.finfo(kind).max:
                 raise IlgnetError(
-                    f"--precision {precision}: a weight of {piece.abs().max():.3g} is past its range"
+                    f"precision={precision!r}: a weight of {piece.abs().max():.3g} is past its range",
+                    option="precision",
                 )
             values[start : start + step] = piece
         return Reduced(values, None, axis)
     if precision != "int8":
-        raise IlgnetError(f"--precision {precision}: choose one of {', '.join(precisions.WEIGHTS)}")
+        raise IlgnetError(
+            f"precision={precision!r}: choose one of {', '.join(precisions.WEIGHTS)}", option="precision"
+        )
     largest = torch.zeros(weights.shape[axis])
     for start in pieces:
         check_finite(weights[start : start + step])
@@ -147,7 +150,10 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
 def check_finite(weights: Tensor) -> None:
     """Refuse what no whole number stands for: it would become any number."""
     if not bool(weights.isfinite().all()):
-        raise IlgnetError("--precision int8: a weight is not finite; use another precision, or sound weights")
+        raise IlgnetError(
+            "precision='int8': a weight is not finite; use another precision, or sound weights",
+            option="precision",
+        )
 
 
 def reduce_dense(plan: NetPlan, arrays: Mapping[str, list[np.ndarray]], precision: str) -> dict[str, Reduced]:

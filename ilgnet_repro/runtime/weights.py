@@ -173,8 +173,10 @@ def take_weights(
     if missing and allow_missing is not True:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
         if any(spec.is_stated for name in missing for spec in specs[name]):
-            remedy += f", or have them drawn with allow_missing={missing[:3]!r} (--allow-missing)"
-        raise WeightsError(f"{source}: holds no weights for {_some(missing)}{extra}; {remedy}")
+            remedy += f", or have them drawn with allow_missing={missing[:3]!r}"
+        raise WeightsError(
+            f"{source}: holds no weights for {_some(missing)}{extra}; {remedy}", option="allow_missing"
+        )
     taken = {layer.name for layer in layers if layer.blobs} & set(specs)
     half = [name for name in (*fit.missing, *fit.filled) if name in taken]
     if half and allow_missing is True:

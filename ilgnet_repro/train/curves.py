@@ -30,11 +30,17 @@ class CsvLog(Observer):
     def check(self) -> None:
         """Raise IlgnetError where the folder is a database, or holds files of these names from elsewhere."""
         check_output(self.folder / TRAIN, [self.folder])
-        remedy = "give another folder with --out"
+        remedy = "give another folder as out="
         for name in (TRAIN, TEST):
-            check_replaced(self.folder / name, starts_with(_HEADS[name]), "`ilgnet train`", remedy)
+            check_replaced(
+                self.folder / name, starts_with(_HEADS[name]), "`ilgnet train`", remedy, option="out"
+            )
         check_replaced(
-            self.folder / PLOT, lambda path: (self.folder / TRAIN).is_file(), "`ilgnet train`", remedy
+            self.folder / PLOT,
+            lambda path: (self.folder / TRAIN).is_file(),
+            "`ilgnet train`",
+            remedy,
+            option="out",
         )
 
     def on_start(self, trainer: Run) -> None:
@@ -108,7 +114,7 @@ class TensorBoardLog(Observer):
             self._writer = make(os.fspath(folder))
         except UnicodeEncodeError as error:
             raise SolverError(
-                f"{folder}: TensorBoard takes names in UTF-8 only; give another --out"
+                f"{folder}: TensorBoard takes names in UTF-8 only; give another out=", option="out"
             ) from error
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:

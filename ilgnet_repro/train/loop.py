@@ -358,7 +358,8 @@ class Trainer:
         latest = self.snapshots.latest()
         resume = f" and resume from {latest}" if latest else ""
         raise DivergedError(
-            f"{what}; check the data, lower base_lr{resume}, or go on as Caffe does with --allow-nonfinite"
+            f"{what}; check the data, lower base_lr{resume}, or go on as Caffe does with allow_nonfinite=True",
+            option="allow_nonfinite",
         )
 
     # ------------------------------------------------------------------ stopping, keeping, telling

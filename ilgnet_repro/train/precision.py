@@ -34,7 +34,8 @@ class Precision:
             raise SolverError("precision float16 needs a GPU; use bfloat16, or float32")
         if name == "caffe" and device.type != "cpu":
             raise SolverError(
-                f"precision caffe is that of Caffe's CPU code; leave out --device {device.type}"
+                f"precision caffe is that of Caffe's CPU code; leave out device={device.type!r}",
+                option="device",
             )
         self.name, self.device = name, device
         self.dtype = torch.float64 if name == "float64" else torch.float32

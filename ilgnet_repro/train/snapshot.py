@@ -215,7 +215,8 @@ def _check_finite(path: Path, weights: Mapping[str, Sequence[np.ndarray]], state
         if not np.isfinite(array).all():
             raise DivergedError(
                 f"{path}: the run had diverged, {place} is not finite; resume from an earlier snapshot, "
-                "or go on with --allow-nonfinite"
+                "or go on with allow_nonfinite=True",
+                option="allow_nonfinite",
             )
 
 

@@ -180,7 +180,7 @@ def _check(param: pb.SolverParameter) -> None:
     for fork in param.fork_field:
         if is_of_a_net(fork):
             raise SolverError(f"solver: {describe_field(fork)} belongs to a net; give the solver's prototxt")
-        raise SolverError(f"solver: {refusal(fork, param.DESCRIPTOR)}")
+        raise SolverError(f"solver: {refusal(fork, param.DESCRIPTOR)}", option="ignore_fields")
     for name, least in _LEAST.items():
         if getattr(param, name) < least:
             raise SolverError(f"solver: {name} {getattr(param, name)} must be {least} or more")

@@ -27,7 +27,7 @@ import ilgnet_repro.export.convert, ilgnet_repro.scoring
 from ilgnet_repro.layers.support.registry import layer_types
 ir.convert, ir.load, ir.score, layer_types()  # the clock starts after their imports
 ir.tune_process()
-source, target, picture = sys.argv[1:4]
+source, target, image = sys.argv[1:4]
 
 def anonymous():
     with open("/proc/self/status") as file:
@@ -56,7 +56,7 @@ WORK = {
     LOAD: "net = ir.load(source)",
     "protobuf parse": "net = caffe_pb2.NetParameter.FromString(open(source, 'rb').read())",
     "load, first score": (
-        "ir.score([picture], target + '/' + source.rsplit('/', 1)[1].replace('.caffemodel', '.safetensors'))"
+        "ir.score([image], target + '/' + source.rsplit('/', 1)[1].replace('.caffemodel', '.safetensors'))"
     ),
 }
 HASHED_WORK = {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Making an encoded 256x256 LMDB from JPEGs, against a bare cv2.imread + resize + imencode loop.
 
-Prints pictures a second and two ratios: builder on one core over the bare loop (wanted: 0.9 or more), and
+Prints images a second and two ratios: builder on one core over the bare loop (wanted: 0.9 or more), and
 all cores over one core, beside what the bare loop itself gains from as many threads (the machine's ceiling).
 Rounds alternate, and the best of each counts, so that a busy machine disturbs all alike.
 """
@@ -40,7 +40,7 @@ def bare(path: str) -> int:
 
 
 def rates(work: Callable[[], object]) -> tuple[float, float]:
-    """Pictures a second by the clock, and a second of processor time, which other programs do not use up."""
+    """Images a second by the clock, and a second of processor time, which other programs do not use up."""
     clock, processor = time.perf_counter(), time.process_time()
     work()
     return PICTURES / (time.perf_counter() - clock), PICTURES / (time.process_time() - processor)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Reading LMDBs of 256x256 pictures as ILGNet's input, against ten times what the net consumes.
+"""Reading LMDBs of 256x256 images as ILGNet's input, against ten times what the net consumes.
 
-The net takes 31 pictures a second in Caffe on two cores; the reader is wanted at 310 or more. Every picture
+The net takes 31 images a second in Caffe on two cores; the reader is wanted at 310 or more. Every image
 is decoded, freed of its mean image, cropped to 227 and put in a tensor, in this process alone.
 """
 

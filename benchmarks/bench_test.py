@@ -1,11 +1,11 @@
-"""Pictures a second of `ilgnet test` (protocol full, batch 48) beside the bare forward pass and OpenCV 4's.
+"""Images a second of `ilgnet test` (protocol full, batch 48) beside the bare forward pass and OpenCV 4's.
 
     python benchmarks/bench_test.py ilgnet.caffemodel [--pictures 192] [--encoded] [--rounds 3] [--fast float16]
 
-All are measured in turns, in one process, on the same machine; OpenCV only runs the net, on pictures that are
+All are measured in turns, in one process, on the same machine; OpenCV only runs the net, on images that are
 ready. Three figures say how near the test comes to the bare pass of its own net: the ratio of their best
 rounds; that of their processor times, which other programs on the machine disturb less; and the share of the
-test's time that was spent inside the net.  Where Caffe 1.0 makes 31 pictures a second of ILGNet, OpenCV makes
+test's time that was spent inside the net.  Where Caffe 1.0 makes 31 images a second of ILGNet, OpenCV makes
 36 at batch 16, so that 1.3 times Caffe is 1.12 times OpenCV.
 """
 
@@ -41,7 +41,7 @@ BATCH = 48
 
 
 def store(folder: Path, count: int, encoded: bool) -> None:
-    """Write ``count`` smooth pictures as the authors' databases have them, raw, or as JPEG files."""
+    """Write ``count`` smooth images as the authors' databases have them, raw, or as JPEG files."""
     random = np.random.default_rng(1)
     writer = LmdbWriter(folder)
     for index in range(count):
@@ -108,7 +108,7 @@ def main() -> None:
             with Journal(Path(temporary, f"journal{number}"), "bench") as journal:
                 run_protocol(timed, pictures, preparation, BATCH, journal=journal)
             test, test_cpu = time.perf_counter() - wall, time.process_time() - cpu
-            # A last batch that is not full costs less: both are counted by the picture.
+            # A last batch that is not full costs less: both are counted by the image.
             per = (passes * BATCH, passes * BATCH, args.pictures, args.pictures)
             seconds = [s / n for s, n in zip((forward, forward_cpu, test, test_cpu), per, strict=True)]
             rounds.append((*seconds, opencv, inside / test))
@@ -120,7 +120,7 @@ def main() -> None:
     print(f"best: forward {1 / forward:.1f}, test {1 / test:.1f} pictures/s: ratio {forward / test:.3f}")
     print(f"OpenCV {1 / opencv:.1f} pictures/s: the test makes {opencv / test:.2f} times as many")
     times = f"forward {forward_cpu:.4f} s, test {test_cpu:.4f} s"
-    print(f"processor time a picture: {times}: ratio {forward_cpu / test_cpu:.3f}")
+    print(f"processor time an image: {times}: ratio {forward_cpu / test_cpu:.3f}")
     print(f"share of the test's time inside the net: {max(row[5] for row in rounds):.3f}")
 
 

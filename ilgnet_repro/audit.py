@@ -48,7 +48,7 @@ class LayerAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found; ``multiply_adds`` and ``blob_bytes`` are for one picture."""
+    """What `audit` found; ``multiply_adds`` and ``blob_bytes`` are for one image."""
 
     net: str
     phase: str

@@ -109,7 +109,7 @@ class WeightsError(IlgnetError):
 
 
 class DataError(IlgnetError):
-    """A picture, list, mean file or database cannot be used."""
+    """An image, list, mean file or database cannot be used."""
 
 
 class DownloadError(IlgnetError):

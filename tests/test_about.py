@@ -368,17 +368,17 @@ WRONG = {  # what is given, preprocessing, message
     "no name": (lambda _: "", WHOLE, "'': no such file"),
     "a folder": (lambda folder: folder, WHOLE, "{folder}: is a folder; give its files"),
     "no image": (
-        _text_file, WHOLE, "{folder}/a.png: is not a picture that can be decoded; give a JPEG or PNG",
+        _text_file, WHOLE, "{folder}/a.png: is not an image that can be decoded; give a JPEG or PNG",
     ),
     "no image, cropped": (
-        _text_file, CROP, "{folder}/a.png: is not a picture that can be decoded; give a JPEG or PNG",
+        _text_file, CROP, "{folder}/a.png: is not an image that can be decoded; give a JPEG or PNG",
     ),
     "a file too small for the crop": (
-        lambda folder: _png(folder, BGR), CROP, "{folder}/a.png: crop_size 9: picture is 9x7; make it larger",
+        lambda folder: _png(folder, BGR), CROP, "{folder}/a.png: crop_size 9: image is 9x7; make it larger",
     ),
     "an array too small for the crop": (
         lambda _: [np.zeros((9, 9), np.uint8), BGR], CROP,
-        "image 2 of 2: crop_size 9: picture is 9x7; make it larger",
+        "image 2 of 2: crop_size 9: image is 9x7; make it larger",
     ),
     "floats": (
         lambda _: BGR / 255, WHOLE,

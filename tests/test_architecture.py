@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ilgnet_repro"
 
-# Each folder or module of the package, and those that it may import; a picture of it is in docs/architecture.md.
+# Each folder or module of the package, and those that it may import; an image of it is in docs/architecture.md.
 ROOMS = {
     "version": set(),
     "precisions": set(),

@@ -11,7 +11,7 @@ from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.zoo.catalogue import build
 
-# Parameters and multiply-adds a picture, from the papers or counted by hand from the layer sizes.
+# Parameters and multiply-adds an image, from the papers or counted by hand from the layer sizes.
 KNOWN = [
     ("ilgnet", 150_938_082, None),
     ("googlenet", 6_998_552, None),

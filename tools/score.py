@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score pictures: score.py a.jpg --weights ilgnet.safetensors; the same as `ilgnet score`."""
+"""Score images: score.py a.jpg --weights ilgnet.safetensors; the same as `ilgnet score`."""
 
 import sys
 from pathlib import Path

@@ -108,7 +108,7 @@ def draw_labelled_set(folder: str | os.PathLike[str], count: int = 60, seed: int
 def draw_images(folder: str | os.PathLike[str], count: int = 3, seed: int = 1) -> list[Path]:
     """Draw images of different sizes (sky, ground, a disc) as PNG files; return their paths."""
     random = np.random.default_rng(seed)
-    paths = [Path(folder) / f"picture{index + 1}.png" for index in range(count)]
+    paths = [Path(folder) / f"image{index + 1}.png" for index in range(count)]
     for path in paths:
         _draw(path, random)
     return paths

@@ -158,7 +158,7 @@ def run_test(
 
 def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:
     """Raise IlgnetError where a file in ``folder`` that the run would replace is an input or not a run's."""
-    names = ("run.json", f"pictures.{test.table}", "bad.txt", JOURNAL)
+    names = ("run.json", f"images.{test.table}", "bad.txt", JOURNAL)
     inputs = [weights, test.mean, test.scores, test.pictures.title]
     check_outputs([folder / name for name in names], inputs)
     is_ours: dict[str, Callable[[Path], bool]] = {
@@ -196,7 +196,7 @@ def _how_computed(
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
-    write_table(folder / f"pictures.{table}", result.pictures)
+    write_table(folder / f"images.{table}", result.pictures)
     (folder / "bad.txt").unlink(missing_ok=True)
     if bad:
         with atomic_file(folder / "bad.txt", "w") as file:

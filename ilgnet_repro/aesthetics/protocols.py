@@ -118,7 +118,7 @@ class Preparation:
         """One line for the report. It is part of a journal's key, so its spelling stays."""
         values = "/".join(f"{value:.6g}" for value in self.mean.channels) or "nothing"
         if self.protocol.whole:
-            return f"whole picture resized to {self.side} × {self.side}, minus the channel means {values}"
+            return f"whole image resized to {self.side} × {self.side}, minus the channel means {values}"
         off = "the mean image" if self.mean.image is not None else f"the channel means {values}"
         crops = "centre crop" if self.protocol.crops == 1 else "mean of ten crops"
         height, width = self.stage

@@ -107,10 +107,10 @@ def compare_batches(
 def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str, ...]:
     """The likely causes. Reports hold these texts as data, so their spelling stays."""
     if verdict == "identical":
-        return ("Every batch agrees: same weights, same pictures in the same order, same preprocessing.",)
+        return ("Every batch agrees: same weights, same images in the same order, same preprocessing.",)
     if verdict == "compatible" and same_rows:
         return (
-            "The batches follow the log's: the order is the log's, and a few pictures near one half fall"
+            "The batches follow the log's: the order is the log's, and a few images near one half fall"
             " the other way (another JPEG decoder, another resize, rounding).",
         )
     unknown_order = (
@@ -121,13 +121,13 @@ def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str
     if verdict == "compatible":
         return (
             unknown_order,
-            "The totals agree within chance, which other pictures of the same kind would do as well.",
+            "The totals agree within chance, which other images of the same kind would do as well.",
         )
     other_class = "The log's rows may mix the classes otherwise (AVA1's val list is sorted by class)."
     paths = (
-        "Another mean file, or the other preprocessing path (centre crop of 256 against the whole picture"
+        "Another mean file, or the other preprocessing path (centre crop of 256 against the whole image"
         " at 227), moves the scores.",
-        "The weights may be another release, or trained on these pictures: 23,768 of AVA2's val pictures"
+        "The weights may be another release, or trained on these images: 23,768 of AVA2's val images"
         " are in AVA1's train list.",
     )
     if same_rows:

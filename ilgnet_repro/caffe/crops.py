@@ -118,7 +118,8 @@ def _place(
             return
         raise LayerError(
             layer.name, layer.type, f"states no offset, and the layers give none: {error}; "
-            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (crop='bvlc')", option="crop") from None  # fmt: skip
+            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (crop='bvlc')", option="crop",
+        ) from None  # fmt: skip
     shown = ", ".join(map(str, offsets))
     if rule is None:
         if any(offsets):
@@ -126,7 +127,8 @@ def _place(
             raise LayerError(
                 layer.name, layer.type, f"states no offset: it is 0 in BVLC's Caffe and {shown} in the forks (FCN, HED) "
                 "that find it from the layers; choose by crop='bvlc' or crop='geometry', or write "
-                f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}", option="crop")  # fmt: skip
+                f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}", option="crop",
+            )  # fmt: skip
         return
     layer.crop_param.offset.extend(offsets)
     notes.append(

@@ -65,7 +65,7 @@ def net_refusals(net: pb.NetParameter) -> list[str]:
 def check_net_fields(net: pb.NetParameter) -> None:
     """Raise GraphError for the first unknown field that a net holds outside its layers."""
     for line in net_refusals(net):
-        raise GraphError(line)
+        raise GraphError(line, option="ignore_fields")
 
 
 def check_rule_fields(layer: pb.LayerParameter) -> None:

@@ -104,9 +104,7 @@ def _tensor(values: Sequence[Any]) -> Tensor:
     try:
         return torch.from_numpy(np.stack([np.asarray(value, np.float32) for value in values]))
     except ValueError as error:
-        raise DataError(
-            f"pictures of one batch differ in size ({error}); resize or crop them alike"
-        ) from error
+        raise DataError(f"images of one batch differ in size ({error}); resize or crop them alike") from error
 
 
 class _Given:

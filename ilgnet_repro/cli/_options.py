@@ -76,14 +76,14 @@ def add_crop_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how pictures are prepared."""
+    """Add what says how images are prepared."""
     group = parser.add_argument_group("preprocessing", "where the weights are not a known release")
-    group.add_argument("--path", choices=("whole", "crop"), help="whole picture resized, or a centre crop")
+    group.add_argument("--path", choices=("whole", "crop"), help="whole image resized, or a centre crop")
     group.add_argument(
         "--size", type=int, metavar="N", help="side of the net's input (default: from the net)"
     )
     group.add_argument(
-        "--resize", type=int, metavar="N", help="side that pictures are resized to before the crop"
+        "--resize", type=int, metavar="N", help="side that images are resized to before the crop"
     )
     group.add_argument(
         "--order", choices=("BGR", "RGB"), help="channel order of the net's input (default BGR)"
@@ -185,7 +185,7 @@ def read_preprocessing(
     elif input_shape is not None and len(input_shape) == 4 and None not in input_shape[2:]:
         stated["size"] = tuple(input_shape[2:])
     else:
-        raise IlgnetError("--size is missing: the net does not say the size of its pictures")
+        raise IlgnetError("--size is missing: the net does not say the size of its images")
     if args.resize is not None:
         stated["resize"] = (args.resize, args.resize)
     if args.mean_file and len(set(stated["size"])) == 1:

@@ -133,7 +133,7 @@ def print_audit(found: Audit) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"{found.parameters:,} parameters; a picture takes {found.multiply_adds:,} multiply-adds "
+        f"{found.parameters:,} parameters; an image takes {found.multiply_adds:,} multiply-adds "
         f"and {found.blob_bytes:,} bytes of blobs; outputs: {printable(', '.join(found.outputs))}"
     )
     for note in found.upgrades:

@@ -21,7 +21,7 @@ _EPILOG = """A and B are files (.caffemodel .caffemodel.h5 .safetensors .onnx .p
 examples:
   ilgnet compare net.caffemodel net.onnx
   ilgnet compare net.caffemodel opencv:net.caffemodel --prototxt deploy.prototxt
-  ilgnet compare net.onnx onnx2torch:net.onnx --inputs pictures.npz --tolerance 1e-5
+  ilgnet compare net.onnx onnx2torch:net.onnx --inputs images.npz --tolerance 1e-5
   ilgnet compare net.safetensors net.pt2 --json
   ilgnet compare net.caffemodel net.caffemodel.h5 --prototxt all_in_one.prototxt --stage deploy
 

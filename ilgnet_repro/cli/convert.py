@@ -104,7 +104,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         help="of dense (InnerProduct) weights, in safetensors and onnx; what it costs is measured and reported",
     )  # fmt: skip
     group.add_argument(
-        "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these pictures"
+        "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these images"
     )
     group.add_argument(
         "--dynamic-size",
@@ -117,11 +117,11 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--with-preprocessing", action="store_true",
-        help="onnx: take uint8 pictures (N, height, width, 3) and resize, crop, subtract and scale in the graph",
+        help="onnx: take uint8 images (N, height, width, 3) and resize, crop, subtract and scale in the graph",
     )  # fmt: skip
     group.add_argument(
         "--input-order", choices=("RGB", "BGR"), default="RGB",
-        help="channel order of those pictures (default RGB; OpenCV reads BGR)",
+        help="channel order of those images (default RGB; OpenCV reads BGR)",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""``ilgnet lmdb``: make, inspect, check and export Caffe's picture databases."""
+"""``ilgnet lmdb``: make, inspect, check and export Caffe's image databases."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _EPILOG = """examples:
   ilgnet lmdb make --encoded --encode_type=png --shuffle --seed 7 images/ train.txt train_lmdb
   ilgnet lmdb info train_lmdb
   ilgnet lmdb check train_lmdb --list train.txt --labels 2
-  ilgnet lmdb export train_lmdb pictures
+  ilgnet lmdb export train_lmdb images
 
 make takes the flags of Caffe's convert_imageset. A build that was stopped goes on when the same command is
-run again; pictures that cannot be read are left out and named in DB.bad.txt.
+run again; images that cannot be read are left out and named in DB.bad.txt.
 check ends with 1 if it finds a fault."""
 
 _SWITCHES = {
-    "gray": "store grey pictures",
+    "gray": "store grey images",
     "shuffle": "put the rows in an order drawn by --seed",
-    "encoded": "store picture files (png, jpg), not pixels",
-    "check_size": "stop if a picture has another size than the first",
+    "encoded": "store image files (png, jpg), not pixels",
+    "check_size": "stop if an image has another size than the first",
 }
 
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``lmdb`` with its four actions."""
     parser = subparsers.add_parser(
         "lmdb",
-        description="Make a Caffe LMDB from a picture list, or look into one.",
+        description="Make a Caffe LMDB from an image list, or look into one.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     _add_make(actions.add_parser("make", help="build a database, as convert_imageset does"))
     info = actions.add_parser("info", help="rows, labels, kinds and shapes")
     check = actions.add_parser("check", help="decode every row, compare with a list")
-    export = actions.add_parser("export", help="back to picture files and a list")
+    export = actions.add_parser("export", help="back to image files and a list")
     for action in (info, check, export):
         action.add_argument("database", metavar="DB")
         action.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("--seed", type=int, metavar="N", help="the seed, if it was made with --shuffle")
     check.add_argument("--labels", type=int, metavar="N", help="number of classes; labels are 0 to N - 1")
     check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
-    export.add_argument("folder", metavar="FOLDER", help="a new folder for the pictures and list.txt")
+    export.add_argument("folder", metavar="FOLDER", help="a new folder for the images and list.txt")
 
 
 def _add_make(make: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _add_make(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
     make.add_argument("--seed", type=int, default=1, metavar="N", help="of --shuffle (default 1)")
-    make.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
+    make.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     make.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
     make.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -208,5 +208,5 @@ def _export(args: argparse.Namespace) -> int:
     if args.json:
         print(strict_json.dumps({"folder": args.folder, "rows": rows}))
     else:
-        say(f"{args.folder}: {rows:,} pictures and list.txt")
+        say(f"{args.folder}: {rows:,} images and list.txt")
     return 0

@@ -1,4 +1,4 @@
-"""``ilgnet score``: score pictures."""
+"""``ilgnet score``: score images."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def add_parser(subparsers: Any) -> None:
         help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     )
     parser.add_argument("--prototxt", metavar="P", help="the net of the weights")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures a pass (default 16)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images a pass (default 16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object an image")
     add_state_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score each picture and print a line for it."""
+    """Score each image and print a line for it."""
     from ..errors import IlgnetError
     from ..process import tune_process
     from ..runtime.load import load
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     say_notes(about.notes)
     pictures = expand(args.pictures)
     if not pictures:
-        raise IlgnetError(f"{args.pictures[0]}: holds no pictures")
+        raise IlgnetError(f"{args.pictures[0]}: holds no images")
     net = make_fast(net, args)
     with progress_bar("scoring", len(pictures)) as progress:
         for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):

@@ -23,7 +23,7 @@ class WitnessError(IlgnetError):
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, lengths, and whether it takes bytes (pictures) rather than floats."""
+    """One input: its name, lengths, and whether it takes bytes (images) rather than floats."""
 
     name: str
     dims: Dims

@@ -1,4 +1,4 @@
-"""What reduced weights cost: the outputs of both nets on the same pictures, laid side by side."""
+"""What reduced weights cost: the outputs of both nets on the same images, laid side by side."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def measure_deviation(
     """Run the net with its original and with its reduced weights, and compare every output.
 
     ``pictures`` go through the net's preprocessing one at a time; without any the inputs are seeded.
-    Raises IlgnetError where pictures are given and no preprocessing is known.
+    Raises IlgnetError where images are given and no preprocessing is known.
     """
     batches, shown = _inputs(saving, pictures)
     tallies: dict[str, _Tally] = {}
@@ -62,10 +62,10 @@ def _inputs(
     net, how = saving.original, saving.about.preprocessing
     if not pictures:
         inputs = seeded_inputs(net, SEEDED_BATCH)
-        return [inputs], f"seed {SEED}, not pictures"
+        return [inputs], f"seed {SEED}, not images"
     if how is None:
         raise IlgnetError(
-            f"net {net.graph.name!r}: pictures cannot be prepared, its preprocessing is unknown; "
+            f"net {net.graph.name!r}: images cannot be prepared, its preprocessing is unknown; "
             "state it as preprocessing=",
             option="preprocessing",
         )
@@ -73,12 +73,12 @@ def _inputs(
     wanted = (3, *how.size)
     if [shape[1:] for shape in shapes.values()] != [wanted]:
         raise IlgnetError(
-            f"net {net.graph.name!r}: takes more than a picture of {wanted}; leave pictures= out",
+            f"net {net.graph.name!r}: takes more than an image of {wanted}; leave pictures= out",
             option="pictures",
         )
     (blob,) = shapes
     batches = [{blob: torch.from_numpy(how(picture)[None].copy())} for picture in pictures]
-    return batches, f"{len(pictures)} picture{'s' if len(pictures) != 1 else ''}"
+    return batches, f"{len(pictures)} image{'s' if len(pictures) != 1 else ''}"
 
 
 class _Tally:

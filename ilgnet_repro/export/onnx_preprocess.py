@@ -1,7 +1,7 @@
-"""The preprocessing as ONNX nodes: uint8 pictures in, the net's input out, both of the authors' paths.
+"""The preprocessing as ONNX nodes: uint8 images in, the net's input out, both of the authors' paths.
 
 The resizes are written out in Gather and arithmetic rather than as a Resize node, because neither of the two
-that Caffe users meet is one: OpenCV's blends in 11-bit fixed point, and pycaffe's fades to the picture's
+that Caffe users meet is one: OpenCV's blends in 11-bit fixed point, and pycaffe's fades to the image's
 least value beyond its edge.
 """
 
@@ -27,9 +27,9 @@ _FIRST_SHIFT, _SECOND_SHIFT, _LAST_SHIFT = 16, 65536, 4
 
 
 def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str) -> tuple[Preprocessing, str]:
-    """Return how pictures are prepared, and the input that takes them.
+    """Return how images are prepared, and the input that takes them.
 
-    Raises IlgnetError where that is not known, or not one input takes pictures of that size.
+    Raises IlgnetError where that is not known, or not one input takes images of that size.
     """
     if how is None:
         raise IlgnetError(
@@ -39,7 +39,7 @@ def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str)
     found = [name for name, shape in shapes.items() if shape[1:] == wanted]
     if len(found) != 1:
         raise IlgnetError(
-            f"net {net!r}: {len(found) or 'no'} inputs take pictures of 3x{wanted[1]}x{wanted[2]}; "
+            f"net {net!r}: {len(found) or 'no'} inputs take images of 3x{wanted[1]}x{wanted[2]}; "
             "with_preprocessing=True needs one, of the preprocessing's size",
             option="with_preprocessing",
         )
@@ -47,9 +47,9 @@ def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str)
 
 
 def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: str) -> onnx.ValueInfoProto:
-    """Add the nodes that make ``blob`` from pictures in ``order``, and return the graph input they read.
+    """Add the nodes that make ``blob`` from images in ``order``, and return the graph input they read.
 
-    That input is uint8, N × height × width × 3; all pictures of a batch have one size.  Against
+    That input is uint8, N × height × width × 3; all images of a batch have one size.  Against
     `Preprocessing` itself the path ``crop`` is exact, the path ``whole`` within 1e-3 of a level (float32
     here, float64 there).
     """
@@ -100,11 +100,11 @@ class _Nodes:
         return self.writer.constant(np.float64(value))
 
     def side(self, axis: int) -> str:
-        """The pictures' height (axis 1) or width (axis 2), one int64."""
+        """The images' height (axis 1) or width (axis 2), one int64."""
         return self("Shape", PICTURE, start=axis, end=axis + 1)
 
     def centres(self, side: str, size: int, window: slice) -> str:
-        """Where the points of a resized axis lie on the picture's, half-pixel centred, in float64."""
+        """Where the points of a resized axis lie on the image's, half-pixel centred, in float64."""
         points = self.writer.constant(np.arange(size, dtype=np.float64)[window] + 0.5)
         step = self("Div", self("Cast", side, to=TensorProto.DOUBLE), self.double(size))
         return self("Sub", self("Mul", points, step), self.double(0.5))
@@ -121,7 +121,7 @@ class _Nodes:
         return self("Unsqueeze", values, self.longs(1, 2))
 
 
-# ---------------------------------------------------------------------- the whole picture, as pycaffe
+# ---------------------------------------------------------------------- the whole image, as pycaffe
 
 
 def _whole(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
@@ -166,7 +166,7 @@ def _blend(nodes: _Nodes, axis: int, size: int) -> tuple[str, str, tuple[str, st
 def _crop(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
     if how.mean_image is not None and how.resize not in (None, how.mean_image.shape[1:]):
         raise IlgnetError(
-            f"preprocessing: mean image of {how.mean_image.shape[1:]} and pictures of {how.resize} differ in size"
+            f"preprocessing: mean image of {how.mean_image.shape[1:]} and images of {how.resize} differ in size"
         )
     if how.resize is None:
         return _cut(nodes, how)
@@ -190,7 +190,7 @@ def _crop(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
 
 
 def _fixed_point(nodes: _Nodes, axis: int, size: int, window: slice) -> tuple[str, str, list[str]]:
-    """The two neighbours of each point, inside the picture, and their weights out of `_ONE`."""
+    """The two neighbours of each point, inside the image, and their weights out of `_ONE`."""
     side = nodes.side(axis)
     last = nodes("Sub", side, nodes.longs(1))
     centres = nodes("Cast", nodes.centres(side, size, window), to=TensorProto.FLOAT)
@@ -211,7 +211,7 @@ def _fixed_point(nodes: _Nodes, axis: int, size: int, window: slice) -> tuple[st
 
 
 def _cut(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
-    """The centre of pictures that come in their own size; a mean image fixes that size."""
+    """The centre of images that come in their own size; a mean image fixes that size."""
     starts = []
     for axis, crop in zip((1, 2), how.size, strict=True):
         spare = nodes("Sub", nodes.side(axis), nodes.longs(crop))

@@ -316,7 +316,7 @@ def plan_onnx(
     Open are the first axis of every input (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, the
     sides of images (H, W), where the net takes other lengths; what layers make of them is declared as it is
     (open_shapes.py).  ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values
-    from pictures.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
+    from images.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
     for _, layer in net.steps(wanted):

@@ -42,14 +42,14 @@ def open_shapes(
     if dynamic_size:
         if not images:
             raise IlgnetError(
-                f"net {net.graph.name!r}: no input is a picture (N, C, H, W); drop dynamic_size=True",
+                f"net {net.graph.name!r}: no input is an image (N, C, H, W); drop dynamic_size=True",
                 option="dynamic_size",
             )
         closed = plans.open_groups(sides, [*sides, *others], _sides)
         if closed:
             plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
             raise IlgnetError(
-                f"input {closed[0][0]!r} takes pictures of one size only; drop dynamic_size=True",
+                f"input {closed[0][0]!r} takes images of one size only; drop dynamic_size=True",
                 option="dynamic_size",
             )
     plans.vary_counts()
@@ -99,7 +99,7 @@ class _Plans:
         for name, specs in plan.blobs.items():
             if [spec.shape for spec in specs] != [spec.shape for spec in self._plan.blobs[name]]:
                 raise plan.layers[name].error(
-                    "its weights fit one size of picture only; export without dynamic_size=True",
+                    "its weights fit one size of image only; export without dynamic_size=True",
                     option="dynamic_size",
                 )
         return dict(plan.shapes)

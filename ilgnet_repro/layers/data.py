@@ -55,7 +55,7 @@ class _ImageLayer(_FedLayer):
     def _batch(self) -> int:
         size: int = self.param.batch_size
         if not size:
-            raise self.error("batch_size is 0 or absent; state how many pictures make a batch")
+            raise self.error("batch_size is 0 or absent; state how many images make a batch")
         return size
 
     def _size(self) -> tuple[int, int] | None:

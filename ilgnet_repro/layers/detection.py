@@ -17,10 +17,10 @@ from .support.registry import register
 
 
 def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_top_k, confidence):
-    """Rows (picture, class, score, xmin, ymin, xmax, ymax), 1×1×R×7: by picture, class and falling score.
+    """Rows (image, class, score, xmin, ymin, xmax, ymax), 1×1×R×7: by image, class and falling score.
 
     ``code`` is the code type and whether variances are encoded already, ``nms`` its threshold, eta and
-    top_k.  Where nothing is found each picture has a row of -1.
+    top_k.  Where nothing is found each image has a row of -1.
     """
     (code_type, encoded), (threshold, eta, top_k) = code, nms
     boxes, variances = priors.reshape(2, -1, 1, 4)
@@ -109,7 +109,7 @@ class DetectionOutput(Layer):
             if len(shape) < 2 or shape[1] != wanted or int(np.prod(shape[2:])) != 1:
                 raise self.error(f"{what} {list(shape)} must be N×{wanted} for {priors} default boxes")
         if loc[0] != conf[0]:
-            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in pictures")
+            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in images")
         each = priors if self.top_k is None else min(self.top_k, priors)
         most = len(self.foreground) * each
         rows = max(most if self.keep is None else min(self.keep, most), 1)
@@ -146,7 +146,7 @@ class DetectionOutput(Layer):
 
 
 class _DetectionGraph:
-    """The nodes of one DetectionOutput: the best of each class, the survivors, the best of each picture."""
+    """The nodes of one DetectionOutput: the best of each class, the survivors, the best of each image."""
 
     def __init__(self, graph: OnnxGraph, layer: DetectionOutput) -> None:
         self.graph, self.layer = graph, layer
@@ -230,7 +230,7 @@ class _DetectionGraph:
             survives = node("Cast", node("Greater", values, lost), to=TensorProto.FLOAT)
             nothing = node("ConstantOfShape", node("Shape", marks))
             marks = node("ScatterElements", nothing, order, survives, axis=1)
-        places = node("Transpose", node("NonZero", marks), perm=[1, 0])  # picture, candidate
+        places = node("Transpose", node("NonZero", marks), perm=[1, 0])  # image, candidate
         picture, candidate = self.graph.nodes("Split", [places], 2, axis=1, num_outputs=2)
         label = node("Gather", np.repeat(numbers(layer.foreground), keep), candidate)
         score = node("Unsqueeze", node("GatherND", scores, places), integers(1))
@@ -238,7 +238,7 @@ class _DetectionGraph:
         number = node("Cast", picture, to=TensorProto.FLOAT)
         found = node("Concat", number, label, score, corners, axis=1)
 
-        # Where nothing is found, a row for each picture instead.
+        # Where nothing is found, a row for each image instead.
         pictures = node("Shape", loc, start=0, end=1)
         numbered = node("Range", np.array(0), node("Squeeze", pictures), np.array(1))
         first = node("Unsqueeze", node("Cast", numbered, to=TensorProto.FLOAT), integers(1))

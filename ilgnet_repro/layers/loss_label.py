@@ -43,7 +43,7 @@ class _ImageLoss(Loss):
     def plan(self, x: Shape, labels: Shape) -> LayerPlan:
         self._check_first_axis(x, labels)
         if len(x) < 2 or prod(labels) != x[0]:
-            raise self.error(f"needs scores N×C and one label a picture, not {list(x)} and {list(labels)}")
+            raise self.error(f"needs scores N×C and one label an image, not {list(x)} and {list(labels)}")
         return LayerPlan([()])
 
     def _rows_onnx(self, graph: OnnxGraph, x: str, labels: str) -> tuple[str, str, str]:

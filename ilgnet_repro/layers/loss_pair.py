@@ -188,7 +188,7 @@ class SmoothL1Loss(_EqualLoss):
             self.note = (
                 "Fast R-CNN's layer gives its loss no weight of its own: state loss_weight to learn from it"
             )
-        # Only Intel's layer reads loss_param; the others divide by the number of pictures whatever it says.
+        # Only Intel's layer reads loss_param; the others divide by the number of images whatever it says.
         stated = text.loss_param
         self.by_one = stated.HasField("normalization") and stated.normalization == pb.LossParameter.NONE
         if not self.by_one and (stated.HasField("normalization") or stated.HasField("normalize")):

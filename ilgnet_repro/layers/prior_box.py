@@ -20,13 +20,13 @@ class Boxes:
     sizes: tuple[tuple[float, float], ...]  # width and height in pixels, in Caffe's order
     variance: tuple[float, ...]
     picture: tuple[int, int] | None  # height and width; None is those of the net's input
-    step: tuple[float, float] | None  # pixels between positions; None spreads them over the picture
+    step: tuple[float, float] | None  # pixels between positions; None spreads them over the image
     offset: float
     clip: bool
 
 
 def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
-    """Boxes around each position of a feature map (height, width) as shares of a picture; their variances."""
+    """Boxes around each position of a feature map (height, width) as shares of an image; their variances."""
     centres = []
     for axis in (0, 1):
         distance = step[axis] if step else picture[axis] / feature[axis]
@@ -44,7 +44,7 @@ def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
 
 @register("PriorBox")
 class PriorBox(Layer):
-    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners as shares of the picture, then their variances.
+    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners as shares of the image, then their variances.
 
     Bottoms: the feature map and the net's input, of which only height and width count.
     """

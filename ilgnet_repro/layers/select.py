@@ -71,11 +71,11 @@ class BatchReindex(Layer):
 
     def plan(self, x: Shape, order: Shape) -> LayerPlan:
         if not x or len(order) != 1:
-            raise self.error(f"the second bottom {list(order)} must be a list: one axis of picture numbers")
+            raise self.error(f"the second bottom {list(order)} must be a list: one axis of image numbers")
         return LayerPlan([(order[0], *x[1:])])
 
     def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor]:
-        return (x.index_select(0, whole_indices(self, order, x.shape[0], "picture number")),)
+        return (x.index_select(0, whole_indices(self, order, x.shape[0], "image number")),)
 
     def onnx(self, graph: OnnxGraph, x: str, order: str) -> list[str]:
         return [graph.node("Gather", [x, indices_onnx(graph, order)], axis=0)]
@@ -103,10 +103,10 @@ class Filter(Layer):
     def plan(self, *bottoms: Shape) -> LayerPlan:
         *filtered, selector = bottoms
         if not selector or any(length != 1 for length in selector[1:]):
-            raise self.error(f"the selector {list(selector)} must hold one value a picture")
+            raise self.error(f"the selector {list(selector)} must hold one value an image")
         for shape in filtered:
             if shape[:1] != selector[:1]:
-                raise self.error(f"bottom {list(shape)} and the selector {list(selector)} differ in pictures")
+                raise self.error(f"bottom {list(shape)} and the selector {list(selector)} differ in images")
         return LayerPlan(filtered)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ def c_round(x):
 
 
 def roi_pooling(x, rois, pooled, scale):
-    """The maximum of each bin of each region (picture, x1, y1, x2, y2 in pixels of the net's input).
+    """The maximum of each bin of each region (image, x1, y1, x2, y2 in pixels of the net's input).
 
     The bins of a region overlap and differ in size.  A bin's maximum is that of four windows whose sides
     are powers of two, from tables made once for all regions.
@@ -55,7 +55,7 @@ def roi_pooling(x, rois, pooled, scale):
                 table = torch.maximum(table[..., : -(1 << j)], table[..., 1 << j :])
         if i + 1 < levels[0]:
             rows = torch.maximum(rows[:, :, : -(1 << i)], rows[:, :, 1 << i :])
-    maxima = torch.stack(tables).permute(0, 1, 3, 4, 2)  # table, picture, row, column, channel
+    maxima = torch.stack(tables).permute(0, 1, 3, 4, 2)  # table, image, row, column, channel
 
     picture = rois[:, 0].long()[:, None, None]
     chosen = tall[:, :, None] * levels[1] + wide[:, None, :]
@@ -107,11 +107,11 @@ class _RegionPooling(Layer):
         if len(x) != 4:
             raise self.error(f"bottom {list(x)} must be N×C×H×W")
         if len(rois) < 2 or math.prod(rois[1:]) != 5:
-            raise self.error(f"regions {list(rois)} must be R×5: picture, x1, y1, x2, y2")
+            raise self.error(f"regions {list(rois)} must be R×5: image, x1, y1, x2, y2")
 
     def _regions(self, x: Tensor, rois: Tensor) -> Tensor:
         rois = rois.detach().flatten(1)
-        whole_indices(self, rois[:, 0], x.shape[0], "a region's picture number")
+        whole_indices(self, rois[:, 0], x.shape[0], "a region's image number")
         return rois
 
 

@@ -1,4 +1,4 @@
-"""Caffe's ``Datum``: one picture and its label, as a database row holds them."""
+"""Caffe's ``Datum``: one image and its label, as a database row holds them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ INT32 = range(-(1 << 31), 1 << 31)
 
 
 def encoded_datum(data: bytes, label: int) -> bytes:
-    """Serialise the bytes of a picture file; as in Caffe, the shape fields stay unset."""
+    """Serialise the bytes of an image file; as in Caffe, the shape fields stay unset."""
     return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
 
 
 def raw_datum(picture: np.ndarray, label: int) -> bytes:
-    """Serialise a picture of shape (channels, height, width), uint8 as ``data`` or float32 as ``float_data``.
+    """Serialise an image of shape (channels, height, width), uint8 as ``data`` or float32 as ``float_data``.
 
     ``encoded: false`` is written out, as Caffe's CVMatToDatum sets it explicitly.
     """
     if picture.ndim != 3:
-        raise DataError(f"picture of shape {picture.shape}: a Datum holds (channels, height, width)")
+        raise DataError(f"image of shape {picture.shape}: a Datum holds (channels, height, width)")
     channels, height, width = picture.shape
     datum = caffe_pb2.Datum(channels=channels, height=height, width=width, label=label, encoded=False)
     if picture.dtype == np.uint8:
@@ -43,7 +43,7 @@ def raw_datum(picture: np.ndarray, label: int) -> bytes:
 
 class DatumHead(NamedTuple):
     """What a row says of itself: label, ``raw``, ``float`` or a file's suffix such as ``png``, the shape
-    (channels, height, width) where the fields tell it, and the bytes of its picture."""
+    (channels, height, width) where the fields tell it, and the bytes of its image."""
 
     label: int
     kind: str
@@ -52,7 +52,7 @@ class DatumHead(NamedTuple):
 
 
 def datum_head(value: memoryview, where: str) -> DatumHead:
-    """Read all of a row but its picture, which is passed over where it lies.
+    """Read all of a row but its image, which is passed over where it lies.
 
     Raises FormatError (starting with ``where``) if the value is not a protocol buffer's.
     """
@@ -84,7 +84,7 @@ def parse_datum(value: bytes, where: str) -> caffe_pb2.Datum:
 
 
 def datum_picture(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) -> np.ndarray:
-    """The picture of a row as (channels, height, width): uint8, or float32 for ``float_data``.
+    """The image of a row as (channels, height, width): uint8, or float32 for ``float_data``.
 
     ``colour`` is Caffe's force_color (True) or force_gray (False) and acts, as there, on encoded rows only;
     None decodes a file as it is, so that a grey PNG has one channel and one with alpha has four.
@@ -96,9 +96,7 @@ def datum_picture(datum: caffe_pb2.Datum, where: str, colour: bool | None = None
         warnings.warn("force_color and force_gray do nothing to rows that are not encoded", stacklevel=2)
     shape = (datum.channels, datum.height, datum.width)
     if not all(0 < side <= MAX_SIDE for side in shape):
-        raise DataError(
-            f"{where}: shape {'x'.join(map(str, shape))} is not a picture's; rebuild the database"
-        )
+        raise DataError(f"{where}: shape {'x'.join(map(str, shape))} is not an image's; rebuild the database")
     count = shape[0] * shape[1] * shape[2]
     data = datum.data  # one access: each makes a copy
     stored = len(data) or len(datum.float_data)
@@ -121,7 +119,7 @@ def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
     except cv2.error:
         picture = None
     if picture is None:
-        raise DataError(f"{where}: the encoded picture cannot be decoded; rebuild the row from its file")
+        raise DataError(f"{where}: the encoded image cannot be decoded; rebuild the row from its file")
     if picture.dtype != np.uint8:
         raise DataError(f"{where}: is of {picture.dtype}, and Caffe takes bytes only; use force_color")
     return hwc_to_chw(picture)

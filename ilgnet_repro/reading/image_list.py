@@ -17,7 +17,7 @@ from .datum import INT32
 
 
 class ListRow(NamedTuple):
-    """A row of a list: the picture's path as written, and its label."""
+    """A row of a list: the image's path as written, and its label."""
 
     path: str
     label: int
@@ -99,6 +99,6 @@ class ImageList:
 
 
 def picture_path(root: str | os.PathLike[str], name: str) -> str:
-    """Where a list's picture lies: ``root`` put before the name, as convert_imageset joins them."""
+    """Where a list's image lies: ``root`` put before the name, as convert_imageset joins them."""
     base = os.fspath(root)
     return base + name if not base or base.endswith(("/", os.sep)) else f"{base}/{name}"

@@ -1,4 +1,4 @@
-"""Picture files into the arrays and bytes that Caffe would store."""
+"""Image files into the arrays and bytes that Caffe would store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_picture(path: str, colour: bool = True, size: tuple[int, int] | None = 
 
     ``size`` is (height, width): bilinear with half-pixel centres and no smoothing, Caffe's cv::resize.
     As in Caffe built on OpenCV 3.1 or newer, a JPEG's EXIF orientation is applied.
-    Raises DataError if the file is absent or no picture.
+    Raises DataError if the file is absent or no image.
     """
     import cv2
 
@@ -49,7 +49,7 @@ def read_picture(path: str, colour: bool = True, size: tuple[int, int] | None = 
     picture = decode_file(path, flag)
     if picture is None:
         reason = "cannot be decoded" if os.path.isfile(path) else "no such file"
-        raise DataError(f"{path}: {reason}; remove the row or replace the picture")
+        raise DataError(f"{path}: {reason}; remove the row or replace the image")
     return picture if size is None else cv2.resize(picture, (size[1], size[0]))
 
 
@@ -63,7 +63,7 @@ def encode_picture(picture: np.ndarray, kind: str) -> bytes:
     check_encode_type(kind)
     done, data = cv2.imencode(f".{kind}", picture)
     if not done:
-        raise DataError(f"encode_type {kind!r}: a picture of shape {picture.shape} cannot be encoded")
+        raise DataError(f"encode_type {kind!r}: an image of shape {picture.shape} cannot be encoded")
     return data.tobytes()
 
 
@@ -90,7 +90,7 @@ _MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"BM", ".bmp"), (b"GIF8"
 
 
 def suffix_of(data: bytes) -> str:
-    """The suffix that fits a picture file's first bytes; ``.img`` where they are unknown."""
+    """The suffix that fits an image file's first bytes; ``.img`` where they are unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), ".img")

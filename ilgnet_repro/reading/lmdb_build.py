@@ -1,4 +1,4 @@
-"""Building a Caffe LMDB from a picture list, as ``convert_imageset`` does, on all cores and resumable."""
+"""Building a Caffe LMDB from an image list, as ``convert_imageset`` does, on all cores and resumable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """convert_imageset's flags, under its names. Pictures are resized only if both sides are given.
+    """convert_imageset's flags, under its names. Images are resized only if both sides are given.
 
     ``seed`` is that of ``shuffle``; None keeps the list's order.
     """
@@ -84,10 +84,10 @@ class _Made:
 
 
 def make_value(row: ListRow, root: str | os.PathLike[str], options: BuildOptions) -> tuple[bytes, int]:
-    """The serialised ``Datum`` of one list row, and how many values its picture has.
+    """The serialised ``Datum`` of one list row, and how many values its image has.
 
     Encoded rows that need no resizing keep the file's own bytes, where its suffix is the encoding's.
-    Raises DataError if the file is no picture.
+    Raises DataError if the file is no image.
     """
     path = picture_path(root, row.path)
     picture = read_picture(path, not options.gray, options.size)
@@ -126,12 +126,12 @@ def build_lmdb(
     progress: Callable[[int, int], None] = lambda done, rows: None,
     on_bad: Callable[[BadRow], None] = lambda bad: None,
 ) -> BuildReport:
-    """Store the pictures of a list, found under ``root``, as the LMDB ``target``; or finish doing so.
+    """Store the images of a list, found under ``root``, as the LMDB ``target``; or finish doing so.
 
-    Rows are numbered by the list (after a shuffle), also where pictures are left out, as in Caffe. The work
+    Rows are numbered by the list (after a shuffle), also where images are left out, as in Caffe. The work
     goes on in ``target.partial``; keys rise with the list's rows, so the last key stored *is* the point to
     resume from, and a run killed at any moment loses and doubles nothing. The folder ``target`` appears when
-    it is whole. Bad pictures are skipped and named in ``target.bad.txt``; ``strict`` stops at the first.
+    it is whole. Bad images are skipped and named in ``target.bad.txt``; ``strict`` stops at the first.
     Raises DataError if the target exists, the list cannot be used, ``target.partial`` is of another build, or
     the disk is full; run again, the build goes on where it was.
     """
@@ -177,16 +177,16 @@ def _good_rows(
 
 
 def _same_size(rows: Iterable[_Made], expected: int) -> Iterator[_Made]:
-    """Stop at a picture with another number of values than the first (``expected``, or 0 if none is known).
+    """Stop at an image with another number of values than the first (``expected``, or 0 if none is known).
 
     Caffe compares the stored bytes with the shape fields, which encoded rows do not have: there its
-    check_size always fails. Here the decoded pictures are compared.
+    check_size always fails. Here the decoded images are compared.
     """
     for made in rows:
         expected = expected or made.pixels
         if not made.reason and made.pixels != expected:
             raise DataError(
-                f"{made.row.path}: has {made.pixels} values where the first picture has {expected}; "
+                f"{made.row.path}: has {made.pixels} values where the first image has {expected}; "
                 "resize, or leave out check_size"
             )
         yield made
@@ -210,7 +210,7 @@ def _store(
 
 
 def _first_size(writer: LmdbWriter) -> int:
-    """How many values the first stored picture has, for a build that goes on; 0 in an empty database."""
+    """How many values the first stored image has, for a build that goes on; 0 in an empty database."""
     first = writer.first()
     if first is None:
         return 0

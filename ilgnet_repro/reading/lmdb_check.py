@@ -34,7 +34,7 @@ class LmdbSummary:
 
 
 def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
-    """Count a database's rows in one pass that leaves the pictures on the disk."""
+    """Count a database's rows in one pass that leaves the images on the disk."""
     reader = LmdbReader(path)
     labels: Counter[int] = Counter()
     kinds: Counter[str] = Counter()

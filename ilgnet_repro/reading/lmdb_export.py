@@ -1,4 +1,4 @@
-"""A database back into picture files and a list."""
+"""A database back into image files and a list."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def export_lmdb(
     folder: str | os.PathLike[str],
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> int:
-    """Write each picture under the path in its key, and ``list.txt``, into a new folder; returns the rows.
+    """Write each image under the path in its key, and ``list.txt``, into a new folder; returns the rows.
 
     Encoded rows are written byte for byte, raw ones as PNG (which loses nothing), and rows that are no 8-bit
-    picture of 1, 3 or 4 channels as npy. A path whose suffix does not fit gets the right one added; a path
+    image of 1, 3 or 4 channels as npy. A path whose suffix does not fit gets the right one added; a path
     met twice gets its key as a name. The folder appears when it is whole.
     Raises DataError if it is there already or a key's path would lead out of it.
     """

@@ -26,7 +26,7 @@ class Row(NamedTuple):
         return parse_datum(self.value, key_text(self.key))
 
     def picture(self, colour: bool | None = None) -> tuple[np.ndarray, int]:
-        """The picture as (channels, height, width) and its label; see ``datum_picture``."""
+        """The image as (channels, height, width) and its label; see ``datum_picture``."""
         datum = self.datum()
         return datum_picture(datum, key_text(self.key), colour), datum.label
 
@@ -79,7 +79,7 @@ class LmdbReader:
             yield Row(key, value)
 
     def heads(self) -> Iterator[tuple[bytes, DatumHead]]:
-        """Every key with what its row says of itself; the pictures are not read from the disk."""
+        """Every key with what its row says of itself; the images are not read from the disk."""
         for key, value in self._scan(buffers=True):
             yield bytes(key), datum_head(value, key_text(bytes(key)))
 

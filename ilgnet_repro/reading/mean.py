@@ -19,7 +19,7 @@ from .parallel import ordered_map
 
 @dataclass(frozen=True)
 class MeanImage:
-    """The mean of a database's pictures, float32 (channels, height, width), and how many they were."""
+    """The mean of a database's images, float32 (channels, height, width), and how many they were."""
 
     image: np.ndarray
     rows: int

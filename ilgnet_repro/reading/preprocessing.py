@@ -1,4 +1,4 @@
-"""What is done to a picture before a net sees it, as a value that travels inside the converted file."""
+"""What is done to an image before a net sees it, as a value that travels inside the converted file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels stay within fl
 
 @dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """From a picture to a net's input.
+    """From an image to a net's input.
 
-    Path ``whole`` is pycaffe's Transformer: the whole picture resized to ``size`` (height, width), minus
-    ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the picture resized to
+    Path ``whole`` is pycaffe's Transformer: the whole image resized to ``size`` (height, width), minus
+    ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the image resized to
     ``resize``, minus ``mean_image`` (channels, height, width) or ``mean_value``, times ``scale``, its centre
-    ``size`` cut out; that is a square, unless it is the whole of the resized picture.  Pixels count from 0 to
+    ``size`` cut out; that is a square, unless it is the whole of the resized image.  Pixels count from 0 to
     255; ``mean_value`` and ``mean_image`` are in ``order``.
     """
 
@@ -74,7 +74,7 @@ class Preprocessing:
     def __call__(self, picture: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
         """A file, or uint8 (height, width, 3) in BGR, as float32 (3, height, width).
 
-        Raises DataError if the file is no picture.
+        Raises DataError if the file is no image.
         """
         if self.path == "whole":
             unit = bgr_to_unit(picture) if isinstance(picture, np.ndarray) else load_image(picture)
@@ -198,21 +198,21 @@ def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
 
     pixels = decode_file(path, cv2.IMREAD_COLOR)
     if pixels is None:
-        raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
+        raise DataError(f"{path}: is not an image that can be decoded; give a JPEG or PNG")
     return pixels
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture file as pycaffe's ``io.load_image`` gives it: RGB float32 (height, width, 3) in [0, 1].
+    """An image file as pycaffe's ``io.load_image`` gives it: RGB float32 (height, width, 3) in [0, 1].
 
-    A grey picture is repeated thrice, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
-    not applied. Raises DataError if the file is no picture.
+    A grey image is repeated thrice, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
+    not applied. Raises DataError if the file is no image.
     """
     import cv2
 
     picture = decode_file(path, cv2.IMREAD_UNCHANGED)
     if picture is None or picture.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: is not a picture that can be decoded; give a JPEG or PNG")
+        raise DataError(f"{path}: is not an image that can be decoded; give a JPEG or PNG")
     return bgr_to_unit(np.atleast_3d(picture))
 
 
@@ -228,13 +228,13 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (height, width, channels) to ``size`` as pycaffe's ``io.resize_image`` does, as float32.
 
     Bilinear with half-pixel centres and no smoothing. When enlarging, the outermost samples lie beyond the
-    picture's edge and are blended with its *least* value: pycaffe shifts the picture to [0, 1] and leaves
+    image's edge and are blended with its *least* value: pycaffe shifts the image to [0, 1] and leaves
     scikit-image's ``mode='constant'`` filling with 0.
     """
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or min(*image.shape, *size) < 1:
         raise DataError(
-            f"picture of shape {image.shape} to {size}: needs (height, width, channels), none empty"
+            f"image of shape {image.shape} to {size}: needs (height, width, channels), none empty"
         )
     low, high = image.min(), image.max()
     if low == high:
@@ -256,7 +256,7 @@ def _blend(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def preprocess(image: np.ndarray, size: tuple[int, int], channel_mean: Sequence[float]) -> np.ndarray:
-    """An RGB picture in [0, 1] as the net's input: float32 (3, height, width), BGR times 255, minus the mean.
+    """An RGB image in [0, 1] as the net's input: float32 (3, height, width), BGR times 255, minus the mean.
 
     ``channel_mean`` is in BGR. The steps and their order are those of pycaffe's ``Transformer.preprocess``.
     """

@@ -1,4 +1,4 @@
-"""Where rows come from: LMDBs, picture lists and HDF5 files, by row number."""
+"""Where rows come from: LMDBs, image lists and HDF5 files, by row number."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LmdbSource:
 
 
 class ListSource:
-    """An ImageData layer's list of picture files."""
+    """An ImageData layer's list of image files."""
 
     def __init__(self, node: Node, root: Path) -> None:
         param = node.layer.image_data_param

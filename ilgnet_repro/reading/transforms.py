@@ -1,4 +1,4 @@
-"""Caffe's DataTransformer: crop, mean, scale and mirror, a picture or a batch at a time."""
+"""Caffe's DataTransformer: crop, mean, scale and mirror, an image or a batch at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .mean import read_mean
 
 
 class Draw(NamedTuple):
-    """What was drawn for N pictures: is each mirrored, and its crop's top and left; int64, shape (N,)."""
+    """What was drawn for N images: is each mirrored, and its crop's top and left; int64, shape (N,)."""
 
     mirror: np.ndarray
     top: np.ndarray
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
 class Transform:
     """``transform_param`` in one phase: (pixel - mean) * scale, cropped and mirrored.
 
-    ``mean`` is a mean image (channels, height, width) of the very size of the pictures, cropped where they
+    ``mean`` is a mean image (channels, height, width) of the very size of the images, cropped where they
     are; ``mean_values`` one number or one a channel; not both. At TEST the crop is central, its odd pixel
     left over at the bottom and right; at TRAIN it is drawn. ``mirror`` draws in both phases, as in Caffe.
     ``colour`` is force_color (True) or force_gray (False), for the reader of encoded rows.
@@ -72,14 +72,14 @@ class Transform:
         return self.mirror or (self.phase == "TRAIN" and self.crop_size > 0)
 
     def draw(self, shape: tuple[int, int], count: int = 1, rng: np.random.Generator | None = None) -> Draw:
-        """Mirror flags and crop offsets for ``count`` pictures of (height, width) ``shape``.
+        """Mirror flags and crop offsets for ``count`` images of (height, width) ``shape``.
 
-        Drawn picture by picture, in Caffe's order (mirror, top, left): a batch of N takes from the generator
-        what N single pictures take. Raises DataError if a generator is needed and absent.
+        Drawn image by image, in Caffe's order (mirror, top, left): a batch of N takes from the generator
+        what N single images take. Raises DataError if a generator is needed and absent.
         """
         room = np.array([side - self.crop_size if self.crop_size else 0 for side in shape])
         if (room < 0).any():
-            raise DataError(f"crop_size {self.crop_size}: picture is {shape[0]}x{shape[1]}; make it larger")
+            raise DataError(f"crop_size {self.crop_size}: image is {shape[0]}x{shape[1]}; make it larger")
         fixed = np.array([0, *(room // 2)])
         if not self.random:
             return Draw(*np.broadcast_to(fixed[:, None], (3, count)))
@@ -98,9 +98,7 @@ class Transform:
     def batch(self, pictures: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform (N, channels, height, width) to float32 (N, channels, crop, crop), all at once."""
         if pictures.ndim != 4:
-            raise DataError(
-                f"pictures of shape {pictures.shape}: a transform takes (channels, height, width)"
-            )
+            raise DataError(f"images of shape {pictures.shape}: a transform takes (channels, height, width)")
         draw = self.draw(pictures.shape[2:], len(pictures), rng)
         mean = self._mean(pictures.shape[1:])
         if self.crop_size:
@@ -113,17 +111,17 @@ class Transform:
         if self.scale != 1:
             result *= np.float32(self.scale)
         flipped = draw.mirror.astype(bool)
-        # The mean is taken off before the mirror: it belongs to the place in the picture, not in the crop.
+        # The mean is taken off before the mirror: it belongs to the place in the image, not in the crop.
         result[flipped] = result[flipped, ..., ::-1]
         return result
 
     def _mean(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The mean to take off a picture of (channels, height, width), with a leading axis of 1."""
+        """The mean to take off an image of (channels, height, width), with a leading axis of 1."""
         if self.mean is not None:
             if self.mean.shape != shape:
                 sizes = ["x".join(map(str, sides)) for sides in (self.mean.shape, shape)]
                 raise DataError(
-                    f"mean_file: is {sizes[0]} and the picture {sizes[1]}; compute the mean of this data"
+                    f"mean_file: is {sizes[0]} and the image {sizes[1]}; compute the mean of this data"
                 )
             return self.mean[None].astype(np.float32, copy=False)
         if not self.mean_values:

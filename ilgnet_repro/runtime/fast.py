@@ -62,7 +62,7 @@ def fast(
 
 
 def slice_size() -> int:
-    """How many pictures go through the trunk at a time: two a thread stay in the caches and keep it busy."""
+    """How many images go through the trunk at a time: two a thread stay in the caches and keep it busy."""
     return 2 * torch.get_num_threads()
 
 
@@ -71,9 +71,9 @@ class FastNet(nn.Module):
 
     Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
     weights alone: float32 gives the exact net's numbers but for the order of its sums; float16 and bfloat16
-    halve and int8 quarters what a picture reads.  With float16 only the weights lose bits; with the other
-    two the activations and sums of those layers do too.  Layers that treat each picture by itself run on a
-    few pictures at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
+    halve and int8 quarters what an image reads.  With float16 only the weights lose bits; with the other
+    two the activations and sums of those layers do too.  Layers that treat each image by itself run on a
+    few images at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
     The weights are a copy: later changes to the exact net are not seen.  They stand in forms of this processor's
     own, so that a fast net is neither moved, converted, copied nor saved: the exact net is, and is made fast again.
     RNN and LSTM start each pass from zeros.
@@ -208,7 +208,7 @@ class FastNet(nn.Module):
         return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
 
     def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
-        """Run the trunk a few pictures at a time."""
+        """Run the trunk a few images at a time."""
         counts = {tensor.shape[:1] for tensor in values.values()}
         size = slice_size()
         if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
@@ -221,7 +221,7 @@ class FastNet(nn.Module):
         return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
 
     def _warm(self, trunk: Sequence[Step]) -> None:
-        """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts pictures."""
+        """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts images."""
         for count in {1, slice_size()}:
             values = {}
             for name, fed in self._fed.items():

@@ -82,7 +82,7 @@ PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve e
 class Dense(nn.Module):
     """W·x + b, and a ReLU where one follows, for one InnerProduct layer; here in float32.
 
-    Weights are packed for oneDNN where torch has it; behind a picture they stand channels-last, as it does.
+    Weights are packed for oneDNN where torch has it; behind an image they stand channels-last, as it does.
     """
 
     weight: Tensor

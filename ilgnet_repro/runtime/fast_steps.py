@@ -17,7 +17,7 @@ from .net import CaffeNet
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
 _PASSED_ON = {"Dropout", "Split"}  # in phase TEST
-# What treats each picture by itself, besides the modules of this folder.
+# What treats each image by itself, besides the modules of this folder.
 _PER_PICTURE = {
     *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
     *("Sigmoid", "TanH", "Swish"),
@@ -96,7 +96,7 @@ class _Same(nn.Module):
 
 
 def per_picture(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
-    """Part the steps into those that treat each picture by itself, to be run first, and the others."""
+    """Part the steps into those that treat each image by itself, to be run first, and the others."""
     trunk: list[Step] = []
     heads: list[Step] = []
     made = set(inputs)

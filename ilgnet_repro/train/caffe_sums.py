@@ -27,8 +27,8 @@ def blas_product(a: Tensor, b: Tensor) -> Tensor:
 class CaffeSums(TorchFunctionMode):
     """While it is entered, `conv2d` and `linear` of float32 on the CPU run as Caffe's layers do.
 
-    A convolution is im2col and one matrix product a picture and group; the gradients of its weights are
-    summed picture by picture.  Sources: base_conv_layer.cpp, inner_product_layer.cpp.
+    A convolution is im2col and one matrix product an image and group; the gradients of its weights are
+    summed image by image.  Sources: base_conv_layer.cpp, inner_product_layer.cpp.
     """
 
     def __torch_function__(
@@ -114,7 +114,7 @@ class _InnerProduct(torch.autograd.Function):
 
 
 def _columns(picture: Tensor, windows: dict[str, Any], groups: int) -> Tensor:
-    """im2col of one picture: (groups, values of a window, windows)."""
+    """im2col of one image: (groups, values of a window, windows)."""
     columns = F.unfold(picture[None], **windows)[0]
     return columns.view(groups, -1, columns.shape[-1])
 

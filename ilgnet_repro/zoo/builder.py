@@ -103,7 +103,7 @@ class NetBuilder:
         phase: str | None = None,
         shuffle: bool | None = None,
     ) -> str:
-        """An LMDB of pictures and labels: tops ``data`` and ``label``; returns ``data``."""
+        """An LMDB of images and labels: tops ``data`` and ``label``; returns ``data``."""
         transform = given(mirror=mirror, crop_size=crop_size, mean_file=mean_file, mean_value=mean_value)
         data = given(source=source, batch_size=batch_size, backend="LMDB", shuffle=shuffle)
         return self.layer(
@@ -179,7 +179,7 @@ class NetBuilder:
         stride: int | None = None,
         pad: int | None = None,
     ) -> str:
-        """``pool`` is MAX or AVE; without a kernel size it covers the whole picture."""
+        """``pool`` is MAX or AVE; without a kernel size it covers the whole image."""
         whole = True if kernel_size is None else None
         fields = given(pool=pool, pad=pad, kernel_size=kernel_size, stride=stride, global_pooling=whole)
         return self.layer("Pooling", name, bottom, pooling_param=fields)

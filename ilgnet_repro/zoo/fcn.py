@@ -37,7 +37,7 @@ def deploy_8s(height: int = 500, width: int = 500) -> caffe_pb2.NetParameter:
         return net.layer("Eltwise", name, (coarse, fine), eltwise_param={"operation": "SUM"})
 
     data = net.input("data", 1, 3, height, width)
-    # Padding by 100 leaves fc6's 7×7 a full window even on small pictures; the crops take it off again.
+    # Padding by 100 leaves fc6's 7×7 a full window even on small images; the crops take it off again.
     x = vgg.trunk(conv, pool, data, vgg.DEPTH_16, first_pad=100)
     x = net.dropout("drop6", conv("fc6", x, 4096, 7, pad=0), 0.5)
     x = net.dropout("drop7", conv("fc7", x, 4096, 1, pad=0), 0.5)

@@ -104,7 +104,7 @@ def detect(
     """Predictions of all feature maps to rows (image, label, score, xmin, ymin, xmax, ymax).
 
     Of each class the ``top_k`` best boxes above the threshold are thinned by overlap; ``keep_top_k`` of a
-    picture are kept.
+    image are kept.
     """
     predictions = [predict(net, source, data, kernel_size, filler) for source in sources]
     loc, conf, boxes = zip(*predictions, strict=True)

@@ -253,7 +253,7 @@ def test_pictures_of_two_sizes_do_not_make_a_batch(tmp_path, monkeypatch, capsys
     cv2.imwrite("1.png", np.zeros((9, 9, 3), np.uint8))
     found = run_layer("ImageData", LAYERS["ImageData"][0], [], capsys)
     assert found["status"] == 1
-    assert "pictures of one batch differ in size" in found["error"]
+    assert "images of one batch differ in size" in found["error"]
 
 
 def test_time(golden, monkeypatch, capsys) -> None:

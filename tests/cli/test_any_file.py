@@ -203,7 +203,7 @@ def test_an_onnx_file_of_another_tool(batch: int | str, capsys) -> None:
 
 
 OTHERS = {
-    "no size": (["N", 3, "H", "W"], [], "--size is missing: the net does not say the size of its pictures"),
+    "no size": (["N", 3, "H", "W"], [], "--size is missing: the net does not say the size of its images"),
     "another size": (
         [1, 3, 8, 6],
         ["--size", "8"],

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A folder with small.caffemodel, deploy.prototxt and two pictures, as the working folder."""
+    """A folder with small.caffemodel, deploy.prototxt and two images, as the working folder."""
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
     (tmp_path / "pictures").mkdir()
@@ -117,7 +117,7 @@ def test_audit_candidates(folder, capsys) -> None:
 
 REFUSED = [
     ("no weights file", ["convert", "none.caffemodel"], "ilgnet: none.caffemodel: cannot be read "),
-    ("a folder", ["convert", "pictures"], "ilgnet: pictures: "),
+    ("a folder", ["convert", "pictures"], "ilgnet: images: "),
     ("unknown format", ["convert", "small.caffemodel", "--to", "tflite"], "ilgnet: format 'tflite' is unknown; "),
     (
         "bad shape", ["audit", "deploy.prototxt", "--shape", "data=1,x"],
@@ -131,9 +131,9 @@ REFUSED = [
         "preprocessing unknown", ["score", "pictures", "--weights", "small.caffemodel"],
         "ilgnet: net 'small': nothing says how its images are prepared; ",
     ),
-    ("no pictures", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no pictures"),
-    ("no picture", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
-     "ilgnet: deploy.prototxt: is not a picture that can be decoded; give a JPEG or PNG"),
+    ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no images"),
+    ("no image", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
+     "ilgnet: deploy.prototxt: is not an image that can be decoded; give a JPEG or PNG"),
     ("two prototxts", ["audit", "deploy.prototxt", "b.prototxt"], "ilgnet: b.prototxt: give one prototxt "),
 ]  # fmt: skip
 

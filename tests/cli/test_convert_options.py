@@ -52,7 +52,7 @@ def test_the_cost_of_int8_is_shown(weights, capsys) -> None:
     shown = capsys.readouterr().out
     assert "what int8 dense weights cost" in shown
     assert "0 of 1" in shown
-    assert "1 picture" in shown
+    assert "1 image" in shown
 
 
 def test_any_size_and_folding(tmp_path, capsys) -> None:
@@ -76,7 +76,7 @@ def test_any_size_and_folding(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "onnx", "--dynamic-size"], "ip (InnerProduct): its weights fit one size of picture only"),
+        (["--to", "onnx", "--dynamic-size"], "ip (InnerProduct): its weights fit one size of image only"),
         (["--to", "pt2", "--precision", "int8"], "--precision is for safetensors and onnx files, not pt2"),
         (
             ["--to", "onnx,tflite"],

@@ -149,12 +149,12 @@ def test_a_net_of_any_size(size: tuple[int, int]) -> None:
 
 
 NEEDS_SIZE = [
-    ("dense", SMALL_TEXT, "ip (InnerProduct): its weights fit one size of picture only; export without --dynamic-size"),
+    ("dense", SMALL_TEXT, "ip (InnerProduct): its weights fit one size of image only; export without --dynamic-size"),
     (
-        "no picture", SHARED_TEXT, "net 'shared': no input is a picture (N, C, H, W); drop --dynamic-size",
+        "no image", SHARED_TEXT, "net 'shared': no input is an image (N, C, H, W); drop --dynamic-size",
     ),
     (
-        "lengths of the picture",
+        "lengths of the image",
         FULLY_CONVOLUTIONAL + 'layer { name: "spp" type: "SPP" bottom: "pool" top: "spp" spp_param { pyramid_height: 2 } }',
         "spp (SPP): its ONNX nodes hold the size; export without --dynamic-size",
     ),

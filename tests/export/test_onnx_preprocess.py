@@ -1,4 +1,4 @@
-"""Graphs that take pictures: the same pixels as `Preprocessing`, whatever the picture's size."""
+"""Graphs that take images: the same pixels as `Preprocessing`, whatever the image's size."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATHS = {
     "no crop, not square": (
         Preprocessing(size=(57, 49), path="crop", resize=(57, 49), mean_value=(1.0, 2.0, 3.0)), EXACT,
     ),
-    "crop of the picture's own size": (Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0)), EXACT),
+    "crop of the image's own size": (Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0)), EXACT),
 }  # fmt: skip
 SIZES = [(200, 300), (57, 49), (128, 128), (64, 64), (33, 41), (120, 25)]
 
@@ -100,7 +100,7 @@ def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
         tmp_path / "small.caffemodel", to=("onnx",), verify=True, preprocessing=how,
         with_preprocessing=True, input_order="BGR",
     )  # fmt: skip
-    assert "picture 2x240x320x3" in report.verified[0].inputs
+    assert "image 2x240x320x3" in report.verified[0].inputs
     model = onnx.load(str(tmp_path / "small.onnx"))
     assert [entry.name for entry in model.graph.input] == ["picture"]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -113,7 +113,7 @@ def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
     assert json.loads(metadata["preprocessing"])["mean_value"] == [1.0, 2.0, 3.0]
 
 
-# ---------------------------------------------------------------------- a net that has a blob called picture
+# ---------------------------------------------------------------------- a net that has a blob called image
 
 CALLED_PICTURE = """
 layer {{ name: "in" type: "Input" top: "{given}" input_param {{ shape {{ dim: 1 dim: 3 dim: 24 dim: 24 }} }} }}
@@ -159,11 +159,11 @@ REFUSED = [
     ("unknown", {"data": (1, 3, 9, 7)}, None, "net 'n': its preprocessing is unknown; state it with --mean-value"),
     (
         "another size", {"data": (1, 3, 9, 7)}, Preprocessing(size=(8, 8)),
-        "net 'n': no inputs take pictures of 3x8x8; --with-preprocessing needs one",
+        "net 'n': no inputs take images of 3x8x8; --with-preprocessing needs one",
     ),
     (
-        "two pictures", {"a": (1, 3, 8, 8), "b": (1, 3, 8, 8)}, Preprocessing(size=(8, 8)),
-        "net 'n': 2 inputs take pictures of 3x8x8; --with-preprocessing needs one",
+        "two images", {"a": (1, 3, 8, 8), "b": (1, 3, 8, 8)}, Preprocessing(size=(8, 8)),
+        "net 'n': 2 inputs take images of 3x8x8; --with-preprocessing needs one",
     ),
 ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> No
         (Preprocessing(size=(8, 8)), "GBR", "--input-order GBR: choose one of RGB, BGR"),
         (
             Preprocessing(size=(8, 8), path="crop", resize=(32, 32), mean_image=MEAN), "RGB",
-            "preprocessing: mean image of (64, 64) and pictures of (32, 32) differ in size",
+            "preprocessing: mean image of (64, 64) and images of (32, 32) differ in size",
         ),
     ],
     ids=["order", "mean of another size"],

@@ -90,7 +90,7 @@ def test_inputs_of_different_lengths_stay_open_by_themselves() -> None:
             lambda: drawn_net(narrow_text("mobilenet_ssd")), False,
             "detection_out (DetectionOutput): how many rows it gives depends on values, which torch.export cannot hold",
         ),
-        (lambda: drawn_net(narrow_text("alexnet")), True, "fc6 (InnerProduct): its weights fit one size of picture only; "),
+        (lambda: drawn_net(narrow_text("alexnet")), True, "fc6 (InnerProduct): its weights fit one size of image only; "),
     ],
     ids=["rows by values", "a fixed size"],
 )  # fmt: skip

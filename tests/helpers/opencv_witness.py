@@ -29,7 +29,7 @@ def witness(net: CaffeNet, text: str, arrays: Sequence[np.ndarray], folder: Path
 
 
 def found_rows(rows: np.ndarray) -> np.ndarray:
-    """Detections by picture and falling score; OpenCV mixes classes and fills up with zeros."""
+    """Detections by image and falling score; OpenCV mixes classes and fills up with zeros."""
     rows = rows.reshape(-1, 7)
     rows = rows[np.any(rows != 0, axis=1)]
     return rows[np.lexsort((-rows[:, 2], rows[:, 0]))]

@@ -1,4 +1,4 @@
-"""Two-class sets of tiny pictures, and a net of one dense layer that scores them: AVA's counts in seconds."""
+"""Two-class sets of tiny images, and a net of one dense layer that scores them: AVA's counts in seconds."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ layer {{ name: "prob" type: "Softmax" bottom: "ip" top: "prob" }}
 
 
 class TinySet:
-    """``count`` pictures of noise, the labels' share of 1 as given, and all files of a test in ``folder``."""
+    """``count`` images of noise, the labels' share of 1 as given, and all files of a test in ``folder``."""
 
     def __init__(
         self, folder: Path, count: int, high: float = 0.5, sort: bool = False, name: str = "tiny"
     ) -> None:
         random = np.random.default_rng(count)
         self.folder = folder
-        # Three bytes a picture decide it; all 192 of them random would only take longer.
+        # Three bytes an image decide it; all 192 of them random would only take longer.
         colours = random.integers(0, 256, (count, 3, 1, 1), dtype=np.uint8)
         self.pictures = np.broadcast_to(colours, (count, 3, SIDE, SIDE)) // 2
         self.pictures = self.pictures + random.integers(0, 99, (1, 3, SIDE, SIDE), dtype=np.uint8)
@@ -51,7 +51,7 @@ class TinySet:
         write_blob(self.mean_file, self.mean[None])
 
     def store(self) -> Path:
-        """Write the pictures as an LMDB."""
+        """Write the images as an LMDB."""
         path = self.folder / "lmdb"
         path.mkdir()
         writer = LmdbWriter(path)
@@ -63,7 +63,7 @@ class TinySet:
         return path
 
     def list(self, files: bool = True) -> Path:
-        """Write the pictures as PNG files in images/, and their list."""
+        """Write the images as PNG files in images/, and their list."""
         import cv2
 
         (self.folder / "images").mkdir()
@@ -91,6 +91,6 @@ class TinySet:
         return 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
 
     def arguments(self, *more: str) -> list[str]:
-        """Of ``ilgnet test``, but for the dataset and the pictures."""
+        """Of ``ilgnet test``, but for the dataset and the images."""
         return ["--weights", str(self.weights), "--prototxt", str(self.folder / "tiny.prototxt"),
                 "--mean", str(self.mean_file), *more]  # fmt: skip

@@ -48,7 +48,7 @@ def test_softmax_loss_is_the_sum_over_single_labels(shape, axis, mode, ignore, s
     axis %= len(shape)
     left = shape[:axis] + shape[axis + 1 :]
     if not axis and left[0] != shape[0]:
-        axis = 1  # Caffe wants as many pictures in both bottoms
+        axis = 1  # Caffe wants as many images in both bottoms
         left = [shape[0], *shape[2:]]
     x, labels = draw(seed, *shape), whole(seed, shape[axis], *left)
     total, counted = 0.0, 0
@@ -248,7 +248,7 @@ def test_loss_weights_and_unnamed_tops():
 FLAT = (3, 5)
 REFUSED = {
     "labels short": ("SoftmaxWithLoss", [SCORES, (3, 2, 3)], "", "op (SoftmaxWithLoss): has 18 labels"),
-    "pictures differ": ("SoftmaxWithLoss", [FLAT, (5,)], "", "differ in their first axis"),
+    "images differ": ("SoftmaxWithLoss", [FLAT, (5,)], "", "differ in their first axis"),
     "axis outside": ("SoftmaxWithLoss", [FLAT, (3,)], "softmax_param { axis: 2 }", "axis 2 is outside"),
     "top_k": ("Accuracy", [FLAT, (3,)], "accuracy_param { top_k: 6 }", "top_k 6 must be from 1 to the 5"),
     "accuracy labels": ("Accuracy", [FLAT, (4,)], "", "has 4 labels [4] for 3 predictions"),
@@ -258,8 +258,8 @@ REFUSED = {
         *("InfogainLoss", [FLAT, (3,), (5, 5)]),
         *("loss_param { normalize: true }", "normalize is deprecated and Caffe refuses it"),
     ),
-    "hinge labels": ("HingeLoss", [FLAT, (3, 2)], "", "needs scores N×C and one label a picture"),
-    "multinomial labels": ("MultinomialLogisticLoss", [FLAT, FLAT], "", "one label a picture"),
+    "hinge labels": ("HingeLoss", [FLAT, (3, 2)], "", "needs scores N×C and one label an image"),
+    "multinomial labels": ("MultinomialLogisticLoss", [FLAT, FLAT], "", "one label an image"),
     "euclidean": ("EuclideanLoss", [FLAT, (3, 4)], "", "differ in their number of values"),
     "sigmoid": ("SigmoidCrossEntropyLoss", [FLAT, (4, 5)], "", "differ in their first axis"),
     "contrastive": ("ContrastiveLoss", [FLAT, (3, 4), (3,)], "", "two blobs N×C of one shape"),

@@ -87,7 +87,7 @@ def mobilenet_block(depthwise: str) -> str:
 
 
 def small_fcn() -> str:
-    """Down by pooling, up by a bilinear Deconvolution, cropped to a skip connection and to the picture."""
+    """Down by pooling, up by a bilinear Deconvolution, cropped to a skip connection and to the image."""
     text = picture(2, 3, 21, 26)
     text += conv("conv1", "in0", 6, 3) + layer("ReLU", "relu1", "conv1", top="conv1")
     text += layer("Pooling", "pool1", "conv1", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")

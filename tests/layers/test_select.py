@@ -88,7 +88,7 @@ def test_batch_reindex_repeats_and_sums_gradients() -> None:
 def test_batch_reindex_refuses_a_picture_that_is_not_there(wrong) -> None:
     net = build("BatchReindex", [(4, 3), (2,)])
     with pytest.raises(
-        LayerError, match=rf"op \(BatchReindex\): picture number {wrong} is out of range.* 0 to 3"
+        LayerError, match=rf"op \(BatchReindex\): image number {wrong} is out of range.* 0 to 3"
     ):
         run(net, [draw(1, 4, 3), np.array([1, wrong], np.float32)])
 
@@ -140,14 +140,14 @@ REFUSED = {
         [X, (2, 3)],
         "",
         1,
-        r"selector \[2, 3\] must hold one value a picture",
+        r"selector \[2, 3\] must hold one value an image",
     ),
     "Filter other batch": (
         "Filter",
         [X, (3,)],
         "",
         1,
-        r"\[2, 6, 5, 7\] and the selector \[3\] differ in pictures",
+        r"\[2, 6, 5, 7\] and the selector \[3\] differ in images",
     ),
     "ArgMax top_k 0": (
         "ArgMax",

@@ -78,7 +78,7 @@ COUNT, CLASSES = 40, 4
 
 
 def predictions(seed: int, pictures: int, shared: bool = True) -> list[np.ndarray]:
-    """Offsets, scores (no two of a picture equal) and default boxes."""
+    """Offsets, scores (no two of an image equal) and default boxes."""
     random = np.random.default_rng(seed)
     centre, size = random.uniform(0, 1, (COUNT, 2)), random.uniform(0.1, 0.5, (COUNT, 2))
     boxes = np.concatenate([centre - size / 2, centre + size / 2], 1).ravel()
@@ -155,7 +155,7 @@ def test_detections_of_another_batch(pictures):
     rules = detection_param(keep_top_k=7, confidence_threshold=0.3, code_type="CENTER_SIZE")
     net = build("DetectionOutput", [array.shape for array in built], rules)
     arrays = predictions(5, pictures)
-    arrays[1][0] *= 0.2  # nothing in the first picture
+    arrays[1][0] *= 0.2  # nothing in the first image
     expected = slow.detect(*arrays, classes=CLASSES, keep=7, confidence=0.3, code_type="CENTER_SIZE")
     for use in USES:
         np.testing.assert_allclose(use(net, arrays)[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
@@ -236,7 +236,7 @@ REFUSED = {
         "scores [2, 120] must be",
     ),
     "boxes": ("DetectionOutput", [*HEADS[:2], (1, 1, 160)], detection_param(), "must be 1×2×4P"),
-    "pictures": ("DetectionOutput", [(3, 160), *HEADS[1:]], detection_param(), "differ in pictures"),
+    "pictures": ("DetectionOutput", [(3, 160), *HEADS[1:]], detection_param(), "differ in images"),
 }
 
 

@@ -17,7 +17,7 @@ USES = (run, run_onnx, run_source)
 
 
 def regions(seed: int, count: int, height: float, width: float, pictures: int = 2) -> np.ndarray:
-    """Regions whose corners may lie outside the picture, and some of no size."""
+    """Regions whose corners may lie outside the image, and some of no size."""
     random = np.random.default_rng(seed)
     x = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * width, axis=1)
     y = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * height, axis=1)
@@ -87,9 +87,7 @@ def test_pictures_and_regions_are_free(type_):
 @pytest.mark.parametrize("type_", POOLINGS)
 def test_a_region_of_no_picture_is_refused(type_):
     net = build(type_, [(2, 8, 6, 7), (1, 5)], POOLINGS[type_])
-    with pytest.raises(
-        LayerError, match="a region's picture number 2 is out of range; it must be from 0 to 1"
-    ):
+    with pytest.raises(LayerError, match="a region's image number 2 is out of range; it must be from 0 to 1"):
         run(net, [draw(1, 2, 8, 6, 7), np.array([[2, 0, 0, 3, 3]], np.float32)])
 
 

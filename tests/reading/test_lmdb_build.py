@@ -22,7 +22,7 @@ from ilgnet_repro.reading.lmdb_read import LmdbReader
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Eight pictures of 11 rows by 14 and one of 9 by 5, in a folder of their own."""
+    """Eight images of 11 rows by 14 and one of 9 by 5, in a folder of their own."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_map_grows(pictures, tmp_path, monkeypatch):
         (
             ["0.png", "other.png"],
             {"check_size": True},
-            "other.png: has 135 values where the first picture has 462",
+            "other.png: has 135 values where the first image has 462",
         ),
         (["0.png"], {"encode_type": "foo"}, "encode_type 'foo' cannot be written; use png or jpg"),
         (["0.png"], {"resize_width": -1}, "resize_width -1: a side is 0"),

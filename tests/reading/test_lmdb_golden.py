@@ -1,4 +1,4 @@
-"""Databases and means that Caffe's own tools wrote, made again from the same pictures and lists."""
+"""Databases and means that Caffe's own tools wrote, made again from the same images and lists."""
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ def test_database_is_caffes(name, golden, tmp_path):
 
 
 def same_fields(own, other):
-    """Every field set alike and equal, but for the picture, which is compared as pixels."""
+    """Every field set alike and equal, but for the image, which is compared as pixels."""
     kept = [(field.name, value) for field, value in own.ListFields() if field.name != "data"]
     assert kept == [(field.name, value) for field, value in other.ListFields() if field.name != "data"]
 

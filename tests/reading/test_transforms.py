@@ -73,7 +73,7 @@ def test_load_image_is_rgb_in_zero_to_one(name, shape, golden):
     expected = np.atleast_3d(image)[:, :, :3] / 255 * np.ones(3)
     assert load_image(path).shape == shape and load_image(path).dtype == np.float32
     np.testing.assert_allclose(load_image(path), expected, rtol=0, atol=1e-7)
-    with pytest.raises(DataError, match="not a picture that can be decoded"):
+    with pytest.raises(DataError, match="not an image that can be decoded"):
         load_image(golden / "pipeline" / "list.txt")
 
 
@@ -158,8 +158,8 @@ PICTURE = np.zeros((3, 13, 17), np.uint8)
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: Transform(crop_size=14)(PICTURE), "crop_size 14: picture is 13x17; make it larger"),
-        (lambda: Transform(mean=MEAN[:, 1:])(PICTURE), "mean_file: is 3x12x17 and the picture 3x13x17"),
+        (lambda: Transform(crop_size=14)(PICTURE), "crop_size 14: image is 13x17; make it larger"),
+        (lambda: Transform(mean=MEAN[:, 1:])(PICTURE), "mean_file: is 3x12x17 and the image 3x13x17"),
         (
             lambda: Transform(mean_values=(1, 2))(PICTURE),
             "mean_value: 2 values for 3 channels; give one, or 3",

@@ -72,7 +72,7 @@ def test_recorded_layers(name: str, tmp_path) -> None:
         np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(name), err_msg=blob)
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 3, 9], ids="{} pictures".format)
+@pytest.mark.parametrize("pictures", [1, 2, 3, 9], ids="{} images".format)
 def test_float32_is_the_exact_net(mixed: CaffeNet, pictures: int) -> None:
     data = torch.randn(pictures, 3, 19, 23, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -97,7 +97,7 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_
 """
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 7], ids="{} pictures".format)
+@pytest.mark.parametrize("pictures", [1, 2, 7], ids="{} images".format)
 @pytest.mark.parametrize("columns", [40, 37], ids=["whole vectors", "no whole vectors"])
 @pytest.mark.parametrize(
     ("precision", "most"), [("float32", 1e-5), ("float16", 2**-11), ("bfloat16", 0.01), ("int8", 0.01)]

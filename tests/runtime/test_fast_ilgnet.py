@@ -1,4 +1,4 @@
-"""ILGNet's fast path on the recorded pictures: within 0.005 of Caffe's probabilities."""
+"""ILGNet's fast path on the recorded images: within 0.005 of Caffe's probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     for picture, probabilities in zip(pictures, expected, strict=True):
         found = fast(data=torch.from_numpy(picture))[HIGH][0]
         np.testing.assert_allclose(found, probabilities, rtol=0, atol=most)
-    # Three of one picture, one of the other: a batch gives what each picture alone gives.
+    # Three of one image, one of the other: a batch gives what each image alone gives.
     batch = fast(data=torch.from_numpy(np.concatenate([pictures[0]] * 3 + [pictures[1]])))[HIGH]
     np.testing.assert_allclose(batch, np.stack([expected[0]] * 3 + [expected[1]]), rtol=0, atol=most)
 

@@ -89,7 +89,7 @@ def test_stored_so_loaded_so_and_run_so(tmp_path, text: str, precision: str) -> 
         "prob",
         precision,
         8,
-        "seed 7, not pictures",
+        "seed 7, not images",
     )
 
 
@@ -106,7 +106,7 @@ def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
     net = ir.load(tmp_path / "s.safetensors")
     x = torch.from_numpy(np.stack([how(name) for name in names]))
     difference = (net(data=x)["prob"] - original(data=x)["prob"]).detach().abs()
-    assert cost.inputs == "3 pictures"
+    assert cost.inputs == "3 images"
     assert cost.largest == pytest.approx(float(difference.max()), abs=1e-6)
     assert cost.mean == pytest.approx(float(difference.mean()), abs=1e-6)
     assert 0 < cost.largest < 0.05
@@ -114,7 +114,7 @@ def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
 
 
 def test_pictures_without_preprocessing_are_refused(folder) -> None:
-    with pytest.raises(IlgnetError, match="pictures cannot be prepared, its preprocessing is unknown"):
+    with pytest.raises(IlgnetError, match="images cannot be prepared, its preprocessing is unknown"):
         ir.convert(folder / "small.caffemodel", precision="int8", pictures=["a.png"])
     assert not (folder / "small.safetensors").exists()
 

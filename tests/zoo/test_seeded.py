@@ -23,7 +23,7 @@ SHAPES = {"conv": [(5, 3, 2, 4), (5,)], "fc": [(7, 11), (7,)], "up": [(3, 2, 4, 
 
 
 def test_first_layer_gives_caffes_recorded_conv1():
-    """conv1 with its ReLU, recomputed by plain sums at the recorded places of picture 0."""
+    """conv1 with its ReLU, recomputed by plain sums at the recorded places of image 0."""
     net = ilgnet.deploy()
     name, (weight, bias) = next(seeded_blobs(net, count(net)[1]))
     assert name == "conv1/7x7_s2"

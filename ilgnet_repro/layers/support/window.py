@@ -31,7 +31,7 @@ def pool_size(size, kernel, stride, pad, ceil_mode):
 
 
 def pad_for_pool(x, kernel, stride, pad, ceil_mode, *, value):
-    """Pad a picture so that all of Caffe's windows lie inside it; torch pads by half a kernel at most."""
+    """Pad an image so that all of Caffe's windows lie inside it; torch pads by half a kernel at most."""
     counts = pool_size(x.shape[2:], kernel, stride, pad, ceil_mode)
     geometry = zip(x.shape[2:], counts, kernel, stride, pad, strict=True)
     below, right = [max((count - 1) * s + k - extent - p, 0) for extent, count, k, s, p in geometry]
@@ -104,7 +104,7 @@ pad_for_pool.uses = (pool_size,)  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class Window:
-    """What Caffe's PoolingLayer slides over a picture; each pair is (rows, columns)."""
+    """What Caffe's PoolingLayer slides over an image; each pair is (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -112,7 +112,7 @@ class Window:
     ceil_mode: bool
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many rows and columns come out; below 1 where the picture is too small."""
+        """Return how many rows and columns come out; below 1 where the image is too small."""
         rows, columns = pool_size((height, width), self.kernel, self.stride, self.pad, self.ceil_mode)
         return rows, columns
 
@@ -121,7 +121,7 @@ class Window:
 
     @property
     def max_is_plain(self) -> bool:
-        """Whether F.max_pool2d gives Caffe's result for a picture of any size.
+        """Whether F.max_pool2d gives Caffe's result for an image of any size.
 
         Torch wants padding of half a kernel at most.  Rounding up may lay a window where there is no
         pixel: Caffe keeps it and gives -FLT_MAX, torch drops it or gives -inf.
@@ -130,7 +130,7 @@ class Window:
 
     @property
     def average_is_plain(self) -> bool:
-        """Whether F.avg_pool2d gives Caffe's result for a picture of any size."""
+        """Whether F.avg_pool2d gives Caffe's result for an image of any size."""
         keeps_all = not self.ceil_mode or any(self.pad) or all(s <= k for k, s, _ in self._axes())
         return keeps_all and all(2 * p <= k for k, _, p in self._axes())
 

@@ -10,6 +10,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .export.convert import convert
     from .export.save import save
+    from .layers.support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, SourceCode
+    from .layers.support.registry import register_layer
     from .process import tune_process
     from .runtime.fast import fast
     from .runtime.load import load, load_net
@@ -18,17 +20,39 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that `ilgnet --help` does not wait for torch.
 _EXPORTS = {
+    "BlobSpec": "layers.support.base",
     "CaffeNet": "runtime.net",
+    "Layer": "layers.support.base",
+    "LayerPlan": "layers.support.base",
+    "OnnxGraph": "layers.support.base",
+    "SourceCode": "layers.support.base",
     "convert": "export.convert",
     "fast": "runtime.fast",
     "load": "runtime.load",
     "load_net": "runtime.load",
+    "register_layer": "layers.support.registry",
     "save": "export.save",
     "score": "scoring",
     "tune_process": "process",
 }
 
-__all__ = ["CaffeNet", "__version__", "convert", "fast", "load", "load_net", "save", "score", "tune_process"]
+__all__ = [
+    "BlobSpec",
+    "CaffeNet",
+    "Layer",
+    "LayerPlan",
+    "OnnxGraph",
+    "SourceCode",
+    "__version__",
+    "convert",
+    "fast",
+    "load",
+    "load_net",
+    "register_layer",
+    "save",
+    "score",
+    "tune_process",
+]
 
 
 def __getattr__(name: str) -> Any:

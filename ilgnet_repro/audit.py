@@ -17,7 +17,7 @@ from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError
 from .known import identify
 from .layers.support.base import Shape
-from .layers.support.registry import tell_kinds
+from .layers.support.registry import resolve_kinds
 from .runtime.calls import shapes_by_name
 from .runtime.find import find_net
 from .runtime.load import open_weights
@@ -99,7 +99,7 @@ def audit(
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
     if weights is not None:
-        net = tell_kinds(net, blob_counts(weights.layers))
+        net = resolve_kinds(net, blob_counts(weights.layers))
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .support.labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
-from .support.registry import register
+from .support.registry import register_layer
 
 
 def accuracy(scores, labels, axis, top_k, ignore_label):
@@ -30,7 +30,7 @@ def class_accuracy(scores, labels, axis, top_k, ignore_label):
 accuracy.uses = class_accuracy.uses = (label_rows,)  # type: ignore[attr-defined]
 
 
-@register("Accuracy")
+@register_layer("Accuracy")
 class Accuracy(Layer):
     """The share of labels whose class is among the `top_k` best; the optional second top is each class's."""
 

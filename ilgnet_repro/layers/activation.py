@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 
-@register("ReLU")
+@register_layer("ReLU")
 class ReLU(Layer):
     """max(x, 0) + negative_slope · min(x, 0)."""
 
@@ -37,7 +37,7 @@ class ReLU(Layer):
         return [f"F.{'leaky_relu' if self.slope else 'relu'}({x}{slope})"]
 
 
-@register("ReLU6")
+@register_layer("ReLU6")
 class ReLU6(Layer):
     """min(max(x, 0), threshold), the MobileNet forks' layer; no gradient at 0 and at the threshold."""
 
@@ -63,7 +63,7 @@ class ReLU6(Layer):
         return [f"F.hardtanh({x}, 0.0, {literal(self.threshold)})"]
 
 
-@register("PReLU")
+@register_layer("PReLU")
 class PReLU(Layer):
     """max(x, 0) + slope · min(x, 0), the slope learned per channel (axis 1) or once (He et al., 2015)."""
 
@@ -97,7 +97,7 @@ class PReLU(Layer):
         return [f"{module}({x})"]
 
 
-@register("ELU")
+@register_layer("ELU")
 class ELU(Layer):
     """x where positive, alpha · (exp(x) − 1) elsewhere."""
 
@@ -134,7 +134,7 @@ class _Function(Layer):
         return [f"{self.torch_name}({x})"]
 
 
-@register("Sigmoid")
+@register_layer("Sigmoid")
 class Sigmoid(_Function):
     """1 / (1 + exp(−x))."""
 
@@ -142,7 +142,7 @@ class Sigmoid(_Function):
     torch_name, onnx_name = "torch.sigmoid", "Sigmoid"
 
 
-@register("TanH")
+@register_layer("TanH")
 class TanH(_Function):
     """The hyperbolic tangent."""
 
@@ -150,14 +150,14 @@ class TanH(_Function):
     torch_name, onnx_name = "torch.tanh", "Tanh"
 
 
-@register("BNLL")
+@register_layer("BNLL")
 class BNLL(_Function):
     """log(1 + exp(x)), the binomial normal log likelihood."""
 
     torch_name, onnx_name = "F.softplus", "Softplus"
 
 
-@register("AbsVal")
+@register_layer("AbsVal")
 class AbsVal(_Function):
     """|x|; its gradient at 0 is 0."""
 
@@ -165,7 +165,7 @@ class AbsVal(_Function):
     torch_name, onnx_name = "torch.abs", "Abs"
 
 
-@register("Swish")
+@register_layer("Swish")
 class Swish(Layer):
     """x · sigmoid(beta · x) (Ramachandran et al., 2017)."""
 
@@ -190,7 +190,7 @@ class Swish(Layer):
         ]
 
 
-@register("Clip")
+@register_layer("Clip")
 class Clip(Layer):
     """x held between min and max; the gradient passes at both limits."""
 
@@ -216,7 +216,7 @@ class Clip(Layer):
         return [f"torch.clamp({x}, {literal(self.param.min)}, {literal(self.param.max)})"]
 
 
-@register("Threshold")
+@register_layer("Threshold")
 class Threshold(Layer):
     """1 where x is above the threshold, else 0."""
 
@@ -236,7 +236,7 @@ class Threshold(Layer):
         return [f"({x} > {literal(self.param.threshold)}).to({x}.dtype)"]
 
 
-@register("Dropout")
+@register_layer("Dropout")
 class Dropout(Layer):
     """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else nothing happens.
 

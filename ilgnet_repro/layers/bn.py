@@ -13,7 +13,7 @@ from ..schema import caffe_pb2 as pb
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
 from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
 
@@ -31,7 +31,7 @@ def stored_norm(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor
     return unit + (moved - moved.detach())
 
 
-@register("BN")
+@register_layer("BN")
 class BN(Layer):
     """Batch normalisation with its scale and shift, in the kind that the text shows.
 
@@ -47,7 +47,7 @@ class BN(Layer):
 
     The kind is that of the phase at load; `train()` and `eval()` switch the statistics of the ``stored`` kind alone.
 
-    Where the text shows none, the number of blobs in the weights file decides (`tell_kind`).  Weights with another
+    Where the text shows none, the number of blobs in the weights file decides (`resolve_kind`).  Weights with another
     number of blobs than the kind has are refused when they are loaded.  A text that shows several kinds, or none
     without a file, is refused here.  The fourth blob is the variance in older builds of the
     same fork and 1 / sqrt(variance + eps) in newer ones; neither text nor file says which:
@@ -67,7 +67,7 @@ class BN(Layer):
     fourth_blob: Tensor
 
     @classmethod
-    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+    def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
         shown = {field.name for field, _ in text.bn_param.ListFields()} - {"eps", "var_eps"}
         if not shown and len(text.param) not in (2, 4):
             if blobs == 4:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.lengths import Kept, reshape_onnx
-from .support.registry import register
+from .support.registry import register_layer
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -239,12 +239,12 @@ def _short(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
 
 
-@register("Convolution")
+@register_layer("Convolution")
 class Convolution(ConvolutionBase):
     """Cross-correlation with learned weights, num_output × channels/group × kernel."""
 
 
-@register("DepthwiseConvolution")
+@register_layer("DepthwiseConvolution")
 class DepthwiseConvolution(ConvolutionBase):
     """A Convolution with one group per channel, as the MobileNet forks name it (uses convolution_param)."""
 
@@ -260,7 +260,7 @@ class DepthwiseConvolution(ConvolutionBase):
         return channels
 
 
-@register("Deconvolution")
+@register_layer("Deconvolution")
 class Deconvolution(ConvolutionBase):
     """The transpose of a Convolution: what its backward pass computes, weights channels × num_output/group."""
 

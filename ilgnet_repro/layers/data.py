@@ -11,7 +11,7 @@ from torch import Tensor
 from ..caffe.dummy_inputs import DUMMY_NOTE
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
 from .support.fillers import fill
-from .support.registry import register
+from .support.registry import register_layer
 
 
 class _FedLayer(Layer):
@@ -28,7 +28,7 @@ class _FedLayer(Layer):
         return list(self.node.top_names)
 
 
-@register("Input")
+@register_layer("Input")
 class Input(_FedLayer):
     """Tops that the caller feeds, one shape for all or one each."""
 
@@ -84,7 +84,7 @@ class _ImageLayer(_FedLayer):
         return super().input_shapes(given)
 
 
-@register("Data")
+@register_layer("Data")
 class Data(_ImageLayer):
     """Rows of an LMDB of Datum messages (data/lmdb_read.py); the format's older LevelDB is not read."""
 
@@ -93,7 +93,7 @@ class Data(_ImageLayer):
     ignored_fields = ("prefetch",)
 
 
-@register("ImageData")
+@register_layer("ImageData")
 class ImageData(_ImageLayer):
     """Image files from a list of `path label` rows."""
 
@@ -117,7 +117,7 @@ class ImageData(_ImageLayer):
         return 3 if self.param.is_color else 1
 
 
-@register("WindowData")
+@register_layer("WindowData")
 class WindowData(_ImageLayer):
     """Windows of images from R-CNN's window files; the caller feeds them."""
 
@@ -142,7 +142,7 @@ class WindowData(_ImageLayer):
         return (crop, crop) if crop else None
 
 
-@register("MemoryData")
+@register_layer("MemoryData")
 class MemoryData(_FedLayer):
     """Images and labels handed over in memory, of the stated size."""
 
@@ -158,7 +158,7 @@ class MemoryData(_FedLayer):
         return LayerPlan([shape, shape[:1]])
 
 
-@register("HDF5Data")
+@register_layer("HDF5Data")
 class HDF5Data(_FedLayer):
     """Datasets of HDF5 files, one top each, named alike."""
 
@@ -175,7 +175,7 @@ class HDF5Data(_FedLayer):
         )
 
 
-@register("DummyData")
+@register_layer("DummyData")
 class DummyData(Layer):
     """Tops drawn by fillers: constants once, anything random anew at each pass; the caller may feed any instead."""
 
@@ -222,7 +222,7 @@ class DummyData(Layer):
         return tuple(fill(spec, self._generator, self.error) for spec in self._drawn)
 
 
-@register("Parameter")
+@register_layer("Parameter")
 class Parameter(Layer):
     """A learned blob given out as a top."""
 
@@ -264,12 +264,12 @@ class _Sink(Layer):
         return []
 
 
-@register("Silence")
+@register_layer("Silence")
 class Silence(_Sink):
     """Keeps blobs from being printed as outputs."""
 
 
-@register("HDF5Output")
+@register_layer("HDF5Output")
 class HDF5Output(_Sink):
     """Names the two blobs (data, label) that `caffe test` would write to a file; the caller reads them."""
 

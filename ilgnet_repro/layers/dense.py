@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.indices import indices_onnx, whole_indices
-from .support.registry import register
+from .support.registry import register_layer
 
 
-@register("InnerProduct")
+@register_layer("InnerProduct")
 class InnerProduct(Layer):
     """y = W·x + b over everything from `axis` on; the axes in front of it stay as they are."""
 
@@ -69,7 +69,7 @@ class InnerProduct(Layer):
         return [f"{module}({x}{flat})"]
 
 
-@register("Embed")
+@register_layer("Embed")
 class Embed(Layer):
     """One row of the weights for every number in the bottom, which holds 0 to input_dim − 1 as floats."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..schema import caffe_pb2 as pb
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
 from .support.nms import decode_boxes, greedy_nms
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -56,7 +56,7 @@ detect.uses = (decode_boxes, greedy_nms)  # type: ignore[attr-defined]
 # ---------------------------------------------------------------------- layer
 
 
-@register("DetectionOutput")
+@register_layer("DetectionOutput")
 class DetectionOutput(Layer):
     """Decoded boxes that survive each class's non-maximum suppression (Liu et al., ECCV 2016).
 

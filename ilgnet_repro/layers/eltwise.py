@@ -12,7 +12,7 @@ from torch import Tensor
 from ..schema import caffe_pb2 as pb
 from .math import scalar_onnx, shortest
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
-from .support.registry import register
+from .support.registry import register_layer
 from .support.shared import values_of
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def eltwise_max(first, second, *later):
     return best
 
 
-@register("Eltwise")
+@register_layer("Eltwise")
 class Eltwise(Layer):
     """Product, maximum or (weighted by `coeff`) sum of blobs of one shape.
 
@@ -108,7 +108,7 @@ class Eltwise(Layer):
         return list(bottoms[1:] if self.clears_first else bottoms)
 
 
-@register("Axpy")
+@register_layer("Axpy")
 class Axpy(Layer):
     """a · x + y with a factor for each channel of each image, N×C or N×C×1×1 (SENet)."""
 

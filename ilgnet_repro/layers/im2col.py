@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .conv import Spatial
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode
-from .support.registry import register
+from .support.registry import register_layer
 
 
 def im2col(x, kernel, stride, pad, dilation):
@@ -24,7 +24,7 @@ def im2col(x, kernel, stride, pad, dilation):
     return x.permute(*range(first), *windows, *places).flatten(first - 1, first - 1 + count)
 
 
-@register("Im2col")
+@register_layer("Im2col")
 class Im2col(Spatial):
     """A channel for every place in the window and channel of the bottom: C·kernel × places."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.registry import register
+from .support.registry import register_layer
 
 # An end no axis reaches, as ONNX and numpy cut it off.
 _TO_THE_END = 2**63 - 1
@@ -26,7 +26,7 @@ class _AlongAxis(Layer):
         self.dim = self.axis(getattr(self.param, field), rank, field=field)
 
 
-@register("Concat")
+@register_layer("Concat")
 class Concat(_AlongAxis):
     """The bottoms one behind the other along `axis` (in old nets `concat_dim`)."""
 
@@ -57,7 +57,7 @@ class Concat(_AlongAxis):
         return [f"torch.cat([{', '.join(bottoms)}], dim={self.dim})"]
 
 
-@register("Slice")
+@register_layer("Slice")
 class Slice(_AlongAxis):
     """The bottom cut along `axis` (in old nets `slice_dim`): at the points stated, or evenly."""
 
@@ -119,7 +119,7 @@ class Slice(_AlongAxis):
         return [f"{x}.chunk({len(self.node.tops)}, dim={self.dim})"]
 
 
-@register("Split")
+@register_layer("Split")
 class Split(Layer):
     """The bottom under several names; its gradient is the sum of theirs."""
 

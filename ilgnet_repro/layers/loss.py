@@ -22,7 +22,7 @@ from .support.labels import (
     normalized_sum,
     normalized_sum_onnx,
 )
-from .support.registry import register
+from .support.registry import register_layer
 
 # Caffe takes no logarithm of anything smaller: FLT_MIN in SoftmaxWithLoss, kLOG_THRESHOLD elsewhere.
 FLT_MIN = 2.0**-126
@@ -113,7 +113,7 @@ class _SoftmaxLoss(Loss):
         return [loss, f"F.softmax({x}, dim={self.dim})"][: max(len(self.node.tops), 1)]
 
 
-@register("SoftmaxWithLoss")
+@register_layer("SoftmaxWithLoss")
 class SoftmaxWithLoss(_SoftmaxLoss):
     """Softmax and multinomial logistic loss in one; the optional second top is the softmax."""
 
@@ -134,7 +134,7 @@ class SoftmaxWithLoss(_SoftmaxLoss):
         return self._tops_source(x, self._call(code.helper(softmax_loss), x, labels))
 
 
-@register("InfogainLoss")
+@register_layer("InfogainLoss")
 class InfogainLoss(_SoftmaxLoss):
     """Softmax loss with a weight for each pair of label and class: H[label, class].
 

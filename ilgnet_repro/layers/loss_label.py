@@ -12,7 +12,7 @@ from ..schema import caffe_pb2 as pb
 from .loss import LOG_THRESHOLD, Loss
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .support.labels import check_labels, labels_onnx, normalized_sum_onnx
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -51,7 +51,7 @@ class _ImageLoss(Loss):
         return graph.node("Flatten", [x], axis=1), *labels_onnx(graph, labels, None)
 
 
-@register("MultinomialLogisticLoss")
+@register_layer("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(_ImageLoss):
     """Minus the mean log of the label's value among probabilities."""
 
@@ -70,7 +70,7 @@ class MultinomialLogisticLoss(_ImageLoss):
         return [f"{code.helper(multinomial_logistic_loss)}({x}, {labels}, {LOG_THRESHOLD!r})"]
 
 
-@register("HingeLoss")
+@register_layer("HingeLoss")
 class HingeLoss(_ImageLoss):
     """One-against-all hinge loss, L1 or L2, mean over images."""
 

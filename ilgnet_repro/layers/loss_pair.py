@@ -13,7 +13,7 @@ from ..schema import caffe_pb2 as pb
 from .loss import Loss
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -80,7 +80,7 @@ class _EqualLoss(Loss):
         return normalized_sum_onnx(graph, losses, everything, "BATCH_SIZE", (like, 1))
 
 
-@register("EuclideanLoss")
+@register_layer("EuclideanLoss")
 class EuclideanLoss(_EqualLoss):
     """Half the sum of squared differences, over the number of images; both bottoms learn from it."""
 
@@ -97,7 +97,7 @@ class EuclideanLoss(_EqualLoss):
         return [f"({a} - {like}).square().sum() / (2 * {a}.shape[0])"]
 
 
-@register("SigmoidCrossEntropyLoss")
+@register_layer("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(_EqualLoss):
     """Cross-entropy of the sigmoid against targets in [0, 1], over images unless `loss_param` differs."""
 
@@ -126,7 +126,7 @@ class SigmoidCrossEntropyLoss(_EqualLoss):
         return [f"{code.helper(sigmoid_cross_entropy_loss)}({x}, {target}, {self.mode!r}, {self.ignore})"]
 
 
-@register("ContrastiveLoss")
+@register_layer("ContrastiveLoss")
 class ContrastiveLoss(Loss):
     """Pulls pairs labelled similar (not 0) together and others a margin apart (Hadsell et al., 2006)."""
 
@@ -166,7 +166,7 @@ class ContrastiveLoss(Loss):
         return [f"{code.helper(contrastive_loss)}({a}, {b}, {similar}, {rest})"]
 
 
-@register("SmoothL1Loss")
+@register_layer("SmoothL1Loss")
 class SmoothL1Loss(_EqualLoss):
     """Huber's loss of weighted box offsets (Girshick, ICCV 2015).
 

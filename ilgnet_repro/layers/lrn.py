@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.lengths import Kept, reshape_onnx
-from .support.registry import register
+from .support.registry import register_layer
 from .support.window import Window
 
 
@@ -37,7 +37,7 @@ def lrn_within_channel(x, size, alpha, beta):
     return x * (1 + alpha * mean).pow(-beta)
 
 
-@register("LRN")
+@register_layer("LRN")
 class LRN(Layer):
     """Local response normalisation (Krizhevsky et al., 2012), over channels or over a window of one channel.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 
 def scalar_onnx(graph: OnnxGraph, value: float) -> str:
@@ -23,7 +23,7 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-@register("Reduction")
+@register_layer("Reduction")
 class Reduction(Layer):
     """Sum, sum of absolute values, sum of squares or mean over `axis` and all behind it, times `coeff`."""
 
@@ -86,7 +86,7 @@ class _Elementwise(Layer):
         return (x if self.scale == 1 else f"{x} * {exact(self.scale)}") + shift
 
 
-@register("Power")
+@register_layer("Power")
 class Power(_Elementwise):
     """(shift + scale · x) ^ power; the power 0 gives 1 everywhere, with no gradient."""
 
@@ -112,7 +112,7 @@ class Power(_Elementwise):
         return [f"{inner if inner == x else f'({inner})'} ** {exact(self.power)}"]
 
 
-@register("Exp")
+@register_layer("Exp")
 class Exp(_Elementwise):
     """base ^ (shift + scale · x); the base -1 stands for e."""
 
@@ -140,7 +140,7 @@ class Exp(_Elementwise):
         return [f"{exact(self.base)} ** {inner if inner == x else f'({inner})'}"]
 
 
-@register("Log")
+@register_layer("Log")
 class Log(_Elementwise):
     """Logarithm of shift + scale · x to a base; -1 stands for e."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..schema import caffe_pb2 as pb
 from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 NVIDIAS_LEAST_EPS = 1e-5
 
@@ -48,7 +48,7 @@ def onnx_affine(graph: OnnxGraph, x: str, scale: Tensor, shift: Tensor, rank: in
     return graph.node("Add", [graph.node("Mul", [x, next(factors)]), next(factors)])
 
 
-@register("BatchNorm")
+@register_layer("BatchNorm")
 class BatchNorm(Layer):
     """Normalise each channel (axis 1) by the batch's own mean and variance (training) or the stored ones (else).
 
@@ -205,7 +205,7 @@ def subtract_mean(x, groups):
     return (rows - rows.mean(2, keepdim=True)).view_as(x)
 
 
-@register("MVN")
+@register_layer("MVN")
 class MVN(Layer):
     """Give every plane, or with across_channels every sample, mean 0 and deviation 1.
 

@@ -10,7 +10,7 @@ from ..schema import caffe_pb2 as pb
 from .norm import along_channels, constant_filler
 from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -51,7 +51,7 @@ NOTES = {
 }
 
 
-@register("Normalize")
+@register_layer("Normalize")
 class Normalize(Layer):
     """Give each position or each item length 1, in the kind that the text shows.
 
@@ -75,7 +75,7 @@ class Normalize(Layer):
     top_count = (1, 2)
 
     @classmethod
-    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+    def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
         if blobs == 1 and not _shows_fork(text):
             text.norm_param.SetInParent()
 

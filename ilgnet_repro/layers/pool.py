@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.registry import register
+from .support.registry import register_layer
 from .support.window import (
     Sides,
     Window,
@@ -72,7 +72,7 @@ _TORCH: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@register("Pooling")
+@register_layer("Pooling")
 class Pooling(_PoolingBase):
     """MAX (a second top is each maximum's index in its plane), AVE or STOCHASTIC over sliding windows.
 
@@ -224,7 +224,7 @@ def spatial_pyramid_pool(x, levels, pool):
 spatial_pyramid_pool.uses = (pyramid_window,)  # type: ignore[attr-defined]
 
 
-@register("SPP")
+@register_layer("SPP")
 class SPP(_PoolingBase):
     """Spatial pyramid pooling (He et al., 2014): as many features from an image of any size."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
     return torch.stack([boxes.flatten(), variances.flatten()])[None]
 
 
-@register("PriorBox")
+@register_layer("PriorBox")
 class PriorBox(Layer):
     """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners as shares of the image, then their variances.
 

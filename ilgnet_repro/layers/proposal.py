@@ -14,7 +14,7 @@ from torch import Tensor
 from .python_layer import PythonLayer, register_python_layer
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
 from .support.nms import greedy_nms
-from .support.registry import register
+from .support.registry import register_layer
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ _FIELDS = (
 )
 
 
-@register("Proposal")
+@register_layer("Proposal")
 class Proposal(_Proposals):
     """The C++ layer of PVANet and R-FCN, which reads `proposal_param`; its defaults are Faster R-CNN's.
 

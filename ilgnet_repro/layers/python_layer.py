@@ -9,7 +9,7 @@ from ..caffe.graph import Node
 from ..errors import LayerError
 from .support.base import BlobSpec, Layer, LayerPlan, Shape
 from .support.param_str import parse_param_str
-from .support.registry import register
+from .support.registry import register_layer
 
 _classes: dict[tuple[str, str], type[PythonLayer]] = {}
 
@@ -24,7 +24,7 @@ def _plan_of_user(self: PythonLayer, *bottoms: Shape) -> LayerPlan:
     return LayerPlan(self.reshape(list(bottoms)), self.blob_specs(list(bottoms)))
 
 
-@register("Python")
+@register_layer("Python")
 class PythonLayer(Layer):
     """A layer that a user writes in Python, in torch's terms.
 

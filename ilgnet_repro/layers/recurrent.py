@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -208,7 +208,7 @@ class _Recurrent(Layer):
         return [f"{code.helper(with_states)}(*{call})"]
 
 
-@register("RNN")
+@register_layer("RNN")
 class RNN(_Recurrent):
     """A plain recurrent net with tanh, whose output is a projection of its state."""
 
@@ -230,7 +230,7 @@ class RNN(_Recurrent):
         ]
 
 
-@register("LSTM")
+@register_layer("LSTM")
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997) with forget gates and no peepholes."""
 

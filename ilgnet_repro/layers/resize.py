@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.indices import indices_onnx, whole_indices
-from .support.registry import register
+from .support.registry import register_layer
 
 
 def max_unpool(x, mask, height, width):
@@ -16,7 +16,7 @@ def max_unpool(x, mask, height, width):
     return plane.scatter(2, mask.flatten(2).long(), x.flatten(2)).unflatten(2, (height, width))
 
 
-@register("Upsample")
+@register_layer("Upsample")
 class Upsample(Layer):
     """Zeros, with every value of the first bottom where the second, a Pooling layer's mask, says it was.
 
@@ -99,7 +99,7 @@ def interp_by(x, shrink, zoom):
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-@register("Interp")
+@register_layer("Interp")
 class Interp(Layer):
     """Bilinear resizing with aligned corners, after cutting -`pad_beg` and -`pad_end` pixels off the sides.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
-from .support.registry import register
+from .support.registry import register_layer
 
 
 class Broadcast(Layer):
@@ -63,7 +63,7 @@ class Broadcast(Layer):
         return f"{given[0]}[{', '.join([':'] * (self.end - self.start) + ['None'] * self.trailing_axes)}]"
 
 
-@register("Scale")
+@register_layer("Scale")
 class Scale(Broadcast):
     """x · weight (+ bias): both learned, or the factors from a second bottom."""
 
@@ -92,7 +92,7 @@ class Scale(Broadcast):
         return [f"{x} * {self._values_source(code, 'weight', *given)}{bias}"]
 
 
-@register("Bias")
+@register_layer("Bias")
 class Bias(Broadcast):
     """x + bias: learned, or from a second bottom."""
 

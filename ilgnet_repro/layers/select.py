@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.indices import indices_onnx, whole_indices
-from .support.registry import register
+from .support.registry import register_layer
 
 
-@register("Crop")
+@register_layer("Crop")
 class Crop(Layer):
     """The part of the first bottom, from `offset` on, that has the second's size from `axis` on."""
 
@@ -62,7 +62,7 @@ class Crop(Layer):
         return [f"{x}[{', '.join(cuts)}]"]
 
 
-@register("BatchReindex")
+@register_layer("BatchReindex")
 class BatchReindex(Layer):
     """The first bottom's images in the order, and as often, as the second bottom numbers them."""
 
@@ -84,7 +84,7 @@ class BatchReindex(Layer):
         return [f"{x}.index_select(0, {order}.long())"]
 
 
-@register("Filter")
+@register_layer("Filter")
 class Filter(Layer):
     """Of each bottom but the last, the images whose value in the last, the selector, is not 0.
 
@@ -135,7 +135,7 @@ def greatest(x, count, dim):
     return values.narrow(dim, 0, count), indices.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@register("ArgMax")
+@register_layer("ArgMax")
 class ArgMax(Layer):
     """Where the `top_k` greatest values are: along `axis`, or over each whole image.
 

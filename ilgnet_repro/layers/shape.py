@@ -9,10 +9,10 @@ from torch import Tensor
 from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.lengths import Kept, Length, reshape_onnx
-from .support.registry import register
+from .support.registry import register_layer
 
 
-@register("Flatten")
+@register_layer("Flatten")
 class Flatten(Layer):
     """The axes from `axis` to `end_axis`, both included, made one."""
 
@@ -43,7 +43,7 @@ class Flatten(Layer):
         return [f"{x}.flatten({', '.join(map(str, axes))})"]
 
 
-@register("Reshape")
+@register_layer("Reshape")
 class Reshape(Layer):
     """`num_axes` axes from `axis` on replaced by `shape`, where 0 copies a length and -1 is inferred."""
 
@@ -98,7 +98,7 @@ class Reshape(Layer):
         return [f"{x}.reshape({', '.join(terms) or '()'})"]
 
 
-@register("Tile")
+@register_layer("Tile")
 class Tile(Layer):
     """`tiles` copies of the bottom beside each other along `axis`."""
 
@@ -124,7 +124,7 @@ class Tile(Layer):
         return [f"{x}.repeat({', '.join(map(str, self.repeats))})"]
 
 
-@register("Permute")
+@register_layer("Permute")
 class Permute(Layer):
     """The axes in the stated order, those not stated behind them (SSD)."""
 
@@ -152,7 +152,7 @@ class Permute(Layer):
         return [f"{x}.permute({', '.join(map(str, self.order))})"]
 
 
-@register("ShuffleChannel")
+@register_layer("ShuffleChannel")
 class ShuffleChannel(Layer):
     """Channels dealt out anew: the first of each group, then the second of each, ... (ShuffleNet).
 

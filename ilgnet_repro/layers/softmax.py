@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .support.base import Layer, OnnxGraph, SourceCode
-from .support.registry import register
+from .support.registry import register_layer
 
 
-@register("Softmax")
+@register_layer("Softmax")
 class Softmax(Layer):
     """exp(x) over its sum along `axis` (the channels unless told otherwise)."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.indices import whole_indices
-from .support.registry import register
+from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -115,7 +115,7 @@ class _RegionPooling(Layer):
         return rois
 
 
-@register("ROIPooling")
+@register_layer("ROIPooling")
 class ROIPooling(_RegionPooling):
     """Max pooling of regions to one size (Girshick, ICCV 2015), with its rounding of corners and bins."""
 
@@ -144,7 +144,7 @@ class ROIPooling(_RegionPooling):
         return [f"{code.helper(roi_pooling)}({x}, {rois}.flatten(1), {self.pooled}, {scale})"]
 
 
-@register("PSROIPooling")
+@register_layer("PSROIPooling")
 class PSROIPooling(_RegionPooling):
     """Position-sensitive average pooling of regions (Dai et al., NIPS 2016) to group_size² bins."""
 

@@ -12,7 +12,7 @@ from ..caffe.graph_build import Choices, build_graph, choose_graph
 from ..caffe.prototxt import read_net
 from ..caffe.upgrade import upgrade_net
 from ..errors import FormatError, IlgnetError, WeightsError
-from ..layers.support.registry import tell_kinds
+from ..layers.support.registry import resolve_kinds
 from ..schema import caffe_pb2 as pb
 from ..zoo.catalogue import build, builders
 from .calls import shapes_by_name
@@ -62,7 +62,7 @@ def _siblings(weights: Path) -> list[Path]:
 
 def _upgraded(text: pb.NetParameter, origin: str, model: WeightsFile) -> Found:
     notes: list[str] = []
-    net = tell_kinds(upgrade_net(text, notes), blob_counts(model.layers))
+    net = resolve_kinds(upgrade_net(text, notes), blob_counts(model.layers))
     return Found(net, origin, tuple(notes))
 
 
@@ -99,7 +99,7 @@ def deploy_candidates(
     rows = []
     for path in prototxts:
         try:
-            text = tell_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
+            text = resolve_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
             graph = choose_graph(text, choices)
             plan = plan_net(graph, shapes_by_name(choices.input_shapes or {}, graph))
             fit = fit_weights(plan.blobs, model.layers, plan.owners)

@@ -21,7 +21,7 @@ from ..errors import GraphError, WeightsError
 from ..known import assumed, find_model, identify
 from ..layers.loss import InfogainLoss
 from ..layers.support.base import Shape
-from ..layers.support.registry import layer_types, tell_kinds
+from ..layers.support.registry import layer_types, resolve_kinds
 from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
 from .calls import shapes_by_name
@@ -166,7 +166,7 @@ def load_net(
     else:
         notes: list[str] = []
         text = upgrade_net(_text(prototxt), notes)
-        found = Found(tell_kinds(text, {}), _origin(prototxt), tuple(notes))
+        found = Found(resolve_kinds(text, {}), _origin(prototxt), tuple(notes))
     return _assemble(found, model, choices, allow_missing=allow_missing, carry_state=carry_state, seed=seed)
 
 
@@ -190,7 +190,7 @@ def load_graph(
     ``held`` are the layers of the weights file: their blobs tell the kind of a layer whose text leaves it open.
     """
     choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
-    return choose_graph(tell_kinds(upgrade_net(_text(prototxt)), blob_counts(held)), choices)
+    return choose_graph(resolve_kinds(upgrade_net(_text(prototxt)), blob_counts(held)), choices)
 
 
 def _text(prototxt: PathLike | pb.NetParameter) -> pb.NetParameter:

@@ -11,7 +11,7 @@ from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, LayerError
 from ilgnet_repro.layers.support.base import Layer
-from ilgnet_repro.layers.support.registry import layer_types, make_layer, register
+from ilgnet_repro.layers.support.registry import layer_types, make_layer, register_layer
 
 # Its output has as many rows as the selector has ones: a shape that only running tells.
 DATA_DEPENDENT = {"Filter"}
@@ -33,7 +33,7 @@ def test_compiles_without_a_graph_break(type_: str, tmp_path) -> None:
 def test_a_type_registered_twice_is_an_error() -> None:
     with pytest.raises(IlgnetError) as caught:
 
-        @register("ReLU")
+        @register_layer("ReLU")
         class Other(Layer):
             pass
 

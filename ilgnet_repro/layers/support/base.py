@@ -222,7 +222,7 @@ class Layer(nn.Module):
         raise self.error("cannot be written as Python: its class does not implement it")
 
     @classmethod
-    def tell_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+    def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
         """Write into a layer's text what the number of its blobs in the weights file tells of its kind.
 
         For types of which several forks have one each, where the text itself leaves it open.

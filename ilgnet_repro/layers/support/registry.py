@@ -1,4 +1,4 @@
-"""Layer types by name: `@register("Convolution")` on a class is all that a new type needs."""
+"""Layer types by name: `@register_layer("Convolution")` on a class is all that a new type needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import TypeVar
 
 from ...caffe.graph import Node
 from ...errors import IlgnetError, LayerError
@@ -14,45 +15,55 @@ from ...schema import caffe_pb2 as pb
 from .base import Layer
 from .shared import SharedView
 
+LayerClass = TypeVar("LayerClass", bound=type[Layer])
+
+_BUILT_IN = __package__.rpartition(".")[0]  # the package whose modules are the built-in types
 _classes: dict[str, type[Layer]] = {}
 
 
-def register(*types: str) -> Callable[[type[Layer]], type[Layer]]:
-    """Register a class for one or more layer types; a type registered twice is an error."""
+def register_layer(*types: str) -> Callable[[LayerClass], LayerClass]:
+    """Register a subclass of `Layer` for one or more layer types; returns the class unchanged.
 
-    def add(cls: type[Layer]) -> type[Layer]:
+    Raises IlgnetError for a type that another class is registered for, built-in or not, and for anything that is no
+    subclass of `Layer`.
+    """
+
+    def add(cls: LayerClass) -> LayerClass:
+        if not (isinstance(cls, type) and issubclass(cls, Layer)):
+            raise IlgnetError(f"{cls!r} cannot be registered as a layer type; derive it from Layer")
+        if cls.__module__.rpartition(".")[0] != _BUILT_IN:
+            _load_built_in()  # so that the name of a built-in type is refused here, not when a net is loaded
         for type_ in types:
             if type_ in _classes and _classes[type_] is not cls:
                 raise IlgnetError(
                     f"layer type {type_!r} is registered twice: by {_classes[type_].__qualname__} "
-                    f"and by {cls.__qualname__}"
+                    f"and by {cls.__qualname__}; give one of them another name"
                 )
-            _classes[type_] = cls
+        _classes.update(dict.fromkeys(types, cls))
         return cls
 
     return add
 
 
 @cache
-def _load_families() -> None:
-    # Every module of layers/: a new file of layers needs no entry anywhere.
-    layers = __package__.rpartition(".")[0]
+def _load_built_in() -> None:
+    """Import every module of layers/: a new file of layers is listed nowhere."""
     for module in iter_modules([str(Path(__file__).parent.parent)]):
-        import_module(f"{layers}.{module.name}")
+        import_module(f"{_BUILT_IN}.{module.name}")
 
 
 def layer_types() -> dict[str, type[Layer]]:
     """Return every registered type and its class, in alphabetical order."""
-    _load_families()
+    _load_built_in()
     return dict(sorted(_classes.items()))
 
 
 def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
-    """Make the layer of a node whose bottoms have ``ranks`` axes (None: unknown, see `Layer`).
+    """Return a new layer for a node whose bottoms have ``ranks`` axes (None: unknown, see `Layer`).
 
-    An unknown type is a LayerError that names the nearest known one.
+    Raises LayerError for an unknown type, which names the type that differs from it in case only.
     """
-    _load_families()
+    _load_built_in()
     if node.made:
         return SharedView(node, ranks)
     cls = _classes.get(node.type)
@@ -63,16 +74,16 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     return cls(node, ranks)
 
 
-def tell_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParameter:
-    """Return ``net`` (modern form) with what a weights file tells of layers whose text leaves their kind open.
+def resolve_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParameter:
+    """Return a copy of ``net`` (modern form) that states the kind of layers whose text leaves it open.
 
-    Forks gave one name to layers that are not the same (BN, Normalize); the number of blobs that the file holds,
-    by layer name, tells them apart.
+    Forks gave one name to different layers (BN, Normalize); ``blobs``, the number of blobs in the weights file by
+    layer name, distinguishes them.
     """
-    _load_families()
+    _load_built_in()
     result = pb.NetParameter()
     result.CopyFrom(net)
     for layer in result.layer:
         if layer.type in _classes:
-            _classes[layer.type].tell_kind(layer, blobs.get(layer.name, 0))
+            _classes[layer.type].resolve_kind(layer, blobs.get(layer.name, 0))
     return result

@@ -62,7 +62,7 @@ def add_allow_missing(parser: argparse.ArgumentParser, *flags: str) -> None:
 
 
 def say_notes(notes: Iterable[str]) -> None:
-    """Tell on stderr what the weights file lacked."""
+    """Report on stderr what the weights file lacked."""
     for note in notes:
         say(f"note: {note}", file=sys.stderr)
 
@@ -131,7 +131,7 @@ def make_fast(net: Any, args: argparse.Namespace) -> Any:
             net,
             args.precision or "float32",
             compile=args.compile,
-            tell=lambda text: say(text, file=sys.stderr),
+            log=lambda text: say(text, file=sys.stderr),
         )
     for name, given in ((f"--precision {args.precision}", args.precision), ("--compile", args.compile)):
         if given:

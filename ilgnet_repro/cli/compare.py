@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and print; 1 where the two part ways."""
+    """Compare and print; return 1 unless every blob agrees."""
     from ..compare.comparison import compare_files
     from ..errors import IlgnetError
 
@@ -85,7 +85,7 @@ def _print(found: Comparison, show_all: bool) -> None:
     if found.failed is not None:
         console.print(printable(f"failed: {found.failed}"))
         return
-    parting = found.parting
+    mismatch = found.first_mismatch
     title = (f"A {found.first}", f"B {found.second}", f"inputs {found.inputs}")
     table = Table(
         title="\n".join(map(printable, title)),
@@ -99,7 +99,7 @@ def _print(found: Comparison, show_all: bool) -> None:
         shape = "x".join(map(str, row.shape))
         if row.shape != row.other_shape:
             shape += f", B {'x'.join(map(str, row.other_shape))}"
-        mark = "first to differ" if row is parting else "differs" if row.differs else ""
+        mark = "first to differ" if row is mismatch else "differs" if row.differs else ""
         if row.not_compared:
             mark = row.not_compared if row.agrees else f"not compared: {row.not_compared}"
         add_row(table, row.blob, shape, f"{row.largest:.3g}", f"{row.mean:.3g}", f"{row.scale:.3g}", mark)
@@ -116,12 +116,12 @@ def _print(found: Comparison, show_all: bool) -> None:
             f"{len(unknown)} of {len(found.rows)} blobs were not compared, such as {printable(unknown[0].blob)}: "
             f"{unknown[0].not_compared}; give other inputs with --inputs",
         )
-    if parting is None:
+    if mismatch is None:
         if unknown:
             return
         console.print(f"all {len(found.rows)} blobs agree within {found.tolerance:g}")
     else:
-        blob = printable(parting.blob)
+        blob = printable(mismatch.blob)
         differing = sum(row.differs for row in found.rows)
         console.print(
             f"{differing} of {len(found.rows)} blobs differ by more than {found.tolerance:g}; the first is {blob}"

@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 Dims = tuple[int | None, ...]  # None where any length goes
 
 
-class WitnessError(IlgnetError):
+class ReferenceToolError(IlgnetError):
     """Another tool could not convert or run the net; the comparison reports it, never as agreement."""
 
 
@@ -31,7 +31,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Side:
+class Backend:
     """One form of a net, opened.
 
     ``blobs`` are the names it can give, in the order they are computed; ``run`` takes inputs by name and

@@ -18,8 +18,8 @@ from ..runtime.difference import differ
 from ..runtime.plan import plan_net
 from ..runtime.python_names import argument_name
 from ..runtime.seeded_inputs import SEED, draw_inputs, draw_plain
-from .backend import Side, TextChoices, WitnessError
-from .openers import open_side
+from .backend import Backend, ReferenceToolError, TextChoices
+from .openers import open_backend
 
 TOLERANCE = 1e-4
 BATCH = 2
@@ -62,7 +62,7 @@ class Comparison:
     failed: str | None = None
 
     @property
-    def parting(self) -> BlobRow | None:
+    def first_mismatch(self) -> BlobRow | None:
         """The first blob, in the order of computation, that differs by more than the tolerance."""
         return next((row for row in self.rows if row.differs), None)
 
@@ -73,8 +73,10 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        parting = self.parting
-        return {**asdict(self), "agrees": self.agrees, "parting": parting.blob if parting else None}
+        mismatch = self.first_mismatch
+        blob = mismatch.blob if mismatch else None
+        # "parting" is the key's earlier name, which scripts may read.
+        return {**asdict(self), "agrees": self.agrees, "first_mismatch": blob, "parting": blob}
 
 
 def compare_files(
@@ -90,7 +92,7 @@ def compare_files(
     level: int = 0,
     stages: Iterable[str] = (),
 ) -> Comparison:
-    """Open and run two forms of a net (`open_side`) and compare every blob that both can give.
+    """Open and run two forms of a net (`open_backend`) and compare every blob that both can give.
 
     ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
     if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
@@ -102,7 +104,7 @@ def compare_files(
     text = Path(prototxt) if prototxt is not None else None
     try:
         choices = TextChoices(text, allow_missing, level, tuple(stages))
-        one, other = open_side(first, choices), open_side(second, choices)
+        one, other = open_backend(first, choices), open_backend(second, choices)
         if not (one.reads_text or other.reads_text):
             choices.refuse(f"{first} and {second}: neither is made of Caffe weights")
         _check_same_inputs(one, other)
@@ -112,7 +114,7 @@ def compare_files(
         replaced = _replaced(one, other)
         common = _common(one, other, frozenset() if in_place else replaced)
         found = [side.run(given, common) for side in (one, other)]
-    except WitnessError as error:
+    except ReferenceToolError as error:
         return Comparison(first, second, shown, tolerance, (), failed=str(error))
     rows = tuple(_row(blob, found[0][blob], found[1][blob], tolerance) for blob in common)
     only = [
@@ -122,20 +124,20 @@ def compare_files(
     return Comparison(first, second, shown, tolerance, rows, only[0], only[1])
 
 
-def _replaced(first: Side, second: Side) -> frozenset[str]:
+def _replaced(first: Backend, second: Backend) -> frozenset[str]:
     """What in-place layers replace, as far as a side's net is known: a name alone does not tell."""
     graphs = [side.graph for side in (first, second) if side.graph is not None]
     return frozenset().union(*(graph.replaced for graph in graphs))
 
 
-def _common(first: Side, second: Side, hidden: frozenset[str]) -> list[str]:
+def _common(first: Backend, second: Backend, hidden: frozenset[str]) -> list[str]:
     common = [blob for blob in first.blobs if blob in set(second.blobs) and blob not in hidden]
     if not common:
         raise IlgnetError(f"{first.spec} and {second.spec}: have no blob of the same name; are they one net?")
     return common
 
 
-def _check_same_inputs(first: Side, second: Side) -> None:
+def _check_same_inputs(first: Backend, second: Backend) -> None:
     names = [sorted(argument_name(entry.name) for entry in side.inputs) for side in (first, second)]
     if names[0] != names[1]:
         shown = [", ".join(side) or "none" for side in names]
@@ -144,7 +146,7 @@ def _check_same_inputs(first: Side, second: Side) -> None:
         )
 
 
-def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarray]:
+def _read_inputs(path: str | os.PathLike[str], side: Backend) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -159,7 +161,7 @@ def _read_inputs(path: str | os.PathLike[str], side: Side) -> dict[str, np.ndarr
     }
 
 
-def _draw(first: Side, second: Side, seed: int) -> dict[str, np.ndarray]:
+def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
     """Inputs by what reads them, of the lengths that either side states; an open batch gets `BATCH` samples."""
     others = {argument_name(entry.name): entry for entry in second.inputs}
     same = {entry.name: entry for entry in second.inputs}

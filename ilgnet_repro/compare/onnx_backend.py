@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ..runtime.onnx_net import open_session, read_model
-from .backend import Arrays, Input, Side, graph_of
+from .backend import Arrays, Backend, Input, graph_of
 
 
 def model_inputs(model: onnx.ModelProto) -> tuple[Input, ...]:
@@ -24,7 +24,7 @@ def model_inputs(model: onnx.ModelProto) -> tuple[Input, ...]:
     return tuple(inputs)
 
 
-def onnx_side(
+def make_onnx_backend(
     spec: str,
     kind: str,
     path: Path,
@@ -32,7 +32,7 @@ def onnx_side(
     names: Mapping[str, str] | None = None,
     model: onnx.ModelProto | None = None,
     one_at_a_time: bool = False,
-) -> Side:
+) -> Backend:
     """Open a model for comparison.
 
     ``names`` maps blobs to the model's own values (default: every value by its own name);
@@ -59,7 +59,7 @@ def onnx_side(
         return {blob: np.concatenate([row[index] for row in rows]) for index, blob in enumerate(wanted)}
 
     held = {entry.key: entry.value for entry in model.metadata_props}
-    return Side(spec, kind, model_inputs(model), tuple(kept), run, graph_of(held))
+    return Backend(spec, kind, model_inputs(model), tuple(kept), run, graph_of(held))
 
 
 def _with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> bytes:

@@ -15,16 +15,16 @@ from ..runtime.load import load_caffe
 from ..runtime.net import CaffeNet
 from ..runtime.pt2_file import read_pt2
 from ..runtime.python_names import argument_name
-from .backend import Arrays, Input, Side, TextChoices, graph_of
-from .onnx_backend import onnx_side
+from .backend import Arrays, Backend, Input, TextChoices, graph_of
+from .onnx_backend import make_onnx_backend
 from .reference_tools import open_caffe2onnx, open_onnx2torch, open_opencv
 
 
-def open_side(spec: str, choices: TextChoices | None = None) -> Side:
+def open_backend(spec: str, choices: TextChoices | None = None) -> Backend:
     """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, told by content.
 
     A witness's name in front of a colon has it read the file: ``opencv:``, ``caffe2onnx:`` (both take a caffemodel)
-    and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, WitnessError for a tool that fails on it.
+    and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, ReferenceToolError for a tool that fails on it.
     ``choices`` are for Caffe weights.
     """
     witness, colon, rest = spec.partition(":")
@@ -37,11 +37,11 @@ def open_side(spec: str, choices: TextChoices | None = None) -> Side:
     return opener(spec, path, choices or TextChoices())
 
 
-def _opener(path: Path) -> Callable[[str, Path, TextChoices], Side]:
+def _opener(path: Path) -> Callable[[str, Path, TextChoices], Backend]:
     return _OPENERS[expect_or_named(path, *_OPENERS, what=_WHAT)]
 
 
-def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
+def make_net_backend(spec: str, kind: str, net: CaffeNet) -> Backend:
     """A net that this package runs: every value is a blob."""
 
     def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
@@ -52,7 +52,7 @@ def net_side(spec: str, kind: str, net: CaffeNet) -> Side:
     steps = net.steps(net.outputs)
     inputs = tuple(Input(name, _open(net.shapes[name])) for name in net.inputs_for(net.outputs))
     tops = tuple(net.graph.names[top] for _, layer in steps if not layer.is_input for top in layer.node.tops)
-    return Side(spec, kind, inputs, tops, run, net.graph)
+    return Backend(spec, kind, inputs, tops, run, net.graph)
 
 
 def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
@@ -60,7 +60,7 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
     return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
 
 
-def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Side:
+def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
     net = load_caffe(
         path,
         choices.prototxt,
@@ -68,10 +68,10 @@ def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Side:
         level=choices.level,
         stages=choices.stages,
     )
-    return replace(net_side(spec, path.name.rpartition(".")[2], net), reads_text=True)
+    return replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
 
 
-def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Side:
+def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Backend:
     program = read_pt2(path)
     inputs = tuple(Input(name, lengths) for name, lengths in program.inputs.items())
 
@@ -79,21 +79,21 @@ def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Side:
         found = program.run({argument_name(name): torch.from_numpy(value) for name, value in given.items()})
         return {name: found[name].numpy() for name in wanted}
 
-    return Side(spec, "pt2", inputs, program.outputs, run, graph_of(program.metadata))
+    return Backend(spec, "pt2", inputs, program.outputs, run, graph_of(program.metadata))
 
 
-def _open_onnx(spec: str, path: Path, choices: TextChoices) -> Side:
-    return onnx_side(spec, "onnx", path)
+def _open_onnx(spec: str, path: Path, choices: TextChoices) -> Backend:
+    return make_onnx_backend(spec, "onnx", path)
 
 
-_OPENERS: dict[Kind, Callable[[str, Path, TextChoices], Side]] = {
+_OPENERS: dict[Kind, Callable[[str, Path, TextChoices], Backend]] = {
     Kind.CAFFEMODEL: _open_caffe,
     Kind.CAFFEMODEL_H5: _open_caffe,
     Kind.SAFETENSORS: _open_caffe,
     Kind.ONNX: _open_onnx,
     Kind.PT2: _open_pt2,
 }
-_WITNESSES: dict[str, Callable[[str, Path, TextChoices], Side]] = {
+_WITNESSES: dict[str, Callable[[str, Path, TextChoices], Backend]] = {
     "opencv": open_opencv,
     "caffe2onnx": open_caffe2onnx,
     "onnx2torch": open_onnx2torch,

@@ -25,10 +25,11 @@ from ..caffe.prototxt import format_message
 from ..errors import IlgnetError
 from ..files import utf8_path
 from ..runtime.find import find_net
+from ..runtime.onnx_net import read_model
 from ..runtime.plan import plan_net
 from ..schema import caffe_pb2 as pb
-from .backend import Arrays, Input, Side, TextChoices, WitnessError, graph_of
-from .onnx_backend import model_inputs, onnx_side, read_model
+from .backend import Arrays, Backend, Input, ReferenceToolError, TextChoices, graph_of
+from .onnx_backend import make_onnx_backend, model_inputs
 
 SECONDS = 1800  # caffe2onnx takes seven minutes for 600 MB of weights
 _INSTALL = "run `make crosscheck`, or pip install --no-deps caffe2onnx==2.0.1 onnx2torch torchvision"
@@ -52,13 +53,13 @@ def _inputs(graph: Graph) -> tuple[Input, ...]:
 # ---------------------------------------------------------------------- OpenCV
 
 
-def open_opencv(spec: str, path: Path, choices: TextChoices) -> Side:
+def open_opencv(spec: str, path: Path, choices: TextChoices) -> Backend:
     """A caffemodel read by OpenCV 4's ``readNetFromCaffe`` (5 has none)."""
     import cv2
 
     text, graph = _read(path, choices)
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        raise WitnessError(
+        raise ReferenceToolError(
             f"{spec}: OpenCV {cv2.__version__} has no readNetFromCaffe; install opencv-python-headless<5"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def open_opencv(spec: str, path: Path, choices: TextChoices) -> Side:
             with utf8_path(path) as name:
                 net = cv2.dnn.readNetFromCaffe(str(written), name)
         except cv2.error as error:
-            raise WitnessError(
+            raise ReferenceToolError(
                 f"{spec}: OpenCV {cv2.__version__} cannot read it ({_reason(error)})"
             ) from error
     net.enableFusion(False)  # so that every layer's own values can be seen
@@ -82,12 +83,12 @@ def open_opencv(spec: str, path: Path, choices: TextChoices) -> Side:
                 net.setInput(given[entry.name], entry.name)
             found = net.forward([blobs[blob] for blob in wanted])
         except cv2.error as error:
-            raise WitnessError(
+            raise ReferenceToolError(
                 f"{spec}: OpenCV {cv2.__version__} cannot run it ({_reason(error)})"
             ) from error
         return {blob: np.array(value) for blob, value in zip(wanted, found, strict=True)}
 
-    return Side(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run, graph, reads_text=True)
+    return Backend(spec, f"OpenCV {cv2.__version__}", inputs, tuple(blobs), run, graph, reads_text=True)
 
 
 def _reason(error: Exception) -> str:
@@ -98,7 +99,7 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- caffe2onnx
 
 
-def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Side:
+def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Backend:
     """A caffemodel through caffe2onnx 2.0.1, its graph mended as FACTS describes and run by ONNX Runtime.
 
     It parses with protobuf's Python code only, and stamps the newest opset on what it wrote for opset 11.
@@ -125,7 +126,7 @@ def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Side:
             {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"},
         )
         if not made.is_file():
-            raise WitnessError(f"{spec}: caffe2onnx wrote no file and gave no reason")
+            raise ReferenceToolError(f"{spec}: caffe2onnx wrote no file and gave no reason")
         model = read_model(made)
     model.ir_version = 6
     del model.opset_import[:]
@@ -135,20 +136,20 @@ def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Side:
         graph.names[top]: node.name for node in graph for top in node.tops[:1] if node.name in made_values
     }
     own = [entry.name for entry in model_inputs(model)]
-    side = onnx_side(spec, "caffe2onnx 2.0.1", path, names=names, model=model, one_at_a_time=True)
+    side = make_onnx_backend(spec, "caffe2onnx 2.0.1", path, names=names, model=model, one_at_a_time=True)
     inputs = _inputs(graph)
 
     def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
         renamed = {name: given[entry.name] for name, entry in zip(own, inputs, strict=True)}
         return _guarded(spec, lambda: side.run(renamed, wanted))
 
-    return Side(spec, side.kind, inputs, side.blobs, run, graph, reads_text=True)
+    return Backend(spec, side.kind, inputs, side.blobs, run, graph, reads_text=True)
 
 
 # ---------------------------------------------------------------------- onnx2torch
 
 
-def open_onnx2torch(spec: str, path: Path, choices: TextChoices) -> Side:
+def open_onnx2torch(spec: str, path: Path, choices: TextChoices) -> Backend:
     """An ONNX file through onnx2torch: torch runs what another reader made of it (run_onnx2torch.py)."""
     _need("onnx2torch", spec)
     _need("torchvision", spec)
@@ -165,7 +166,7 @@ def open_onnx2torch(spec: str, path: Path, choices: TextChoices) -> Side:
                 return {name: file[f"value_{index}"] for index, name in enumerate(wanted)}
 
     held = {entry.key: entry.value for entry in model.metadata_props}
-    return Side(spec, "onnx2torch", model_inputs(model), blobs, run, graph_of(held))
+    return Backend(spec, "onnx2torch", model_inputs(model), blobs, run, graph_of(held))
 
 
 def _numbered(values: Iterable[np.ndarray]) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 def _need(package: str, spec: str) -> None:
     if find_spec(package) is None:
-        raise WitnessError(f"{spec}: {package} is not installed; {_INSTALL}")
+        raise ReferenceToolError(f"{spec}: {package} is not installed; {_INSTALL}")
 
 
 def _run(spec: str, arguments: list[str], environment: Mapping[str, str]) -> None:
@@ -193,16 +194,18 @@ def _run(spec: str, arguments: list[str], environment: Mapping[str, str]) -> Non
             timeout=SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise WitnessError(f"{spec}: took more than {SECONDS} seconds") from error
+        raise ReferenceToolError(f"{spec}: took more than {SECONDS} seconds") from error
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise WitnessError(f"{spec}: failed ({lines[-1][:200] if lines else f'exit {done.returncode}'})")
+        raise ReferenceToolError(
+            f"{spec}: failed ({lines[-1][:200] if lines else f'exit {done.returncode}'})"
+        )
 
 
 def _guarded(spec: str, call):  # type: ignore[no-untyped-def]
     try:
         return call()
     except IlgnetError as error:
-        raise WitnessError(f"{spec}: {error}") from error
+        raise ReferenceToolError(f"{spec}: {error}") from error
     except Exception as error:  # ONNX Runtime's own, which share no base class
-        raise WitnessError(f"{spec}: ONNX Runtime cannot run its graph ({_reason(error)})") from error
+        raise ReferenceToolError(f"{spec}: ONNX Runtime cannot run its graph ({_reason(error)})") from error

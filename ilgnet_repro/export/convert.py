@@ -72,10 +72,10 @@ def convert(
     stem = stem_of(source)
     _check_names(source, [format_.path(folder, stem) for format_ in formats])
     saving = make_saving(net, chosen, progress)
-    with made_folder(folder), staging(folder, stem) as stage:
+    with create_folder(folder), staging(folder, stem) as stage:
         written, checks, files = _write(formats, saving, verify, stage, folder, stem)
         deviations: tuple[Deviation, ...] = ()
-        if chosen.precision is not None and saving.is_reduced:
+        if chosen.precision is not None and saving.is_quantized:
             deviations = measure_deviation(saving, chosen.precision, pictures)
         text = prototxt or net.about.prototxt or None
         # The prototxt that was read stays where it says the same (`publish`).
@@ -111,7 +111,7 @@ def is_same_file(path: Path, text: Path) -> bool:
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def create_folder(folder: Path) -> Iterator[None]:
     """Make a folder where there is none; it goes again if the block fails and leaves nothing in it."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

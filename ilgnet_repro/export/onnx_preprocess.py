@@ -19,14 +19,16 @@ from ..layers.support.base import Shape, integers
 from ..reading.preprocessing import Preprocessing
 from .onnx_writer import OnnxWriter, value_info
 
-PICTURE = "picture"
+IMAGE_INPUT = "picture"
 ORDERS = ("RGB", "BGR")
 # OpenCV's resize: weights of 11 bits, sums of 22 brought back to 8 in two steps (imgproc/src/resize.cpp).
 _ONE = 2048
 _FIRST_SHIFT, _SECOND_SHIFT, _LAST_SHIFT = 16, 65536, 4
 
 
-def picture_input(shapes: dict[str, Shape], how: Preprocessing | None, net: str) -> tuple[Preprocessing, str]:
+def find_image_input(
+    shapes: dict[str, Shape], how: Preprocessing | None, net: str
+) -> tuple[Preprocessing, str]:
     """Return how images are prepared, and the input that takes them.
 
     Raises IlgnetError where that is not known, or not one input takes images of that size.
@@ -55,7 +57,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
     """
     if order not in ORDERS:
         raise IlgnetError(f"input_order={order!r}: choose one of {', '.join(ORDERS)}", option="input_order")
-    writer.add_input(PICTURE)
+    writer.add_input(IMAGE_INPUT)
     nodes = _Nodes(writer)
     pixels, sides = (_whole if how.path == "whole" else _crop)(nodes, how)
     if order != how.order:
@@ -67,7 +69,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
     writer.hold(blob, value)
-    return value_info(PICTURE, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
+    return value_info(IMAGE_INPUT, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
 
 
 def _mean(how: Preprocessing) -> np.ndarray | None:
@@ -101,7 +103,7 @@ class _Nodes:
 
     def side(self, axis: int) -> str:
         """The images' height (axis 1) or width (axis 2), one int64."""
-        return self("Shape", PICTURE, start=axis, end=axis + 1)
+        return self("Shape", IMAGE_INPUT, start=axis, end=axis + 1)
 
     def centres(self, side: str, size: int, window: slice) -> str:
         """Where the points of a resized axis lie on the image's, half-pixel centred, in float64."""
@@ -125,10 +127,10 @@ class _Nodes:
 
 
 def _whole(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
-    least = nodes("ReduceMin", PICTURE, nodes.longs(1, 2, 3))
+    least = nodes("ReduceMin", IMAGE_INPUT, nodes.longs(1, 2, 3))
     least = nodes("Cast", least, to=TensorProto.FLOAT)
     first, second, weights = _blend(nodes, 1, how.size[0])
-    rows = [nodes("Gather", PICTURE, index, axis=1) for index in (first, second)]
+    rows = [nodes("Gather", IMAGE_INPUT, index, axis=1) for index in (first, second)]
     lifted = [nodes("Sub", nodes("Cast", row, to=TensorProto.FLOAT), least) for row in rows]
     value = _weighed(nodes, lifted, [nodes.rows(weight) for weight in weights])
     first, second, weights = _blend(nodes, 2, how.size[1])
@@ -179,7 +181,7 @@ def _crop(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
     column_weights = [nodes.columns(weight) for weight in column_weights]
     halves = []
     for index, weight in zip((top, bottom), row_weights, strict=True):
-        row = nodes("Gather", PICTURE, index, axis=1)
+        row = nodes("Gather", IMAGE_INPUT, index, axis=1)
         ends = [
             nodes("Cast", nodes("Gather", row, side, axis=2), to=TensorProto.INT32) for side in (left, right)
         ]
@@ -217,6 +219,6 @@ def _cut(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
         spare = nodes("Sub", nodes.side(axis), nodes.longs(crop))
         starts.append(nodes("Div", spare, nodes.longs(2)))
     start = nodes("Concat", *starts, axis=0)
-    cut = nodes("Slice", PICTURE, start, nodes("Add", start, nodes.longs(*how.size)), nodes.longs(1, 2))
+    cut = nodes("Slice", IMAGE_INPUT, start, nodes("Add", start, nodes.longs(*how.size)), nodes.longs(1, 2))
     sides = ("H", "W") if how.mean_image is None else how.mean_image.shape[1:]
     return nodes("Cast", cut, to=TensorProto.FLOAT), sides

@@ -15,7 +15,7 @@ from ..caffe.graph import Value
 from ..errors import IlgnetError, LayerError
 from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
-from ..runtime.quantize import Reduced, reduced_blob
+from ..runtime.quantize import QuantizedWeight, quantized_blob
 from ..runtime.safetensors_file import tensor_bytes
 from ..version import __version__
 from .onnx_lrn import write_out_lrn
@@ -151,7 +151,7 @@ class OnnxWriter:
         if self._layer is None:
             raise IlgnetError("a parameter was asked for outside a layer")
         initializer = f"{self._layer.node.name}.{name}"
-        reduced = reduced_blob(self._layer, name)
+        reduced = quantized_blob(self._layer, name)
         if reduced is not None:
             return self._reduced(self._unused(initializer), reduced)
         blob = self._layer.blob(name).detach()
@@ -212,7 +212,7 @@ class OnnxWriter:
         self._names.add(name)
         return name
 
-    def _reduced(self, name: str, reduced: Reduced) -> str:
+    def _reduced(self, name: str, reduced: QuantizedWeight) -> str:
         """Keep the values as they are stored, and have the runtime widen them."""
         self.weights[name] = reduced.values
         if reduced.scale is None:

@@ -18,7 +18,15 @@ from ..runtime.fold import fold
 from ..runtime.net import CaffeNet
 from ..runtime.net_file import FORMAT
 from ..runtime.plan import NetPlan, plan_net
-from ..runtime.quantize import DENSE, SCALE_SUFFIX, WEIGHT, Reduced, hold_reduced, reduce_dense, reduced_blob
+from ..runtime.quantize import (
+    DENSE,
+    SCALE_SUFFIX,
+    WEIGHT,
+    QuantizedWeight,
+    attach_quantized,
+    quantize_dense,
+    quantized_blob,
+)
 from ..version import __version__
 
 Arrays = dict[str, list[np.ndarray]]
@@ -73,9 +81,9 @@ class Saving:
         return again(self.net, self.net.plan, arrays)
 
     @property
-    def is_reduced(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether dense weights are stored in fewer bits."""
-        return bool(reduced_layers(self.net))
+        return bool(quantized_layers(self.net))
 
     def metadata(self) -> dict[str, str]:
         """What travels inside a converted file: the net's text, preprocessing and provenance."""
@@ -120,12 +128,12 @@ def make_saving(
         notes.append(
             f"{len(folded.folded)} layers folded into those before them, {len(folded.dropped)} dropped"
         )
-    held = {} if options.fold else reduced_layers(net)
+    held = {} if options.fold else quantized_layers(net)
     if options.precision is not None and (held or options.precision != "float32"):
-        reduced = reduce_dense(saved.plan, arrays, options.precision)
+        reduced = quantize_dense(saved.plan, arrays, options.precision)
         saved = again(saved, saved.plan, arrays)
         for name, one in reduced.items():
-            hold_reduced(saved.layer(name), one)
+            attach_quantized(saved.layer(name), one)
         if not reduced and options.precision != "float32":
             notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
     saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
@@ -139,7 +147,7 @@ def _derived(saving: Saving) -> About:
         return saving.about
     if options.fold:
         source = source.after("folded")
-    if options.precision is not None and saving.is_reduced:
+    if options.precision is not None and saving.is_quantized:
         source = source.after(options.precision)
     return replace(saving.about, source=source)
 
@@ -169,12 +177,12 @@ def again(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) 
     return made
 
 
-def reduced_layers(net: CaffeNet) -> dict[str, Reduced]:
+def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
     """The dense weights that a net holds in fewer bits than float32, by layer name."""
     found = {}
     for node in net.graph:
         if node.type == DENSE:
-            one = reduced_blob(net.layer(node.name), WEIGHT)
+            one = quantized_blob(net.layer(node.name), WEIGHT)
             if one is not None:
                 found[node.name] = one
     return found
@@ -196,7 +204,7 @@ def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:
 
     Dense weights that are held in fewer bits stay so; int8 ones are followed by their scales.
     """
-    plan, reduced = saving.net.plan, reduced_layers(saving.net)
+    plan, reduced = saving.net.plan, quantized_layers(saving.net)
     tensors: dict[str, np.ndarray | torch.Tensor] = {}
     for node in plan.graph:
         layer = saving.net.layer(node.name)

@@ -14,11 +14,11 @@ from ..runtime.runnable import Runnable
 from ..runtime.seeded_inputs import SEED
 from .formats import Format
 from .onnx_file import write_onnx
-from .onnx_preprocess import PICTURE, add_preprocessing, picture_input
+from .onnx_preprocess import IMAGE_INPUT, add_preprocessing, find_image_input
 from .onnx_writer import OnnxModel, Prepare, plan_onnx
 from .saving import Saving
 
-_PICTURE_SIZE = (240, 320)
+_IMAGE_SIZE = (240, 320)
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
@@ -31,7 +31,7 @@ def _model(saving: Saving) -> OnnxModel:
     prepare = None
     if options.with_preprocessing:
         shapes = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
-        how, blob = picture_input(shapes, saving.about.preprocessing, net.name)
+        how, blob = find_image_input(shapes, saving.about.preprocessing, net.name)
         prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, options.input_order))
     return plan_onnx(
         net, metadata=_metadata(saving), dynamic_size=options.dynamic_size,
@@ -43,7 +43,7 @@ def _metadata(saving: Saving) -> dict[str, str]:
     """The converted file's own metadata, and what the graph does to images itself."""
     if not saving.options.with_preprocessing:
         return saving.metadata()
-    picture = {"name": PICTURE, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
+    picture = {"name": IMAGE_INPUT, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
     return {**saving.metadata(), "picture": strict_json.dumps(picture)}
 
 
@@ -60,14 +60,14 @@ def prepared_inputs(
         return dict(inputs), dict(inputs)
     net = saving.net
     shapes = {name: net.shapes[name] for name in inputs}
-    how, blob = picture_input(shapes, saving.about.preprocessing, net.name)
-    size = how.mean_image.shape[1:] if how.mean_image is not None and how.resize is None else _PICTURE_SIZE
+    how, blob = find_image_input(shapes, saving.about.preprocessing, net.name)
+    size = how.mean_image.shape[1:] if how.mean_image is not None and how.resize is None else _IMAGE_SIZE
     size = tuple(max(side, least) for side, least in zip(size, how.size, strict=True))
     pixels = np.random.default_rng(SEED).integers(0, 256, (len(inputs[blob]), *size, 3), dtype=np.uint8)
     turned = pixels if saving.options.input_order == "BGR" else pixels[..., ::-1]
     made = torch.from_numpy(np.stack([how(np.ascontiguousarray(picture)) for picture in turned]))
     others = {name: value for name, value in inputs.items() if name != blob}
-    return {**others, PICTURE: torch.from_numpy(pixels)}, {**inputs, blob: made}
+    return {**others, IMAGE_INPUT: torch.from_numpy(pixels)}, {**inputs, blob: made}
 
 
 FORMAT = Format(

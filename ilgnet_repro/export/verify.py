@@ -82,10 +82,10 @@ def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
 def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Verification:
     """Run what was written and the net itself on the same seeded inputs.
 
-    Reduced weights are held against themselves, run by this package: how far they are from the original
+    QuantizedWeight weights are held against themselves, run by this package: how far they are from the original
     is a measurement (`measure_deviation`), not a check.
     """
-    reference = saving.net if saving.is_reduced and "precision" in format_.options else saving.original
+    reference = saving.net if saving.is_quantized and "precision" in format_.options else saving.original
     given, inputs = format_.feed(saving, seeded_inputs(reference))
     with torch.inference_mode(), as_loaded(reference):
         expected = reference(inputs)

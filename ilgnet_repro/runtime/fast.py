@@ -16,16 +16,16 @@ from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ
 from .fast_compiled import compile_runs
-from .fast_steps import Step, folded, per_picture, plan_steps, run_steps
+from .fast_steps import Step, folded, plan_steps, run_steps, split_per_image
 from .modes import as_loaded
 from .net import CaffeNet
 
 _CPU = torch.device("cpu")
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def fast(
-    net: CaffeNet, precision: str = "float32", *, compile: bool = False, tell: Tell | None = None
+    net: CaffeNet, precision: str = "float32", *, compile: bool = False, log: Log | None = None
 ) -> FastNet:
     """Return ``net`` laid out for fast inference; see `FastNet`.
 
@@ -58,7 +58,7 @@ def fast(
             f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
         )
     with huge_pages():
-        return FastNet(net, precision, compile, tell or (lambda message: None))
+        return FastNet(net, precision, compile, log or (lambda message: None))
 
 
 def slice_size() -> int:
@@ -81,7 +81,7 @@ class FastNet(nn.Module):
 
     exact: CaffeNet
 
-    def __init__(self, net: CaffeNet, precision: str, compile: bool, tell: Tell) -> None:
+    def __init__(self, net: CaffeNet, precision: str, compile: bool, log: Log) -> None:
         super().__init__()
         # Past Module.__setattr__: the exact net is there to compare with, not a part of this one.
         object.__setattr__(self, "exact", net)
@@ -96,11 +96,11 @@ class FastNet(nn.Module):
             steps = plan_steps(planned, precision)
         # The values are those of the net that runs: folding changes which layer writes a blob.
         self._fed = {name: planned.graph.fed_value(name) for name in self._needed}
-        self._trunk, self._heads = per_picture(steps, self._fed.values())
+        self._trunk, self._heads = split_per_image(steps, self._fed.values())
         self._held = {name: planned.graph.value(name) for name in net.outputs}
         self._between = {value for step in self._heads for value in step.bottoms}.union(self._held.values())
         if compile:
-            self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, tell, self._warm)
+            self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, log, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
         super().train(False)
 

@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 def compile_runs(
     steps: Sequence[Step],
     kept: Collection[Value],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     warm: Callable[[Sequence[Step]], None],
 ) -> tuple[list[Step], float]:
     """Return the steps with every LRN and stretch of elementwise layers compiled, and the seconds it took.
@@ -56,13 +56,13 @@ def compile_runs(
     joined = _joined(steps, kept)
     count = sum(isinstance(step.module, (Run, LRN)) for step in joined)
     if not count:
-        tell("nothing in this net gains by being compiled")
+        log("nothing in this net gains by being compiled")
         return list(steps), 0.0
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return _as_they_are(steps, f"no C++ compiler {compiler!r} on the PATH")
     runs = [Step(_compiled(step.module), step.bottoms, step.tops) for step in joined]
-    tell(f"compiling {count} stretches of elementwise layers and LRN ...")
+    log(f"compiling {count} groups of elementwise layers and LRN ...")
     start = time.perf_counter()
     try:
         with environment(CACHE_VARIABLE, str(cache_folder())):
@@ -70,7 +70,7 @@ def compile_runs(
     except Exception as error:  # torch.compile fails in as many ways as it has parts
         return _as_they_are(steps, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     seconds = time.perf_counter() - start
-    tell(f"compiled {count} stretches in {seconds:.1f} s; kept in {cache_folder()}")
+    log(f"compiled {count} groups in {seconds:.1f} s; kept in {cache_folder()}")
     return runs, seconds
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.support.base import Layer, Shape
-from .quantize import WEIGHT, Plane, output_axis, reduce_rows, reduced_blob
+from .quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
 
 
 def can_pack(layer: Layer) -> bool:
@@ -73,8 +73,8 @@ def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, T
     return reorder(own), own
 
 
-SMALLEST_REDUCED = 1 << 20  # weights; a layer of as many or fewer costs no time worth an error
-PICTURES_AT_ONCE = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
+LARGEST_KEPT_FLOAT = 1 << 20  # weights; a layer of as many or fewer costs no time worth an error
+IMAGES_PER_CALL = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
 FLOAT16_TOP = 15  # the power of two below which every float16 lies, with room for rounding up
 PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve every other
 
@@ -93,14 +93,14 @@ class Dense(nn.Module):
         super().__init__()
         self.start: int = layer.start  # type: ignore[assignment]
         self.relu = relu
-        is_picture = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
-        self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_picture else None
+        is_image = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
+        self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_image else None
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", None, persistent=False)
-        self.lay_out(layer)
+        self.pack_weights(layer)
 
-    def lay_out(self, layer: Layer) -> None:
+    def pack_weights(self, layer: Layer) -> None:
         """Take the weights from a layer."""
         self._pack(_rows(layer), torch.backends.mkldnn.is_available())
 
@@ -139,8 +139,8 @@ class Dense(nn.Module):
 class Bfloat16Dense(Dense):
     """Weights, activations and each product's sum rounded to bfloat16; the sums themselves are float32."""
 
-    def lay_out(self, layer: Layer) -> None:
-        weight = reduce_rows(_rows(layer), "bfloat16", self.plane).values
+    def pack_weights(self, layer: Layer) -> None:
+        weight = quantize_rows(_rows(layer), "bfloat16", self.plane).values
         self._pack(weight, torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
@@ -154,12 +154,12 @@ class Float16Dense(Dense):
     small ones keep all their bits.
     """
 
-    def lay_out(self, layer: Layer) -> None:
+    def pack_weights(self, layer: Layer) -> None:
         weight = _rows(layer)
         largest = weight.abs().max()
         exponent = FLOAT16_TOP - int(torch.frexp(largest).exponent) if torch.isfinite(largest) else 0
         self.unit = 2.0**-exponent
-        values = reduce_rows(weight * 2.0**exponent, "float16", self.plane).values
+        values = quantize_rows(weight * 2.0**exponent, "float16", self.plane).values
         values = self.in_channels_last(values)
         self.product: Any = None
         has_kernel = hasattr(torch.ops.quantized, "linear_prepack_fp16")
@@ -183,10 +183,10 @@ class Int8Dense(Dense):
 
     scale: Tensor
 
-    def lay_out(self, layer: Layer) -> None:
-        stored = reduced_blob(layer, WEIGHT)
+    def pack_weights(self, layer: Layer) -> None:
+        stored = quantized_blob(layer, WEIGHT)
         if stored is None or stored.scale is None or stored.axis != 0:
-            stored = reduce_rows(_rows(layer), "int8", self.plane)
+            stored = quantize_rows(_rows(layer), "int8", self.plane)
         assert stored.scale is not None
         weight = self.in_channels_last(stored.values).clone()
         self.register_buffer("weight", weight, persistent=False)
@@ -198,7 +198,7 @@ class Int8Dense(Dense):
     def multiply(self, x: Tensor, count: int) -> Tensor:
         rows = self.channels_last_rows(x, count)
         if self.is_aligned:
-            parts = rows.bfloat16().split(PICTURES_AT_ONCE)
+            parts = rows.bfloat16().split(IMAGES_PER_CALL)
             sums = [torch.ops.aten._weight_int8pack_mm(part, self.weight, self.ones) for part in parts]
             return torch.cat(sums).float().mul_(self.scale)
         return F.linear(rows, self.weight.float()).mul_(self.scale)
@@ -209,7 +209,7 @@ _KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, 
 
 def fast_dense(layer: Layer, bottom: Shape, precision: str, relu: bool) -> Dense:
     """Return a dense layer's fast form; only a large layer's weights lose bits."""
-    is_large = layer.blob(WEIGHT).numel() > SMALLEST_REDUCED
+    is_large = layer.blob(WEIGHT).numel() > LARGEST_KEPT_FLOAT
     return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
 
 

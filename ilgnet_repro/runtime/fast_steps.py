@@ -18,7 +18,7 @@ from .net import CaffeNet
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
 _PASSED_ON = {"Dropout", "Split"}  # in phase TEST
 # What treats each image by itself, besides the modules of this folder.
-_PER_PICTURE = {
+_PER_IMAGE = {
     *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
     *("Sigmoid", "TanH", "Swish"),
 }
@@ -54,7 +54,7 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
         if node.type in _PASSED_ON:
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
-        relu = _relu_behind(net, node)
+        relu = _following_relu(net, node)
         module = _fast_module(net, node, layer, precision, relu is not None)
         if module is None or relu is None:
             steps.append(Step(module or own_copy(layer), bottoms, node.tops))
@@ -77,7 +77,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
     return None
 
 
-def _relu_behind(net: CaffeNet, node: Node) -> Node | None:
+def _following_relu(net: CaffeNet, node: Node) -> Node | None:
     """The plain ReLU that is all that reads a layer's only top."""
     if len(node.tops) != 1 or node.tops[0] in map(net.graph.value, net.outputs):
         return None
@@ -95,13 +95,13 @@ class _Same(nn.Module):
 # ---------------------------------------------------------------------- in what order and how they run
 
 
-def per_picture(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
+def split_per_image(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
     """Part the steps into those that treat each image by itself, to be run first, and the others."""
     trunk: list[Step] = []
     heads: list[Step] = []
     made = set(inputs)
     for step in steps:
-        if made.issuperset(step.bottoms) and _is_per_picture(step.module):
+        if made.issuperset(step.bottoms) and _is_per_image(step.module):
             trunk.append(step)
             made.update(step.tops)
         else:
@@ -109,11 +109,11 @@ def per_picture(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[
     return trunk, heads
 
 
-def _is_per_picture(module: Any) -> bool:
+def _is_per_image(module: Any) -> bool:
     if isinstance(module, Layer):
         kind = module.node.type
         along: Any = module
-        return kind in _PER_PICTURE or (kind in ("Concat", "Slice") and along.dim > 0)
+        return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and along.dim > 0)
     return isinstance(module, (Conv, LRN))
 
 

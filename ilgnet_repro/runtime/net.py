@@ -106,7 +106,7 @@ class CaffeNet(nn.Module):
         self.optional_inputs: tuple[str, ...] = tuple(
             top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names
         )
-        self._whole_numbers = self._find_whole_numbers()
+        self._integers = self._integer_inputs()
         self._intake = self.make_intake()
         # What a net without parameters computes in: float32, as Caffe, until `half()`, `to()` and the like.
         self._dtype, self._device = torch.float32, torch.device("cpu")
@@ -463,7 +463,7 @@ class CaffeNet(nn.Module):
     def _wanted(self, blobs: Any) -> tuple[str, ...]:
         return wanted_blobs(blobs, self.graph.names.values(), self.graph.name)
 
-    def _find_whole_numbers(self) -> frozenset[str]:
+    def _integer_inputs(self) -> frozenset[str]:
         """The inputs that are read only as labels or indices."""
         uses = [
             (bottom, index in layer.index_bottoms)
@@ -566,9 +566,7 @@ class CaffeNet(nn.Module):
     def _input(
         self, inputs: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        return self._intake.value(
-            inputs, name, torch.float32 if name in self._whole_numbers else dtype, device
-        )
+        return self._intake.value(inputs, name, torch.float32 if name in self._integers else dtype, device)
 
 
 class TensorNet(nn.Module):

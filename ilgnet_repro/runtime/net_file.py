@@ -19,7 +19,7 @@ from ..layers.support.base import Shape
 from ..schema import caffe_pb2 as pb
 from .net import CaffeNet
 from .plan import NetPlan
-from .quantize import DENSE, SCALE_SUFFIX, STORED, WEIGHT, Reduced, hold_reduced, output_axis
+from .quantize import DENSE, SCALE_SUFFIX, STORED, WEIGHT, QuantizedWeight, attach_quantized, output_axis
 from .safetensors_file import TensorFile, open_safetensors
 
 FORMAT = "1"
@@ -43,8 +43,8 @@ class NetFile:
     def reduce(self, net: CaffeNet) -> None:
         """Have the dense layers of ``net`` hold their weights in the fewer bits that the file stores them in."""
         for node in net.graph:
-            if _is_reduced(self.file, node):
-                hold_reduced(net.layer(node.name), _reduced(self.file, node))
+            if _is_quantized(self.file, node):
+                attach_quantized(net.layer(node.name), _reduced(self.file, node))
 
 
 def read_net_file(path: str | os.PathLike[str]) -> NetFile:
@@ -74,7 +74,7 @@ def net_file(file: TensorFile, metadata: Mapping[str, str]) -> NetFile:
 
 
 def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
-    reduced = {node.name for node in plan.graph if _is_reduced(file, node)}
+    reduced = {node.name for node in plan.graph if _is_quantized(file, node)}
     arrays: dict[str, list[np.ndarray]] = {}
     for name, blobs in plan.blobs.items():
         for index, spec in enumerate(blobs):
@@ -105,7 +105,7 @@ def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
     return arrays
 
 
-def _is_reduced(file: TensorFile, node: Node) -> bool:
+def _is_quantized(file: TensorFile, node: Node) -> bool:
     tensor = file.tensors.get(f"{node.name}.{WEIGHT}")
     return node.type == DENSE and tensor is not None and tensor.dtype in STORED
 
@@ -115,7 +115,7 @@ def _stand_in(shape: Shape) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), shape, (0,) * len(shape))
 
 
-def _reduced(file: TensorFile, node: Node) -> Reduced:
+def _reduced(file: TensorFile, node: Node) -> QuantizedWeight:
     key = f"{node.name}.{WEIGHT}"
     values, scale, axis = file.tensors[key], file.tensors.get(key + SCALE_SUFFIX), output_axis(node.layer)
     if values.dtype == torch.int8 and (scale is None or scale.shape != values.shape[axis : axis + 1]):
@@ -123,4 +123,4 @@ def _reduced(file: TensorFile, node: Node) -> Reduced:
             f"{file.path}: holds no scales {key + SCALE_SUFFIX} for its {values.shape[axis]} outputs; "
             "convert the weights again"
         )
-    return Reduced(values, scale, axis)
+    return QuantizedWeight(values, scale, axis)

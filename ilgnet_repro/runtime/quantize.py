@@ -21,7 +21,7 @@ Plane = tuple[int, int, int]  # channels, height, width of the blob that a dense
 OUTPUTS_AT_ONCE = 16  # outputs rounded together, so that their weights stay in the processor's cache
 
 
-def reduce_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> Reduced:
+def quantize_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> QuantizedWeight:
     """Return float32 weights (outputs × inputs) as bfloat16 or as int8 with one scale an output.
 
     Where the inputs are a blob of C×H×W, the error of each rounding is carried to the next weight along
@@ -30,7 +30,7 @@ def reduce_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> R
     four times as exact as rounded to nearest, at no cost when they run.
     """
     if plane is None or prod(plane[1:]) == 1:
-        return reduce_weights(weight.numpy(), precision)
+        return quantize_weights(weight.numpy(), precision)
     channels, height, width = plane
     scale = None
     if precision == "int8":
@@ -40,23 +40,23 @@ def reduce_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> R
         values = torch.empty(weight.shape, dtype=torch.int8)
     else:
         values = torch.empty(weight.shape, dtype=FLOATS[precision])
-    order = _to_and_fro(height, width)
+    order = _serpentine_order(height, width)
     for start in range(0, weight.shape[0], OUTPUTS_AT_ONCE):
         rows = slice(start, start + OUTPUTS_AT_ONCE)
         block = weight[rows] if scale is None else weight[rows] / scale[rows, None]
         # Positions first, so that each step is one pass over neighbouring memory.
         steps = block.view(-1, channels, height * width).permute(2, 0, 1).contiguous()
-        _carry(steps, order, _nearest_whole if scale is not None else _nearest_in(values.dtype))
+        _diffuse_error(steps, order, _round_to_int8 if scale is not None else _round_to(values.dtype))
         values[rows] = steps.permute(1, 2, 0).reshape(block.shape)
-    return Reduced(values, scale, 0)
+    return QuantizedWeight(values, scale, 0)
 
 
-def _to_and_fro(height: int, width: int) -> list[int]:
+def _serpentine_order(height: int, width: int) -> list[int]:
     rows = [range(row * width, (row + 1) * width) for row in range(height)]
     return [index for number, row in enumerate(rows) for index in (row if number % 2 == 0 else reversed(row))]
 
 
-def _carry(steps: Tensor, order: list[int], rounded: Callable[[Tensor], Tensor]) -> None:
+def _diffuse_error(steps: Tensor, order: list[int], rounded: Callable[[Tensor], Tensor]) -> None:
     """Round ``steps`` in place, position by position; what each rounding leaves goes to the next."""
     left = torch.zeros_like(steps[0])
     for index in order:
@@ -64,11 +64,11 @@ def _carry(steps: Tensor, order: list[int], rounded: Callable[[Tensor], Tensor])
         torch.sub(left, steps[index].copy_(rounded(left)), out=left)
 
 
-def _nearest_whole(values: Tensor) -> Tensor:
+def _round_to_int8(values: Tensor) -> Tensor:
     return values.round().clamp_(-LARGEST, LARGEST)
 
 
-def _nearest_in(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _round_to(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda values: values.to(kind).to(torch.float32)
 
 
@@ -82,7 +82,7 @@ ROWS_AT_ONCE = 16 << 20  # values, so that no second copy of the weights is ever
 
 
 @dataclass(frozen=True, eq=False)
-class Reduced:
+class QuantizedWeight:
     """A dense layer's weights as they are stored; ``axis`` is that of the outputs.
 
     int8 values stand for ``values * scale``, symmetric about 0, with one scale an output; the floats
@@ -93,12 +93,12 @@ class Reduced:
     scale: Tensor | None
     axis: int
 
-    def restore(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The weights as float32."""
-        return widen(self.values, self.scale, self.axis)
+        return dequantize(self.values, self.scale, self.axis)
 
 
-def widen(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
+def dequantize(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
     """Return stored values as float32."""
     wide = values.to(torch.float32)
     if scale is None:
@@ -108,7 +108,7 @@ def widen(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
     return wide * factor if torch.compiler.is_compiling() else wide.mul_(factor)
 
 
-def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
+def quantize_weights(array: np.ndarray, precision: str, axis: int = 0) -> QuantizedWeight:
     """Return float32 weights (two axes) in ``precision``, a piece at a time.
 
     Raises IlgnetError for a precision that is none, for float16 where a weight is past its range, and for int8
@@ -128,7 +128,7 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
                     option="precision",
                 )
             values[start : start + step] = piece
-        return Reduced(values, None, axis)
+        return QuantizedWeight(values, None, axis)
     if precision != "int8":
         raise IlgnetError(
             f"precision={precision!r}: choose one of {', '.join(precisions.WEIGHTS)}", option="precision"
@@ -144,7 +144,7 @@ def reduce_weights(array: np.ndarray, precision: str, axis: int = 0) -> Reduced:
     for start in pieces:
         rows = slice(start, start + step)
         values[rows] = (weights[rows] / (scale[rows, None] if axis == 0 else scale)).round_()
-    return Reduced(values, scale, axis)
+    return QuantizedWeight(values, scale, axis)
 
 
 def check_finite(weights: Tensor) -> None:
@@ -156,13 +156,15 @@ def check_finite(weights: Tensor) -> None:
         )
 
 
-def reduce_dense(plan: NetPlan, arrays: Mapping[str, list[np.ndarray]], precision: str) -> dict[str, Reduced]:
+def quantize_dense(
+    plan: NetPlan, arrays: Mapping[str, list[np.ndarray]], precision: str
+) -> dict[str, QuantizedWeight]:
     """Reduce the weights of every InnerProduct layer; those that layers share stay float32."""
     if precision == "float32":
         return {}
     shared = {key[0] for key in plan.owners} | {owner.layer for owner in plan.owners.values()}
     return {
-        node.name: reduce_weights(arrays[node.name][0], precision, output_axis(node.layer))
+        node.name: quantize_weights(arrays[node.name][0], precision, output_axis(node.layer))
         for node in plan.graph
         if node.type == DENSE and node.name in arrays and node.name not in shared
     }
@@ -173,28 +175,28 @@ def output_axis(layer: object) -> int:
     return int(layer.inner_product_param.transpose)  # type: ignore[attr-defined]
 
 
-def hold_reduced(layer: Layer, reduced: Reduced) -> None:
+def attach_quantized(layer: Layer, reduced: QuantizedWeight) -> None:
     """Have a dense layer keep its weights reduced; each pass widens them, and no float32 copy stays."""
     delattr(layer, WEIGHT)
     layer.register_buffer(WEIGHT, reduced.values)
-    parametrize.register_parametrization(layer, WEIGHT, _Widen(reduced.scale, reduced.axis), unsafe=True)
+    parametrize.register_parametrization(layer, WEIGHT, _Dequantize(reduced.scale, reduced.axis), unsafe=True)
     layer.train(layer.training)
 
 
-def reduced_blob(layer: Layer, name: str) -> Reduced | None:
+def quantized_blob(layer: Layer, name: str) -> QuantizedWeight | None:
     """The stored form of a layer's blob, or None where it is float32 (after `float()` float16 weights are, too)."""
     if not parametrize.is_parametrized(layer, name):
         return None
     held: Any = layer.parametrizations
     stored = held[name]
-    if not isinstance(stored[0], _Widen):  # a blob shared in another shape
+    if not isinstance(stored[0], _Dequantize):  # a blob shared in another shape
         return None
     if stored.original.dtype not in STORED:
         return None
-    return Reduced(stored.original, stored[0].scale, stored[0].axis)
+    return QuantizedWeight(stored.original, stored[0].scale, stored[0].axis)
 
 
-class _Widen(nn.Module):
+class _Dequantize(nn.Module):
     """From stored values to the net's type, whenever the weights are read."""
 
     scale: Tensor | None
@@ -208,9 +210,9 @@ class _Widen(nn.Module):
         self.axis = axis
 
     def forward(self, values: Tensor) -> Tensor:
-        return widen(values, self.scale, self.axis).to(self.like.dtype)
+        return dequantize(values, self.scale, self.axis).to(self.like.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Widen:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Dequantize:
         """Move the scales, but keep them float32: in half precision small ones would vanish."""
         scale = self.scale
         super()._apply(fn, recurse)

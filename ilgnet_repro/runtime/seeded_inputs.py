@@ -45,8 +45,8 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Whole numbers from 0 to ``count - 1``: labels, words, rows."""
+class Integers:
+    """Integers from 0 to ``count - 1``: labels, words, rows."""
 
     count: int
 
@@ -56,14 +56,14 @@ class Whole:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Whole numbers from 0 to ``count - 1``, none twice in a plane: what a Pooling layer's mask holds."""
+    """Integers from 0 to ``count - 1``, none twice in a plane: what a Pooling layer's mask holds."""
 
     count: int
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
         each = prod(shape[2:])
         if each > self.count:
-            return Whole(self.count).draw(shape, generator)
+            return Integers(self.count).draw(shape, generator)
         planes = [torch.randperm(self.count, generator=generator)[:each] for _ in range(prod(shape[:2]))]
         return torch.stack(planes).reshape(shape).float() if planes else torch.zeros(shape)
 
@@ -160,13 +160,13 @@ def _power(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) ->
 
 def _labels(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     if index == 1:
-        return Whole(bottoms[0][layer.axis(layer.param.axis, len(bottoms[0]))])
+        return Integers(bottoms[0][layer.axis(layer.param.axis, len(bottoms[0]))])
     return SHARES if index == 2 else None  # InfogainLoss: its matrix
 
 
 def _label_an_image(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     if index == 1:
-        return Whole(prod(bottoms[0][1:]))
+        return Integers(prod(bottoms[0][1:]))
     return Uniform(0.05, 1) if layer.node.type == "MultinomialLogisticLoss" else None
 
 
@@ -202,8 +202,8 @@ def _filter(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -
 
 _SATURATES = _at({0: Uniform(-4, 4)})
 _RULES: dict[str, Rule] = {
-    "Embed": lambda layer, index, bottoms, tops: Whole(layer.param.input_dim),
-    "BatchReindex": lambda layer, index, bottoms, tops: Whole(bottoms[0][0]) if index else None,
+    "Embed": lambda layer, index, bottoms, tops: Integers(layer.param.input_dim),
+    "BatchReindex": lambda layer, index, bottoms, tops: Integers(bottoms[0][0]) if index else None,
     "Filter": _filter,
     "Upsample": _mask,
     "Log": _log, "Exp": _exp, "Power": _power,
@@ -211,7 +211,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("SoftmaxWithLoss", "InfogainLoss", "Accuracy"), _labels),
     **dict.fromkeys(("MultinomialLogisticLoss", "HingeLoss"), _label_an_image),
     "SigmoidCrossEntropyLoss": _at({1: SHARES}),
-    "ContrastiveLoss": _at({2: Whole(2)}),
+    "ContrastiveLoss": _at({2: Integers(2)}),
     "SmoothL1Loss": _at({2: SHARES, 3: SHARES}),
     **dict.fromkeys(("RNN", "LSTM"), _at({1: Marks(0, 0.8)})),
     **dict.fromkeys(("ROIPooling", "PSROIPooling", "ROIAlign", "PSROIAlign"), _regions),
@@ -242,9 +242,9 @@ def input_values(
     found = _reader_values(graph, layers, shapes, value)
     if not found:
         return None
-    counts = [one.count for one in found if isinstance(one, Whole)]
+    counts = [one.count for one in found if isinstance(one, Integers)]
     if len(counts) == len(found):
-        return Whole(min(counts))
+        return Integers(min(counts))
     ranges = [one for one in found if isinstance(one, Uniform)]
     if len(ranges) == len(found):
         low, high = max(one.low for one in ranges), min(one.high for one in ranges)
@@ -266,7 +266,7 @@ def _reader_values(
             rule = _proposals if isinstance(layer, (Proposal, ProposalLayer)) else _RULES.get(node.type)
             values = rule(layer, index, bottoms, tops) if rule else None
             if values is None and index in layer.index_bottoms:
-                values = Whole(1)  # of a type without a rule: the one number that is in every range
+                values = Integers(1)  # of a type without a rule: the one number that is in every range
             if values is not None:
                 found.append(values)
             elif node.type in _MOVES:

@@ -28,11 +28,11 @@ from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.kinds import Kind, expect, kind_of, refusal
 from ilgnet_repro.caffe.prototxt import read_net, read_solver
 from ilgnet_repro.caffe.solverstate import write_solverstate
-from ilgnet_repro.compare.onnx_backend import read_model
-from ilgnet_repro.compare.openers import open_side
+from ilgnet_repro.compare.openers import open_backend
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
 from ilgnet_repro.reading.mean import read_mean, write_mean
 from ilgnet_repro.runtime.load import load_net
+from ilgnet_repro.runtime.onnx_net import read_model
 from ilgnet_repro.runtime.pt2_file import read_pt2
 from ilgnet_repro.runtime.safetensors_file import open_safetensors
 from ilgnet_repro.train.snapshot import read_state
@@ -372,7 +372,7 @@ NOT_COMPARED = {
 def test_compare_refuses_what_is_no_net(tmp_path, kind, data) -> None:
     path = write(tmp_path, data, "x.onnx")
     with pytest.raises(IlgnetError) as caught:
-        open_side(str(path))
+        open_backend(str(path))
     assert str(caught.value).startswith(
         f"x.onnx: is {kind.value}, not a net that can be compared (.caffemodel, "
     )

@@ -1,4 +1,4 @@
-"""`ilgnet compare`: every opener, what parting looks like, and witnesses that fail."""
+"""`ilgnet compare`: every kind of file, how a mismatch is reported, and reference tools that fail."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_form_agrees_with_the_caffemodel(files, monkeypatch, form: str, bl
 
 
 @pytest.mark.parametrize("form", ["small.caffemodel", "small.safetensors", "small.onnx", "small.pt2"])
-def test_a_form_is_told_by_its_content(files, form: str) -> None:
+def test_a_kind_is_found_by_content(files, form: str) -> None:
     for suffix in (".caffemodel", ".h5", ".safetensors", ".onnx", ".pt2", ".prototxt", ".json", ""):
         renamed = (files / form).rename(files / f"renamed{suffix}")
         assert compare_files(str(renamed), str(renamed)).agrees, suffix
@@ -71,8 +71,8 @@ def test_in_place_values_can_be_asked_for(files) -> None:
     assert found.agrees
 
 
-@pytest.mark.parametrize("witness", ["opencv", pytest.param("caffe2onnx", marks=needs("caffe2onnx"))])
-def test_squeezenet_agrees_with_code_that_is_not_ours(witness: str, tmp_path) -> None:
+@pytest.mark.parametrize("tool", ["opencv", pytest.param("caffe2onnx", marks=needs("caffe2onnx"))])
+def test_squeezenet_agrees_with_code_that_is_not_ours(tool: str, tmp_path) -> None:
     text = narrow_text("squeezenet")
     net = drawn_net(text)
     blobs = {name: [blob.detach().numpy() for blob in values] for name, values in net.params.items()}
@@ -80,8 +80,8 @@ def test_squeezenet_agrees_with_code_that_is_not_ours(witness: str, tmp_path) ->
     (tmp_path / "s.prototxt").write_text(format_message(text))
     np.savez(tmp_path / "x.npz", data=np.random.default_rng(2).uniform(-120, 135, (2, 3, 227, 227)))
     path = tmp_path / "s.caffemodel"
-    found = compare_files(str(path), f"{witness}:{path}", inputs=tmp_path / "x.npz")
-    assert found.agrees, found.failed or found.parting
+    found = compare_files(str(path), f"{tool}:{path}", inputs=tmp_path / "x.npz")
+    assert found.agrees, found.failed or found.first_mismatch
     assert len(found.rows) > 30
     assert found.inputs == "x.npz"
 
@@ -90,7 +90,7 @@ def test_squeezenet_agrees_with_code_that_is_not_ours(witness: str, tmp_path) ->
 def test_onnx2torch_agrees_on_ilgnet(tmp_path) -> None:
     onnx.save(onnx_model("ilgnet"), str(tmp_path / "i.onnx"))
     found = compare_files(str(tmp_path / "i.onnx"), f"onnx2torch:{tmp_path / 'i.onnx'}")
-    assert found.agrees, found.failed or found.parting
+    assert found.agrees, found.failed or found.first_mismatch
     assert len(found.rows) > 40
 
 
@@ -100,10 +100,10 @@ def onnx_model(name: str) -> onnx.ModelProto:
     return build_onnx(drawn_net(narrow_text(name)))
 
 
-# ---------------------------------------------------------------------- parting
+# ---------------------------------------------------------------------- mismatches
 
 
-def test_the_first_layer_that_parts_ways_is_named(files, capsys) -> None:
+def test_the_first_mismatch_is_named(files, capsys) -> None:
     other = files / "other"
     other.mkdir()
     net = write_weights(other / "small.caffemodel")
@@ -120,7 +120,7 @@ def test_the_first_layer_that_parts_ways_is_named(files, capsys) -> None:
     assert "the first is ip" in shown
     assert main(["compare", *names, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert (found["parting"], found["agrees"]) == ("ip", False)
+    assert (found["first_mismatch"], found["parting"], found["agrees"]) == ("ip", "ip", False)
     assert [row["agrees"] for row in found["rows"]][:3] == [True, True, False]
     assert found["rows"][2]["largest"] == pytest.approx(50, rel=1e-3)
     assert main(["compare", *names, "--tolerance", "1"]) == 0
@@ -157,7 +157,7 @@ def test_nothing_compared_is_no_agreement() -> None:
 # ---------------------------------------------------------------------- failures and refusals
 
 
-def test_a_witness_that_fails_is_reported_as_such(folder, capsys) -> None:
+def test_a_reference_tool_that_fails_is_reported_as_such(folder, capsys) -> None:
     # OpenCV does not know the layer; ours does.
     text = SMALL_TEXT.replace(
         'layer { name: "prob" type: "Softmax"', 'layer { name: "prob" type: "Threshold"'
@@ -173,10 +173,10 @@ def test_a_witness_that_fails_is_reported_as_such(folder, capsys) -> None:
     assert (found["agrees"], found["rows"]) == (False, [])
 
 
-def test_an_absent_witness_is_reported_with_what_to_run(folder, monkeypatch) -> None:
-    from ilgnet_repro.compare import reference_tools as witnesses
+def test_an_absent_reference_tool_is_reported_with_what_to_run(folder, monkeypatch) -> None:
+    from ilgnet_repro.compare import reference_tools
 
-    monkeypatch.setattr(witnesses, "find_spec", lambda name: None)
+    monkeypatch.setattr(reference_tools, "find_spec", lambda name: None)
     path = folder / "small.caffemodel"
     found = compare_files(str(path), f"caffe2onnx:{path}")
     assert "caffe2onnx is not installed; run `make crosscheck`" in found.failed

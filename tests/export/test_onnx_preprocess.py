@@ -14,7 +14,7 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.onnx_preprocess import add_preprocessing, picture_input
+from ilgnet_repro.export.onnx_preprocess import add_preprocessing, find_image_input
 from ilgnet_repro.export.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
 from ilgnet_repro.known import find_model
 from ilgnet_repro.reading.preprocessing import Preprocessing
@@ -128,7 +128,7 @@ NAMED = {"given": "data", "other": "extra", "between": "a", "last": "b"}
 def with_images(place: str) -> onnx.ModelProto:
     net = CaffeNet(build_graph(parse_net(CALLED_PICTURE.format(**NAMED | {place: "picture"}))))
     how = Preprocessing(size=(24, 24), path="crop", mean_value=(1.0, 2.0, 3.0))
-    _, blob = picture_input({name: net.shapes[name] for name in net.inputs}, how, "n")
+    _, blob = find_image_input({name: net.shapes[name] for name in net.inputs}, how, "n")
     prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, "BGR"))
     return plan_onnx(net, prepare=prepare).proto()
 
@@ -173,7 +173,7 @@ REFUSED = [
 )
 def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> None:
     with pytest.raises(IlgnetError) as caught:
-        picture_input(shapes, how, "n")
+        find_image_input(shapes, how, "n")
     assert str(caught.value).startswith(message)
 
 

@@ -167,7 +167,7 @@ def test_compare_of_nets_that_give_nan_is_no_agreement(weights, capsys, tmp_path
     capsys.readouterr()
     assert main(["compare", str(path), str(tmp_path / "net.onnx"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert not found["agrees"] and found["parting"] is None
+    assert not found["agrees"] and found["first_mismatch"] is None
     assert main(["compare", str(path), str(tmp_path / "net.onnx")]) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert (

@@ -12,7 +12,7 @@ from torch import nn
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.runtime.quantize import hold_reduced, reduce_weights
+from ilgnet_repro.runtime.quantize import attach_quantized, quantize_weights
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 6 } } } '
 DENSE = 'inner_product_param { num_output: %d bias_term: %s weight_filler { type: "xavier" } } } '
@@ -34,7 +34,7 @@ LSTM = (
 def reduced(text: str, precision: str):
     net = ir.load_net(parse_net(text), seed=1)
     layer = net.layer("ip")
-    hold_reduced(layer, reduce_weights(layer.weight.detach().numpy(), precision))
+    attach_quantized(layer, quantize_weights(layer.weight.detach().numpy(), precision))
     return net
 
 

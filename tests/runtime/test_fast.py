@@ -17,7 +17,7 @@ from ilgnet_repro.errors import GraphError, IlgnetError, LayerError
 from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.fast_layers import Int8Dense
 from ilgnet_repro.runtime.net import CaffeNet
-from ilgnet_repro.runtime.quantize import hold_reduced, reduce_weights
+from ilgnet_repro.runtime.quantize import attach_quantized, quantize_weights
 
 
 def build(text: str, phase: str = "TEST") -> CaffeNet:
@@ -133,8 +133,8 @@ def test_float16_holds_weights_of_any_size(engine: str, factor: float, monkeypat
 def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
     net = build(LARGE_TEXT.format(columns=40))
     layer = net.layer("ip")
-    stored = reduce_weights(layer.weight.detach().numpy(), "int8")
-    hold_reduced(layer, stored)
+    stored = quantize_weights(layer.weight.detach().numpy(), "int8")
+    attach_quantized(layer, stored)
     data = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(4))
     # Only activations and sums are rounded to bfloat16 now: no second loss of bits in the weights.
     assert fast_net(net, "int8").deviation(data=data)["ip"] < 0.004 * net(data=data)["ip"].abs().max().item()
@@ -173,11 +173,11 @@ def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> No
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler on this machine")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    heard: list[str] = []
-    fast = fast_net(mixed, compile=True, tell=heard.append)
+    logged: list[str] = []
+    fast = fast_net(mixed, compile=True, log=logged.append)
     assert fast.compile_seconds > 0
-    assert heard[0] == "compiling 3 stretches of elementwise layers and LRN ..."
-    assert heard[1] == f"compiled 3 stretches in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
+    assert logged[0] == "compiling 3 groups of elementwise layers and LRN ..."
+    assert logged[1] == f"compiled 3 groups in {fast.compile_seconds:.1f} s; kept in {tmp_path}"
     assert any(tmp_path.iterdir())
     data = torch.randn(5, 3, 19, 23, generator=torch.Generator().manual_seed(2))
     assert max(fast.deviation(data=data).values()) < 1e-5
@@ -210,11 +210,11 @@ def test_a_compiler_that_fails_is_told(mixed: CaffeNet, monkeypatch) -> None:
 
 
 def test_nothing_to_compile() -> None:
-    heard: list[str] = []
+    logged: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fast = fast_net(build(SMALL_TEXT), compile=True, tell=heard.append)
-    assert heard == ["nothing in this net gains by being compiled"]
+        fast = fast_net(build(SMALL_TEXT), compile=True, log=logged.append)
+    assert logged == ["nothing in this net gains by being compiled"]
     assert fast.compile_seconds == 0
 
 

@@ -12,7 +12,7 @@ from small_nets import SHARED_TEXT, SMALL_TEXT, write_weights
 import ilgnet_repro as ir
 from ilgnet_repro.errors import IlgnetError, WeightsError
 from ilgnet_repro.reading.preprocessing import Preprocessing
-from ilgnet_repro.runtime.quantize import reduce_rows, reduce_weights
+from ilgnet_repro.runtime.quantize import quantize_rows, quantize_weights
 
 WEIGHTS = np.random.default_rng(3).standard_normal((5, 24)).astype(np.float32)
 # The largest relative error of a rounding: half a unit in the last of 8 or 11 bits.
@@ -23,7 +23,7 @@ X = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize("precision", FLOAT_ERROR)
 def test_floats_are_rounded_to_the_nearest(precision: str) -> None:
-    found = reduce_weights(WEIGHTS, precision).restore().numpy()
+    found = quantize_weights(WEIGHTS, precision).dequantize().numpy()
     assert (np.abs(found - WEIGHTS) <= FLOAT_ERROR[precision] * np.abs(WEIGHTS)).all()
     assert (found != WEIGHTS).any()
 
@@ -33,13 +33,13 @@ def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> Non
     monkeypatch.setattr("ilgnet_repro.runtime.quantize.ROWS_AT_ONCE", 48)  # two rows a piece
     weights = WEIGHTS if axis == 0 else WEIGHTS.T.copy()
     weights[(2, slice(None)) if axis == 0 else (slice(None), 2)] = 0
-    reduced = reduce_weights(weights, "int8", axis)
+    reduced = quantize_weights(weights, "int8", axis)
     largest = np.abs(weights).max(1 - axis)
     expected = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     np.testing.assert_allclose(reduced.scale.numpy(), expected, rtol=1e-6)
     steps = np.expand_dims(expected, 1 - axis)
     np.testing.assert_array_equal(reduced.values.numpy(), np.rint(weights / steps))
-    np.testing.assert_allclose(reduced.restore().numpy(), np.rint(weights / steps) * steps, rtol=1e-6)
+    np.testing.assert_allclose(reduced.dequantize().numpy(), np.rint(weights / steps) * steps, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> Non
 )
 def test_a_precision_that_cannot_hold_them_is_refused(weights, precision, message) -> None:
     with pytest.raises(IlgnetError) as caught:
-        reduce_weights(weights, precision)
+        quantize_weights(weights, precision)
     assert str(caught.value).startswith(message)
 
 
@@ -72,7 +72,7 @@ def test_stored_so_loaded_so_and_run_so(tmp_path, text: str, precision: str) -> 
     held = net.layer("ip").parametrizations["weight"].original
     assert held.dtype == getattr(torch, precision)
     axis = int(text is TRANSPOSED)
-    expected = reduce_weights(original.params["ip"][0].detach().numpy(), precision, axis).restore()
+    expected = quantize_weights(original.params["ip"][0].detach().numpy(), precision, axis).dequantize()
     torch.testing.assert_close(net.params["ip"][0], expected, rtol=0, atol=0)
     torch.testing.assert_close(net.params["conv"][0], original.params["conv"][0], rtol=0, atol=0)
 
@@ -163,9 +163,9 @@ def test_int8_holds_finite_weights_only(value, plane) -> None:
     weights = np.ones((4, 6), np.float32)
     weights[2, 5] = value
     with pytest.raises(IlgnetError) as raised:
-        reduce_rows(torch.from_numpy(weights), "int8", plane)
+        quantize_rows(torch.from_numpy(weights), "int8", plane)
     assert str(raised.value) == (
         "--precision int8: a weight is not finite; use another precision, or sound weights"
     )
     if np.isnan(value):  # float16 has NaN itself
-        assert np.isnan(reduce_weights(weights, "float16").values.numpy()[2, 5])
+        assert np.isnan(quantize_weights(weights, "float16").values.numpy()[2, 5])

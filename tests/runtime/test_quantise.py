@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilgnet_repro.runtime.quantize import reduce_rows
+from ilgnet_repro.runtime.quantize import quantize_rows
 
 PLANE = (5, 7, 11)
 
@@ -19,25 +19,25 @@ def weights(outputs: int = 37) -> torch.Tensor:
 @pytest.mark.parametrize("plane", [None, PLANE], ids=["flat", "plane"])
 def test_int8_spans_each_output(plane) -> None:
     given = weights()
-    reduced = reduce_rows(given, "int8", plane)
+    reduced = quantize_rows(given, "int8", plane)
     assert reduced.values.dtype == torch.int8
     assert reduced.values.shape == given.shape
     np.testing.assert_allclose(reduced.scale, np.abs(given.numpy()).max(1) / 127, rtol=1e-6)
     # To nearest, half a step; with what the weight before left, one step.
-    steps = (reduced.restore() - given).abs() / reduced.scale[:, None]
+    steps = (reduced.dequantize() - given).abs() / reduced.scale[:, None]
     assert steps.max() <= (0.501 if plane is None else 1.001)
 
 
 def test_errors_of_a_channel_cancel() -> None:
     given = weights()
-    reduced = reduce_rows(given, "int8", PLANE)
-    left = (reduced.restore() - given).view(37, 5, 77).double().sum(2) / reduced.scale[:, None]
+    reduced = quantize_rows(given, "int8", PLANE)
+    left = (reduced.dequantize() - given).view(37, 5, 77).double().sum(2) / reduced.scale[:, None]
     assert left.abs().max() <= 0.51  # half a step in all, however many weights
 
 
 def test_flat_bfloat16_is_to_nearest() -> None:
     given = weights()
-    assert torch.equal(reduce_rows(given, "bfloat16").values, given.bfloat16())
+    assert torch.equal(quantize_rows(given, "bfloat16").values, given.bfloat16())
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
@@ -49,7 +49,7 @@ def test_smooth_features_meet_smaller_errors(precision: str) -> None:
     )
 
     def error(plane) -> float:
-        restored = reduce_rows(given, precision, plane).restore()
+        restored = quantize_rows(given, precision, plane).dequantize()
         return (
             (((restored - given).double() @ features.flatten()) / given.norm(dim=1))
             .square()
@@ -62,5 +62,5 @@ def test_smooth_features_meet_smaller_errors(precision: str) -> None:
 
 
 def test_zero_weights_stay_zero() -> None:
-    reduced = reduce_rows(torch.zeros(3, 6), "int8", (1, 2, 3))
-    assert not reduced.restore().any()
+    reduced = quantize_rows(torch.zeros(3, 6), "int8", (1, 2, 3))
+    assert not reduced.dequantize().any()

@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from . import errors
+    from .errors import (
+        DataError,
+        DivergedError,
+        DownloadError,
+        FormatError,
+        GraphError,
+        IlgnetError,
+        LayerError,
+        ParseError,
+        SolverError,
+        WeightsError,
+    )
     from .export.convert import convert
     from .export.save import save
     from .layers.support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, SourceCode
@@ -18,8 +31,13 @@ if TYPE_CHECKING:
     from .runtime.net import CaffeNet
     from .scoring import score
 
-# Imported when first used, so that `ilgnet --help` does not wait for torch.
+_ERRORS = (
+    "DataError", "DivergedError", "DownloadError", "FormatError", "GraphError", "IlgnetError", "LayerError",
+    "ParseError", "SolverError", "WeightsError",
+)  # fmt: skip
+# Imported on first use, so that `ilgnet --help` does not wait for torch.
 _EXPORTS = {
+    **dict.fromkeys(_ERRORS, "errors"),
     "BlobSpec": "layers.support.base",
     "CaffeNet": "runtime.net",
     "Layer": "layers.support.base",
@@ -39,12 +57,23 @@ _EXPORTS = {
 __all__ = [
     "BlobSpec",
     "CaffeNet",
+    "DataError",
+    "DivergedError",
+    "DownloadError",
+    "FormatError",
+    "GraphError",
+    "IlgnetError",
     "Layer",
+    "LayerError",
     "LayerPlan",
     "OnnxGraph",
+    "ParseError",
+    "SolverError",
     "SourceCode",
+    "WeightsError",
     "__version__",
     "convert",
+    "errors",
     "fast",
     "load",
     "load_net",
@@ -56,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module(f".{name}", __name__)
     if name in _EXPORTS:
         value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
         globals()[name] = value

@@ -1,5 +1,8 @@
 """Error messages: one line, printable, of bounded length, whatever a file's names hold."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ilgnet_repro.cli._flags import for_command
@@ -61,3 +64,17 @@ def test_parts(error, where, what, remedy) -> None:
 )  # fmt: skip
 def test_a_command_spells_the_option_as_its_flag(option, message, expected) -> None:
     assert for_command(IlgnetError(message, option=option)) == expected
+
+
+def test_every_error_is_a_public_name() -> None:
+    """In a process of its own: another test may have imported the module already."""
+    program = (
+        "import sys, ilgnet_repro as ir\n"
+        "assert ir.errors.IlgnetError is ir.IlgnetError\n"
+        "found = {name for name, kind in vars(ir.errors).items()\n"
+        "         if isinstance(kind, type) and issubclass(kind, Exception)}\n"
+        "assert found == {name for name in ir.__all__ if name.endswith('Error')}, found\n"
+        "assert all(issubclass(getattr(ir, name), ir.IlgnetError) for name in found)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

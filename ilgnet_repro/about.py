@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from . import files as strict_json
 from .errors import DataError, FormatError, printable
+from .files import json_text
 from .known import ASSUMED, Identity, KnownModel, ScoreAt, assumed, assumed_note, find_model
 from .reading.images import LARGEST_SIDE
 from .reading.net_preprocessing import preprocessing_of
@@ -135,9 +135,9 @@ class About:
             **({"score": vars(self.score)} if self.score else {}),
         }
         return {
-            **({"source": strict_json.dumps(self.source.to_json())} if self.source else {}),
+            **({"source": json_text(self.source.to_json())} if self.source else {}),
             **({"preprocessing": self.preprocessing.to_json()} if self.preprocessing else {}),
-            **({"about": strict_json.dumps(about)} if about else {}),
+            **({"about": json_text(about)} if about else {}),
         }
 
     @classmethod

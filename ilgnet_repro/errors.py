@@ -1,4 +1,4 @@
-"""The package's own errors: what a user's input can do wrong, each told in one line."""
+"""The package's exceptions, each a one-line message about the user's input, and helpers to word messages."""
 
 from __future__ import annotations
 
@@ -6,51 +6,61 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST = 1000
+MAX_LENGTH = 1000
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return ``A``, ``A or B`` or ``A, B or C``."""
+    listed = list(names)
+    return " or ".join(([", ".join(listed[:-1])] if listed[:-1] else []) + listed[-1:])
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `` (did you mean NAME?)`` for the one of ``names`` that is close to ``name``, or nothing."""
+    """Return `` (did you mean NAME?)`` with the one of ``names`` closest to ``name``, or "" if none is close."""
     known = {other.casefold(): other for other in names}
     close = get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
     return f" (did you mean {known[close[0]]}?)" if close else ""
 
 
 def printable(text: str) -> str:
-    """``text`` in one line that any terminal, page or UTF-8 file can hold.
+    """Return ``text`` as one line that any terminal, page or UTF-8 file accepts.
 
     Control characters, and bytes of a file name that are not UTF-8 (lone surrogates), become escapes.
     """
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def printable_lines(text: str) -> str:
-    """`printable`, but for line breaks and tabs."""
+    """Return ``text`` as `printable` does, but with its line breaks and tabs."""
     return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
 
 
-class IlgnetError(Exception):
-    """Something the user gave cannot be used; the message is one line: ``where: what; remedy``.
+def excerpt(text: str, limit: int = 80) -> str:
+    """Return at most the first ``limit`` characters of ``text``, as `printable` does."""
+    return printable(text if len(text) <= limit else text[: limit - 1] + "…")
 
-    ``where`` (a file, a layer, an input), ``what`` and ``remedy`` are its parts; ``option`` is the keyword of the call
-    that it speaks of (several with spaces between), which the message spells as in Python (``precision="int8"``) and the
-    command as its flag.
-    Names come from files and may hold anything: what cannot be printed is written as an escape, and a
-    message of over `LONGEST` characters loses its middle.
+
+class IlgnetError(Exception):
+    """Input from the user cannot be used; the message is one line: ``where: what; remedy``.
+
+    ``where`` (a file, a layer, an input), ``what`` and ``remedy`` are available as properties. ``option`` is the
+    keyword argument that the message is about (several are separated by spaces): the message writes it as in Python
+    (``precision="int8"``), and the command line as its flag. Names from files can contain any character:
+    unprintable ones become escapes, and a message longer than ``MAX_LENGTH`` is shortened in the middle.
     """
 
     def __init__(self, message: str, *, option: str = "") -> None:
         message = printable(message)
-        if len(message) > LONGEST:
-            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+        if len(message) > MAX_LENGTH:
+            message = f"{message[: MAX_LENGTH // 2]} … {message[-MAX_LENGTH // 2 :]}"
         super().__init__(message)
         self.option = option
 
     @property
     def where(self) -> str:
-        """What the error is about: the part before the first colon, or nothing."""
+        """What the error is about: the part before the first colon, or ""."""
         where, colon, _ = str(self).partition(": ")
         return where if colon else ""
 
@@ -61,7 +71,7 @@ class IlgnetError(Exception):
 
     @property
     def remedy(self) -> str:
-        """What to do: the part behind the last semicolon, or nothing."""
+        """What to do: the part after the last semicolon, or ""."""
         _, semicolon, remedy = self._without_where.rpartition("; ")
         return remedy if semicolon else ""
 
@@ -72,11 +82,11 @@ class IlgnetError(Exception):
 
 
 class FormatError(IlgnetError):
-    """A file is not what it claims to be: truncated, lying about a length, or with a bad value."""
+    """A file is not valid in its format: truncated, with a wrong length or a bad value."""
 
 
 class ParseError(FormatError):
-    """A prototxt cannot be read; says file, line and column (both from 1)."""
+    """A prototxt cannot be read; the message starts with file, line and column (both from 1)."""
 
     def __init__(self, message: str, *, file: str = "<text>", line: int = 0, column: int = 0) -> None:
         super().__init__(f"{file}:{line}:{column}: {message}" if line else f"{file}: {message}")
@@ -101,11 +111,11 @@ class LayerError(IlgnetError):
 
 
 class GraphError(IlgnetError):
-    """The layers do not form a net: a missing bottom, a cycle, a top written twice."""
+    """The layers do not form a net: a missing bottom, a cycle, a duplicate top."""
 
 
 class WeightsError(IlgnetError):
-    """The weights do not fit the net: a layer missing, extra or of another shape."""
+    """The weights do not match the net: a layer is missing, unexpected or of a different shape."""
 
 
 class DataError(IlgnetError):
@@ -113,7 +123,7 @@ class DataError(IlgnetError):
 
 
 class DownloadError(IlgnetError):
-    """A released file could not be fetched whole."""
+    """A released file could not be downloaded completely."""
 
 
 class SolverError(IlgnetError):
@@ -121,16 +131,4 @@ class SolverError(IlgnetError):
 
 
 class DivergedError(SolverError):
-    """A training run whose loss or weights are no longer finite."""
-
-
-def shown(text: str, limit: int = 80) -> str:
-    """The text with control characters escaped and its end cut off beyond ``limit`` characters."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
-def one_of(names: Iterable[str]) -> str:
-    """``A``, ``A or B``, ``A, B or C``."""
-    listed = list(names)
-    return " or ".join(([", ".join(listed[:-1])] if listed[:-1] else []) + listed[-1:])
+    """The loss or the weights of a training run are no longer finite."""

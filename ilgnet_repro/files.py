@@ -1,4 +1,4 @@
-"""Writing files that are either whole or absent: a temporary name first, then a rename."""
+"""Reading and writing files: memory-mapped input, output that is complete or absent, and strict JSON."""
 
 from __future__ import annotations
 
@@ -17,83 +17,42 @@ from zipfile import BadZipFile
 
 from .errors import FormatError, IlgnetError
 
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
-
-    The temporary keeps the suffix of ``path``, for libraries that choose a format by it. A link stays, and
-    the file that it names is replaced. Raises IlgnetError if the folder does not exist or cannot be written,
-    or ``path`` is no file.
-    """
-    target = Path(path)
-    try:
-        target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
-            kind = "folder" if target.is_dir() else "device or pipe"
-            raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
-        temporary = _create(target, lambda path: os.close(os.open(path, _NEW_FILE, 0o666)), target.suffix)
-    except ValueError as error:  # a zero byte
-        raise IlgnetError(f"{path}: cannot be written ({error}); give another name") from error
-    except OSError as error:
-        raise IlgnetError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise IlgnetError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_folder(target: Path) -> Path:
-    """Create a folder beside ``target``, with the permissions of any new folder, to be renamed to it."""
-    return _create(target, os.mkdir, "")
-
-
-# tempfile makes what only its owner can read, and the umask can be asked for only by changing it: the kernel applies it.
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-
-
-def _create(target: Path, create: Callable[[Path], None], suffix: str) -> Path:
-    """Call ``create`` with a hidden name beside ``target`` that nothing else has; return it."""
-    stem = target.name.removesuffix(suffix)
-    while True:
-        path = target.parent / f".{stem}.{os.urandom(4).hex()}{suffix}"
-        with suppress(FileExistsError):
-            create(path)
-            return path
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
-    """Yield an open file whose content appears under ``path`` only if the block succeeds.
-
-    ``mode`` is ``wb`` or ``w``: UTF-8, with the bytes of a file name that are not UTF-8 written as escapes.
-    """
-    binary = "b" in mode
-    with (
-        atomic_path(path) as temporary,
-        # Not "wb": ext4 takes a truncated file for one being replaced, and writes it out when it is closed.
-        open(
-            temporary,
-            "r+b" if binary else "r+",
-            encoding=None if binary else "utf-8",
-            errors=None if binary else "backslashreplace",
-        ) as file,
-    ):
-        yield file
-
-
 PathLike = str | os.PathLike[str]
+
+
+def map_file(path: PathLike) -> memoryview:
+    """Map a file into memory, copy-on-write: views are writable and the file never changes.
+
+    Pages are read on first access. Raises FormatError for a file that is absent, empty or not a regular file.
+    """
+    name = Path(path).name
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(
+            mode
+        ):  # opening a pipe would block until something writes to it
+            raise FormatError(f"{path}: is not a plain file (a pipe or device); save its content to a file")
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise FormatError(f"{name}: the file is empty; fetch it again")
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError:
+                # A private mapping larger than memory and swap together may be refused: read-only then.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except ValueError as error:
+        raise FormatError(f"{path}: cannot be read ({error}); check the path") from error
+    return memoryview(mapped)
 
 
 @contextmanager
 def utf8_path(path: PathLike) -> Iterator[str]:
-    """Yield a name of ``path`` that is UTF-8: its own, or that of a symbolic link in a temporary folder.
+    """Yield a valid UTF-8 path for ``path``: the path itself, or a symbolic link to it in a temporary folder.
 
-    A file name on Linux is any bytes. Python holds those that are not UTF-8 as lone surrogates, which a
-    library in C++ (OpenCV, ONNX Runtime, torch, Arrow) cannot take: it raises, or ends the process.
+    File names on Linux are arbitrary bytes. Python represents those that are not UTF-8 as lone surrogates,
+    which C++ libraries (OpenCV, ONNX Runtime, torch, Arrow) do not accept: they raise, or end the process.
     """
     name = os.fspath(path)
     try:
@@ -112,143 +71,96 @@ def _utf8_suffix(name: str) -> str:
     return suffix if suffix.isascii() else ""
 
 
-def check_output(output: PathLike, inputs: Iterable[PathLike | None], option: str = "") -> None:
-    """Raise IlgnetError where writing ``output`` would replace one of ``inputs``, or damage it.
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
 
-    That is where both are one file (by name, link or hard link), where ``output`` is a folder that holds an
-    input, and where it lies in an LMDB that is read. ``option`` is how the output was given, such as
-    ``--out``; None among the inputs stands for an option that was not given.
-    """
-    given = f"{option} {output}" if option else str(output)
-    target = os.path.realpath(output)
-    for path in inputs:
-        if path is None or not os.fspath(path):
-            continue
-        source = os.path.realpath(path)
-        if target == source or _same_file(output, path):
-            raise IlgnetError(f"{given}: is the input {path} itself; give another name")
-        if _is_within(source, target):
-            raise IlgnetError(f"{given}: is a folder that holds the input {path}; give another name")
-        if _is_within(target, source) and os.path.exists(os.path.join(source, "data.mdb")):
-            raise IlgnetError(f"{given}: lies in the input database {path}; give another place")
-
-
-def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None], option: str = "") -> None:
-    """`check_output` for each of several; and no two of them may be one file."""
-    outputs, inputs = list(outputs), list(inputs)
-    for number, output in enumerate(outputs):
-        check_output(output, inputs, option)
-        for other in outputs[:number]:
-            if os.path.realpath(output) == os.path.realpath(other):
-                raise IlgnetError(f"{output}: is named twice as an output; give another name")
-
-
-def check_replaced(
-    path: PathLike, is_ours: Callable[[Path], bool], writer: str, remedy: str, *, option: str = ""
-) -> None:
-    """Raise IlgnetError where ``path`` exists and ``is_ours`` does not recognize it as written by ``writer``.
-
-    For files whose names a command chooses itself: a user's file of that name stays.
+    The temporary path has the suffix of ``path``, for libraries that choose a format by it. Symbolic links are
+    followed: the link stays and its target is replaced. Raises IlgnetError if the folder does not exist or
+    cannot be written, or if ``path`` exists and is not a regular file.
     """
     target = Path(path)
-    if not os.path.lexists(target):
-        return
     try:
-        # An empty file, as a killed run leaves it, holds nothing to lose.
-        known = target.is_file() and (not target.stat().st_size or is_ours(target))
-    except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
-        known = False
-    if not known:
-        raise IlgnetError(
-            f"{target}: is there already and was not written by {writer}; {remedy}", option=option
-        )
-
-
-def starts_with(*heads: bytes) -> Callable[[Path], bool]:
-    """A test of a file's first bytes, for `check_replaced`."""
-
-    def test(path: Path) -> bool:
-        with open(path, "rb") as file:
-            return file.read(max(map(len, heads))).startswith(heads)
-
-    return test
-
-
-def _same_file(first: PathLike, second: PathLike) -> bool:
-    try:
-        return os.path.samefile(first, second)
-    except (OSError, ValueError):
-        return False
-
-
-def _is_within(inner: str, outer: str) -> bool:
-    """Whether a resolved path lies below a resolved folder."""
-    return inner != outer and os.path.commonpath((inner, outer)) == outer
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """As `json.dumps`."""
-    try:
-        return json.dumps(value, allow_nan=False, **options)
-    except ValueError:  # some number is not finite
-        return json.dumps(_plain(value), allow_nan=False, **options)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value
-
-
-def map_file(path: str | os.PathLike[str]) -> memoryview:
-    """Map a file into memory, copy-on-write: views are writable and the file never changes.
-
-    Pages are read when they are touched.  Raises FormatError for a file that is absent, empty or no plain file.
-    """
-    name = Path(path).name
-    try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for its writer
-            raise FormatError(f"{path}: is not a plain file (a pipe or device); save its content to a file")
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise FormatError(f"{name}: the file is empty; fetch it again")
-            try:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError:
-                # A private mapping larger than memory and swap together may be refused: read-only then.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            kind = "folder" if target.is_dir() else "device or pipe"
+            raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
+        temporary = _create(target, lambda path: os.close(os.open(path, _NEW_FILE, 0o666)), target.suffix)
+    except ValueError as error:  # a null byte in the name
+        raise IlgnetError(f"{path}: cannot be written ({error}); give another name") from error
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    except ValueError as error:
-        raise FormatError(f"{path}: cannot be read ({error}); check the path") from error
-    return memoryview(mapped)
+        raise IlgnetError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise IlgnetError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(target: Path) -> Path:
+    """Create a folder next to ``target``, with default permissions, for the caller to rename to ``target``."""
+    return _create(target, os.mkdir, "")
+
+
+# tempfile creates files that only their owner can read, and reading the umask means changing it for a moment.
+# os.open with mode 0o666 lets the kernel apply the umask.
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def _create(target: Path, create: Callable[[Path], None], suffix: str) -> Path:
+    """Call ``create`` with an unused hidden name next to ``target``; return that name."""
+    stem = target.name.removesuffix(suffix)
+    while True:
+        path = target.parent / f".{stem}.{os.urandom(4).hex()}{suffix}"
+        with suppress(FileExistsError):
+            create(path)
+            return path
 
 
 @contextmanager
-def deferred_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Yield an open file whose content appears under ``path`` only if the block succeeds and all was written.
+def atomic_file(path: PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield an open file whose content appears under ``path`` only if the block succeeds.
 
-    Writing to it never fails: the first failure is kept and raised, as an IlgnetError, when the block ends.
+    ``mode`` is ``wb`` or ``w``; text is written as UTF-8, with lone surrogates (bytes of a file name that is not
+    UTF-8) as backslash escapes.
+    """
+    binary = "b" in mode
+    with (
+        atomic_path(path) as temporary,
+        # Not "wb": ext4 flushes a file to disk on close if it was truncated when opened.
+        open(
+            temporary,
+            "r+b" if binary else "r+",
+            encoding=None if binary else "utf-8",
+            errors=None if binary else "backslashreplace",
+        ) as file,
+    ):
+        yield file
+
+
+@contextmanager
+def deferred_file(path: PathLike) -> Iterator[IO[bytes]]:
+    """Yield an open file whose content appears under ``path`` only if the block and every write succeed.
+
+    Writing to it never raises: the first error is recorded, and raised as an IlgnetError when the block ends.
+    For HDF5 and torch's zip writer, which end the process when a write raises.
     """
     with atomic_path(path) as temporary, open(temporary, "r+b", buffering=0) as raw:
-        target = _Target(raw)
+        target = _DeferredFile(raw)
         yield cast(IO[bytes], target)
         if target.failure is not None:
             raise target.failure
 
 
-class _Target(io.RawIOBase):
-    """A file that keeps its first failure to write for later, and goes on as if there had been none."""
+class _DeferredFile(io.RawIOBase):
+    """A file that records its first write error, and from then on discards what is written."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__()
         self._raw = raw
-        self._size = 0  # as if everything had been written
+        self._size = 0  # the size if no write had failed
         self.failure: OSError | None = None
 
     def readable(self) -> bool:
@@ -275,7 +187,7 @@ class _Target(io.RawIOBase):
         rest = memoryview(data).cast("B")
         length, self._size = len(rest), max(self._size, self._raw.tell() + len(rest))
         try:
-            while self.failure is None and rest:  # one call writes 2 GB at most
+            while self.failure is None and rest:  # one call writes at most 2 GB
                 rest = rest[self._raw.write(rest) :]
         except OSError as error:
             self.failure = error
@@ -289,3 +201,96 @@ class _Target(io.RawIOBase):
         except OSError as error:
             self.failure = error
         return self._size
+
+
+def check_output(output: PathLike, inputs: Iterable[PathLike | None], option: str = "") -> None:
+    """Raise IlgnetError if writing ``output`` would overwrite or damage one of ``inputs``.
+
+    This is so if both are the same file (by name, symbolic link or hard link), if ``output`` is a folder that
+    contains an input, or if it is inside an input LMDB. ``option`` names the output's option in the message;
+    inputs that are None (options not given) are skipped.
+    """
+    given = f"{option} {output}" if option else str(output)
+    target = os.path.realpath(output)
+    for path in inputs:
+        if path is None or not os.fspath(path):
+            continue
+        source = os.path.realpath(path)
+        if target == source or _same_file(output, path):
+            raise IlgnetError(f"{given}: is the input {path} itself; give another name")
+        if _is_within(source, target):
+            raise IlgnetError(f"{given}: is a folder that contains the input {path}; give another name")
+        if _is_within(target, source) and os.path.exists(os.path.join(source, "data.mdb")):
+            raise IlgnetError(f"{given}: is inside the input database {path}; give another place")
+
+
+def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None], option: str = "") -> None:
+    """Apply `check_output` to each of ``outputs``; raise IlgnetError also if two of them are the same file."""
+    outputs, inputs = list(outputs), list(inputs)
+    for number, output in enumerate(outputs):
+        check_output(output, inputs, option)
+        for other in outputs[:number]:
+            if os.path.realpath(output) == os.path.realpath(other):
+                raise IlgnetError(f"{output}: is given twice as an output; give another name")
+
+
+def _same_file(first: PathLike, second: PathLike) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    """Return whether the resolved path ``inner`` is inside the resolved folder ``outer``."""
+    return inner != outer and os.path.commonpath((inner, outer)) == outer
+
+
+def check_replaced(
+    path: PathLike, is_ours: Callable[[Path], bool], writer: str, remedy: str, *, option: str = ""
+) -> None:
+    """Raise IlgnetError if ``path`` exists and ``is_ours`` does not recognize it as written by ``writer``.
+
+    For output files that a command names itself, so that it never overwrites a user's file of the same name.
+    """
+    target = Path(path)
+    if not os.path.lexists(target):
+        return
+    try:
+        # An empty file, as an interrupted run leaves it, may be replaced.
+        known = target.is_file() and (not target.stat().st_size or is_ours(target))
+    except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
+        known = False
+    if not known:
+        raise IlgnetError(f"{target}: exists and was not written by {writer}; {remedy}", option=option)
+
+
+def starts_with(*heads: bytes) -> Callable[[Path], bool]:
+    """Return a function that checks whether a file starts with one of ``heads``, for `check_replaced`."""
+
+    def test(path: Path) -> bool:
+        with open(path, "rb") as file:
+            return file.read(max(map(len, heads))).startswith(heads)
+
+    return test
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return ``value`` as standard JSON: as `json.dumps`, with NaN and infinities as strings.
+
+    Bare ``NaN`` and ``Infinity`` are not JSON, and other readers reject them; ``float()`` reads the strings.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:  # a number is not finite
+        return json.dumps(_replace_non_finite(value), allow_nan=False, **options)
+
+
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replace_non_finite(inner) for inner in value]
+    return value

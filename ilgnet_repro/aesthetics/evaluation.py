@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import files as strict_json
 from ..errors import IlgnetError
-from ..files import atomic_file, check_outputs, check_replaced, starts_with
+from ..files import atomic_file, check_outputs, check_replaced, json_text, starts_with
 from ..runtime.fast import FastNet
 from ..runtime.runnable import Runnable
 from .context import (
@@ -158,7 +157,7 @@ def run_test(
 
 def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:
     """Raise IlgnetError where a file in ``folder`` that the run would replace is an input or not a run's."""
-    names = ("run.json", f"images.{test.table}", "bad.txt", JOURNAL)
+    names = ("run.json", f"pictures.{test.table}", "bad.txt", JOURNAL)
     inputs = [weights, test.mean, test.scores, test.pictures.title]
     check_outputs([folder / name for name in names], inputs)
     is_ours: dict[str, Callable[[Path], bool]] = {
@@ -196,7 +195,7 @@ def _how_computed(
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
-    write_table(folder / f"images.{table}", result.pictures)
+    write_table(folder / f"pictures.{table}", result.pictures)
     (folder / "bad.txt").unlink(missing_ok=True)
     if bad:
         with atomic_file(folder / "bad.txt", "w") as file:
@@ -243,4 +242,4 @@ def _about(bad: tuple[tuple[str, str], ...], file: Path) -> str:
 
 def _key(*parts: Any) -> str:
     """A digest of all that the rows of a run depend on."""
-    return hashlib.sha256(strict_json.dumps([str(part) for part in parts]).encode()).hexdigest()
+    return hashlib.sha256(json_text([str(part) for part in parts]).encode()).hexdigest()

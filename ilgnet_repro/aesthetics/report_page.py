@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from .. import files as strict_json
 from ..errors import DataError, FormatError
-from ..files import atomic_file
+from ..files import atomic_file, json_text
 from ..pages import fill_template
 from ..reading.image_list import picture_path
 from ..reading.images import decode_file
@@ -68,7 +67,7 @@ def write_report(
     with atomic_file(page, "w") as file:
         file.write(html)
     with atomic_file(target, "w") as file:
-        file.write(strict_json.dumps(report_values(report), indent=1))
+        file.write(json_text(report_values(report), indent=1))
 
 
 def folder(root: str | os.PathLike[str]) -> ImageLoader:

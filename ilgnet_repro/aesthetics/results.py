@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import files as strict_json
 from ..errors import FormatError, IlgnetError, printable
-from ..files import atomic_file, atomic_path
+from ..files import atomic_file, atomic_path, json_text
 from .metrics import is_correct
 
 
@@ -202,7 +201,7 @@ class RunResult:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the run as JSON, whole or not at all."""
         with atomic_file(path, "w") as file:
-            file.write(strict_json.dumps(self.to_dict()))
+            file.write(json_text(self.to_dict()))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RunResult:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
-from ..errors import FormatError, shown
+from ..errors import FormatError, excerpt
 from ..files import map_file
 from ..schema import caffe_pb2
 from . import wire
@@ -136,7 +136,7 @@ def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, 
             elif item.number == generation.blobs:
                 blobs.append(item)
                 if len(blobs) > _MAX_BLOBS:
-                    raise FormatError(f"{where}: layer {shown(name)}: over {_MAX_BLOBS:,} blobs; not a net")
+                    raise FormatError(f"{where}: layer {excerpt(name)}: over {_MAX_BLOBS:,} blobs; not a net")
             elif item.number == generation.nested:
                 nested = _scan_layer(buffer, item, _V0, where)
         elif generation is _V1 and item.number == generation.type and item.wire == wire.VARINT:
@@ -144,7 +144,7 @@ def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, 
     if nested is not None:
         name, kind = name or nested.name, kind or nested.type
     found = tuple(
-        scan_blob(buffer, blob.start, blob.stop, f"{where}: layer {shown(name)}, blob {index}")
+        scan_blob(buffer, blob.start, blob.stop, f"{where}: layer {excerpt(name)}, blob {index}")
         for index, blob in enumerate(blobs)
     )
     return LayerBlobs(name, kind, found + (nested.blobs if nested else ()))

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from google.protobuf.message import Message
 
-from ..errors import WeightsError, shown
+from ..errors import WeightsError, excerpt
 from ..files import atomic_file
 from ..schema import caffe_pb2
 from . import wire
@@ -61,7 +61,7 @@ def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.nd
     missing = sorted(set(blobs) - {layer.name for layer in layers})
     if missing:
         raise WeightsError(
-            f"{where}: weights for layer {shown(missing[0])}, which the net lacks; rename or drop them"
+            f"{where}: weights for layer {excerpt(missing[0])}, which the net lacks; rename or drop them"
         )
     seen: set[tuple[str, bytes]] = set()
     for layer in layers:
@@ -70,7 +70,7 @@ def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.nd
         rules = caffe_pb2.LayerParameter(include=layer.include, exclude=layer.exclude)
         key = layer.name, rules.SerializeToString(deterministic=True)
         if key in seen:
-            what = f"are named {shown(layer.name)}" if layer.name else "have no name"
+            what = f"are named {excerpt(layer.name)}" if layer.name else "have no name"
             raise WeightsError(
                 f"{where}: two layers {what}; weights are stored by layer name, so give each layer a name of "
                 "its own"
@@ -94,7 +94,7 @@ def _write_layers(
             copy.ClearField("blobs")
         head, tail = split_behind(copy.SerializeToString(deterministic=True), blob_number)
         pieces = [
-            blob_chunks(np.asarray(array), legacy, f"{where}: layer {shown(layer.name)}, blob {index}")
+            blob_chunks(np.asarray(array), legacy, f"{where}: layer {excerpt(layer.name)}, blob {index}")
             for index, array in enumerate(arrays)
         ]
         size = len(head) + len(tail)

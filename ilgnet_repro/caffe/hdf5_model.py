@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, WeightsError, shown
+from ..errors import FormatError, WeightsError, excerpt
 from ..files import deferred_file
 from ..schema import caffe_pb2
 from .blob import LARGEST_COUNT, MOST_AXES, Blob, LayerBlobs, Run
@@ -61,7 +61,9 @@ def hdf5_layers(path: str | os.PathLike[str], buffer: memoryview) -> list[LayerB
                     raise FormatError(
                         f"{name}: /{_ROOT}/{key}: not LAYER/INDEX, as Caffe writes; give Caffe's file"
                     )
-                found[layer][int(index)] = _blob(item, buffer, f"{name}: layer {shown(layer)}, blob {index}")
+                found[layer][int(index)] = _blob(
+                    item, buffer, f"{name}: layer {excerpt(layer)}, blob {index}"
+                )
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"{name}: damaged HDF5 ({' '.join(str(error).split())}); fetch it again") from error
     held = [layer for layer, blobs in found.items() if blobs]
@@ -72,7 +74,7 @@ def hdf5_layers(path: str | os.PathLike[str], buffer: memoryview) -> list[LayerB
         raise FormatError(f"{name}: {links[0]}: a link, which is not followed; put the array itself there")
     if len(held) == 1 and 0 not in found[held[0]]:  # no other layer can own it
         raise FormatError(
-            f"{name}: layer {shown(held[0])}: blobs {sorted(found[held[0]])}, one is missing; fetch it again"
+            f"{name}: layer {excerpt(held[0])}: blobs {sorted(found[held[0]])}, one is missing; fetch it again"
         )
     paths = {layer[:end] for layer in found for end, sign in enumerate(layer) if sign == "/"}
     return [

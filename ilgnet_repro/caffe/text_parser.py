@@ -15,7 +15,7 @@ from typing import TypeVar
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from ..errors import one_of, shown
+from ..errors import excerpt, one_of
 from .layer_types import FORK_V1_TYPES, V1_TYPES
 from .text_values import read_value
 from .tokens import END, MARK, NAME, NUMBER, STRING, Tokens
@@ -272,7 +272,7 @@ class _Parser:
             message.fork_field.add(path=path + name, text=text, line=line, column=column)
         except UnicodeEncodeError:
             raise tokens.error(
-                f"{name}: {shown(text)} is not UTF-8; save the file as UTF-8", offset
+                f"{name}: {excerpt(text)} is not UTF-8; save the file as UTF-8", offset
             ) from None
 
 
@@ -288,7 +288,7 @@ def _type_remedy(field: FieldDescriptor, kind: str, text: str) -> str | None:
     if field.full_name == _V1_TYPE and kind == STRING:
         old = [name for name, new in _OLD_TYPES.items() if new and new == text[1:-1]]
         write = f"type: {old[0]} or call the layer `layer`" if old else "`layer` instead of `layers`"
-        return f"{shown(text)} is the spelling of `layer`; write {write}"
+        return f"{excerpt(text)} is the spelling of `layer`; write {write}"
     if field.full_name == _V1_TYPE and kind == NAME:
-        return f"{shown(text)} is not a V1 layer type; use {one_of(sorted(_OLD_TYPES))}"
+        return f"{excerpt(text)} is not a V1 layer type; use {one_of(sorted(_OLD_TYPES))}"
     return None

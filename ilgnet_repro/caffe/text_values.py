@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from ..errors import one_of, shown
+from ..errors import excerpt, one_of
 from .tokens import NAME, NUMBER, STRING
 
 _INTEGER_RANGES = {
@@ -47,19 +47,19 @@ def read_value(field: FieldDescriptor, kind: str, text: str) -> object:
         return _float(kind, text)
     if field.type == FieldDescriptor.TYPE_BOOL:
         if text not in _BOOLS:
-            raise ValueError(f"{shown(text)} is neither true nor false; write one of them")
+            raise ValueError(f"{excerpt(text)} is neither true nor false; write one of them")
         return _BOOLS[text]
     if field.type == FieldDescriptor.TYPE_ENUM:
         return _enum(field, kind, text)
     if kind != STRING:
-        raise ValueError(f'{shown(text)} is not a string; put it in quotes: "{shown(text)}"')
+        raise ValueError(f'{excerpt(text)} is not a string; put it in quotes: "{excerpt(text)}"')
     data = unquote(text)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return data
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{shown(text)} is not UTF-8 text; save the file as UTF-8") from None
+        raise ValueError(f"{excerpt(text)} is not UTF-8 text; save the file as UTF-8") from None
 
 
 def unquote(text: str) -> bytes:
@@ -76,7 +76,7 @@ def unquote(text: str) -> bytes:
                 raise ValueError(f"{match.group()} is no character; use one up to \\U0010FFFF")
             return chr(int(code, 16)).encode()
         if match["one"] not in _SINGLE:
-            raise ValueError(f"unknown escape {shown(match.group())}; write \\\\ for a backslash")
+            raise ValueError(f"unknown escape {excerpt(match.group())}; write \\\\ for a backslash")
         return bytes((_SINGLE[match["one"]],))
 
     out = bytearray()
@@ -135,11 +135,11 @@ def _integer(field: FieldDescriptor, kind: str, text: str) -> int:
         else:
             number = int(digits, 8 if digits[0] == "0" and len(digits) > 1 else 10)
     except ValueError:
-        raise ValueError(f"{shown(text)} is not a whole number; write one") from None
+        raise ValueError(f"{excerpt(text)} is not a whole number; write one") from None
     number = -number if text.startswith("-") else number
     low, high = _INTEGER_RANGES[field.type]
     if not low <= number <= high:
-        raise ValueError(f"{shown(text)} is out of range; use {low} to {high}")
+        raise ValueError(f"{excerpt(text)} is out of range; use {low} to {high}")
     return number
 
 
@@ -150,7 +150,7 @@ def _float(kind: str, text: str) -> float:
         return sign * _NOT_FINITE[digits.lower()]
     # Hexadecimal and octal are for whole numbers only, as in protobuf.
     if kind != NUMBER or digits[:2] in ("0x", "0X") or re.fullmatch("0[0-9]+", digits):
-        raise ValueError(f"{shown(text)} is not a number; write one such as 0.5 or 1e-4")
+        raise ValueError(f"{excerpt(text)} is not a number; write one such as 0.5 or 1e-4")
     return sign * float(digits.rstrip("fF"))
 
 
@@ -160,4 +160,4 @@ def _enum(field: FieldDescriptor, kind: str, text: str) -> int:
         return names[text].number
     if kind == NUMBER and text in {str(value.number) for value in names.values()}:
         return int(text)
-    raise ValueError(f"{shown(text)} is not a {field.enum_type.name}; use {one_of(names)}")
+    raise ValueError(f"{excerpt(text)} is not a {field.enum_type.name}; use {one_of(names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 
-from ..errors import ParseError, shown
+from ..errors import ParseError, excerpt
 
 NAME, NUMBER, STRING, MARK, END = "name", "number", "string", "mark", "end"
 
@@ -51,7 +51,7 @@ class Tokens:
         self.kind, self.text, self.offset = kind or END, match.group(), position
         self._position = end = match.end()
         if kind == NUMBER and end < len(source) and _WORD_CHARACTER.match(source, end):
-            raise self.error(f"{shown(self.text + source[end])} is no number; put a blank between")
+            raise self.error(f"{excerpt(self.text + source[end])} is no number; put a blank between")
         if kind in (NAME, NUMBER) and len(self.text) > _MAX_WORD:
             raise self.error(f"a {kind} of {len(self.text):,} characters; use up to {_MAX_WORD}")
 
@@ -69,10 +69,10 @@ class Tokens:
 
     def found(self) -> str:
         """The current token as a message shows it."""
-        return "the end of the text" if self.kind == END else shown(self.text)
+        return "the end of the text" if self.kind == END else excerpt(self.text)
 
     def _unreadable(self, position: int) -> ParseError:
         character = self._source[position]
         if character in "\"'":
             return self.error(f"a string without its closing {character}; close it on its line", position)
-        return self.error(f"unexpected character {shown(character)!r}; remove it", position)
+        return self.error(f"unexpected character {excerpt(character)!r}; remove it", position)

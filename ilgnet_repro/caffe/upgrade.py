@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from ..errors import FormatError, shown
+from ..errors import FormatError, excerpt
 from ..schema import caffe_pb2
 from .layer_types import SOLVER_TYPES
 from .upgrade_v0 import upgrade_v0
@@ -29,8 +29,8 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
     notes = [] if notes is None else notes
     if net.layer and net.layers:
         raise FormatError(
-            f"net {shown(net.name)}: `layer` {shown(net.layer[0].name)} stands beside `layers` "
-            f"{shown(net.layers[0].name or net.layers[0].layer.name)}; use one of the two for all"
+            f"net {excerpt(net.name)}: `layer` {excerpt(net.layer[0].name)} stands beside `layers` "
+            f"{excerpt(net.layers[0].name or net.layers[0].layer.name)}; use one of the two for all"
         )
     for step in (upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm):
         net = step(net, notes)
@@ -48,7 +48,9 @@ def upgrade_solver(
     solver = _copy(solver)
     if solver.HasField("solver_type"):
         if solver.HasField("type"):
-            raise FormatError(f"solver: type {shown(solver.type)} stands beside solver_type; keep type only")
+            raise FormatError(
+                f"solver: type {excerpt(solver.type)} stands beside solver_type; keep type only"
+            )
         old = caffe_pb2.SolverParameter.SolverType.Name(solver.solver_type)
         solver.type = SOLVER_TYPES[old]
         solver.ClearField("solver_type")
@@ -66,15 +68,15 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
     if not net.input:
         for field in ("input_dim", "input_shape"):
             if getattr(net, field):
-                raise FormatError(f"net {shown(net.name)}: {field} without input; name the input it is for")
+                raise FormatError(f"net {excerpt(net.name)}: {field} without input; name the input it is for")
         return _copy(net)
     count, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
     if shapes and dims:
-        raise FormatError(f"net {shown(net.name)}: input_shape stands beside input_dim; keep one")
+        raise FormatError(f"net {excerpt(net.name)}: input_shape stands beside input_dim; keep one")
     if shapes and shapes != count:
-        raise FormatError(f"net {shown(net.name)}: {shapes} input_shape for {count} input; give one each")
+        raise FormatError(f"net {excerpt(net.name)}: {shapes} input_shape for {count} input; give one each")
     if dims and dims != _LEGACY_AXES * count:
-        raise FormatError(f"net {shown(net.name)}: {dims} input_dim for {count} input; give four each")
+        raise FormatError(f"net {excerpt(net.name)}: {dims} input_dim for {count} input; give four each")
     name = "input"
     while any(
         other.name == name for other in net.layer
@@ -92,7 +94,7 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
     out.MergeFrom(net)
     for field in ("input", "input_shape", "input_dim"):
         out.ClearField(field)
-    notes.append(f"net-level input {', '.join(map(shown, net.input))} became the Input layer {name}")
+    notes.append(f"net-level input {', '.join(map(excerpt, net.input))} became the Input layer {name}")
     return out
 
 
@@ -109,7 +111,7 @@ def _upgrade_batch_norm(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_
                 row.lr_mult = row.decay_mult = 0
             if rows:
                 notes.append(
-                    f"{shown(layer.name)} (BatchNorm): its three param have lr_mult 0 and decay_mult 0, as in Caffe"
+                    f"{excerpt(layer.name)} (BatchNorm): its three param have lr_mult 0 and decay_mult 0, as in Caffe"
                 )
     return out
 

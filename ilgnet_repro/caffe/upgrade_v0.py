@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from ..errors import LayerError, one_of, shown
+from ..errors import LayerError, excerpt, one_of
 from ..schema import caffe_pb2
 from .layer_types import V0_TYPES
 
@@ -94,7 +94,9 @@ def _fold_padding(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1LayerParamete
             if source is None or source.layer.type != "padding":
                 continue
             if layer.layer.type not in ("conv", "pool") or len(layer.bottom) != 1:
-                raise _error(layer, f"reads the padding {shown(source.layer.name)}; only a conv or pool can")
+                raise _error(
+                    layer, f"reads the padding {excerpt(source.layer.name)}; only a conv or pool can"
+                )
             if len(source.bottom) != 1 or len(source.top) != 1:
                 raise _error(source, "a padding layer takes one bottom and gives one top")
             layer.layer.pad = source.layer.pad
@@ -147,4 +149,6 @@ def _set(message: Message, field: str, value: Any) -> None:
 
 
 def _error(connection: caffe_pb2.V1LayerParameter, message: str) -> LayerError:
-    return LayerError(shown(connection.layer.name or connection.name), shown(connection.layer.type), message)
+    return LayerError(
+        excerpt(connection.layer.name or connection.name), excerpt(connection.layer.type), message
+    )

@@ -6,7 +6,7 @@ import re
 
 from google.protobuf.message import Message
 
-from ..errors import LayerError, ParseError, shown
+from ..errors import LayerError, ParseError, excerpt
 from ..schema import V1_CROP_MARK, caffe_pb2
 from .layer_types import FORK_V1_TYPES, modern_type_of_v1
 from .text_parser import parse_text
@@ -39,7 +39,9 @@ def upgrade_transforms(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_p
             setattr(layer.transform_param, field, getattr(old, field))
             old.ClearField(field)
         if moved:
-            notes.append(f"{shown(layer.name)}: {', '.join(moved)} moved from {parameter} to transform_param")
+            notes.append(
+                f"{excerpt(layer.name)}: {', '.join(moved)} moved from {parameter} to transform_param"
+            )
     return out
 
 
@@ -99,7 +101,7 @@ def _modern_type(old: caffe_pb2.V1LayerParameter) -> str:
             return FORK_V1_TYPES[field.text]
     kind = modern_type_of_v1(old.type)
     if not kind:
-        raise LayerError(shown(old.name), "NONE", "has no type; name one, such as type: CONVOLUTION")
+        raise LayerError(excerpt(old.name), "NONE", "has no type; name one, such as type: CONVOLUTION")
     return kind
 
 
@@ -116,7 +118,7 @@ def _type_fork_fields(layer: caffe_pb2.LayerParameter) -> None:
     try:
         typed = parse_text(format_fork_fields(modern), caffe_pb2.LayerParameter, "its fork fields")
     except ParseError as error:
-        raise LayerError(shown(layer.name), layer.type, str(error)) from error
+        raise LayerError(excerpt(layer.name), layer.type, str(error)) from error
     places = {field.path: (field.line, field.column) for field in modern}
     for field in typed.fork_field:
         # Typed anew, a repeated message shows an index that the kept path has not.

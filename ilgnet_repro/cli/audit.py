@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
 from ..errors import printable
+from ..files import json_text
 from ._console import add_row, results_console, say
 from ._options import add_net_options, read_shapes, read_stages
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         crop=args.crop,
     )  # fmt: skip
     if args.json:
-        print(strict_json.dumps(found.to_json(), indent=2))
+        print(json_text(found.to_json(), indent=2))
     else:
         print_audit(found)
     return 1 if found.problems else 0
@@ -106,7 +106,7 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
     rows = [(str(path), verdict) for path, verdict in deploy_candidates(model, candidates, choices)]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
     if args.json:
-        print(strict_json.dumps(dict(rows)))
+        print(json_text(dict(rows)))
     else:
         for name, verdict in rows:
             say(f"{name}: {verdict}")

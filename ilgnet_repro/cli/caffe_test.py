@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._options import add_allow_missing, add_ignore_field, say_notes
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     net, feed = build(args, "TEST")
     result = caffe_test(net, feed, args.iterations, log)
     if args.json:
-        print(strict_json.dumps(result.to_dict()))
+        print(json_text(result.to_dict()))
     return 0
 
 

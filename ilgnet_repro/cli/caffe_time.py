@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from .caffe_test import add_net_flags, build, log
 
 _EPILOG = """examples:
@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     net, feed = build(args, "TRAIN")
     result = caffe_time(net, next(feed.batches(1)), args.iterations, log)
     if args.json:
-        print(strict_json.dumps(result.to_dict()))
+        print(json_text(result.to_dict()))
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
 from ..errors import printable
+from ..files import json_text
 from ._console import add_row, results_console
 from ._options import add_allow_missing, add_state_options, read_stages
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
     )  # fmt: skip
     if args.json:
-        print(strict_json.dumps(found.to_json(), indent=2))
+        print(json_text(found.to_json(), indent=2))
     else:
         _print(found, args.all)
     return 0 if found.agrees else 1

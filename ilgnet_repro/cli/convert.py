@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
 from .. import precisions
 from ..errors import IlgnetError, printable
+from ..files import json_text
 from ._console import add_row, results_console, say
 from ._flags import for_command
 from ._options import (
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_many(args, sources)
     report = _convert(args, sources[0])
     if args.json:
-        print(strict_json.dumps(report.to_json(), indent=2))
+        print(json_text(report.to_json(), indent=2))
     else:
         print_report(report)
     return 0
@@ -254,7 +254,7 @@ def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
             raise
     failed = sum(row["error"] is not None for row in rows)
     if args.json:
-        print(strict_json.dumps(rows, indent=2))
+        print(json_text(rows, indent=2))
     else:
         _print_rows(rows, failed)
     return int(failed > 0)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 
 _EPILOG = """NAME is a released file (ava1-train, ava2-weights, deploy, ...) or a kind of them
@@ -77,7 +77,7 @@ def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int
         if not args.json:
             say(f"{release.name}: {target}", flush=True)
     if args.json:
-        print(strict_json.dumps(got))
+        print(json_text(got))
     return 0
 
 
@@ -92,7 +92,7 @@ def _verify(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> 
             {"name": release.name, "file": str(path), "ok": state is None, "fault": state}
             for release, path, state in found
         ]
-        print(strict_json.dumps(rows))
+        print(json_text(rows))
     else:
         for release, path, state in found:
             say(f"{release.name}: {state or 'ok'} ({path})")
@@ -116,7 +116,7 @@ def _where(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> i
         for release in chosen
     ]
     if args.json:
-        print(strict_json.dumps(rows))
+        print(json_text(rows))
         return 0
     for row, release in zip(rows, chosen, strict=True):
         say(f"{row['name']} ({row['kind']}, {row['size']:,} bytes{_counts(release)})")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 
 _EPILOG = """examples:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         write_sheet(sheet, page)
     if args.json:
         counts = {"rows": sheet.rows, "labels": sheet.labels, "unreadable": sheet.unreadable}
-        print(strict_json.dumps({**counts, "pages": args.out}))
+        print(json_text({**counts, "pages": args.out}))
     else:
         for label, count in sheet.labels.items():
             say(f"label {label}: {count:,} rows, {count / sheet.rows:.2%}")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
 from ..errors import DataError
+from ..files import json_text
 from ._console import say
 from ._gflags import from_gflags
 
@@ -140,11 +140,7 @@ def _make(args: argparse.Namespace) -> int:
 def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
     if args.json:
         bad = [row._asdict() for row in report.bad]
-        print(
-            strict_json.dumps(
-                {"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad}
-            )
-        )
+        print(json_text({"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad}))
         return
     if report.began_at:
         say(f"went on at row {report.began_at}", file=sys.stderr)
@@ -158,7 +154,7 @@ def _info(args: argparse.Namespace) -> int:
 
     summary = summarise(args.database)
     if args.json:
-        print(strict_json.dumps(asdict(summary)))
+        print(json_text(asdict(summary)))
         return 0
     say(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
     say(f"keys: {summary.first_key} to {summary.last_key}")
@@ -188,7 +184,7 @@ def _check(args: argparse.Namespace) -> int:
             progress=lambda done, rows: bar(done),
         )
     if args.json:
-        print(strict_json.dumps(asdict(found)))
+        print(json_text(asdict(found)))
     else:
         for fault in found.faults:
             say(fault)
@@ -206,7 +202,7 @@ def _export(args: argparse.Namespace) -> int:
     with progress_bar("exporting", len(LmdbReader(args.database))) as bar:
         rows = export_lmdb(args.database, args.folder, lambda done, rows: bar(done))
     if args.json:
-        print(strict_json.dumps({"folder": args.folder, "rows": rows}))
+        print(json_text({"folder": args.folder, "rows": rows}))
     else:
         say(f"{args.folder}: {rows:,} images and list.txt")
     return 0

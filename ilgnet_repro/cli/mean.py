@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 from ._gflags import from_gflags
 from .lmdb import check_backend
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_mean(args.output, mean.image)
     if args.json:
-        print(strict_json.dumps({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
+        print(json_text({"rows": mean.rows, "shape": mean.image.shape, "channels": mean.channels}))
         return 0
     say(f"Number of channels: {len(mean.channels)}")
     for channel, value in enumerate(mean.channels):

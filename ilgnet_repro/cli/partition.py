@@ -9,7 +9,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 
 _EPILOG = """examples:
@@ -107,9 +107,7 @@ def _make(args: argparse.Namespace) -> int:
             name: {"file": str(path), "rows": sum(sizes[name]), "class_sizes": list(sizes[name])}
             for name, path in zip(sizes, paths, strict=True)
         }
-        print(
-            strict_json.dumps({"pictures": len(table), "seed": args.seed, "dropped": made.dropped, **lists})
-        )
+        print(json_text({"pictures": len(table), "seed": args.seed, "dropped": made.dropped, **lists}))
     else:
         say(f"{len(table):,} images, {args.action.upper()}, seed {args.seed}, order {args.order}")
         for path, (low, high) in zip(paths, sizes.values(), strict=True):
@@ -149,7 +147,7 @@ def _check(args: argparse.Namespace) -> int:
         lists = [{**asdict(report), "sorted_by_class": report.sorted_by_class} for report in reports]
         for entry, report in zip(lists, pictures, strict=False):
             entry["pictures"] = asdict(report)
-        print(strict_json.dumps({"lists": lists, "overlaps": overlaps, "faulty": faulty}))
+        print(json_text({"lists": lists, "overlaps": overlaps, "faulty": faulty}))
     else:
         for index, report in enumerate(reports):
             _print_list(report, pictures[index] if pictures else None)

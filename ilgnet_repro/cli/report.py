@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         _check_images(page, result, args.pictures)
     write_report(report, page, pictures=_images(args))
     if args.json:
-        print(strict_json.dumps(report_values(report)))
+        print(json_text(report_values(report)))
         return 0
     print_report(report)
     say(f"{page} and {page.with_suffix('.json')} written")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 from ._options import (
     add_allow_missing,
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("scoring", len(pictures)) as progress:
         for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):
             if args.json:
-                print(strict_json.dumps(_values(row)))
+                print(json_text(_values(row)))
             elif row.value is not None:
                 say(f"{row.value:.6f}  {row.path}")
             else:

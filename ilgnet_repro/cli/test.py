@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import Any
 
-from .. import files as strict_json
+from ..files import json_text
 from ._console import say
 from ._options import (
     add_allow_missing,
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     report = build_report(result)
     if args.json:
-        print(strict_json.dumps(report_values(report)))
+        print(json_text(report_values(report)))
         return 0
     print_report(report)
     say(

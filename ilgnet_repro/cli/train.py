@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import files as strict_json
 from .. import precisions
+from ..files import json_text
 from ._console import say
 from ._options import add_ignore_field
 
@@ -150,7 +150,7 @@ def _report(args: argparse.Namespace, trainer: Any, best: Any, plot: Any) -> Non
         "plot": str(plot),
     }
     if args.json:
-        print(strict_json.dumps(result))
+        print(json_text(result))
         return
     say(f"{trainer.iteration} iterations{'; stopped: ' + result['stopped'] if result['stopped'] else ''}")
     if best is not None:

@@ -9,10 +9,10 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from .. import files as strict_json
 from ..about import About
 from ..caffe.graph import Graph
 from ..caffe.prototxt import format_message
+from ..files import json_text
 from ..layers.support.base import Layer
 from ..runtime.fold import fold
 from ..runtime.net import CaffeNet
@@ -93,7 +93,7 @@ class Saving:
             "ilgnet_repro.version": __version__,
             "caffe.net": format_message(self.graph.text),
             "caffe.phase": self.graph.phase,
-            "caffe.input_shapes": strict_json.dumps({name: list(plan.shapes[name]) for name in plan.inputs}),
+            "caffe.input_shapes": json_text({name: list(plan.shapes[name]) for name in plan.inputs}),
             **self.about.to_metadata(),
         }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import files as strict_json
+from ..files import json_text
 from ..runtime.onnx_net import open_net
 from ..runtime.runnable import Runnable
 from ..runtime.seeded_inputs import SEED
@@ -44,7 +44,7 @@ def _metadata(saving: Saving) -> dict[str, str]:
     if not saving.options.with_preprocessing:
         return saving.metadata()
     picture = {"name": IMAGE_INPUT, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
-    return {**saving.metadata(), "picture": strict_json.dumps(picture)}
+    return {**saving.metadata(), "picture": json_text(picture)}
 
 
 def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import files as strict_json
 from ..errors import IlgnetError
-from ..files import deferred_file, utf8_path
+from ..files import deferred_file, json_text, utf8_path
 from ..process import environment
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
@@ -50,7 +49,7 @@ def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
     program = export(saving.net, dynamic_size=saving.options.dynamic_size)
     with deferred_file(path) as file:
-        torch.export.save(program, file, extra_files={METADATA_FILE: strict_json.dumps(saving.metadata())})
+        torch.export.save(program, file, extra_files={METADATA_FILE: json_text(saving.metadata())})
     return [path]
 
 

@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import files as strict_json
 from ..errors import DataError
-from ..files import atomic_file, check_replaced, starts_with
+from ..files import atomic_file, check_replaced, json_text, starts_with
 from .image_list import ImageList
 
 
@@ -126,7 +125,7 @@ class Journal:
         path = self.folder / "build.json"
         if not path.exists() and all(map(_is_left_over, self.folder.iterdir())):
             with atomic_file(path, "w") as file:
-                file.write(strict_json.dumps(self.plan))
+                file.write(json_text(self.plan))
             return
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +143,7 @@ class Journal:
         self.bad.append(row)
         try:
             with open(self.folder / "bad.jsonl", "a", encoding="utf-8") as file:
-                file.write(strict_json.dumps(row) + "\n")
+                file.write(json_text(row) + "\n")
         except OSError as error:
             raise DataError(
                 f"{self.folder}: cannot be written ({error.strerror}); free some space"
@@ -159,7 +158,7 @@ class Journal:
                 if line.endswith("\n") and (row := BadRow(*json.loads(line))).number < start:
                     self.bad.append(row)
         with atomic_file(path, "w") as file:
-            file.writelines(strict_json.dumps(row) + "\n" for row in self.bad)
+            file.writelines(json_text(row) + "\n" for row in self.bad)
 
     def finish(self) -> None:
         """Write ``TARGET.bad.txt`` (or remove an old one) and give the database its name."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import files as strict_json
 from ..errors import DataError
+from ..files import json_text
 from .images import LARGEST_SIDE, decode_file
 from .mean import read_mean
 from .transforms import Transform
@@ -141,7 +141,7 @@ class Preprocessing:
             "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale),
             "has_mean_image": self.mean_image is not None,
         }  # fmt: skip
-        return strict_json.dumps(fields)
+        return json_text(fields)
 
     @classmethod
     def from_json(cls, text: str, mean_image: np.ndarray | None = None) -> Preprocessing:

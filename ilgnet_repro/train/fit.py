@@ -7,9 +7,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import files as strict_json
 from ..errors import SolverError
-from ..files import atomic_file, check_output, check_replaced
+from ..files import atomic_file, check_output, check_replaced, json_text
 from .observe import Observer, Run, Test
 from .snapshot import all_finite
 
@@ -88,7 +87,7 @@ class BestWeights(Observer):
                     f"at iteration {best.iteration}"
                 )
         with atomic_file(self._path(trainer, "json"), "w") as file:
-            file.write(strict_json.dumps(asdict(self.best)))
+            file.write(json_text(asdict(self.best)))
 
     def _path(self, trainer: Run, ending: str) -> Path:
         return Path(trainer.settings.root, f"{trainer.settings.snapshot_prefix}_best.{ending}")

@@ -42,7 +42,7 @@ def test_files_and_tables(tiny: TinySet, capsys: pytest.CaptureFixture, table: s
     run = RunResult.read("own_full/run.json")
     assert sorted(path.name for path in Path("own_full").iterdir()) == [
         "bad.txt",
-        f"images.{table}",
+        f"pictures.{table}",
         "run.json",
     ]
     assert read_table(f"own_full/pictures.{table}") == run.pictures

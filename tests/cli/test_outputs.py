@@ -124,23 +124,23 @@ def test_an_input_is_no_output(folder, capsys, arguments, source, name) -> None:
 REFUSED = {
     "mean into the database": (
         ["mean", "db", "db/data.mdb"],
-        "db/data.mdb: lies in the input database db; give another place",
+        "db/data.mdb: is inside the input database db; give another place",
     ),
     "mean as the database": (["mean", "db", "db"], "db: is the input db itself; give another name"),
-    "mean as a folder above": (["mean", "db", "."], ".: is a folder that holds the input db; give another name"),
+    "mean as a folder above": (["mean", "db", "."], ".: is a folder that contains the input db; give another name"),
     "mean as another folder": (["mean", "db", "elsewhere"], "elsewhere: is a folder; give the name of a file"),
     "mean to a device": (["mean", "db", "/dev/null"], "/dev/null: is a device or pipe; give the name of a file"),
     "export into the database": (
         ["lmdb", "export", "db", "db/out"],
-        "db/out: lies in the input database db; give another place",
+        "db/out: is inside the input database db; give another place",
     ),
     "sheet into the database": (
         ["sheet", "db", "--out", "db/page.html"],
-        "--out db/page.html: lies in the input database db; give another place",
+        "--out db/page.html: is inside the input database db; give another place",
     ),
     "sheet twice": (
         ["sheet", "db", "--out", "a.html", "--out", "./a.html"],
-        "./a.html: is named twice as an output; give another name",
+        "./a.html: is given twice as an output; give another name",
     ),
     "bad list as an image": (
         ["partition", "check", "list.txt", "--pictures", "images", "--bad", "images/1.png"],
@@ -148,7 +148,7 @@ REFUSED = {
     ),
     "list made from itself": (
         ["partition", "ava2", "elsewhere/../AVA.txt", "--seed", "1", "--out", ".", "--scores", "train.txt"],
-        "train.txt: is named twice as an output; give another name",
+        "train.txt: is given twice as an output; give another name",
     ),
 }  # fmt: skip
 
@@ -204,22 +204,22 @@ STRANGERS = {
     "make": (["new.partial/mine.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
              "new.partial: is not an unfinished build of this program; remove it"),
     "make's bad list": (["new.bad.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
-                        "new.bad.txt: is there already and was not written by `ilgnet lmdb make`; "
+                        "new.bad.txt: exists and was not written by `ilgnet lmdb make`; "
                         "remove it or give another name for the database"),
     "convert's source": (["small.py"], ["convert", "small.caffemodel", "--to", "python"],
-                         "small.py: is there already and was not written by `ilgnet convert`; "
-                         "give another folder with --out or remove it"),
+                         "small.py: exists and was not written by `ilgnet convert`; "
+                         "give another folder as --out or remove it"),
     "convert's caffemodel": (["elsewhere/small.caffemodel"],
                              ["convert", "small.caffemodel", "--to", "caffemodel", "--out", "elsewhere"],
-                             "elsewhere/small.caffemodel: is there already and was not written by `ilgnet convert`; "
-                             "give another folder with --out or remove it"),
+                             "elsewhere/small.caffemodel: exists and was not written by `ilgnet convert`; "
+                             "give another folder as --out or remove it"),
     "convert's prototxt": (["elsewhere/small.prototxt"],
                            ["convert", "small.caffemodel", "--fold", "--to", "caffemodel", "--out", "elsewhere"],
-                           "elsewhere/small.prototxt: is there already and was not written by `ilgnet convert`; "
-                           "give another folder with --out or remove it"),
+                           "elsewhere/small.prototxt: exists and was not written by `ilgnet convert`; "
+                           "give another folder as --out or remove it"),
     "convert's pt2": (["small.pt2"], ["convert", "small.caffemodel", "--to", "pt2"],
-                      "small.pt2: is there already and was not written by `ilgnet convert`; "
-                      "give another folder with --out or remove it"),
+                      "small.pt2: exists and was not written by `ilgnet convert`; "
+                      "give another folder as --out or remove it"),
     "synthetic": (["task/solver.prototxt"], ["synthetic", "task"],
                   "task/solver.prototxt: is already there; remove it or give another folder"),
     "demo": (["mine/list.txt"], ["demo", "--small", "--out", "mine"],
@@ -261,7 +261,7 @@ def tested(folder) -> Path:
 def test_a_test_replaces_only_a_run(tested, capsys, name) -> None:
     Path("mine").mkdir()
     Path("mine", name).write_bytes(MINE)
-    message = f"mine/{name}: is there already and was not written by `ilgnet test`; give another --out"
+    message = f"mine/{name}: exists and was not written by `ilgnet test`; give another --out"
     assert refused(capsys, tested, [*TEST, "--out", "mine"]) == message
     assert main([*TEST, "--out", "run"]) == 0  # over its own
 
@@ -283,7 +283,7 @@ def test_a_report_does_not_replace_its_run(tested, capsys) -> None:
     other = ["report", "run/run.json", "--other", "second/run.json", "--out", "second/run.html"]
     assert "second/run.json: is the input second/run.json itself" in refused(capsys, tested, other)
     Path("mine.json").write_text(json.dumps({"run": 1}))
-    assert "mine.json: is there already and was not written by `ilgnet report`" in refused(
+    assert "mine.json: exists and was not written by `ilgnet report`" in refused(
         capsys, tested, [*report, "mine.html"]
     )
     image = ["report", "run/run.json", "--pictures", "images", "--out", "images/1.png"]
@@ -291,7 +291,7 @@ def test_a_report_does_not_replace_its_run(tested, capsys) -> None:
     for _ in range(2):  # over its own
         assert main(["report", "run/run.json"]) == 0 and main([*report, "page.html"]) == 0
     Path("run/report.html").write_bytes(MINE)
-    assert "run/report.html: is there already" in refused(capsys, tested, ["report", "run/run.json"])
+    assert "run/report.html: exists" in refused(capsys, tested, ["report", "run/run.json"])
 
 
 def test_keep_removes_only_the_runs_own_snapshots(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,12 +10,11 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.about import About, Source, about_net, prepare
-from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
 from ilgnet_repro.known import Identity, ScoreAt, find_model
 from ilgnet_repro.reading.preprocessing import Preprocessing
-from ilgnet_repro.zoo import squeezenet
+from ilgnet_repro.zoo import googlenet, squeezenet, ssd
 
 SHA = "ab" * 32
 WHOLE = Preprocessing((9, 7), mean_value=(10.0, 20.0, 30.5), scale=0.5)
@@ -134,16 +134,18 @@ def test_a_repr_stays_short_and_printable():
 
 # ------------------------------------------------------------------------------------- what is known
 
-AVA1, AVA2 = find_model("ava1-weights"), find_model("ava2-weights")
+GOOGLENET, SQUEEZENET = find_model("bvlc_googlenet"), find_model("squeezenet_v1.1")
+SSD = find_model("mobilenet-ssd")
 FACE = find_model("age_net")
+IMAGENET = (104.0, 117.0, 123.0)
 MINE = Identity("mine.caffemodel", 12)
 BY_LAYERS = (
-    "preprocessing is assumed from the net's layers (ILGNet, AVA1: image resized to 227x227, BGR minus 91, 99.46, "
-    "107.85); if these weights were trained otherwise, state --mean-value"
+    "preprocessing is assumed from the net's layers (BVLC GoogLeNet: image resized to 256x256, centre crop of "
+    "224x224, BGR minus 104, 117, 123); if these weights were trained otherwise, state the preprocessing"
 )
 BY_NAME = (
-    "preprocessing is assumed from the net's layers and the file's name (ILGNet, AVA2: image resized to 227x227, BGR "
-    "minus 90.05, 98.59, 107.51); if these weights were trained otherwise, state --mean-value"
+    "preprocessing is assumed from the net's layers and the file's name (SqueezeNet v1.1: image resized to 227x227, BGR "
+    "minus 104, 117, 123); if these weights were trained otherwise, state the preprocessing"
 )
 STATED = """
 layer { name: "data" type: "ImageData" top: "data" transform_param { mean_value: 5 } image_data_param {
@@ -160,18 +162,18 @@ def _fed(side):
 
 
 KNOWN = {  # text, shape, file -> mean, assumed, model, notes
-    "a release": (ilgnet.deploy, Identity("x", 1, SHA, AVA2), AVA2.preprocessing.mean_value, False, AVA2, ()),
-    "a file with its layers": (ilgnet.deploy, MINE, AVA1.preprocessing.mean_value, True, AVA1, (BY_LAYERS,)),
-    "no file": (ilgnet.deploy, None, AVA1.preprocessing.mean_value, True, AVA1, (BY_LAYERS,)),
+    "a release": (squeezenet.deploy, Identity("x", 1, SHA, SQUEEZENET), IMAGENET, False, SQUEEZENET, ()),
+    "a file with its layers": (googlenet.deploy, MINE, IMAGENET, True, GOOGLENET, (BY_LAYERS,)),
+    "no file": (googlenet.deploy, None, IMAGENET, True, GOOGLENET, (BY_LAYERS,)),
     "its layers and its name": (
-        ilgnet.deploy, Identity(AVA2.files[0], 12, SHA, None, AVA2), AVA2.preprocessing.mean_value, True, AVA2, (BY_NAME,),
+        squeezenet.deploy, Identity(SQUEEZENET.files[0], 12, SHA, None, SQUEEZENET), IMAGENET, True, SQUEEZENET, (BY_NAME,),
     ),
     "its name but other layers": (
-        lambda: parse_net(PLAIN), Identity(AVA2.files[0], 12, None, None, AVA2), None, False, None, (),
+        lambda: parse_net(PLAIN), Identity(SQUEEZENET.files[0], 12, None, None, SQUEEZENET), None, False, None, (),
     ),
     "what the net states": (lambda: parse_net(STATED), MINE, (5.0,), False, None, (SAID,)),
     "what the net states before a release's": (
-        lambda: parse_net(STATED), Identity("x", 1, SHA, AVA1), (5.0,), False, AVA1, (SAID,),
+        lambda: parse_net(STATED), Identity("x", 1, SHA, SSD), (5.0,), False, SSD, (SAID,),
     ),
     "nothing": (lambda: parse_net(PLAIN), MINE, None, False, None, ()),
 }  # fmt: skip
@@ -205,29 +207,37 @@ def test_a_model_known_by_its_name_alone(side, mean):
 
 
 def test_a_score_is_of_an_output():
-    assert about_net(ilgnet.val(), outputs=("loss1/top-1",)).score is None
+    row = replace(GOOGLENET, score=ScoreAt("prob", 1, "tench"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ilgnet_repro.about.assumed", lambda text: row)
+        assert about_net(googlenet.train_val(), outputs=("loss3/top-1",)).score is None
+        assert about_net(googlenet.deploy(), outputs=("prob",)).score == row.score
 
 
 def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
-    about = about_net(ilgnet.val(), MINE)
+    text = googlenet.train_val()
+    for layer in text.layer[:2]:
+        del layer.transform_param.mean_value[:]
+        layer.transform_param.mean_file = "nowhere.binaryproto"
+    about = about_net(text, MINE)
     assert about.notes[0].startswith("data (Data): its images' preprocessing is not read: mean_file ")
     assert about.notes[1:] == (BY_LAYERS,)
-    assert about.preprocessing.mean_value == AVA1.preprocessing.mean_value
+    assert about.preprocessing.mean_value == IMAGENET
 
 
 def test_what_is_assumed_is_said_again_by_the_file_that_was_written():
-    about = about_net(ilgnet.deploy(), MINE, outputs=("loss1/loss",))
+    about = about_net(googlenet.deploy(), MINE, outputs=("prob",))
     assert About.from_metadata(about.to_metadata()).notes == (BY_LAYERS,)
-    known = about_net(ilgnet.deploy(), Identity("x", 1, SHA, AVA2), outputs=("loss1/loss",))
+    known = about_net(squeezenet.deploy(), Identity("x", 1, SHA, SQUEEZENET), outputs=("pool10",))
     assert About.from_metadata(known.to_metadata()).notes == ()
 
 
 STATING = {  # a net, its file -> model and notes once preprocessing is stated
     "assumed, with labels": (
-        ilgnet.deploy, MINE, "", ("labels and score are assumed from those of ava1-weights",), AVA1,
+        ssd.mobilenet_300, MINE, "", ("labels and score are assumed from those of mobilenet-ssd",), SSD,
     ),
     "assumed, without": (squeezenet.deploy, MINE, "", (), None),
-    "a release": (ilgnet.deploy, Identity("x", 1, SHA, AVA2), "ava2-weights", (), AVA2),
+    "a release": (squeezenet.deploy, Identity("x", 1, SHA, SQUEEZENET), "squeezenet_v1.1", (), SQUEEZENET),
     "unknown": (lambda: parse_net(PLAIN), MINE, "", (), None),
 }  # fmt: skip
 
@@ -453,5 +463,5 @@ def test_a_net_of_which_nothing_is_known():
         prepare(About(), Path("a.png"), net="small")
     assert str(caught.value) == (
         "net 'small': nothing says how its images are prepared; give preprocessing=Preprocessing(size=..., "
-        "mean_value=...), or --mean-value, --scale, --order"
+        "mean_value=...)"
     )

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from ilgnet_repro import known
-from ilgnet_repro.aesthetics import ilgnet
-from ilgnet_repro.aesthetics.releases import releases
 from ilgnet_repro.caffe.graph_build import build_graph
-from ilgnet_repro.caffe.prototxt import parse_net, read_net
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError
 from ilgnet_repro.known import (
     Identity,
     KnownModel,
-    ScoreAt,
     assumed,
     assumed_note,
     find_model,
@@ -78,22 +75,6 @@ def test_a_builder_fits_what_the_row_says_of_its_net(name):
     if model.score is not None:
         assert model.score.output in graph.outputs
         assert model.labels[model.score.index] == model.score.meaning
-
-
-@pytest.mark.parametrize(
-    "release", [row for row in releases() if row.kind == "weights"], ids=lambda row: row.name
-)
-def test_the_authors_weights_are_rows_with_the_figures_of_the_other_manifest(release):
-    model = find_model(release.name)
-    assert (model.files, model.size) == ((release.path.rpartition("/")[2],), release.size)
-    assert model.digests == (f"sha256:{release.sha256}",)
-    means = {
-        "ava1-weights": (91.00, 99.46, 107.85),
-        "ava2-weights": (90.05, 98.59, 107.51),
-    }  # of the authors' files
-    assert model.preprocessing.mean_value == means[release.name]
-    assert model.score == ScoreAt("loss1/loss", 1, "high quality")
-    assert model.labels == ("low quality", "high quality")
 
 
 def test_a_name_that_is_no_models():
@@ -198,10 +179,8 @@ def _of_batch(net, count):
 
 
 SAME = {
-    "ILGNet": (ilgnet.deploy, "ava1-weights"),
-    "ILGNet's training net": (ilgnet.train, "ava1-weights"),
-    "ILGNet's test net on AVA1": (ilgnet.val_ava1, "ava1-weights"),
-    "another batch": (lambda: _of_batch(ilgnet.deploy(), 7), "ava1-weights"),
+    "another batch": (lambda: _of_batch(googlenet.deploy(), 7), "bvlc_googlenet"),
+    "the training net": (googlenet.train_val, "bvlc_googlenet"),
     "an input at the top": (lambda: _with_old_input(squeezenet.deploy()), "squeezenet_v1.1"),
     "no size stated": (lambda: _without_size(squeezenet.deploy()), "squeezenet_v1.1"),
     "AlexNet": (alexnet.deploy, "bvlc_alexnet"),
@@ -223,8 +202,6 @@ DIFFERENT = {
     ),
     "a layer less": lambda: _changed(alexnet.deploy(), lambda _, net: net.layer.pop()),
     "another size of input": lambda: _of_size(squeezenet.deploy(), 224),
-    "a cut ILGNet": lambda: build("ilgnet_without_local"),
-    "GoogLeNet with two classes": lambda: build("googlenet_whole"),
     "no layers": lambda: parse_net('name: "GoogleNet"'),
 }
 
@@ -239,21 +216,16 @@ def test_a_net_with_other_layers(make):
     assert assumed(make()) is None
 
 
-@pytest.mark.parametrize("name", ["deploy", "train", "val"])
-def test_the_authors_own_texts(authors, name):
-    assert assumed(read_net(authors / f"{name}.prototxt")).name == "ava1-weights"
-
-
 NOTES = {
     "mean": (
-        find_model("ava1-weights"),
-        "preprocessing is assumed from the net's layers (ILGNet, AVA1: image resized to 227x227, BGR minus 91, 99.46, "
-        "107.85); if these weights were trained otherwise, state --mean-value",
+        find_model("bvlc_googlenet"),
+        "preprocessing is assumed from the net's layers (BVLC GoogLeNet: image resized to 256x256, centre crop of "
+        "224x224, BGR minus 104, 117, 123); if these weights were trained otherwise, state the preprocessing",
     ),
     "scale": (
         KnownModel("x", "X", (), preprocessing=Preprocessing((9, 7), mean_value=(3.5,), scale=0.5)),
         "preprocessing is assumed from the net's layers (X: image resized to 9x7, BGR minus 3.5, times 0.5); "
-        "if these weights were trained otherwise, state --mean-value",
+        "if these weights were trained otherwise, state the preprocessing",
     ),
     "none": (
         find_model("ResNet-50"),

@@ -160,7 +160,7 @@ def snapshots(folder: Path, *arguments: str) -> tuple[dict, str]:
     """What `process_snapshot.py` found, and what it wrote to stderr."""
     clean = {name: value for name, value in os.environ.items() if name not in process.OVERRIDE_ENV_VARS}
     done = subprocess.run(
-        [sys.executable, "tests/process_snapshot.py", str(folder), *arguments], cwd=ROOT, env=clean, text=True,
+        [sys.executable, "tests/helpers/process_snapshot.py", str(folder), *arguments], cwd=ROOT, env=clean, text=True,
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from killing import kill_midway
 from tiny_ava import CROP, SIDE, TinySet
 
@@ -22,10 +23,11 @@ from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation
 from ilgnet_repro.aesthetics.releases import find_release
 from ilgnet_repro.aesthetics.results import RunResult
+from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import DataError, IlgnetError
 from ilgnet_repro.reading.preprocessing import load_image, preprocess
-from ilgnet_repro.runtime.load import load
+from ilgnet_repro.runtime.load import load, load_net
 
 ROOT = Path(__file__).parents[2]
 
@@ -271,3 +273,24 @@ def test_any_net_called_alike_will_do(small: TinySet) -> None:
         run_protocol(scorer(NetOf(1.5, 0.75)), pictures, preparation, 4)
     with pytest.raises(IlgnetError, match="must be 1 or more"):
         run_protocol(scorer(NetOf(0.5, 0.5)), pictures, preparation, 0)
+
+
+def test_a_scorer_gives_the_phases_numbers_and_leaves_the_mode() -> None:
+    text = """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 3 dim: 7 dim: 6 } } }
+    layer { name: "bn" type: "BatchNorm" bottom: "data" top: "bn" }
+    layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip"
+      inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+    layer { name: "drop" type: "Dropout" bottom: "ip" top: "ip" }
+    layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+    """
+    data = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 3, 7, 6), np.float32))
+    net = load_net(parse_net(text), phase="TEST", seed=3)
+    with torch.no_grad():
+        for blob, value in zip(net.params["bn"], (0.1, 0.9, 1.0), strict=True):
+            blob.fill_(value)
+    wanted, before = scorer(net)(data), [blob.clone() for blob in net.params["bn"]]
+    torch.testing.assert_close(scorer(net.train())(data), wanted)
+    assert all(module.training for module in net.modules())
+    for blob, value in zip(net.params["bn"], before, strict=True):
+        assert torch.equal(blob, value)  # no statistics moved

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny_ava import TinySet
 
+from ilgnet_repro import known
 from ilgnet_repro.aesthetics import context
 from ilgnet_repro.aesthetics import releases as manifest
 from ilgnet_repro.aesthetics.context import (
@@ -24,6 +26,8 @@ from ilgnet_repro.aesthetics.protocols import PROTOCOLS, Mean, Preparation, find
 from ilgnet_repro.aesthetics.releases import find_release
 from ilgnet_repro.aesthetics.results import Source
 from ilgnet_repro.errors import DataError, IlgnetError
+from ilgnet_repro.export.save import save
+from ilgnet_repro.known import KnownModel
 from ilgnet_repro.runtime.load import load
 
 
@@ -215,3 +219,40 @@ def test_unknown_protocol_and_impossible_crop() -> None:
 
 def test_versions_name_what_decodes_and_computes() -> None:
     assert set(context.versions()) >= {"ilgnet_repro", "torch", "numpy", "opencv", "python"}
+
+
+CONVERTED = {  # options of save, whether the weights are changed before -> how the file is known
+    "as it is": ({}, False, "converted from small-weights"),
+    "folded": ({"fold": True}, False, "converted from small-weights (folded)"),
+    "int8": ({"precision": "int8"}, False, "converted from small-weights (int8)"),
+    "both": ({"fold": True, "precision": "float16"}, False, "converted from small-weights (folded, float16)"),
+    "trained further": ({}, True, None),
+}
+
+
+@pytest.mark.parametrize(("options", "is_changed", "known_as"), CONVERTED.values(), ids=CONVERTED)
+def test_converted_weights_are_known_by_what_they_were_made_of(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options,
+    is_changed: bool,
+    known_as: str | None,
+) -> None:
+    path = folder / "small.caffemodel"
+    size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    model = KnownModel(
+        "small-weights", "the small net", ("small.caffemodel",), size=size, digests=(f"sha256:{digest}",)
+    )
+    models = (model, *known.known_models())
+    monkeypatch.setattr(known, "known_models", lambda: models)
+    release = manifest.Release("small-weights", "weights", "small.caffemodel", size, digest)
+    monkeypatch.setattr(context, "known_release", lambda sha256: release if sha256 == digest else None)
+    net = load(path)
+    if is_changed:
+        with torch.no_grad():
+            net.params["ip"][1].add_(0.5)
+    saved = save(net, tmp_path / "x.safetensors", **options)[0]
+    found = identify_weights(saved, load(saved))
+    assert (found.release and found.release.name) == (None if known_as is None else "small-weights")
+    assert found.source.known_as == known_as

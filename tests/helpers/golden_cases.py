@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from places import GOLDEN
 
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
@@ -14,7 +15,7 @@ from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.runtime.weights import take_weights
 
-FOLDER = Path(__file__).resolve().parent / "golden" / "layers"
+FOLDER = GOLDEN / "layers"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 
 # Every comparison with Caffe uses the first row; each exception states why it needs its own.

@@ -30,9 +30,6 @@ import safetensors.torch  # noqa: F401
 import sympy  # noqa: F401  # torch.export imports it, and it adds a filter of warnings as it is imported
 import torch
 import torch.export
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from small_nets import SMALL_TEXT, write_weights
 from train_cases import settings_of
 

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from places import GOLDEN
+
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Forward, Observer, Test, Updated
 from ilgnet_repro.train.solver import Settings, read_settings
 
-PIPELINE = Path(__file__).resolve().parent / "golden" / "pipeline"
+PIPELINE = GOLDEN / "pipeline"
 SOLVERS = PIPELINE / "solvers"
 NAMES = sorted(path.stem for path in SOLVERS.glob("*.prototxt"))
 WEIGHTS = "tiny_init.caffemodel"

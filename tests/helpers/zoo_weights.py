@@ -13,8 +13,8 @@ from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.zoo.catalogue import build
 
 NETS = (
-    "ilgnet", "googlenet", "alexnet", "resnet50", "mobilenet", "mobilenet_v2", "squeezenet", "vgg16", "vgg19",
-    "ssd300", "mobilenet_ssd", "fcn8s", "resnet_inception",
+    "googlenet", "alexnet", "resnet50", "mobilenet", "mobilenet_v2", "squeezenet", "vgg16", "vgg19", "ssd300",
+    "mobilenet_ssd", "fcn8s",
 )  # fmt: skip
 
 

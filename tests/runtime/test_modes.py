@@ -15,7 +15,6 @@ from layer_nets import draw, one_layer
 
 import ilgnet_repro as ir
 from ilgnet_repro import layers
-from ilgnet_repro.aesthetics.protocol_run import scorer
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.caffe_tool.test import caffe_test
 from ilgnet_repro.caffe_tool.time import caffe_time
@@ -202,7 +201,6 @@ class Batches:
 USES = {
     "fast": lambda net: ir.fast(net)(DATA)["prob"],
     "deviation": lambda net: torch.tensor(ir.fast(net).deviation(DATA)["prob"] < 1e-5),
-    "scorer": lambda net: scorer(net)(DATA),
     "caffe_test": lambda net: torch.tensor([row.mean for row in caffe_test(net, Batches(), 2).means]),
     "pt2": lambda net: export(net).module()(data=DATA)["prob"],
     "onnx": lambda net: torch.frombuffer(bytearray(build_onnx(net).SerializeToString()), dtype=torch.uint8),

@@ -14,7 +14,7 @@ pytest.importorskip("h5py", reason="h5py is an extra of the package")
 
 @pytest.mark.parametrize(
     "name",
-    ["googlenet", "mobilenet", "mobilenet_v2", "squeezenet", "mobilenet_ssd", "fcn8s", "resnet_inception"],
+    ["googlenet", "mobilenet", "mobilenet_v2", "squeezenet", "mobilenet_ssd", "fcn8s"],
 )
 def test_through_hdf5_and_back(name, tmp_path) -> None:
     text = narrow_text(name)

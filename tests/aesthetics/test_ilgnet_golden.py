@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import FOLDER
+from zoo_counter import count
 
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.graph_build import build_graph
@@ -81,3 +82,19 @@ def test_a_hundred_scores(net, recorded, golden, authors) -> None:
             data = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 20])))
             found.append(net(data=data)["loss1/loss"][:, 1].numpy())
     np.testing.assert_allclose(np.concatenate(found), recorded["high_probability"], rtol=1e-4, atol=1e-4)
+
+
+def test_seeded_weights_give_caffes_recorded_conv1(recorded) -> None:
+    """conv1 with its ReLU, recomputed by plain sums at the recorded places of image 0."""
+    net = ilgnet.deploy()
+    name, (weight, bias) = next(seeded_blobs(net, count(net)[1]))
+    assert name == "conv1/7x7_s2"
+    padded = np.pad(recorded["in/0"].astype(np.float64), ((0, 0), (3, 3), (3, 3)))
+    size = 64 * 114 * 114
+    places = np.arange(0, size, size // 997)
+    channels, rows, columns = np.unravel_index(places, (64, 114, 114))
+    expected = [
+        max(0.0, (padded[:, 2 * y : 2 * y + 7, 2 * x : 2 * x + 7] * weight[c]).sum() + bias[c])
+        for c, y, x in zip(channels, rows, columns, strict=True)
+    ]
+    np.testing.assert_allclose(recorded["sample/0/conv1/7x7_s2"], expected, rtol=1e-4, atol=1e-3)

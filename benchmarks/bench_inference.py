@@ -65,7 +65,7 @@ def recorded_pictures():
     rows = LmdbReader(GOLDEN / "val_lmdb")
     transform = Transform(crop_size=227, mean=read_mean(MEAN))
     return torch.from_numpy(two), torch.from_numpy(
-        transform.batch(np.stack([row.picture()[0] for row in rows]))
+        transform.batch(np.stack([row.image()[0] for row in rows]))
     )
 
 

@@ -56,7 +56,7 @@ def main() -> None:
             ):
                 begun = time.perf_counter()
                 for row in rows:
-                    torch.from_numpy(transform(row.picture()[0]))
+                    torch.from_numpy(transform(row.image()[0]))
                 rate = PICTURES / (time.perf_counter() - begun)
                 print(
                     f"{kind} {name:10} {rate:7.0f} pictures/s, {rate / CONSUMED:5.1f} x ILGNet (wanted: 10)"

@@ -31,7 +31,7 @@ from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, RESIZE, Mean, Preparation
 from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.reading.datum import encoded_datum, raw_datum
-from ilgnet_repro.reading.images import encode_picture
+from ilgnet_repro.reading.images import encode_image
 from ilgnet_repro.reading.lmdb_read import row_key
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
 from ilgnet_repro.runtime.fast import fast as fast_net
@@ -49,7 +49,7 @@ def store(folder: Path, count: int, encoded: bool) -> None:
         picture = cv2.resize(coarse, (RESIZE, RESIZE), interpolation=cv2.INTER_CUBIC)
         label = int(random.integers(2))
         row = (
-            encoded_datum(encode_picture(picture, "jpg"), label)
+            encoded_datum(encode_image(picture, "jpg"), label)
             if encoded
             else raw_datum(picture.transpose(2, 0, 1), label)
         )

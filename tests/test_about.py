@@ -100,7 +100,7 @@ WRONG_METADATA = {
     "a source without bytes": ({"source": '{"file": "x"}'}, f"source: {AGAIN}"),
     "a source of texts": ({"source": '{"file": "x", "bytes": "5"}'}, "source: bytes '5' is of the wrong type"),
     "bytes that are true": ({"source": '{"file": "x", "bytes": true}'}, "source: bytes True is of the wrong type"),
-    "preprocessing": ({"preprocessing": "{}"}, "preprocessing: not as this package writes it"),
+    "preprocessing": ({"preprocessing": "{}"}, "preprocessing: not written by this package"),
 }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
         del layer.transform_param.mean_value[:]
         layer.transform_param.mean_file = "nowhere.binaryproto"
     about = about_net(text, MINE)
-    assert about.notes[0].startswith("data (Data): its images' preprocessing is not read: mean_file ")
+    assert about.notes[0].startswith("data (Data): its preprocessing is not read: mean_file ")
     assert about.notes[1:] == (BY_LAYERS,)
     assert about.preprocessing.mean_value == IMAGENET
 

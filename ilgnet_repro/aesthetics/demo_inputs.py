@@ -13,7 +13,7 @@ from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import format_message
 from ..errors import IlgnetError
 from ..files import atomic_file
-from ..reading.images import encode_picture
+from ..reading.images import encode_image
 from ..runtime.plan import plan_net
 from ..schema import caffe_pb2
 from ..zoo.builder import NetBuilder
@@ -129,4 +129,4 @@ def _draw(path: Path, random: np.random.Generator, grain: float = 4) -> None:
     cv2.circle(canvas, centre, int(min(height, width) * random.uniform(0.08, 0.2)), colour, -1, cv2.LINE_AA)
     noisy = canvas + random.normal(0, grain, canvas.shape)
     with atomic_file(path) as file:
-        file.write(encode_picture(np.clip(noisy, 0, 255).astype(np.uint8), "png"))
+        file.write(encode_image(np.clip(noisy, 0, 255).astype(np.uint8), "png"))

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import DataError, IlgnetError
-from ..reading.datum import datum_picture
-from ..reading.image_list import ImageList, picture_path
+from ..reading.datum import datum_image
+from ..reading.image_list import ImageList, image_path
 from ..reading.lmdb_read import LmdbReader, key_text, split_key
 from .releases import Release, default_folder, find_release, known_release
 
@@ -54,7 +54,7 @@ class ListedImages:
         return len(self.names)
 
     def picture(self, row: int) -> str:
-        return picture_path(self.root, self.names[row])
+        return image_path(self.root, self.names[row])
 
 
 class StoredImages:
@@ -66,7 +66,7 @@ class StoredImages:
     def __init__(self, database: str | os.PathLike[str]) -> None:
         self._reader = LmdbReader(database)
         names, labels = [], []
-        for key, head in self._reader.heads():
+        for key, head in self._reader.headers():
             names.append(_name(key))
             labels.append(head.label)
         if not names:
@@ -90,7 +90,7 @@ class StoredImages:
         stored = self._reader[row]
         datum = stored.datum()
         # A grey file is read in colour; raw pixels are what they are.
-        picture = datum_picture(datum, key_text(stored.key), True if datum.encoded else None)
+        picture = datum_image(datum, key_text(stored.key), True if datum.encoded else None)
         return picture.transpose(1, 2, 0)
 
 

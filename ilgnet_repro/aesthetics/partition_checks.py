@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import DataError
-from ..reading.image_list import ImageList, picture_path
-from ..reading.images import read_picture
+from ..reading.image_list import ImageList, image_path
+from ..reading.images import read_image
 from ..reading.parallel import ordered_map
 from .releases import Release, known_release, releases, shared_rows
 
@@ -155,11 +155,11 @@ def check_images(
 
 
 def _image_fault(folder: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
-    path = picture_path(folder, name)
+    path = image_path(folder, name)
     if not os.path.isfile(path):
         return name, "missing"
     try:
-        read_picture(path)
+        read_image(path)
         with open(path, "rb") as file:
             return name, "truncated" if _cut_short(file.read()) else None
     except (DataError, OSError):

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ..errors import DataError, FormatError
 from ..files import atomic_file, json_text
 from ..pages import fill_template
-from ..reading.image_list import picture_path
+from ..reading.image_list import image_path
 from ..reading.images import decode_file
 from . import charts
 from .labelled_images import StoredImages
@@ -76,7 +76,7 @@ def folder(root: str | os.PathLike[str]) -> ImageLoader:
     def read(name: str) -> np.ndarray | None:
         import cv2
 
-        return decode_file(picture_path(root, name), cv2.IMREAD_COLOR)
+        return decode_file(image_path(root, name), cv2.IMREAD_COLOR)
 
     return read
 

@@ -55,7 +55,7 @@ class CaffeLog(Observer):
         self._since = time.perf_counter()
         self._last = 0
 
-    def tell(self, topic: str, text: str) -> None:
+    def log(self, topic: str, text: str) -> None:
         now = datetime.now()
         prefix = f"I{now:%m%d %H:%M:%S}.{now.microsecond:06d} {os.getpid():5d} {PLACES[topic]}] "
         print(prefix + printable_lines(text), file=self.stream or sys.stderr, flush=True)
@@ -69,7 +69,7 @@ class CaffeLog(Observer):
         now = time.perf_counter()
         seconds, done = now - self._since, forward.iteration - self._last
         self._since, self._last = now, forward.iteration
-        self.tell(
+        self.log(
             "iteration",
             f"Iteration {forward.iteration} ({done / (seconds or 1):g} iter/s, "
             f"{seconds:g}s/{trainer.settings.display} iters), loss = {forward.smoothed:g}",
@@ -78,14 +78,14 @@ class CaffeLog(Observer):
 
     def on_update(self, trainer: Run, updated: Updated) -> None:
         if updated.new_step is not None:
-            self.tell(
+            self.log(
                 "multistep", f"MultiStep Status: Iteration {updated.iteration}, step = {updated.new_step}"
             )
         if updated.display:
-            self.tell("rate", f"Iteration {updated.iteration}, lr = {updated.rate:g}")
+            self.log("rate", f"Iteration {updated.iteration}, lr = {updated.rate:g}")
         if updated.clipping is not None:
             clip = updated.clipping
-            self.tell(
+            self.log(
                 "clipping",
                 f"Gradient clipping: scaling down gradients (L2 norm {clip.norm:g} > {clip.limit:g}) "
                 f"by scale factor {clip.factor:g}",
@@ -93,7 +93,7 @@ class CaffeLog(Observer):
 
     def on_test(self, trainer: Run, test: Test) -> None:
         if test.loss is not None:
-            self.tell("test_loss", f"Test loss: {test.loss:g}")
+            self.log("test_loss", f"Test loss: {test.loss:g}")
         self._outputs("test_output", "Test", test.outputs)
 
     def _outputs(self, topic: str, net: str, outputs: tuple[Output, ...]) -> None:
@@ -101,4 +101,4 @@ class CaffeLog(Observer):
             text = f"    {net} net output #{number}: {output.name} = {output.value:g}"
             if output.weight:
                 text += f" (* {output.weight:g} = {output.weight * output.value:g} loss)"
-            self.tell(topic, text)
+            self.log(topic, text)

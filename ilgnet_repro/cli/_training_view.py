@@ -29,7 +29,7 @@ class TrainingView(Observer):
         self._task: Any = None
         self._loss = ""
 
-    def tell(self, topic: str, text: str) -> None:
+    def log(self, topic: str, text: str) -> None:
         if topic in ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged"):
             self._console.print(text, soft_wrap=True)
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ..caffe_tool.log import CaffeLog
     from ..errors import IlgnetError
     from ..train.loop import Options, Trainer
-    from ..train.signals import Requests, watched
+    from ..train.signals import Requests, catch_signals
     from ..train.solver import read_settings, solver_root
 
     if args.weights and args.snapshot:
@@ -74,20 +74,20 @@ def run(args: argparse.Namespace) -> int:
         ignore_fields=args.ignore_field,
     )  # fmt: skip
     if args.iterations is not None:
-        log.tell(
+        log.log(
             "mode", f"-iterations {args.iterations} is not read by train; max_iter is {settings.max_iter}"
         )
     for note in settings.notes:
-        log.tell("settings", note)
-    with watched(Requests(), args.sigint_effect, args.sighup_effect) as requests:
+        log.log("settings", note)
+    with catch_signals(Requests(), args.sigint_effect, args.sighup_effect) as requests:
         options = Options(device=_device(args.gpu), allow_nonfinite=args.allow_nonfinite)
         trainer = Trainer(settings, options, [log], requests=requests)
         if args.snapshot:
-            log.tell("resume", f"Resuming from {args.snapshot}")
+            log.log("resume", f"Resuming from {args.snapshot}")
             trainer.restore(args.snapshot)
-        log.tell("start", "Starting Optimization")
+        log.log("start", "Starting Optimization")
         trainer.solve()
-        log.tell("end", "Optimization Done.")
+        log.log("end", "Optimization Done.")
     return 0
 
 

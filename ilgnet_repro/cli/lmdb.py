@@ -142,8 +142,8 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
         bad = [row._asdict() for row in report.bad]
         print(json_text({"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad}))
         return
-    if report.began_at:
-        say(f"went on at row {report.began_at}", file=sys.stderr)
+    if report.start_row:
+        say(f"went on at row {report.start_row}", file=sys.stderr)
     say(f"{report.path}: {report.stored:,} of {report.rows:,} rows stored")
     if report.bad:
         say(f"{report.path}.bad.txt: {len(report.bad):,} rows left out")

@@ -37,7 +37,7 @@ COMMANDS = {
     if os.path.exists(os.path.join(FOLDER, f"{module}.py"))
 }
 
-DONE, WRONG_INPUT, OUR_FAULT, INTERRUPTED = 0, 1, 3, 130
+DONE, WRONG_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 3, 130
 
 
 def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ def guarded(work: Callable[[], int]) -> int:
             "ilgnet: internal error; please report it with the lines above",
             file=sys.stderr,
         )
-        return OUR_FAULT
+        return INTERNAL_ERROR
 
 
 if __name__ == "__main__":

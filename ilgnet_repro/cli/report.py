@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
 def _check_images(page: Path, result: RunResult, folder: str) -> None:
     """Raise IlgnetError where the page would replace an image that the report shows."""
     from ..files import check_output
-    from ..reading.image_list import picture_path
+    from ..reading.image_list import image_path
 
     name = Path(os.path.realpath(page)).name
     names = (text for text in result.pictures.names.tolist() if os.path.basename(text) == name)
-    check_output(page, [picture_path(folder, text) for text in names], "--out")
+    check_output(page, [image_path(folder, text) for text in names], "--out")
 
 
 def _images(args: argparse.Namespace) -> ImageLoader | None:

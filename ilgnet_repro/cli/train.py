@@ -73,11 +73,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     from ..process import tune_process
-    from ..train.distributed import joined
-    from ..train.signals import Requests, watched
+    from ..train.distributed import process_group
+    from ..train.signals import Requests, catch_signals
 
     tune_process()
-    with joined(args.device) as group, watched(Requests()) as requests:
+    with process_group(args.device) as group, catch_signals(Requests()) as requests:
         return _train(args, group, requests)
 
 
@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
         args.device, args.precision, args.accumulate, args.keep, workers, args.allow_nonfinite
     )  # fmt: skip
     trainer = Trainer(settings, options, observers, group, requests)
-    state = group.same(trainer.snapshots.latest()) if args.resume == "latest" else args.resume
+    state = group.broadcast_object(trainer.snapshots.latest()) if args.resume == "latest" else args.resume
     if state:
         trainer.restore(state)
     diverged: DivergedError | None = None

@@ -1,1 +1,1 @@
-"""An image, a row, a database: read by number, transformed, and batched for a net."""
+"""Images, rows and databases: read by index, transformed, and batched for a net."""

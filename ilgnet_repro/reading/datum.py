@@ -1,4 +1,4 @@
-"""Caffe's ``Datum``: one image and its label, as a database row holds them."""
+"""Caffe's ``Datum``: one image and its label, the value of a database row."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from ..schema import caffe_pb2
 from .images import suffix_of
 
 MAX_SIDE = 1 << 20
-"""No side or channel count beyond this is believed: a row that claims one is damaged."""
+"""Largest height, width or channel count accepted; a row that states more is damaged."""
 
 INT32 = range(-(1 << 31), 1 << 31)
-"""What the ``label`` field can hold."""
+"""Range of the ``label`` field."""
 
 
 def encoded_datum(data: bytes, label: int) -> bytes:
-    """Serialise the bytes of an image file; as in Caffe, the shape fields stay unset."""
+    """Serialise the bytes of an image file; the shape fields stay unset, as in Caffe."""
     return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
 
 
-def raw_datum(picture: np.ndarray, label: int) -> bytes:
+def raw_datum(image: np.ndarray, label: int) -> bytes:
     """Serialise an image of shape (channels, height, width), uint8 as ``data`` or float32 as ``float_data``.
 
     ``encoded: false`` is written out, as Caffe's CVMatToDatum sets it explicitly.
     """
-    if picture.ndim != 3:
-        raise DataError(f"image of shape {picture.shape}: a Datum holds (channels, height, width)")
-    channels, height, width = picture.shape
+    if image.ndim != 3:
+        raise DataError(f"image of shape {image.shape}: a Datum holds (channels, height, width)")
+    channels, height, width = image.shape
     datum = caffe_pb2.Datum(channels=channels, height=height, width=width, label=label, encoded=False)
-    if picture.dtype == np.uint8:
-        datum.data = picture.tobytes()
+    if image.dtype == np.uint8:
+        datum.data = image.tobytes()
     else:
-        datum.float_data.extend(picture.astype(np.float32).ravel())
+        datum.float_data.extend(image.astype(np.float32).ravel())
     return datum.SerializeToString()
 
 
-class DatumHead(NamedTuple):
-    """What a row says of itself: label, ``raw``, ``float`` or a file's suffix such as ``png``, the shape
-    (channels, height, width) where the fields tell it, and the bytes of its image."""
+class DatumHeader(NamedTuple):
+    """A row without its image: label, kind (``raw``, ``float`` or a file suffix such as ``png``), the shape
+    (channels, height, width) if the row states one, and the image's size in bytes."""
 
     label: int
     kind: str
@@ -51,10 +51,10 @@ class DatumHead(NamedTuple):
     stored: int
 
 
-def datum_head(value: memoryview, where: str) -> DatumHead:
-    """Read all of a row but its image, which is passed over where it lies.
+def datum_header(value: memoryview, where: str) -> DatumHeader:
+    """Read all fields of a row but its image, which is skipped.
 
-    Raises FormatError (starting with ``where``) if the value is not a protocol buffer's.
+    Raises FormatError (starting with ``where``) if the value is not a protocol buffer.
     """
     numbers = dict.fromkeys((1, 2, 3, 5, 7), 0)
     start, data, floats = b"", 0, 0
@@ -70,9 +70,9 @@ def datum_head(value: memoryview, where: str) -> DatumHead:
             numbers[field.number] = field.value
     label = numbers[5] - (1 << 64) if numbers[5] >> 63 else numbers[5]
     if numbers[7]:
-        return DatumHead(label, suffix_of(start)[1:], None, data)
+        return DatumHeader(label, suffix_of(start)[1:], None, data)
     shape = (numbers[1], numbers[2], numbers[3])
-    return DatumHead(label, "float" if floats else "raw", shape, data or floats)
+    return DatumHeader(label, "float" if floats else "raw", shape, data or floats)
 
 
 def parse_datum(value: bytes, where: str) -> caffe_pb2.Datum:
@@ -80,29 +80,31 @@ def parse_datum(value: bytes, where: str) -> caffe_pb2.Datum:
     try:
         return caffe_pb2.Datum.FromString(value)
     except DecodeError as error:
-        raise DataError(f"{where}: is not a Datum; the row is damaged or the database not Caffe's") from error
+        raise DataError(
+            f"{where}: is not a Datum; the row is damaged or the database is not Caffe's"
+        ) from error
 
 
-def datum_picture(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) -> np.ndarray:
+def datum_image(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) -> np.ndarray:
     """The image of a row as (channels, height, width): uint8, or float32 for ``float_data``.
 
-    ``colour`` is Caffe's force_color (True) or force_gray (False) and acts, as there, on encoded rows only;
-    None decodes a file as it is, so that a grey PNG has one channel and one with alpha has four.
+    ``colour`` is Caffe's force_color (True) or force_gray (False) and applies to encoded rows only, as in
+    Caffe; None keeps the file's channels: one for a grey PNG, four with alpha.
     Raises DataError if the row cannot be decoded or its size fields disagree with its data.
     """
     if datum.encoded:
         return _decode(datum.data, where, colour)
-    if colour is not None:  # Caffe logs an error here and goes on.
-        warnings.warn("force_color and force_gray do nothing to rows that are not encoded", stacklevel=2)
+    if colour is not None:  # Caffe logs an error here and continues.
+        warnings.warn("force_color and force_gray have no effect on rows that are not encoded", stacklevel=2)
     shape = (datum.channels, datum.height, datum.width)
     if not all(0 < side <= MAX_SIDE for side in shape):
-        raise DataError(f"{where}: shape {'x'.join(map(str, shape))} is not an image's; rebuild the database")
+        raise DataError(f"{where}: shape {'x'.join(map(str, shape))} is not valid; rebuild the database")
     count = shape[0] * shape[1] * shape[2]
-    data = datum.data  # one access: each makes a copy
+    data = datum.data  # read once: each access copies
     stored = len(data) or len(datum.float_data)
     if stored != count:
         raise DataError(
-            f"{where}: holds {stored} values where {'x'.join(map(str, shape))} needs {count}; "
+            f"{where}: has {stored} values where {'x'.join(map(str, shape))} needs {count}; "
             "rebuild the database"
         )
     if data:
@@ -115,21 +117,21 @@ def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
 
     flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[colour]
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
     except cv2.error:
-        picture = None
-    if picture is None:
+        image = None
+    if image is None:
         raise DataError(f"{where}: the encoded image cannot be decoded; rebuild the row from its file")
-    if picture.dtype != np.uint8:
-        raise DataError(f"{where}: is of {picture.dtype}, and Caffe takes bytes only; use force_color")
-    return hwc_to_chw(picture)
+    if image.dtype != np.uint8:
+        raise DataError(f"{where}: has type {image.dtype}, Caffe reads uint8 only; use force_color")
+    return hwc_to_chw(image)
 
 
-def hwc_to_chw(picture: np.ndarray) -> np.ndarray:
+def hwc_to_chw(image: np.ndarray) -> np.ndarray:
     """OpenCV's (height, width[, channels]) as Caffe's contiguous (channels, height, width)."""
-    return np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1))
 
 
-def chw_to_hwc(picture: np.ndarray) -> np.ndarray:
+def chw_to_hwc(image: np.ndarray) -> np.ndarray:
     """Caffe's (channels, height, width) as OpenCV's (height, width[, channels])."""
-    return np.ascontiguousarray(picture[0] if picture.shape[0] == 1 else picture.transpose(1, 2, 0))
+    return np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))

@@ -1,8 +1,8 @@
-"""Batches for a net's data layers, by the number of the pass: what a pass reads depends on nothing else.
+"""Training batches for a net's data layers; the rows of a pass depend on its number only.
 
-Caffe's readers go on from where they are and start over after the last row; a pass's rows are therefore
-known from its number, so a run that was interrupted reads what it would have read, and several processes
-share a batch without overlap.  (Caffe itself starts at the first row again when it resumes.)
+Caffe reads rows in order and wraps after the last one, so the rows of a pass follow from its number.  A
+resumed run therefore reads the same rows as an uninterrupted one, and several processes split a batch
+without overlap.  (Caffe itself starts at the first row again when it resumes.)
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .sources import Row, Source, open_source
 
 Shape = tuple[int, ...]
 
-# Streams of numbers drawn from one seed, kept apart by these.
+# Keys of the independent random streams derived from one seed.
 _SKIP, _SHUFFLE, _TRANSFORM = range(3)
 
 
 class Stream(Dataset[Row]):
-    """The endless rows of one data layer: ``stream[position]`` is what Caffe would read there."""
+    """The infinite row sequence of one data layer: ``stream[position]`` is the row that Caffe reads there."""
 
     def __init__(self, node: Node, root: Path, seed: int) -> None:
         self.node, self.seed = node, seed
@@ -38,7 +38,7 @@ class Stream(Dataset[Row]):
         self.batch_size: int = param.batch_size
         if self.batch_size < 1:
             raise LayerError(
-                node.name, node.type, "batch_size is 0 or absent; state how many rows make a batch"
+                node.name, node.type, "batch_size is 0 or absent; set the number of rows per batch"
             )
         self.shuffle = bool(getattr(param, "shuffle", False))
         skip = getattr(param, "rand_skip", 0)
@@ -59,7 +59,7 @@ class Stream(Dataset[Row]):
         return int(self._order[1][index])
 
     def shapes(self, rows: int) -> dict[str, Shape]:
-        """Return the shape of each top for a batch of ``rows``, read off the first row."""
+        """Return the shape of each top for a batch of ``rows``, taken from the first row."""
         first = self[0]
         return {top: (rows, *np.shape(value)) for top, value in zip(self.node.top_names, first, strict=True)}
 
@@ -76,45 +76,45 @@ class _Positions(Sampler[list[int]]):
 
 
 class Feed:
-    """All data layers of a net.  ``pieces`` splits each batch into so many passes (gradient accumulation)."""
+    """All data layers of a net.  ``accumulate`` splits each batch into that many passes (gradient accumulation)."""
 
     def __init__(
-        self, graph: Graph, root: Path, seed: int = 0, *, rank: int = 0, world: int = 1, pieces: int = 1
+        self, graph: Graph, root: Path, seed: int = 0, *, rank: int = 0, world: int = 1, accumulate: int = 1
     ) -> None:
-        types = layer_types()  # an unknown type is told when the net is built
+        types = layer_types()  # an unknown type is reported when the net is built
         fed = [node for node in graph if node.type in types and types[node.type].is_input]
         self.streams = [Stream(node, root, seed) for node in fed]
-        self.rank, self.world, self.pieces = rank, world, pieces
+        self.rank, self.world, self.accumulate = rank, world, accumulate
         for stream in self.streams:
-            if stream.batch_size % (world * pieces):
+            if stream.batch_size % (world * accumulate):
                 raise LayerError(
                     stream.node.name,
                     stream.node.type,
-                    f"batch_size {stream.batch_size} is no multiple of {world * pieces} "
-                    f"({world} processes of {pieces} passes each); change one of them",
+                    f"batch_size {stream.batch_size} is not a multiple of {world * accumulate} "
+                    f"({world} processes of {accumulate} passes each); change one of them",
                 )
 
     def shapes(self) -> dict[str, Shape]:
-        """Return the shape of every fed top, as one process sees it in one pass."""
+        """Return the shape of every data top in one pass of one process."""
         shapes: dict[str, Shape] = {}
         for stream in self.streams:
-            shapes.update(stream.shapes(stream.batch_size // (self.world * self.pieces)))
+            shapes.update(stream.shapes(stream.batch_size // (self.world * self.accumulate)))
         return shapes
 
     def batches(self, passes: Iterable[int] | int = 0, workers: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield the tops of each pass: of those listed, or of all from a number on.
+        """Yield the tops of each pass: of those listed, or of all passes from a number on.
 
-        ``workers`` processes read ahead; how many there are changes nothing but the speed.
+        ``workers`` is the number of processes that read ahead; it affects the speed only.
         """
         if isinstance(passes, int):
             passes = count(passes)
-        if not self.streams:  # a net of DummyData alone
+        if not self.streams:  # only DummyData
             yield from ({} for _ in passes)
             return
         loaders: list[Any] = []
         for stream, numbers in zip(self.streams, tee(passes, len(self.streams)), strict=True):
-            positions = _Positions(numbers, stream.batch_size // self.pieces, self.rank, self.world)
-            # Its own generator: a loader draws a seed for its workers, by default from torch's random state.
+            positions = _Positions(numbers, stream.batch_size // self.accumulate, self.rank, self.world)
+            # By default a loader draws its workers' seed from torch's global random state; it must stay untouched.
             loader = DataLoader(
                 stream, batch_sampler=positions, num_workers=workers, generator=torch.Generator()
             )

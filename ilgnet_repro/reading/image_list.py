@@ -1,4 +1,4 @@
-"""Image lists: rows of ``path label``, kept on disk and read by number."""
+"""Image lists: rows of ``path label``, memory-mapped and read by index."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class ListRow(NamedTuple):
 
 
 class ImageList:
-    """The rows of a list file, by number. Only the rows' offsets are held: 8 bytes a row.
+    """The rows of a list file, by index. Only the row offsets are in memory: 8 bytes per row.
 
-    As in convert_imageset the label is what follows the last blank, so paths may hold blanks. Blank lines
-    at the end are no rows; one in the middle is an error, because it would shift every key after it.
+    As in convert_imageset the label follows the last space, so paths may contain spaces. Blank lines at the
+    end are ignored; one in the middle is an error, because it would shift every key after it.
     ``seed`` shuffles the rows (Caffe's ``--shuffle``, which takes its seed from the clock).
     Raises DataError with file and line if the file or a row cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], seed: int | None = None) -> None:
         if seed is not None and not 0 <= seed < 1 << 32:
-            raise DataError(f"seed {seed}: is not a number from 0 to 2**32 - 1")
+            raise DataError(f"seed {seed}: is not an integer from 0 to 2**32 - 1")
         self.path = Path(path)
         self.seed = seed
         try:
@@ -77,7 +77,7 @@ class ImageList:
     def __iter__(self) -> Iterator[ListRow]:
         return (self[number] for number in range(len(self)))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[ImageList], tuple[Path, int | None]]:
         return ImageList, (self.path, self.seed)
 
     def check_output(
@@ -85,20 +85,20 @@ class ImageList:
     ) -> None:
         """Raise IlgnetError where ``output`` is the list itself or, under ``root``, one of its images.
 
-        An image is known by the name of its file: through a link of another name it stays what it is.
+        Images are compared by file name; a link is followed to the file it points to.
         """
         check_output(output, [self.path], option)
         name = os.path.basename(os.path.realpath(output))
         if self._text.find(os.fsencode(name)) >= 0:
-            named = (picture_path(root, row.path) for row in self if os.path.basename(row.path) == name)
+            named = (image_path(root, row.path) for row in self if os.path.basename(row.path) == name)
             check_output(output, named, option)
 
     def digest(self) -> str:
-        """SHA-256 of the file's bytes, to tell whether two builds mean the same list."""
+        """SHA-256 of the file's bytes, to check that two builds use the same list."""
         return hashlib.sha256(self._text).hexdigest()
 
 
-def picture_path(root: str | os.PathLike[str], name: str) -> str:
-    """Where a list's image lies: ``root`` put before the name, as convert_imageset joins them."""
+def image_path(root: str | os.PathLike[str], name: str) -> str:
+    """The path of a list's image: ``root`` before the name, as convert_imageset joins them."""
     base = os.fspath(root)
     return base + name if not base or base.endswith(("/", os.sep)) else f"{base}/{name}"

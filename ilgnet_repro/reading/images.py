@@ -1,4 +1,4 @@
-"""Image files into the arrays and bytes that Caffe would store."""
+"""Image files: decoded and encoded as Caffe does."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from ..errors import DataError
 
-LARGEST_SIDE = 32_766  # of an image that OpenCV resizes
+LARGEST_SIDE = 32_766  # limit of OpenCV's resize
 
-# What libjpeg's reader of files supplies behind the end of a file cut short: end marks. A marker segment holds
-# up to 65,535 bytes, so this many are enough wherever the cut is.
+# libjpeg's file reader supplies end-of-image markers after a truncated file; the in-memory one does not. A marker
+# segment has up to 65,535 bytes, so this many markers suffice wherever the file ends.
 _JPEG_END = b"\xff\xd9" * 0x8001
 
 
 def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
-    """What ``cv2.imread`` with ``flag`` gives, for a file of any name; None if it is absent or no image.
+    """Return what ``cv2.imread`` with ``flag`` would, for a file of any name; None if it is missing or not an image.
 
-    The file is read here and decoded from memory: OpenCV ends the process at a name that is not UTF-8. A JPEG
-    cut short gives the rows it has, as it does in Caffe.
+    The file is read here and decoded from memory: OpenCV aborts the process on a name that is not UTF-8. A
+    truncated JPEG is decoded as far as it goes, as in Caffe.
     """
     import cv2
 
@@ -36,34 +36,34 @@ def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
         return None
 
 
-def read_picture(path: str, colour: bool = True, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode a file to uint8 (height, width, 3) in BGR, or (height, width) where ``colour`` is False.
 
-    ``size`` is (height, width): bilinear with half-pixel centres and no smoothing, Caffe's cv::resize.
+    ``size`` is (height, width): bilinear with half-pixel centres and no antialiasing, as Caffe's cv::resize.
     As in Caffe built on OpenCV 3.1 or newer, a JPEG's EXIF orientation is applied.
-    Raises DataError if the file is absent or no image.
+    Raises DataError if the file is missing or not an image.
     """
     import cv2
 
     flag = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE
-    picture = decode_file(path, flag)
-    if picture is None:
+    image = decode_file(path, flag)
+    if image is None:
         reason = "cannot be decoded" if os.path.isfile(path) else "no such file"
         raise DataError(f"{path}: {reason}; remove the row or replace the image")
-    return picture if size is None else cv2.resize(picture, (size[1], size[0]))
+    return image if size is None else cv2.resize(image, (size[1], size[0]))
 
 
-def encode_picture(picture: np.ndarray, kind: str) -> bytes:
-    """Encode to the file format named by its suffix, such as ``png`` or ``jpg`` (quality 95, as Caffe's).
+def encode_image(image: np.ndarray, kind: str) -> bytes:
+    """Encode to the file format with this suffix, such as ``png`` or ``jpg`` (quality 95, as Caffe's).
 
-    Raises DataError if OpenCV cannot write that kind.
+    Raises DataError if OpenCV cannot write that format.
     """
     import cv2
 
     check_encode_type(kind)
-    done, data = cv2.imencode(f".{kind}", picture)
+    done, data = cv2.imencode(f".{kind}", image)
     if not done:
-        raise DataError(f"encode_type {kind!r}: an image of shape {picture.shape} cannot be encoded")
+        raise DataError(f"encode_type {kind!r}: an image of shape {image.shape} cannot be encoded")
     return data.tobytes()
 
 
@@ -76,12 +76,12 @@ def check_encode_type(kind: str) -> None:
 
 
 def guess_encode_type(name: str) -> str:
-    """What convert_imageset's ``--encoded`` takes for the encoding: the name's suffix in lower case."""
+    """The encoding that convert_imageset's ``--encoded`` chooses: the name's suffix in lower case."""
     return name.rpartition(".")[2].lower()
 
 
-def same_kind(name: str, kind: str) -> bool:
-    """Whether a file's suffix says it is already of that kind (``jpeg`` counts as ``jpg``), as in Caffe."""
+def has_encoding(name: str, kind: str) -> bool:
+    """Whether a file's suffix is that of the encoding (``jpeg`` counts as ``jpg``), as in Caffe."""
     suffix = guess_encode_type(name)
     return suffix == kind.lower() or (suffix == "jpeg" and kind.lower() == "jpg")
 
@@ -90,14 +90,14 @@ _MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"BM", ".bmp"), (b"GIF8"
 
 
 def suffix_of(data: bytes) -> str:
-    """The suffix that fits an image file's first bytes; ``.img`` where they are unknown."""
+    """The suffix that fits an image file's first bytes; ``.img`` if they are unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), ".img")
 
 
-def fitting_name(name: str, suffix: str) -> str:
-    """``name`` if its suffix is the given one or a spelling of it, else the name with the suffix added."""
-    same = {".jpeg": ".jpg", ".tiff": ".tif"}
+def name_with_suffix(name: str, suffix: str) -> str:
+    """``name`` if its suffix is the given one or a variant of it, else the name with the suffix appended."""
+    variants = {".jpeg": ".jpg", ".tiff": ".tif"}
     own = Path(name).suffix.lower()
-    return name if same.get(own, own) == suffix else name + suffix
+    return name if variants.get(own, own) == suffix else name + suffix

@@ -1,4 +1,4 @@
-"""Building a Caffe LMDB from an image list, as ``convert_imageset`` does, on all cores and resumable."""
+"""Building a Caffe LMDB from an image list, as ``convert_imageset`` does: on all cores, resumable."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import check_output
-from .datum import datum_picture, encoded_datum, hwc_to_chw, parse_datum, raw_datum
-from .image_list import ImageList, ListRow, picture_path
+from .datum import datum_image, encoded_datum, hwc_to_chw, parse_datum, raw_datum
+from .image_list import ImageList, ListRow, image_path
 from .images import (
     LARGEST_SIDE,
     check_encode_type,
-    encode_picture,
+    encode_image,
     guess_encode_type,
-    read_picture,
-    same_kind,
+    has_encoding,
+    read_image,
 )
 from .lmdb_build_journal import BadRow, Journal
 from .lmdb_read import key_text, row_key, split_key
@@ -27,14 +27,14 @@ from .parallel import ordered_map
 
 BATCH_ROWS = 256
 BATCH_BYTES = 32 << 20
-"""A batch is committed at so many rows or bytes, whichever comes first: it bounds memory and lost work."""
+"""A batch is committed at this many rows or bytes, whichever comes first, to bound memory and lost work."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """convert_imageset's flags, under its names. Images are resized only if both sides are given.
 
-    ``seed`` is that of ``shuffle``; None keeps the list's order.
+    ``seed`` shuffles the list; None keeps its order.
     """
 
     resize_height: int = 0
@@ -48,9 +48,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         for name in ("resize_height", "resize_width"):
             if not 0 <= getattr(self, name) <= LARGEST_SIDE:
-                raise DataError(
-                    f"{name} {getattr(self, name)}: a side is 0 (as it is) or more pixels, up to {LARGEST_SIDE}"
-                )
+                raise DataError(f"{name} {getattr(self, name)}: give 0 (no resize) to {LARGEST_SIDE}")
         if self.encode_type:
             check_encode_type(self.encode_type)
 
@@ -62,57 +60,54 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did: rows of the list, rows stored by all runs of it, rows left out, and the row at which
-    this run began."""
+    """Result of a build: rows of the list, rows stored by all its runs, rows skipped, and the first row of this run."""
 
     path: Path
     rows: int
     stored: int
     bad: tuple[BadRow, ...]
-    began_at: int
+    start_row: int
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A row ready to be stored, with the pixels' count that check_size compares, or why it is not."""
+class _BuiltRow:
+    """A row ready to be stored and the number of its values (for check_size), or why it cannot be."""
 
     number: int
     row: ListRow
     value: bytes = b""
-    pixels: int = 0
+    size: int = 0
     reason: str = ""
 
 
-def make_value(row: ListRow, root: str | os.PathLike[str], options: BuildOptions) -> tuple[bytes, int]:
-    """The serialised ``Datum`` of one list row, and how many values its image has.
+def row_value(row: ListRow, root: str | os.PathLike[str], options: BuildOptions) -> tuple[bytes, int]:
+    """Return the serialised ``Datum`` of one list row and the number of values of its image.
 
-    Encoded rows that need no resizing keep the file's own bytes, where its suffix is the encoding's.
-    Raises DataError if the file is no image.
+    Encoded rows that need no resizing keep the file's own bytes if its suffix is that of the encoding.
+    Raises DataError if the file is not an image.
     """
-    path = picture_path(root, row.path)
-    picture = read_picture(path, not options.gray, options.size)
+    path = image_path(root, row.path)
+    image = read_image(path, not options.gray, options.size)
     kind = options.encode_type or (guess_encode_type(row.path) if options.encoded else "")
     if not kind:
-        return raw_datum(hwc_to_chw(picture), row.label), picture.size
-    # Caffe looks at the flags here, not at whether a resize took place.
-    if not options.resize_height and not options.resize_width and same_kind(path, kind):
+        return raw_datum(hwc_to_chw(image), row.label), image.size
+    # Caffe tests the flags here, not whether a resize took place.
+    if not options.resize_height and not options.resize_width and has_encoding(path, kind):
         data = Path(path).read_bytes()
     else:
-        data = encode_picture(picture, kind)
-    return encoded_datum(data, row.label), picture.size
+        data = encode_image(image, kind)
+    return encoded_datum(data, row.label), image.size
 
 
-def _make(root: str, options: BuildOptions, item: tuple[int, ListRow]) -> _Made:
+def _build_row(root: str, options: BuildOptions, item: tuple[int, ListRow]) -> _BuiltRow:
     number, row = item
     try:
         if len(row_key(number, row.path)) > MAX_KEY:
-            raise DataError(
-                f"{row.path}: is longer than LMDB's keys may be ({MAX_KEY} bytes); shorten the path"
-            )
-        value, pixels = make_value(row, root, options)
+            raise DataError(f"{row.path}: is longer than an LMDB key ({MAX_KEY} bytes); shorten the path")
+        value, size = row_value(row, root, options)
     except (DataError, OSError) as error:
-        return _Made(number, row, reason=str(error))
-    return _Made(number, row, value, pixels)
+        return _BuiltRow(number, row, reason=str(error))
+    return _BuiltRow(number, row, value, size)
 
 
 def build_lmdb(
@@ -126,14 +121,14 @@ def build_lmdb(
     progress: Callable[[int, int], None] = lambda done, rows: None,
     on_bad: Callable[[BadRow], None] = lambda bad: None,
 ) -> BuildReport:
-    """Store the images of a list, found under ``root``, as the LMDB ``target``; or finish doing so.
+    """Store the images of a list, found under ``root``, as the LMDB ``target``, or resume doing so.
 
-    Rows are numbered by the list (after a shuffle), also where images are left out, as in Caffe. The work
-    goes on in ``target.partial``; keys rise with the list's rows, so the last key stored *is* the point to
-    resume from, and a run killed at any moment loses and doubles nothing. The folder ``target`` appears when
-    it is whole. Bad images are skipped and named in ``target.bad.txt``; ``strict`` stops at the first.
-    Raises DataError if the target exists, the list cannot be used, ``target.partial`` is of another build, or
-    the disk is full; run again, the build goes on where it was.
+    Rows are numbered by the list (after a shuffle), skipped images included, as in Caffe. The database is
+    built in ``target.partial``; keys increase with the list's rows, so the last key stored is the point to
+    resume from, and a run killed at any moment neither loses nor duplicates rows. The folder ``target`` appears
+    when it is complete. Bad images are skipped and listed in ``target.bad.txt``; ``strict`` stops at the first.
+    Raises DataError if the target exists, the list cannot be used, ``target.partial`` belongs to another build,
+    or the disk is full; the same call again resumes the build.
     """
     options = options or BuildOptions()
     target = Path(target)
@@ -143,16 +138,16 @@ def build_lmdb(
     check_output(target, [images.path])
     with Journal(target, images, os.fspath(root), asdict(options)) as journal:
         start = len(images)
-        if not journal.whole:
+        if not journal.complete:
             writer = LmdbWriter(journal.database)
             try:
                 last = writer.last_key()
                 start = 0 if last is None else split_key(last)[0] + 1
                 journal.keep_bad_before(start)
                 items = ((number, images[number]) for number in range(start, len(images)))
-                made = ordered_map(partial(_make, os.fspath(root), options), items, workers)
+                made = ordered_map(partial(_build_row, os.fspath(root), options), items, workers)
                 if options.check_size:
-                    made = _same_size(made, _first_size(writer))
+                    made = _check_sizes(made, _first_size(writer))
                 _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)
             finally:
                 writer.close()
@@ -162,9 +157,9 @@ def build_lmdb(
 
 
 def _good_rows(
-    rows: Iterable[_Made], journal: Journal, strict: bool, on_bad: Callable[[BadRow], None]
-) -> Iterator[_Made]:
-    """Pass on the rows that can be stored; note the others, or stop at the first."""
+    rows: Iterable[_BuiltRow], journal: Journal, strict: bool, on_bad: Callable[[BadRow], None]
+) -> Iterator[_BuiltRow]:
+    """Yield the rows that can be stored; record the others, or stop at the first."""
     for made in rows:
         if not made.reason:
             yield made
@@ -176,24 +171,24 @@ def _good_rows(
         on_bad(bad)
 
 
-def _same_size(rows: Iterable[_Made], expected: int) -> Iterator[_Made]:
-    """Stop at an image with another number of values than the first (``expected``, or 0 if none is known).
+def _check_sizes(rows: Iterable[_BuiltRow], expected: int) -> Iterator[_BuiltRow]:
+    """Stop at an image whose number of values differs from the first's (``expected``, 0 if not known yet).
 
-    Caffe compares the stored bytes with the shape fields, which encoded rows do not have: there its
-    check_size always fails. Here the decoded images are compared.
+    Caffe compares the stored bytes with the shape fields, which encoded rows do not have, so its
+    check_size always fails on them. Here the decoded images are compared.
     """
     for made in rows:
-        expected = expected or made.pixels
-        if not made.reason and made.pixels != expected:
+        expected = expected or made.size
+        if not made.reason and made.size != expected:
             raise DataError(
-                f"{made.row.path}: has {made.pixels} values where the first image has {expected}; "
-                "resize, or leave out check_size"
+                f"{made.row.path}: has {made.size} values where the first image has {expected}; "
+                "resize, or omit check_size"
             )
         yield made
 
 
 def _store(
-    writer: LmdbWriter, rows: Iterable[_Made], total: int, progress: Callable[[int, int], None]
+    writer: LmdbWriter, rows: Iterable[_BuiltRow], total: int, progress: Callable[[int, int], None]
 ) -> None:
     """Write the rows in batches."""
     batch: list[tuple[bytes, bytes]] = []
@@ -210,9 +205,9 @@ def _store(
 
 
 def _first_size(writer: LmdbWriter) -> int:
-    """How many values the first stored image has, for a build that goes on; 0 in an empty database."""
+    """The number of values of the first stored image, for a resumed build; 0 in an empty database."""
     first = writer.first()
     if first is None:
         return 0
     where = key_text(first[0])
-    return datum_picture(parse_datum(first[1], where), where).size
+    return datum_image(parse_datum(first[1], where), where).size

@@ -1,4 +1,4 @@
-"""What an unfinished LMDB build knows of itself, so that the next run can go on with it."""
+"""The journal of an unfinished LMDB build, from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .image_list import ImageList
 
 
 class BadRow(NamedTuple):
-    """A row left out of a database, and why."""
+    """A row that was skipped, and why."""
 
     number: int
     path: str
@@ -28,12 +28,12 @@ _BAD_HEAD = b"row\tpath\tlabel\treason\n"
 
 
 def _is_temporary(path: Path) -> bool:
-    """Whether a file of the folder is one that `atomic_file` had begun when the process was killed."""
+    """Whether a file of the folder is a temporary one that `atomic_file` left when the process was killed."""
     return re.fullmatch(r"\.(build\..+\.json|bad\..+\.jsonl)", path.name) is not None
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a file is one that a build killed within its first or last step leaves behind."""
+    """Whether a file is one that a build killed in its first or last step leaves."""
     if path.name != "bad.jsonl":
         return _is_temporary(path)
     row = path.read_text(encoding="utf-8").partition("\n")[0]
@@ -41,12 +41,12 @@ def _is_left_over(path: Path) -> bool:
 
 
 def bad_list(target: Path) -> Path:
-    """Where a build names the rows it left out."""
+    """The file that lists the rows a build skipped."""
     return target.with_name(target.name + ".bad.txt")
 
 
 def read_bad_numbers(target: Path) -> frozenset[int]:
-    """The numbers of the rows that ``TARGET.bad.txt`` names; none where there is no such file."""
+    """The numbers of the rows that ``TARGET.bad.txt`` lists; none if there is no such file."""
     path = bad_list(target)
     if not path.is_file():
         return frozenset()
@@ -55,10 +55,10 @@ def read_bad_numbers(target: Path) -> frozenset[int]:
 
 
 class Journal:
-    """The folder ``TARGET.partial`` of one build: the database so far, what is being built, and the bad rows.
+    """The folder ``TARGET.partial`` of one build: the database so far, the build's arguments, and the bad rows.
 
-    Entering it makes or reopens the folder and keeps other processes out. Raises DataError if the target is
-    there already, another process is building it, or the folder was begun with another list or flags.
+    Entering it creates or reopens the folder and locks it. Raises DataError if the target exists, another
+    process is building it, or the folder was begun with another list or flags.
     """
 
     def __init__(self, target: Path, images: ImageList, root: str, flags: Mapping[str, Any]) -> None:
@@ -68,16 +68,16 @@ class Journal:
         self.list_name = os.fspath(images.path)
         self.plan = {"list": images.digest(), "rows": len(images), "root": root, **flags}
         self.bad: list[BadRow] = []
-        self.whole = False
+        self.complete = False
         self._lock = -1
 
     def __enter__(self) -> Journal:
-        # Killed between the rename of the database and the end: nothing is left to do but to tidy up.
-        self.whole = (
+        # Killed between the rename of the database and the end: only the clean-up is left.
+        self.complete = (
             self.target.exists() and (self.folder / "build.json").exists() and not self.database.exists()
         )
-        if os.path.lexists(self.target) and not self.whole:
-            raise DataError(f"{self.target}: is already there; remove it or give another name")
+        if os.path.lexists(self.target) and not self.complete:
+            raise DataError(f"{self.target}: already exists; remove it or give another name")
         check_replaced(
             bad_list(self.target), starts_with(_BAD_HEAD), "`ilgnet lmdb make`",
             "remove it or give another name for the database",
@@ -86,12 +86,12 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"{self.target}: cannot be made ({error.strerror}); give another folder"
+                f"{self.target}: cannot be created ({error.strerror}); give another folder"
             ) from error
         self._lock_folder()
         try:
-            self._agree()
-            if self.whole:
+            self._check_plan()
+            if self.complete:
                 self.keep_bad_before(self.plan["rows"])
         except BaseException:
             self.__exit__()
@@ -107,10 +107,8 @@ class Journal:
         self._lock = -1
         try:
             import fcntl
-        except (
-            ImportError
-        ):  # Windows has no advisory locks on folders; two builds at once are then unguarded.
-            return
+        except ImportError:
+            return  # Windows has no advisory locks on folders: concurrent builds are not detected
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,8 +118,8 @@ class Journal:
                 f"{self.folder}: another process is building it; wait or give another name"
             ) from error
 
-    def _agree(self) -> None:
-        """Write the plan of a new build, or compare ours with that of the one begun."""
+    def _check_plan(self) -> None:
+        """Write the plan of a new build, or compare ours with that of the build to resume."""
         path = self.folder / "build.json"
         if not path.exists() and all(map(_is_left_over, self.folder.iterdir())):
             with atomic_file(path, "w") as file:
@@ -129,17 +127,19 @@ class Journal:
             return
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name in self.plan if begun[name] != self.plan[name]]
+            changed = [name for name in self.plan if begun[name] != self.plan[name]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.folder}: is not an unfinished build of this program; remove it"
+                f"{self.folder}: is not an unfinished build by this program; remove it"
             ) from error
-        if other:
-            was = ", ".join(f"{name} {begun[name]!r}, now {self.plan[name]!r}" for name in other)
-            raise DataError(f"{self.folder}: was begun with {was}; give the same again or remove the folder")
+        if changed:
+            was = ", ".join(f"{name} {begun[name]!r}, now {self.plan[name]!r}" for name in changed)
+            raise DataError(
+                f"{self.folder}: was begun with {was}; give the same arguments or remove the folder"
+            )
 
     def add_bad(self, row: BadRow) -> None:
-        """Note a bad row. It is on file before any later row is stored, so a resumed run knows it."""
+        """Record a bad row. It is on disk before any later row is stored, so a resumed run has it."""
         self.bad.append(row)
         try:
             with open(self.folder / "bad.jsonl", "a", encoding="utf-8") as file:
@@ -150,7 +150,7 @@ class Journal:
             ) from error
 
     def keep_bad_before(self, start: int) -> None:
-        """Take over the bad rows numbered below ``start``; those after it, and a torn line, are met again."""
+        """Keep the recorded bad rows below ``start``; later ones, and an incomplete line, will be read again."""
         self.bad = []
         path = self.folder / "bad.jsonl"
         if path.exists():
@@ -161,7 +161,7 @@ class Journal:
             file.writelines(json_text(row) + "\n" for row in self.bad)
 
     def finish(self) -> None:
-        """Write ``TARGET.bad.txt`` (or remove an old one) and give the database its name."""
+        """Write ``TARGET.bad.txt`` (or remove an old one) and rename the database to its final name."""
         listed = bad_list(self.target)
         if self.bad:
             with atomic_file(listed, "wb") as file:
@@ -170,14 +170,16 @@ class Journal:
         else:
             listed.unlink(missing_ok=True)
         try:
-            if not self.whole:
+            if not self.complete:
                 os.rename(self.database, self.target)
-            # The plan goes first: what a kill leaves behind is then no longer taken for a build.
+            # The plan is removed first: what remains after a kill is then not taken for a build.
             (self.folder / "build.json").unlink()
             (self.folder / "bad.jsonl").unlink(missing_ok=True)
             for left in filter(_is_temporary, self.folder.iterdir()):
                 left.unlink()
-            with suppress(OSError):  # what someone else put there stays
+            with suppress(OSError):  # other files there are kept
                 os.rmdir(self.folder)
         except OSError as error:
-            raise DataError(f"{self.target}: cannot be finished ({error.strerror}); run it again") from error
+            raise DataError(
+                f"{self.target}: cannot be finished ({error.strerror}); run the command again"
+            ) from error

@@ -1,4 +1,4 @@
-"""What a database holds, and whether it is whole: the numbers behind ``ilgnet lmdb info`` and ``check``."""
+"""Counts of a database and checks of its rows: ``ilgnet lmdb info`` and ``check``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .parallel import ordered_map
 
 @dataclass(frozen=True)
 class LmdbSummary:
-    """Rows, bytes of the file, rows by label, by kind (raw, float, png, …) and by shape, and the end keys.
+    """Rows, bytes of the file, rows by label, by kind (raw, float, png, …) and by shape, and the first and last key.
 
-    Shapes are ``CxHxW`` as the rows state them; encoded rows state none and are counted by kind only.
+    Shapes are ``CxHxW`` as the rows state them; encoded rows state none and count by kind only.
     """
 
     path: str
@@ -34,18 +34,18 @@ class LmdbSummary:
 
 
 def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
-    """Count a database's rows in one pass that leaves the images on the disk."""
+    """Count a database's rows in one pass, without reading the images."""
     reader = LmdbReader(path)
     labels: Counter[int] = Counter()
     kinds: Counter[str] = Counter()
     shapes: Counter[str] = Counter()
     first = last = b""
-    for key, head in reader.heads():
+    for key, header in reader.headers():
         first, last = first or key, key
-        labels[head.label] += 1
-        kinds[head.kind] += 1
-        if head.shape:
-            shapes["x".join(map(str, head.shape))] += 1
+        labels[header.label] += 1
+        kinds[header.kind] += 1
+        if header.shape:
+            shapes["x".join(map(str, header.shape))] += 1
     return LmdbSummary(
         path=str(path),
         rows=len(reader),
@@ -60,7 +60,7 @@ def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
 
 @dataclass(frozen=True)
 class LmdbCheck:
-    """What a check found: rows looked at, and the faults, one line each (at most ``MAX_FAULTS`` are kept)."""
+    """Result of a check: rows checked, and the problems found, one line each (at most ``MAX_FAULTS`` are kept)."""
 
     rows: int
     fault_count: int
@@ -78,20 +78,19 @@ def check_lmdb(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> LmdbCheck:
-    """Look at every row in constant memory: it decodes, its key is ``%08d_path`` with rising numbers.
+    """Check every row in constant memory: it decodes, and its key is ``%08d_path`` with increasing numbers.
 
-    ``labels`` is the number of classes: labels lie in [0, labels). ``images`` is the list the database was
-    made from: each row of the list must be there, with its path and label, but for those that its
-    ``.bad.txt`` names. Raises DataError if the database
-    cannot be opened; all else is a fault in the result.
+    ``labels`` is the number of classes: labels must be in [0, labels). ``images`` is the list the database was
+    built from: each row of the list must be there, with its path and label, except those that its ``.bad.txt``
+    lists. Raises DataError if the database cannot be opened; other problems are in the result.
     """
     reader = LmdbReader(path)
     rows = len(reader)
     kept: list[str] = [] if rows else [f"{path}: has no rows; build it again"]
     count = len(kept)
-    left_out = read_bad_numbers(Path(path)) if images is not None else frozenset()
-    seen = _counted(ordered_map(_look, reader, workers), lambda done: progress(done, rows))
-    found = _faults(seen, images, labels, left_out)
+    skipped = read_bad_numbers(Path(path)) if images is not None else frozenset()
+    seen = _with_progress(ordered_map(_check_row, reader, workers), lambda done: progress(done, rows))
+    found = _faults(seen, images, labels, skipped)
     for fault in found:
         count += 1
         if len(kept) < MAX_FAULTS:
@@ -99,36 +98,36 @@ def check_lmdb(
     return LmdbCheck(rows, count, tuple(kept))
 
 
-class _Look(NamedTuple):
-    """A row's key, its label, and what hinders its decoding."""
+class _CheckedRow(NamedTuple):
+    """A row's key, its label, and why it cannot be decoded."""
 
     key: bytes
     label: int
     fault: str
 
 
-def _look(row: Row) -> _Look:
+def _check_row(row: Row) -> _CheckedRow:
     try:
-        _, label = row.picture()
+        _, label = row.image()
     except DataError as error:
-        return _Look(row.key, 0, str(error))
-    return _Look(row.key, label, "")
+        return _CheckedRow(row.key, 0, str(error))
+    return _CheckedRow(row.key, label, "")
 
 
-def _counted(rows: Iterable[_Look], progress: Callable[[int], None]) -> Iterator[_Look]:
+def _with_progress(rows: Iterable[_CheckedRow], progress: Callable[[int], None]) -> Iterator[_CheckedRow]:
     for done, row in enumerate(rows, 1):
         yield row
         progress(done)
 
 
 def _faults(
-    rows: Iterable[_Look],
+    rows: Iterable[_CheckedRow],
     images: ImageList | None,
     labels: int | None,
-    left_out: frozenset[int],
+    skipped: frozenset[int],
 ) -> Iterator[str]:
-    """The faults in the order they are met. ``expected`` is the next row number the list leads us to."""
-    expected, before = 0, -1
+    """Yield the problems in row order. ``expected`` is the next row number of the list."""
+    expected, previous = 0, -1
     for key, label, fault in rows:
         if fault:
             yield fault
@@ -139,12 +138,12 @@ def _faults(
         except IlgnetError as error:
             yield str(error)
             continue
-        if number <= before:
+        if number <= previous:
             yield f"{key_text(key)}: a second row with number {number}; build the database again"
-        before = number
+        previous = number
         if images is None:
             continue
-        yield from _missing(images, range(expected, min(number, len(images))), left_out)
+        yield from _missing(images, range(expected, min(number, len(images))), skipped)
         expected = max(expected, number + 1)
         if number >= len(images):
             yield f"{key_text(key)}: the list has {len(images)} rows; give the list it was made from"
@@ -153,10 +152,10 @@ def _faults(
         elif not fault and label != images[number].label:
             yield f"{key_text(key)}: label {label} where the list has {images[number].label}; build it again"
     if images is not None:
-        yield from _missing(images, range(expected, len(images)), left_out)
+        yield from _missing(images, range(expected, len(images)), skipped)
 
 
-def _missing(images: ImageList, numbers: range, left_out: frozenset[int]) -> Iterator[str]:
+def _missing(images: ImageList, numbers: range, skipped: frozenset[int]) -> Iterator[str]:
     for number in numbers:
-        if number not in left_out:
-            yield f"row {number} ({images[number].path}) of the list is not there; build it again"
+        if number not in skipped:
+            yield f"row {number} ({images[number].path}) of the list is missing; build it again"

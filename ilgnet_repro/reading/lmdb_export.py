@@ -1,4 +1,4 @@
-"""A database back into image files and a list."""
+"""Exporting a database to image files and a list."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import check_output, temporary_folder
-from .datum import chw_to_hwc, datum_picture
-from .images import encode_picture, fitting_name, suffix_of
+from .datum import chw_to_hwc, datum_image
+from .images import encode_image, name_with_suffix, suffix_of
 from .lmdb_read import LmdbReader, Row, key_text, split_key
 
 
@@ -21,18 +21,18 @@ def export_lmdb(
     folder: str | os.PathLike[str],
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> int:
-    """Write each image under the path in its key, and ``list.txt``, into a new folder; returns the rows.
+    """Write each image under the path in its key, and ``list.txt``, into a new folder; return the number of rows.
 
-    Encoded rows are written byte for byte, raw ones as PNG (which loses nothing), and rows that are no 8-bit
-    image of 1, 3 or 4 channels as npy. A path whose suffix does not fit gets the right one added; a path
-    met twice gets its key as a name. The folder appears when it is whole.
-    Raises DataError if it is there already or a key's path would lead out of it.
+    Encoded rows are written byte for byte, raw ones as PNG (which loses nothing), and rows that are not
+    8-bit images of 1, 3 or 4 channels as npy. The right suffix is appended to a path that lacks it; a duplicate
+    path is replaced by the key. The folder appears when it is complete.
+    Raises DataError if it exists or a key's path would leave it.
     """
     reader, target = LmdbReader(database), Path(folder)
     rows = len(reader)
     check_output(target, [database])
     if os.path.lexists(target):
-        raise DataError(f"{target}: is already there; remove it or give another name")
+        raise DataError(f"{target}: already exists; remove it or give another name")
     try:
         partial = temporary_folder(target)
     except OSError as error:
@@ -44,7 +44,7 @@ def export_lmdb(
                 listed.write(os.fsencode(f"{name} {label}\n"))
                 progress(done, rows)
         if os.path.lexists(target):  # a rename would replace an empty folder
-            raise DataError(f"{target}: was made meanwhile; remove it or give another name")
+            raise DataError(f"{target}: was created meanwhile; remove it or give another name")
         partial.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
@@ -54,27 +54,27 @@ def export_lmdb(
 
 
 def _export_row(row: Row, folder: Path) -> tuple[str, int]:
-    """Write one row below the folder; its name there and its label."""
+    """Write one row to the folder; return its name there and its label."""
     datum, where = row.datum(), key_text(row.key)
     if datum.encoded:
         data, suffix = datum.data, suffix_of(datum.data)
     else:
-        picture = datum_picture(datum, where)
-        if picture.dtype == np.uint8 and picture.shape[0] in (1, 3, 4):
-            data, suffix = encode_picture(chw_to_hwc(picture), "png"), ".png"
+        image = datum_image(datum, where)
+        if image.dtype == np.uint8 and image.shape[0] in (1, 3, 4):
+            data, suffix = encode_image(chw_to_hwc(image), "png"), ".png"
         else:
             data, suffix = b"", ".npy"
     number, path = split_key(row.key)
     relative = Path(path.lstrip("/"))
     if ".." in relative.parts or not relative.parts or "\0" in path or "\n" in path:
-        raise DataError(f"{where}: its path leads out of the folder or is no file name; it is not exported")
-    name = fitting_name(relative.as_posix(), suffix)
+        raise DataError(f"{where}: its path leaves the folder or is not a file name; it is not exported")
+    name = name_with_suffix(relative.as_posix(), suffix)
     if (folder / name).exists():
-        name = fitting_name(f"{number:08d}_{relative.name}", suffix)
+        name = name_with_suffix(f"{number:08d}_{relative.name}", suffix)
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
-        np.save(file, picture, allow_pickle=False)
+        np.save(file, image, allow_pickle=False)
     else:
         file.write_bytes(data)
     return name, datum.label

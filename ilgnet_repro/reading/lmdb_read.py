@@ -1,4 +1,4 @@
-"""Reading Caffe's LMDBs: rows in key order or by number, safe in worker processes."""
+"""Reading Caffe's LMDBs: rows in key order or by index, safe in worker processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..schema import caffe_pb2
-from .datum import DatumHead, datum_head, datum_picture, parse_datum
+from .datum import DatumHeader, datum_header, datum_image, parse_datum
 from .lmdb_environment import WINDOW, Environment, open_environment
 
 
@@ -25,14 +25,14 @@ class Row(NamedTuple):
     def datum(self) -> caffe_pb2.Datum:
         return parse_datum(self.value, key_text(self.key))
 
-    def picture(self, colour: bool | None = None) -> tuple[np.ndarray, int]:
-        """The image as (channels, height, width) and its label; see ``datum_picture``."""
+    def image(self, colour: bool | None = None) -> tuple[np.ndarray, int]:
+        """The image as (channels, height, width) and its label; see ``datum_image``."""
         datum = self.datum()
-        return datum_picture(datum, key_text(self.key), colour), datum.label
+        return datum_image(datum, key_text(self.key), colour), datum.label
 
 
 def row_key(number: int, path: str) -> bytes:
-    """The key convert_imageset gives to row ``number`` of a list: ``%08d_path``."""
+    """The key of row ``number`` of a list in convert_imageset: ``%08d_path``."""
     return b"%08d_" % number + os.fsencode(path)
 
 
@@ -40,26 +40,26 @@ def split_key(key: bytes) -> tuple[int, str]:
     """The list's row number and the path within a key. Raises DataError if it is not ``%08d_path``."""
     number, separator, path = key.partition(b"_")
     if not separator or not number.isdigit() or len(number) < 8:
-        raise DataError(f"{key_text(key)}: is not a key of convert_imageset's, which are `%08d_path`")
+        raise DataError(f"{key_text(key)}: is not a key of convert_imageset (`%08d_path`)")
     return int(number), os.fsdecode(path)
 
 
 def key_text(key: bytes) -> str:
-    """A key as it can be printed."""
+    """A key as printable text."""
     return key.decode("utf-8", "backslashreplace")
 
 
 class LmdbReader:
     """A Caffe LMDB of ``Datum`` rows, opened when first used; pickles as its path.
 
-    Iterating goes in key order, which is Caffe's reading order. ``reader[number]`` is random access; it holds
-    the keys, packed, about 30 bytes a row. Raises DataError if the folder is no LMDB or is cut short.
+    Iteration is in key order, which is Caffe's reading order. ``reader[number]`` is random access; it keeps
+    the keys in memory, about 30 bytes per row. Raises DataError if the folder is not an LMDB or is truncated.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()  # LMDB knows a database by its inode, not by the name of a link
+        self.path = Path(path).resolve()  # LMDB identifies a database by its inode, not by the name of a link
         if not (self.path / "data.mdb").is_file():
-            raise DataError(f"{path}: no LMDB there (no data.mdb); give the folder `ilgnet lmdb make` wrote")
+            raise DataError(f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote")
         self._opened: Environment | None = None
         self._keys: tuple[bytes, np.ndarray] | None = None
         self._indexing = Lock()
@@ -78,27 +78,27 @@ class LmdbReader:
         for key, value in self._scan():
             yield Row(key, value)
 
-    def heads(self) -> Iterator[tuple[bytes, DatumHead]]:
-        """Every key with what its row says of itself; the images are not read from the disk."""
+    def headers(self) -> Iterator[tuple[bytes, DatumHeader]]:
+        """Every key with its row's header; the images are not read from disk."""
         for key, value in self._scan(buffers=True):
-            yield bytes(key), datum_head(value, key_text(bytes(key)))
+            yield bytes(key), datum_header(value, key_text(bytes(key)))
 
     def keys(self) -> Iterator[bytes]:
         """Every key, in order."""
         return (bytes(key) for key, _ in self._scan(buffers=True))
 
     def _scan(self, buffers: bool = False) -> Iterator[tuple[Any, Any]]:
-        """All rows, in transactions of about ``WINDOW`` bytes. A view is good until the next row only."""
+        """All rows, in transactions of about ``WINDOW`` bytes. A view is valid until the next row only."""
         environment = self._environment
         last, more = b"", True
         while more:
             with environment.transaction(buffers) as transaction:
                 cursor = transaction.cursor()
                 more = cursor.set_key(last) and cursor.next() if last else cursor.first()
-                room = WINDOW
-                while more and room > 0:
+                budget = WINDOW
+                while more and budget > 0:
                     key, value = cursor.item()
-                    room -= environment.count(len(value))
+                    budget -= environment.count(len(value))
                     last = bytes(key)
                     yield key, value
                     del key, value
@@ -131,13 +131,13 @@ class LmdbReader:
         with self._environment.transaction() as transaction:
             value = transaction.get(key)
         if value is None:
-            raise DataError(f"{self.path}: has no row {key_text(key)}; `ilgnet lmdb info` tells its keys")
+            raise DataError(f"{self.path}: has no row {key_text(key)}; `ilgnet lmdb info` prints its keys")
         self._environment.count(len(value))
         return Row(key, value)
 
     def close(self) -> None:
-        """Let go of the database; the next use opens it again."""
+        """Release the database; the next use reopens it."""
         self._opened = None
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[LmdbReader], tuple[Path]]:
         return LmdbReader, (self.path,)

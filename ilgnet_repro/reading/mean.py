@@ -19,7 +19,7 @@ from .parallel import ordered_map
 
 @dataclass(frozen=True)
 class MeanImage:
-    """The mean of a database's images, float32 (channels, height, width), and how many they were."""
+    """The mean of a database's images, float32 (channels, height, width), and their number."""
 
     image: np.ndarray
     rows: int
@@ -37,28 +37,28 @@ def compute_mean(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> MeanImage:
-    """The mean image of all rows, in one streaming pass.
+    """Compute the mean image of all rows in one streaming pass.
 
     Sums are exact: 64-bit integers for bytes, float64 for ``float_data``. Caffe sums in float32, which is the
-    same until a pixel's sum passes 2**24 (at row 65,794 or later) and loses units from there on;
-    ``caffe_rounding`` sums as Caffe does, in its order, and gives its bits for any number of rows.
-    Raises DataError, with the key, for a row that cannot be decoded or is of another size than the first.
+    same until a pixel's sum exceeds 2**24 (at row 65,794 or later) and is rounded from there on;
+    ``caffe_rounding`` sums in Caffe's order and precision: the result is bitwise equal for any number of rows.
+    Raises DataError, with the key, for a row that cannot be decoded or differs in size from the first.
     """
     reader = LmdbReader(database)
     rows = len(reader)
     if not rows:
         raise DataError(f"{database}: has no rows; build it again")
     total: np.ndarray | None = None
-    for done, (key, picture) in enumerate(ordered_map(_decode, reader, workers), 1):
+    for done, (key, image) in enumerate(ordered_map(_decode, reader, workers), 1):
         if total is None:
-            exact = np.int64 if picture.dtype == np.uint8 else np.float64
-            total = np.zeros(picture.shape, np.float32 if caffe_rounding else exact)
-        if picture.shape != total.shape:
-            sizes = ["x".join(map(str, shape)) for shape in (picture.shape, total.shape)]
+            exact = np.int64 if image.dtype == np.uint8 else np.float64
+            total = np.zeros(image.shape, np.float32 if caffe_rounding else exact)
+        if image.shape != total.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (image.shape, total.shape)]
             raise DataError(
                 f"{database}: {key_text(key)} is {sizes[0]}, the first row {sizes[1]}; build it with a resize"
             )
-        np.add(total, picture, out=total, casting="unsafe")
+        np.add(total, image, out=total, casting="unsafe")
         progress(done, rows)
     assert total is not None
     if caffe_rounding:
@@ -67,13 +67,13 @@ def compute_mean(
 
 
 def _decode(row: Row) -> tuple[bytes, np.ndarray]:
-    return row.key, row.picture()[0]
+    return row.key, row.image()[0]
 
 
 def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mean image as float32 (channels, height, width), from a binaryproto or an npy file, told by its content.
+    """Read a mean image, float32 (channels, height, width), from a binaryproto or npy file, recognized by content.
 
-    Raises DataError if an npy file is not of numbers in that shape, FormatError if a binaryproto is none.
+    Raises DataError if an npy file has no numbers of that shape, FormatError if a file is not a binaryproto.
     """
     if _is_npy(path):
         try:
@@ -81,7 +81,7 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: is not an npy file ({error}); give a mean file") from error
         if mean.dtype.kind not in "fiu":
-            raise DataError(f"{path}: holds {mean.dtype}, not numbers; give a mean file")
+            raise DataError(f"{path}: has type {mean.dtype}, not numbers; give a mean file")
     else:
         mean = read_blob(path)
     shape = mean.shape
@@ -103,7 +103,7 @@ def _is_npy(path: str | os.PathLike[str]) -> bool:
 
 
 def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:
-    """Write (channels, height, width) as a binaryproto, or as npy where the suffix says so."""
+    """Write (channels, height, width) as a binaryproto, or as npy if the suffix is ``.npy``."""
     if Path(path).suffix == ".npy":
         with atomic_file(path) as file:
             np.save(file, mean.astype(np.float32), allow_pickle=False)

@@ -1,7 +1,7 @@
-"""What a net's own data layer says of its images, read as preprocessing for images that others supply.
+"""The preprocessing that a net's own data layer states, for images that the caller supplies.
 
-Caffe's training nets state crop, mean and scale in ``transform_param``, and sizes beside it.  What a deploy net
-would need is therefore there; a deploy net itself, whose input is fed by the caller, says nothing.
+Caffe's training nets state crop, mean and scale in ``transform_param``, and sizes beside it.  A deploy net, whose
+input the caller feeds, states nothing.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ def preprocessing_of(
     level: int = 0,
     stages: Iterable[str] = (),
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
-    """The preprocessing that the data layer of a phase states, or None, and what is to be said of it.
+    """Return the preprocessing that the data layer of a phase states, or None, and notes for the user.
 
-    ``text`` is in modern form (`upgrade_net`), whose ``transform_param`` holds what older texts state elsewhere.
-    ``size`` is the (height, width) of the net's input, for layers that do not state it, ``channels`` those it has.
-    A ``mean_file`` is looked for in ``folder``, where the prototxt lies, and in the working directory, where Caffe
-    looks for it.  Never raises: a net may be used without its data layer, and then what cannot be read is only said.
+    ``text`` is in modern form (`upgrade_net`), whose ``transform_param`` includes what older texts state elsewhere.
+    ``size`` is the (height, width) of the net's input, for layers that do not state it, ``channels`` its channels.
+    A ``mean_file`` is looked up in ``folder``, that of the prototxt, and in the working directory, where Caffe
+    looks it up.  Never raises: a net may be used without its data layer, so what cannot be read becomes a note.
     """
     state = net_state(phase, level, (*text.state.stage, *stages))
-    feeding = [layer for layer in text.layer if _has_images(layer) and is_included(layer, state)]
+    feeding = [layer for layer in text.layer if _is_image_layer(layer) and is_included(layer, state)]
     if not feeding:
         return None, ()
     first = feeding[0]
     where = f"{first.name} ({first.type})"
-    if any(_stated(layer) != _stated(first) for layer in feeding):
+    if any(_preparation(layer) != _preparation(first) for layer in feeding):
         names = ", ".join(layer.name for layer in feeding)
         return None, (f"{names}: prepare images differently, so no preprocessing is read from them",)
     notes: list[str] = []
     try:
         if channels not in (None, CHANNELS):
-            raise DataError(f"the net's input is of {channels} channels, and preprocessing of {CHANNELS}")
-        how = _read(first, size, folder, notes)
+            raise DataError(f"the net's input has {channels} channels, preprocessing has {CHANNELS}")
+        preprocessing = _read(first, size, folder, notes)
     except IlgnetError as error:
-        return None, (f"{where}: its images' preprocessing is not read: {error}",)
+        return None, (f"{where}: its preprocessing is not read: {error}",)
     param = first.transform_param
     if param.mirror:
         notes.append("mirror: true mirrors images at random in Caffe; preprocessing does not")
@@ -62,11 +62,11 @@ def preprocessing_of(
     unread = _unread_fields(first)
     if unread:
         notes.append(f"transform_param.{unread[0]} is not part of the preprocessing that is read")
-    notes.insert(0, f"preprocessing is read from this layer: {how.describe()}")
-    return how, tuple(f"{where}: {note}" for note in notes)
+    notes.insert(0, f"preprocessing is read from this layer: {preprocessing.describe()}")
+    return preprocessing, tuple(f"{where}: {note}" for note in notes)
 
 
-def _has_images(layer: pb.LayerParameter) -> bool:
+def _is_image_layer(layer: pb.LayerParameter) -> bool:
     if layer.bottom:
         return False
     return layer.type in ("Data", "ImageData", "WindowData", "MemoryData") or layer.HasField(
@@ -74,8 +74,8 @@ def _has_images(layer: pb.LayerParameter) -> bool:
     )
 
 
-def _stated(layer: pb.LayerParameter) -> tuple[object, ...]:
-    """What decides how a layer prepares its images; where they come from does not."""
+def _preparation(layer: pb.LayerParameter) -> tuple[object, ...]:
+    """The fields that determine how a layer prepares its images, not where they come from."""
     image = layer.image_data_param
     memory = layer.memory_data_param
     sides = (image.new_height, image.new_width, image.is_color, memory.channels, memory.height, memory.width)
@@ -93,9 +93,9 @@ def _read(
 ) -> Preprocessing:
     param = layer.transform_param
     if layer.type == "WindowData":
-        raise DataError("it cuts windows out of its images")
+        raise DataError("it crops windows from its images")
     if _is_grey(layer):
-        raise DataError("its images are not of three channels, which preprocessing needs")
+        raise DataError("its images do not have three channels, which preprocessing needs")
     if param.force_color and param.force_gray:
         raise DataError("force_color and force_gray cannot both be set")
     if param.mean_file and param.mean_value:
@@ -116,14 +116,14 @@ def _read(
             raise DataError("the size of its images is known only from its source")
     elif resize is None:
         notes.append(
-            "the size that its images were stored in is not stated; give images of that size, or state the size to resize to"
+            "the size of its stored images is not stated; give images of that size, or state the size to resize to"
         )
     if size and not crop and resize != size:
         raise DataError(f"its images are {_show(resize or ())} and the net's input {_show(size)}")
-    whole = crop or resize
-    assert whole is not None
+    input_size = crop or resize
+    assert input_size is not None
     return Preprocessing(
-        size=whole, path="crop", resize=resize, mean_image=mean, mean_value=tuple(param.mean_value), scale=param.scale
+        size=input_size, path="crop", resize=resize, mean_image=mean, mean_value=tuple(param.mean_value), scale=param.scale
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _is_grey(layer: pb.LayerParameter) -> bool:
 
 
 def _stored_size(layer: pb.LayerParameter) -> Sides | None:
-    """The (height, width) of a layer's images before the crop, where its text states it."""
+    """The (height, width) of a layer's images before the crop, if its text states it."""
     image, memory = layer.image_data_param, layer.memory_data_param
     if layer.type == "MemoryData":
         return memory.height, memory.width
@@ -150,7 +150,7 @@ def _stored_size(layer: pb.LayerParameter) -> Sides | None:
 
 
 def _read_mean(name: str, folder: Path | None, notes: list[str]) -> np.ndarray:
-    """A mean file, looked for beside the prototxt, in the working directory, and beside the prototxt without its path."""
+    """A mean file, looked up beside the prototxt, in the working directory, and beside the prototxt by file name only."""
     places = [Path(name)] if folder is None else [folder / name, Path(name), folder / Path(name).name]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
@@ -158,5 +158,5 @@ def _read_mean(name: str, folder: Path | None, notes: list[str]) -> np.ndarray:
             f"mean_file {name} is neither beside the prototxt nor in the working directory; state the mean"
         )
     if found == places[-1] != places[0]:
-        notes.append(f"mean_file {name} is not there; {found} is read for it")
+        notes.append(f"mean_file {name} does not exist; {found} is read instead")
     return read_mean(found)

@@ -1,4 +1,4 @@
-"""Work shared out to threads, its results taken in order and never far ahead of their use."""
+"""An ordered parallel map on threads with bounded read-ahead."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, chunk: int = 8
 ) -> Iterator[Result]:
-    """Like ``map``, on threads (one a core if not said): OpenCV and LMDB work outside the interpreter's lock.
+    """Like ``map``, on threads (default: one per core): OpenCV and LMDB release the interpreter lock.
 
-    At most ``4 * workers`` chunks are under way, so memory does not grow with the number of items.
-    An exception of ``function`` comes out at its chunk's place.
+    At most ``4 * workers`` chunks are in flight, so memory does not grow with the number of items.
+    An exception of ``function`` is raised at its chunk's place in the order.
     """
     workers = workers if workers and workers > 0 else cores()
     if workers == 1:
@@ -32,17 +32,17 @@ def ordered_map(
         return
     source = iter(items)
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[list[Result]]] = deque()
+    pending: deque[Future[list[Result]]] = deque()
     try:
         while True:
-            while len(waiting) < 4 * workers and (block := list(islice(source, chunk))):
-                waiting.append(pool.submit(_each, function, block))
-            if not waiting:
+            while len(pending) < 4 * workers and (block := list(islice(source, chunk))):
+                pending.append(pool.submit(_map_chunk, function, block))
+            if not pending:
                 return
-            yield from waiting.popleft().result()
+            yield from pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _each(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     return [function(item) for item in items]

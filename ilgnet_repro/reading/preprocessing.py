@@ -1,4 +1,4 @@
-"""What is done to an image before a net sees it, as a value that travels inside the converted file."""
+"""How images are prepared for a net, as a value that is stored in the converted file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .transforms import Transform
 PATHS = ("whole", "crop")
 ORDERS = ("BGR", "RGB")
 CHANNELS = 3
-LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels stay within float32
+LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels fit float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Preprocessing:
     Path ``whole`` is pycaffe's Transformer: the whole image resized to ``size`` (height, width), minus
     ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the image resized to
     ``resize``, minus ``mean_image`` (channels, height, width) or ``mean_value``, times ``scale``, its centre
-    ``size`` cut out; that is a square, unless it is the whole of the resized image.  Pixels count from 0 to
+    ``size`` crop taken; the crop is square unless it is the whole resized image.  Pixels range from 0 to
     255; ``mean_value`` and ``mean_image`` are in ``order``.
     """
 
@@ -53,9 +53,7 @@ class Preprocessing:
         if self.mean_image is not None:
             _check_mean_image(self.mean_image)
             if len(self.mean_value):
-                raise DataError(
-                    "preprocessing: a mean image and mean_value cannot both be given; leave out one"
-                )
+                raise DataError("preprocessing: a mean image and mean_value cannot both be given; omit one")
         if self.path not in PATHS:
             raise DataError(f"preprocessing path {self.path!r}: is one of {', '.join(PATHS)}")
         if self.order not in ORDERS:
@@ -67,21 +65,24 @@ class Preprocessing:
         if self.path == "crop" and self.resize is not None and any(map(lt, self.resize, self.size)):
             sides = "x".join(map(str, self.resize))
             wanted = self.size[0] if len(set(self.size)) == 1 else "x".join(map(str, self.size))
-            raise DataError(f"preprocessing: images of {sides} hold no crop of {wanted}; resize to more")
+            raise DataError(
+                f"preprocessing: images of {sides} are smaller than the crop of {wanted}; increase resize"
+            )
         if self.mean_image is not None and self.path != "crop":
-            raise DataError("a mean image goes with the path crop; the path whole takes one mean a channel")
+            raise DataError("a mean image goes with the path crop; the path whole takes one mean per channel")
 
-    def __call__(self, picture: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
-        """A file, or uint8 (height, width, 3) in BGR, as float32 (3, height, width).
+    def __call__(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+        """Prepare a file, or uint8 (height, width, 3) in BGR, as float32 (3, height, width).
 
-        Raises DataError if the file is no image.
+        Raises DataError if the file is not an image.
         """
         if self.path == "whole":
-            unit = bgr_to_unit(picture) if isinstance(picture, np.ndarray) else load_image(picture)
+            unit = bgr_to_unit(image) if isinstance(image, np.ndarray) else load_image(image)
             values = preprocess(unit, self.size, (0.0, 0.0, 0.0))
             values = values if self.order == "BGR" else values[::-1]
-            return (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
-        pixels = picture if isinstance(picture, np.ndarray) else read_bgr(picture)
+            prepared: np.ndarray = (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
+            return prepared
+        pixels = image if isinstance(image, np.ndarray) else read_bgr(image)
         return self._transform()(self._resized(pixels))
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
@@ -104,16 +105,16 @@ class Preprocessing:
         )
 
     def with_mean_file(self, path: str | os.PathLike[str]) -> Preprocessing:
-        """The crop path with a mean image, resized as the mean is.
+        """Return the crop path with a mean image, images resized to its size.
 
-        Raises DataError where the file does not fit what is stated already.
+        Raises DataError if the file contradicts the other fields.
         """
         mean = read_mean(Path(path))
         if len(self.mean_value):
-            raise DataError(f"{path}: a mean image and mean_value cannot both be given; leave out one")
+            raise DataError(f"{path}: a mean image and mean_value cannot both be given; omit one")
         if self.resize is not None and self.resize != mean.shape[1:]:
             sides = ["x".join(map(str, shape)) for shape in (mean.shape[1:], self.resize)]
-            raise DataError(f"{path}: is {sides[0]} and resize is {sides[1]}; leave out resize")
+            raise DataError(f"{path}: is {sides[0]} and resize is {sides[1]}; omit resize")
         try:
             _check_mean_image(mean)
         except DataError as error:
@@ -121,7 +122,7 @@ class Preprocessing:
         return replace(self, path="crop", resize=mean.shape[1:], mean_image=mean, mean_value=())
 
     def describe(self) -> str:
-        """In one line, for people."""
+        """A one-line description."""
         size, resize = ("x".join(map(str, sides)) for sides in (self.size, self.resize or ()))
         steps = [f"image resized to {resize or size}"] if resize or self.path == "whole" else []
         if self.path == "crop" and self.size != self.resize:
@@ -135,7 +136,7 @@ class Preprocessing:
         return ", ".join(steps)
 
     def to_json(self) -> str:
-        """As JSON; the mean image is kept apart, as a tensor."""
+        """As JSON; the mean image is stored separately, as a tensor."""
         fields: dict[str, Any] = {
             "size": self.size, "path": self.path, "resize": self.resize, "order": self.order,
             "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale),
@@ -149,34 +150,37 @@ class Preprocessing:
         try:
             fields = json.loads(text)
             if fields.pop("has_mean_image") and mean_image is None:
-                raise DataError("preprocessing: names a mean image that the file does not hold")
+                raise DataError("preprocessing: names a mean image that the file does not contain")
             for key in ("size", "resize", "mean_value"):
                 fields[key] = tuple(fields[key]) if fields[key] is not None else None
-            if fields["path"] == "whole":  # files of earlier versions may hold a resize that was not used
+            if fields["path"] == "whole":  # files of earlier versions may have an unused resize
                 fields["resize"] = None
             return cls(**fields, mean_image=mean_image)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"preprocessing: not as this package writes it ({error})") from error
+            raise DataError(f"preprocessing: not written by this package ({error})") from error
 
 
 def _check_sides(name: str, sides: object) -> None:
     if name == "resize" and sides is None:
         return
-    whole = isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
-    if not whole or not all(1 <= side <= LARGEST_SIDE for side in sides):  # type: ignore[attr-defined]
+    if not (
+        isinstance(sides, tuple)
+        and len(sides) == 2
+        and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides)
+    ):
         raise DataError(
-            f"preprocessing: {name} {_short(sides)}: give two whole numbers (height, width) from 1 to {LARGEST_SIDE}"
+            f"preprocessing: {name} {_short(sides)}: give two integers (height, width) from 1 to {LARGEST_SIDE}"
         )
 
 
 def _check_numbers(name: str, values: object, counts: tuple[int, ...]) -> None:
-    """Raise DataError unless ``values`` is a tuple of so many numbers that float32 holds."""
+    """Raise DataError unless ``values`` is a tuple of finite numbers whose length is one of ``counts``."""
     if not isinstance(values, tuple) or len(values) not in counts:
-        one_or_all = "no number, one, or one a channel (blue, green, red)"
+        one_or_all = "no number, one, or one per channel (blue, green, red)"
         raise DataError(f"preprocessing: {name} {_short(values)}: give {one_or_all}")
     for value in values:
         number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not number or not abs(value) <= LARGEST_VALUE:  # NaN neither
+        if not number or not abs(value) <= LARGEST_VALUE:  # also refuses NaN
             raise DataError(f"preprocessing: {name} {_short(value)}: give finite numbers")
 
 
@@ -185,7 +189,7 @@ def _check_mean_image(mean: object) -> None:
         shape = getattr(mean, "shape", type(mean).__name__)
         raise DataError(f"mean image of shape {shape}: colour images need ({CHANNELS}, height, width)")
     if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
-        raise DataError("mean image: holds values that are not finite numbers; compute it again")
+        raise DataError("mean image: some values are not finite numbers; compute it again")
 
 
 def _short(value: object) -> str:
@@ -193,7 +197,7 @@ def _short(value: object) -> str:
 
 
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is none."""
+    """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is not an image."""
     import cv2
 
     pixels = decode_file(path, cv2.IMREAD_COLOR)
@@ -203,60 +207,62 @@ def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """An image file as pycaffe's ``io.load_image`` gives it: RGB float32 (height, width, 3) in [0, 1].
+    """An image file as pycaffe's ``io.load_image`` returns it: RGB float32 (height, width, 3) in [0, 1].
 
-    A grey image is repeated thrice, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
-    not applied. Raises DataError if the file is no image.
+    A grey image is repeated to three channels, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
+    not applied. Raises DataError if the file is not an image.
     """
     import cv2
 
-    picture = decode_file(path, cv2.IMREAD_UNCHANGED)
-    if picture is None or picture.dtype not in (np.uint8, np.uint16):
+    image = decode_file(path, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: is not an image that can be decoded; give a JPEG or PNG")
-    return bgr_to_unit(np.atleast_3d(picture))
+    return bgr_to_unit(np.atleast_3d(image))
 
 
-def bgr_to_unit(picture: np.ndarray) -> np.ndarray:
+def bgr_to_unit(image: np.ndarray) -> np.ndarray:
     """Integers (height, width, 1, 3 or 4) in OpenCV's BGR as RGB float32 in [0, 1]."""
-    if picture.shape[2] == 1:
-        picture = picture.repeat(3, axis=2)
+    if image.shape[2] == 1:
+        image = image.repeat(3, axis=2)
     # Divided in float64 and rounded once, as scikit-image's img_as_float followed by astype(float32).
-    return (picture[:, :, 2::-1] / np.float64(np.iinfo(picture.dtype).max)).astype(np.float32)
+    return (image[:, :, 2::-1] / np.float64(np.iinfo(image.dtype).max)).astype(np.float32)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (height, width, channels) to ``size`` as pycaffe's ``io.resize_image`` does, as float32.
 
-    Bilinear with half-pixel centres and no smoothing. When enlarging, the outermost samples lie beyond the
-    image's edge and are blended with its *least* value: pycaffe shifts the image to [0, 1] and leaves
-    scikit-image's ``mode='constant'`` filling with 0.
+    Bilinear with half-pixel centres and no antialiasing. When enlarging, the outermost samples are outside the
+    image and are interpolated with its *minimum*: pycaffe rescales the image to [0, 1] and scikit-image's
+    ``mode='constant'`` fills with 0.
     """
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or min(*image.shape, *size) < 1:
         raise DataError(
-            f"image of shape {image.shape} to {size}: needs (height, width, channels), none empty"
+            f"image of shape {image.shape} to {size}: needs (height, width, channels), none of them 0"
         )
     low, high = image.min(), image.max()
     if low == high:
         return np.full((*size, image.shape[2]), low, np.float32)
     unit = ((image - low) / (high - low)).astype(np.float64)
-    rows = _blend(unit, size[0])
-    both = _blend(rows.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
-    return (both * (high - low) + low).astype(np.float32)
+    rows = _resample(unit, size[0])
+    both = _resample(rows.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
+    resized: np.ndarray = (both * (high - low) + low).astype(np.float32)
+    return resized
 
 
-def _blend(image: np.ndarray, size: int) -> np.ndarray:
-    """Resample the first axis to ``size`` points, 0 beyond its ends."""
+def _resample(image: np.ndarray, size: int) -> np.ndarray:
+    """Resample the first axis linearly to ``size`` points, with 0 outside it."""
     length = image.shape[0]
     centres = (np.arange(size) + 0.5) * (length / size) - 0.5
     below = np.floor(centres).astype(np.int64)
     weight = (centres - below).reshape(-1, *[1] * (image.ndim - 1))
     padded = np.concatenate([np.zeros_like(image[:1]), image, np.zeros_like(image[:1])])
-    return padded[below + 1] * (1 - weight) + padded[below + 2] * weight
+    resampled: np.ndarray = padded[below + 1] * (1 - weight) + padded[below + 2] * weight
+    return resampled
 
 
 def preprocess(image: np.ndarray, size: tuple[int, int], channel_mean: Sequence[float]) -> np.ndarray:
-    """An RGB image in [0, 1] as the net's input: float32 (3, height, width), BGR times 255, minus the mean.
+    """Turn an RGB image in [0, 1] into the net's input: float32 (3, height, width), BGR times 255, minus the mean.
 
     ``channel_mean`` is in BGR. The steps and their order are those of pycaffe's ``Transformer.preprocess``.
     """

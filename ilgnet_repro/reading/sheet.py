@@ -1,4 +1,4 @@
-"""What a list or database of images looks like: counts, sizes and samples for a summary page."""
+"""Summary of a list or database of images: counts, sizes and samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import DataError
 from .datum import chw_to_hwc
-from .image_list import ImageList, picture_path
-from .images import read_picture
+from .image_list import ImageList, image_path
+from .images import read_image
 from .lmdb_read import LmdbReader, key_text, split_key
 from .parallel import ordered_map
 
@@ -24,7 +24,7 @@ THUMBNAIL = 112
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled image: its name, label, own (width, height), and thumbnail (BGR, uint8)."""
+    """One sampled image: its name, label, original (width, height), and thumbnail (BGR, uint8)."""
 
     name: str
     label: int
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A summary: rows by label, the sizes (width, height) of the images looked at, bad images among them,
+    """A summary: rows by label, the sizes (width, height) of the images decoded, those that could not be,
     and a few samples of each label."""
 
     title: str
@@ -47,7 +47,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class _Source:
-    """Labels of all rows, and a way to one row's name and image (height, width[, channels])."""
+    """Labels of all rows, and a function that loads one row's name and image (height, width[, channels])."""
 
     labels: np.ndarray
     load: Callable[[int], tuple[str, np.ndarray]]
@@ -61,27 +61,27 @@ def make_sheet(
     sizes_of: int = 1000,
     seed: int = 0,
 ) -> Sheet:
-    """Summarise an LMDB folder, or a list file whose images lie under ``root``.
+    """Summarise an LMDB folder, or a list file whose images are under ``root``.
 
-    All rows are counted; ``sizes_of`` of them, drawn by ``seed``, are decoded for the sizes, and up to
-    ``per_label`` of each label shown. Raises DataError if the source is neither, or has no rows.
+    All rows are counted; ``sizes_of`` of them, drawn with ``seed``, are decoded for the sizes, and up to
+    ``per_label`` of each label are shown. Raises DataError if the source is neither, or has no rows.
     """
     if per_label < 0 or sizes_of < 0 or not 0 <= seed < 1 << 32:
         raise DataError(f"per_label {per_label}, sizes_of {sizes_of}, seed {seed}: none may be negative")
     where = _lmdb_source(source) if Path(source).is_dir() else _list_source(source, root)
     if not len(where.labels):
-        raise DataError(f"{source}: has no rows; give a list or database that holds some")
+        raise DataError(f"{source}: has no rows; give a list or database with rows")
     counts = Counter(where.labels.tolist())
     order = np.random.RandomState(seed).permutation(len(where.labels))
     shown = {label: order[where.labels[order] == label][:per_label].tolist() for label in sorted(counts)}
-    looked = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
+    chosen = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
     found: dict[int, Sample] = {}
     unreadable = []
-    for row, seen in zip(looked, ordered_map(partial(_look, where), looked), strict=True):
-        if isinstance(seen, Sample):
-            found[row] = seen
+    for row, result in zip(chosen, ordered_map(partial(_sample, where), chosen), strict=True):
+        if isinstance(result, Sample):
+            found[row] = result
         else:
-            unreadable.append(seen)
+            unreadable.append(result)
     return Sheet(
         title=str(source),
         rows=len(where.labels),
@@ -92,7 +92,7 @@ def make_sheet(
     )
 
 
-def _look(source: _Source, row: int) -> Sample | str:
+def _sample(source: _Source, row: int) -> Sample | str:
     """The sample of a row, or why there is none."""
     import cv2
 
@@ -103,8 +103,8 @@ def _look(source: _Source, row: int) -> Sample | str:
     height, width = image.shape[:2]
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    share = min(THUMBNAIL / width, THUMBNAIL / height)
-    fitted = (max(1, round(width * share)), max(1, round(height * share)))
+    scale = min(THUMBNAIL / width, THUMBNAIL / height)
+    fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
     thumbnail = cv2.resize(image[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
     return Sample(name, int(source.labels[row]), (width, height), thumbnail)
 
@@ -114,7 +114,7 @@ def _list_source(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> 
 
     def load(row: int) -> tuple[str, np.ndarray]:
         name = images[row].path
-        return name, read_picture(picture_path(root, name))
+        return name, read_image(image_path(root, name))
 
     return _Source(np.fromiter((row.label for row in images), np.int64, len(images)), load)
 
@@ -124,16 +124,16 @@ def _lmdb_source(path: str | os.PathLike[str]) -> _Source:
 
     def load(row: int) -> tuple[str, np.ndarray]:
         stored = reader[row]
-        image, _ = stored.picture()
+        image, _ = stored.image()
         if image.dtype != np.uint8 or image.shape[0] not in (1, 3, 4):
-            raise DataError(f"{key_text(stored.key)}: is no 8-bit image of 1, 3 or 4 channels")
+            raise DataError(f"{key_text(stored.key)}: is not an 8-bit image of 1, 3 or 4 channels")
         return split_key(stored.key)[1], chw_to_hwc(image)
 
-    return _Source(np.fromiter((head.label for _, head in reader.heads()), np.int64, len(reader)), load)
+    return _Source(np.fromiter((header.label for _, header in reader.headers()), np.int64, len(reader)), load)
 
 
 def histogram(values: np.ndarray, bins: int = 24) -> Iterator[tuple[int, int, int]]:
-    """Yield (from, to, count) of equal steps of whole pixels that cover the values."""
+    """Yield (from, to, count) of bins of equal integer width that cover the values."""
     low, high = int(values.min()), int(values.max())
     step = -(-(high - low + 1) // bins)
     for start in range(low, high + 1, step):

@@ -1,4 +1,4 @@
-"""The summary of a list or database as a page: HTML that needs no other file, or PNG."""
+"""The summary of a list or database as a page: self-contained HTML, or PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError, printable
 from ..files import atomic_file, atomic_path
 from ..pages import fill_template
-from .images import encode_picture
+from .images import encode_image
 from .sheet import THUMBNAIL, Sample, Sheet, histogram
 
 
@@ -19,11 +19,11 @@ def check_page(path: str | os.PathLike[str]) -> None:
     """Raise DataError unless the suffix is one that `write_sheet` knows."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".html", ".htm"):
-        raise DataError(f"{path}: suffix {suffix!r} is no kind of page; use .html or .png")
+        raise DataError(f"{path}: suffix {suffix!r} is not supported; use .html or .png")
 
 
 def write_sheet(sheet: Sheet, path: str | os.PathLike[str]) -> None:
-    """Write the page; the suffix says which kind, ``.html`` or ``.png``. Raises DataError for another."""
+    """Write the page as ``.html`` or ``.png``, by the suffix. Raises DataError for another."""
     check_page(path)
     if Path(path).suffix.lower() == ".png":
         _write_png(sheet, path)
@@ -47,7 +47,7 @@ def html_page(sheet: Sheet) -> str:
 
 
 def _jpeg(sample: Sample) -> str:
-    return base64.b64encode(encode_picture(sample.thumbnail, "jpg")).decode("ascii")
+    return base64.b64encode(encode_image(sample.thumbnail, "jpg")).decode("ascii")
 
 
 def _write_png(sheet: Sheet, path: str | os.PathLike[str]) -> None:

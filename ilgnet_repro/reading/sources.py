@@ -1,4 +1,4 @@
-"""Where rows come from: LMDBs, image lists and HDF5 files, by row number."""
+"""Row sources of data layers: LMDBs, image lists and HDF5 files, read by index."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..caffe.graph import Node
 from ..errors import DataError, LayerError
 from ..schema import caffe_pb2 as pb
 from .datum import hwc_to_chw
-from .image_list import ImageList, picture_path
-from .images import read_picture
+from .image_list import ImageList, image_path
+from .images import read_image
 from .lmdb_read import LmdbReader
 from .transforms import Transform
 
@@ -21,7 +21,7 @@ Row = tuple[np.ndarray | float, ...]
 
 
 class Source(Protocol):
-    """Rows by number, one value a top; ``draws`` tells whether reading one needs a random generator."""
+    """Rows by index, one value per top; ``draws`` is whether reading one needs a random generator."""
 
     draws: bool
 
@@ -49,8 +49,8 @@ class LmdbSource:
         return len(self.reader)
 
     def row(self, index: int, rng: np.random.Generator | None) -> Row:
-        picture, label = self.reader[index].picture(self.transform.colour)
-        return self.transform(picture, rng), float(label)
+        image, label = self.reader[index].image(self.transform.colour)
+        return self.transform(image, rng), float(label)
 
 
 class ListSource:
@@ -76,12 +76,12 @@ class ListSource:
 
     def row(self, index: int, rng: np.random.Generator | None) -> Row:
         path, label = self.images[index]
-        picture = read_picture(picture_path(self.folder, path), self.colour, self.size)
-        return self.transform(hwc_to_chw(picture), rng), float(label)
+        image = read_image(image_path(self.folder, path), self.colour, self.size)
+        return self.transform(hwc_to_chw(image), rng), float(label)
 
 
 class Hdf5Source:
-    """An HDF5Data layer's files, one behind the other; each top is the dataset of its name."""
+    """An HDF5Data layer's files, concatenated; each top is the dataset of its name."""
 
     draws = False
 
@@ -103,17 +103,19 @@ class Hdf5Source:
 
     def row(self, index: int, rng: np.random.Generator | None) -> Row:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        # One file in memory at a time, as Caffe holds it.
+        # One file in memory at a time, as in Caffe.
         if self._open is None or self._open[0] != number:
             self._open = number, self._load(self._paths[number])
-        inside = index - int(self._starts[number])
-        return tuple(np.asarray(self._open[1][top][inside], np.float32) for top in self._tops)
+        offset = index - int(self._starts[number])
+        return tuple(np.asarray(self._open[1][top][offset], np.float32) for top in self._tops)
 
     def _rows_of(self, path: Path) -> int:
         with self._file(path) as file:
             counts = {int(file[top].shape[0]) if file[top].ndim else 0 for top in self._tops}
         if len(counts) != 1 or 0 in counts:
-            raise DataError(f"{self._where}: {path}: its datasets must hold equally many rows, and some")
+            raise DataError(
+                f"{self._where}: {path}: its datasets must have the same number of rows, at least one"
+            )
         return counts.pop()
 
     def _load(self, path: Path) -> dict[str, np.ndarray]:
@@ -134,12 +136,12 @@ class Hdf5Source:
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
                 file.close()
                 raise DataError(
-                    f"{self._where}: {path}: has no dataset {top!r} of numbers; name the tops as the datasets"
+                    f"{self._where}: {path}: has no numeric dataset {top!r}; name the tops as the datasets"
                 )
         return file
 
 
-# Data layers that read for themselves; their messages all have source, batch_size and (two of them) more.
+# Data layers that read files; all their messages have source and batch_size.
 SOURCES: dict[str, Callable[[Node, Path], Source]] = {
     "Data": LmdbSource,
     "ImageData": ListSource,
@@ -148,7 +150,7 @@ SOURCES: dict[str, Callable[[Node, Path], Source]] = {
 
 
 def open_source(node: Node, root: Path) -> Source:
-    """Open what a data layer reads.  Raises LayerError, by name, for layers that only a caller can feed."""
+    """Open the source of a data layer.  Raises LayerError, by name, for layers that only a caller can feed."""
     if node.type not in SOURCES:
         raise LayerError(
             node.name,

@@ -1,4 +1,4 @@
-"""Caffe's DataTransformer: crop, mean, scale and mirror, an image or a batch at a time."""
+"""Caffe's DataTransformer: crop, mean, scale and mirror, per image or per batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .mean import read_mean
 
 
 class Draw(NamedTuple):
-    """What was drawn for N images: is each mirrored, and its crop's top and left; int64, shape (N,)."""
+    """The random draws for N images: mirror flag, and top and left of the crop; int64, shape (N,)."""
 
     mirror: np.ndarray
     top: np.ndarray
@@ -26,11 +26,11 @@ class Draw(NamedTuple):
 class Transform:
     """``transform_param`` in one phase: (pixel - mean) * scale, cropped and mirrored.
 
-    ``mean`` is a mean image (channels, height, width) of the very size of the images, cropped where they
-    are; ``mean_values`` one number or one a channel; not both. At TEST the crop is central, its odd pixel
-    left over at the bottom and right; at TRAIN it is drawn. ``mirror`` draws in both phases, as in Caffe.
-    ``colour`` is force_color (True) or force_gray (False), for the reader of encoded rows.
-    Raises DataError where Caffe would stop.
+    ``mean`` is a mean image (channels, height, width) of the same size as the images, cropped with them;
+    ``mean_values`` is one number or one per channel; not both. At TEST the crop is central, an odd pixel
+    remaining at the bottom and right; at TRAIN it is random. ``mirror`` is random in both phases, as in Caffe.
+    ``colour`` is force_color (True) or force_gray (False), for the decoder of encoded rows.
+    Raises DataError where Caffe would abort.
     """
 
     phase: str = "TEST"
@@ -45,7 +45,7 @@ class Transform:
         if self.phase not in ("TRAIN", "TEST"):
             raise DataError(f"phase {self.phase!r}: is TRAIN or TEST")
         if self.mean is not None and self.mean_values:
-            raise DataError("transform_param: mean_file and mean_value cannot both be given; leave out one")
+            raise DataError("transform_param: mean_file and mean_value cannot both be given; omit one")
         if self.mean is not None and self.mean.ndim != 3:
             raise DataError(f"mean of shape {self.mean.shape}: a mean image is (channels, height, width)")
 
@@ -53,9 +53,9 @@ class Transform:
     def from_param(
         cls, param: caffe_pb2.TransformationParameter, phase: str, root: str | os.PathLike[str] = "."
     ) -> Transform:
-        """The transform a layer's ``transform_param`` asks for; ``mean_file`` is looked up from ``root``."""
+        """The transform of a layer's ``transform_param``; ``mean_file`` is relative to ``root``."""
         if param.force_color and param.force_gray:
-            raise DataError("transform_param: force_color and force_gray cannot both be set; leave out one")
+            raise DataError("transform_param: force_color and force_gray cannot both be set; omit one")
         return cls(
             phase=phase,
             scale=param.scale,
@@ -68,55 +68,56 @@ class Transform:
 
     @property
     def random(self) -> bool:
-        """Whether anything is drawn, so that a generator is needed."""
+        """Whether it draws random numbers and needs a generator."""
         return self.mirror or (self.phase == "TRAIN" and self.crop_size > 0)
 
     def draw(self, shape: tuple[int, int], count: int = 1, rng: np.random.Generator | None = None) -> Draw:
-        """Mirror flags and crop offsets for ``count`` images of (height, width) ``shape``.
+        """Draw mirror flags and crop offsets for ``count`` images of (height, width) ``shape``.
 
-        Drawn image by image, in Caffe's order (mirror, top, left): a batch of N takes from the generator
-        what N single images take. Raises DataError if a generator is needed and absent.
+        Drawn per image, in Caffe's order (mirror, top, left): a batch of N draws the same numbers as
+        N single images. Raises DataError if a generator is needed and missing.
         """
-        room = np.array([side - self.crop_size if self.crop_size else 0 for side in shape])
-        if (room < 0).any():
+        slack = np.array([side - self.crop_size if self.crop_size else 0 for side in shape])
+        if (slack < 0).any():
             raise DataError(f"crop_size {self.crop_size}: image is {shape[0]}x{shape[1]}; make it larger")
-        fixed = np.array([0, *(room // 2)])
+        fixed = np.array([0, *(slack // 2)])
         if not self.random:
             return Draw(*np.broadcast_to(fixed[:, None], (3, count)))
         if rng is None:
             raise DataError(
                 "transform_param: a random crop or mirror needs a seeded numpy generator; give rng"
             )
-        drawn = rng.integers(np.array([2, *(room + 1)]), size=(count, 3))
-        kept = np.array([self.mirror, *[self.phase == "TRAIN"] * 2])
-        return Draw(*np.where(kept, drawn, fixed).T)
+        drawn = rng.integers(np.array([2, *(slack + 1)]), size=(count, 3))
+        is_random = np.array([self.mirror, *[self.phase == "TRAIN"] * 2])
+        return Draw(*np.where(is_random, drawn, fixed).T)
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform (channels, height, width), uint8 or float, to float32 (channels, crop, crop)."""
-        return self.batch(picture[None], rng)[0]
+        transformed: np.ndarray = self.batch(image[None], rng)[0]
+        return transformed
 
-    def batch(self, pictures: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def batch(self, images: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Transform (N, channels, height, width) to float32 (N, channels, crop, crop), all at once."""
-        if pictures.ndim != 4:
-            raise DataError(f"images of shape {pictures.shape}: a transform takes (channels, height, width)")
-        draw = self.draw(pictures.shape[2:], len(pictures), rng)
-        mean = self._mean(pictures.shape[1:])
+        if images.ndim != 4:
+            raise DataError(f"images of shape {images.shape}: a transform takes (channels, height, width)")
+        draw = self.draw(images.shape[2:], len(images), rng)
+        mean = self._mean(images.shape[1:])
         if self.crop_size:
-            pictures = self._crop(pictures, draw)
+            images = self._crop(images, draw)
             if mean is not None and mean.shape[2:] != (1, 1):
-                mean = self._crop(np.broadcast_to(mean, (len(pictures), *mean.shape[1:])), draw)
-        result = pictures.astype(np.float32)
+                mean = self._crop(np.broadcast_to(mean, (len(images), *mean.shape[1:])), draw)
+        result = images.astype(np.float32)
         if mean is not None:
             result -= mean
         if self.scale != 1:
             result *= np.float32(self.scale)
         flipped = draw.mirror.astype(bool)
-        # The mean is taken off before the mirror: it belongs to the place in the image, not in the crop.
+        # The mean is subtracted before mirroring: it belongs to the position in the image, not in the crop.
         result[flipped] = result[flipped, ..., ::-1]
         return result
 
     def _mean(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The mean to take off an image of (channels, height, width), with a leading axis of 1."""
+        """The mean to subtract from an image of (channels, height, width), with a leading axis of 1."""
         if self.mean is not None:
             if self.mean.shape != shape:
                 sizes = ["x".join(map(str, sides)) for sides in (self.mean.shape, shape)]
@@ -133,7 +134,7 @@ class Transform:
         return np.array(self.mean_values, np.float32).reshape(1, -1, 1, 1)
 
     def _crop(self, arrays: np.ndarray, draw: Draw) -> np.ndarray:
-        """Each array's own window, as a view where all windows are the same."""
+        """Crop each array at its offset; a view if all offsets are the same."""
         size = self.crop_size
         if len(arrays) and (draw.top == draw.top[0]).all() and (draw.left == draw.left[0]).all():
             top, left = int(draw.top[0]), int(draw.left[0])

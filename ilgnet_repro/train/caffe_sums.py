@@ -1,7 +1,7 @@
-"""Convolutions and dense layers in the steps of Caffe's CPU code, so that their sums are rounded as its are.
+"""Convolutions and dense layers in the order of Caffe's CPU code, for the same rounding of their sums.
 
-Where two candidates of a maximum lie two roundings apart, as they do in most long runs, torch's order of
-summation may choose the other one than Caffe did, and the run takes another way from there.
+If two candidates of a maximum differ by a rounding error, as happens in most long runs, torch's order of
+summation may choose another one than Caffe, and the runs diverge from there.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Product = Callable[[Tensor, Tensor], Tensor]
-"""Takes (M, K) and (K, N), each whole or the transpose of what is; gives their product, (M, N)."""
+"""Takes (M, K) and (K, N), each contiguous or a transpose of such; returns their product, (M, N)."""
 
 
 def blas_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a·b by the BLAS that NumPy brings: OpenBLAS in its wheels, as Caffe is mostly built with."""
+    """Return a·b by NumPy's BLAS: OpenBLAS in its wheels, which most builds of Caffe use."""
     return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
 
 
 class CaffeSums(TorchFunctionMode):
-    """While it is entered, `conv2d` and `linear` of float32 on the CPU run as Caffe's layers do.
+    """A context in which `conv2d` and `linear` of float32 on the CPU run as Caffe's layers do.
 
-    A convolution is im2col and one matrix product an image and group; the gradients of its weights are
-    summed image by image.  Sources: base_conv_layer.cpp, inner_product_layer.cpp.
+    A convolution is im2col and one matrix product per image and group; the gradients of its weights are
+    summed in image order.  Sources: base_conv_layer.cpp, inner_product_layer.cpp.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _OWN.get(func, func)(*args, **(kwargs or {}))
+        return _OVERRIDES.get(func, func)(*args, **(kwargs or {}))
 
 
-def _convolve(
+def _conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -49,15 +49,16 @@ def _convolve(
     windows = {"kernel_size": tuple(weight.shape[2:])}
     for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
         windows[name] = (value, value) if isinstance(value, int) else tuple(value)
-    return _Convolution.apply(x, weight, bias, windows, groups)
+    apply: Callable[..., Tensor] = _Convolution.apply
+    return apply(x, weight, bias, windows, groups)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = _InnerProduct.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-    return y.reshape(*x.shape[:-1], -1)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    apply: Callable[..., Tensor] = _InnerProduct.apply
+    return apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 
 
-_OWN: dict[Any, Callable[..., Tensor]] = {F.conv2d: _convolve, F.linear: _multiply}
+_OVERRIDES: dict[Any, Callable[..., Tensor]] = {F.conv2d: _conv2d, F.linear: _linear}
 
 
 class _Convolution(torch.autograd.Function):
@@ -68,33 +69,33 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.windows, ctx.groups, ctx.has_bias = windows, groups, bias is not None
         rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-        pictures = []
-        for picture in x:
-            columns = _columns(picture, windows, groups)
+        images = []
+        for image in x:
+            columns = _columns(image, windows, groups)
             parts = [blas_product(row, column) for row, column in zip(rows, columns, strict=True)]
-            pictures.append(torch.cat(parts))
-        y = torch.stack(pictures)
+            images.append(torch.cat(parts))
+        y = torch.stack(images)
         if bias is not None:
             y += bias[:, None]
-        return y.view(len(x), weight.shape[0], *_plane(x, windows))
+        return y.view(len(x), weight.shape[0], *_output_size(x, windows))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         top = grads[0].reshape(len(x), ctx.groups, weight.shape[0] // ctx.groups, -1)
         rows = weight.reshape(ctx.groups, weight.shape[0] // ctx.groups, -1)
-        of_weight, of_bias = torch.zeros_like(rows), torch.zeros(weight.shape[0])
+        grad_weight, grad_bias = torch.zeros_like(rows), torch.zeros(weight.shape[0])
         bottoms = []
-        for picture, grad in zip(x, top, strict=True):
+        for image, grad in zip(x, top, strict=True):
             if ctx.has_bias:
-                of_bias += grad.sum(-1).flatten()
-            for group, column in enumerate(_columns(picture, ctx.windows, ctx.groups)):
-                of_weight[group] += blas_product(grad[group], column.T)
+                grad_bias += grad.sum(-1).flatten()
+            for group, column in enumerate(_columns(image, ctx.windows, ctx.groups)):
+                grad_weight[group] += blas_product(grad[group], column.T)
             if ctx.needs_input_grad[0]:
                 parts = [blas_product(row.T, one) for row, one in zip(rows, grad, strict=True)]
                 bottoms.append(F.fold(torch.cat(parts)[None], x.shape[2:], **ctx.windows)[0])
-        of_x = torch.stack(bottoms) if bottoms else None
-        return of_x, of_weight.view_as(weight), of_bias if ctx.has_bias else None, None, None
+        grad_x = torch.stack(bottoms) if bottoms else None
+        return grad_x, grad_weight.view_as(weight), grad_bias if ctx.has_bias else None, None, None
 
 
 class _InnerProduct(torch.autograd.Function):
@@ -109,17 +110,17 @@ class _InnerProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         (grad,) = grads
-        of_x = blas_product(grad, weight) if ctx.needs_input_grad[0] else None
-        return of_x, blas_product(grad.T, x), grad.sum(0) if ctx.has_bias else None
+        grad_x = blas_product(grad, weight) if ctx.needs_input_grad[0] else None
+        return grad_x, blas_product(grad.T, x), grad.sum(0) if ctx.has_bias else None
 
 
-def _columns(picture: Tensor, windows: dict[str, Any], groups: int) -> Tensor:
+def _columns(image: Tensor, windows: dict[str, Any], groups: int) -> Tensor:
     """im2col of one image: (groups, values of a window, windows)."""
-    columns = F.unfold(picture[None], **windows)[0]
+    columns = F.unfold(image[None], **windows)[0]
     return columns.view(groups, -1, columns.shape[-1])
 
 
-def _plane(x: Tensor, windows: dict[str, Any]) -> list[int]:
+def _output_size(x: Tensor, windows: dict[str, Any]) -> list[int]:
     """Height and width of a convolution's top."""
     sizes = []
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""The course of a run on disk: CSV tables, TensorBoard events, and a plot."""
+"""The training curves of a run: CSV tables, TensorBoard events, and a plot."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _HEADS = {TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(), TEST: b"iteration"}
 
 
 class CsvLog(Observer):
-    """Writes ``train.csv`` (a row an iteration) and ``test.csv`` (a row a test) into a folder.
+    """Writes ``train.csv`` (a row per iteration) and ``test.csv`` (a row per test) into a folder.
 
-    A resumed run keeps the rows before the place that it resumes from.
+    A resumed run keeps the rows before its first iteration.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -28,7 +28,7 @@ class CsvLog(Observer):
         self._files: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Raise IlgnetError where the folder is a database, or holds files of these names from elsewhere."""
+        """Raise IlgnetError if the folder is a database, or has files of these names that are not ours."""
         check_output(self.folder / TRAIN, [self.folder])
         remedy = "give another folder as out="
         for name in (TRAIN, TEST):
@@ -49,7 +49,7 @@ class CsvLog(Observer):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SolverError(
-                f"{self.folder}: cannot be made ({error.strerror}); give another folder"
+                f"{self.folder}: cannot be created ({error.strerror}); give another folder"
             ) from error
         self._rate = 0.0
         self._table(TRAIN, trainer, _TRAIN_COLUMNS)
@@ -61,7 +61,7 @@ class CsvLog(Observer):
         ]
         self._table(TEST, trainer, ["iteration", *names])
         self._row: dict[str, float] = {}
-        self._nets, self._left = nets, nets
+        self._nets, self._remaining = nets, nets
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:
         self._forward = forward
@@ -70,12 +70,12 @@ class CsvLog(Observer):
         self._write(TRAIN, [updated.iteration, updated.rate, self._forward.loss, self._forward.smoothed])
 
     def on_test(self, trainer: Run, test: Test) -> None:
-        for output in test.outputs:  # of a blob of several values, the first
+        for output in test.outputs:  # a blob of several values counts by its first
             self._row.setdefault(f"{output.name}#{test.net}" if self._nets > 1 else output.name, output.value)
-        self._left -= 1
-        if not self._left:
+        self._remaining -= 1
+        if not self._remaining:
             self._write(TEST, [test.iteration, *self._row.values()])
-            self._row, self._left = {}, self._nets
+            self._row, self._remaining = {}, self._nets
 
     def on_finish(self, trainer: Run) -> None:
         for file in self._files.values():
@@ -100,7 +100,7 @@ class CsvLog(Observer):
 
 
 class TensorBoardLog(Observer):
-    """Writes the same numbers as TensorBoard events.  Raises SolverError where tensorboard is absent."""
+    """Writes the same numbers as TensorBoard events.  Raises SolverError if tensorboard is not installed."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         try:
@@ -114,7 +114,7 @@ class TensorBoardLog(Observer):
             self._writer = make(os.fspath(folder))
         except UnicodeEncodeError as error:
             raise SolverError(
-                f"{folder}: TensorBoard takes names in UTF-8 only; give another out=", option="out"
+                f"{folder}: TensorBoard needs names in UTF-8; give another out=", option="out"
             ) from error
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:
@@ -132,26 +132,26 @@ class TensorBoardLog(Observer):
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
-    """Read a table of `CsvLog`: its columns, and its whole rows.  Raises DataError for anything else."""
+    """Read a table of `CsvLog`: its columns and its complete rows.  Raises DataError for other files."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
-        # A run that was killed may have left half a row.
+        # A run that was killed may have left an incomplete row.
         return columns, [[float(value) for value in row] for row in rows if len(row) == len(columns)]
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: is no table of a training run; give the folder that `ilgnet train` wrote"
+            f"{path}: is not a table of a training run; give the folder that `ilgnet train` wrote"
         ) from error
 
 
-def draw_curves(folder: str | os.PathLike[str], picture: str | os.PathLike[str], title: str = "") -> None:
-    """Draw a run's losses and other test outputs, from its tables, as a PNG."""
+def draw_curves(folder: str | os.PathLike[str], image: str | os.PathLike[str], title: str = "") -> None:
+    """Draw a run's losses and other test outputs, from its tables, to a PNG."""
     from matplotlib.figure import Figure
 
     _, train = read_table(Path(folder, TRAIN))
     columns, test = read_table(Path(folder, TEST))
     iterations = [row[0] for row in test]
-    # Names such as loss1/top-1 and loss1/loss are told apart by their last part.
+    # Only the last part counts: loss1/top-1 is not a loss, loss1/loss is.
     losses = [number for number, name in enumerate(columns) if "loss" in name.rsplit("/", 1)[-1].lower()]
     others = [number for number in range(1, len(columns)) if number not in losses]
     figure = Figure(figsize=(8.0, 3.2) if others and test else (4.4, 3.2), layout="constrained")
@@ -161,7 +161,10 @@ def draw_curves(folder: str | os.PathLike[str], picture: str | os.PathLike[str],
     )
     for number in losses:
         axes[0].plot(
-            iterations, [row[number] for row in test], marker=".", label=_as_text(f"test {columns[number]}")
+            iterations,
+            [row[number] for row in test],
+            marker=".",
+            label=_escape_mathtext(f"test {columns[number]}"),
         )
     for number in others if test else ():
         axes[1].plot(
@@ -169,18 +172,18 @@ def draw_curves(folder: str | os.PathLike[str], picture: str | os.PathLike[str],
             [row[number] for row in test],
             marker=".",
             color="C2",
-            label=_as_text(f"test {columns[number]}"),
+            label=_escape_mathtext(f"test {columns[number]}"),
         )
     axes[0].set_ylabel("loss")
-    for each in axes:
-        each.set_xlabel("iteration")
-        each.grid(alpha=0.3)
-        each.legend(frameon=False)
-    figure.suptitle(_as_text(title))
-    with atomic_path(picture) as temporary:
+    for panel in axes:
+        panel.set_xlabel("iteration")
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.suptitle(_escape_mathtext(title))
+    with atomic_path(image) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _as_text(name: str) -> str:
-    """A name for a chart, in which matplotlib would take what is between two dollars for TeX."""
+def _escape_mathtext(name: str) -> str:
+    """A name for a chart: matplotlib parses text between two dollar signs as TeX."""
     return printable(name).replace("$", r"\$")

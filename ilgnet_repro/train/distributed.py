@@ -1,7 +1,7 @@
-"""One run in many processes, started by torchrun: each takes its rows of every batch.
+"""Data-parallel training in several processes, started by torchrun: each takes its rows of every batch.
 
-The batch of the prototxt is the batch of all processes together (Caffe's `-gpu 0,1` multiplies it
-instead), so the losses are those of one process whatever their number.
+The batch size of the prototxt is that of all processes together (Caffe's `-gpu 0,1` multiplies it
+instead), so the losses do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..errors import SolverError
 
 
 @dataclass(frozen=True)
-class Group:
-    """This process among those of the run; alone, every method is free of cost."""
+class ProcessGroup:
+    """This process among those of the run; with one process no method communicates."""
 
     rank: int = 0
     world: int = 1
@@ -28,13 +28,13 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process tests aloud, logs and writes snapshots."""
+        """Whether this process reports tests, logs and writes snapshots."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
-        """Have ``backward`` average the gradients over all processes.
+        """Wrap the module so that ``backward`` averages the gradients over all processes.
 
-        ``some_unused`` tells that it may not reach every parameter, which costs torch a search each pass.
+        ``some_unused``: ``backward`` may not reach every parameter; torch then searches the graph in each pass.
         """
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
@@ -43,8 +43,8 @@ class Group:
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=some_unused)
 
-    def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context whose backward passes keep their gradients to themselves."""
+    def defer_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context whose backward passes do not synchronize gradients."""
         no_sync = getattr(module, "no_sync", None)
         return no_sync() if no_sync and self.world > 1 else nullcontext()
 
@@ -60,48 +60,51 @@ class Group:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)
 
-    def same(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return the first process's value (a number, a string or None)."""
         if self.world == 1:
             return value
-        held = [value]
-        torch.distributed.broadcast_object_list(held, 0)
-        return held[0]
+        objects = [value]
+        torch.distributed.broadcast_object_list(objects, 0)
+        return objects[0]
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[Group]:
-    """Join the run that torchrun's environment describes; without one this process is alone.
+def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
+    """Join the process group that torchrun's environment describes, or a group of one process without it.
 
-    NCCL joins GPUs, gloo joins CPUs.  Raises SolverError if the environment is incomplete.
+    The backend is NCCL for GPUs and gloo for CPUs.  Raises SolverError if the environment is incomplete.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group()
+        yield ProcessGroup()
         return
     try:
         rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     except (KeyError, ValueError) as error:
         raise SolverError(
-            f"the environment of torchrun is incomplete ({error}); start by torchrun"
+            f"the environment of torchrun is incomplete ({error}); start with torchrun"
         ) from error
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     gpu = device != "cpu" and torch.cuda.is_available()
-    store, _, _ = next(torch.distributed.rendezvous("env://", rank, world))
-    # torchrun keeps its store when it restarts the processes: those of the last attempt left addresses there.
+    store, _, _ = next(rendezvous("env://", rank, world))
+    # torchrun keeps its store across restarts; it still has the addresses of the previous attempt.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+    store = PrefixStore(f"attempt_{attempt}", store)
     torch.distributed.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
     try:
         if gpu:
             torch.cuda.set_device(local)
-        yield Group(rank, world, local)
+        yield ProcessGroup(rank, world, local)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def choose_device(stated: str | None, solver_gpu: int | None, group: Group) -> torch.device:
+def choose_device(stated: str | None, solver_gpu: int | None, group: ProcessGroup) -> torch.device:
     """Return the device stated, else the GPU that the solver asks for, else the CPU.
 
-    ``solver_gpu`` is None where the solver says CPU; where there is no GPU at all its wish cannot be met.
+    ``solver_gpu`` is None if the solver asks for the CPU; without any GPU the solver's choice is ignored.
     """
     found = torch.cuda.device_count()
     if stated:
@@ -121,7 +124,7 @@ def choose_device(stated: str | None, solver_gpu: int | None, group: Group) -> t
 
 
 def device_line(device: torch.device, solver_gpu: int | None) -> str:
-    """Return what Caffe logs about the device, and why where it is not what the solver asks for."""
+    """Return Caffe's log line about the device; it mentions a GPU that the solver asked for in vain."""
     if device.type == "cuda":
         return f"Using GPUs {device.index or 0}"
     return "Use CPU." + ("" if solver_gpu is None else " (solver_mode is GPU)")

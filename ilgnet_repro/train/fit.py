@@ -1,4 +1,4 @@
-"""What `ilgnet train` adds to a solver: the best weights on val, early stopping, and what the run was."""
+"""What `ilgnet train` adds to a solver: the best weights by test output, and early stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .snapshot import all_finite
 
 @dataclass(frozen=True)
 class Best:
-    """The best test so far; the last test that was looked at, and how many were no better since."""
+    """The best test so far, the iteration of the last test, and the number of tests since the best."""
 
     output: str
     iteration: int
@@ -25,12 +25,11 @@ class Best:
 
 
 class BestWeights(Observer):
-    """Keeps the weights of the best test in ``PREFIX_best.caffemodel``; stops after ``patience`` no better.
+    """Keeps the weights of the best test in ``PREFIX_best.caffemodel``; stops after ``patience`` tests without a better one.
 
-    ``output`` is an output of the first test net: more is better, unless it weighs in the loss.  By
-    default it is the first output without a weight (an accuracy), else the first.  Weights or tests that
-    are not finite are never the best.  What is known is kept in ``PREFIX_best.json``, so that a resumed
-    run goes on with it.
+    ``output`` is an output of the first test net: higher is better, unless it has a loss weight.  By default
+    it is the first output without a loss weight (an accuracy), else the first.  Weights or tests that are not
+    finite are never the best.  The state is kept in ``PREFIX_best.json``, from which a resumed run continues.
     """
 
     def __init__(self, output: str | None = None, patience: int = 0) -> None:
@@ -38,15 +37,17 @@ class BestWeights(Observer):
             raise SolverError(f"patience {patience} must be 0 or more tests")
         self.output, self.patience = output, patience
         self.best: Best | None = None
-        self._diverged = 0  # tests so far without a finite one
+        self._diverged = 0  # tests before the first finite one
 
     def on_start(self, trainer: Run) -> None:
         if not trainer.test_nets:
-            raise SolverError("solver: has no test net to tell the best weights by; give test_iter and a net")
+            raise SolverError(
+                "solver: has no test net to choose the best weights by; give test_iter and a net"
+            )
         outputs = trainer.test_nets[0].outputs
         if self.output is not None and self.output not in outputs:
             raise SolverError(
-                f"best-by {self.output!r} is no output of the test net; it has {', '.join(outputs)}"
+                f"best-by {self.output!r} is not an output of the test net; it has {', '.join(outputs)}"
             )
         for ending in ("json", "caffemodel"):
             path = self._path(trainer, ending)
@@ -55,7 +56,7 @@ class BestWeights(Observer):
                 path, lambda _: _is_best(self._path(trainer, "json")), "`ilgnet train`",
                 "remove it or give another snapshot_prefix",
             )  # fmt: skip
-        # A run that resumes makes the same tests again that it made before it was cut off: they count once.
+        # A resumed run repeats tests made after its snapshot: they count once.
         self.best = _read(self._path(trainer, "json")) if trainer.iteration else None
 
     def on_test(self, trainer: Run, test: Test) -> None:
@@ -69,7 +70,7 @@ class BestWeights(Observer):
         if best is not None and best.tested >= test.iteration:
             return
         better = best is None or sign * output.value > sign * best.value
-        # A net that has diverged may still count as right: its accuracy is no measure.
+        # A diverged net may still get labels right: its accuracy means nothing.
         finite = test.finite and math.isfinite(output.value)
         if better and finite and all_finite(trainer.net.parameters()):
             self.best = Best(output.name, test.iteration, output.value, test.iteration)

@@ -1,4 +1,4 @@
-"""The solver's loop: forward and backward, update, test, snapshot, in the order of Caffe's `Solver`."""
+"""The training loop: forward, backward, update, test and snapshot in the order of Caffe's `Solver`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..reading.feed import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from . import snapshot as snapshots
-from .distributed import Group, choose_device, device_line
+from .distributed import ProcessGroup, choose_device, device_line
 from .nets import build_net, check_layer_names, check_splitting, learnables
-from .observe import Forward, Observer, Output, Updated, tell_outputs
+from .observe import Forward, Observer, Output, Updated, log_outputs
 from .precision import Precision
 from .signals import Requests
 from .solver import Settings, net_text
@@ -29,12 +29,12 @@ from .updates import Updater
 
 @dataclass(frozen=True)
 class Options:
-    """What Caffe's solver does not know.
+    """Options that a Caffe solver does not have.
 
-    ``accumulate`` splits each batch into that many passes of the same result; ``keep`` is the number of
-    snapshots that stay (0: all); ``workers`` read ahead; ``device`` is torch's name, by default the
-    solver's choice where there is a GPU.  ``allow_nonfinite`` goes on, as Caffe does, where the loss is NaN
-    or infinite; otherwise the run stops there.
+    ``accumulate`` splits each batch into that many passes with the same result; ``keep`` is the number of
+    snapshots kept (0: all); ``workers`` is the number of processes that read ahead; ``device`` is torch's
+    name, by default the solver's choice if there is a GPU.  With ``allow_nonfinite`` a run continues, as in
+    Caffe, after a loss that is NaN or infinite; otherwise it stops.
     """
 
     device: str | None = None
@@ -46,7 +46,7 @@ class Options:
 
 
 class _Pass(nn.Module):
-    """A pass as one module call, which is what torch's data parallelism wraps."""
+    """A forward pass as one module call, which torch's data parallelism wraps."""
 
     def __init__(self, net: CaffeNet) -> None:
         super().__init__()
@@ -61,29 +61,29 @@ class _Pass(nn.Module):
 
 
 class Trainer:
-    """A solver at work; ``iteration`` counts the updates made, ``net`` holds the weights."""
+    """Runs a solver; ``iteration`` is the number of updates made, ``net`` is the net being trained."""
 
     def __init__(
         self,
         settings: Settings,
         options: Options | None = None,
         observers: Sequence[Observer] = (),
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
         requests: Requests | None = None,
     ) -> None:
         """Build the nets and copy the weights that the settings name.  Raises IlgnetError in one line."""
         self.settings = settings
         self.options = options or Options()
-        self.group = group or Group()
+        self.group = group or ProcessGroup()
         self.observers = tuple(observers) if self.group.is_first else ()
         self.requests = requests or Requests()
         if self.options.accumulate < 1 or self.options.workers < 0 or self.options.keep < 0:
             raise SolverError("accumulate must be 1 or more, workers and keep 0 or more")
         self.device = choose_device(self.options.device, settings.gpu, self.group)
-        self.tell("mode", device_line(self.device, settings.gpu))
+        self.log("mode", device_line(self.device, settings.gpu))
         self.precision = Precision(self.options.precision, self.device)
         seed = settings.random_seed
-        self.seed = int(self.group.same(seed if seed >= 0 else torch.Generator().seed() % 2**31))
+        self.seed = int(self.group.broadcast_object(seed if seed >= 0 else torch.Generator().seed() % 2**31))
         self.snapshots = snapshots.Snapshots(
             settings.snapshot_prefix, settings.root, settings.snapshot_hdf5, self.options.keep
         )
@@ -91,7 +91,7 @@ class Trainer:
             self.snapshots.check()
             weights = [settings.root / name for name in settings.weights]
             self.snapshots.check_inputs([*settings.weights, *weights], self._takes_snapshot)
-        self.tell(
+        self.log(
             "settings", "Initializing solver from parameters: \n" + format_message(settings.message).rstrip()
         )
         self._build()
@@ -99,34 +99,34 @@ class Trainer:
         self.current_step = 0
         self.stopped = False
         self.reason = ""
-        self._unproven: int | None = None  # the last snapshot, until the loss of its weights is known
+        self._pending_snapshot: int | None = None  # the last snapshot, until the loss of its weights is known
         self._was_finite = True
 
     def _build(self) -> None:
         settings, group = self.settings, self.group
         source = settings.train_net
-        self.tell("train_net", f"Creating training net {source.label}")
-        self.tell("net", "Initializing net from parameters: \n" + net_text(source))
-        pieces = self.options.accumulate
+        self.log("train_net", f"Creating training net {source.label}")
+        self.log("net", "Initializing net from parameters: \n" + net_text(source))
+        accumulate = self.options.accumulate
         self.feed = Feed(
-            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, pieces=pieces
+            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, accumulate=accumulate
         )
-        strange: list[str] = []
+        ignored_layers: list[str] = []
         files = [settings.root / file for file in settings.weights]
-        net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=strange.append)
-        check_splitting(net, group.world, pieces)
+        net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=ignored_layers.append)
+        check_splitting(net, group.world, accumulate)
         check_layer_names(net)
         for note in self.snapshots.check_names(net):
-            self.tell("note", note)
+            self.log("note", note)
         self.net = net.to(self.device, self.precision.dtype)
-        tell_outputs(self.net, self.tell)
+        log_outputs(self.net, self.log)
         for file in settings.weights:
-            self.tell("weights", f"Finetuning from {file}")
-        for text in strange:
-            self.tell("ignored", text)
+            self.log("weights", f"Finetuning from {file}")
+        for text in ignored_layers:
+            self.log("ignored", text)
         steps = self.net.steps((), with_loss=True)
         self.learnables = learnables(self.net)
-        # What the loss does not reach has a gradient of 0 in Caffe; here it takes none at all.
+        # Parameters that the loss does not depend on have a gradient of 0 in Caffe; here they have none.
         reached = {id(blob) for _, layer in steps for blob in layer.blobs}
         for one in self.learnables:
             if id(one.tensor) not in reached and one.tensor.is_leaf:
@@ -138,9 +138,9 @@ class Trainer:
         self.updater = Updater(settings, self.learnables)
         self.tester = Tester(
             settings, self.net, seed=self.seed, device=self.device, precision=self.precision, group=group,
-            tell=self.tell,
+            log=self.log,
         )  # fmt: skip
-        self.tell("built", "Solver scaffolding done.")
+        self.log("built", "Solver scaffolding done.")
 
     @property
     def test_nets(self) -> Sequence[CaffeNet]:
@@ -155,29 +155,30 @@ class Trainer:
         return bool(regular) or (settings.snapshot_after_train and iteration == settings.max_iter)
 
     def restore(self, state: str | Path) -> None:
-        """Go on from a snapshot of ours or of Caffe's: weights, arrays, iteration, place in the data."""
+        """Resume from a snapshot, ours or Caffe's: weights, solver history, iteration, data position."""
         iteration, step = self.iteration, self.current_step
         if self.group.is_first:
-            held = snapshots.restore(
+            restored = snapshots.restore(
                 Path(state), self.settings.root, self.net, self.updater.history,
                 allow_nonfinite=self.options.allow_nonfinite,
             )  # fmt: skip
-            iteration, step = held.iter, held.current_step
+            iteration, step = restored.iter, restored.current_step
             self.snapshots.resume(iteration)
-        self.iteration, self.current_step = self.group.same((iteration, step))
+        self.iteration, self.current_step = self.group.broadcast_object((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
-        self.tell("restored", "SGDSolver: restoring history")
+        self.log("restored", "SGDSolver: restoring history")
         for net in (self.net, *self.tester.nets):
             net.reset_state()
         for layer in self.net.stateful_layers:
-            self.tell(
-                "restored", f"{layer.node.name}: a snapshot holds no state; it starts from zeros, as in Caffe"
+            self.log(
+                "restored",
+                f"{layer.node.name}: snapshots do not store its state; it starts from zeros, as in Caffe",
             )
 
     def solve(self) -> None:
-        """Run to `max_iter`, or to a request to stop, with tests and snapshots on the way.
+        """Train to `max_iter`, or to a request to stop, with the tests and snapshots due.
 
-        Raises DivergedError where the loss is not finite, unless the options allow it.
+        Raises DivergedError if the loss is not finite, unless the options allow it.
         """
         try:
             self._solve()
@@ -187,8 +188,8 @@ class Trainer:
 
     def _solve(self) -> None:
         settings = self.settings
-        self.tell("solve", f"Solving {self.net.graph.name}")
-        self.tell("policy", f"Learning Rate Policy: {settings.policy.name}")
+        self.log("solve", f"Solving {self.net.graph.name}")
+        self.log("policy", f"Learning Rate Policy: {settings.policy.name}")
         self.stopped = False
         for observer in self.observers:
             observer.on_start(self)
@@ -201,39 +202,39 @@ class Trainer:
         if shown:
             loss = self._last_loss()
             self._smooth(loss)
-            self.tell("last", f"Iteration {self.iteration}, loss = {self._smoothed:g}")
+            self.log("last", f"Iteration {self.iteration}, loss = {self._smoothed:g}")
             self._check_loss(loss)
-        elif self.options.keep and self._unproven is not None:
+        elif self.options.keep and self._pending_snapshot is not None:
             statistics = [
                 blob
                 for name, blobs in self.net.params.items()
                 for spec, blob in zip(self.net.plan.blobs[name], blobs, strict=True)
                 if not spec.learned
             ]
-            held = [blob.detach().clone() for blob in statistics]
+            saved = [blob.detach().clone() for blob in statistics]
             loss = self._last_loss()
             with torch.no_grad():
-                for blob, value in zip(statistics, held, strict=True):
+                for blob, value in zip(statistics, saved, strict=True):
                     blob.copy_(value)
             self._check_loss(loss)
         elif not snapshots.all_finite(self.net.parameters()):
             self._diverged("the weights are not finite")
         if self.stopped:
-            self.tell("done", "Optimization stopped early.")
+            self.log("done", "Optimization stopped early.")
         else:
             if settings.test_interval and self.iteration % settings.test_interval == 0:
                 self._test()
-            self.tell("done", "Optimization Done.")
+            self.log("done", "Optimization Done.")
 
     def step(self, iterations: int) -> None:
-        """Make some iterations, with the tests and snapshots that fall among them."""
+        """Run a number of iterations, with the tests and snapshots due in them."""
         settings = self.settings
         self._start_iteration = self.iteration
         self._losses: list[float] = []
         self._smoothed = 0.0
         passes = settings.iter_size * self.options.accumulate
         self._batches = self.feed.batches(self.iteration * passes, self.options.workers)
-        self.tester.go_to(self.iteration, self.options.workers)
+        self.tester.seek(self.iteration, self.options.workers)
         for _ in range(iterations):
             due = settings.test_interval and self.iteration % settings.test_interval == 0
             if due and (self.iteration or settings.test_initialization):
@@ -241,26 +242,26 @@ class Trainer:
                 if self.stopped:
                     break
             self._iterate(passes)
-            self.heed_requests()
+            self.handle_signals()
             if settings.snapshot and self.iteration % settings.snapshot == 0:
                 self.snapshot()
             if self.stopped:
                 break
 
     def _test(self) -> None:
-        """Test every net, and tell the results."""
+        """Test every test net and report the results."""
         for index in range(len(self.tester.nets)):
-            self.tell("testing", f"Iteration {self.iteration}, Testing net (#{index})")
+            self.log("testing", f"Iteration {self.iteration}, Testing net (#{index})")
             test = self.tester.run(index, self.iteration, self._is_stopped)
             if test is None:
-                self.tell("test_cut", "Test interrupted.")
+                self.log("test_cut", "Test interrupted.")
                 return
             for observer in self.observers:
                 observer.on_test(self, test)
-        self.heed_requests()
+        self.handle_signals()
 
     def _is_stopped(self) -> bool:
-        self.heed_requests()
+        self.handle_signals()
         return self.stopped
 
     def _iterate(self, passes: int) -> None:
@@ -288,34 +289,34 @@ class Trainer:
     def _passes(
         self, batches: Iterator[dict[str, Tensor]], count: int, *, backward: bool
     ) -> tuple[float, tuple[Output, ...]]:
-        """Run some passes; return the mean loss, and the outputs of the last batch."""
-        pieces = self.options.accumulate
+        """Run ``count`` passes; return the mean loss, and the outputs of the last batch."""
+        accumulate = self.options.accumulate
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         outputs: dict[str, Tensor] = {}
         for number in range(count):
             batch = {top: value.to(self.device, self.precision.dtype) for top, value in next(batches).items()}
-            alone = number < count - 1  # gradients travel between processes once an iteration
-            with self.group.without_sync(self._pass) if alone else nullcontext():
+            defer_sync = number < count - 1  # gradients are exchanged once per iteration
+            with self.group.defer_sync(self._pass) if defer_sync else nullcontext():
                 with self.precision.context():
                     loss, blobs = self._pass(batch)
                 if backward and loss.requires_grad:
-                    (self.precision.scaled(loss) / pieces).backward()
+                    torch.autograd.backward(self.precision.scaled(loss) / accumulate)
             total += loss.detach()
             for name, value in blobs.items():
-                value = value.detach().double().reshape(-1) / pieces
-                outputs[name] = value if number % pieces == 0 else outputs[name] + value
+                value = value.detach().double().reshape(-1) / accumulate
+                outputs[name] = value if number % accumulate == 0 else outputs[name] + value
         mean = self.group.sum(torch.cat([(total / count).view(1), *outputs.values()])) / self.group.world
         loss, *values = mean.tolist()
         return loss, output_values(self.net, outputs, values)
 
     def _last_loss(self) -> float:
-        """The loss of the weights at the end of a run."""
+        """Compute the loss of the final weights."""
         with self._seeded(), torch.no_grad():
             return self._passes(self._batches, self.options.accumulate, backward=False)[0]
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """A fresh seed per iteration, so that dropout draws the same after a restart; torch's own state comes back."""
+        """Seed per iteration, so that dropout draws the same numbers after a restart; restore torch's random state."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             seed = (self.seed << 32) + self.iteration * self.group.world + self.group.rank
@@ -326,75 +327,75 @@ class Trainer:
             yield
 
     def _smooth(self, loss: float) -> None:
-        """The mean over the last `average_loss` iterations, as Caffe's `UpdateSmoothedLoss` keeps it."""
+        """Update the mean over the last `average_loss` iterations, as Caffe's `UpdateSmoothedLoss` does."""
         window = self.settings.average_loss
         if len(self._losses) < window:
             self._losses.append(loss)
             self._smoothed += (loss - self._smoothed) / len(self._losses)
         else:
-            place = (self.iteration - self._start_iteration) % window
-            self._smoothed += (loss - self._losses[place]) / window
-            self._losses[place] = loss
+            slot = (self.iteration - self._start_iteration) % window
+            self._smoothed += (loss - self._losses[slot]) / window
+            self._losses[slot] = loss
 
     def _check_loss(self, loss: float) -> None:
-        """Take the loss of the weights as they are: the last snapshot is sound, or the run has diverged."""
+        """Judge the current weights by their loss: the last snapshot is good, or the run has diverged."""
         finite = math.isfinite(loss)
-        if self._unproven is not None and self.group.is_first:
+        if self._pending_snapshot is not None and self.group.is_first:
             if not finite:
-                self.snapshots.unsound.add(self._unproven)
-            self.snapshots.prune(self._unproven)
-        self._unproven = None
+                self.snapshots.nonfinite.add(self._pending_snapshot)
+            self.snapshots.prune(self._pending_snapshot)
+        self._pending_snapshot = None
         if not finite and self._was_finite:
             self._diverged(f"the loss is {loss:g}")
         self._was_finite = finite
 
     def _diverged(self, what: str) -> None:
-        """Say that the run has diverged, and stop it unless the options have it go on."""
+        """Log that the run has diverged, and stop it unless the options allow it to continue."""
         what = f"iteration {self.iteration}: {what}"
-        self.tell("diverged", what)
+        self.log("diverged", what)
         if self.options.allow_nonfinite:
             return
         self.reason = what
         latest = self.snapshots.latest()
         resume = f" and resume from {latest}" if latest else ""
         raise DivergedError(
-            f"{what}; check the data, lower base_lr{resume}, or go on as Caffe does with allow_nonfinite=True",
+            f"{what}; check the data, lower base_lr{resume}, or continue as Caffe does with allow_nonfinite=True",
             option="allow_nonfinite",
         )
 
-    # ------------------------------------------------------------------ stopping, keeping, telling
+    # ------------------------------------------------------------------ stopping, snapshots, logging
 
     def stop(self, reason: str) -> None:
-        """Have the run end after this iteration, or this test."""
+        """Stop the run after this iteration or test."""
         self.requests.stop = True
         self.reason = reason
 
-    def heed_requests(self) -> None:
-        """Do what signals or observers of any process have asked for."""
+    def handle_signals(self) -> None:
+        """Act on what signals or observers of any process have requested."""
         stop, snapshot = self.requests.take()
         if self.group.world > 1:
-            asked = torch.tensor([float(stop), float(snapshot)], device=self.device)
-            stop, snapshot = (value > 0 for value in self.group.sum(asked).tolist())
+            requested = torch.tensor([float(stop), float(snapshot)], device=self.device)
+            stop, snapshot = (value > 0 for value in self.group.sum(requested).tolist())
         if snapshot:
             self.snapshot()
         self.stopped = bool(stop)
 
     def snapshot(self) -> None:
-        """Write a snapshot of this moment; older ones go once the next loss shows that it is sound."""
-        self._unproven = self.iteration
+        """Write a snapshot; older ones are removed once the next loss is known to be finite."""
+        self._pending_snapshot = self.iteration
         if not self.group.is_first:
             return
         kind = "HDF5" if self.settings.snapshot_hdf5 else "binary proto"
         names = [self.snapshots.name(self.iteration, kind_) for kind_ in ("caffemodel", "solverstate")]
-        self.tell("snapshot_weights", f"Snapshotting to {kind} file {names[0]}")
-        self.tell("snapshot_state", f"Snapshotting solver state to {kind} file {names[1]}")
+        self.log("snapshot_weights", f"Snapshotting to {kind} file {names[0]}")
+        self.log("snapshot_state", f"Snapshotting solver state to {kind} file {names[1]}")
         self.snapshots.save(self.net, self.iteration, self.updater.history, self.current_step)
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights of this moment to a file of their own."""
+        """Write the current weights to a file."""
         snapshots.save_weights(self.net, path)
 
-    def tell(self, topic: str, text: str) -> None:
-        """Hand a line of Caffe's log to every observer."""
+    def log(self, topic: str, text: str) -> None:
+        """Pass a line of Caffe's log to every observer."""
         for observer in self.observers:
-            observer.tell(topic, text)
+            observer.log(topic, text)

@@ -1,4 +1,4 @@
-"""The nets of a solver: built, filled, given trained weights by layer name, and tied to each other."""
+"""The nets of a solver: built, initialized from weights files and fillers, and sharing parameters."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def trained_arrays(
 ) -> dict[str, list[np.ndarray]]:
     """Gather the blobs of several weights files by layer name, as Caffe's `CopyTrainedLayersFrom`.
 
-    A later file wins.  Layers that no file has are absent from the result; layers that the net lacks are
-    told to ``note``.  Raises WeightsError, by layer name, for blobs of another shape.
+    Later files win.  Layers that no file has are missing from the result; layers that the net lacks are
+    reported to ``note``.  Raises WeightsError, by layer name, for blobs of another shape.
     """
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
@@ -38,7 +38,10 @@ def trained_arrays(
             note(f"Ignoring source layer {name}")
         found = take_weights(plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners)
         arrays.update(found)
-        for (name, index), owner in plan.owners.items():  # a later copy of a shared blob is every sharer's
+        for (
+            (name, index),
+            owner,
+        ) in plan.owners.items():  # a later copy of a shared blob is that of all sharers
             sharers = [(owner.layer, owner.index), (name, index)]
             latest = [found[layer][number] for layer, number in sharers if layer in found]
             for layer, number in sharers if latest else ():
@@ -63,13 +66,13 @@ def build_net(
     """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
     plan = plan_net(graph, shapes)
     arrays = trained_arrays(plan, weights, note)
-    # The files are mapped into memory: training must not write there.
-    own = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
-    return read_matrices(CaffeNet(plan, own, seed=seed, carry_state=True))
+    # Copied: the files are memory-mapped, and training must not write to them.
+    copies = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
+    return read_matrices(CaffeNet(plan, copies, seed=seed, carry_state=True))
 
 
 def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
-    """Refuse to split the batches of a net with RNN or LSTM: a step needs the state that the step before it left.
+    """Refuse to split the batches of a net with RNN or LSTM: a step needs the state of the step before it.
 
     Raises LayerError, which names the layer.
     """
@@ -82,31 +85,34 @@ def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
 
 
 def check_layer_names(net: CaffeNet) -> None:
-    """Raise SolverError where a layer with weights shares its name, or its lack of one, with another layer.
+    """Raise SolverError if a layer with weights has the same name as another layer, or both have none.
 
     Weights are stored and found by layer name; Caffe would write such a net but never read it again.
     """
     layers: dict[str, list[Layer]] = {}
     for node in net.graph:
         layers.setdefault(node.layer.name, []).append(net.layer(node.name))
-    for name, own in layers.items():
-        if len(own) < 2 or not any(layer.blobs for layer in own):
+    for name, namesakes in layers.items():
+        if len(namesakes) < 2 or not any(layer.blobs for layer in namesakes):
             continue
         tops = ", ".join(
-            f"{layer.node.type} writing {', '.join(layer.node.top_names) or 'nothing'}" for layer in own[:3]
+            f"{layer.node.type} writing {', '.join(layer.node.top_names) or 'nothing'}"
+            for layer in namesakes[:3]
         )
-        what = f"{len(own)} layers are named {name!r}" if name else f"{len(own)} layers have no name"
+        what = (
+            f"{len(namesakes)} layers are named {name!r}" if name else f"{len(namesakes)} layers have no name"
+        )
         raise SolverError(
-            f"net {net.graph.name!r}: {what} ({tops}{', ...' if len(own) > 3 else ''}); weights are stored by "
-            "layer name, so give each layer a name of its own"
+            f"net {net.graph.name!r}: {what} ({tops}{', ...' if len(namesakes) > 3 else ''}); weights are stored by "
+            "layer name, so give each layer a unique name"
         )
 
 
 def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -> CaffeNet:
-    """Build a net whose layers have the very parameters of the train net's layers of the same name.
+    """Build a net whose layers share the parameters of the train net's layers of the same name.
 
-    Raises WeightsError where the shapes differ.  Layers that the train net lacks keep their fillers'
-    values, as in Caffe.
+    Raises WeightsError if the shapes differ.  Layers that the train net lacks keep the values of their
+    fillers, as in Caffe.
     """
     plan = plan_net(graph, shapes)
     shared = {name: blobs for name, blobs in train.params.items() if plan.blobs.get(name)}
@@ -127,7 +133,7 @@ def learnables(net: CaffeNet) -> list[Learnable]:
     """Return the parameters a solver updates, in the order of Caffe's `learnable_params`.
 
     Shared parameters count once, with the multipliers of the first `param` row that states them.  Those
-    with a rate of 0 are listed (solver states hold arrays for them) but take no gradient.
+    with a rate of 0 are listed (solver states have arrays for them) but get no gradient.
     """
     owners = net.plan.owners
     found: dict[tuple[str, int], tuple[Tensor, dict[str, float]]] = {}
@@ -144,8 +150,8 @@ def learnables(net: CaffeNet) -> list[Learnable]:
                     multipliers.setdefault(field, getattr(spec, field))
             if not net.plan.blobs[node.name][index].learned:
                 # NVIDIA's BatchNorm sets the rates of its statistics to 0, whatever the text says.
-                refused = isinstance(layer, BatchNorm) and not layer.is_nvidias
-                if refused and multipliers.get("lr_mult"):
+                must_be_zero = isinstance(layer, BatchNorm) and not layer.is_nvidias
+                if must_be_zero and multipliers.get("lr_mult"):
                     raise layer.error("lr_mult must be 0: its blobs are statistics; remove the param rows")
                 multipliers["lr_mult"] = 0.0
     result = []

@@ -1,4 +1,4 @@
-"""What a run tells as it goes: small frozen values, handed to any number of observers."""
+"""The events of a run, as frozen values passed to any number of observers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .updates import Clipping
 
 @dataclass(frozen=True)
 class Output:
-    """One value of an output blob, and its weight in the loss (0 for what is no loss)."""
+    """One value of an output blob, and its loss weight (0 if it is not a loss)."""
 
     name: str
     value: float
@@ -23,7 +23,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Forward:
-    """An iteration's loss: its own, the mean over `average_loss` iterations, and the outputs."""
+    """An iteration's loss, the mean over `average_loss` iterations, and the outputs."""
 
     iteration: int
     loss: float
@@ -34,7 +34,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Updated:
-    """An iteration's update: its rate, whether a multistep policy stepped, whether gradients were clipped."""
+    """An iteration's update: learning rate, the new step of a multistep policy, and gradient clipping."""
 
     iteration: int
     rate: float
@@ -45,12 +45,12 @@ class Updated:
 
 @dataclass(frozen=True)
 class Test:
-    """Mean outputs of one test of one net; ``loss`` where `test_compute_loss` asks for it.
+    """Mean outputs of one test of one net; ``loss`` if `test_compute_loss` is set.
 
-    ``finite``: every loss was finite, and no score was NaN (Caffe's Accuracy counts NaN scores as right).
+    ``finite``: every loss was finite, and no score was NaN (Caffe's Accuracy counts NaN scores as correct).
     """
 
-    __test__ = False  # no test case of pytest's
+    __test__ = False  # not a pytest test class
 
     iteration: int
     net: int
@@ -59,18 +59,18 @@ class Test:
     finite: bool = True
 
 
-Tell = Callable[[str, str], None]  # takes a line of Caffe's log, as `Observer.tell` does
+Log = Callable[[str, str], None]  # takes a topic and a line of Caffe's log, as `Observer.log` does
 
 
-def tell_outputs(net: CaffeNet, tell: Tell) -> None:
-    """Tell what a net puts out, as Caffe ends the building of one."""
+def log_outputs(net: CaffeNet, log: Log) -> None:
+    """Log the outputs of a net that was built, as Caffe does."""
     for name in net.outputs:
-        tell("net_output", f"This network produces output {name}")
-    tell("net_done", "Network initialization done.")
+        log("net_output", f"This network produces output {name}")
+    log("net_done", "Network initialization done.")
 
 
 class Run(Protocol):
-    """What observers may ask of the trainer that they hear from, and what they may have it do."""
+    """The interface of a trainer for its observers."""
 
     settings: Settings
     net: CaffeNet
@@ -81,29 +81,29 @@ class Run(Protocol):
         """The nets of the tests, in the solver's order."""
 
     def stop(self, reason: str) -> None:
-        """Have the run end after this iteration, or this test."""
+        """Stop the run after this iteration or test."""
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights of this moment to a file of their own."""
+        """Write the current weights to a file."""
 
 
 class Observer:
-    """Does nothing; subclasses write over what they care about.  Only the first process has observers."""
+    """Does nothing; subclasses override what they need.  Only the first process has observers."""
 
-    def tell(self, topic: str, text: str) -> None:
-        """Take a line that Caffe's solver would log; topics are those of caffelog.py."""
+    def log(self, topic: str, text: str) -> None:
+        """Receive a line that Caffe's solver would log; topics are the keys of `caffe_tool.log.PLACES`."""
 
     def on_start(self, trainer: Run) -> None:
-        """A run is about to begin, perhaps from a snapshot (`trainer.iteration`)."""
+        """A run is about to start, or to resume at `trainer.iteration`."""
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:
-        """The gradients of an iteration are there."""
+        """The gradients of an iteration have been computed."""
 
     def on_update(self, trainer: Run, updated: Updated) -> None:
-        """The weights have changed."""
+        """The weights have been updated."""
 
     def on_test(self, trainer: Run, test: Test) -> None:
-        """A test net has run; the observer may call `trainer.stop`."""
+        """A test net has been evaluated; the observer may call `trainer.stop`."""
 
     def on_finish(self, trainer: Run) -> None:
         """The run is over, or stopped."""

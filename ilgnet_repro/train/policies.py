@@ -12,7 +12,7 @@ from ..schema import caffe_pb2 as pb
 
 
 class Rate(NamedTuple):
-    """The rate of one iteration, and how many steps the policy has taken (kept in solver states)."""
+    """The rate of one iteration, and the number of steps the policy has taken (stored in solver states)."""
 
     value: float
     current_step: int
@@ -20,7 +20,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy with all its numbers; those it does not use are 0."""
+    """A policy with its parameters; those it does not use are 0."""
 
     name: str
     base_lr: float
@@ -31,7 +31,7 @@ class Policy:
     max_iter: int = 0
 
     def at(self, iteration: int, current_step: int = 0) -> Rate:
-        """Return the rate of ``iteration`` (from 0); ``current_step`` is what the iteration before left."""
+        """Return the rate of ``iteration`` (from 0); ``current_step`` is that of the previous iteration."""
         factor, current_step = _FACTORS[self.name](self, iteration, current_step)
         return Rate(self.base_lr * factor, current_step)
 
@@ -54,7 +54,7 @@ def _inv(policy: Policy, iteration: int, step: int) -> Rate:
 
 
 def _multistep(policy: Policy, iteration: int, step: int) -> Rate:
-    # One step an iteration at most, also where two stepvalues are equal.
+    # At most one step per iteration, even if two stepvalues are equal.
     if step < len(policy.stepvalue) and iteration >= policy.stepvalue[step]:
         step += 1
     return Rate(policy.gamma**step, step)
@@ -79,8 +79,8 @@ _FACTORS: dict[str, Callable[[Policy, int, int], Rate]] = {
     "sigmoid": _sigmoid,
 }
 
-# The fields without which a policy means nothing.
-_NEEDED = {
+# The fields that each policy requires.
+_REQUIRED = {
     "step": ("gamma", "stepsize"),
     "exp": ("gamma",),
     "inv": ("gamma", "power"),
@@ -88,35 +88,35 @@ _NEEDED = {
     "poly": ("power", "max_iter"),
     "sigmoid": ("gamma", "stepsize"),
 }
-_OWN_FIELDS = ("gamma", "power", "stepsize", "stepvalue")
+_POLICY_FIELDS = ("gamma", "power", "stepsize", "stepvalue")
 
 
 def make_policy(param: pb.SolverParameter) -> Policy:
-    """Return the policy a solver asks for.  Raises SolverError for one that is unknown or incomplete."""
+    """Return the policy of a solver.  Raises SolverError for one that is unknown or incomplete."""
     name = param.lr_policy
     if name not in _FACTORS:
         raise SolverError(f"solver: lr_policy {name!r} is unknown; use one of {', '.join(_FACTORS)}")
     if not param.HasField("base_lr"):
-        raise SolverError("solver: base_lr is missing; set the learning rate to start from")
-    for field in _NEEDED.get(name, ()):
+        raise SolverError("solver: base_lr is missing; set the initial learning rate")
+    for field in _REQUIRED.get(name, ()):
         present = param.stepvalue if field == "stepvalue" else param.HasField(field)
         if not present:
             raise SolverError(f"solver: lr_policy {name} needs {field}; set it")
     if param.gamma < 0:
-        raise SolverError(f"solver: gamma {param.gamma:g} is below 0; set 0 or more")
-    if "stepsize" in _NEEDED.get(name, ()) and param.stepsize < 1:
+        raise SolverError(f"solver: gamma {param.gamma:g} is negative; set 0 or more")
+    if "stepsize" in _REQUIRED.get(name, ()) and param.stepsize < 1:
         raise SolverError(f"solver: stepsize {param.stepsize} must be over 0")
     if list(param.stepvalue) != sorted(param.stepvalue):
         raise SolverError(
-            f"solver: stepvalue {', '.join(map(str, param.stepvalue))} must rise; put them in order"
+            f"solver: stepvalue {', '.join(map(str, param.stepvalue))} must increase; put them in order"
         )
     return Policy(
         name, param.base_lr, param.gamma, param.power, param.stepsize, tuple(param.stepvalue), param.max_iter
     )
 
 
-def idle_fields(param: pb.SolverParameter) -> tuple[str, ...]:
+def unused_fields(param: pb.SolverParameter) -> tuple[str, ...]:
     """Return the policy fields that are set but that this policy does not read."""
-    needed = _NEEDED.get(param.lr_policy, ())
+    required = _REQUIRED.get(param.lr_policy, ())
     present = {field.name for field, _ in param.ListFields()}
-    return tuple(field for field in _OWN_FIELDS if field in present and field not in needed)
+    return tuple(field for field in _POLICY_FIELDS if field in present and field not in required)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGHUP as Caffe takes them: stop, or take a snapshot, at the end of an iteration."""
+"""SIGINT and SIGHUP as in Caffe: stop, or take a snapshot, at the end of an iteration."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _SIGNALS = {"sigint_effect": "SIGINT", "sighup_effect": "SIGHUP"}
 
 
 class Requests:
-    """What signals have asked for and nobody has done yet."""
+    """Requests of signals that have not been acted on yet."""
 
     def __init__(self) -> None:
         self.stop = False
         self.snapshot = False
 
     def take(self) -> tuple[bool, bool]:
-        """Return (stop, snapshot), and forget the snapshot."""
+        """Return (stop, snapshot), and clear the snapshot."""
         taken = self.stop, self.snapshot
         self.snapshot = False
         return taken
 
 
 @contextmanager
-def watched(
+def catch_signals(
     requests: Requests, sigint_effect: str = "stop", sighup_effect: str = "snapshot"
 ) -> Iterator[Requests]:
-    """Turn signals into ``requests`` within the block; a second SIGINT to stop interrupts at once."""
+    """Record signals in ``requests`` within the block; a second SIGINT to stop interrupts at once."""
     effects = {"sigint_effect": sigint_effect, "sighup_effect": sighup_effect}
     for flag, effect in effects.items():
         if effect not in EFFECTS:

@@ -1,4 +1,4 @@
-"""Snapshots that Caffe can resume, and resuming from Caffe's: a weights file and a solver state."""
+"""Snapshots in Caffe's format: written, restored and pruned; a weights file and a solver state each."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from ..runtime.weights import take_weights
 from . import snapshot_hdf5
 from .trained_net import net_message
 
-HDF5_ENDING = ".h5"
+HDF5_SUFFIX = ".h5"
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Where snapshots go: ``prefix_iter_N.caffemodel`` and ``.solverstate``, or both with ``.h5``.
+    """The snapshot files of a run: ``prefix_iter_N.caffemodel`` and ``.solverstate``, or both with ``.h5``.
 
-    ``prefix`` is written into the solver states as it stands, and looked up from ``root``.  ``keep`` is
-    how many snapshots stay (0: all): `prune` removes older ones of the same prefix.  ``unsound`` are the
-    iterations whose snapshots hold a net that has diverged; they never count as newer than a sound one.
-    ``made`` are those of this run, and of the run that it resumed: no others are removed.
+    ``prefix`` is written into the solver states unchanged, and is relative to ``root``.  ``keep`` is the
+    number of snapshots to keep (0: all): `prune` removes older ones.  ``nonfinite`` are the iterations whose
+    snapshots are of a diverged net; they are never preferred to a finite one.  ``written`` are those of this
+    run and of the run that it resumed: no others are removed.
     """
 
     prefix: str
     root: Path
     hdf5: bool = False
     keep: int = 0
-    unsound: set[int] = field(default_factory=set)
-    made: set[int] = field(default_factory=set)
+    nonfinite: set[int] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
 
     def name(self, iteration: int, kind: str) -> str:
-        """Return the name of a file of the snapshot at ``iteration``; ``kind`` is its ending."""
-        return f"{self.prefix}_iter_{iteration}.{kind}{HDF5_ENDING if self.hdf5 else ''}"
+        """Return the name of a file of the snapshot at ``iteration``; ``kind`` is ``caffemodel`` or ``solverstate``."""
+        return f"{self.prefix}_iter_{iteration}.{kind}{HDF5_SUFFIX if self.hdf5 else ''}"
 
     def check(self) -> None:
-        """Raise SolverError unless files can be written there: better now than hours later."""
+        """Raise SolverError unless files can be written there, before any training."""
         if "\0" in self.prefix:
-            raise SolverError(f"snapshot_prefix {self.prefix!r}: no file can have a zero byte in its name")
+            raise SolverError(f"snapshot_prefix {self.prefix!r}: a file name cannot have a zero byte")
         folder = Path(self.root, self.prefix).parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise SolverError(
@@ -60,9 +60,9 @@ class Snapshots:
     def check_inputs(
         self, inputs: Iterable[str | os.PathLike[str]], iterations: Callable[[int], bool]
     ) -> None:
-        """Raise IlgnetError where a snapshot of the run would replace one of the files it starts from.
+        """Raise IlgnetError if a snapshot of the run would replace one of its input files.
 
-        ``iterations`` tells whether there will be a snapshot at an iteration.
+        ``iterations`` returns whether there will be a snapshot at an iteration.
         """
         pattern = re.compile(re.escape(Path(self.prefix).name) + r"_iter_(\d+)\..*")
         folder = Path(self.root, self.prefix).parent
@@ -72,11 +72,11 @@ class Snapshots:
                 check_output(path, inputs, "snapshot")
 
     def resume(self, iteration: int) -> None:
-        """Count the snapshots up to that of ``iteration`` as made by the run that goes on."""
-        self.made.update(number for number in self.iterations() if number <= iteration)
+        """Count the snapshots up to that of ``iteration`` as written by this run, which resumes there."""
+        self.written.update(number for number in self.iterations() if number <= iteration)
 
     def check_names(self, net: CaffeNet) -> list[str]:
-        """Raise SolverError for layers whose names the format cannot hold; return what is worth a note."""
+        """Raise SolverError for layer names that the format cannot store; return notes for the user."""
         if not self.hdf5:
             return []
         counts = {name: len(blobs) for name, blobs in net.params.items()}
@@ -94,10 +94,10 @@ class Snapshots:
     ) -> tuple[str, str]:
         """Write a snapshot and return the names of its two files.
 
-        The weights go first, so that a solver state on disk always has its weights beside it.
+        The weights are written first, so that a solver state on disk always has its weights beside it.
         """
         model, state = self.name(iteration, "caffemodel"), self.name(iteration, "solverstate")
-        self.made.add(iteration)
+        self.written.add(iteration)
         arrays = [_array(each) for each in history]
         save_weights(net, self.root / model)
         if self.hdf5:
@@ -105,29 +105,29 @@ class Snapshots:
         else:
             write_solverstate(self.root / state, iteration, model, arrays, current_step)
         if not (all_finite(net.parameters()) and all_finite(history)):
-            self.unsound.add(iteration)
+            self.nonfinite.add(iteration)
         else:
-            self.unsound.discard(iteration)
+            self.nonfinite.discard(iteration)
         return model, state
 
     def prune(self, iteration: int) -> None:
-        """Remove what is older than the snapshot at ``iteration`` and beyond the newest ``keep`` of its kind.
+        """Remove snapshots before ``iteration`` that are not among the newest ``keep`` of their kind.
 
-        Sound and unsound snapshots are counted apart, so that no diverged one takes the place of a sound one.
+        Finite and nonfinite snapshots are counted separately: a diverged one never displaces a finite one.
         """
         if not self.keep:
             return
-        for unsound in (False, True):
-            made = [number for number in self.iterations() if number in self.made]
-            kind = [number for number in made if (number in self.unsound) is unsound]
+        for nonfinite in (False, True):
+            written = [number for number in self.iterations() if number in self.written]
+            kind = [number for number in written if (number in self.nonfinite) is nonfinite]
             for older in kind[: -self.keep]:
                 if older < iteration:
                     for ending in ("solverstate", "caffemodel"):
                         (self.root / self.name(older, ending)).unlink(missing_ok=True)
 
     def iterations(self) -> list[int]:
-        """Return the iterations that have a whole snapshot on disk, rising."""
-        ending = re.escape(f".solverstate{HDF5_ENDING if self.hdf5 else ''}")
+        """Return the iterations that have a complete snapshot on disk, in order."""
+        ending = re.escape(f".solverstate{HDF5_SUFFIX if self.hdf5 else ''}")
         pattern = re.compile(re.escape(Path(self.prefix).name) + r"_iter_(\d+)" + ending)
         folder = Path(self.root, self.prefix).parent
         matches = [pattern.fullmatch(path.name) for path in folder.glob("*")] if folder.is_dir() else []
@@ -135,16 +135,16 @@ class Snapshots:
         return [number for number in numbers if (self.root / self.name(number, "caffemodel")).is_file()]
 
     def latest(self) -> Path | None:
-        """Return the solver state of the newest whole snapshot that is not known to be unsound, or None."""
-        numbers = [number for number in self.iterations() if number not in self.unsound]
+        """Return the solver state of the newest complete snapshot that is not known to be nonfinite, or None."""
+        numbers = [number for number in self.iterations() if number not in self.nonfinite]
         return Path(self.root, self.name(numbers[-1], "solverstate")) if numbers else None
 
 
 def save_weights(net: CaffeNet, path: Path) -> None:
-    """Write a net's weights, as a caffemodel or, where the name ends in ``.h5``, as HDF5."""
-    blobs = {name: [_array(blob) for blob in own] for name, own in net.params.items()}
+    """Write a net's weights, as a caffemodel or, if the name ends in ``.h5``, as HDF5."""
+    blobs = {name: [_array(blob) for blob in params] for name, params in net.params.items()}
     message = net_message(net)
-    if path.suffix == HDF5_ENDING:
+    if path.suffix == HDF5_SUFFIX:
         write_hdf5_model(path, message, blobs, owners=net.plan.owners)
     else:
         write_caffemodel(path, message, blobs)
@@ -160,7 +160,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def read_state(path: Path) -> SolverState:
-    """Read a solver state in either form."""
+    """Read a solver state in either format."""
     if not path.is_file():
         raise SolverError(f"{path}: no such snapshot; give a .solverstate file")
     kind = expect(path, Kind.SOLVERSTATE, Kind.SOLVERSTATE_H5, Kind.HDF5, Kind.UNKNOWN, what="a solver state")
@@ -173,16 +173,16 @@ def read_state(path: Path) -> SolverState:
 def restore(
     path: Path, root: Path, net: CaffeNet, history: Sequence[Tensor], *, allow_nonfinite: bool = False
 ) -> SolverState:
-    """Set a net and the solver's arrays to a snapshot, ours or Caffe's, and return its state.
+    """Load a snapshot, ours or Caffe's, into a net and the solver's history, and return its state.
 
-    The weights are those the state names, looked up from ``root`` and then beside the state.  Raises
-    SolverError where state and net do not belong together and, unless ``allow_nonfinite``, where the
-    snapshot holds NaN or infinite values; then nothing has changed.
+    The weights file is the one that the state names, looked up in ``root`` and then beside the state.  Raises
+    SolverError if state and net do not match and, unless ``allow_nonfinite``, if the snapshot has NaN or
+    infinite values; nothing is changed then.
     """
     state = read_state(path)
     if len(state.history) != len(history):
         raise SolverError(
-            f"{path}: holds {len(state.history)} arrays and this solver {len(history)}; "
+            f"{path}: has {len(state.history)} arrays and this solver {len(history)}; "
             "resume with the net and the solver type that made it"
         )
     for index, (blob, own) in enumerate(zip(state.history, history, strict=True)):
@@ -190,7 +190,7 @@ def restore(
             raise SolverError(
                 f"{path}: array {index} has shape {list(blob.shape)}, this net's has {list(own.shape)}"
             )
-    # Layers that the weights lack keep what they have, as in Caffe.
+    # Layers that the weights file lacks keep their values, as in Caffe.
     weights = take_weights(
         net.plan.blobs,
         open_caffemodel(_weights_of(state, path, root)).layers,
@@ -215,14 +215,14 @@ def _check_finite(path: Path, weights: Mapping[str, Sequence[np.ndarray]], state
         if not np.isfinite(array).all():
             raise DivergedError(
                 f"{path}: the run had diverged, {place} is not finite; resume from an earlier snapshot, "
-                "or go on with allow_nonfinite=True",
+                "or continue with allow_nonfinite=True",
                 option="allow_nonfinite",
             )
 
 
 def _weights_of(state: SolverState, path: Path, root: Path) -> Path:
     if not state.learned_net:
-        raise FormatError(f"{path}: names no weights file; give a snapshot of a whole run")
+        raise FormatError(f"{path}: names no weights file; give a complete snapshot")
     for place in (root / state.learned_net, path.parent / Path(state.learned_net).name):
         if place.is_file():
             return place

@@ -1,8 +1,9 @@
-"""Solver states in HDF5, laid out as Caffe's `SnapshotSolverStateToHDF5`; needs h5py."""
+"""Solver states in HDF5, in the layout of Caffe's `SnapshotSolverStateToHDF5`; needs h5py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,16 +32,16 @@ def write_state(
 
 
 def check_names(layers: Iterable[str], blobs: Mapping[str, int]) -> None:
-    """Raise SolverError for layers that no HDF5 file can hold beside each other; ``blobs`` counts each one's blobs."""
+    """Raise SolverError for layer names that conflict in an HDF5 file; ``blobs`` is the number of blobs per layer."""
     conflict = name_conflict(layers, blobs)
     if conflict:
         raise SolverError(f"{conflict}, or remove snapshot_format")
 
 
 def _write_string(h5py: ModuleType, file: Any, name: str, text: bytes) -> None:
-    """Write a string as `H5LTmake_dataset_string`: a scalar whose size counts the zero at its end.
+    """Write a string as `H5LTmake_dataset_string`: a scalar whose size includes the terminating zero.
 
-    Caffe reads it into a buffer of that size as a C string, so without the zero it reads on behind it.
+    Caffe reads it into a buffer of that size as a C string: without the zero it reads past the end.
     """
     kind = h5py.h5t.C_S1.copy()
     kind.set_size(len(text) + 1)
@@ -50,7 +51,7 @@ def _write_string(h5py: ModuleType, file: Any, name: str, text: bytes) -> None:
 
 
 def read_state(path: Path) -> SolverState:
-    """Read what `write_state` or Caffe wrote.  Raises FormatError for anything else."""
+    """Read what `write_state` or Caffe wrote.  Raises FormatError for other files."""
     h5py = _h5py(path)
     try:
         with h5py.File(path, "r") as file:
@@ -61,7 +62,7 @@ def read_state(path: Path) -> SolverState:
             arrays = [np.asarray(group[str(index)][()], np.float32) for index in range(len(group))]
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         raise FormatError(
-            f"{path.name}: is no solver state in HDF5; give the .solverstate.h5 of a snapshot"
+            f"{path.name}: is not a solver state in HDF5; give the .solverstate.h5 of a snapshot"
         ) from error
     if iteration < 0 or step < 0:
         raise FormatError(f"{path.name}: iteration {iteration}, step {step}: cannot be negative")
@@ -76,9 +77,8 @@ def _blob(array: np.ndarray) -> Blob:
 
 def _h5py(path: Path) -> ModuleType:
     try:
-        import h5py
+        return import_module("h5py")
     except ImportError as error:
         raise SolverError(
             f"{path.name}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]', or remove snapshot_format"
         ) from error
-    return h5py

@@ -1,4 +1,4 @@
-"""A solver prototxt as frozen settings: every field is honoured, or refused by name."""
+"""A solver prototxt as frozen settings: every field is supported, or refused by name."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..caffe.prototxt import format_message, read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
 from ..errors import SolverError
 from ..schema import caffe_pb2 as pb
-from .policies import Policy, idle_fields, make_policy
+from .policies import Policy, make_policy, unused_fields
 
 ReadNet = Callable[[str], pb.NetParameter]
 
 TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 _TRAIN_NETS = ("net", "net_param", "train_net", "train_net_param")
-_LEAST = {"max_iter": 0, "iter_size": 1, "average_loss": 1, "display": 0, "test_interval": 0, "snapshot": 0}
-# What a rule keeps averages with; Caffe stops on momentum where the rule has none.
+_MINIMUM = {"max_iter": 0, "iter_size": 1, "average_loss": 1, "display": 0, "test_interval": 0, "snapshot": 0}
+# Caffe refuses momentum for these update rules.
 _WITHOUT_MOMENTUM = ("AdaGrad", "RMSProp")
 
 
 @dataclass(frozen=True)
 class NetSource:
-    """A net as the solver names it (``net file: x.prototxt``), and its graph in the solver's state."""
+    """A net as the solver refers to it (``net file: x.prototxt``), and its graph in the solver's state."""
 
     label: str
     graph: Graph
@@ -36,7 +36,7 @@ class NetSource:
 
 @dataclass(frozen=True)
 class TestNet:
-    """A net to test with, and the number of batches of one test."""
+    """A test net, and the number of batches of one test."""
 
     source: NetSource
     test_iter: int
@@ -44,7 +44,7 @@ class TestNet:
 
 @dataclass(frozen=True)
 class Settings:
-    """A solver.  ``root`` is where its paths start; ``notes`` is what was read past, one line each."""
+    """A solver.  ``root`` is the base of its paths; ``notes`` are the fields without effect, one line each."""
 
     train_net: NetSource
     test_nets: tuple[TestNet, ...]
@@ -99,16 +99,16 @@ def read_settings(
 ) -> Settings:
     """Read a solver prototxt.
 
-    ``root`` is the folder that its paths start from, which for Caffe is the current one.  ``level``,
-    ``stages`` and ``weights`` (paths from the current folder) join those of the file, as Caffe's command
-    line makes them.  ``ignore_fields`` are the dotted paths of unknown fields, of the solver or its nets,
-    that do not matter.  Raises SolverError, ParseError, FormatError, GraphError or LayerError, each in one line.
+    ``root`` is the folder that its paths are relative to, in Caffe the current one.  ``level``, ``stages``
+    and ``weights`` (paths relative to the current folder) are added to those of the file, as Caffe's command
+    line does.  ``ignore_fields`` are the dotted paths of unknown fields, of the solver or its nets,
+    that do not change the result.  Raises SolverError, ParseError, FormatError, GraphError or LayerError, each in one line.
     """
     notes: list[str] = []
     ignore_fields = tuple(ignore_fields)
     param = upgrade_solver(drop_fields(read_solver(path), ignore_fields), notes)
     if not param.snapshot_prefix:
-        # As Caffe: the solver's own path without its ending; in a folder, the solver's name there.
+        # As in Caffe: the solver's path without its suffix; for a folder, the solver's name in it.
         param.snapshot_prefix = os.fspath(Path(path).with_suffix(""))
     elif Path(root, param.snapshot_prefix).is_dir():
         param.snapshot_prefix = os.path.join(param.snapshot_prefix, Path(path).stem)
@@ -120,12 +120,12 @@ def read_settings(
 
 
 def solver_root(path: str | os.PathLike[str]) -> Path:
-    """Return where a solver's paths start: here, as for Caffe, or its own folder if its net is only there."""
+    """Return the base of a solver's paths: the current folder, as in Caffe, or its own if its net is only there."""
     param = read_solver(path)
     nets = [name for name in (param.net, param.train_net) if name]
     own = Path(path).parent
-    elsewhere = bool(nets) and not Path(nets[0]).is_file() and (own / nets[0]).is_file()
-    return own if elsewhere else Path(".")
+    beside = bool(nets) and not Path(nets[0]).is_file() and (own / nets[0]).is_file()
+    return own if beside else Path(".")
 
 
 def make_settings(
@@ -134,15 +134,15 @@ def make_settings(
     notes: Iterable[str] = (),
     ignore_fields: Iterable[str] = (),
 ) -> Settings:
-    """Check a solver message (upgraded) and return its settings."""
+    """Check an upgraded solver message and return its settings."""
     _check(param)
 
     def read(name: str) -> pb.NetParameter:
         return drop_fields(read_net(Path(root, name)), ignore_fields)
 
-    idle = [f"{name} is not read by lr_policy {param.lr_policy}" for name in idle_fields(param)]
+    unused = [f"{name} is not used by lr_policy {param.lr_policy}" for name in unused_fields(param)]
     if not param.layer_wise_reduce:
-        idle.append("layer_wise_reduce: torch chooses how gradients are sent; the result is the same")
+        unused.append("layer_wise_reduce: torch chooses how gradients are exchanged; the result is the same")
     gpu = param.device_id if param.solver_mode == pb.SolverParameter.GPU else None
     return Settings(
         train_net=_train_net(param, read),
@@ -172,7 +172,7 @@ def make_settings(
         weights=tuple(name for names in param.weights for name in names.split(",") if name),
         root=Path(root),
         message=param,
-        notes=(*notes, *idle),
+        notes=(*notes, *unused),
     )
 
 
@@ -180,10 +180,10 @@ def _check(param: pb.SolverParameter) -> None:
     for fork in param.fork_field:
         if is_of_a_net(fork):
             raise SolverError(f"solver: {describe_field(fork)} belongs to a net; give the solver's prototxt")
-        raise SolverError(f"solver: {refusal(fork, param.DESCRIPTOR)}", option="ignore_fields")
-    for name, least in _LEAST.items():
-        if getattr(param, name) < least:
-            raise SolverError(f"solver: {name} {getattr(param, name)} must be {least} or more")
+        raise SolverError(f"solver: {refusal(fork, pb.SolverParameter.DESCRIPTOR)}", option="ignore_fields")
+    for name, minimum in _MINIMUM.items():
+        if getattr(param, name) < minimum:
+            raise SolverError(f"solver: {name} {getattr(param, name)} must be {minimum} or more")
     if param.type not in TYPES:
         raise SolverError(f"solver: type {param.type!r} is unknown; use one of {', '.join(TYPES)}")
     if param.regularization_type not in ("L1", "L2"):
@@ -197,7 +197,7 @@ def _check(param: pb.SolverParameter) -> None:
     if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 < 1):
         raise SolverError("solver: momentum and momentum2 of Adam must be at least 0 and below 1")
     if param.snapshot_diff:
-        raise SolverError("solver: snapshot_diff is not supported: gradients are not kept; remove it")
+        raise SolverError("solver: snapshot_diff is not supported: gradients are not stored; remove it")
     if param.debug_info:
         raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
 
@@ -215,27 +215,27 @@ def _train_net(param: pb.SolverParameter, read: ReadNet) -> NetSource:
 
 
 def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
-    """In Caffe's order: test_net_param, test_net, then net or net_param once for each test_iter left over."""
+    """In Caffe's order: test_net_param, test_net, then net or net_param once for each remaining test_iter."""
     nets = [("test_net_param", net) for net in param.test_net_param]
     nets += [(f"test_net file: {path}", read(path)) for path in param.test_net]
     shared = [name for name in ("net", "net_param") if param.HasField(name)]
-    left = len(param.test_iter) - len(nets)
-    if left < 0 or (left and not shared):
+    remaining = len(param.test_iter) - len(nets)
+    if remaining < 0 or (remaining and not shared):
         raise SolverError(
             f"solver: test_iter is stated {len(param.test_iter)} times for {len(nets)} test nets; "
-            "state it once a net"
+            "state it once per net"
         )
     if shared == ["net"]:
-        nets += [(f"net file: {param.net}", read(param.net))] * left
+        nets += [(f"net file: {param.net}", read(param.net))] * remaining
     elif shared:
-        nets += [("net_param", param.net_param)] * left
+        nets += [("net_param", param.net_param)] * remaining
     if nets and not param.test_interval:
         raise SolverError(
             "solver: test_interval is 0 with a test net; set it, or remove test_iter and the net"
         )
     if param.test_state and len(param.test_state) != len(nets):
         raise SolverError(
-            f"solver: {len(param.test_state)} test_state for {len(nets)} test nets; give one a net"
+            f"solver: {len(param.test_state)} test_state for {len(nets)} test nets; give one per net"
         )
     if any(count < 1 for count in param.test_iter):
         raise SolverError("solver: test_iter must be 1 or more for each test net")
@@ -247,7 +247,7 @@ def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
 
 
 def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) -> NetSource:
-    """Merge the net's own state and the solver's, which wins; the phase is the solver's unless stated."""
+    """Merge the net's own state and the solver's, which takes precedence; the phase is the solver's unless stated."""
     merged = pb.NetState(phase=pb.TRAIN if phase == "TRAIN" else pb.TEST)
     merged.MergeFrom(net.state)
     merged.MergeFrom(state)

@@ -1,4 +1,4 @@
-"""The message a snapshot is written from: the train net as Caffe holds it, as its `Net::ToProto`."""
+"""The net message of a snapshot, as Caffe's `Net::ToProto` writes it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ Place = tuple[int, int]  # a layer, and one of its tops
 
 
 def net_message(net: CaffeNet) -> pb.NetParameter:
-    """Return the net's structure with what Caffe adds to it: phases, splits, default loss weights."""
+    """Return the net's structure with what Caffe adds: phases, splits and default loss weights."""
     layers = []
     for node in net.graph.layers:
         layer = pb.LayerParameter()
         layer.CopyFrom(node.layer)
         layer.ClearField("blobs")
         layers.append(layer)
-    kinds = [net.layer(node.name) for node in net.graph.layers]
-    written = insert_splits(layers)
-    for layer, index in written:
+    modules = [net.layer(node.name) for node in net.graph.layers]
+    split_layers = insert_splits(layers)
+    for layer, index in split_layers:
         if not layer.HasField("phase"):
-            layer.phase = pb.Phase.Value(net.graph.phase)
+            layer.phase = pb.TRAIN if net.graph.phase == "TRAIN" else pb.TEST
         if index is not None and not layer.loss_weight:
-            layer.loss_weight.extend(kinds[index].default_loss_weights())
+            layer.loss_weight.extend(modules[index].default_loss_weights())
         if layer.type == "BatchNorm":
-            # Caffe's BatchNorm writes into its own message that its statistics are not learned.
+            # Caffe's BatchNorm sets lr_mult 0 for its statistics in its own message.
             while len(layer.param) < 3:
                 layer.param.add(lr_mult=0.0)
-    return pb.NetParameter(name=net.graph.name, layer=[layer for layer, _ in written])
+    return pb.NetParameter(name=net.graph.name, layer=[layer for layer, _ in split_layers])
 
 
 def insert_splits(layers: list[pb.LayerParameter]) -> list[tuple[pb.LayerParameter, int | None]]:
-    """Return the layers, by number, with a Split after each top that is read more than once (`InsertSplits`).
+    """Return the layers, by index, with a Split after each top that is read more than once (`InsertSplits`).
 
-    A loss weight that a top carries counts as a reader, and moves to the split's first top.
+    The loss weight of a top counts as a reader, and moves to the split's first top.
     """
     source: dict[tuple[int, int], Place] = {}  # bottom -> the top it reads
     writer: dict[str, Place] = {}

@@ -1,7 +1,7 @@
-"""Caffe's six update rules: clip, normalise, regularise, compute, apply; each in Caffe's own order.
+"""Caffe's six update rules: clip, normalize, regularize, compute, apply, in Caffe's order.
 
-A rule works on groups of parameters that share both multipliers, so that every step of it is one torch
-call a group (`torch._foreach_*`: one kernel launch for many tensors on a GPU).
+A rule works on groups of parameters with the same multipliers, so that each of its steps is one torch
+call per group (`torch._foreach_*`: one kernel launch for many tensors on a GPU).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Learnable:
 
 @dataclass(frozen=True)
 class Clipping:
-    """Gradients were scaled down: their L2 norm before, the limit, and the factor."""
+    """Gradient clipping: the L2 norm before it, the limit, and the factor applied."""
 
     norm: float
     limit: float
@@ -39,7 +39,7 @@ class Clipping:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a rule needs to know of one iteration; ``rate`` is already that of the group."""
+    """The inputs of a rule in one iteration; ``rate`` is that of the group."""
 
     settings: Settings
     rate: float
@@ -50,7 +50,7 @@ Rule = Callable[[_Step, Tensors, Tensors, list[Tensors]], None]
 
 
 class Updater:
-    """The state of a rule: ``history`` holds its arrays in the order of Caffe's solver states."""
+    """An update rule and its state: ``history`` is its arrays in the order of Caffe's solver states."""
 
     def __init__(self, settings: Settings, learnables: Sequence[Learnable]) -> None:
         self.settings = settings
@@ -65,15 +65,15 @@ class Updater:
 
     @torch.no_grad()
     def update(self, rate: float, iteration: int) -> Clipping | None:
-        """Change every parameter by its gradient, as Caffe's `ApplyUpdate` at ``rate``.
+        """Update every parameter by its gradient, as Caffe's `ApplyUpdate` at ``rate``.
 
-        The gradients are the sums over ``iter_size`` passes and are written over.  A parameter without
-        one counts as having a gradient of 0, as in Caffe.
+        The gradients are the sums over ``iter_size`` passes and are overwritten.  A parameter without
+        a gradient is treated as having 0, as in Caffe.
         """
         settings = self.settings
         params = [one.tensor for one in self.learnables]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        # Caffe clips the sum over iter_size passes, before it divides.
+        # Caffe clips the sum over iter_size passes before dividing it.
         clipping = self._clip(grads)
         if settings.iter_size != 1:
             torch._foreach_mul_(grads, 1 / settings.iter_size)
@@ -104,20 +104,20 @@ class Updater:
 
 
 def _sgd(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
-    (momentum,) = history
-    torch._foreach_mul_(momentum, step.settings.momentum)
-    torch._foreach_add_(momentum, grads, alpha=step.rate)
-    torch._foreach_sub_(params, momentum)
+    (velocity,) = history
+    torch._foreach_mul_(velocity, step.settings.momentum)
+    torch._foreach_add_(velocity, grads, alpha=step.rate)
+    torch._foreach_sub_(params, velocity)
 
 
 def _nesterov(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
-    (momentum,) = history
-    share = step.settings.momentum
-    # The update is (1 + m) × new - m × old momentum.
-    torch._foreach_add_(params, momentum, alpha=share)
-    torch._foreach_mul_(momentum, share)
-    torch._foreach_add_(momentum, grads, alpha=step.rate)
-    torch._foreach_sub_(params, momentum, alpha=1 + share)
+    (velocity,) = history
+    momentum = step.settings.momentum
+    # The update is (1 + momentum) × new velocity - momentum × old velocity.
+    torch._foreach_add_(params, velocity, alpha=momentum)
+    torch._foreach_mul_(velocity, momentum)
+    torch._foreach_add_(velocity, grads, alpha=step.rate)
+    torch._foreach_sub_(params, velocity, alpha=1 + momentum)
 
 
 def _adagrad(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
@@ -136,15 +136,15 @@ def _rmsprop(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors
 
 def _adadelta(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) -> None:
     squares, updates = history
-    share, delta = step.settings.momentum, step.settings.delta
-    torch._foreach_mul_(squares, share)
-    torch._foreach_addcmul_(squares, grads, grads, value=1 - share)
+    momentum, delta = step.settings.momentum, step.settings.delta
+    torch._foreach_mul_(squares, momentum)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - momentum)
     ratio = torch._foreach_add(updates, delta)
     torch._foreach_div_(ratio, torch._foreach_add(squares, delta))
     torch._foreach_sqrt_(ratio)
     torch._foreach_mul_(grads, ratio)
-    torch._foreach_mul_(updates, share)
-    torch._foreach_addcmul_(updates, grads, grads, value=1 - share)
+    torch._foreach_mul_(updates, momentum)
+    torch._foreach_addcmul_(updates, grads, grads, value=1 - momentum)
     torch._foreach_sub_(params, grads, alpha=step.rate)
 
 
@@ -155,9 +155,9 @@ def _adam(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) 
     torch._foreach_add_(means, grads, alpha=1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-    # Caffe corrects the rate, not the moments, so delta is not corrected along with them.
-    times = step.iteration + 1
-    correction = sqrt(1 - beta2**times) / (1 - beta1**times)
+    # Caffe applies the bias correction to the rate, not to the moments, so delta is not corrected.
+    steps = step.iteration + 1
+    correction = sqrt(1 - beta2**steps) / (1 - beta1**steps)
     _divide_by_root(step, params, means, squares, step.rate * correction)
 
 
@@ -167,7 +167,7 @@ def _divide_by_root(step: _Step, params: Tensors, values: Tensors, squares: Tens
     torch._foreach_addcdiv_(params, values, root, value=-rate)
 
 
-# Each rule, and how many arrays a parameter it keeps.
+# Each rule, and the number of history arrays per parameter.
 RULES: dict[str, tuple[Rule, int]] = {
     "SGD": (_sgd, 1),
     "Nesterov": (_nesterov, 1),

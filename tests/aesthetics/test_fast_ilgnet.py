@@ -53,7 +53,7 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
 def test_all_hundred_recorded_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     fast = fast_net(net, precision)
     transform = Transform(crop_size=227, mean=read_mean(MEAN))
-    pictures = [row.picture()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
+    pictures = [row.image()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
     with np.load(GOLDEN / "blobs.npz") as recorded:
         expected = recorded["high_probability"]
     for start in (*range(0, 96, 16), 96):

@@ -76,7 +76,7 @@ def test_the_authors_other_path(net, recorded) -> None:
 def test_a_hundred_scores(net, recorded, golden, authors) -> None:
     transform = Transform(crop_size=227, mean=read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
     found = []
-    pictures = [row.picture()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]
+    pictures = [row.image()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]
     with torch.inference_mode():
         for start in range(0, len(pictures), 20):
             data = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 20])))

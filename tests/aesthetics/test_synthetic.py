@@ -34,7 +34,7 @@ def test_rows_and_labels(task):
     assert 0.35 < np.mean(labels["train"]) < 0.65
     assert set(labels["hue"]) == set(range(6))
     train, hue = (LmdbReader(task / f"{name}_lmdb")[7] for name in ("train", "hue"))
-    assert train.key == hue.key and np.array_equal(train.picture()[0], hue.picture()[0])
+    assert train.key == hue.key and np.array_equal(train.image()[0], hue.image()[0])
 
 
 def test_the_trunk_learns_and_its_layers_are_copied(task, monkeypatch):

@@ -90,8 +90,8 @@ def write_lmdb(folder: Path) -> None:
 
 
 def write_list(folder: Path) -> None:
-    for index, picture in enumerate(ROWS):
-        cv2.imwrite(str(folder / f"{index}.png"), picture.transpose(1, 2, 0))
+    for index, image in enumerate(ROWS):
+        cv2.imwrite(str(folder / f"{index}.png"), image.transpose(1, 2, 0))
     (folder / "list.txt").write_text("".join(f"{i}.png {label}\n" for i, label in enumerate(LABELS)))
 
 

@@ -24,10 +24,10 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     """A folder with small.caffemodel, deploy.prototxt and two images, as the working folder."""
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index, (height, width) in enumerate(((20, 31), (17, 12))):
         pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
-        cv2.imwrite(str(tmp_path / "pictures" / f"{index}.png"), pixels)
+        cv2.imwrite(str(tmp_path / "images" / f"{index}.png"), pixels)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,10 +59,10 @@ def test_convert_json(folder, capsys) -> None:
 
 def test_score(folder, capsys) -> None:
     run(capsys, "convert", "small.caffemodel", "--mean-value", "104,117,123")
-    status, out, _ = run(capsys, "score", "pictures", "--weights", "small.safetensors", "--json")
+    status, out, _ = run(capsys, "score", "images", "--weights", "small.safetensors", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert status == 0
-    assert [row["picture"] for row in rows] == ["pictures/0.png", "pictures/1.png"]
+    assert [row["picture"] for row in rows] == ["images/0.png", "images/1.png"]
     for row in rows:
         assert sum(row["outputs"]["prob"]) == pytest.approx(1)
 
@@ -70,7 +70,7 @@ def test_score(folder, capsys) -> None:
 def test_scores_do_not_depend_on_the_batch(folder, capsys) -> None:
     arguments = (
         "score",
-        "pictures",
+        "images",
         "--weights",
         "small.caffemodel",
         "--prototxt",
@@ -117,7 +117,7 @@ def test_audit_candidates(folder, capsys) -> None:
 
 REFUSED = [
     ("no weights file", ["convert", "none.caffemodel"], "ilgnet: none.caffemodel: cannot be read "),
-    ("a folder", ["convert", "pictures"], "ilgnet: images: "),
+    ("a folder", ["convert", "images"], "ilgnet: images: "),
     ("unknown format", ["convert", "small.caffemodel", "--to", "tflite"], "ilgnet: format 'tflite' is unknown; "),
     (
         "bad shape", ["audit", "deploy.prototxt", "--shape", "data=1,x"],
@@ -128,7 +128,7 @@ REFUSED = [
         "ilgnet: --mean-value a,b: write one number, or three as 104,117,123",
     ),
     (
-        "preprocessing unknown", ["score", "pictures", "--weights", "small.caffemodel"],
+        "preprocessing unknown", ["score", "images", "--weights", "small.caffemodel"],
         "ilgnet: net 'small': nothing says how its images are prepared; ",
     ),
     ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no images"),

@@ -202,7 +202,7 @@ MINE = b"mine, and nowhere else\n"
 STRANGERS = {
     "export": (["out.partial/mine.txt"], ["lmdb", "export", "db", "out"], None),
     "make": (["new.partial/mine.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
-             "new.partial: is not an unfinished build of this program; remove it"),
+             "new.partial: is not an unfinished build by this program; remove it"),
     "make's bad list": (["new.bad.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
                         "new.bad.txt: exists and was not written by `ilgnet lmdb make`; "
                         "remove it or give another name for the database"),

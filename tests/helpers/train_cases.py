@@ -59,7 +59,7 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.trace = Trace()
 
-    def tell(self, topic: str, text: str) -> None:
+    def log(self, topic: str, text: str) -> None:
         if topic == "last":
             self.trace.last_loss = float(text.rsplit(" ", 1)[1])
 

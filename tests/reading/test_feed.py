@@ -48,16 +48,16 @@ def passes(feed: Feed, count: int, first: int = 0, workers: int = 0) -> list[dic
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     """Every row of the database, in key order, as Caffe would hold it."""
     return torch.stack(
-        [torch.from_numpy(row.picture()[0].astype(np.float32)) for row in LmdbReader(PIPELINE / "raw64_lmdb")]
+        [torch.from_numpy(row.image()[0].astype(np.float32)) for row in LmdbReader(PIPELINE / "raw64_lmdb")]
     )
 
 
-def test_rows_come_in_key_order_and_wrap(pictures):
+def test_rows_come_in_key_order_and_wrap(images):
     got = torch.cat([batch["data"] for batch in passes(feed_of(data_layer()), 7)])
-    assert torch.equal(got, pictures[[i % ROWS for i in range(35)]])
+    assert torch.equal(got, images[[i % ROWS for i in range(35)]])
 
 
 def test_a_pass_is_known_from_its_number():
@@ -70,32 +70,35 @@ def test_a_pass_is_known_from_its_number():
     assert not torch.equal(passes(other, 1)[0]["data"], ahead[0]["data"])
 
 
-@pytest.mark.parametrize(("world", "pieces"), [(2, 1), (3, 1), (1, 3), (2, 3)])
-def test_shares_make_up_the_batch_without_overlap(world, pieces):
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, 1), (1, 3), (2, 3)])
+def test_shares_make_up_the_batch_without_overlap(world, accumulate):
     text = data_layer(batch=6, transform="crop_size: 40 mirror: true")
     whole = [sorted(row.sum().item() for row in batch["data"]) for batch in passes(feed_of(text), 5)]
     ranks = [
-        passes(feed_of(text, rank=rank, world=world, pieces=pieces), 5 * pieces) for rank in range(world)
+        passes(feed_of(text, rank=rank, world=world, accumulate=accumulate), 5 * accumulate)
+        for rank in range(world)
     ]
     for number, expected in enumerate(whole):
-        own = [batch["data"] for rank in ranks for batch in rank[number * pieces : (number + 1) * pieces]]
-        assert all(len(part) == 6 // (world * pieces) for part in own)
+        own = [
+            batch["data"] for rank in ranks for batch in rank[number * accumulate : (number + 1) * accumulate]
+        ]
+        assert all(len(part) == 6 // (world * accumulate) for part in own)
         assert sorted(row.sum().item() for part in own for row in part) == expected
 
 
-def test_shuffle_takes_each_row_once_an_epoch(pictures):
+def test_shuffle_takes_each_row_once_an_epoch(images):
     feed = feed_of(data_layer(batch=8, extra="shuffle: true"), seed=4)
     got = torch.cat([batch["data"] for batch in passes(feed, 6)])
-    order = [int((pictures == row).flatten(1).all(1).nonzero()[0]) for row in got]
+    order = [int((images == row).flatten(1).all(1).nonzero()[0]) for row in got]
     assert sorted(order[:ROWS]) == sorted(order[ROWS:]) == list(range(ROWS))
     assert order[:ROWS] != order[ROWS:] and order[:ROWS] != list(range(ROWS))
 
 
-def test_rand_skip_starts_elsewhere_the_same_each_time(pictures):
+def test_rand_skip_starts_elsewhere_the_same_each_time(images):
     got = passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"]
-    skipped = int((pictures == got[0]).flatten(1).all(1).nonzero()[0])
+    skipped = int((images == got[0]).flatten(1).all(1).nonzero()[0])
     assert 0 < skipped < 20
-    assert torch.equal(got, pictures[skipped : skipped + 5])
+    assert torch.equal(got, images[skipped : skipped + 5])
     assert torch.equal(got, passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"])
 
 
@@ -133,7 +136,7 @@ def test_hdf5_datasets_of_anything_but_numbers_are_refused(tmp_path):
     with pytest.raises(IlgnetError) as raised:
         feed_of(layer("HDF5Data", "x", "y", 'source: "list.txt" batch_size: 2'), tmp_path).shapes()
     assert str(raised.value) == (
-        f"x (HDF5Data): {tmp_path}/a.h5: has no dataset 'x' of numbers; name the tops as the datasets"
+        f"x (HDF5Data): {tmp_path}/a.h5: has no numeric dataset 'x'; name the tops as the datasets"
     )
 
 
@@ -146,8 +149,8 @@ def test_processes_share_the_batches_of_a_test():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (data_layer(batch=0), "data (Data): batch_size is 0 or absent; state how many rows make a batch"),
-        (data_layer().replace("raw64_lmdb", "absent_lmdb"), "no LMDB there (no data.mdb)"),
+        (data_layer(batch=0), "data (Data): batch_size is 0 or absent; set the number of rows per batch"),
+        (data_layer().replace("raw64_lmdb", "absent_lmdb"), "is not an LMDB (no data.mdb)"),
         (data_layer().replace("raw64_lmdb", "absent").replace("LMDB", "LEVELDB"),
          "data (Data): backend LEVELDB of absent is not read; make an LMDB with `ilgnet lmdb make`"),
         (layer("MemoryData", "x", "y", "batch_size: 2 channels: 1 height: 3 width: 4"),
@@ -169,6 +172,6 @@ def test_a_batch_that_cannot_be_shared_is_refused_by_name():
     with pytest.raises(IlgnetError) as raised:
         feed_of(data_layer(batch=7), world=2)
     message = (
-        "data (Data): batch_size 7 is no multiple of 2 (2 processes of 1 passes each); change one of them"
+        "data (Data): batch_size 7 is not a multiple of 2 (2 processes of 1 passes each); change one of them"
     )
     assert str(raised.value) == message

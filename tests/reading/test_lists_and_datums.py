@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
-from ilgnet_repro.reading.datum import datum_head, datum_picture, encoded_datum, parse_datum, raw_datum
-from ilgnet_repro.reading.image_list import ImageList, picture_path
+from ilgnet_repro.reading.datum import datum_header, datum_image, encoded_datum, parse_datum, raw_datum
+from ilgnet_repro.reading.image_list import ImageList, image_path
 from ilgnet_repro.reading.lmdb_check import check_lmdb
 from ilgnet_repro.reading.lmdb_export import export_lmdb
 from ilgnet_repro.reading.lmdb_read import LmdbReader, row_key, split_key
@@ -76,7 +76,7 @@ def test_list_larger_than_a_block(tmp_path):
     ("root", "path"), [("a/", "a/b.jpg"), ("a", "a/b.jpg"), ("", "b.jpg")], ids=["slash", "none", "no-root"]
 )
 def test_roots_join_as_caffes(root, path):
-    assert picture_path(root, "b.jpg") == path
+    assert image_path(root, "b.jpg") == path
 
 
 def test_keys():
@@ -84,7 +84,7 @@ def test_keys():
         123456789,
         "x_y",
     )
-    with pytest.raises(DataError, match="not a key of convert_imageset's"):
+    with pytest.raises(DataError, match="not a key of convert_imageset"):
         split_key(b"12_x")
 
 
@@ -92,23 +92,23 @@ def test_keys():
 def test_datum_bytes_are_what_protobuf_writes(label):
     raw = caffe_pb2.Datum(channels=3, height=5, width=7, data=PICTURE.tobytes(), label=label, encoded=False)
     assert raw_datum(PICTURE, label) == raw.SerializeToString(deterministic=True)
-    assert datum_head(memoryview(raw_datum(PICTURE, label)), "x") == (label, "raw", (3, 5, 7), 105)
+    assert datum_header(memoryview(raw_datum(PICTURE, label)), "x") == (label, "raw", (3, 5, 7), 105)
     encoded = encoded_datum(b"\x89PNG...", label)
-    assert datum_head(memoryview(encoded), "x") == (label, "png", None, 7)
+    assert datum_header(memoryview(encoded), "x") == (label, "png", None, 7)
     assert parse_datum(encoded, "x").HasField("channels") is False
 
 
 def test_float_data_round_trip():
     values = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
     datum = parse_datum(raw_datum(values, 1), "x")
-    assert np.array_equal(datum_picture(datum, "x"), values) and datum_picture(datum, "x").dtype == np.float32
-    assert datum_head(memoryview(datum.SerializeToString()), "x").kind == "float"
+    assert np.array_equal(datum_image(datum, "x"), values) and datum_image(datum, "x").dtype == np.float32
+    assert datum_header(memoryview(datum.SerializeToString()), "x").kind == "float"
 
 
 def test_force_color_on_raw_rows_is_told():
-    with pytest.warns(UserWarning, match="do nothing to rows that are not encoded"):
-        picture = datum_picture(parse_datum(raw_datum(PICTURE, 1), "x"), "x", colour=False)
-    assert np.array_equal(picture, PICTURE)
+    with pytest.warns(UserWarning, match="have no effect on rows that are not encoded"):
+        image = datum_image(parse_datum(raw_datum(PICTURE, 1), "x"), "x", colour=False)
+    assert np.array_equal(image, PICTURE)
 
 
 @pytest.mark.parametrize(
@@ -117,22 +117,22 @@ def test_force_color_on_raw_rows_is_told():
         (b"\xff\xff", "row: is not a Datum"),
         (
             caffe_pb2.Datum(channels=3, height=5, width=7, data=b"123").SerializeToString(),
-            "holds 3 values where 3x5x7",
+            "has 3 values where 3x5x7",
         ),
         (
             caffe_pb2.Datum(channels=3, height=-1, width=7).SerializeToString(),
-            "shape 3x-1x7 is not an image's",
+            "shape 3x-1x7 is not valid",
         ),
-        (caffe_pb2.Datum(channels=1 << 30, height=1, width=1).SerializeToString(), "is not an image's"),
+        (caffe_pb2.Datum(channels=1 << 30, height=1, width=1).SerializeToString(), "is not valid"),
         (encoded_datum(b"\x89PNG", 0), "the encoded image cannot be decoded"),
         (encoded_datum(b"", 0), "the encoded image cannot be decoded"),
-        (encoded_datum(cv2.imencode(".png", np.zeros((2, 3), np.uint16))[1].tobytes(), 0), "is of uint16"),
+        (encoded_datum(cv2.imencode(".png", np.zeros((2, 3), np.uint16))[1].tobytes(), 0), "has type uint16"),
     ],
     ids=["not-protobuf", "short", "negative", "huge", "bad-png", "empty", "sixteen-bit"],
 )
 def test_damaged_datums(value, message):
     with pytest.raises(DataError, match=message):
-        datum_picture(parse_datum(value, "row"), "row")
+        datum_image(parse_datum(value, "row"), "row")
 
 
 def test_check_names_every_fault(tmp_path):
@@ -154,9 +154,9 @@ def test_check_names_every_fault(tmp_path):
         "00000001_c: a second row with number 1",
         "00000001_c: the list's row is B",
         "00000003_d: label 9 is not in 0..1",
-        "row 2 (c) of the list is not there",
-        "x: is not a key of convert_imageset's",
-        "row 4 (e) of the list is not there",
+        "row 2 (c) of the list is missing",
+        "x: is not a key of convert_imageset",
+        "row 4 (e) of the list is missing",
     ):
         assert sum(fault.startswith(words) for fault in found.faults) == 1, words
 
@@ -166,7 +166,7 @@ def test_database_cut_short_or_absent_or_garbage(golden, tmp_path):
     for name, content in (("short", data[: len(data) // 2]), ("garbage", b"x" * 9000), ("empty", b"")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data.mdb").write_bytes(content)
-    with pytest.raises(DataError, match=r"data.mdb has 202752 bytes of 405504; copy or build it again"):
+    with pytest.raises(DataError, match=r"data.mdb has 202752 of 405504 bytes; copy or build it again"):
         len(LmdbReader(tmp_path / "short"))
     for name in ("garbage", "empty"):
         with pytest.raises(DataError, match="is not an LMDB"):
@@ -197,7 +197,7 @@ def test_reading_is_the_same_however_often_the_map_is_given_back(window, golden,
         monkeypatch.setattr(module, "WINDOW", window)
     reader = LmdbReader(path)
     assert list(reader) == rows and list(reader.keys()) == [row.key for row in rows]
-    assert [head.label for _, head in reader.heads()] == [row.datum().label for row in rows]
+    assert [head.label for _, head in reader.headers()] == [row.datum().label for row in rows]
     first, second = iter(reader), iter(reader)
     assert [(a.key, b.key) for a, b in zip(first, second, strict=True)] == [(r.key, r.key) for r in rows]
 
@@ -273,7 +273,7 @@ def test_export_keeps_encoded_bytes_and_doubles_apart(tmp_path):
 
 def test_export_stays_in_its_folder(tmp_path):
     path = database(tmp_path / "db", [(b"00000000_../evil.png", raw_datum(PICTURE, 0))])
-    with pytest.raises(DataError, match="leads out of the folder"):
+    with pytest.raises(DataError, match="leaves the folder"):
         export_lmdb(path, tmp_path / "out")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["db"]
     (tmp_path / "out").mkdir()

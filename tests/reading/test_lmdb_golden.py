@@ -34,7 +34,7 @@ def test_database_is_caffes(name, golden, tmp_path):
         path = pipeline / "images" / split_key(own.key)[1]
         same_fields(own.datum(), other.datum())
         bound = JPEG_BOUND if path.suffix == ".jpg" else 0
-        assert np.abs(own.picture()[0].astype(int) - other.picture()[0]).max() <= bound, own.key
+        assert np.abs(own.image()[0].astype(int) - other.image()[0]).max() <= bound, own.key
         if name == "encoded_native":
             assert own.value == other.value and own.datum().data == path.read_bytes()
         if bound == 0 and not own.datum().encoded:
@@ -89,8 +89,8 @@ def test_summary_counts_without_decoding(golden):
 
 def test_native_decoding_keeps_the_files_channels(golden):
     reader = LmdbReader(golden / "pipeline" / "encoded_native_lmdb")
-    channels = {row.key[9:]: row.picture()[0].shape[0] for row in reader}
+    channels = {row.key[9:]: row.image()[0].shape[0] for row in reader}
     assert (channels[b"gray.png"], channels[b"alpha.png"], channels[b"0000.png"]) == (1, 4, 3)
-    grey = reader.get(b"00000000_0000.png").picture(colour=False)[0]
+    grey = reader.get(b"00000000_0000.png").image(colour=False)[0]
     source = cv2.imread(str(golden / "pipeline" / "images" / "0000.png"), cv2.IMREAD_GRAYSCALE)
     assert np.array_equal(grey[0], source)

@@ -16,8 +16,8 @@ from ilgnet_repro.reading.preprocessing import Preprocessing
 
 MEAN = np.arange(3 * 12 * 12, dtype=np.float32).reshape(3, 12, 12)
 WITH_NAN = np.where(MEAN == 5, np.nan, MEAN)
-SIDES = "give two whole numbers (height, width) from 1 to 32766"
-COUNTS = "give no number, one, or one a channel (blue, green, red)"
+SIDES = "give two integers (height, width) from 1 to 32766"
+COUNTS = "give no number, one, or one per channel (blue, green, red)"
 
 WRONG = {
     "two means": ({"mean_value": (1.0, 2.0)}, f"mean_value (1.0, 2.0): {COUNTS}"),
@@ -39,11 +39,11 @@ WRONG = {
         {"resize": (12, 12)}, "resize goes with the path crop; the path whole resizes to size",
     ),
     "a crop beyond the image": (
-        {"path": "crop", "size": (9, 9), "resize": (12, 8)}, "images of 12x8 hold no crop of 9; resize to more",
+        {"path": "crop", "size": (9, 9), "resize": (12, 8)}, "images of 12x8 are smaller than the crop of 9; increase resize",
     ),
     "two kinds of mean": (
         {"path": "crop", "size": (9, 9), "mean_image": MEAN, "mean_value": (1.0,)},
-        "a mean image and mean_value cannot both be given; leave out one",
+        "a mean image and mean_value cannot both be given; omit one",
     ),
 }  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_wrong_numbers(fields, message) -> None:
         (MEAN[:1], "mean image of shape (1, 12, 12): colour images need (3, height, width)"),
         (MEAN[0], "mean image of shape (12, 12): colour images need (3, height, width)"),
         (MEAN.tolist(), "mean image of shape list: colour images need (3, height, width)"),
-        (WITH_NAN, "mean image: holds values that are not finite numbers; compute it again"),
+        (WITH_NAN, "mean image: some values are not finite numbers; compute it again"),
     ],
     ids=["grey", "flat", "list", "nan"],
 )
@@ -105,7 +105,7 @@ def test_a_file_with_wrong_numbers_is_refused(change) -> None:
     "text", ["[]", "null", "3", "", "{", '{"size": [9, 7]}', "[" * 100_000], ids=range(7)
 )
 def test_a_file_with_other_json_is_refused(text) -> None:
-    with pytest.raises(DataError, match="not as this package writes it"):
+    with pytest.raises(DataError, match="not written by this package"):
         Preprocessing.from_json(text)
 
 
@@ -142,7 +142,7 @@ COMMAND_LINE = {
     "resize alone": ("--resize 9", "--resize: goes with --mean-value, --scale, --order or --path; add one"),
     "resize of whole": ("--order RGB --resize 12", "--resize 12: goes with --path crop; add it"),
     "crop beyond": (
-        "--path crop --resize 8", "preprocessing: images of 8x8 hold no crop of 9; resize to more",
+        "--path crop --resize 8", "preprocessing: images of 8x8 are smaller than the crop of 9; increase resize",
     ),
     "whole with a mean image": (
         "--path whole --mean-file mean.npy", "--mean-file goes with --path crop; leave out --path whole",
@@ -156,13 +156,13 @@ COMMAND_LINE = {
     ),
     "nan mean image": (
         "--mean-file nan.npy",
-        "nan.npy: mean image: holds values that are not finite numbers; compute it again",
+        "nan.npy: mean image: some values are not finite numbers; compute it again",
     ),
     "small mean image": (
-        "--mean-file small.npy", "preprocessing: images of 8x8 hold no crop of 9; resize to more",
+        "--mean-file small.npy", "preprocessing: images of 8x8 are smaller than the crop of 9; increase resize",
     ),
     "mean image of another size": (
-        "--mean-file mean.npy --resize 20", "mean.npy: is 12x12 and resize is 20x20; leave out resize",
+        "--mean-file mean.npy --resize 20", "mean.npy: is 12x12 and resize is 20x20; omit resize",
     ),
 }  # fmt: skip
 
@@ -179,9 +179,9 @@ def test_refused_on_the_command_line(folder, capsys, command, options, message) 
     ("command", "message"),
     [
         ("lmdb make --resize_height 40000 --resize_width 3 images/ list.txt db",
-         "resize_height 40000: a side is 0 (as it is) or more pixels, up to 32766"),
+         "resize_height 40000: give 0 (no resize) to 32766"),
         ("lmdb make --resize_width -1 images/ list.txt db",
-         "resize_width -1: a side is 0 (as it is) or more pixels, up to 32766"),
+         "resize_width -1: give 0 (no resize) to 32766"),
         ("compare net.caffemodel net.caffemodel --seed 9223372036854775808",
          "--seed 9223372036854775808: give a number of at most 63 bits"),
     ],

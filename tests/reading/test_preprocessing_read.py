@@ -20,7 +20,9 @@ INPUT = (
 )
 MEAN = np.arange(3 * 12 * 12, dtype=np.float32).reshape(3, 12, 12)
 READ = "preprocessing is read from this layer: "
-STORED = "the size that its images were stored in is not stated; give images of that size, or state --resize"
+STORED = (
+    "the size of its stored images is not stated; give images of that size, or state the size to resize to"
+)
 
 
 def layer(type_="Data", transform="", own="", rule=""):
@@ -212,7 +214,7 @@ def test_images_go_through_it_as_through_caffes_data_layer():
 
 # ------------------------------------------------------------------------------------ what is not read
 
-LOST = "is neither beside the prototxt nor in the working directory; state --mean-file"
+LOST = "is neither beside the prototxt nor in the working directory; state the mean"
 UNREAD = {  # text, input's size -> reason
     "a mean file that is not there": (
         layer("Data", 'crop_size: 9 mean_file: "no/none.binaryproto"'), None, f"mean_file no/none.binaryproto {LOST}",
@@ -230,7 +232,7 @@ UNREAD = {  # text, input's size -> reason
     ),
     "two means": (
         layer("Data", "crop_size: 9 mean_value: 1 mean_value: 2"), None,
-        "preprocessing: mean_value (1.0, 2.0): give no number, one, or one a channel (blue, green, red)",
+        "preprocessing: mean_value (1.0, 2.0): give no number, one, or one per channel (blue, green, red)",
     ),
     "scale 0": (
         layer("Data", "crop_size: 9 scale: 0"), None,
@@ -238,7 +240,7 @@ UNREAD = {  # text, input's size -> reason
     ),
     "a crop beyond the images": (
         layer("ImageData", "crop_size: 13", SIZED), None,
-        "preprocessing: images of 12x12 hold no crop of 13; resize to more",
+        "preprocessing: images of 12x12 are smaller than the crop of 13; increase resize",
     ),
     "one side": (
         layer("ImageData", "crop_size: 9", LIST("new_height: 12")), None, "new_height and new_width must be set together",
@@ -250,19 +252,19 @@ UNREAD = {  # text, input's size -> reason
     ),
     "grey by transform_param": (
         layer("Data", "crop_size: 9 force_gray: true"), None,
-        "its images are not of three channels, which preprocessing needs",
+        "its images do not have three channels, which preprocessing needs",
     ),
     "grey by is_color": (
         layer("ImageData", "", LIST("new_height: 12 new_width: 12 is_color: false")), None,
-        "its images are not of three channels, which preprocessing needs",
+        "its images do not have three channels, which preprocessing needs",
     ),
     "grey in memory": (
         layer("MemoryData", "", "memory_data_param { channels: 1 height: 9 width: 8 batch_size: 2 }"), None,
-        "its images are not of three channels, which preprocessing needs",
+        "its images do not have three channels, which preprocessing needs",
     ),
     "windows": (
         layer("WindowData", "crop_size: 9", "window_data_param { source: 'x' batch_size: 2 }"), None,
-        "it cuts windows out of its images",
+        "it crops windows from its images",
     ),
     "colour and grey": (
         layer("ImageData", "force_color: true force_gray: true", SIZED), None,
@@ -277,7 +279,7 @@ def test_what_cannot_be_read_is_said(tmp_path, text, size, reason):
     (tmp_path / "text.binaryproto").write_text("no mean")
     how, said = preprocessing_of(parse_net(text + TAIL), "TEST", size, tmp_path)
     kind = text.partition('type: "')[2].partition('"')[0]
-    start = f"data ({kind}): its images' preprocessing is not read: "
+    start = f"data ({kind}): its preprocessing is not read: "
     assert how is None
     assert len(said) == 1 and said[0].startswith(start) and "\n" not in said[0]
     if reason is not None:
@@ -287,9 +289,9 @@ def test_what_cannot_be_read_is_said(tmp_path, text, size, reason):
 def test_a_net_of_one_channel():
     text = parse_net(layer("Data", "crop_size: 9"))
     assert preprocessing_of(text, channels=3)[0].size == (9, 9)
-    said = "the net's input is of 1 channels, and preprocessing of 3"
+    said = "the net's input has 1 channels, and preprocessing has 3"
     assert preprocessing_of(text, channels=1) == (
-        None, (f"data (Data): its images' preprocessing is not read: {said}",),
+        None, (f"data (Data): its preprocessing is not read: {said}",),
     )  # fmt: skip
 
 
@@ -305,5 +307,5 @@ def test_the_authors_texts_name_a_mean_file_that_is_elsewhere(authors):
     how, said = preprocessing_of(upgrade_net(read_net(authors / "val.prototxt")), folder=authors)
     assert how is None
     assert said == (
-        f"data (Data): its images' preprocessing is not read: mean_file ../../data/AVA2/mean.binaryproto {LOST}",
+        f"data (Data): its preprocessing is not read: mean_file ../../data/AVA2/mean.binaryproto {LOST}",
     )

@@ -23,14 +23,14 @@ def released_mean(authors):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_crop_path_is_caffes(number, golden, recorded, released_mean):
-    picture, _ = LmdbReader(golden / "ilgnet" / "val_lmdb")[number].picture()
-    made = Transform(mean=released_mean, crop_size=227)(picture)
+    image, _ = LmdbReader(golden / "ilgnet" / "val_lmdb")[number].image()
+    made = Transform(mean=released_mean, crop_size=227)(image)
     np.testing.assert_allclose(made, recorded[f"in/{number}"], rtol=0, atol=1e-4)
 
 
 def test_whole_picture_path_is_the_authors(golden, recorded, released_mean):
-    picture, _ = LmdbReader(golden / "ilgnet" / "val_lmdb")[0].picture()
-    unit = bgr_to_unit(picture.transpose(1, 2, 0))
+    image, _ = LmdbReader(golden / "ilgnet" / "val_lmdb")[0].image()
+    unit = bgr_to_unit(image.transpose(1, 2, 0))
     made = preprocess(unit, (227, 227), released_mean.mean((1, 2)))
     np.testing.assert_allclose(made, recorded["transformer_in/0"], rtol=0, atol=1e-4)
 
@@ -59,7 +59,7 @@ def test_resize_is_scikit_images(shape, size, channels):
 
 def test_resize_of_one_value_and_of_nothing():
     assert (resize_image(np.full((3, 5, 3), 0.25), (7, 4)) == 0.25).all()
-    with pytest.raises(DataError, match="none empty"):
+    with pytest.raises(DataError, match="none of them 0"):
         resize_image(np.zeros((0, 5, 3)), (7, 4))
 
 
@@ -77,9 +77,9 @@ def test_load_image_is_rgb_in_zero_to_one(name, shape, golden):
         load_image(golden / "pipeline" / "list.txt")
 
 
-def slow(picture, transform, mirror, top, left):
+def slow(image, transform, mirror, top, left):
     """Caffe's loop: the mean belongs to the source pixel, the mirror to the place it goes to."""
-    channels, height, width = picture.shape
+    channels, height, width = image.shape
     high, wide = (transform.crop_size,) * 2 if transform.crop_size else (height, width)
     result = np.empty((channels, high, wide), np.float32)
     for c, h, w in np.ndindex(channels, high, wide):
@@ -88,7 +88,7 @@ def slow(picture, transform, mirror, top, left):
             mean = transform.mean[c, top + h, left + w]
         elif transform.mean_values:
             mean = np.float32(transform.mean_values[c % len(transform.mean_values)])
-        value = (np.float32(picture[c, top + h, left + w]) - mean) * np.float32(transform.scale)
+        value = (np.float32(image[c, top + h, left + w]) - mean) * np.float32(transform.scale)
         result[c, h, wide - 1 - w if mirror else w] = value
     return result
 
@@ -110,12 +110,12 @@ TRANSFORMS = {
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_batch_and_single_are_caffes_rule(transform, dtype):
-    pictures = np.random.default_rng(1).integers(0, 256, (7, 3, 13, 17)).astype(dtype)
+    images = np.random.default_rng(1).integers(0, 256, (7, 3, 13, 17)).astype(dtype)
     rng, again, drawing = (np.random.default_rng(2) for _ in range(3))
-    batch = transform.batch(pictures, rng)
-    single = np.stack([transform(picture, again) for picture in pictures])
+    batch = transform.batch(images, rng)
+    single = np.stack([transform(image, again) for image in images])
     draws = transform.draw((13, 17), 7, drawing)
-    rule = np.stack([slow(p, transform, *draw) for p, *draw in zip(pictures, *draws, strict=True)])
+    rule = np.stack([slow(p, transform, *draw) for p, *draw in zip(images, *draws, strict=True)])
     assert batch.dtype == np.float32
     assert np.array_equal(batch, single) and np.array_equal(batch, rule)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from ilgnet_repro.train.curves import TEST, TRAIN, _as_text, draw_curves
+from ilgnet_repro.train.curves import TEST, TRAIN, _escape_mathtext, draw_curves
 
 
 @pytest.mark.parametrize("name", [r"$\bad{$", "$x^$loss", "a$b", "loss\x1b[31m", "_loss", "\\", "x\ny"])
@@ -17,5 +17,5 @@ def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
     (tmp_path / TEST).write_text(f"iteration,{quoted},accuracy\n0,2,0.5\n1,1,0.75\n", newline="")
     draw_curves(tmp_path, tmp_path / "curves.png", title=f"net {name}")
     assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 880
-    assert "$" not in _as_text(name).replace("\\$", "")
-    assert _as_text(name).isprintable()
+    assert "$" not in _escape_mathtext(name).replace("\\$", "")
+    assert _escape_mathtext(name).isprintable()

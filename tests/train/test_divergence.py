@@ -133,7 +133,7 @@ def test_diverging_is_told_once_a_streak(tmp_path):
     told = []
 
     class Ear(Observer):
-        def tell(self, topic, text):
+        def log(self, topic, text):
             if topic == "diverged":
                 told.append(text)
 
@@ -214,10 +214,10 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
     for number in (2, 4, 6, 8, 10):
         for kind in ("solverstate", "caffemodel"):
             (tmp_path / f"out_iter_{number}.{kind}").touch()
-    held = Snapshots("out", tmp_path, keep=1, unsound={6, 8}, made={2, 4, 6, 8, 10})
+    held = Snapshots("out", tmp_path, keep=1, nonfinite={6, 8}, written={2, 4, 6, 8, 10})
     held.prune(8)
     assert held.iterations() == [8, 10]  # 10 is the newest sound one, 8 the newest of the others
-    held.unsound.add(10)
+    held.nonfinite.add(10)
     assert held.latest() is None
 
 

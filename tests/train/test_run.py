@@ -18,7 +18,7 @@ from ilgnet_repro.train.curves import read_table
 from ilgnet_repro.train.fit import BestWeights
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Observer
-from ilgnet_repro.train.signals import Requests, watched
+from ilgnet_repro.train.signals import Requests, catch_signals
 from ilgnet_repro.train.solver import read_settings
 
 
@@ -132,7 +132,7 @@ class _Signal(Observer):
 )
 def test_signals(number, effects, last, snapshots, tmp_path):
     settings = settings_of("sgd_fixed", tmp_path, snapshot=0, test_interval=0)
-    with watched(Requests(), **effects) as requests:
+    with catch_signals(Requests(), **effects) as requests:
         trainer = Trainer(settings, observers=[_Signal(number, 6)], requests=requests)
         trainer.solve()
     assert trainer.iteration == last
@@ -167,10 +167,10 @@ def test_test_compute_loss(tmp_path):
     assert len(told) == 1 and told[0][0] == pytest.approx(told[0][1])
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 6])
-def test_accumulation_changes_nothing_but_memory(pieces, tmp_path):
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_accumulation_changes_nothing_but_memory(accumulate, tmp_path):
     whole, one = run(settings_of("adagrad", tmp_path, max_iter=10))
-    parts, other = run(settings_of("adagrad", tmp_path, max_iter=10), options=Options(accumulate=pieces))
+    parts, other = run(settings_of("adagrad", tmp_path, max_iter=10), options=Options(accumulate=accumulate))
     np.testing.assert_allclose(list(parts.losses.values()), list(whole.losses.values()), rtol=1e-5)
     for mine, theirs in zip(other.net.parameters(), one.net.parameters(), strict=True):
         np.testing.assert_allclose(mine.detach().numpy(), theirs.detach().numpy(), rtol=1e-3, atol=1e-5)
@@ -232,17 +232,20 @@ def test_train_stops_early_and_says_why(workplace, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--best-by", "accuracy"], "best-by 'accuracy' is no output of the test net; it has loss, top-1"),
+        (
+            ["--best-by", "accuracy"],
+            "best-by 'accuracy' is not an output of the test net; it has loss, top-1",
+        ),
         (["--precision", "float16"], "precision float16 needs a GPU; use bfloat16, or float32"),
         (["--device", "cuda:7"], "device cuda:7: there are"),
         (["--device", "tpu"], "device 'tpu' is unknown; use cpu or cuda:N"),
-        (["--accumulate", "4"], "batch_size 6 is no multiple of 4 (1 processes of 4 passes each)"),
+        (["--accumulate", "4"], "batch_size 6 is not a multiple of 4 (1 processes of 4 passes each)"),
         (
             ["--resume", "absent.solverstate"],
             "absent.solverstate: no such snapshot; give a .solverstate file",
         ),
     ],
-    ids=["output", "float16", "gpu", "device", "pieces", "state"],
+    ids=["output", "float16", "gpu", "device", "accumulate", "state"],
 )
 def test_train_refuses_in_one_line(arguments, message, workplace, capsys):
     assert main(["train", "--solver", "solvers/adam.prototxt", *arguments]) == 1

@@ -140,7 +140,7 @@ def test_later_weights_win_and_strange_layers_are_told(tmp_path):
     told = []
 
     class Ear(Observer):
-        def tell(self, topic, text):
+        def log(self, topic, text):
             if topic == "ignored":
                 told.append(text)
 
@@ -272,7 +272,7 @@ def test_layers_that_no_file_could_tell_apart_are_refused_at_the_start(
     with pytest.raises(SolverError) as raised:
         Trainer(named_settings(first, second, type_, tmp_path))
     assert str(raised.value) == (
-        f"net '': {message}; weights are stored by layer name, so give each layer a name of its own"
+        f"net '': {message}; weights are stored by layer name, so give each layer a unique name"
     )
 
 
@@ -310,7 +310,7 @@ def test_a_slash_in_hdf5_is_told(tmp_path):
     told = []
 
     class Ear(Observer):
-        def tell(self, topic, text):
+        def log(self, topic, text):
             if topic == "note":
                 told.append(text)
 

@@ -83,8 +83,8 @@ def test_older_and_idle_fields_are_told(read):
     assert settings.type == "Adam"
     assert settings.notes == (
         'solver: solver_type ADAM became type "Adam"',
-        "gamma is not read by lr_policy fixed",
-        "layer_wise_reduce: torch chooses how gradients are sent; the result is the same",
+        "gamma is not used by lr_policy fixed",
+        "layer_wise_reduce: torch chooses how gradients are exchanged; the result is the same",
     )
 
 
@@ -105,7 +105,7 @@ def test_paths_start_here_or_at_the_solver(read, tmp_path, monkeypatch):
         (NET_FIELD + 'test_iter: 2', "test_interval is 0 with a test net; set it, or remove test_iter"),
         (NET_FIELD + 'test_iter: 0 test_interval: 1', "test_iter must be 1 or more for each test net"),
         (NET_FIELD + 'test_iter: 2 test_interval: 1 test_state { } test_state { }',
-         "2 test_state for 1 test nets; give one a net"),
+         "2 test_state for 1 test nets; give one per net"),
         (NET_FIELD + 'type: "LARS"', "type 'LARS' is unknown; use one of SGD, Nesterov, AdaGrad,"),
         (NET_FIELD + 'type: "AdaGrad" momentum: 0.9', "momentum 0.9 cannot be used with AdaGrad; remove it"),
         (NET_FIELD + 'type: "RMSProp" momentum: 0.5', "momentum 0.5 cannot be used with RMSProp; remove it"),
@@ -171,7 +171,7 @@ def test_multistep_takes_one_step_an_iteration():
         ('"step" gamma: 0.1', "lr_policy step needs stepsize; set it"),
         ('"step" gamma: 0.1 stepsize: 0', "stepsize 0 must be over 0"),
         ('"exp"', "lr_policy exp needs gamma; set it"),
-        ('"exp" gamma: -1', "gamma -1 is below 0; set 0 or more"),
+        ('"exp" gamma: -1', "gamma -1 is negative; set 0 or more"),
         ('"inv" gamma: 1', "lr_policy inv needs power; set it"),
         ('"multistep" gamma: 1', "lr_policy multistep needs stepvalue; set it"),
         ('"multistep" gamma: 1 stepvalue: 5 stepvalue: 2', "stepvalue 5, 2 must rise"),
@@ -186,5 +186,5 @@ def test_policies_refused(text, message):
 
 
 def test_a_rate_to_start_from_is_needed():
-    with pytest.raises(SolverError, match="solver: base_lr is missing; set the learning rate to start from"):
+    with pytest.raises(SolverError, match="solver: base_lr is missing; set the initial learning rate"):
         make_policy(parse_solver('lr_policy: "fixed"'))

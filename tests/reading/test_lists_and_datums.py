@@ -171,7 +171,7 @@ def test_database_cut_short_or_absent_or_garbage(golden, tmp_path):
     for name in ("garbage", "empty"):
         with pytest.raises(DataError, match="is not an LMDB"):
             len(LmdbReader(tmp_path / name))
-    with pytest.raises(DataError, match=r"no LMDB there \(no data.mdb\)"):
+    with pytest.raises(DataError, match=r"is not an LMDB \(no data.mdb\)"):
         LmdbReader(tmp_path)
 
 
@@ -277,5 +277,5 @@ def test_export_stays_in_its_folder(tmp_path):
         export_lmdb(path, tmp_path / "out")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["db"]
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match="out: is already there"):
+    with pytest.raises(DataError, match="out: already exists"):
         export_lmdb(path, tmp_path / "out")

@@ -39,7 +39,8 @@ WRONG = {
         {"resize": (12, 12)}, "resize goes with the path crop; the path whole resizes to size",
     ),
     "a crop beyond the image": (
-        {"path": "crop", "size": (9, 9), "resize": (12, 8)}, "images of 12x8 are smaller than the crop of 9; increase resize",
+        {"path": "crop", "size": (9, 9), "resize": (12, 8)},
+        "images of 12x8 are smaller than the crop of 9; increase resize",
     ),
     "two kinds of mean": (
         {"path": "crop", "size": (9, 9), "mean_image": MEAN, "mean_value": (1.0,)},

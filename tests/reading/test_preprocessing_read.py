@@ -184,7 +184,7 @@ def test_a_mean_file_is_found(tmp_path, monkeypatch, name, place):
     assert np.array_equal(how.mean_image, MEAN)
     notes = [f"{READ}image resized to 12x12, centre crop of 9x9, BGR minus a mean image"]
     if not Path(name).is_file() and not Path("net", name).is_file():
-        notes.append(f"mean_file {name} is not there; {place} is read for it")
+        notes.append(f"mean_file {name} does not exist; {place} is read instead")
     assert said == tuple(f"data (Data): {note}" for note in notes)
 
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_read_is_said(tmp_path, text, size, reason):
 def test_a_net_of_one_channel():
     text = parse_net(layer("Data", "crop_size: 9"))
     assert preprocessing_of(text, channels=3)[0].size == (9, 9)
-    said = "the net's input has 1 channels, and preprocessing has 3"
+    said = "the net's input has 1 channels, preprocessing has 3"
     assert preprocessing_of(text, channels=1) == (
         None, (f"data (Data): its preprocessing is not read: {said}",),
     )  # fmt: skip

@@ -76,7 +76,5 @@ def test_the_recorded_order_is_a_product(transposed: bool) -> None:
 
 
 def test_only_on_the_cpu() -> None:
-    with pytest.raises(
-        SolverError, match="precision caffe is that of Caffe's CPU code; leave out --device cuda"
-    ):
+    with pytest.raises(SolverError, match="precision caffe is that of Caffe's CPU code; omit device='cuda'"):
         Precision("caffe", torch.device("cuda"))

@@ -54,10 +54,10 @@ def is_sound(path) -> bool:
     )
 
 
-def message_of(folder, resume: str = "out_iter_2.solverstate") -> str:
+def message_of(folder, resume: str = "out_iter_2.solverstate", remedy: str = "allow_nonfinite=True") -> str:
     return (
-        f"iteration 4: the loss is nan; check the data, lower base_lr and resume from {folder / resume}, or go on "
-        "as Caffe does with --allow-nonfinite"
+        f"iteration 4: the loss is nan; check the data, lower base_lr and resume from {folder / resume}, "
+        f"or continue as Caffe does with {remedy}"
     )
 
 
@@ -150,8 +150,8 @@ def test_a_diverged_snapshot_is_resumed_only_on_request(tmp_path):
     with pytest.raises(DivergedError) as raised:
         trainer.restore(state)
     assert str(raised.value) == (
-        f"{state}: the run had diverged, layer h is not finite; resume from an earlier snapshot, or go on with "
-        "--allow-nonfinite"
+        f"{state}: the run had diverged, layer h is not finite; resume from an earlier snapshot, or continue with "
+        "allow_nonfinite=True"
     )
     assert all(map(torch.equal, before, trainer.net.parameters()))
     trainer.restore(tmp_path / "out_iter_2.solverstate")
@@ -232,7 +232,9 @@ def test_the_commands_say_so_and_end_with_1(command, allow, tmp_path, capsys):
     assert main([*command.split(), flag, str(path), *options]) == (0 if allow else 1)
     shown = capsys.readouterr()
     if not allow:
-        assert shown.err.strip().splitlines()[-1] == f"ilgnet: {message_of(tmp_path)}"
+        assert shown.err.strip().splitlines()[-1] == "ilgnet: " + message_of(
+            tmp_path, remedy="--allow-nonfinite"
+        )
     assert "iteration 4: the loss is nan" in shown.err
     if command == "train":
         result = json.loads(shown.out, parse_constant=pytest.fail)

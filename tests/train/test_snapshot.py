@@ -100,7 +100,7 @@ def broken_state(kind: str, folder: Path) -> Path:
     [
         (
             "one array less",
-            "holds 5 arrays and this solver 6; resume with the net and the solver type that made it",
+            "has 5 arrays and this solver 6; resume with the net and the solver type that made it",
         ),
         ("another shape", "array 5 has shape [1], this net's has [2]"),
         (

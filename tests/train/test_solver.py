@@ -174,7 +174,7 @@ def test_multistep_takes_one_step_an_iteration():
         ('"exp" gamma: -1', "gamma -1 is negative; set 0 or more"),
         ('"inv" gamma: 1', "lr_policy inv needs power; set it"),
         ('"multistep" gamma: 1', "lr_policy multistep needs stepvalue; set it"),
-        ('"multistep" gamma: 1 stepvalue: 5 stepvalue: 2', "stepvalue 5, 2 must rise"),
+        ('"multistep" gamma: 1 stepvalue: 5 stepvalue: 2', "stepvalue 5, 2 must increase"),
         ('"poly" power: 1', "lr_policy poly needs max_iter; set it"),
     ],
     ids=lambda value: value[:30],

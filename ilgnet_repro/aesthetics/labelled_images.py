@@ -127,7 +127,7 @@ def open_images(
         if list_file is not None or pictures is not None:
             raise IlgnetError(
                 "an LMDB holds list and images: leave out list_file= and pictures=",
-                option="list_file images",
+                option="list_file pictures",
             )
         return StoredImages(database)
     if list_file is not None:
@@ -135,7 +135,7 @@ def open_images(
     if pictures is None:
         raise IlgnetError(
             "no images: give pictures=FOLDER, list_file=LIST or database=DB",
-            option="images list_file database",
+            option="pictures list_file database",
         )
     if dataset not in ("ava1", "ava2"):
         raise IlgnetError(f"{pictures}: give the labels too, as list_file=LIST", option="list_file")

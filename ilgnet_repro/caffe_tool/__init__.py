@@ -1,1 +1,1 @@
-"""Caffe's own commands `caffe train`, `test` and `time`, and the lines they print."""
+"""Caffe's own commands `caffe train`, `test` and `time`, and their log lines."""

@@ -1,4 +1,4 @@
-"""Batches for a net under test: each data layer's rows from the first on and over again, as Caffe reads."""
+"""Test batches: each data layer's rows from the first on, wrapping after the last, as Caffe reads them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class _Reader(Protocol):
 
 
 class TestFeed:
-    """All that a net reads: its own layers' databases, lists and files; MemoryData and Input from ``arrays``.
+    """All inputs of a net: the databases, lists and files of its layers; MemoryData and Input from ``arrays``.
 
-    ``arrays`` are by top name, rows first; an Input without one is zeros, as a new blob of Caffe's is.
-    ``root`` is the folder that paths start from. What a TEST net draws (mirror) comes from ``seed``.
+    ``arrays`` are by top name, rows first; an Input without one is zeros, as a new blob in Caffe.
+    ``root`` is the folder that paths are relative to. Random mirroring in phase TEST uses ``seed``.
     Raises LayerError or DataError, by layer name, for a source that cannot be read.
     """
 
-    __test__ = False  # not a test class, whatever pytest makes of the name
+    __test__ = False  # not a pytest test class
 
     def __init__(
         self,
@@ -63,28 +63,28 @@ class TestFeed:
                     raise LayerError(
                         node.name,
                         node.type,
-                        f"the shape of {top!r} is that of its source's rows; leave it out",
+                        f"the shape of {top!r} is that of its source's rows; omit it",
                     )
         self._readers: list[_Reader] = [
-            _Rows(Stream(node, Path(root), seed), workers if node.type != "HDF5Data" else 1)
+            _SourceReader(Stream(node, Path(root), seed), workers if node.type != "HDF5Data" else 1)
             if node.type in SOURCES
-            else _Given(node, arrays, shapes or {})
+            else _ArrayReader(node, arrays, shapes or {})
             for node in nodes
         ]
 
     def shapes(self) -> dict[str, Shape]:
-        """The shape of every fed top."""
+        """The shape of every data top."""
         return {top: shape for reader in self._readers for top, shape in reader.shapes().items()}
 
     def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
-        """The tops of ``count`` passes; rows are decoded ahead, on threads."""
+        """The tops of ``count`` passes; rows are decoded ahead on threads."""
         parts = [reader.batches(count) for reader in self._readers]
         for _ in range(count):
             yield {top: value for part in parts for top, value in next(part).items()}
 
 
-class _Rows:
-    """A layer that names its source itself."""
+class _SourceReader:
+    """Batches of a layer that reads its own source."""
 
     def __init__(self, stream: Stream, workers: int | None) -> None:
         self._stream, self._workers = stream, workers
@@ -107,14 +107,16 @@ def _tensor(values: Sequence[Any]) -> Tensor:
         raise DataError(f"images of one batch differ in size ({error}); resize or crop them alike") from error
 
 
-class _Given:
-    """A layer whose rows are handed over: Input, MemoryData and what else only a caller can feed."""
+class _ArrayReader:
+    """Batches of a layer that the caller feeds: Input, MemoryData and the like."""
 
     def __init__(self, node: Node, arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
         layer = make_layer(node)
-        absent = [top for top in node.top_names if top not in arrays]
-        if absent and node.type != "Input":
-            raise LayerError(node.name, node.type, f"nothing feeds {absent[0]!r}; give an array of that name")
+        missing = [top for top in node.top_names if top not in arrays]
+        if missing and node.type != "Input":
+            raise LayerError(
+                node.name, node.type, f"nothing feeds {missing[0]!r}; give an array of that name"
+            )
         own = layer.input_shapes(shapes)
         self._shapes = dict(zip(node.top_names, own, strict=True))
         self._arrays = {top: np.asarray(arrays[top], np.float32) for top in node.top_names if top in arrays}
@@ -131,18 +133,18 @@ class _Given:
     def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
         zeros = {top: torch.zeros(shape) for top, shape in self._shapes.items() if top not in self._arrays}
         for number in range(count):
-            taken = {}
+            batch = {}
             for top, array in self._arrays.items():
                 size = self._shapes[top][0]
                 rows = np.arange(number * size, (number + 1) * size) % len(array)
-                taken[top] = torch.from_numpy(array[rows])
-            yield {**zeros, **taken}
+                batch[top] = torch.from_numpy(array[rows])
+            yield {**zeros, **batch}
 
 
 def find_root(graph: Graph, prototxt: str | os.PathLike[str]) -> Path:
-    """The folder that a net's paths start from: the current one, as in Caffe.
+    """The folder that a net's paths are relative to: the current one, as in Caffe.
 
-    Where a path is not there but all are beside the prototxt, that folder.
+    If a path is missing there but all exist beside the prototxt, the folder of the prototxt.
     """
     named = list(_paths(graph))
     here, beside = Path(), Path(prototxt).parent
@@ -160,7 +162,7 @@ def _paths(graph: Graph) -> Iterator[str]:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, by name. Raises DataError if it is none, IlgnetError for other numbers."""
+    """The arrays of an .npz file, by name. Raises IlgnetError for other files and for arrays without rows of numbers."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -168,7 +170,5 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: is not an npz file ({error}); write it with numpy.savez") from error
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or not array.ndim:
-            raise IlgnetError(
-                f"{path}: {name} holds {array.dtype} of shape {array.shape}; give rows of numbers"
-            )
+            raise IlgnetError(f"{path}: {name} is {array.dtype} of shape {array.shape}; give rows of numbers")
     return arrays

@@ -1,18 +1,70 @@
-"""Caffe's own log lines, glog's prefix included, so that scripts that read its logs read ours."""
+"""Caffe's log lines, word for word, with glog's prefix: scripts parse them."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import TextIO
 
+from ..caffe.graph import Graph
+from ..caffe.prototxt import format_message
 from ..errors import printable_lines
+from ..schema import caffe_pb2 as pb
 from ..train.observe import Forward, Observer, Output, Run, Test, Updated
 
-# Where Caffe 1.0 logs each line; log readers look for the file's name.
-PLACES = {
+Log = Callable[[str, str], None]
+"""Takes the location in Caffe's source that logs a line, such as ``caffe.cpp:304``, and the line."""
+
+
+def glog(location: str, message: str) -> str:
+    """A line with glog's prefix: level, date and time, process, source location.
+
+    The date has no year, as in glog of Caffe's time: Caffe's `parse_log.py` relies on that.
+    """
+    return f"I{datetime.now():%m%d %H:%M:%S.%f} {os.getpid():5d} {location}] {message}"
+
+
+def ostream(value: float) -> str:
+    """A number as a C++ stream prints it by default: six digits, no trailing zeros."""
+    return f"{value:g}"
+
+
+def net_text(graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> str:
+    """The net as Caffe prints it when building it: the layers of this phase, with the state."""
+    state = pb.NetState(phase=pb.TRAIN if graph.phase == "TRAIN" else pb.TEST, level=level, stage=stages)
+    net = pb.NetParameter(name=graph.name, state=state)
+    net.layer.extend(node.layer for node in graph.layers)
+    return format_message(net).rstrip("\n")
+
+
+def log_net(log: Log, graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> None:
+    """Log the net that is about to be built."""
+    log("net.cpp:53", f"Initializing net from parameters: \n{net_text(graph, level, stages)}")
+
+
+def log_built(log: Log, graph: Graph) -> None:
+    """Log the outputs of the net that was built."""
+    for blob in graph.outputs:
+        log("net.cpp:244", f"This network produces output {blob}")
+    log("net.cpp:257", "Network initialization done.")
+
+
+def batch_line(batch: int, blob: str, value: float) -> str:
+    """`Batch 3, loss = 0.25`."""
+    return f"Batch {batch}, {blob} = {ostream(value)}"
+
+
+def mean_line(blob: str, mean: float, weight: float, weighted: float) -> str:
+    """`loss = 0.25 (* 1 = 0.25 loss)`, the parentheses only for a loss."""
+    suffix = f" (* {ostream(weight)} = {ostream(weighted)} loss)" if weight else ""
+    return f"{blob} = {ostream(mean)}{suffix}"
+
+
+# Where Caffe 1.0 logs each line; log parsers search for the file name.
+LOCATIONS = {
     "mode": "caffe.cpp:197",
     "resume": "caffe.cpp:229",
     "start": "caffe.cpp:239",
@@ -48,27 +100,25 @@ PLACES = {
 
 
 class CaffeLog(Observer):
-    """Writes what a Caffe solver logs; to stderr, as Caffe does, unless told otherwise."""
+    """Writes the log of a Caffe solver, by default to stderr as Caffe does."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
-        self._since = time.perf_counter()
-        self._last = 0
+        self._last_time = time.perf_counter()
+        self._last_iteration = 0
 
     def log(self, topic: str, text: str) -> None:
-        now = datetime.now()
-        prefix = f"I{now:%m%d %H:%M:%S}.{now.microsecond:06d} {os.getpid():5d} {PLACES[topic]}] "
-        print(prefix + printable_lines(text), file=self.stream or sys.stderr, flush=True)
+        print(printable_lines(glog(LOCATIONS[topic], text)), file=self.stream or sys.stderr, flush=True)
 
     def on_start(self, trainer: Run) -> None:
-        self._since, self._last = time.perf_counter(), trainer.iteration
+        self._last_time, self._last_iteration = time.perf_counter(), trainer.iteration
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:
         if not forward.display:
             return
         now = time.perf_counter()
-        seconds, done = now - self._since, forward.iteration - self._last
-        self._since, self._last = now, forward.iteration
+        seconds, done = now - self._last_time, forward.iteration - self._last_iteration
+        self._last_time, self._last_iteration = now, forward.iteration
         self.log(
             "iteration",
             f"Iteration {forward.iteration} ({done / (seconds or 1):g} iter/s, "

@@ -1,4 +1,4 @@
-"""`caffe test`: some batches through a net, each output printed, and the means at the end."""
+"""`caffe test`: run batches through a net, log each output, and the means at the end."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..caffe.graph import Value
 from ..errors import GraphError
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from .lines import Log, batch_line, mean_line, ostream
+from .log import Log, batch_line, mean_line, ostream
 
 DEFAULT_ITERATIONS = 50
 
 
 class Feed(Protocol):
-    """What a net reads, pass by pass."""
+    """The inputs of a net, pass by pass."""
 
     def batches(self, count: int) -> Iterator[dict[str, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)
 class OutputMean:
-    """One value of an output blob over all batches; ``weight`` and ``weighted`` are 0 for what is no loss."""
+    """One value of an output blob over all batches; ``weight`` and ``weighted`` are 0 if it is not a loss."""
 
     blob: str
     mean: float
@@ -36,7 +36,7 @@ class OutputMean:
 
 @dataclass(frozen=True)
 class CaffeTest:
-    """What `caffe test` found: ``batches[blob][k]`` are the values of batch k, ``loss`` the mean loss."""
+    """Result of `caffe test`: ``batches[blob][k]`` are the values of batch k, ``loss`` the mean loss."""
 
     iterations: int
     loss: float
@@ -44,7 +44,7 @@ class CaffeTest:
     means: tuple[OutputMean, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold."""
+        """The result as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -52,10 +52,10 @@ def caffe_test(
     net: CaffeNet,
     feed: Feed,
     iterations: int = DEFAULT_ITERATIONS,
-    log: Log = lambda place, message: None,
+    log: Log = lambda location, message: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CaffeTest:
-    """Run ``iterations`` batches; sums are kept in float32, one value after the other, as Caffe keeps them.
+    """Run ``iterations`` batches; sums are kept in float32, added in batch order, as in Caffe.
 
     Raises GraphError if ``iterations`` is below 1.
     """
@@ -92,7 +92,7 @@ def caffe_test(
 
 
 def output_weights(net: CaffeNet) -> dict[Value, float]:
-    """The weight in the loss of each top that has one."""
+    """The loss weight of each top that has one."""
     return {
         top: weight
         for node in net.graph

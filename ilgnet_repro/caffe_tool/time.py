@@ -1,4 +1,4 @@
-"""`caffe time`: how long each layer takes forward and backward."""
+"""`caffe time`: forward and backward time of each layer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caffe.graph import Graph, Value
+from ..caffe.graph import Graph, Node, Value
 from ..errors import GraphError
+from ..layers.support.base import Layer
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from .lines import Log, ostream
+from .log import Log, ostream
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Mean milliseconds of one layer a pass."""
+    """Mean milliseconds of one layer per pass."""
 
     layer: str
     type: str
@@ -29,7 +30,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class CaffeTime:
-    """Mean milliseconds of each layer and of whole passes; ``total`` is of all iterations."""
+    """Mean milliseconds of each layer and of whole passes; ``total`` is the sum over all iterations."""
 
     iterations: int
     layers: tuple[LayerTime, ...]
@@ -39,12 +40,12 @@ class CaffeTime:
     total: float
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold."""
+        """The result as a dictionary for JSON."""
         return asdict(self)
 
 
 class _Clock:
-    """Milliseconds by layer; waits for the device, which works behind the program's back."""
+    """Milliseconds per layer; synchronizes with the GPU, which runs asynchronously."""
 
     def __init__(self, layers: int, device: torch.device) -> None:
         self.spent = [0.0] * layers
@@ -60,9 +61,12 @@ class _Clock:
 
 
 def caffe_time(
-    net: CaffeNet, batch: Mapping[str, Tensor], iterations: int = 50, log: Log = lambda place, message: None
+    net: CaffeNet,
+    batch: Mapping[str, Tensor],
+    iterations: int = 50,
+    log: Log = lambda location, message: None,
 ) -> CaffeTime:
-    """Time ``iterations`` passes over one batch, after a first one that is not counted.
+    """Time ``iterations`` passes over one batch, after a warm-up pass that is not counted.
 
     Raises GraphError if ``iterations`` is below 1.
     """
@@ -117,11 +121,12 @@ def _timed(net: CaffeNet, batch: Mapping[str, Tensor], iterations: int, log: Log
     return result
 
 
+_Steps = list[tuple[Node, Layer]]
 _Tape = list[tuple[list[Tensor], tuple[Tensor, ...]]]
 
 
-def _forward(graph: Graph, steps: list, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
-    """Run layer by layer, each cut off from the one before it so that it can go back alone."""
+def _forward(graph: Graph, steps: _Steps, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
+    """Run layer by layer, each detached from the previous one so that its backward pass can be timed separately."""
     values = {graph.fed_value(name): value for name, value in batch.items()}
     tape: _Tape = []
     for index, (node, layer) in enumerate(steps):
@@ -131,26 +136,26 @@ def _forward(graph: Graph, steps: list, batch: Mapping[str, Tensor], clock: _Clo
         bottoms = []
         for position, bottom in enumerate(node.bottoms):
             value = values[bottom]
-            cut = value.detach()
+            bottom_tensor = value.detach()
             if value.requires_grad and position not in layer.stopped_bottoms:
-                cut.requires_grad_()
-            bottoms.append(cut)
+                bottom_tensor.requires_grad_()
+            bottoms.append(bottom_tensor)
         tops = clock.time(index, layer, *bottoms)
         values.update(zip(node.tops, tops, strict=False))
         tape.append((bottoms, tuple(tops)))
     return tape
 
 
-def _backward(steps: list, tape: _Tape, clock: _Clock) -> None:
-    slopes: dict[Value | None, Tensor] = {}
+def _backward(steps: _Steps, tape: _Tape, clock: _Clock) -> None:
+    gradients: dict[Value | None, Tensor] = {}
     for index in reversed(range(len(steps))):
         node, layer = steps[index]
         bottoms, tops = tape[index]
         weights = (*layer.loss_weights(), *[0.0] * len(tops))
-        values = (*node.tops, *[None] * len(tops))  # a loss may leave its top unnamed
+        values = (*node.tops, *[None] * len(tops))  # a loss layer may have no named top
         seeds = []
         for top, value, weight in zip(tops, values, weights, strict=False):
-            seed = slopes.get(value)
+            seed = gradients.get(value)
             if weight:
                 seed = torch.full_like(top, weight) if seed is None else seed + weight
             seeds.append(seed)
@@ -159,17 +164,17 @@ def _backward(steps: list, tape: _Tape, clock: _Clock) -> None:
             for top, seed in zip(tops, seeds, strict=True)
             if seed is not None and top.requires_grad
         ]
-        wanted = [bottom for bottom in bottoms if bottom.requires_grad]
+        inputs = [bottom for bottom in bottoms if bottom.requires_grad]
         learned = [blob for blob in layer.blobs if blob.requires_grad]
-        if not reached or not (wanted or learned):
+        if not reached or not (inputs or learned):
             continue
-        found = clock.time(index, _slopes, reached, [*wanted, *learned])
+        found = clock.time(index, _gradients, reached, [*inputs, *learned])
         read = [value for value, bottom in zip(node.bottoms, bottoms, strict=True) if bottom.requires_grad]
-        for value, slope in zip(read, found, strict=False):
-            if slope is not None:
-                slopes[value] = slopes[value] + slope if value in slopes else slope
+        for value, gradient in zip(read, found, strict=False):
+            if gradient is not None:
+                gradients[value] = gradients[value] + gradient if value in gradients else gradient
 
 
-def _slopes(reached: list[tuple[Tensor, Tensor]], targets: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _gradients(reached: list[tuple[Tensor, Tensor]], targets: list[Tensor]) -> tuple[Tensor | None, ...]:
     tops, seeds = zip(*reached, strict=True)
     return torch.autograd.grad(tops, targets, seeds, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What is printed for people: a rich console for tables, `say` for lines. Names from files come out escaped."""
+"""Console output: a rich console for tables, `say` for lines. Names from files are escaped."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# Piped output is read by programs and in files: no row is cut for the sake of a screen.
+# Piped output is read by programs: rows are not cut to the width of a screen.
 PIPED_WIDTH = 160
 
 
 def results_console() -> Console:
-    """Return a rich console on stdout: as wide as the terminal, or wide enough where there is none."""
+    """Return a rich console on stdout: as wide as the terminal, or `PIPED_WIDTH` without one."""
     return make_console(sys.stdout, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def make_console(file: IO[str], **options: Any) -> Console:
     """A rich console that shows text as it is: no markup or emoji in it, control characters as escapes.
 
-    What this package words itself may pass ``markup=True``, and `rich.markup.escape` what it puts in.
+    Text of this package's own may be printed with ``markup=True``, its values passed through `rich.markup.escape`.
     """
     from rich.console import Console
     from rich.text import Text
@@ -38,18 +38,18 @@ def make_console(file: IO[str], **options: Any) -> Console:
 
 
 def add_row(table: Table, *cells: str) -> None:
-    """Add a row of one line: names come from files."""
+    """Add a row with control characters escaped: names come from files."""
     table.add_row(*map(printable, cells))
 
 
 def say(*values: object, sep: str = " ", file: IO[str] | None = None, flush: bool = False) -> None:
-    """Print one line, each value without control characters: a file name may hold any."""
+    """Print one line with control characters escaped: file names may contain any."""
     print(*(printable(str(value)) for value in values), sep=sep, file=file, flush=flush)
 
 
 @contextmanager
 def escaping_streams() -> Iterator[None]:
-    """Make stdout and stderr write what their encoding lacks as escapes, in place of raising."""
+    """Make stdout and stderr escape characters that their encoding lacks instead of raising."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     before = [stream.errors for stream in streams]
     try:

@@ -1,4 +1,4 @@
-"""How an error's option is spelled on the command line: the library says ``precision="int8"``, a command its flag."""
+"""How an error's option is spelled on the command line: the library writes ``precision="int8"``, a command its flag."""
 
 from __future__ import annotations
 

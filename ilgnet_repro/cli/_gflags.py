@@ -1,4 +1,4 @@
-"""The way Caffe's own tools write their flags (gflags), put in argparse's words."""
+"""Flags in the style of Caffe's tools (gflags), rewritten for argparse."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Collection, Sequence
 
 _YES, _NO = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
-# glog's switches in people's scripts: our log goes to stderr in any case.
+# glog's switches, which scripts pass: our log goes to stderr in any case.
 _LOGGING = ("logtostderr", "alsologtostderr", "colorlogtostderr")
 
 
 def from_gflags(arguments: Sequence[str], switches: Collection[str]) -> list[str]:
     """Rewrite ``-flag``, ``--switch=true``, ``--switch=false`` and ``--noswitch`` for argparse.
 
-    ``switches`` are the names of the flags without a value, all of them off by default. glog's switches are
-    left out; whatever is not understood is passed on, for argparse to refuse by name.
+    ``switches`` are the names of the flags without a value, all off by default. glog's switches are dropped;
+    unknown arguments are passed on, for argparse to refuse by name.
     """
     rewritten: list[str] = []
     for position, argument in enumerate(arguments):

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options shared by several commands, and parsing of their values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def add_net_options(parser: argparse.ArgumentParser) -> None:
-    """Add what chooses and shapes a net."""
-    parser.add_argument("--phase", choices=("TRAIN", "TEST"), help="default TEST, or what the file says")
+    """Add the options that select a net and its input shapes."""
+    parser.add_argument("--phase", choices=("TRAIN", "TEST"), help="default TEST, or the phase in the file")
     parser.add_argument(
         "--shape",
         action="append",
@@ -32,11 +32,11 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_state_options(parser: argparse.ArgumentParser) -> None:
-    """Add what include and exclude rules are held against, beside the phase."""
+    """Add level and stages, which include and exclude rules are matched against besides the phase."""
     parser.add_argument("--level", type=int, default=0, metavar="N", help="the net's level (default 0)")
     parser.add_argument(
         "--stage", action="append", default=[], metavar="NAME",
-        help="a stage of the net, as `deploy`, or several with commas between; may be repeated",
+        help="a stage of the net, such as `deploy`, or several separated by commas; may be repeated",
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def read_stages(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
-    """Add what lets fields of forks pass."""
+    """Add the option to ignore fields of forks."""
     parser.add_argument(
         *flags, action="append", default=[], metavar="PATH",
         help="a field unknown to Caffe that does not change the result, such as convolution_param.foo",
@@ -54,10 +54,10 @@ def add_ignore_field(parser: argparse.ArgumentParser, *flags: str) -> None:
 
 
 def add_allow_missing(parser: argparse.ArgumentParser, *flags: str) -> None:
-    """Add what lets a weights file lack layers whose fillers draw random numbers."""
+    """Add the option for layers missing from the weights file whose fillers are random."""
     parser.add_argument(
         *(flags or ("--allow-missing",)), action="append", default=[], metavar="LAYER", dest="allow_missing",
-        help="a layer that the weights file may lack: its fillers draw it; may be repeated",
+        help="a layer that may be missing from the weights file and is drawn by its fillers; may be repeated",
     )  # fmt: skip
 
 
@@ -68,16 +68,16 @@ def say_notes(notes: Iterable[str]) -> None:
 
 
 def add_crop_option(parser: argparse.ArgumentParser) -> None:
-    """Add the rule for Crop layers without an offset."""
+    """Add the option for Crop layers without an offset."""
     parser.add_argument(
         "--crop", choices=("bvlc", "geometry"),
-        help="offset of Crop layers that state none: 0 (bvlc), or found from the layers, as forks do (geometry)",
+        help="offset of Crop layers that state none: 0 (bvlc), or computed from the layers, as forks do (geometry)",
     )  # fmt: skip
 
 
 def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how images are prepared."""
-    group = parser.add_argument_group("preprocessing", "where the weights are not a known release")
+    """Add the options for preprocessing."""
+    group = parser.add_argument_group("preprocessing", "if the weights are not a known release")
     group.add_argument("--path", choices=("whole", "crop"), help="whole image resized, or a centre crop")
     group.add_argument(
         "--size", type=int, metavar="N", help="side of the net's input (default: from the net)"
@@ -89,43 +89,41 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
         "--order", choices=("BGR", "RGB"), help="channel order of the net's input (default BGR)"
     )
     group.add_argument(
-        "--mean-value", metavar="B,G,R", help="one number, or one a channel, on a scale of 0 to 255"
+        "--mean-value", metavar="B,G,R", help="one number, or one per channel, on a scale of 0 to 255"
     )
     group.add_argument(
         "--mean-file", metavar="FILE", help="a mean image (.binaryproto or .npy); implies --path crop"
     )
-    group.add_argument("--scale", type=float, help="factor after the mean is taken off (default 1)")
+    group.add_argument("--scale", type=float, help="factor applied after the mean is subtracted (default 1)")
 
 
 def add_fast_options(parser: argparse.ArgumentParser) -> None:
-    """Add what makes a net fast."""
+    """Add the options for speed."""
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--fast",
         action="store_true",
-        help="lay the net out for this processor; the numbers stay, but for rounding",
+        help="optimize the net for this processor; results change by rounding only",
     )
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of the large dense weights, with --fast (default float32)",
+        help="of large dense weights, with --fast (default float32)",
     )  # fmt: skip
     group.add_argument(
         "--compile",
         action="store_true",
-        help="with --fast: torch.compile what lies between; slow the first time, then kept (docs/speed.md)",
+        help="with --fast: also torch.compile elementwise layers and LRN; slow the first time, then cached (docs/speed.md)",
     )
 
 
 def make_fast(net: Any, args: argparse.Namespace) -> Any:
-    """Return ``net``, or its fast form where the options ask for it."""
+    """Return ``net``, or its fast form if the options ask for it."""
     if args.fast:
         from ..runtime.fast import fast
         from ..runtime.runnable import FileNet
 
         if isinstance(net, FileNet):
-            raise IlgnetError(
-                f"--fast: {net.name} is run by {net.form}, which lays it out itself; leave it out"
-            )
+            raise IlgnetError(f"--fast: {net.name} is run by {net.form}, which optimizes it itself; omit it")
 
         return fast(
             net,
@@ -158,7 +156,7 @@ def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
 def read_preprocessing(
     args: argparse.Namespace, input_shape: tuple[int | None, ...] | None
 ) -> Preprocessing | None:
-    """Return what the options say, or None where they say nothing."""
+    """Return the preprocessing that the options state, or None if they state none."""
     stated: dict[str, Any] = {
         key: getattr(args, key) for key in ("path", "order", "scale") if getattr(args, key) is not None
     }
@@ -175,7 +173,7 @@ def read_preprocessing(
     if args.mean_file and args.mean_value is not None:
         raise IlgnetError("--mean-file and --mean-value: give one of them")
     if args.mean_file and args.path == "whole":
-        raise IlgnetError("--mean-file goes with --path crop; leave out --path whole")
+        raise IlgnetError("--mean-file goes with --path crop; omit --path whole")
     if args.resize is not None and args.path != "crop" and not args.mean_file:
         raise IlgnetError(f"--resize {args.resize}: goes with --path crop; add it")
     if args.scale is not None and not (math.isfinite(args.scale) and args.scale):
@@ -190,12 +188,12 @@ def read_preprocessing(
         stated["resize"] = (args.resize, args.resize)
     if args.mean_file and len(set(stated["size"])) == 1:
         stated["path"] = "crop"
-    made = Preprocessing(**stated)
-    return made.with_mean_file(args.mean_file) if args.mean_file else made
+    preprocessing = Preprocessing(**stated)
+    return preprocessing.with_mean_file(args.mean_file) if args.mean_file else preprocessing
 
 
 def read_mean_values(text: str) -> tuple[float, ...]:
-    """Read one number, or one a channel, with commas between.  Raises IlgnetError on anything else."""
+    """Read one number, or one per channel separated by commas.  Raises IlgnetError on anything else."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -206,7 +204,7 @@ def read_mean_values(text: str) -> tuple[float, ...]:
 
 
 def check_sides(args: argparse.Namespace, *names: str) -> None:
-    """Raise IlgnetError where an option that is the side of an image is none."""
+    """Raise IlgnetError if an option is not a valid image side."""
     from ..reading.images import LARGEST_SIDE
 
     for name in names:

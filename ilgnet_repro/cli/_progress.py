@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for the commands that take long."""
+"""A progress bar on stderr, for long-running commands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from ._console import make_console
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yield a function to be told how much is done so far.
+    """Yield a function that takes the amount done so far.
 
-    ``unit="bytes"`` shows sizes and speed, any other unit how many of them a second.
-
-    Nothing is drawn where stderr is no terminal.
+    ``unit="bytes"`` shows sizes and speed, any other unit the rate per second.
+    Nothing is drawn if stderr is not a terminal.
     """
     from rich.progress import (
         BarColumn,

@@ -10,7 +10,7 @@ from ._console import make_console
 
 
 class TrainingView(Observer):
-    """Shows a run as it goes; where stderr is no terminal, only the tests and snapshots."""
+    """Shows the progress of a run; only tests and snapshots if stderr is not a terminal."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

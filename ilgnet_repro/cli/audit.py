@@ -22,13 +22,14 @@ _EPILOG = """examples:
   ilgnet audit net.caffemodel --candidates deploy.prototxt deploy_old.prototxt
   ilgnet audit train_val.prototxt --phase TRAIN --shape data=32,3,224,224 --json
 
-ends with 1 if anything stands in the way of a conversion."""
+The exit code is 1 if there is a problem that prevents conversion."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``audit``."""
     parser = subparsers.add_parser(
-        "audit", description="Show a net's layers, shapes, parameters and work, what is not supported, and what fits.",
+        "audit",
+        description="Show a net's layers, shapes, parameters and multiply-adds, what is unsupported, and which weights fit.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
@@ -38,14 +39,14 @@ def add_parser(subparsers: Any) -> None:
         help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order",
     )
     parser.add_argument(
-        "--candidates", nargs="+", default=[], metavar="P", help="say which of these fits the weights"
+        "--candidates", nargs="+", default=[], metavar="P", help="report which of these fit the weights"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_net_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit and print; 1 where something is at fault."""
+    """Audit and print; return 1 if there are problems."""
     from ..audit import audit_files
     from ..caffe.prototxt import read_net
     from ..errors import IlgnetError
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file is a prototxt or, being none nor weights, was meant as one by its name; a solver is refused."""
+    """Whether a file is a prototxt, by content or, if that is unknown, by name.  Raises IlgnetError for a solver."""
     from ..caffe.kinds import Kind, kind_of, refusal
     from ..errors import IlgnetError
 
@@ -146,7 +147,7 @@ def print_audit(found: Audit) -> None:
             f"weights: {len(fit.matched)} layers fit, {len(fit.missing)} missing, {len(fit.misshapen)} misshapen"
         )
         for name, how in fit.filled.items():
-            console.print(printable(f"weights: not in the file, filled as the text says: {name} ({how})"))
+            console.print(printable(f"weights: not in the file, filled as the prototxt says: {name} ({how})"))
         if fit.extra:
             console.print(printable(f"weights: not in the net, ignored: {', '.join(fit.extra)}"))
     for problem in found.problems:

@@ -18,7 +18,7 @@ _EPILOG = """examples:
 def add_parser(subparsers: Any) -> None:
     """Add ``caffe`` and its actions."""
     parser = subparsers.add_parser(
-        "caffe", description="Caffe's command: flags with one dash or two, and the lines Caffe logs, on stderr.",
+        "caffe", description="Caffe's command: flags with one dash or two, and Caffe's log on stderr.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -31,4 +31,5 @@ def run(args: argparse.Namespace) -> int:
     from ..process import tune_process
 
     tune_process()
-    return ACTIONS[args.action].run(args)
+    status: int = ACTIONS[args.action].run(args)
+    return status

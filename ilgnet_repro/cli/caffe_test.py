@@ -18,8 +18,8 @@ _EPILOG = """examples:
   ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400 2> test.log
   ilgnet caffe test -model net.prototxt -weights w.caffemodel -arrays rows.npz -json
 
-Paths in the prototxt start from the current folder, as in Caffe, or from the prototxt's own where nothing is
-found here. What Caffe logs goes to stderr, in its words; -json prints all values on stdout."""
+Paths in the prototxt are relative to the current folder, as in Caffe, or to the prototxt's own if they are not
+found there. Caffe's log goes to stderr, word for word; -json prints all values on stdout."""
 
 
 def add_parser(actions: Any) -> None:
@@ -49,7 +49,7 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
     flag("gpu", "a GPU's number (default: the CPU)", default="", metavar="N")
     flag("phase", f"TRAIN or TEST (default {phase})", choices=("TRAIN", "TEST", ""), default="")
     flag("level", "the net's level", type=int, default=0, metavar="N")
-    flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
+    flag("stage", "the net's stages, separated by commas", default="", metavar="NAMES")
     flag("arrays", "rows for MemoryData and Input, named as their tops", metavar="NPZ", default="")
     flag(
         "shape",
@@ -65,7 +65,7 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         choices=("bvlc", "geometry"),
     )  # fmt: skip
     flag("json", "print the result as JSON on stdout", action="store_true")
-    # glog's switches stand in people's scripts; the log goes to stderr in any case.
+    # glog's switches, which scripts pass; the log goes to stderr in any case.
     for switch in ("logtostderr", "alsologtostderr"):
         flag(switch, argparse.SUPPRESS, nargs="?")
 
@@ -84,18 +84,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def log(place: str, message: str) -> None:
+def log(location: str, message: str) -> None:
     """Log a line on stderr, as glog does."""
-    from ..caffe_tool.lines import glog
+    from ..caffe_tool.log import glog
     from ..errors import printable_lines
 
-    print(printable_lines(glog(place, message)), file=sys.stderr, flush=True)
+    print(printable_lines(glog(location, message)), file=sys.stderr, flush=True)
 
 
 def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
-    """Build the net that the flags ask for, on its device, and what feeds it."""
+    """Build the net that the flags describe, on its device, and its feed."""
     from ..caffe_tool.batches import TestFeed, find_root, read_arrays
-    from ..caffe_tool.lines import log_built, log_net
+    from ..caffe_tool.log import log_built, log_net
     from ..runtime.load import load_graph, load_net
     from ._options import read_shapes
 
@@ -137,8 +137,6 @@ def _device(gpu: str) -> str:
 
     number = "0" if gpu == "all" else gpu.split(",", maxsplit=1)[0]
     if not number.isdecimal() or int(number) >= torch.cuda.device_count():
-        raise IlgnetError(
-            f"-gpu {gpu}: there are {torch.cuda.device_count()} GPUs here; leave it out for the CPU"
-        )
+        raise IlgnetError(f"-gpu {gpu}: there are {torch.cuda.device_count()} GPUs here; omit it for the CPU")
     log("caffe.cpp:270", f"Use GPU with device ID {number}")
     return f"cuda:{number}"

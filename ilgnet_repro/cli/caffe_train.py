@@ -13,8 +13,8 @@ _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt -snapshot net_iter_1000.solverstate 2>&1 | tee train.log
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt   (more devices: see ilgnet train)
 
-Paths in the solver start from the current folder, as in Caffe, or from the solver's own where its net is not
-found here. What Caffe logs goes to stderr. Ctrl-C stops with a snapshot, SIGHUP takes one and goes on."""
+Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
+found there. Caffe's log goes to stderr. Ctrl-C stops with a snapshot, SIGHUP takes one and continues."""
 
 
 def add_parser(actions: Any) -> None:
@@ -30,25 +30,25 @@ def add_parser(actions: Any) -> None:
     flag("solver", "the solver", metavar="PROTOTXT", required=True)
     flag(
         "weights",
-        "trained weights to fine-tune (.caffemodel, .caffemodel.h5, .safetensors), commas between",
+        "trained weights to fine-tune (.caffemodel, .caffemodel.h5, .safetensors), separated by commas",
         metavar="CAFFEMODELS",
         default="",
     )
     flag("snapshot", "the solver state to resume from", metavar="SOLVERSTATE", default="")
     flag(
         "gpu",
-        "a GPU's number (default: the solver's choice; the CPU where there is none)",
+        "a GPU's number (default: the solver's choice; the CPU if there is none)",
         default="",
         metavar="N",
     )
-    flag("iterations", "read past, as in Caffe: max_iter in the solver counts", type=int, metavar="N")
+    flag("iterations", "ignored, as in Caffe: max_iter of the solver applies", type=int, metavar="N")
     flag("phase", "TRAIN, the only phase there is to train in", choices=("TRAIN", ""), default="")
     flag("level", "the net's level", type=int, default=0, metavar="N")
-    flag("stage", "the net's stages, with commas between", default="", metavar="NAMES")
+    flag("stage", "the net's stages, separated by commas", default="", metavar="NAMES")
     add_ignore_field(parser, "-ignore-field", "--ignore-field")
     parser.add_argument(
         "-allow-nonfinite", "--allow-nonfinite", "-allow_nonfinite", "--allow_nonfinite", action="store_true",
-        help="go on where the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
+        help="continue if the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
     )  # fmt: skip
     effects = ("stop", "snapshot", "none")
     flag("sigint_effect", "what Ctrl-C does (default stop)", choices=effects, default="stop")
@@ -74,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
         ignore_fields=args.ignore_field,
     )  # fmt: skip
     if args.iterations is not None:
-        log.log(
-            "mode", f"-iterations {args.iterations} is not read by train; max_iter is {settings.max_iter}"
-        )
+        log.log("mode", f"-iterations {args.iterations} is ignored by train; max_iter is {settings.max_iter}")
     for note in settings.notes:
         log.log("settings", note)
     with catch_signals(Requests(), args.sigint_effect, args.sighup_effect) as requests:
@@ -100,7 +98,7 @@ def _device(gpu: str) -> str | None:
 
     found = torch.cuda.device_count()
     if gpu == "all" or "," in gpu:
-        raise IlgnetError(f"-gpu {gpu}: several GPUs take a process each; use torchrun (docs/training.md)")
+        raise IlgnetError(f"-gpu {gpu}: several GPUs need one process each; use torchrun (docs/training.md)")
     if not gpu.isdecimal() or int(gpu) >= found:
-        raise IlgnetError(f"-gpu {gpu}: there are {found} GPUs here; leave it out for the CPU")
+        raise IlgnetError(f"-gpu {gpu}: there are {found} GPUs here; omit it for the CPU")
     return f"cuda:{gpu}"

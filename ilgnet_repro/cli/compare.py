@@ -1,4 +1,4 @@
-"""``ilgnet compare``: two forms of one net, blob by blob."""
+"""``ilgnet compare``: compare two forms of one net, blob by blob."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ examples:
   ilgnet compare net.safetensors net.pt2 --json
   ilgnet compare net.caffemodel net.caffemodel.h5 --prototxt all_in_one.prototxt --stage deploy
 
-A blob agrees if no value differs by more than T times the blob's largest value (or 1, where that is less).
-A blob without a finite value agrees with nothing. Ends with 0 if every blob agrees, 1 if one does not, could not be
+A blob agrees if no value differs by more than T times the blob's largest value (at least 1).
+A blob without a finite value never agrees. The exit code is 0 if every blob agrees, 1 if one does not, could not be
 compared, or a tool failed."""
 
 
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_state_options(parser)
     add_allow_missing(parser)
-    parser.add_argument("--all", action="store_true", help="list every blob, also where many agree")
+    parser.add_argument("--all", action="store_true", help="list every blob, even if many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import IlgnetError
 
     if not -(1 << 63) <= args.seed < 1 << 63:
-        raise IlgnetError(f"--seed {args.seed}: give a number of at most 63 bits")
+        raise IlgnetError(f"--seed {args.seed}: give a signed 64-bit integer")
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
         in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
@@ -106,7 +106,7 @@ def _print(found: Comparison, show_all: bool) -> None:
     console.print(table)
     left_out = len(found.rows) - len(rows)
     if left_out:
-        console.print(f"{left_out} more blobs agree better than these; --all lists them")
+        console.print(f"{left_out} more blobs agree better; --all lists them")
     for name, blobs in (("A", found.only_first), ("B", found.only_second)):
         if blobs:
             console.print(f"only in {name}: {len(blobs)} blobs, such as {printable(blobs[0])}")
@@ -129,7 +129,7 @@ def _print(found: Comparison, show_all: bool) -> None:
 
 
 def _worth_showing(rows: tuple[BlobRow, ...]) -> tuple[BlobRow, ...]:
-    """Those that differ and those that come nearest to it, in the order of computation."""
+    """The blobs that differ and those closest to differing, in the order of computation."""
     if len(rows) <= SHOWN:
         return rows
     worst = sorted(rows, key=lambda row: row.largest / max(1.0, row.scale), reverse=True)

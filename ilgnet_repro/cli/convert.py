@@ -36,7 +36,7 @@ FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5")
 WEIGHTS = (
     ".caffemodel",
     ".caffemodel.h5",
-)  # what is converted of a folder, even where it turns out to be damaged
+)  # taken from a folder by name, even if damaged
 
 _EPILOG = """examples:
   ilgnet convert bvlc_googlenet.caffemodel
@@ -51,10 +51,10 @@ _EPILOG = """examples:
   ilgnet convert models more/x.caffemodel --to onnx --out onnx
   ilgnet convert all_in_one.caffemodel --prototxt all_in_one.prototxt --stage deploy --to onnx
 
-X is a caffemodel, its HDF5 form or a .safetensors file that was written here, told by what it holds. Of a folder and
-its subfolders Caffe's weights are taken (not those whose names start with a dot), and what is left out is counted;
-with --out each result lies in the same subfolder there. Of several files each is converted by itself: a bad one is
-reported in the table at the end, and the exit code is then 1.
+X is a caffemodel, its HDF5 form or a .safetensors file written by this program, recognized by content. From a folder
+and its subfolders Caffe's weights are taken (not names that start with a dot), and other files are counted; with --out
+each result is written to the same subfolder there. Several files are converted independently: a bad one is reported
+in the table at the end, and the exit code is then 1.
 
 The prototxt is the one given, else NAME.prototxt or deploy.prototxt beside the weights, else the built-in
 net whose layers have the same names and shapes (GoogLeNet is one)."""
@@ -75,16 +75,18 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prototxt", metavar="P", help="the net the weights belong to")
     parser.add_argument(
         "--to", default="safetensors", metavar="FORMATS",
-        help=f"formats, with commas between: {', '.join(FORMATS)} (default safetensors)",
+        help=f"formats, separated by commas: {', '.join(FORMATS)} (default safetensors)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of the results, made if need be (default: the weights' own)"
+        "--out",
+        metavar="DIR",
+        help="folder of the results, created if missing (default: that of the weights)",
     )
     parser.add_argument(
-        "--sha256", action="store_true", help="hash the weights even where their size is no known release's"
+        "--sha256", action="store_true", help="hash the weights even if no known release has their size"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="run each written file against the original arrays"
+        "--verify", action="store_true", help="run each written file and compare it with the original arrays"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     _add_writing_options(parser)
@@ -101,7 +103,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of dense (InnerProduct) weights, in safetensors and onnx; what it costs is measured and reported",
+        help="of dense (InnerProduct) weights, in safetensors and onnx; the loss of accuracy is measured and reported",
     )  # fmt: skip
     group.add_argument(
         "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these images"
@@ -109,7 +111,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dynamic-size",
         action="store_true",
-        help="leave height and width open (onnx, pt2), where the net allows",
+        help="leave height and width open (onnx, pt2), if the net allows",
     )
     group.add_argument(
         "--fast-lrn", action="store_true",
@@ -134,7 +136,7 @@ class Given:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print the report; of several files, a table."""
+    """Convert, and print the report, or a table for several files."""
     from ..process import tune_process
 
     tune_process()
@@ -161,11 +163,11 @@ def _check_not_swapped(given: list[str]) -> None:
                 f"{texts[0]}: is a net's prototxt, not weights; give it as --prototxt, after the weights file"
             )
         if texts:
-            raise IlgnetError(f"{texts[0]}: is a solver's prototxt, not weights; leave it out")
+            raise IlgnetError(f"{texts[0]}: is a solver's prototxt, not weights; omit it")
 
 
 def _kind(path: Path) -> Kind | None:
-    """What a file is; None where that cannot be told."""
+    """The kind of a file, or None if it is unknown."""
     from ..caffe.kinds import kind_of
 
     try:
@@ -181,16 +183,12 @@ def _sources(given: list[str], out: str | None) -> list[Given]:
         if not path.is_dir():
             found.setdefault(path, Given(path, Path(out) if out is not None else path.parent))
             continue
-        held, others = _weights_in(path)
-        if not held:
-            raise IlgnetError(
-                f"{path}: holds no Caffe weights among its {others} files; name the files to convert"
-            )
+        files, others = _weights_in(path)
+        if not files:
+            raise IlgnetError(f"{path}: no Caffe weights among its {others} files; name the files to convert")
         if others:
-            say(
-                f"{path}: {len(held)} weights files are taken, {others} other files left out", file=sys.stderr
-            )
-        for file in held:
+            say(f"{path}: {len(files)} weights files found, {others} other files ignored", file=sys.stderr)
+        for file in files:
             place = file.parent if out is None else Path(out, file.parent.relative_to(path))
             found.setdefault(file, Given(file, place))
     return list(found.values())
@@ -200,7 +198,7 @@ def _weights_in(folder: Path) -> tuple[list[Path], int]:
     """Caffe's weights in a folder and its subfolders, in order of name, and how many other files there are."""
     from ..caffe.kinds import Kind
 
-    held: list[Path] = []
+    weights: list[Path] = []
     others = 0
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -208,10 +206,10 @@ def _weights_in(folder: Path) -> tuple[list[Path], int]:
             path = Path(place, name)
             is_named = name.lower().endswith(WEIGHTS) and not name.startswith(".")
             if is_named or (path.is_file() and _kind(path) in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5)):
-                held.append(path)
+                weights.append(path)
             else:
                 others += 1
-    return held, others
+    return weights, others
 
 
 def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
@@ -232,10 +230,10 @@ def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
 
 
 def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
-    """Convert each file by itself, going on past those that cannot be; 1 if there was one."""
+    """Convert each file, continuing after failures; return 1 if there was one."""
     _check_all(args)
     rows: list[dict[str, Any]] = []
-    results: dict[Path, Path] = {}  # a result -> the file it was made of
+    results: dict[Path, Path] = {}  # result -> the weights file it was written from
     inputs = {source.path.resolve() for source in sources}
     for number, source in enumerate(sources, 1):
         path = source.path
@@ -250,7 +248,10 @@ def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
             say(f"ilgnet: {for_command(error)}", file=sys.stderr)
         except KeyboardInterrupt:
             done = sum(row["error"] is None for row in rows)
-            say(f"stopped at {path}: {done} of {len(sources)} files are converted and stay", file=sys.stderr)
+            say(
+                f"stopped at {path}: {done} of {len(sources)} files were converted and are kept",
+                file=sys.stderr,
+            )
             raise
     failed = sum(row["error"] is not None for row in rows)
     if args.json:
@@ -274,7 +275,7 @@ def _print_rows(rows: list[dict[str, Any]], failed: int) -> None:
 
 
 def _check_all(args: argparse.Namespace) -> None:
-    """Refuse what would fail for every file alike."""
+    """Refuse options that would fail for every file."""
     from ..export.formats import check_options, find_format, read_options
 
     check_options([find_format(name) for name in args.to.split(",")], read_options(_options(args)))
@@ -284,7 +285,7 @@ def _check_all(args: argparse.Namespace) -> None:
 def _check_places(
     args: argparse.Namespace, source: Given, results: dict[Path, Path], inputs: set[Path]
 ) -> None:
-    """Refuse to write over what another of the files was just converted to, or over one of the files."""
+    """Refuse to overwrite the result of another of the files, or one of the files."""
     from ..export.convert import stem_of
     from ..export.formats import find_format
 
@@ -294,7 +295,7 @@ def _check_places(
         if target in results:
             raise IlgnetError(
                 f"{source.path}: its results would replace those of {results[target]}, which has the same name; "
-                "convert it apart"
+                "convert it separately"
             )
         if target in inputs and target != source.path.resolve():
             raise IlgnetError(
@@ -310,13 +311,13 @@ def _options(args: argparse.Namespace) -> SaveOptions:
 
 
 def _preprocessing(args: argparse.Namespace, net: CaffeNet) -> Preprocessing | None:
-    """What the options say, for the size of the net's own image."""
+    """The preprocessing that the options state, for the size of the net's image input."""
     return read_preprocessing(
         args, next((shape for name in net.inputs if len(shape := net.shapes[name]) == 4), None)
     )
 
 
-def _pictures(preprocessing: str | None) -> str:
+def _preprocessing_text(preprocessing: str | None) -> str:
     if preprocessing is None:
         return "preprocessing unknown: state it with --mean-value and the like"
     known = json.loads(preprocessing)
@@ -331,7 +332,7 @@ def _pictures(preprocessing: str | None) -> str:
 
 def _release(source: Source) -> str:
     if not source.release:
-        return "none that is known"
+        return "not a known release"
     return f"{source.release}, {source.derived or 'as published'}"
 
 
@@ -348,7 +349,7 @@ def print_report(report: ConversionReport) -> None:
             ("weights", f"{source.file}, {source.bytes:,} bytes"),
             (
                 "SHA-256",
-                source.sha256 or "not computed: the size is no known release's; --sha256 asks for it",
+                source.sha256 or "not computed: no known release has this size; add --sha256",
             ),
             ("release", _release(source)),
         ]
@@ -356,7 +357,7 @@ def print_report(report: ConversionReport) -> None:
         ("net", f"{report.net} from {report.prototxt}, phase {report.phase}"),
         ("layers", f"{report.layers}, {report.parameters:,} parameters"),
         ("outputs", ", ".join(report.outputs)),
-        ("pictures", _pictures(report.preprocessing)),
+        ("images", _preprocessing_text(report.preprocessing)),
     ]
     rows += [("note", note) for note in report.notes]
     if report.extra_layers:
@@ -382,13 +383,15 @@ def print_report(report: ConversionReport) -> None:
             for text in check.not_compared:
                 console.print(printable(f"{check.file}: not compared: {text}"))
     if report.deviations:
-        costs = Table(title=f"what {report.deviations[0].precision} dense weights cost", title_justify="left")
+        costs = Table(
+            title=f"deviation with {report.deviations[0].precision} dense weights", title_justify="left"
+        )
         for column in (
             "output",
             "largest difference",
             "mean difference",
             "largest value",
-            "other answers",
+            "argmax changed",
             "inputs",
         ):
             costs.add_column(column)

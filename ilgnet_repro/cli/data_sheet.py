@@ -31,12 +31,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--sizes-of", type=int, default=1000, metavar="N", help="images measured (default 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default 0)")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Gather once, write each page."""
+    """Summarize once, write each page."""
     from ..files import check_outputs
     from ..process import tune_process
     from ..reading.image_list import ImageList

@@ -1,4 +1,4 @@
-"""docs/commands.md from the parsers themselves: ``python -m ilgnet_repro.cli.document --write``."""
+"""Generates docs/commands.md from the parsers: ``python -m ilgnet_repro.cli.document --write``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ HEAD = """# Commands
 
 Written by `python -m ilgnet_repro.cli.document --write`; a test compares it with the parsers.
 
-Results go to stdout, progress and log to stderr. Exit status: 0 done, 1 the input was wrong (one line says
-what, where and what to do), 3 internal error, 130 interrupted.
+Results go to stdout, progress and log to stderr. Exit status: 0 done, 1 wrong input (one line says where,
+what and how to fix it), 3 internal error, 130 interrupted.
 """
 
 
@@ -36,14 +36,14 @@ def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield f"{'#' * (parser.prog.count(' ') + 1)} `{parser.prog}`\n"
     if parser.description:
         yield f"{parser.description}\n"
-    rows = [_row(action) for action in parser._actions if not _is_plumbing(action)]
+    rows = [_row(action) for action in parser._actions if not _is_hidden(action)]
     if rows:
         yield "\n".join(["| option | meaning |", "|---|---|", *rows, ""])
     if parser.epilog:
         yield f"```\n{parser.epilog.strip()}\n```\n"
 
 
-def _is_plumbing(action: argparse.Action) -> bool:
+def _is_hidden(action: argparse.Action) -> bool:
     return (
         isinstance(action, argparse._SubParsersAction | argparse._HelpAction)
         or action.help == argparse.SUPPRESS

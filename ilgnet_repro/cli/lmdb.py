@@ -23,15 +23,15 @@ _EPILOG = """examples:
   ilgnet lmdb check train_lmdb --list train.txt --labels 2
   ilgnet lmdb export train_lmdb images
 
-make takes the flags of Caffe's convert_imageset. A build that was stopped goes on when the same command is
-run again; images that cannot be read are left out and named in DB.bad.txt.
-check ends with 1 if it finds a fault."""
+make takes the flags of Caffe's convert_imageset. A build that was stopped resumes when the same command is
+run again; images that cannot be read are skipped and listed in DB.bad.txt.
+check exits with 1 if it finds a problem."""
 
 _SWITCHES = {
     "gray": "store grey images",
-    "shuffle": "put the rows in an order drawn by --seed",
+    "shuffle": "shuffle the rows with --seed",
     "encoded": "store image files (png, jpg), not pixels",
-    "check_size": "stop if an image has another size than the first",
+    "check_size": "stop if an image differs in size from the first",
 }
 
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``lmdb`` with its four actions."""
     parser = subparsers.add_parser(
         "lmdb",
-        description="Make a Caffe LMDB from an image list, or look into one.",
+        description="Make a Caffe LMDB from an image list, or inspect one.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,10 +51,10 @@ def add_parser(subparsers: Any) -> None:
     for action in (info, check, export):
         action.add_argument("database", metavar="DB")
         action.add_argument("--json", action="store_true", help="print the findings as JSON")
-    check.add_argument("--list", metavar="LIST", help="the list it was made from")
+    check.add_argument("--list", metavar="LIST", help="the list it was built from")
     check.add_argument("--seed", type=int, metavar="N", help="the seed, if it was made with --shuffle")
     check.add_argument("--labels", type=int, metavar="N", help="number of classes; labels are 0 to N - 1")
-    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     export.add_argument("folder", metavar="FOLDER", help="a new folder for the images and list.txt")
 
 
@@ -66,14 +66,16 @@ def _add_make(make: argparse.ArgumentParser) -> None:
         make.add_argument(f"--{name}", *_hyphened(name), action="store_true", help=help_)
     for side in ("height", "width"):
         name = f"resize_{side}"
-        make.add_argument(f"--{name}", *_hyphened(name), type=int, default=0, metavar="N", help="0: as it is")
+        make.add_argument(
+            f"--{name}", *_hyphened(name), type=int, default=0, metavar="N", help="0: no resize"
+        )
     make.add_argument(
         "--encode_type", "--encode-type", default="", metavar="TYPE", help="png, jpg, …; implies --encoded"
     )
     make.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
-    make.add_argument("--seed", type=int, default=1, metavar="N", help="of --shuffle (default 1)")
+    make.add_argument("--seed", type=int, default=1, metavar="N", help="seed of --shuffle (default 1)")
     make.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
-    make.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    make.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core)")
     make.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
@@ -82,20 +84,18 @@ def _hyphened(name: str) -> list[str]:
 
 
 def make_arguments(convert_imageset: Sequence[str]) -> list[str]:
-    """Arguments of ``ilgnet`` that do what convert_imageset does with those given."""
+    """Translate arguments of convert_imageset to ``ilgnet``."""
     return ["lmdb", "make", *from_gflags(convert_imageset, _SWITCHES)]
 
 
 def check_backend(name: str) -> None:
-    """Raise DataError unless the database kind is one we have."""
+    """Raise DataError unless the database backend is supported."""
     if name != "lmdb":
-        raise DataError(
-            f"--backend {name}: only lmdb is supported; leave the flag out, and use `backend: LMDB`"
-        )
+        raise DataError(f"--backend {name}: only lmdb is supported; omit the flag, and use `backend: LMDB`")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one action; 0, or 1 where a check found a fault."""
+    """Run one action; return 0, or 1 if a check found a problem."""
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "make": _make,
         "info": _info,
@@ -131,7 +131,7 @@ def _make(args: argparse.Namespace) -> int:
             strict=args.strict,
             workers=args.workers,
             progress=lambda done, rows: bar(done),
-            on_bad=lambda bad: say(f"left out: row {bad.number}: {bad.reason}", file=sys.stderr),
+            on_bad=lambda bad: say(f"skipped: row {bad.number}: {bad.reason}", file=sys.stderr),
         )
     _print_report(report, args)
     return 0
@@ -143,10 +143,10 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
         print(json_text({"path": str(report.path), "rows": report.rows, "stored": report.stored, "bad": bad}))
         return
     if report.start_row:
-        say(f"went on at row {report.start_row}", file=sys.stderr)
+        say(f"resumed at row {report.start_row}", file=sys.stderr)
     say(f"{report.path}: {report.stored:,} of {report.rows:,} rows stored")
     if report.bad:
-        say(f"{report.path}.bad.txt: {len(report.bad):,} rows left out")
+        say(f"{report.path}.bad.txt: {len(report.bad):,} rows skipped")
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -190,7 +190,7 @@ def _check(args: argparse.Namespace) -> int:
             say(fault)
         if found.fault_count > len(found.faults):
             say(f"… and {found.fault_count - len(found.faults):,} more")
-        say(f"{args.database}: {found.rows:,} rows, {found.fault_count:,} faults")
+        say(f"{args.database}: {found.rows:,} rows, {found.fault_count:,} problems")
     return 1 if found.fault_count else 0
 
 

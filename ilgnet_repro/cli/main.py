@@ -1,4 +1,4 @@
-"""``ilgnet COMMAND``: finds the command, runs it, and turns what goes wrong into one line and a status."""
+"""``ilgnet COMMAND``: runs a command, and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._console import escaping_streams
 from ._flags import for_command
 
 FOLDER = os.path.dirname(__file__)
-# Command -> module of this folder (with `add_parser` and `run`), in the order of the help; those whose file is there.
+# Command -> module of this folder (with `add_parser` and `run`), in the order of the help; existing files only.
 COMMANDS = {
     command: module
     for command, module in {
@@ -41,7 +41,7 @@ DONE, WRONG_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 3, 130
 
 
 def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
-    """Return the parser: of the ``chosen`` commands whole, of the others what ``ilgnet --help`` says of them."""
+    """Return the parser, complete for the ``chosen`` commands; the others have their line of ``ilgnet --help`` only."""
     parser = argparse.ArgumentParser(
         prog="ilgnet",
         description="Caffe nets on PyTorch with Caffe's own numbers: convert, check, score, test and train.",
@@ -58,7 +58,7 @@ def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.Argument
 
 
 def _summary(module: str) -> str:
-    """What a command does: the first line of its file, so that help imports none of them."""
+    """A command's summary: the first line of its file, so that help imports none of them."""
     with open(os.path.join(FOLDER, f"{module}.py"), encoding="utf-8") as file:
         return file.readline().partition(": ")[2].rstrip().rstrip('."')
 
@@ -66,7 +66,7 @@ def _summary(module: str) -> str:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if arguments[:1] and arguments[0] in COMMANDS:
         return build_parser(arguments[:1]).parse_args(arguments)
-    build_parser(()).parse_known_args(arguments)  # help, the version or what is wrong, and ends
+    build_parser(()).parse_known_args(arguments)  # prints help, the version or an error, and exits
     return build_parser().parse_args(arguments)
 
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 internal error, 130 interrupted."""
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as stop:  # argparse ends with 2 for a wrong option: the input was wrong
+    except SystemExit as stop:  # argparse exits with 2 for a wrong option
         return WRONG_INPUT if stop.code else DONE
     module = import_module(f".{COMMANDS[arguments.command]}", __package__)
     with escaping_streams():
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run ``work`` and return its status, or the one that stands for what it raised."""
+    """Run ``work`` and return its status, or the one for the exception it raised."""
     try:
         return work()
     except IlgnetError as error:
@@ -91,7 +91,7 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("ilgnet: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception:

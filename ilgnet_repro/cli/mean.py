@@ -15,9 +15,9 @@ from .lmdb import check_backend
 _EPILOG = """examples:
   ilgnet mean train_lmdb mean.binaryproto
   ilgnet mean train_lmdb                       print the channel means only
-  ilgnet mean mean.binaryproto mean.npy        the same mean in another kind of file
+  ilgnet mean mean.binaryproto mean.npy        the same mean in another format
 
-Sums are exact. Caffe's are float32, which can differ from row 65,794 on; --caffe-rounding gives its bits."""
+Sums are exact. Caffe's are float32, which can differ from row 65,794 on; --caffe-rounding reproduces them bit for bit."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,17 +34,17 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
     parser.add_argument("--caffe-rounding", action="store_true", help="sum in float32, as Caffe does")
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print the means as JSON")
 
 
 def mean_arguments(compute_image_mean: Sequence[str]) -> list[str]:
-    """Arguments of ``ilgnet`` that do what compute_image_mean does with those given."""
+    """Translate arguments of compute_image_mean to ``ilgnet``."""
     return ["mean", *from_gflags(compute_image_mean, ("caffe-rounding", "json"))]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compute or read, write where asked, and print the channel means in Caffe's words."""
+    """Compute or read a mean, write it if asked, and print the channel means as Caffe does."""
     from ..files import check_output
     from ..reading.mean import MeanImage, compute_mean, read_mean, write_mean
 

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights net.safetensors
-  ilgnet score pictures/ --weights net.caffemodel --json
-  ilgnet score pictures/ --weights net.onnx
-  ilgnet score pictures/ --weights other_tools.onnx --mean-value 104,117,123 --size 224
-  ilgnet score pictures/ --weights net.safetensors --mean-file mean.binaryproto
-  ilgnet score pictures/ --weights net.safetensors --fast --precision int8"""
+  ilgnet score images/ --weights net.caffemodel --json
+  ilgnet score images/ --weights net.onnx
+  ilgnet score images/ --weights other_tools.onnx --mean-value 104,117,123 --size 224
+  ilgnet score images/ --weights net.safetensors --mean-file mean.binaryproto
+  ilgnet score images/ --weights net.safetensors --fast --precision int8"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "score", description="Score images with any net that can be run.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, or folders of them")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="files, or folders of them")
     parser.add_argument(
         "--weights",
         required=True,
@@ -45,8 +45,8 @@ def add_parser(subparsers: Any) -> None:
         help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     )
     parser.add_argument("--prototxt", metavar="P", help="the net of the weights")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images a pass (default 16)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object an image")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per batch (default 16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     add_state_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score each image and print a line for it."""
+    """Score the images and print a line for each."""
     from ..errors import IlgnetError
     from ..process import tune_process
     from ..runtime.load import load
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
     say_notes(about.notes)
-    pictures = expand(args.pictures)
-    if not pictures:
-        raise IlgnetError(f"{args.pictures[0]}: holds no images")
+    images = expand(args.pictures)
+    if not images:
+        raise IlgnetError(f"{args.pictures[0]}: contains no images")
     net = make_fast(net, args)
-    with progress_bar("scoring", len(pictures)) as progress:
-        for done, row in enumerate(score_with(net, pictures, preprocessing, args.batch), 1):
+    with progress_bar("scoring", len(images)) as progress:
+        for done, row in enumerate(score_with(net, images, preprocessing, args.batch), 1):
             if args.json:
                 print(json_text(_values(row)))
             elif row.value is not None:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _values(row: Score) -> dict[str, Any]:
-    """A row as JSON: the score also by the name of what it is the score of."""
+    """A row as JSON: the score also under the name of its meaning."""
     named = {row.meaning.replace(" ", "_"): row.value} if row.meaning else {"high_quality": None}
     return {"picture": row.path, **named, "value": row.value, "outputs": row.outputs}
 

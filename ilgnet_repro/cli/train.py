@@ -15,8 +15,8 @@ _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --resume latest --patience 5 --keep 3
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt --resume latest
 
-Paths in the solver start from the current folder, as in Caffe, or from the solver's own where its net is not
-found here. With torchrun the batch of the prototxt is that of all processes together. docs/training.md."""
+Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
+found there. With torchrun the batch of the prototxt is that of all processes together. See docs/training.md."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,42 +36,46 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--resume",
         metavar="STATE",
-        help="a .solverstate to go on from, or `latest`: the newest, if there is one",
+        help="a .solverstate to resume from, or `latest`: the newest, if there is one",
     )
     add("--out", metavar="DIR", help="folder of tables and plot (default: SNAPSHOT_PREFIX_log)")
-    add("--max-iter", type=int, metavar="N", help="in place of the solver's max_iter")
-    add("--best-by", metavar="OUTPUT", help="test output to keep the best weights by (default: the accuracy)")
-    add("--patience", type=int, default=0, metavar="N", help="stop after N tests without a better one")
+    add("--max-iter", type=int, metavar="N", help="overrides the solver's max_iter")
+    add(
+        "--best-by",
+        metavar="OUTPUT",
+        help="test output that selects the best weights (default: the accuracy)",
+    )
+    add("--patience", type=int, default=0, metavar="N", help="stop after N tests without improvement")
     add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
     add(
         "--allow-nonfinite", action="store_true",
-        help="go on where the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
+        help="continue if the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
     )  # fmt: skip
     add(
         "--precision", choices=precisions.TRAINING, default="float32",
-        help="default float32, as Caffe; caffe: in the order of its CPU code too, slower",
+        help="default float32, as Caffe; caffe: also sums in the order of its CPU code, slower",
     )  # fmt: skip
     add(
         "--accumulate",
         type=int,
         default=1,
         metavar="N",
-        help="make each batch in N passes, with the same result",
+        help="split each batch into N passes, with the same result",
     )
-    add("--workers", type=int, metavar="N", help="processes that read ahead (default 0, with a GPU 4)")
+    add("--workers", type=int, metavar="N", help="processes that read ahead (default 0, or 4 with a GPU)")
     add(
         "--device",
         metavar="D",
-        help="cpu or cuda:N (default: the solver's choice; the CPU where there is no GPU)",
+        help="cpu or cuda:N (default: the solver's choice; the CPU if there is no GPU)",
     )
     add("--tensorboard", action="store_true", help="write TensorBoard events too")
-    add("--caffe-log", action="store_true", help="log Caffe's lines on stderr in place of the progress view")
+    add("--caffe-log", action="store_true", help="print Caffe's log on stderr instead of the progress view")
     add_ignore_field(parser, "--ignore-field")
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and say what came of it."""
+    """Train, and print the result."""
     from ..process import tune_process
     from ..train.distributed import process_group
     from ..train.signals import Requests, catch_signals
@@ -123,7 +127,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     diverged: DivergedError | None = None
     try:
         trainer.solve()
-    except DivergedError as error:  # what came before it is still worth a report
+    except DivergedError as error:  # the iterations before it are still reported
         diverged = error
     if group.is_first:
         plot = folder / PLOT

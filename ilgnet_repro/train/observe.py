@@ -91,7 +91,7 @@ class Observer:
     """Does nothing; subclasses override what they need.  Only the first process has observers."""
 
     def log(self, topic: str, text: str) -> None:
-        """Receive a line that Caffe's solver would log; topics are the keys of `caffe_tool.log.PLACES`."""
+        """Receive a line that Caffe's solver would log; topics are the keys of `caffe_tool.log.LOCATIONS`."""
 
     def on_start(self, trainer: Run) -> None:
         """A run is about to start, or to resume at `trainer.iteration`."""

@@ -62,7 +62,7 @@ def test_make_info_check_export(golden, tmp_path, capsys):
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert (report["rows"], report["stored"], [row["number"] for row in report["bad"]]) == (10, 8, [5, 6])
-    assert "left out: row 5:" in err and "broken.jpg: cannot be decoded" in err
+    assert "skipped: row 5:" in err and "broken.jpg: cannot be decoded" in err
     assert main(["lmdb", "info", made]) == 0
     assert "label 1: 3 rows" in capsys.readouterr().out
     assert main(["lmdb", "check", made, "--list", listed, "--labels", "2"]) == 0
@@ -80,8 +80,8 @@ def test_make_info_check_export(golden, tmp_path, capsys):
             "--backend leveldb: only lmdb is supported; leave",
         ),
         (["lmdb", "make", "a/", "absent.txt", "d"], "absent.txt: cannot be read"),
-        (["lmdb", "info", "absent"], "absent: no LMDB there"),
-        (["mean", "absent"], "absent: no LMDB there"),
+        (["lmdb", "info", "absent"], "absent: is not an LMDB"),
+        (["mean", "absent"], "absent: is not an LMDB"),
         (["sheet", "absent", "--out", "p.html"], "absent: cannot be read"),
     ],
     ids=["leveldb", "no-list", "no-database", "no-mean", "no-sheet"],

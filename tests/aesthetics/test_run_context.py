@@ -190,7 +190,7 @@ CHOICES = {
     "nothing": ({}, "no images: give --pictures FOLDER, --list LIST or --lmdb DB"),
     "both": ({"database": "db", "pictures": "images"}, "leave out --list and --pictures"),
     "own without a list": ({"pictures": "images"}, "give the labels too, with --list LIST"),
-    "no database": ({"database": "absent"}, "no LMDB there"),
+    "no database": ({"database": "absent"}, "is not an LMDB"),
     "no list": ({"list_file": "absent.txt"}, "absent.txt: cannot be read"),
 }
 

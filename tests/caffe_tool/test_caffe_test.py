@@ -183,9 +183,9 @@ WRONG = {
         "array 'data' is (5, 2, 2, 4)",
     ),
     "unknown name": ("MemoryData", MEMORY, {"x": ROWS}, None, "array 'x': the net takes data, label"),
-    "no numbers": ("MemoryData", MEMORY, {"data": np.array(["a"])}, None, "rows.npz: data holds <U1"),
+    "no numbers": ("MemoryData", MEMORY, {"data": np.array(["a"])}, None, "rows.npz: data is <U1"),
     "no npz": ("MemoryData", MEMORY, {}, ["-arrays", "net.prototxt"], "net.prototxt: is not an npz file"),
-    "no database": ("Data", LAYERS["Data"][0], {}, [], "no LMDB there"),
+    "no database": ("Data", LAYERS["Data"][0], {}, [], "is not an LMDB"),
     "no iterations": (
         "Input",
         LAYERS["Input"][0],

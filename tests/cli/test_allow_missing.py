@@ -23,7 +23,7 @@ layer { name: "fc8" type: "InnerProduct" bottom: "conv" top: "fc8"
 """
 REFUSED = (
     "half.caffemodel: holds no weights for fc8; use the prototxt these weights were made with, or have them drawn with "
-    "allow_missing=['fc8'] (--allow-missing)"
+    "--allow-missing fc8"
 )
 FILLED = "scale: not in the weights file; filled as its text says (constant 2)"
 DRAWN = "fc8: not in the weights file; drawn by its fillers, as allowed"
@@ -98,7 +98,7 @@ def test_a_conversion_reports_what_it_filled_and_writes_the_same_again(capsys) -
 def test_audit_tells_what_is_filled(capsys) -> None:
     assert main(["audit", "half.prototxt", "half.caffemodel"]) == 1
     out = capsys.readouterr().out
-    assert "weights: not in the file, filled as the text says: scale (constant 2)" in out
+    assert "weights: not in the file, filled as the prototxt says: scale (constant 2)" in out
     assert "fc8: the weights file has no blobs for it" in out
 
 

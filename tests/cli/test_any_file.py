@@ -254,7 +254,7 @@ REFUSED = {
     ),
     "fast onnx": (
         ["score", "a.png", "--weights", "net.onnx", "--scale", "1", "--fast"],
-        "--fast: net.onnx is run by ONNX Runtime, which lays it out itself; leave it out",
+        "--fast: net.onnx is run by ONNX Runtime, which optimizes it itself; omit it",
     ),
     **{
         f"onnx {flag}": (
@@ -295,7 +295,7 @@ REFUSED = {
     ),
     "weights as prototxt": (
         ["convert", "net.caffemodel", "--prototxt", "net.caffemodel", "--out", "o"],
-        "net.caffemodel: is a Caffe weights file (.caffemodel), not a net's prototxt; give the prototxt here (--prototxt) "
+        "net.caffemodel: is a Caffe weights file (.caffemodel), not a net's prototxt; give the net's text as --prototxt "
         "and this file as the weights; the arguments may be swapped",
     ),
     "safetensors as prototxt": (
@@ -308,8 +308,7 @@ REFUSED = {
     ),
     "solver as weights": (
         ["convert", "solver.prototxt", "--out", "o"],
-        "solver.prototxt: is a solver's prototxt, not Caffe weights; give the weights file here and the solver as such "
-        "(--solver)",
+        "solver.prototxt: is a solver's prototxt, not Caffe weights; give the weights file here and the solver as such",
     ),
     "solver audited": (
         ["audit", "net.prototxt", "solver.prototxt"],
@@ -391,14 +390,14 @@ def test_a_folder_is_taken_with_its_subfolders(capsys) -> None:
     )
     written = sorted(str(path) for path in Path("o").rglob("*.onnx"))
     assert written == ["o/p/a/b/net.onnx", "o/p/a/net.onnx", "o/p/one.onnx"]
-    assert "zoo: 4 weights files are taken, 4 other files left out" in err.splitlines()
+    assert "zoo: 4 weights files found, 4 other files ignored" in err.splitlines()
     assert "3 of 4: zoo/a/page.caffemodel" in err.splitlines()
 
 
 def test_a_folder_without_weights(capsys) -> None:
     Path("empty").mkdir()
     Path("empty/x.prototxt").write_text(SMALL_TEXT)
-    message = "empty: holds no Caffe weights among its 1 files; name the files to convert"
+    message = "empty: no Caffe weights among its 1 files; name the files to convert"
     assert refused(capsys, "convert", "empty", "--out", "o") == message
 
 
@@ -423,7 +422,7 @@ def test_results_of_one_name(capsys) -> None:
     errors = [row["error"] for row in json.loads(capsys.readouterr().out)]
     assert errors[1] is None and errors[0].startswith("net.caffemodel: is a JSON page")
     assert errors[2] == (
-        "net.caffemodel: its results would replace those of b/net.caffemodel, which has the same name; convert it apart"
+        "net.caffemodel: its results would replace those of b/net.caffemodel, which has the same name; convert it separately"
     )
 
 
@@ -475,7 +474,7 @@ def test_an_interrupted_conversion_keeps_what_is_finished(monkeypatch, capsys) -
     assert main(["convert", "net.caffemodel", "other.caffemodel", "--to", "onnx", "--out", "o"]) == 130
     err = capsys.readouterr().err.splitlines()
     assert err[-2:] == [
-        "stopped at other.caffemodel: 1 of 2 files are converted and stay",
+        "stopped at other.caffemodel: 1 of 2 files were converted and are kept",
         "ilgnet: interrupted",
     ]
     assert [path.name for path in Path("o").iterdir()] == ["net.onnx"]

@@ -131,7 +131,7 @@ REFUSED = [
         "preprocessing unknown", ["score", "images", "--weights", "small.caffemodel"],
         "ilgnet: net 'small': nothing says how its images are prepared; ",
     ),
-    ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: holds no images"),
+    ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: contains no images"),
     ("no image", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
      "ilgnet: deploy.prototxt: is not an image that can be decoded; give a JPEG or PNG"),
     ("two prototxts", ["audit", "deploy.prototxt", "b.prototxt"], "ilgnet: b.prototxt: give one prototxt "),

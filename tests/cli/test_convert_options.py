@@ -50,7 +50,7 @@ def test_the_cost_of_int8_is_shown(weights, capsys) -> None:
     options = ["--precision", "int8", "--mean-value", "100", "--pictures", picture]
     assert main(["convert", weights, "--to", "safetensors,onnx", *options]) == 0
     shown = capsys.readouterr().out
-    assert "what int8 dense weights cost" in shown
+    assert "deviation with int8 dense weights" in shown
     assert "0 of 1" in shown
     assert "1 image" in shown
 

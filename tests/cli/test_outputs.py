@@ -299,12 +299,12 @@ def test_keep_removes_only_the_runs_own_snapshots(tmp_path) -> None:
         for ending in ("caffemodel", "solverstate"):
             (tmp_path / f"net_iter_{number}.{ending}").write_bytes(MINE)
     fresh = Snapshots("net", tmp_path, keep=1)
-    fresh.made.add(3)
+    fresh.written.add(3)
     fresh.prune(3)
     assert fresh.iterations() == [1, 2, 3]  # 1 and 2 are of another run
     resumed = Snapshots("net", tmp_path, keep=1)
     resumed.resume(2)
-    resumed.made.add(3)
+    resumed.written.add(3)
     resumed.prune(3)
     assert resumed.iterations() == [3]
 

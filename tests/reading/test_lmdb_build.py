@@ -192,7 +192,7 @@ def test_killed_builds_go_on_to_the_same_database(images, tmp_path):
     chance, began = random.Random(3), []
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        process.stderr.readline()  # "left out: row 5", or a later one: it is at work
+        process.stderr.readline()  # "skipped: row 5", or a later one: it is at work
         try:
             process.communicate(timeout=chance.uniform(0, 0.3))
         except subprocess.TimeoutExpired:

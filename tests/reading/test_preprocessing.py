@@ -146,7 +146,7 @@ COMMAND_LINE = {
         "--path crop --resize 8", "preprocessing: images of 8x8 are smaller than the crop of 9; increase resize",
     ),
     "whole with a mean image": (
-        "--path whole --mean-file mean.npy", "--mean-file goes with --path crop; leave out --path whole",
+        "--path whole --mean-file mean.npy", "--mean-file goes with --path crop; omit --path whole",
     ),
     "two kinds of mean": (
         "--mean-value 1 --mean-file mean.npy", "--mean-file and --mean-value: give one of them",
@@ -184,7 +184,7 @@ def test_refused_on_the_command_line(folder, capsys, command, options, message) 
         ("lmdb make --resize_width -1 images/ list.txt db",
          "resize_width -1: give 0 (no resize) to 32766"),
         ("compare net.caffemodel net.caffemodel --seed 9223372036854775808",
-         "--seed 9223372036854775808: give a number of at most 63 bits"),
+         "--seed 9223372036854775808: give a signed 64-bit integer"),
     ],
     ids=["height", "width", "seed"],
 )  # fmt: skip

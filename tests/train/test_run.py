@@ -93,7 +93,7 @@ def test_caffe_train_resumes(workplace, capsys):
         ),
         (
             ["-solver", "solvers/adam.prototxt", "-gpu", "0,1"],
-            "-gpu 0,1: several GPUs take a process each; use torchrun",
+            "-gpu 0,1: several GPUs need one process each; use torchrun",
         ),
         (
             ["-solver", "tiny.prototxt"],

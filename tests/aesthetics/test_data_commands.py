@@ -77,7 +77,7 @@ def test_make_info_check_export(golden, tmp_path, capsys):
     [
         (
             ["lmdb", "make", "--backend=leveldb", "a/", "l", "d"],
-            "--backend leveldb: only lmdb is supported; leave",
+            "--backend leveldb: only lmdb is supported; omit",
         ),
         (["lmdb", "make", "a/", "absent.txt", "d"], "absent.txt: cannot be read"),
         (["lmdb", "info", "absent"], "absent: is not an LMDB"),

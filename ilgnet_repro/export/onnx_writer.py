@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..caffe.graph import Value
 from ..errors import IlgnetError, LayerError
+from ..layers.lrn import lrn_as_convolution
 from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.quantize import QuantizedWeight, quantized_blob
 from ..runtime.safetensors_file import tensor_bytes
 from ..version import __version__
-from .onnx_lrn import write_out_lrn
 from .open_shapes import Dim, Dims, open_shapes
 
 # Opset 20 is in every release of ONNX Runtime since early 2024; its IR version is 9.
@@ -315,7 +315,7 @@ def plan_onnx(
 
     Open are the first axis of every input (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, the
     sides of images (H, W), where the net takes other lengths; what layers make of them is declared as it is
-    (open_shapes.py).  ``fast_lrn`` writes LRN nodes out (onnx_lrn.py); ``prepare`` makes one input's values
+    (open_shapes.py).  ``fast_lrn`` writes LRN as a convolution (layers/lrn.py); ``prepare`` makes one input's values
     from images.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
@@ -333,7 +333,7 @@ def plan_onnx(
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
-        writer = OnnxWriter(dims, wanted, {"LRN": write_out_lrn} if fast_lrn else None, net.graph.names)
+        writer = OnnxWriter(dims, wanted, {"LRN": lrn_as_convolution} if fast_lrn else None, net.graph.names)
         inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
         if prepare is not None and prepare.blob in inputs:
             inputs[prepare.blob] = given = prepare.add(writer)

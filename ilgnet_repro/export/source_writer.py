@@ -221,7 +221,9 @@ def _around(statement: _Statement, before: _Statement) -> _Statement | None:
 def _imports(body: str) -> list[str]:
     """The import lines for the names that the body uses."""
     used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
-    lines = ["import math", ""] if "math" in used else []
+    lines = ["import math"] if "math" in used else []
+    lines += ["from collections.abc import Callable"] if "Callable" in used else []
+    lines += [""] if lines else []
     lines += ["import torch"] if "torch" in used else []
     lines += ["import torch.nn.functional as F"] if "F" in used else []
     return [*lines, f"from torch import {'Tensor, ' if 'Tensor' in used else ''}nn"]

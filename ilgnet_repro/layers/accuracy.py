@@ -1,4 +1,4 @@
-"""Accuracy: the share of labels among the highest scores."""
+"""Accuracy: the fraction of labels among the highest scores."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .support.labels import check_label_count, check_labels, ignored_label, labe
 from .support.registry import register_layer
 
 
-def accuracy(scores, labels, axis, top_k, ignore_label):
-    """Share of labels with fewer than top_k other classes scoring as high: a tie counts against the label."""
+def accuracy(scores: Tensor, labels: Tensor, axis: int, top_k: int, ignore_label: int | None) -> Tensor:
+    """Return the fraction of labels with fewer than top_k other classes of at least their score: ties count against them."""
     rows, labels, counts = label_rows(scores, labels, axis, ignore_label)
     rivals = (rows >= rows.gather(1, labels[:, None])).sum(1) - 1
     right = (rivals < top_k) & counts
     return right.sum().to(scores.dtype) / counts.sum().clamp(min=1)
 
 
-def class_accuracy(scores, labels, axis, top_k, ignore_label):
-    """The accuracy of each class by itself; 0 for a class that no label names."""
+def class_accuracy(scores: Tensor, labels: Tensor, axis: int, top_k: int, ignore_label: int | None) -> Tensor:
+    """Return the accuracy of each class; 0 for a class without labels."""
     rows, labels, counts = label_rows(scores, labels, axis, ignore_label)
     rivals = (rows >= rows.gather(1, labels[:, None])).sum(1) - 1
     classes = F.one_hot(labels, rows.shape[1]) * counts[:, None]
@@ -32,7 +32,7 @@ accuracy.uses = class_accuracy.uses = (label_rows,)  # type: ignore[attr-defined
 
 @register_layer("Accuracy")
 class Accuracy(Layer):
-    """The share of labels whose class is among the `top_k` best; the optional second top is each class's."""
+    """The fraction of labels whose class is among the `top_k` best; the optional second top is the accuracy per class."""
 
     index_bottoms = (1,)
     message = "accuracy_param"
@@ -64,24 +64,24 @@ class Accuracy(Layer):
         rows, labels, counts = label_rows_onnx(graph, scores, labels, self.dim, self.ignore)
         own = graph.node("GatherElements", [rows, labels], axis=1)
         as_high = graph.node("Cast", [graph.node("GreaterOrEqual", [rows, own])], to=TensorProto.FLOAT)
-        # The label itself is one of those as high, hence at most top_k.
+        # The label's own score is included, hence at most top_k.
         found = graph.node("ReduceSum", [as_high, graph.constant(integers(1))], keepdims=1)
         limit = graph.constant(numbers(self.param.top_k))
         right = graph.node("Cast", [graph.node("LessOrEqual", [found, limit])], to=TensorProto.FLOAT)
         valid = graph.node("Cast", [counts], to=TensorProto.FLOAT)
 
-        def share(members: str, axes: list[str]) -> str:
-            """Of the labels in ``members`` (1 or 0), the share that are right."""
+        def fraction(members: str, axes: list[str]) -> str:
+            """Add the fraction of the labels in ``members`` (1 or 0) that are right."""
             hits = graph.node("ReduceSum", [graph.node("Mul", [members, right]), *axes], keepdims=0)
             total = graph.node("ReduceSum", [members, *axes], keepdims=0)
             return graph.node("Div", [hits, graph.node("Max", [total, graph.constant(numbers(1))])])
 
-        tops = [share(valid, [])]
+        tops = [fraction(valid, [])]
         if len(self.node.tops) > 1:
             flat = graph.node("Reshape", [labels, graph.constant(integers(-1))])
             depth = graph.constant(integers(graph.size(scores, self.dim)))
             classes = graph.node("OneHot", [flat, depth, graph.constant(numbers([0, 1]))])
-            tops.append(share(graph.node("Mul", [classes, valid]), [graph.constant(integers(0))]))
+            tops.append(fraction(graph.node("Mul", [classes, valid]), [graph.constant(integers(0))]))
         return tops
 
     def source(self, code: SourceCode, scores: str, labels: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Activations: one value in, one value out, whatever the shape."""
+"""Activations: functions of each value, Dropout, and Softmax over one axis."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ReLU6(Layer):
 
 @register_layer("PReLU")
 class PReLU(Layer):
-    """max(x, 0) + slope · min(x, 0), the slope learned per channel (axis 1) or once (He et al., 2015)."""
+    """max(x, 0) + slope · min(x, 0) with a learned slope per channel (axis 1) or one for all (He et al., 2015)."""
 
     slope: Tensor
 
@@ -88,7 +88,7 @@ class PReLU(Layer):
         slope = graph.parameter("slope")
         after = len(graph.shape(x)) - 2
         if not self.param.channel_shared and after:
-            # ONNX lines slopes up from the last axis; Caffe's channels are axis 1.
+            # ONNX broadcasts slopes from the last axis; Caffe's channels are axis 1.
             slope = graph.constant(numbers(self.slope).reshape(-1, *[1] * after))
         return [graph.node("PRelu", [x, slope])]
 
@@ -117,7 +117,7 @@ class ELU(Layer):
 
 
 class _Function(Layer):
-    """A function without parameters: its torch function, how Python writes it, and its ONNX operator."""
+    """A function without parameters, by the names of its torch function and its ONNX operator."""
 
     in_place = True
     torch_name = ""
@@ -192,7 +192,7 @@ class Swish(Layer):
 
 @register_layer("Clip")
 class Clip(Layer):
-    """x held between min and max; the gradient passes at both limits."""
+    """x limited to min and max; the gradient is passed at both limits."""
 
     message = "clip_param"
     in_place = True
@@ -238,9 +238,9 @@ class Threshold(Layer):
 
 @register_layer("Dropout")
 class Dropout(Layer):
-    """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else nothing happens.
+    """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else they pass unchanged.
 
-    Drawn by torch's own generator: seed it with `torch.manual_seed`.
+    Uses torch's default generator: seed it with `torch.manual_seed`.
     """
 
     message = "dropout_param"
@@ -252,7 +252,7 @@ class Dropout(Layer):
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
         if self.is_train:
-            self.no_onnx = "it draws anew at each pass in phase TRAIN"
+            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.dropout(x, self.ratio, training=True) if self.training else x,)
@@ -262,3 +262,24 @@ class Dropout(Layer):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         return [f"F.dropout({x}, {literal(self.ratio)})"] if self.is_train else [x]
+
+
+@register_layer("Softmax")
+class Softmax(Layer):
+    """exp(x) over its sum along `axis`, by default the channels."""
+
+    message = "softmax_param"
+    in_place = True
+    fields = ("axis",)
+
+    def setup(self, rank: int) -> None:
+        self.dim = self.axis(self.param.axis, rank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.softmax(x, self.dim),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Softmax", [x], axis=self.dim)]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"F.softmax({x}, dim={self.dim})"]

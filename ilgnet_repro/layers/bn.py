@@ -1,4 +1,4 @@
-"""BN, the name under which several forks keep batch normalisations that are not the same."""
+"""BN, a type name that several forks use for different batch normalisations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import LayerError
 from ..schema import caffe_pb2 as pb
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
-from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
 from .support.registry import register_layer
+from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
 VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
 
@@ -21,7 +21,7 @@ VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
 def stored_norm(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     """Normalise by stored statistics, with the gradient of batch statistics.
 
-    The fork's backward pass makes no difference between the phases; only ``frozen`` has one of its own.
+    The fork's backward pass is the same in both phases; only ``frozen`` has a different one.
     """
     mean, deviation = along_channels(mean, x.dim()), along_channels((variance + eps).sqrt(), x.dim())
     axes = [axis for axis in range(x.dim()) if axis != 1]
@@ -33,25 +33,25 @@ def stored_norm(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor
 
 @register_layer("BN")
 class BN(Layer):
-    """Batch normalisation with its scale and shift, in the kind that the text shows.
+    """Batch normalisation with scale and shift, of the fork that the text shows.
 
-    The weights are not known when a layer is built, so the fields decide (`kind`):
+    The weights are not known when a layer is created, so the fields decide (`kind`):
 
     - ``folded``: ``bn_mode: INFERENCE`` (SegNet): x · scale + shift, statistics folded into both.
     - ``batch``: (scale, shift) and the batch's own statistics in either phase: SegNet's ``scale_filler``,
       ``shift_filler`` or ``bn_mode: LEARN``; or ``slope_filler`` with ``moving_average: false`` in TRAIN.
     - ``stored``: (slope, bias, mean, fourth): ``slope_filler``, ``bias_filler``, ``momentum`` or ``frozen``
       (PSPNet and its parents), ``moving_average: true``, or four ``param`` rows.
-      ``frozen`` always uses the stored statistics; else a pass in training uses the batch's and moves the stored
-      ones towards them, and any other uses these.
+      ``frozen`` always uses the stored statistics; otherwise a pass in training uses the batch's and updates the
+      stored ones, and any other pass uses the stored ones.
 
-    The kind is that of the phase at load; `train()` and `eval()` switch the statistics of the ``stored`` kind alone.
+    The phase at load decides the kind; `train()` and `eval()` switch the statistics of the ``stored`` kind only.
 
     Where the text shows none, the number of blobs in the weights file decides (`resolve_kind`).  Weights with another
     number of blobs than the kind has are refused when they are loaded.  A text that shows several kinds, or none
     without a file, is refused here.  The fourth blob is the variance in older builds of the
-    same fork and 1 / sqrt(variance + eps) in newer ones; neither text nor file says which:
-    ``bn_param { fourth_blob: INVERSE_STD }`` does, and VARIANCE is the default.
+    same fork and 1 / sqrt(variance + eps) in newer ones; neither text nor file shows which:
+    ``bn_param { fourth_blob: INVERSE_STD }`` states it, and VARIANCE is the default.
     """
 
     message = "bn_param"
@@ -87,12 +87,12 @@ class BN(Layer):
                 f"bn_param.fourth_blob goes with four blobs; this text shows the {self.kind!r} kind of two"
             )
         self.is_frozen: bool = self.param.frozen
-        # As loaded: what is written and folded.
+        # By the phase at load: decides what is exported and folded.
         self.is_stored = self.kind == "stored" and (self.is_frozen or not self.is_train)
-        self.keeps_none = self.kind == "batch" and self._keeps_none()
-        # SegNet's layer, and only that, shapes its top num x channels x height x width.
+        self.has_no_statistics = self.kind == "batch" and self._has_no_statistics()
+        # Only SegNet's layer gives its top four axes, num x channels x height x width.
         sloped = self._states("slope_filler", "bias_filler", "moving_average")
-        self.is_segnets = self.kind != "stored" and not sloped
+        self.is_segnet = self.kind != "stored" and not sloped
 
     def _states(self, *fields: str) -> list[str]:
         return [field for field in fields if self.param.HasField(field)]
@@ -109,7 +109,7 @@ class BN(Layer):
             )
         if self.param.bn_mode == self.param.INFERENCE:
             return "folded"
-        if self._keeps_none():
+        if self._has_no_statistics():
             if not self.is_train:
                 raise self._undefined("phase TEST")
             return "batch"
@@ -122,7 +122,7 @@ class BN(Layer):
             "mean, variance), scale_filler for 2 (scale, shift), or bn_mode: INFERENCE for 2 folded ones"
         )
 
-    def _keeps_none(self) -> bool:
+    def _has_no_statistics(self) -> bool:
         return self.param.HasField("moving_average") and not self.param.moving_average
 
     def _undefined(self, where: str) -> LayerError:
@@ -134,11 +134,10 @@ class BN(Layer):
     def _eps(self) -> float:
         if len(self._states("eps", "var_eps")) == 2:
             raise self.error("states both eps and var_eps; state one")
-        if self.param.HasField("var_eps"):
-            return self.param.var_eps
-        # SegNet's layer has a constant of its own and no field for it.
-        scaled = self.kind == "batch" and not self._states("slope_filler", "bias_filler", "eps")
-        return 1e-9 if scaled else self.param.eps
+        eps: float = self.param.var_eps if self.param.HasField("var_eps") else self.param.eps
+        # SegNet's layer has a constant and no field for it.
+        is_fixed = self.kind == "batch" and not self._states("slope_filler", "bias_filler", "eps", "var_eps")
+        return 1e-9 if is_fixed else eps
 
     # ------------------------------------------------------------------ shapes
 
@@ -156,21 +155,21 @@ class BN(Layer):
             BlobSpec("shift", shape, second, learned, any_ones=True),
         ]
         if self.kind == "stored":
-            started = pb.FillerParameter(type="constant", value=1.0 if self.param.frozen else 0.0)
+            initial = pb.FillerParameter(type="constant", value=1.0 if self.param.frozen else 0.0)
             blobs.append(BlobSpec("mean", shape, learned=False, any_ones=True))
-            blobs.append(BlobSpec("fourth_blob", shape, started, learned=False, any_ones=True))
-        return LayerPlan([legacy_shape(x) if self.is_segnets else x], blobs)
+            blobs.append(BlobSpec("fourth_blob", shape, initial, learned=False, any_ones=True))
+        return LayerPlan([legacy_shape(x) if self.is_segnet else x], blobs)
 
     def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
         super().register_blob(spec, parameter)
         if spec.name == "fourth_blob" and bool((parameter.detach() < 0).any()):
             warnings.warn(
                 f"{self.node.name} (BN): its fourth blob holds negative values, which neither variances nor "
-                f"inverse deviations have; it is taken as {self.fourth} (bn_param.fourth_blob)",
+                f"inverse deviations have; it is read as {self.fourth} (bn_param.fourth_blob)",
                 stacklevel=2,
             )
 
-    # ------------------------------------------------------------------ the four uses
+    # ------------------------------------------------------------------ forward, ONNX and source
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -182,8 +181,8 @@ class BN(Layer):
         # F.batch_norm adds eps to it again.
         return fourth.square().reciprocal() - self.eps if self.fourth == INVERSE_STD else fourth
 
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the stored statistics towards a batch's; this fork keeps the biased variance."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the stored statistics by a batch's; this fork stores the biased variance."""
         fourth = variance if self.fourth == VARIANCE else torch.rsqrt(variance + self.eps)
         with torch.no_grad():
             self.mean.lerp_(mean.view_as(self.mean), 1 - self.param.momentum)
@@ -197,14 +196,14 @@ class BN(Layer):
             return (x * along_channels(scale, self.rank) + along_channels(shift, self.rank),)
         if stored:
             return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
-        if self.keeps_none and not self.training:
+        if self.has_no_statistics and not self.training:
             raise self._undefined("eval()")
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":
-                self._keep(mean, variance)
+                self._update_statistics(mean, variance)
         top = x * along_channels(scale, self.rank) + along_channels(shift, self.rank)
-        return (with_four_axes(top) if self.is_segnets else top,)
+        return (with_four_axes(top) if self.is_segnet else top,)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.is_stored:
@@ -214,7 +213,7 @@ class BN(Layer):
         if self.kind != "folded":
             x = onnx_batch_norm(graph, x, self.rank, self.eps)
         top = onnx_affine(graph, x, *self._affine, self.rank)
-        return [onnx_with_four_axes(graph, top, self.rank) if self.is_segnets else top]
+        return [onnx_with_four_axes(graph, top, self.rank) if self.is_segnet else top]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         eps = literal(self.eps)
@@ -228,5 +227,5 @@ class BN(Layer):
             for name, value in zip(("scale", "shift"), self._affine, strict=True)
         )
         top = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})[0]"
-        tail = four_axes_index(self.rank) if self.is_segnets else ""
+        tail = four_axes_index(self.rank) if self.is_segnet else ""
         return [f"({top} * {scale} + {shift}){tail}" if tail else f"{top} * {scale} + {shift}"]

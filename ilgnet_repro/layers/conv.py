@@ -1,4 +1,4 @@
-"""Convolutions: Convolution, DepthwiseConvolution and Deconvolution, over any number of spatial axes."""
+"""Convolution, DepthwiseConvolution, Deconvolution and Im2col, over one to three spatial axes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.lengths import Kept, reshape_onnx
 from .support.registry import register_layer
+from .support.shapes import Kept, reshape_onnx
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class Spatial(Layer):
-    """What Caffe's BaseConvolutionLayer and Im2colLayer read: kernel, stride, pad and dilation for each spatial axis."""
+    """The fields that Caffe's BaseConvolutionLayer and Im2colLayer read: kernel, stride, pad and dilation per axis."""
 
     message = "convolution_param"
     fields: ClassVar[tuple[str, ...]] = (
@@ -109,30 +110,30 @@ class Spatial(Layer):
     def _windowed_onnx(
         self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, group: int
     ) -> str:
-        """Add a convolution; ONNX takes one batch axis, so all axes in front of `axis` are made that one."""
-        front = self.channel_axis
+        """Add a convolution; ONNX has one batch axis, so all axes before `axis` are flattened into it."""
+        leading = self.channel_axis
         attributes = {
             "kernel_shape": self.kernel, "strides": self.stride, "pads": self.pad * 2,
             "dilations": self.dilation, "group": group,
         }  # fmt: skip
-        if front == 1:
+        if leading == 1:
             return graph.node(op, [x, *weights], **attributes)
         shape = graph.shape(x)
-        y = reshape_onnx(graph, x, [-1, *map(Kept, range(front, len(shape)))], x)
+        y = reshape_onnx(graph, x, [-1, *map(Kept, range(leading, len(shape)))], x)
         y = graph.node(op, [y, *weights], **attributes)
-        sides = enumerate(shape[front + 1 :])
+        sides = enumerate(shape[leading + 1 :])
         extents = [None if size is None else self._extent(size, axis) for axis, size in sides]
-        top = [*shape[:front], outputs, *extents]
+        top = [*shape[:leading], outputs, *extents]
         if top.count(None) <= 1:
             stated = graph.constant(integers(*(-1 if length is None else length for length in top)))
         else:
-            parts = [graph.node("Shape", [x], end=front)] if front else []
+            parts = [graph.node("Shape", [x], end=leading)] if leading else []
             stated = graph.node("Concat", [*parts, graph.node("Shape", [y], start=1)], axis=0)
         return graph.node("Reshape", [y, stated])
 
 
 class ConvolutionBase(Spatial):
-    """Learned windows: what Convolution, DepthwiseConvolution and Deconvolution share."""
+    """Shared by Convolution, DepthwiseConvolution and Deconvolution: weights, groups and bias."""
 
     fields = (*Spatial.fields, "num_output", "bias_term", "group", "weight_filler", "bias_filler")
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
@@ -144,7 +145,7 @@ class ConvolutionBase(Spatial):
     def setup(self, rank: int, *others: int) -> None:
         if len(self.node.bottoms) != len(self.node.tops):
             raise self.error(
-                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; give as many"
+                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; the numbers must be equal"
             )
         self.outputs: int = self.param.num_output
         self.has_bias: bool = self.param.bias_term
@@ -158,12 +159,12 @@ class ConvolutionBase(Spatial):
 
     def _check_group(self) -> None:
         if not self.group or self.outputs % self.group:
-            raise self.error(f"num_output {self.outputs} is no multiple of group {self.group}")
+            raise self.error(f"num_output {self.outputs} is not a multiple of group {self.group}")
 
     def groups(self, channels: int) -> int:
-        """Return into how many groups that many input channels fall."""
+        """Return the number of groups for a number of input channels."""
         if channels % self.group:
-            raise self.error(f"{channels} input channels are no multiple of group {self.group}")
+            raise self.error(f"{channels} input channels are not a multiple of group {self.group}")
         return self.group
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
@@ -172,24 +173,24 @@ class ConvolutionBase(Spatial):
             if bottom[self.channel_axis] != channels:
                 raise self.error(f"bottoms differ in channels: {bottom[self.channel_axis]} and {channels}")
         tops = [(*bottom[: self.channel_axis], self.outputs, *self._extents(bottom)) for bottom in bottoms]
-        # A deconvolution stores its weights as the convolution it undoes would: input channels first.
+        # A deconvolution stores its weights input channels first, as the convolution that it transposes.
         first, second = (channels, self.outputs) if self.transposed else (self.outputs, channels)
         weight = (first, second // self.groups(channels), *self.kernel)
         blobs = [BlobSpec("weight", weight, self.param.weight_filler)]
         if self.has_bias:
             blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
-        moved = bottoms if self.transposed else tops
-        return LayerPlan(tops, blobs, sum(map(prod, moved)) * prod(weight[1:]))
+        positions = bottoms if self.transposed else tops
+        return LayerPlan(tops, blobs, sum(map(prod, positions)) * prod(weight[1:]))
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         weight, bias = self.blob("weight"), self.blob("bias") if self.has_bias else None
-        run, front = self.function, self.channel_axis
+        convolve, leading = self.function, self.channel_axis
         tops = []
         for x in bottoms:
-            # Axes in front of `axis` are all batch to Caffe, torch takes just one.
-            images = x if front == 1 else x.reshape(-1, *x.shape[front:])
+            # To Caffe all axes before `axis` are batch axes; torch has one.
+            images = x if leading == 1 else x.reshape(-1, *x.shape[leading:])
             groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
-            y = run(
+            y = convolve(
                 images,
                 weight,
                 bias,
@@ -198,7 +199,7 @@ class ConvolutionBase(Spatial):
                 dilation=self.dilation,
                 groups=groups,
             )
-            tops.append(y if front == 1 else y.reshape(*x.shape[:front], *y.shape[1:]))
+            tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
 
     def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
@@ -235,7 +236,7 @@ class ConvolutionBase(Spatial):
 
 
 def _short(values: Sequence[int]) -> str:
-    """Write a window as a person would: 3 rather than (3, 3)."""
+    """Return sizes as source, as short as torch accepts: 3 for (3, 3)."""
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
 
 
@@ -246,7 +247,7 @@ class Convolution(ConvolutionBase):
 
 @register_layer("DepthwiseConvolution")
 class DepthwiseConvolution(ConvolutionBase):
-    """A Convolution with one group per channel, as the MobileNet forks name it (uses convolution_param)."""
+    """A Convolution with one group per channel, of the MobileNet forks (reads convolution_param)."""
 
     # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
     is_depthwise = True
@@ -256,12 +257,52 @@ class DepthwiseConvolution(ConvolutionBase):
 
     def groups(self, channels: int) -> int:
         if self.outputs % channels:
-            raise self.error(f"num_output {self.outputs} is no multiple of its {channels} input channels")
+            raise self.error(f"num_output {self.outputs} is not a multiple of its {channels} input channels")
         return channels
 
 
 @register_layer("Deconvolution")
 class Deconvolution(ConvolutionBase):
-    """The transpose of a Convolution: what its backward pass computes, weights channels × num_output/group."""
+    """The transpose of a Convolution, which is its backward pass; weights channels × num_output/group × kernel."""
 
     transposed = True
+
+
+def im2col(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """Copy each window into the channels; F.unfold takes two spatial axes only and flattens them."""
+    count, first = len(kernel), x.dim() - len(kernel)
+    x = F.pad(x, [size for size in reversed(pad) for _ in range(2)])
+    for axis in range(count):
+        extent = dilation[axis] * (kernel[axis] - 1) + 1
+        x = x.unfold(first + axis, extent, stride[axis])[..., :: dilation[axis]]
+    positions, windows = range(first, first + count), range(first + count, first + 2 * count)
+    return x.permute(*range(first), *windows, *positions).flatten(first - 1, first - 1 + count)
+
+
+@register_layer("Im2col")
+class Im2col(Spatial):
+    """One channel per position in the window and channel of the bottom: C·kernel channels per window."""
+
+    def plan(self, x: Shape) -> LayerPlan:
+        channels = x[self.channel_axis] * prod(self.kernel)
+        return LayerPlan([(*x[: self.channel_axis], channels, *self._extents(x))])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (im2col(x, self.kernel, self.stride, self.pad, self.dilation),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        # ONNX has no unfold: a convolution with one weight of 1 per output channel copies the values exactly.
+        channels = graph.size(x, self.channel_axis)
+        selectors = np.tile(np.eye(prod(self.kernel), dtype=np.float32), (channels, 1))
+        weight = graph.constant(selectors.reshape(-1, 1, *self.kernel))
+        return [self._windowed_onnx(graph, x, "Conv", [weight], channels * prod(self.kernel), channels)]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        geometry = f"{self.kernel}, {self.stride}, {self.pad}, {self.dilation}"
+        return [f"{code.helper(im2col)}({x}, {geometry})"]

@@ -1,4 +1,4 @@
-"""Dense layers: InnerProduct, and Embed, which is one for rows picked by number."""
+"""InnerProduct, a dense layer, and Embed, a lookup of rows by index."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.indices import indices_onnx, whole_indices
+from .support.labels import indices_onnx, to_indices
 from .support.registry import register_layer
 
 
 @register_layer("InnerProduct")
 class InnerProduct(Layer):
-    """y = W·x + b over everything from `axis` on; the axes in front of it stay as they are."""
+    """y = W·x + b over the flattened axes from `axis` on; the axes before it are batch axes."""
 
     message = "inner_product_param"
     fields = ("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose")
 
     def setup(self, rank: int) -> None:
         self.start = self.axis(self.param.axis, rank)
-        # What is left to flatten: one axis is flat already.
+        # Whether there is nothing to flatten.
         self.is_flat = self.start == rank - 1
         self.outputs: int = self.param.num_output
         self.has_bias: bool = self.param.bias_term
         self.is_transposed: bool = self.param.transpose
         if not self.outputs:
-            raise self.error("num_output is 0 or absent; state how many values to make")
+            raise self.error("num_output is 0 or absent; state the number of outputs")
 
     def plan(self, x: Shape) -> LayerPlan:
         top, inputs = (*x[: self.start], self.outputs), prod(x[self.start :])
@@ -39,7 +39,7 @@ class InnerProduct(Layer):
 
     @property
     def _rows(self) -> Tensor:
-        """The weights with one row per output, as torch keeps them."""
+        """The weights with one row per output, as in torch."""
         weight = self.blob("weight")
         return weight.t() if self.is_transposed else weight
 
@@ -71,7 +71,7 @@ class InnerProduct(Layer):
 
 @register_layer("Embed")
 class Embed(Layer):
-    """One row of the weights for every number in the bottom, which holds 0 to input_dim − 1 as floats."""
+    """One row of the weights per index in the bottom, which holds 0 to input_dim − 1 as floats."""
 
     index_bottoms = (0,)
     message = "embed_param"
@@ -88,17 +88,17 @@ class Embed(Layer):
         blobs = [BlobSpec("weight", (self.rows, self.outputs), self.param.weight_filler)]
         if self.param.bias_term:
             blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
-        return LayerPlan([(*x, self.outputs)], blobs)  # rows are picked, not multiplied
+        return LayerPlan([(*x, self.outputs)], blobs)  # a lookup multiplies nothing
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        indices = whole_indices(self, x, self.rows, "index")
-        picked = F.embedding(indices, self.blob("weight"))
-        return (picked + self.blob("bias") if self.param.bias_term else picked,)
+        indices = to_indices(self, x, self.rows, "index")
+        rows = F.embedding(indices, self.blob("weight"))
+        return (rows + self.blob("bias") if self.param.bias_term else rows,)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         weight, *bias = (graph.parameter(name) for name in self.blob_names)
-        picked = graph.node("Gather", [weight, indices_onnx(graph, x)], axis=0)
-        return [graph.node("Add", [picked, *bias]) if bias else picked]
+        rows = graph.node("Gather", [weight, indices_onnx(graph, x)], axis=0)
+        return [graph.node("Add", [rows, *bias]) if bias else rows]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         module = code.module(f"nn.Embedding({self.rows}, {self.outputs})", weight=self.blob("weight"))

@@ -1,4 +1,4 @@
-"""DetectionOutput: SSD's offsets and scores to a list of boxes."""
+"""DetectionOutput: a list of boxes from SSD's offsets and scores."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
-from .support.nms import decode_boxes, greedy_nms
+from .support.boxes import decode_boxes, greedy_nms
 from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_top_k, confidence):
-    """Rows (image, class, score, xmin, ymin, xmax, ymax), 1×1×R×7: by image, class and falling score.
+def detect(
+    loc: Tensor,
+    conf: Tensor,
+    priors: Tensor,
+    *,
+    classes: int,
+    background: int,
+    shared: bool,
+    code: tuple[str, bool],
+    nms: tuple[float, float, int | None],
+    keep_top_k: int | None,
+    confidence: float,
+) -> Tensor:
+    """Return rows (image, class, score, xmin, ymin, xmax, ymax), 1×1×R×7, by image, class and descending score.
 
     ``code`` is the code type and whether variances are encoded already, ``nms`` its threshold, eta and
-    top_k.  Where nothing is found each image has a row of -1.
+    top_k.  Where nothing is detected there is one row of -1 per image.
     """
     (code_type, encoded), (threshold, eta, top_k) = code, nms
     boxes, variances = priors.reshape(2, -1, 1, 4)
@@ -29,16 +41,16 @@ def detect(loc, conf, priors, *, classes, background, shared, code, nms, keep_to
     found = decode_boxes(offsets, boxes, variances, code_type).cpu()
     scores = conf.reshape(len(conf), len(boxes), classes).cpu()
     rows = []
-    for picture in range(len(loc)):
+    for image in range(len(loc)):
         parts = [found.new_zeros(0, 7)]
         for label in (label for label in range(classes) if label != background):
-            score, order = scores[picture, :, label].sort(descending=True, stable=True)
+            score, order = scores[image, :, label].sort(descending=True, stable=True)
             order = order[score > confidence][:top_k]
-            box = found[picture, order, 0 if shared else label]
+            box = found[image, order, 0 if shared else label]
             kept = greedy_nms(box, threshold, eta=eta)
-            facts = torch.tensor([picture, label], dtype=found.dtype).expand(len(kept), 2)
-            score = scores[picture, order[kept], label, None]
-            parts.append(torch.cat([facts, score, box[kept]], 1))
+            labels = torch.tensor([image, label], dtype=found.dtype).expand(len(kept), 2)
+            score = scores[image, order[kept], label, None]
+            parts.append(torch.cat([labels, score, box[kept]], 1))
         here = torch.cat(parts)
         if keep_top_k is not None and len(here) > keep_top_k:
             best = here[:, 2].argsort(descending=True, stable=True)[:keep_top_k]
@@ -61,8 +73,7 @@ class DetectionOutput(Layer):
     """Decoded boxes that survive each class's non-maximum suppression (Liu et al., ECCV 2016).
 
     Bottoms: offsets N×4P (or N×4P·classes), scores N×P·classes, default boxes 1×2×4P; a fourth, the images
-    to draw on, is not read.  How many rows come out is known only once the net runs: `plan` gives the most
-    it can be.
+    to draw on, is not read.  The number of rows is known only when the net runs: `plan` returns the maximum.
     """
 
     message = "detection_output_param"
@@ -70,7 +81,7 @@ class DetectionOutput(Layer):
         *("num_classes", "share_location", "background_label_id", "nms_param", "code_type"),
         *("variance_encoded_in_target", "keep_top_k", "confidence_threshold"),
     )
-    # These draw windows and write files beside the top, which stays the same.
+    # These show windows and write files; the top is the same.
     ignored_fields = ("save_output_param", "visualize", "visualize_threshold", "save_file")
     bottom_count = (3, 4)
     has_gradient = False
@@ -80,7 +91,7 @@ class DetectionOutput(Layer):
     def setup(self, *ranks: int) -> None:
         nms = self.param.nms_param
         if not self.param.num_classes:
-            raise self.error("num_classes is 0 or absent; state how many, the background included")
+            raise self.error("num_classes is 0 or absent; state their number, with the background")
         if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
             raise self.error(
                 f"nms_threshold {nms.nms_threshold} must be at least 0 and eta {nms.eta} in (0, 1]"
@@ -98,7 +109,7 @@ class DetectionOutput(Layer):
         background = self.param.background_label_id
         self.foreground = [label for label in range(self.classes) if label != background]
         if not self.foreground:
-            raise self.error("the background is the only class; num_classes counts it too")
+            raise self.error("the background is the only class; num_classes includes it")
 
     def plan(self, loc: Shape, conf: Shape, boxes: Shape, *image: Shape) -> LayerPlan:
         if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
@@ -109,7 +120,7 @@ class DetectionOutput(Layer):
             if len(shape) < 2 or shape[1] != wanted or int(np.prod(shape[2:])) != 1:
                 raise self.error(f"{what} {list(shape)} must be N×{wanted} for {priors} default boxes")
         if loc[0] != conf[0]:
-            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in images")
+            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in their number of images")
         each = priors if self.top_k is None else min(self.top_k, priors)
         most = len(self.foreground) * each
         rows = max(most if self.keep is None else min(self.keep, most), 1)
@@ -146,7 +157,7 @@ class DetectionOutput(Layer):
 
 
 class _DetectionGraph:
-    """The nodes of one DetectionOutput: the best of each class, the survivors, the best of each image."""
+    """The nodes of one DetectionOutput: the best of each class, suppression, the best of each image."""
 
     def __init__(self, graph: OnnxGraph, layer: DetectionOutput) -> None:
         self.graph, self.layer = graph, layer
@@ -156,7 +167,7 @@ class _DetectionGraph:
         return self.graph.node(op, names, **attributes)
 
     def decoded(self, loc: str, priors: str, count: int) -> str:
-        """`decode_boxes`: N×P×(1 or classes)×4."""
+        """Add `decode_boxes`: N×P×(1 or classes)×4."""
         layer, node = self.layer, self.node
         pair = node("Reshape", priors, integers(2, count, 1, 4))
         corners, variances = (node("Gather", pair, np.array(index)) for index in (0, 1))
@@ -176,7 +187,7 @@ class _DetectionGraph:
         return node("Concat", node("Sub", centre, reach), node("Add", centre, reach), axis=3)
 
     def candidates(self, loc: str, conf: str, priors: str) -> tuple[str, str, int]:
-        """The best top_k scores of each class, N×F×K, with their boxes, N×F×K×4, and K."""
+        """Add the best top_k scores of each class, N×F×K, and their boxes, N×F×K×4; return these and K."""
         layer, node = self.layer, self.node
         count = self.graph.size(priors, 2) // 4
         keep = count if layer.top_k is None else min(layer.top_k, count)
@@ -196,11 +207,11 @@ class _DetectionGraph:
         return best, node("Reshape", boxes, integers(-1, len(layer.foreground), keep, 4)), keep
 
     def kept(self, best: str, boxes: str, keep: int) -> str:
-        """1 for each candidate that survives its class's suppression, else 0: N×(F·K)."""
+        """Add 1 per candidate that its class's suppression keeps, else 0: N×(F·K)."""
         layer, node = self.layer, self.node
         flat = node("Reshape", boxes, integers(-1, keep, 4))
         low, high = self.graph.nodes("Split", [flat], 2, axis=2, num_outputs=2)
-        # To SSD a box with swapped corners has no area; NonMaxSuppression would swap them back.
+        # In SSD a box with swapped corners has no area; NonMaxSuppression would swap them.
         flat = node("Concat", low, node("Max", low, high), axis=2)
         scores = node("Reshape", best, integers(-1, 1, keep))
         threshold = numbers([layer.param.nms_param.nms_threshold])
@@ -214,7 +225,7 @@ class _DetectionGraph:
         return node("Reshape", marks, integers(-1, len(layer.foreground) * keep))
 
     def rows(self, loc: str, conf: str, priors: str) -> str:
-        """The layer's top."""
+        """Add the layer's top."""
         from onnx import TensorProto
 
         layer, node = self.layer, self.node
@@ -224,27 +235,27 @@ class _DetectionGraph:
         scores = node("Reshape", best, integers(-1, total))
         if layer.keep is not None and layer.keep < total:
             lost = numbers(-np.inf)
-            standing = node("Where", node("Cast", marks, to=TensorProto.BOOL), scores, lost)
+            kept = node("Where", node("Cast", marks, to=TensorProto.BOOL), scores, lost)
             limit = self.graph.constant(integers(layer.keep))
-            values, order = self.graph.nodes("TopK", [standing, limit], 2, axis=1)
+            values, order = self.graph.nodes("TopK", [kept, limit], 2, axis=1)
             survives = node("Cast", node("Greater", values, lost), to=TensorProto.FLOAT)
             nothing = node("ConstantOfShape", node("Shape", marks))
             marks = node("ScatterElements", nothing, order, survives, axis=1)
         places = node("Transpose", node("NonZero", marks), perm=[1, 0])  # image, candidate
-        picture, candidate = self.graph.nodes("Split", [places], 2, axis=1, num_outputs=2)
+        image, candidate = self.graph.nodes("Split", [places], 2, axis=1, num_outputs=2)
         label = node("Gather", np.repeat(numbers(layer.foreground), keep), candidate)
         score = node("Unsqueeze", node("GatherND", scores, places), integers(1))
         corners = node("GatherND", node("Reshape", boxes, integers(-1, total, 4)), places)
-        number = node("Cast", picture, to=TensorProto.FLOAT)
+        number = node("Cast", image, to=TensorProto.FLOAT)
         found = node("Concat", number, label, score, corners, axis=1)
 
-        # Where nothing is found, a row for each image instead.
-        pictures = node("Shape", loc, start=0, end=1)
-        numbered = node("Range", np.array(0), node("Squeeze", pictures), np.array(1))
+        # Where nothing is detected, one row per image instead.
+        images = node("Shape", loc, start=0, end=1)
+        numbered = node("Range", np.array(0), node("Squeeze", images), np.array(1))
         first = node("Unsqueeze", node("Cast", numbered, to=TensorProto.FLOAT), integers(1))
-        blank = node("Expand", numbers([-1] * 6)[None], node("Concat", pictures, integers(6), axis=0))
+        blank = node("Expand", numbers([-1] * 6)[None], node("Concat", images, integers(6), axis=0))
         count = node("Shape", found, start=0, end=1)
-        length = node("Where", node("Equal", count, integers(0)), pictures, count)
+        length = node("Where", node("Equal", count, integers(0)), images, count)
         everything = node("Concat", found, node("Concat", first, blank, axis=1), axis=0)
         rows = node("Slice", everything, integers(0), length, integers(0))
         return node("Reshape", rows, integers(1, 1, -1, 7))

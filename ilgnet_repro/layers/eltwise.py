@@ -18,8 +18,8 @@ from .support.shared import values_of
 T = TypeVar("T")
 
 
-def eltwise_max(first, second, *later):
-    """Maximum with Caffe's gradient: in a tie of the first two it goes to the second, else to the first."""
+def eltwise_max(first: Tensor, second: Tensor, *later: Tensor) -> Tensor:
+    """Return the maximum with Caffe's gradient: in a tie of the first two the second gets it, else the earlier one."""
     best = torch.where(first > second, first, second)
     for x in later:
         best = torch.where(x > best, x, best)
@@ -36,7 +36,7 @@ class Eltwise(Layer):
 
     message = "eltwise_param"
     fields = ("operation", "coeff")
-    # Without it Caffe divides the product by the factor, which gives NaN at 0 and else the same.
+    # Without it Caffe divides the product by the factor: NaN at 0, otherwise the same.
     ignored_fields = ("stable_prod_grad",)
     bottom_count = (2, None)
 
@@ -50,7 +50,7 @@ class Eltwise(Layer):
         self.clears_first = self.node.is_in_place and self.operation != "PROD"
 
     def can_be_in_place(self) -> bool:
-        # Caffe's gradients of a product and a maximum are computed from what was overwritten.
+        # Caffe computes the gradients of a product and a maximum from values that were overwritten.
         return self.param.operation == pb.EltwiseParameter.SUM or not self.is_train
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
@@ -69,8 +69,8 @@ class Eltwise(Layer):
         others = sum(terms[2:], start=terms[1])
         if not self.clears_first:
             return (terms[0] + others,)
-        # Caffe's backward pass is the sum's all the same, but the first bottom's gradient, which lies in the
-        # top's memory too, has its coefficient already when the others' are computed.
+        # Caffe's backward pass is that of the full sum, but the first bottom's gradient is in the top's memory, so it
+        # is already multiplied by its coefficient when the others' are computed.
         factor = self.coeff[0] if self.coeff and bottoms[0].requires_grad else 1
         return (values_of(others, terms[0] + factor * others),)
 
@@ -104,13 +104,13 @@ class Eltwise(Layer):
         return [text]
 
     def _read(self, bottoms: Sequence[T]) -> list[T]:
-        """What belongs to the bottoms that are read before they are overwritten."""
+        """Return the entries of the bottoms that are read before they are overwritten."""
         return list(bottoms[1:] if self.clears_first else bottoms)
 
 
 @register_layer("Axpy")
 class Axpy(Layer):
-    """a · x + y with a factor for each channel of each image, N×C or N×C×1×1 (SENet)."""
+    """a · x + y with one factor per channel of each image, N×C or N×C×1×1 (SENet)."""
 
     bottom_count = (3, 3)
 
@@ -122,7 +122,9 @@ class Axpy(Layer):
             raise self.error(f"the second and third bottoms {list(x)} and {list(y)} differ in shape")
         ones = factors[2:]
         if len(x) < 2 or factors[:2] != x[:2] or ones not in ((), (1,) * (len(x) - 2)):
-            raise self.error(f"the first bottom {list(factors)} must hold one factor a channel of {list(x)}")
+            raise self.error(
+                f"the first bottom {list(factors)} must hold one factor per channel of {list(x)}"
+            )
         return LayerPlan([x])
 
     def forward(self, factors: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
@@ -135,5 +137,5 @@ class Axpy(Layer):
         return [graph.node("Add", [graph.node("Mul", [factors, x]), y])]
 
     def source(self, code: SourceCode, factors: str, x: str, y: str) -> list[str]:
-        lifted = f"[:, :, {', '.join(['None'] * self.trailing_axes)}]" if self.trailing_axes else ""
-        return [f"{factors}{lifted} * {x} + {y}"]
+        index = f"[:, :, {', '.join(['None'] * self.trailing_axes)}]" if self.trailing_axes else ""
+        return [f"{factors}{index} * {x} + {y}"]

@@ -1,4 +1,4 @@
-"""Layers that join and part blobs along an axis: Concat, Slice, Split."""
+"""Concat, Slice and Split: joining and dividing blobs along an axis, and copies of one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.registry import register_layer
 
-# An end no axis reaches, as ONNX and numpy cut it off.
+# An end past any axis, which ONNX clips as NumPy does.
 _TO_THE_END = 2**63 - 1
 
 
 class _AlongAxis(Layer):
-    """What Concat and Slice read alike: `axis`, or the older field that only counts from the front."""
+    """Shared by Concat and Slice: `axis`, or the older field, which cannot be negative."""
 
     older = ""
 
@@ -28,7 +28,7 @@ class _AlongAxis(Layer):
 
 @register_layer("Concat")
 class Concat(_AlongAxis):
-    """The bottoms one behind the other along `axis` (in old nets `concat_dim`)."""
+    """The bottoms concatenated along `axis` (in old nets `concat_dim`)."""
 
     message = "concat_param"
     fields = ("axis", "concat_dim")
@@ -59,7 +59,7 @@ class Concat(_AlongAxis):
 
 @register_layer("Slice")
 class Slice(_AlongAxis):
-    """The bottom cut along `axis` (in old nets `slice_dim`): at the points stated, or evenly."""
+    """The bottom divided along `axis` (in old nets `slice_dim`) at the stated points, or evenly."""
 
     message = "slice_param"
     fields = ("axis", "slice_dim", "slice_point")
@@ -74,13 +74,13 @@ class Slice(_AlongAxis):
             raise self.error(f"has {len(self.points)} slice_points for {tops} tops; state {tops - 1}")
 
     def _lengths(self, length: int) -> list[int]:
-        """The tops' lengths along the axis."""
+        """Return the tops' lengths along the axis."""
         tops = len(self.node.tops)
         if self.points:
             if any(a >= b for a, b in pairwise((0, *self.points))) or self.points[-1] > length:
-                raise self.error(f"slice_points {list(self.points)} must rise from 1 to {length} at most")
+                raise self.error(f"slice_points {list(self.points)} must increase from 1 to {length} at most")
         elif length % tops:
-            raise self.error(f"axis {self.dim} of length {length} does not part evenly into {tops} tops")
+            raise self.error(f"axis {self.dim} of length {length} cannot be divided evenly into {tops} tops")
         ends = self.points or tuple(length // tops * part for part in range(1, tops))
         return [b - a for a, b in pairwise((0, *ends, length))]
 
@@ -106,7 +106,7 @@ class Slice(_AlongAxis):
         if length is not None:
             parts = graph.constant(integers(*self._lengths(length)))
             return graph.nodes("Split", [x, parts], tops, axis=self.dim)
-        # The last part takes whatever length the axis then has.
+        # The last part has the rest of the axis, whatever its length.
         axes = graph.constant(integers(self.dim))
         cuts = [graph.constant(integers(point)) for point in (0, *self.points, _TO_THE_END)]
         return [graph.node("Slice", [x, start, end, axes]) for start, end in pairwise(cuts)]
@@ -121,7 +121,7 @@ class Slice(_AlongAxis):
 
 @register_layer("Split")
 class Split(Layer):
-    """The bottom under several names; its gradient is the sum of theirs."""
+    """Copies of the bottom; its gradient is the sum of theirs."""
 
     top_count = (1, None)
 

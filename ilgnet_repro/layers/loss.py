@@ -1,4 +1,4 @@
-"""The base of all losses, and those with a softmax inside: SoftmaxWithLoss and InfogainLoss."""
+"""The base of all losses, and those that include a softmax: SoftmaxWithLoss and InfogainLoss."""
 
 from __future__ import annotations
 
@@ -31,21 +31,25 @@ LOG_THRESHOLD = 1e-20
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def floored_log_softmax(rows, floor):
-    """Log of the softmax, at least `floor`; as in Caffe the gradient flows on below it."""
+def floored_log_softmax(rows: Tensor, floor: float) -> Tensor:
+    """Return the log of the softmax, at least `floor`; as in Caffe the gradient is not cut off below it."""
     log_p = F.log_softmax(rows, -1)
     return torch.where(log_p < floor, floor + (log_p - log_p.detach()), log_p)
 
 
-def softmax_loss(x, labels, axis, *, mode, ignore_label, floor):
-    """Minus the log of the label's probability, summed and normalized as Caffe does."""
+def softmax_loss(
+    x: Tensor, labels: Tensor, axis: int, *, mode: str, ignore_label: int | None, floor: float
+) -> Tensor:
+    """Return the negative log probabilities of the labels, summed and normalized as Caffe does."""
     rows, labels, counts = label_rows(x, labels, axis, ignore_label)
     losses = -floored_log_softmax(rows, floor).gather(1, labels[:, None])[:, 0]
     return normalized_sum(losses, counts, mode, math.prod(x.shape[:axis]))
 
 
-def infogain_loss(x, labels, matrix, axis, *, mode, ignore_label, floor):
-    """Minus the log probabilities of all classes, weighed by the label's row of the matrix."""
+def infogain_loss(
+    x: Tensor, labels: Tensor, matrix: Tensor, axis: int, *, mode: str, ignore_label: int | None, floor: float
+) -> Tensor:
+    """Return the negative log probabilities of all classes, weighted by the label's row of the matrix."""
     rows, labels, counts = label_rows(x, labels, axis, ignore_label)
     weights = matrix.detach().reshape(rows.shape[1], -1)[labels]
     losses = -(weights * floored_log_softmax(rows, floor)).sum(1)
@@ -59,7 +63,7 @@ infogain_loss.uses = (label_rows, floored_log_softmax, normalized_sum)  # type: 
 
 
 class Loss(Layer):
-    """A scalar top with weight 1; bottoms agree in their number of images (Caffe's LossLayer)."""
+    """A scalar top with weight 1; the bottoms have equally many images (Caffe's LossLayer)."""
 
     bottom_count = (2, 2)
     is_loss = True
@@ -70,7 +74,7 @@ class Loss(Layer):
 
 
 class _SoftmaxLoss(Loss):
-    """Losses with a softmax inside, which a second top gives out."""
+    """Losses that include a softmax, which is the optional second top."""
 
     other_messages = ("loss_param",)
     index_bottoms = (1,)
@@ -88,7 +92,7 @@ class _SoftmaxLoss(Loss):
         return LayerPlan([(), x][: max(len(self.node.tops), 1)])
 
     def _tops(self, loss: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        # Caffe's backward pass starts from the loss alone, whatever reads the probabilities.
+        # Caffe's backward pass starts from the loss only, whatever reads the probabilities.
         return (loss, F.softmax(x.detach(), self.dim))[: max(len(self.node.tops), 1)]
 
     def _log_rows_onnx(self, graph: OnnxGraph, x: str, labels: str) -> tuple[str, str, str]:
@@ -102,12 +106,12 @@ class _SoftmaxLoss(Loss):
             return [mean]
         return [mean, graph.node("Softmax", [x], axis=self.dim)]
 
-    def _rules(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {"mode": self.mode, "ignore_label": self.ignore, "floor": self.floor}
 
     def _call(self, name: str, *arguments: str) -> str:
-        rules = [f"{key}={exact(value)}" for key, value in self._rules().items()]
-        return f"{name}({', '.join([*arguments, str(self.dim), *rules])})"
+        options = [f"{key}={exact(value)}" for key, value in self._options().items()]
+        return f"{name}({', '.join([*arguments, str(self.dim), *options])})"
 
     def _tops_source(self, x: str, loss: str) -> list[str]:
         return [loss, f"F.softmax({x}, dim={self.dim})"][: max(len(self.node.tops), 1)]
@@ -123,7 +127,7 @@ class SoftmaxWithLoss(_SoftmaxLoss):
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, x.shape[self.dim], self.ignore)
-        return self._tops(softmax_loss(x, labels, self.dim, **self._rules()), x)
+        return self._tops(softmax_loss(x, labels, self.dim, **self._options()), x)
 
     def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
         log_p, labels, counts = self._log_rows_onnx(graph, x, labels)
@@ -138,8 +142,8 @@ class SoftmaxWithLoss(_SoftmaxLoss):
 class InfogainLoss(_SoftmaxLoss):
     """Softmax loss with a weight for each pair of label and class: H[label, class].
 
-    The matrix is the third bottom or, without one, that of `source`, a binaryproto: layers read no files,
-    so `load_net` reads it and calls `set_matrix`; who builds a `CaffeNet` otherwise does the same.
+    The matrix is the third bottom or, without one, that of `source`, a binaryproto.  Layers read no files:
+    `load_net` reads it and calls `set_matrix`, as must any other caller of `CaffeNet`.
     """
 
     message = "infogain_loss_param"
@@ -165,16 +169,16 @@ class InfogainLoss(_SoftmaxLoss):
     def _check_matrix(self, shape: Sequence[int], classes: int) -> None:
         if math.prod(shape) != classes**2:
             raise self.error(
-                f"matrix {list(shape)} holds {math.prod(shape)} values; {classes} classes take {classes**2}"
+                f"matrix {list(shape)} has {math.prod(shape)} values; {classes} classes need {classes**2}"
             )
 
     @property
     def matrix_file(self) -> str:
-        """The path of the matrix still to be read; empty where none is wanted."""
+        """The path of the matrix that still has to be read; empty where there is none."""
         return self.param.source if len(self.node.bottoms) < 3 and self.matrix is None else ""
 
     def set_matrix(self, values: np.ndarray, scores: Shape) -> None:
-        """Take the matrix, in any shape, for scores of this shape; raises LayerError on another count than classes²."""
+        """Set the matrix, in any shape, for scores of this shape; raises LayerError unless it has classes² values."""
         classes = scores[self.dim]
         self._check_matrix(values.shape, classes)
         self.matrix = torch.from_numpy(np.array(values, np.float32).reshape(classes, classes))
@@ -190,7 +194,7 @@ class InfogainLoss(_SoftmaxLoss):
     def forward(self, x: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, x.shape[self.dim], self.ignore)
         matrix = given[0] if given else self._matrix()
-        return self._tops(infogain_loss(x, labels, matrix, self.dim, **self._rules()), x)
+        return self._tops(infogain_loss(x, labels, matrix, self.dim, **self._options()), x)
 
     def onnx(self, graph: OnnxGraph, x: str, labels: str, *given: str) -> list[str]:
         log_p, labels, counts = self._log_rows_onnx(graph, x, labels)

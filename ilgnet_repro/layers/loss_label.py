@@ -17,15 +17,15 @@ from .support.registry import register_layer
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def multinomial_logistic_loss(probabilities, labels, threshold):
-    """Mean of minus the log of the label's probability, whose slope stays the threshold's below it."""
+def multinomial_logistic_loss(probabilities: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Return the mean negative log probability of the labels; below the threshold the gradient is that at it."""
     p = probabilities.flatten(1).gather(1, labels.reshape(-1, 1).long())
     p = torch.where(p < threshold, threshold + (p - p.detach()), p)
     return -p.log().sum() / probabilities.shape[0]
 
 
-def hinge_loss(x, labels, norm):
-    """What each score lacks to be 1 for the label and -1 for other classes, summed (squares for L2)."""
+def hinge_loss(x: Tensor, labels: Tensor, norm: str) -> Tensor:
+    """Return the sum of hinge losses (of their squares for L2) over images: margin 1, one class against all others."""
     rows = x.flatten(1)
     sign = 1 - 2 * F.one_hot(labels.reshape(-1).long(), rows.shape[1]).to(x.dtype)
     margins = F.relu(1 + sign * rows)
@@ -36,14 +36,14 @@ def hinge_loss(x, labels, norm):
 
 
 class _ImageLoss(Loss):
-    """Losses with one label per image, over all of its values."""
+    """Losses with one label per image; all values of an image are scores."""
 
     index_bottoms = (1,)
 
     def plan(self, x: Shape, labels: Shape) -> LayerPlan:
         self._check_first_axis(x, labels)
         if len(x) < 2 or prod(labels) != x[0]:
-            raise self.error(f"needs scores N×C and one label an image, not {list(x)} and {list(labels)}")
+            raise self.error(f"needs scores N×C and one label per image, not {list(x)} and {list(labels)}")
         return LayerPlan([()])
 
     def _rows_onnx(self, graph: OnnxGraph, x: str, labels: str) -> tuple[str, str, str]:
@@ -53,7 +53,7 @@ class _ImageLoss(Loss):
 
 @register_layer("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(_ImageLoss):
-    """Minus the mean log of the label's value among probabilities."""
+    """The mean negative log of the labels' probabilities."""
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor]:
         check_labels(self, labels, prod(x.shape[1:]), None)
@@ -72,7 +72,7 @@ class MultinomialLogisticLoss(_ImageLoss):
 
 @register_layer("HingeLoss")
 class HingeLoss(_ImageLoss):
-    """One-against-all hinge loss, L1 or L2, mean over images."""
+    """One-versus-all hinge loss, L1 or L2, mean over images."""
 
     message = "hinge_loss_param"
     fields = ("norm",)

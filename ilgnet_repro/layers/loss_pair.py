@@ -18,8 +18,8 @@ from .support.registry import register_layer
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def sigmoid_cross_entropy_loss(x, target, mode, ignore_label):
-    """Cross-entropy of sigmoid(x) and probabilities, but for targets that, cut to int, are ignore_label."""
+def sigmoid_cross_entropy_loss(x: Tensor, target: Tensor, mode: str, ignore_label: int | None) -> Tensor:
+    """Return the cross-entropy of sigmoid(x) and probabilities, without targets that truncate to ignore_label."""
     target = target.detach().reshape(x.shape)
     losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
     counts = torch.ones_like(x, dtype=torch.bool)
@@ -28,21 +28,28 @@ def sigmoid_cross_entropy_loss(x, target, mode, ignore_label):
     return normalized_sum(losses, counts, mode, x.shape[0])
 
 
-def contrastive_loss(a, b, similar, margin, legacy):
-    """Half the mean of d² for similar pairs, max(margin - d, 0)² for others (legacy: max(margin - d², 0))."""
+def contrastive_loss(a: Tensor, b: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
+    """Return half the mean of d² for similar pairs, max(margin - d, 0)² for others (legacy: max(margin - d², 0))."""
     squared = (a - b).flatten(1).square().sum(1)
     if legacy:
         apart = F.relu(margin - squared)
     else:
         distance = squared.detach().sqrt()
         short = F.relu(margin - distance)
-        # Caffe's slope divides by the distance plus 1e-4, so that equal pairs have one.
+        # Caffe's gradient divides by the distance plus 1e-4, so that it is finite for equal pairs.
         apart = short.square() - short / (distance + 1e-4) * (squared - squared.detach())
     return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * a.shape[0])
 
 
-def smooth_l1_loss(x, target, sigma, divisor, inside=1, outside=1):
-    """Squares up to 1/sigma², absolute values beyond, over a divisor: the number of images (Fast R-CNN) or 1."""
+def smooth_l1_loss(
+    x: Tensor,
+    target: Tensor,
+    sigma: float,
+    divisor: int,
+    inside: Tensor | float = 1,
+    outside: Tensor | float = 1,
+) -> Tensor:
+    """Return squares up to 1/sigma² and absolute values beyond, summed, over ``divisor``: the number of images or 1."""
     difference = inside * (x - target)
     size = difference.abs()
     squared = sigma**2
@@ -56,7 +63,7 @@ sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined
 
 
 class _EqualLoss(Loss):
-    """Losses whose bottoms hold equally many values per image."""
+    """Losses whose bottoms have equally many values per image."""
 
     def plan(self, x: Shape, *others: Shape) -> LayerPlan:
         self._check_first_axis(x, others[0])
@@ -68,21 +75,21 @@ class _EqualLoss(Loss):
     @staticmethod
     def _like(graph: OnnxGraph, value: str, first: str) -> str:
         shape = graph.shape(value)
-        # Equally many values, and all lengths but one known to be equal: so is that one.
+        # The numbers of values are equal, so with all other lengths equal a single unknown one is too.
         if shape == graph.shape(first) and shape.count(None) <= 1:
             return value
         return graph.node("Reshape", [value, graph.node("Shape", [first])])
 
     @staticmethod
     def _per_image(graph: OnnxGraph, losses: str, like: str) -> str:
-        """The sum of all losses over the number of images."""
+        """Add the sum of all losses over the number of images."""
         everything = graph.node("Equal", [like, like])
         return normalized_sum_onnx(graph, losses, everything, "BATCH_SIZE", (like, 1))
 
 
 @register_layer("EuclideanLoss")
 class EuclideanLoss(_EqualLoss):
-    """Half the sum of squared differences, over the number of images; both bottoms learn from it."""
+    """Half the sum of squared differences over the number of images; both bottoms get gradients."""
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor]:
         return ((a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0]),)
@@ -99,7 +106,7 @@ class EuclideanLoss(_EqualLoss):
 
 @register_layer("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(_EqualLoss):
-    """Cross-entropy of the sigmoid against targets in [0, 1], over images unless `loss_param` differs."""
+    """Cross-entropy of the sigmoid against targets in [0, 1], per image unless `loss_param` states otherwise."""
 
     other_messages = ("loss_param",)
 
@@ -114,13 +121,13 @@ class SigmoidCrossEntropyLoss(_EqualLoss):
         from onnx import TensorProto
 
         target = self._like(graph, target, x)
-        # max(x, 0) - x t + log(1 + exp(-|x|)), which never overflows.
-        bend = graph.node("Softplus", [graph.node("Neg", [graph.node("Abs", [x])])])
+        # max(x, 0) - x t + log(1 + exp(-|x|)), which cannot overflow.
+        curve = graph.node("Softplus", [graph.node("Neg", [graph.node("Abs", [x])])])
         line = graph.node("Sub", [graph.node("Relu", [x]), graph.node("Mul", [x, target])])
-        left_out = np.asarray(np.iinfo(np.int64).min if self.ignore is None else self.ignore, np.int64)
-        whole = graph.node("Cast", [target], to=TensorProto.INT64)
-        counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
-        return [normalized_sum_onnx(graph, graph.node("Add", [line, bend]), counts, self.mode, (x, 1))]
+        ignored = np.asarray(np.iinfo(np.int64).min if self.ignore is None else self.ignore, np.int64)
+        integral = graph.node("Cast", [target], to=TensorProto.INT64)
+        counts = graph.node("Not", [graph.node("Equal", [integral, graph.constant(ignored)])])
+        return [normalized_sum_onnx(graph, graph.node("Add", [line, curve]), counts, self.mode, (x, 1))]
 
     def source(self, code: SourceCode, x: str, target: str) -> list[str]:
         return [f"{code.helper(sigmoid_cross_entropy_loss)}({x}, {target}, {self.mode!r}, {self.ignore})"]
@@ -139,7 +146,9 @@ class ContrastiveLoss(Loss):
         if a != b or len(a) < 2 or prod(a[2:]) != 1:
             raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
         if prod(similar) != a[0]:
-            raise self.error(f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one a pair")
+            raise self.error(
+                f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one per pair"
+            )
         return LayerPlan([()])
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> tuple[Tensor]:
@@ -170,8 +179,8 @@ class ContrastiveLoss(Loss):
 class SmoothL1Loss(_EqualLoss):
     """Huber's loss of weighted box offsets (Girshick, ICCV 2015).
 
-    A third bottom weighs the differences, a fourth the losses.  The layer of Fast R-CNN, which its message or a fourth
-    bottom shows, never gives its loss a weight: it counts 0 unless ``loss_weight`` is stated.  SSD's counts 1.
+    A third bottom weights the differences, a fourth the losses.  The layer of Fast R-CNN, which its message or a fourth
+    bottom shows, sets no default weight for its loss: it is 0 unless ``loss_weight`` is stated.  SSD's is 1.
     """
 
     message = "smooth_l1_loss_param"
@@ -183,26 +192,26 @@ class SmoothL1Loss(_EqualLoss):
         if self.param.sigma <= 0:
             raise self.error(f"sigma {self.param.sigma} must be over 0")
         text = self.node.layer
-        self.is_fast_rcnns = text.HasField("smooth_l1_loss_param") or len(self.node.bottoms) == 4
-        if self.is_fast_rcnns and not text.loss_weight:
-            self.note = (
-                "Fast R-CNN's layer gives its loss no weight of its own: state loss_weight to learn from it"
-            )
-        # Only Intel's layer reads loss_param; the others divide by the number of images whatever it says.
+        self.is_fast_rcnn = text.HasField("smooth_l1_loss_param") or len(self.node.bottoms) == 4
+        if self.is_fast_rcnn and not text.loss_weight:
+            self.note = "Fast R-CNN's layer has no default loss weight: state loss_weight to learn from it"
+        # Only Intel's layer reads loss_param; the others always divide by the number of images.
         stated = text.loss_param
-        self.by_one = stated.HasField("normalization") and stated.normalization == pb.LossParameter.NONE
-        if not self.by_one and (stated.HasField("normalization") or stated.HasField("normalize")):
+        self.divides_by_one = (
+            stated.HasField("normalization") and stated.normalization == pb.LossParameter.NONE
+        )
+        if not self.divides_by_one and (stated.HasField("normalization") or stated.HasField("normalize")):
             raise self.error(
                 "loss_param is read by one fork's layer only; state normalization: NONE, which divides by 1, or remove it"
             )
 
     def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor]:
         target, *weights = [other.reshape(x.shape) for other in others]
-        divisor = 1 if self.by_one else x.shape[0]
+        divisor = 1 if self.divides_by_one else x.shape[0]
         return (smooth_l1_loss(x, target, self.param.sigma, divisor, *weights),)
 
     def default_loss_weights(self) -> tuple[float, ...]:
-        return () if self.is_fast_rcnns else super().default_loss_weights()
+        return () if self.is_fast_rcnn else super().default_loss_weights()
 
     def onnx(self, graph: OnnxGraph, x: str, *others: str) -> list[str]:
         target, *weights = [self._like(graph, other, x) for other in others]
@@ -215,20 +224,20 @@ class SmoothL1Loss(_EqualLoss):
         def scalar(value: float) -> str:
             return graph.constant(numbers(value))
 
-        bowl = graph.node("Mul", [graph.node("Mul", [size, size]), scalar(0.5 * squared)])
-        line = graph.node("Sub", [size, scalar(0.5 / squared)])
-        losses = graph.node("Where", [graph.node("Less", [size, scalar(1 / squared)]), bowl, line])
+        quadratic = graph.node("Mul", [graph.node("Mul", [size, size]), scalar(0.5 * squared)])
+        linear = graph.node("Sub", [size, scalar(0.5 / squared)])
+        losses = graph.node("Where", [graph.node("Less", [size, scalar(1 / squared)]), quadratic, linear])
         if len(weights) > 1:
             losses = graph.node("Mul", [losses, weights[1]])
-        if self.by_one:
+        if self.divides_by_one:
             return [graph.node("ReduceSum", [losses], keepdims=0)]
         return [self._per_image(graph, losses, x)]
 
     def source(self, code: SourceCode, x: str, *others: str) -> list[str]:
-        alike = [
+        reshaped = [
             other if code.shape(index) == code.shape(0) else f"{other}.reshape({x}.shape)"
             for index, other in enumerate(others, 1)
         ]
         call = code.helper(smooth_l1_loss)
-        divisor = "1" if self.by_one else f"{x}.shape[0]"
-        return [f"{call}({', '.join([x, alike[0], literal(self.param.sigma), divisor, *alike[1:]])})"]
+        divisor = "1" if self.divides_by_one else f"{x}.shape[0]"
+        return [f"{call}({', '.join([x, reshaped[0], literal(self.param.sigma), divisor, *reshaped[1:]])})"]

@@ -1,23 +1,24 @@
-"""LRN, local response normalisation: each value divided by a power of the squares around it."""
+"""LRN, local response normalisation, and its ONNX form as a convolution."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .support.lengths import Kept, reshape_onnx
 from .support.registry import register_layer
+from .support.shapes import Kept, reshape_onnx
 from .support.window import Window
 
 
-def lrn_across_channels(x, size, alpha, beta, k):
-    """Divide by (k + alpha / size · sum of squares over neighbouring channels)^beta, as AlexNet does.
+def lrn_across_channels(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Return x / (k + alpha / size · sum of squares over neighbouring channels)^beta, as in AlexNet.
 
-    F.local_response_norm gives the same values; a sum of shifted slices takes a fifth to a tenth of its
-    time on a CPU, and two square roots less than a general power.
+    F.local_response_norm returns the same values; a sum of shifted slices takes a fifth to a tenth of its
+    time on a CPU, and two square roots take less than a general power.
     """
     squares = F.pad(x * x, (0, 0, 0, 0, size // 2, size // 2))
     channels = x.shape[1]
@@ -31,8 +32,8 @@ def lrn_across_channels(x, size, alpha, beta, k):
     return x * scale.pow(-beta)
 
 
-def lrn_within_channel(x, size, alpha, beta):
-    """Divide by (1 + alpha · mean of squares over a size × size window)^beta; padding counts, k does not."""
+def lrn_within_channel(x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    """Return x / (1 + alpha · mean of squares over a size × size window)^beta; the mean includes padding."""
     mean = F.avg_pool2d(x * x, size, 1, size // 2)
     return x * (1 + alpha * mean).pow(-beta)
 
@@ -42,7 +43,7 @@ class LRN(Layer):
     """Local response normalisation (Krizhevsky et al., 2012), over channels or over a window of one channel.
 
     ACROSS_CHANNELS divides alpha by the number of channels summed; WITHIN_CHANNEL divides it by the
-    window's area and takes 1 for k whatever the field says (lrn_layer.cpp builds it of other layers).
+    window's area and uses 1 for k whatever the field states (lrn_layer.cpp composes it of other layers).
     """
 
     message = "lrn_param"
@@ -73,7 +74,7 @@ class LRN(Layer):
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         param = self.param
-        # ONNX Runtime refuses an LRN node whose alpha or beta is not over 0.
+        # ONNX Runtime refuses an LRN node with an alpha or beta of 0 or less.
         if self.is_across and param.alpha > 0 and param.beta > 0:
             return [graph.node("LRN", [x], size=self.size, alpha=param.alpha, beta=param.beta, bias=param.k)]
         squares = graph.node("Mul", [x, x])
@@ -83,7 +84,7 @@ class LRN(Layer):
             rows = graph.constant(integers(0, 1, graph.size(x, 1), -1))
             squares = graph.node("Reshape", [squares, rows])
             window = Window((self.size, 1), (1, 1), (half, 0), ceil_mode=False)
-        mean = window.onnx_whole_average(graph, squares, (None, None))
+        mean = window.onnx_kernel_average(graph, squares, (None, None))
         if self.is_across:
             mean = reshape_onnx(graph, mean, [Kept(axis) for axis in range(4)], x)
         alpha, shift, power = (
@@ -99,3 +100,29 @@ class LRN(Layer):
             values.append(literal(self.param.k))
         function = lrn_across_channels if self.is_across else lrn_within_channel
         return [f"{code.helper(function)}({x}, {', '.join(values)})"]
+
+
+def lrn_as_convolution(graph: OnnxGraph, x: str, *, size: int, alpha: float, beta: float, bias: float) -> str:
+    """Add nodes that compute what ONNX's LRN node does, several times as fast in ONNX Runtime; return their output.
+
+    The sum of squares over neighbouring channels, times alpha / size, plus the bias, is a 1×1 convolution of the
+    squares with a band matrix as its weights.  A beta of 0.75, AlexNet's, takes two square roots instead of a power.
+    ONNX Runtime's LRN kernel takes half of GoogLeNet's time, this form a tenth.
+    """
+    channels = graph.size(x, 1)
+    squares = graph.node("Mul", [x, x])
+    scale = graph.node(
+        "Conv", [squares, *(graph.constant(a) for a in _band_matrix(channels, size, alpha, bias))]
+    )
+    if beta != 0.75:
+        power = graph.constant(numbers(-beta))
+        return graph.node("Mul", [x, graph.node("Pow", [scale, power])])
+    root = graph.node("Sqrt", [scale])
+    return graph.node("Div", [x, graph.node("Mul", [root, graph.node("Sqrt", [root])])])
+
+
+def _band_matrix(channels: int, size: int, alpha: float, bias: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights that sum ``size`` neighbouring channels, each times alpha / size, and the bias."""
+    distance = np.abs(np.subtract.outer(np.arange(channels), np.arange(channels)))
+    weights = np.where(distance <= size // 2, alpha / size, 0.0).astype(np.float32)
+    return weights[:, :, None, None], np.full(channels, bias, np.float32)

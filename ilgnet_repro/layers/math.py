@@ -14,18 +14,18 @@ from .support.registry import register_layer
 
 
 def scalar_onnx(graph: OnnxGraph, value: float) -> str:
-    """Return a constant without axes, so that a top without axes keeps none."""
+    """Return a scalar constant, so that a scalar top stays one."""
     return graph.constant(numbers([value]).reshape(()))
 
 
 def shortest(value: float) -> float:
-    """Return the shortest number that a float32 field was written as: 0.1, not 0.10000000149011612."""
+    """Return the shortest decimal of a float32 field as a double: 0.1, not 0.10000000149011612."""
     return float(str(np.float32(value)))
 
 
 @register_layer("Reduction")
 class Reduction(Layer):
-    """Sum, sum of absolute values, sum of squares or mean over `axis` and all behind it, times `coeff`."""
+    """Sum, sum of absolute values, sum of squares or mean over the axes from `axis` on, times `coeff`."""
 
     message = "reduction_param"
     fields = ("operation", "axis", "coeff")
@@ -56,7 +56,7 @@ class Reduction(Layer):
 
 
 class _Elementwise(Layer):
-    """What Power, Exp and Log share: they work on shift + scale · x."""
+    """Shared by Power, Exp and Log: functions of shift + scale · x."""
 
     in_place = True
 
@@ -65,7 +65,7 @@ class _Elementwise(Layer):
         self.shift = shortest(self.param.shift)
 
     def _read_base(self) -> float | None:
-        """The base, or None where -1 stands for e."""
+        """Return the base, or None for -1, which means e."""
         base = shortest(self.param.base)
         if base == -1:
             return None
@@ -88,7 +88,7 @@ class _Elementwise(Layer):
 
 @register_layer("Power")
 class Power(_Elementwise):
-    """(shift + scale · x) ^ power; the power 0 gives 1 everywhere, with no gradient."""
+    """(shift + scale · x) ^ power; with power 0 it is 1 everywhere, without a gradient."""
 
     message = "power_param"
     fields = ("power", "scale", "shift")
@@ -114,7 +114,7 @@ class Power(_Elementwise):
 
 @register_layer("Exp")
 class Exp(_Elementwise):
-    """base ^ (shift + scale · x); the base -1 stands for e."""
+    """base ^ (shift + scale · x); the base -1 means e."""
 
     message = "exp_param"
     fields = ("base", "scale", "shift")
@@ -142,7 +142,7 @@ class Exp(_Elementwise):
 
 @register_layer("Log")
 class Log(_Elementwise):
-    """Logarithm of shift + scale · x to a base; -1 stands for e."""
+    """Logarithm of shift + scale · x to a base; -1 means e."""
 
     message = "log_param"
     fields = ("base", "scale", "shift")

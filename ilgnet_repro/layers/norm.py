@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
+from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
-NVIDIAS_LEAST_EPS = 1e-5
+NVIDIA_MIN_EPS = 1e-5
 
 
 def constant_filler(value: float) -> pb.FillerParameter:
@@ -19,20 +19,20 @@ def constant_filler(value: float) -> pb.FillerParameter:
     return pb.FillerParameter(type="constant", value=value)
 
 
-def batch_norm(x, eps):
-    """Normalise each channel by the batch's own mean and (biased) variance; returns these as well."""
+def batch_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each channel by the batch's mean and (biased) variance; returns the result, mean and variance."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + eps), mean.flatten(), variance.flatten()
 
 
 def along_channels(values: Tensor, rank: int) -> Tensor:
-    """Shape one value a channel so that it broadcasts over a blob of ``rank`` axes."""
+    """Reshape one value per channel to broadcast over a blob of ``rank`` axes."""
     return values.reshape(-1, *[1] * (rank - 2))
 
 
 def onnx_batch_norm(graph: OnnxGraph, x: str, rank: int, eps: float) -> str:
-    """Add nodes that normalise each channel by the batch's own statistics."""
+    """Add nodes that normalise each channel by the batch's statistics."""
     axes = graph.constant(integers(*(axis for axis in range(rank) if axis != 1)))
     centred = graph.node("Sub", [x, graph.node("ReduceMean", [x, axes])])
     variance = graph.node("ReduceMean", [graph.node("Mul", [centred, centred]), axes])
@@ -43,23 +43,23 @@ def onnx_batch_norm(graph: OnnxGraph, x: str, rank: int, eps: float) -> str:
 
 
 def onnx_affine(graph: OnnxGraph, x: str, scale: Tensor, shift: Tensor, rank: int) -> str:
-    """Add nodes for x · scale + shift, one value a channel."""
+    """Add nodes for x · scale + shift, one value per channel."""
     factors = (graph.constant(numbers(along_channels(values, rank))) for values in (scale, shift))
     return graph.node("Add", [graph.node("Mul", [x, next(factors)]), next(factors)])
 
 
 @register_layer("BatchNorm")
 class BatchNorm(Layer):
-    """Normalise each channel (axis 1) by the batch's own mean and variance (training) or the stored ones (else).
+    """Normalise each channel (axis 1) by the batch's mean and variance (in training) or the stored ones.
 
     Blobs: sums of means and of variances, and the scale factor that both are divided by (0 means zeros).
     Each pass that uses the batch's statistics decays all three by moving_average_fraction and adds the batch's:
     1 to the factor, the unbiased variance to the second.  So does one in phase TEST with use_global_stats: false:
-    Caffe's tests move the statistics that they share with the train net.  Where use_global_stats is stated it decides
-    alone; elsewhere `training` does, which is that of the phase until `train()` or `eval()`.  The text of
-    NVIDIA's fork shows scale_bias or a filler, which add a learned scale and bias as blobs four and five.  There
-    `training` alone decides, the third of five blobs divides nothing, and a pass in TRAIN moves mean and variance
-    themselves: the first two passes copy the batch's, its variance with eps.
+    Caffe's test passes update the statistics that they share with the train net.  A stated use_global_stats decides;
+    otherwise `training` does, which follows the phase until `train()` or `eval()`.  NVIDIA's
+    fork is recognized by scale_bias or a filler, which add a learned scale and bias as blobs four and five.  There
+    only `training` decides, the third of five blobs is not a divisor, and a pass in TRAIN updates mean and variance
+    directly: the first two passes copy the batch's, the variance with eps added.
     Source: batch_norm_layer.cpp; Ioffe and Szegedy, 2015.
     """
 
@@ -85,20 +85,20 @@ class BatchNorm(Layer):
         self.rank = rank
         fillers = any(self.param.HasField(field) for field in ("scale_filler", "bias_filler"))
         self.has_affine: bool = self.param.scale_bias or fillers
-        self.is_nvidias: bool = fillers or self.param.HasField("scale_bias")
+        self.is_nvidia: bool = fillers or self.param.HasField("scale_bias")
         self.eps: float = self.param.eps
-        stated = self.param.HasField("use_global_stats") and not self.is_nvidias
+        stated = self.param.HasField("use_global_stats") and not self.is_nvidia
         self.follows_mode = not stated
-        # As loaded: what is written and folded.
+        # By the phase at load: decides what is exported and folded.
         self.is_stored: bool = self.param.use_global_stats if stated else not self.is_train
-        if self.is_nvidias:
-            # Those on batch statistics, since the layer was made.
+        if self.is_nvidia:
+            # The number of passes with batch statistics since the layer was created.
             self.register_buffer("passes", torch.tensor(0), persistent=False)
-            self.eps = max(self.eps, NVIDIAS_LEAST_EPS)
+            self.eps = max(self.eps, NVIDIA_MIN_EPS)
             self.note = (
-                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: the phase alone decides "
-                "whose statistics count, eps is at least 1e-5"
-                + (", the third of five blobs divides nothing" if self.has_affine else "")
+                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: only the phase decides "
+                "which statistics are used, eps is at least 1e-5"
+                + (", the third of five blobs is not a divisor" if self.has_affine else "")
             )
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -106,8 +106,8 @@ class BatchNorm(Layer):
             raise self.error("bottom has no axes; it takes 1 or more")
         channels = x[1] if len(x) > 1 else 1
         blobs = [BlobSpec(name, (channels,), learned=False) for name in ("mean", "variance")]
-        started = constant_filler(1.0) if self.is_nvidias else None
-        blobs.append(BlobSpec("scale_factor", (1,), started, learned=False))
+        initial = constant_filler(1.0) if self.is_nvidia else None
+        blobs.append(BlobSpec("scale_factor", (1,), initial, learned=False))
         if self.has_affine:
             for name, usual in (("scale", 1.0), ("bias", 0.0)):
                 field = f"{name}_filler"
@@ -125,17 +125,17 @@ class BatchNorm(Layer):
         inverse = torch.where(factor == 0, 0, 1 / torch.where(factor == 0, 1, factor))
         return self.mean * inverse, self.variance * inverse
 
-    def _keep(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Add a batch's statistics to the moving sums, as Caffe does on every pass."""
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
-            if self.is_nvidias:
-                share = torch.where(self.passes > 1, mean.new_tensor(1 - fraction), 1)
+            if self.is_nvidia:
+                weight = torch.where(self.passes > 1, mean.new_tensor(1 - fraction), 1)
                 old = self.statistics
                 for blob, stored, new in zip(
                     (self.mean, self.variance), old, (mean, variance + self.eps), strict=True
                 ):
-                    blob.copy_(torch.lerp(stored, new, share))
+                    blob.copy_(torch.lerp(stored, new, weight))
                 self.scale_factor.fill_(1)
                 self.passes.add_(1)
                 return
@@ -146,13 +146,13 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, bias = (self.scale, self.bias) if self.has_affine else (None, None)
         if not self.training if self.follows_mode else self.is_stored:
-            # F.batch_norm wants a channel axis; without one Caffe has a single channel.
+            # F.batch_norm needs a channel axis; without one Caffe has a single channel.
             wide = x if self.rank > 1 else x[:, None]
             top = F.batch_norm(wide, *self.statistics, scale, bias, eps=self.eps)
             return (top.view_as(x),)
         top, mean, variance = batch_norm(x, self.eps)
-        if not torch.compiler.is_exporting():  # an exported program computes the tops and keeps nothing
-            self._keep(mean, variance, x.numel() // mean.numel())
+        if not torch.compiler.is_exporting():  # an exported program only computes the tops
+            self._update_statistics(mean, variance, x.numel() // mean.numel())
         if scale is not None and bias is not None:
             top = top * along_channels(scale, self.rank) + along_channels(bias, self.rank)
         return (top,)
@@ -187,19 +187,19 @@ class BatchNorm(Layer):
         return [top]
 
 
-def mean_variance_norm(x, groups, eps):
-    """Subtract each group's mean and divide by its deviation; eps is added to that, not to the variance."""
+def mean_variance_norm(x: Tensor, groups: int, eps: float) -> Tensor:
+    """Subtract each group's mean and divide by its standard deviation; eps is added to that, not to the variance."""
     rows = x.reshape(x.shape[0], groups, -1)
     centred = rows - rows.mean(2, keepdim=True)
     variance = centred.square().mean(2, keepdim=True)
     deviation = variance.detach().sqrt() + eps
-    # Caffe's gradient divides by this sum where the exact one has the bare deviation (and 0 / 0 for a
-    # constant group): the second term is 0 and carries that gradient.
+    # Caffe's gradient divides by this sum where the exact one divides by the deviation alone (0 / 0 for a
+    # constant group): the second term is 0 and has that gradient.
     deviation = deviation + (variance - variance.detach()) / (2 * deviation)
     return (centred / deviation).view_as(x)
 
 
-def subtract_mean(x, groups):
+def subtract_mean(x: Tensor, groups: int) -> Tensor:
     """Subtract each group's mean."""
     rows = x.reshape(x.shape[0], groups, -1)
     return (rows - rows.mean(2, keepdim=True)).view_as(x)
@@ -207,7 +207,7 @@ def subtract_mean(x, groups):
 
 @register_layer("MVN")
 class MVN(Layer):
-    """Give every plane, or with across_channels every sample, mean 0 and deviation 1.
+    """Normalise every plane, or with across_channels every sample, to mean 0 and standard deviation 1.
 
     The top has four axes whatever the bottom has: Caffe shapes it num x channels x height x width.
     """
@@ -218,7 +218,7 @@ class MVN(Layer):
 
     def setup(self, rank: int) -> None:
         self.rank = rank
-        # Caffe's blobs of fewer axes have ones behind.
+        # A blob of one axis has a single channel.
         self.is_per_channel = rank > 1 and not self.param.across_channels
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -237,7 +237,7 @@ class MVN(Layer):
         if self.rank == 1:
             rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
         else:
-            # 0 copies the axis, of open length too.
+            # 0 copies the length, a dynamic one too.
             groups = 0 if self.is_per_channel else 1
             rows = graph.node("Reshape", [x, graph.constant(integers(0, groups, -1))])
         top = graph.node("Sub", [rows, graph.node("ReduceMean", [rows, axis])])

@@ -1,4 +1,4 @@
-"""Normalize, the name under which three forks keep normalisations to length 1 that are not the same."""
+"""Normalize, a type name that three forks use for different normalisations to length 1."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .norm import along_channels, constant_filler
-from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
+from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def l2_normalize(x, axes, eps):
-    """Divide by the Euclidean length over some axes; SSD adds eps under the root."""
+def l2_normalize(x: Tensor, axes: list[int], eps: float) -> Tensor:
+    """Return x over its Euclidean length along ``axes``; SSD adds eps under the root."""
     return x / (x.square().sum(axes, keepdim=True) + eps).sqrt()
 
 
-def l2_normalize_channels(x, scale, axes, eps):
-    """Divide by the Euclidean length and scale each channel.
+def l2_normalize_channels(x: Tensor, scale: Tensor, axes: list[int], eps: float) -> Tensor:
+    """Return x over its Euclidean length, times one scale per channel.
 
-    Caffe's gradient has the channel's scale before the sum over channels, where the exact one has it inside:
+    Caffe's gradient has the channel's scale outside the sum over channels, where the exact one has it inside:
     scale · (dy - x sum(x dy) / n²) / n.
     """
     scaled = x.detach() + scale.detach() * (x - x.detach())
@@ -31,8 +31,8 @@ def l2_normalize_channels(x, scale, axes, eps):
     return unit.detach() * scale + (unit - unit.detach())
 
 
-def length_over(x, axes, eps, first_power):
-    """The sum of absolute values plus eps, or the root of the sum of squares plus eps."""
+def length_over(x: Tensor, axes: list[int], eps: float, first_power: bool) -> Tensor:
+    """Return the sum of absolute values plus eps, or the root of the sum of squares plus eps."""
     if first_power:
         return x.abs().sum(axes, keepdim=True) + eps
     return (x.square().sum(axes, keepdim=True) + eps).sqrt()
@@ -53,17 +53,17 @@ NOTES = {
 
 @register_layer("Normalize")
 class Normalize(Layer):
-    """Give each position or each item length 1, in the kind that the text shows.
+    """Normalise each position or each item to length 1, as the fork does that the text shows.
 
     - SSD: ``norm_param``, or a blob in the weights file: a learned scale, by channel or one for all; the top is
       shaped like the bottom.
     - happynear: ``normalize_param`` or a second top: the length over the channels of each position, with
-      1e-6 under the root or, with ``normalize_type: "L1"``, added to the sum.  The second top is the length; its
-      gradient reaches the bottom with ``bp_norm``.  No blob.
+      1e-6 under the root or, with ``normalize_type: "L1"``, added to the sum.  The second top is the length; it
+      passes a gradient to the bottom with ``bp_norm``.  No blob.
     - yjxiong: no field at all; the length of the whole item, without an eps.  No blob.
 
     The tops of the last two have four axes.  Where the text shows none of them and the file holds no blob, the
-    last two agree on bottoms of one position; on others ``normalize_param { across_spatial: false }`` says
+    last two agree on bottoms of one position; for others ``normalize_param { across_spatial: false }`` selects
     happynear's and ``true`` yjxiong's.
     """
 
@@ -81,30 +81,30 @@ class Normalize(Layer):
 
     def setup(self, rank: int) -> None:
         self.rank = rank
-        shows_ssds = self.node.layer.HasField("norm_param")
+        shows_ssd = self.node.layer.HasField("norm_param")
         shows_fork = _shows_fork(self.node.layer)
-        if shows_ssds and shows_fork:
+        if shows_ssd and shows_fork:
             raise self.error(
                 "shows both SSD's layer (norm_param) and happynear's (normalize_param or a second top); keep one"
             )
-        self.kind = SCALED if shows_ssds else EACH_POSITION
-        self.first_power = self._word("normalize_type", "L2", ("L1", "L2")) == "L1"
-        self.passes_norm = self._word("bp_norm", "false", ("true", "false")) == "true"
-        if self._word("across_spatial", "false", ("true", "false")) == "true":
+        self.kind = SCALED if shows_ssd else EACH_POSITION
+        self.first_power = self._choice("normalize_type", "L2", ("L1", "L2")) == "L1"
+        self.passes_norm = self._choice("bp_norm", "false", ("true", "false")) == "true"
+        if self._choice("across_spatial", "false", ("true", "false")) == "true":
             if self.first_power or len(self.node.tops) == 2:
                 raise self.error(f"{FORK}.across_spatial: true goes with one top and normalize_type L2")
             self.kind = WHOLE_ITEM
-        self.is_told = shows_ssds or shows_fork
+        self.is_known = shows_ssd or shows_fork
         whole = self.kind == WHOLE_ITEM or (self.kind == SCALED and self.param.across_spatial)
         self.axes = list(range(1, rank)) if whole else [1]
         self.eps: float = {SCALED: self.param.eps, EACH_POSITION: 1e-6, WHOLE_ITEM: 0.0}[self.kind]
         self.note = NOTES[self.kind]
 
-    def _word(self, name: str, usual: str, words: tuple[str, ...]) -> str:
-        word = (self.fork_field(f"{FORK}.{name}") or usual).strip("\"'")
-        if word not in words:
-            raise self.error(f"{FORK}.{name} {word!r} must be {' or '.join(words)}")
-        return word
+    def _choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        value = (self.fork_field(f"{FORK}.{name}") or default).strip("\"'")
+        if value not in choices:
+            raise self.error(f"{FORK}.{name} {value!r} must be {' or '.join(choices)}")
+        return value
 
     # ------------------------------------------------------------------ shapes
 
@@ -115,7 +115,7 @@ class Normalize(Layer):
             stated = self.param.HasField("scale_filler")
             filler = self.param.scale_filler if stated else constant_filler(1.0)
             return LayerPlan([x], [BlobSpec("scale", () if self.param.channel_shared else x[1:2], filler)])
-        if not self.is_told and prod(x[2:]) != 1:
+        if not self.is_known and prod(x[2:]) != 1:
             raise self.error(
                 "two forks have layers of this name without fields and blobs, which differ on a bottom of "
                 f"{'x'.join(map(str, x))}; state {FORK} {{ across_spatial: false }} for the length at each position "
@@ -127,7 +127,7 @@ class Normalize(Layer):
     def _shaped_scale(self) -> Tensor:
         return self.scale if self.param.channel_shared else along_channels(self.scale, self.rank)
 
-    # ------------------------------------------------------------------ the four uses
+    # ------------------------------------------------------------------ forward, ONNX and source
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.kind == SCALED:
@@ -165,5 +165,5 @@ class Normalize(Layer):
 
 
 def _shows_fork(text: pb.LayerParameter) -> bool:
-    """Whether the text shows happynear's layer (or, by ``across_spatial``, says which fork's it is)."""
+    """Whether the text shows happynear's layer (or, by ``across_spatial``, states which fork's it is)."""
     return len(text.top) == 2 or any(field.path.split(".")[0] == FORK for field in text.fork_field)

@@ -1,4 +1,4 @@
-"""Pooling and SPP: maxima, averages and draws over windows, rounded up in size as Caffe does."""
+"""Pooling and SPP: maximum, average and stochastic pooling, with Caffe's rounding up of the size."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .support.window import (
 
 
 class _PoolingBase(Layer):
-    """What Pooling and SPP share: the method, four axes, and no padding for draws."""
+    """Shared by Pooling and SPP: the method, four axes, and no padding with STOCHASTIC."""
 
     def setup(self, rank: int) -> None:
         if rank != 4:
             raise self.error(f"its bottom has {rank} axes; it takes 4 (N, C, H, W)")
         self.method = self.param.PoolMethod.Name(self.param.pool)
         if self.method == "STOCHASTIC" and self.is_train:
-            self.no_onnx = "STOCHASTIC draws anew at each pass in phase TRAIN"
+            self.no_onnx = "STOCHASTIC draws random numbers in each pass in phase TRAIN"
 
     def _check_pad(self, window: Window) -> None:
         if not any(window.pad):
@@ -42,9 +42,9 @@ class _PoolingBase(Layer):
             raise self.error(f"pad {list(window.pad)} must be smaller than the kernel {list(window.kernel)}")
 
     def function(self, draws: bool) -> Callable[..., Tensor]:
-        """This package's own function, for windows that torch's do not lay as Caffe does.
+        """Return this package's function, for windows that torch does not place as Caffe does.
 
-        ``draws``: STOCHASTIC draws one value of each window, as in training, instead of the expected one.
+        ``draws``: STOCHASTIC draws one value per window, as in training, instead of returning the expectation.
         """
         if self.method == "STOCHASTIC":
             return stochastic_pool2d_draw if draws else stochastic_pool2d
@@ -55,15 +55,15 @@ class _PoolingBase(Layer):
             return window.onnx_max(graph, x, sides)[0]
         if self.method == "AVE":
             return window.onnx_average(graph, x, sides)
-        total = window.onnx_whole_average(graph, x, sides)
-        squares = window.onnx_whole_average(graph, graph.node("Mul", [x, x]), sides)
+        total = window.onnx_kernel_average(graph, x, sides)
+        squares = window.onnx_kernel_average(graph, graph.node("Mul", [x, x]), sides)
         zero = graph.constant(_ZERO)
         ratio = graph.node("Div", [squares, total])
         return graph.node("Where", [graph.node("Greater", [total, zero]), ratio, zero])
 
 
 _ZERO = torch.zeros(()).numpy()
-# Those of torch.nn.functional that are another function with a check around it are named by that function.
+# Where torch.nn.functional's function only wraps another one in checks, the latter.
 _TORCH: dict[str, Callable[..., Tensor]] = {
     "max_pool2d": torch.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
@@ -76,7 +76,7 @@ _TORCH: dict[str, Callable[..., Tensor]] = {
 class Pooling(_PoolingBase):
     """MAX (a second top is each maximum's index in its plane), AVE or STOCHASTIC over sliding windows.
 
-    Maxima that tie send their gradient to the first.  AVE divides by the window clipped to the padded
+    Of equal maxima the first gets the gradient.  AVE divides by the window clipped to the padded
     image.  Source of the size rule: pooling_layer.cpp.
     """
 
@@ -110,7 +110,7 @@ class Pooling(_PoolingBase):
             self.arguments = self._arguments()
 
     def _read_window(self) -> Window | None:
-        """Return the window, or None for the whole plane, of whatever size."""
+        """Return the window, or None for global pooling."""
         if self.param.HasField("ceil_mode") and self.param.HasField("round_mode"):
             raise self.error("states both round_mode and the forks' ceil_mode; state one")
         ceil = (
@@ -137,7 +137,7 @@ class Pooling(_PoolingBase):
         return window
 
     def _pair(self, field: str, stem: str) -> tuple[int, int]:
-        """One number for both axes, or one each; Caffe refuses a mixture, and half of a pair."""
+        """Return one value for both axes, or one per axis; Caffe refuses a mixture, and half of a pair."""
         stated = [self.param.HasField(f"{stem}_{axis}") for axis in "hw"]
         if not any(stated):
             if field == "kernel_size" and not self.param.HasField(field):
@@ -153,7 +153,7 @@ class Pooling(_PoolingBase):
         return self.window or Window((plane[0], plane[1]), (1, 1), (0, 0), True)
 
     def _torch_name(self) -> str:
-        """Return the function of torch that gives Caffe's numbers for every size; empty where none does."""
+        """Return the name of torch's function that computes Caffe's result for every size; empty where none does."""
         if self.has_mask or self.method == "STOCHASTIC":
             return ""
         stem, plain = ("max", "max_is_plain") if self.method == "MAX" else ("avg", "average_is_plain")
@@ -162,7 +162,7 @@ class Pooling(_PoolingBase):
         return f"{stem}_pool2d" if getattr(self.window, plain) else ""
 
     def _arguments(self) -> tuple[Any, ...]:
-        """What torch's function takes after the bottom."""
+        """Return the arguments of torch's function after the bottom."""
         window = self.window
         if window is None:
             return (1,)
@@ -190,7 +190,7 @@ class Pooling(_PoolingBase):
             return [graph.node("GlobalMaxPool" if self.method == "MAX" else "GlobalAveragePool", [x])]
         sides: Sides = graph.shape(x)[2:]
         window = self.window
-        if window is None or window.may_miss:
+        if window is None or window.may_be_empty:
             plane = (graph.size(x, 2), graph.size(x, 3))
             sides, window = plane, self._window(plane)
         if self.has_mask:
@@ -205,14 +205,14 @@ class Pooling(_PoolingBase):
         return [f"{helper}({x}, {window})"]
 
 
-def pyramid_window(height, width, bins):
-    """Return the kernel and padding that lay ``bins`` × ``bins`` windows over a plane, as in Caffe's SPP."""
+def pyramid_window(height: int, width: int, bins: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the kernel and padding of ``bins`` × ``bins`` windows that cover a plane, as in Caffe's SPP."""
     kernel = (-(-height // bins), -(-width // bins))
     return kernel, ((kernel[0] * bins - height + 1) // 2, (kernel[1] * bins - width + 1) // 2)
 
 
-def spatial_pyramid_pool(x, levels, pool):
-    """Pool into 1, 4, 16, ... bins and lay them side by side; a pyramid of one level keeps its four axes."""
+def spatial_pyramid_pool(x: Tensor, levels: int, pool: Callable[..., Tensor]) -> Tensor:
+    """Pool into 1, 4, 16, ... bins and concatenate them; the result of one level has four axes."""
     height, width = x.shape[2:]
     tops = []
     for level in range(levels):
@@ -226,7 +226,7 @@ spatial_pyramid_pool.uses = (pyramid_window,)  # type: ignore[attr-defined]
 
 @register_layer("SPP")
 class SPP(_PoolingBase):
-    """Spatial pyramid pooling (He et al., 2014): as many features from an image of any size."""
+    """Spatial pyramid pooling (He et al., 2014): the same number of features for an image of any size."""
 
     message = "spp_param"
     fields = ("pyramid_height", "pool")
@@ -234,7 +234,7 @@ class SPP(_PoolingBase):
     def setup(self, rank: int) -> None:
         super().setup(rank)
         self.levels: int = self.param.pyramid_height
-        # 2^15 bins per side is past any image; a number that large is a mistake, not a pyramid.
+        # No image has 2^15 bins per side; a larger number is a mistake.
         if not 1 <= self.levels <= 15:
             raise self.error(f"pyramid_height {self.levels} must be 1 to 15")
 

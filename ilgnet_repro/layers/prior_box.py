@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +16,37 @@ from .support.registry import register_layer
 
 @dataclass(frozen=True)
 class Boxes:
-    """What `prior_boxes` needs besides sizes: each position's boxes and how positions are laid out."""
+    """The arguments of `prior_boxes` that do not depend on bottoms: the boxes and the grid of positions."""
 
     sizes: tuple[tuple[float, float], ...]  # width and height in pixels, in Caffe's order
     variance: tuple[float, ...]
-    picture: tuple[int, int] | None  # height and width; None is those of the net's input
-    step: tuple[float, float] | None  # pixels between positions; None spreads them over the image
+    image: tuple[float, float] | None  # height and width; None: those of the net's input
+    step: tuple[float, float] | None  # pixels between positions; None: evenly over the image
     offset: float
     clip: bool
 
 
-def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
-    """Boxes around each position of a feature map (height, width) as shares of an image; their variances."""
+def prior_boxes(
+    feature: tuple[int, ...],
+    image: tuple[float, ...],
+    *,
+    sizes: tuple[tuple[float, float], ...],
+    variance: tuple[float, ...],
+    step: tuple[float, float] | None,
+    offset: float,
+    clip: bool,
+) -> Tensor:
+    """Return boxes around each position of a feature map (height, width), relative to the image, and their variances."""
     centres = []
     for axis in (0, 1):
-        distance = step[axis] if step else picture[axis] / feature[axis]
+        distance = step[axis] if step else image[axis] / feature[axis]
         cells = torch.arange(feature[axis], dtype=torch.float64)
-        centres.append((cells + offset) * distance / picture[axis])
+        centres.append((cells + offset) * distance / image[axis])
     y, x = torch.meshgrid(*centres, indexing="ij")
-    reach = torch.tensor(sizes, dtype=torch.float64) / 2
-    reach_x, reach_y = reach[:, 0] / picture[1], reach[:, 1] / picture[0]
+    half = torch.tensor(sizes, dtype=torch.float64) / 2
+    half_x, half_y = half[:, 0] / image[1], half[:, 1] / image[0]
     x, y = x[..., None], y[..., None]
-    boxes = torch.stack([x - reach_x, y - reach_y, x + reach_x, y + reach_y], -1).float()
+    boxes = torch.stack([x - half_x, y - half_y, x + half_x, y + half_y], -1).float()
     boxes = boxes.clamp(0, 1) if clip else boxes
     variances = torch.tensor(variance).expand_as(boxes)
     return torch.stack([boxes.flatten(), variances.flatten()])[None]
@@ -44,9 +54,9 @@ def prior_boxes(feature, picture, *, sizes, variance, step, offset, clip):
 
 @register_layer("PriorBox")
 class PriorBox(Layer):
-    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners as shares of the image, then their variances.
+    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners relative to the image, then their variances.
 
-    Bottoms: the feature map and the net's input, of which only height and width count.
+    Bottoms: the feature map and the net's input, of which only height and width are used.
     """
 
     message = "prior_box_param"
@@ -64,14 +74,14 @@ class PriorBox(Layer):
         self.boxes = Boxes(
             sizes=self._sizes(),
             variance=variance,
-            picture=self._pair("img_size", "img_h", "img_w"),
+            image=self._pair("img_size", "img_h", "img_w"),
             step=self._pair("step", "step_h", "step_w"),
             offset=self.param.offset,
             clip=self.param.clip,
         )
 
-    def _pair(self, both: str, height: str, width: str) -> tuple | None:
-        """A height and a width from one field for both, or one each; None where neither is stated."""
+    def _pair(self, both: str, height: str, width: str) -> tuple[float, float] | None:
+        """Return a height and a width from one field for both, or one per axis; None where neither is stated."""
         has = self.param.HasField
         if not (has(both) or has(height) or has(width)):
             return None
@@ -97,7 +107,7 @@ class PriorBox(Layer):
                 ratios += [ratio, 1 / ratio] if self.param.flip else [ratio]
         sizes: list[tuple[float, float]] = []
         for index, stated in enumerate(least):
-            side = int(stated)  # the SSD fork keeps sizes in an int here: 35.84 is 35
+            side = int(stated)  # the SSD fork stores sizes as int here: 35.84 is 35
             sizes.append((side, side))
             if most:
                 sizes.append((sqrt(side * int(most[index])),) * 2)
@@ -111,31 +121,31 @@ class PriorBox(Layer):
         height, width = feature[2:]
         return LayerPlan([(1, 2, 4 * height * width * len(self.boxes.sizes))])
 
-    def _keywords(self) -> dict:
-        return {name: value for name, value in asdict(self.boxes).items() if name != "picture"}
+    def _keywords(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.boxes).items() if name != "image"}
 
     def forward(self, feature: Tensor, data: Tensor) -> tuple[Tensor]:
-        picture = self.boxes.picture or data.shape[2:]
-        boxes = prior_boxes(feature.shape[2:], picture, **self._keywords())
-        # bfloat16 is too coarse for corners; whoever reads them goes on in float32.
+        image = self.boxes.image or data.shape[2:]
+        boxes = prior_boxes(feature.shape[2:], image, **self._keywords())
+        # bfloat16 is too coarse for corners; layers that read them compute in float32.
         return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
 
     def onnx(self, graph: OnnxGraph, feature: str, data: str) -> list[str]:
         def sides(bottom: str) -> tuple[int, int]:
             return graph.size(bottom, 2), graph.size(bottom, 3)
 
-        picture = self.boxes.picture or sides(data)
-        boxes = prior_boxes(sides(feature), picture, **self._keywords())
+        image = self.boxes.image or sides(data)
+        boxes = prior_boxes(sides(feature), image, **self._keywords())
         return [graph.constant(numbers(boxes))]
 
     def source(self, code: SourceCode, feature: str, data: str) -> list[str]:
-        picture = exact(self.boxes.picture) if self.boxes.picture else f"{data}.shape[2:]"
+        image = exact(self.boxes.image) if self.boxes.image else f"{data}.shape[2:]"
         rest = ", ".join(f"{name}={exact(_rounded(value))}" for name, value in self._keywords().items())
-        return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {picture}, {rest}).to({feature})"]
+        return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {image}, {rest}).to({feature})"]
 
 
-def _rounded(value):
-    """Write float32 fields as a person would."""
+def _rounded(value: Any) -> Any:
+    """Return float32 fields as their shortest decimals: 0.1, not 0.10000000149011612."""
     if isinstance(value, tuple):
         return tuple(_rounded(entry) for entry in value)
     return float(str(np.float32(value))) if isinstance(value, float) else value

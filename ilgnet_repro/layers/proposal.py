@@ -1,4 +1,4 @@
-"""Proposals of Faster R-CNN's region proposal network: type Proposal, and the Python layer of its authors."""
+"""Region proposals of Faster R-CNN: type Proposal, and the Python layer of its authors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .python_layer import PythonLayer, register_python_layer
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
-from .support.nms import greedy_nms
+from .support.boxes import greedy_nms
 from .support.registry import register_layer
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How offsets become regions; sizes in pixels, ``top_n`` regions before and after suppression.
+class Settings:
+    """The settings of `propose`: sizes in pixels, ``top_n`` regions before and after suppression.
 
-    Regions smaller than ``min_size`` are left out or, with ``keep_small``, get score 0 and stay.
+    Regions smaller than ``min_size`` are removed or, with ``keep_small``, kept with score 0.
     """
 
     anchors: tuple[tuple[float, ...], ...]
@@ -38,9 +38,9 @@ def make_anchors(
     scales: Sequence[float],
     rounded: Callable[[float], float] = np.round,
 ) -> tuple[tuple[float, ...], ...]:
-    """Return corners x1, y1, x2, y2 around a cell: each ratio (height / width) at each scale.
+    """Return the corners x1, y1, x2, y2 of one anchor per ratio (height / width) and scale, around a cell.
 
-    Widths and heights are ``rounded`` before they are scaled, as in Faster R-CNN's `generate_anchors`.
+    Widths and heights are ``rounded`` before scaling, as in Faster R-CNN's `generate_anchors`.
     """
     centre = (base_size - 1) / 2
     anchors = []
@@ -48,18 +48,18 @@ def make_anchors(
         width = rounded(np.sqrt(base_size**2 / ratio))
         height = rounded(width * ratio)
         for scale in scales:
-            reach_x, reach_y = (width * scale - 1) / 2, (height * scale - 1) / 2
-            anchors.append((centre - reach_x, centre - reach_y, centre + reach_x, centre + reach_y))
+            half_x, half_y = (width * scale - 1) / 2, (height * scale - 1) / 2
+            anchors.append((centre - half_x, centre - half_y, centre + half_x, centre + half_y))
     return tuple(tuple(float(edge) for edge in anchor) for anchor in anchors)
 
 
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def quicksort_order(score, count):
-    """The order in which PVANet's `sort_box` puts scores, right in the first ``count``; it is not stable.
+def quicksort_order(score: Tensor, count: int) -> Tensor:
+    """Return the order of PVANet's `sort_box`, an unstable quicksort; only the first ``count`` are sorted.
 
-    Each part is split at its first score: smaller ones from the left change places with greater ones from the right.
+    Each part is split at its first score: smaller ones from the left are swapped with greater ones from the right.
     """
     values, order = score.clone(), torch.arange(len(score), device=score.device)
     parts = [(0, len(score) - 1)]
@@ -76,7 +76,7 @@ def quicksort_order(score, count):
         moved = torch.cat([right, left])
         for row in (values, order):
             row[torch.cat([left, right])] = row[moved]
-        # Where the search from the right ends: at the next greater score, a place of an earlier swap, or the start.
+        # Where the search from the right ends: at the next greater score, the position of a swap, or the start.
         last = start
         if swaps:
             last = int(left[-1])
@@ -90,10 +90,21 @@ def quicksort_order(score, count):
     return order
 
 
-def propose(scores, deltas, im_info, *, anchors, feat_stride, top_n, nms_threshold, min_size, keep_small):
-    """Regions (0, x1, y1, x2, y2) and their scores, best first; ``top_n`` before and after suppression.
+def propose(
+    scores: Tensor,
+    deltas: Tensor,
+    im_info: Tensor,
+    *,
+    anchors: tuple[tuple[float, ...], ...],
+    feat_stride: int,
+    top_n: tuple[int, int],
+    nms_threshold: float,
+    min_size: float,
+    keep_small: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return regions (0, x1, y1, x2, y2) and their scores, best first; ``top_n`` before and after suppression.
 
-    ``im_info`` holds the image's height, width and scale; with ``keep_small`` it may hold the scale of either axis.
+    ``im_info`` holds the image's height, width and scale; with ``keep_small`` it may hold one scale per axis.
     """
     height, width = scores.shape[2:]
     score = scores[0, len(anchors) :].permute(1, 2, 0).reshape(-1)
@@ -132,8 +143,8 @@ propose.uses = (greedy_nms, quicksort_order)  # type: ignore[attr-defined]
 class _Proposals(Layer):
     """Bottoms: scores 1×2A×H×W (foreground last), offsets 1×4A×H×W, and the image's height, width, scale.
 
-    Tops: regions R×5 and, where named, their scores (R×1, or R with `keep_small`).  R is known only once
-    the net runs: `plan` gives the most it can be.
+    Tops: regions R×5 and, where named, their scores (R×1, or R with `keep_small`).  R is known only when
+    the net runs: `plan` returns the maximum.
     """
 
     bottom_count: ClassVar[tuple[int, int | None]] = (3, 3)
@@ -142,10 +153,10 @@ class _Proposals(Layer):
     sized_by_values = True
     no_onnx: str = ""
     no_source: str = ""
-    rules: Rules
+    proposal_settings: Settings
 
     def plan(self, scores: Shape, deltas: Shape, info: Shape) -> LayerPlan:
-        count = len(self.rules.anchors)
+        count = len(self.proposal_settings.anchors)
         if len(scores) != 4 or scores[0] != 1:
             raise self.error(f"scores {list(scores)} must be 1×{2 * count}×H×W: one image at a time")
         for what, shape, channels in (("scores", scores, 2 * count), ("offsets", deltas, 4 * count)):
@@ -153,16 +164,16 @@ class _Proposals(Layer):
                 raise self.error(f"{what} {list(shape)} must have {channels} channels for {count} anchors")
         if int(np.prod(info)) < 3:
             raise self.error(f"the third bottom {list(info)} must hold an image's height, width and scale")
-        most = min(count * scores[2] * scores[3], *self.rules.top_n)
-        tops: list[Shape] = [(most, 5), (most,) if self.rules.keep_small else (most, 1)]
+        most = min(count * scores[2] * scores[3], *self.proposal_settings.top_n)
+        tops: list[Shape] = [(most, 5), (most,) if self.proposal_settings.keep_small else (most, 1)]
         return LayerPlan(tops[: len(self.node.tops)])
 
     def forward(self, scores: Tensor, deltas: Tensor, info: Tensor) -> tuple[Tensor, ...]:
-        tops = propose(scores.detach(), deltas.detach(), info.detach(), **asdict(self.rules))
+        tops = propose(scores.detach(), deltas.detach(), info.detach(), **asdict(self.proposal_settings))
         return tops[: len(self.node.tops)]
 
     def source(self, code: SourceCode, scores: str, deltas: str, info: str) -> list[str]:
-        rest = ", ".join(f"{name}={exact(value)}" for name, value in asdict(self.rules).items())
+        rest = ", ".join(f"{name}={exact(value)}" for name, value in asdict(self.proposal_settings).items())
         call = f"{code.helper(propose)}({scores}, {deltas}, {info}, {rest})"
         return [call if len(self.node.tops) > 1 else f"{call}[0]"]
 
@@ -177,17 +188,19 @@ class _Proposals(Layer):
             return graph.nodes("Split", [value], 2, axis=1, num_outputs=2)
 
         def grid(axis: int, mask: list[int], spread: np.ndarray) -> str:
-            """Where each cell along an axis begins, in the corners that the mask names."""
+            """Add the start of each cell along an axis, for the corners that the mask selects."""
             count = node("Squeeze", node("Shape", scores, start=axis, end=axis + 1))
             steps = node("Cast", node("Range", np.array(0), count, np.array(1)), to=TensorProto.FLOAT)
-            starts = node("Unsqueeze", node("Mul", steps, numbers(self.rules.feat_stride)), spread)
+            starts = node(
+                "Unsqueeze", node("Mul", steps, numbers(self.proposal_settings.feat_stride)), spread
+            )
             return node("Mul", starts, numbers(mask))
 
-        rules, count = self.rules, len(self.rules.anchors)
+        settings, count = self.proposal_settings, len(self.proposal_settings.anchors)
         shift = node(
             "Add", grid(2, [0, 1, 0, 1], integers(1, 2, 3)), grid(3, [1, 0, 1, 0], integers(0, 2, 3))
         )
-        anchors = node("Reshape", node("Add", shift, np.array(rules.anchors, np.float32)), integers(-1, 4))
+        anchors = node("Reshape", node("Add", shift, np.array(settings.anchors, np.float32)), integers(-1, 4))
         low, high = halves(anchors)
         offsets = node("Reshape", node("Transpose", deltas, perm=[0, 2, 3, 1]), integers(-1, 4))
         move, grow = halves(offsets)
@@ -195,14 +208,16 @@ class _Proposals(Layer):
         half = node("Mul", size, numbers(0.5))
         centre = node("Add", node("Add", node("Mul", move, size), low), half)
         reach = node("Mul", node("Exp", grow), half)
-        facts = node("Reshape", info, integers(-1))
-        edge = node("Sub", node("Gather", facts, integers(1, 0)), numbers(1))
+        image = node("Reshape", info, integers(-1))
+        edge = node("Sub", node("Gather", image, integers(1, 0)), numbers(1))
         low, high = (
             node("Max", node("Min", node(op, centre, reach), edge), numbers(0)) for op in ("Sub", "Add")
         )
-        both = rules.keep_small and prod(graph.size(info, axis) for axis in range(len(graph.shape(info)))) > 3
-        scales = node("Gather", facts, integers(3, 2) if both else integers(2))  # of x and y
-        least = node("Mul", scales, numbers(rules.min_size))
+        both = (
+            settings.keep_small and prod(graph.size(info, axis) for axis in range(len(graph.shape(info)))) > 3
+        )
+        scales = node("Gather", image, integers(3, 2) if both else integers(2))  # of x and y
+        least = node("Mul", scales, numbers(settings.min_size))
         enough = node("GreaterOrEqual", node("Add", node("Sub", high, low), numbers(1)), least)
         enough = node("Cast", enough, to=TensorProto.FLOAT)
         large = node("Cast", node("ReduceMin", enough, integers(1), keepdims=0), to=TensorProto.BOOL)
@@ -210,21 +225,24 @@ class _Proposals(Layer):
 
         foreground = node("Slice", scores, integers(count), integers(2 * count), integers(1))
         flat = node("Reshape", node("Transpose", foreground, perm=[0, 2, 3, 1]), integers(-1))
-        if rules.keep_small:
+        if settings.keep_small:
             flat = node("Where", large, flat, numbers(0))
         else:
             boxes, flat = (node("Compress", value, large, axis=0) for value in (boxes, flat))
-        limit = node("Min", node("Shape", flat), integers(rules.top_n[0]))
+        limit = node("Min", node("Shape", flat), integers(settings.top_n[0]))
         best, order = graph.nodes("TopK", [flat, limit], 2, axis=0)
         boxes = node("Gather", boxes, order)
-        # The corners are pixels of the box; an edge lies one further.
+        # Corners are pixels of the box; its edge is one further.
         edges = node("Unsqueeze", node("Add", boxes, numbers([0, 0, 1, 1])), integers(0))
-        limits = (integers(rules.top_n[1]), numbers([rules.nms_threshold]))
+        limits = (integers(settings.top_n[1]), numbers([settings.nms_threshold]))
         chosen = node("NonMaxSuppression", edges, node("Unsqueeze", best, integers(0, 1)), *limits)
         kept = node("Gather", chosen, np.array(2), axis=1)
         regions = node("Pad", node("Gather", boxes, kept), integers(0, 1, 0, 0))
         chosen_scores = node("Gather", best, kept)
-        tops = [regions, chosen_scores if rules.keep_small else node("Unsqueeze", chosen_scores, integers(1))]
+        tops = [
+            regions,
+            chosen_scores if settings.keep_small else node("Unsqueeze", chosen_scores, integers(1)),
+        ]
         return tops[: len(self.node.tops)]
 
 
@@ -238,7 +256,7 @@ _FIELDS = (
 class Proposal(_Proposals):
     """The C++ layer of PVANet and R-FCN, which reads `proposal_param`; its defaults are Faster R-CNN's.
 
-    A region that is too small keeps its place in suppression and in the tops, with score 0.  The third bottom is the
+    A region that is too small takes part in suppression and stays in the tops, with score 0.  The third bottom is the
     image's height, width and one scale (R-FCN), or one for each of height and width (PVANet).  Equal scores are in
     the order of the cells or, with two scales, in that of PVANet's sort; in ONNX always in that of the cells.
     """
@@ -249,12 +267,15 @@ class Proposal(_Proposals):
         ratios, scales = self._numbers("ratio", 0.5, 1, 2), self._numbers("scale", 8, 16, 32)
         if min(*ratios, *scales) <= 0:
             raise self.error(f"ratio {list(ratios)} and scale {list(scales)} must be over 0")
-        self.rules = Rules(
+        self.proposal_settings = Settings(
             anchors=make_anchors(
-                self._whole("base_size", 16), ratios, scales, rounded=lambda x: np.floor(np.float32(x + 0.5))
+                self._integer("base_size", 16),
+                ratios,
+                scales,
+                rounded=lambda x: np.floor(np.float32(x + 0.5)),
             ),
-            feat_stride=self._whole("feat_stride", 16),
-            top_n=(self._whole("pre_nms_topn", 6000), self._whole("post_nms_topn", 300)),
+            feat_stride=self._integer("feat_stride", 16),
+            top_n=(self._integer("pre_nms_topn", 6000), self._integer("post_nms_topn", 300)),
             nms_threshold=self._numbers("nms_thresh", 0.7)[-1],
             min_size=self._numbers("min_size", 16)[-1],
             keep_small=True,
@@ -262,25 +283,25 @@ class Proposal(_Proposals):
 
     def _numbers(self, field: str, *default: float) -> tuple[float, ...]:
         path = f"proposal_param.{field}"
-        texts = [kept.text for kept in self.node.layer.fork_field if kept.path == path]
+        texts = [field.text for field in self.node.layer.fork_field if field.path == path]
         try:
             return tuple(float(text) for text in texts) or default
         except ValueError:
-            raise self.error(f"{path} {' '.join(texts)} is no number") from None
+            raise self.error(f"{path} {' '.join(texts)} is not a number") from None
 
-    def _whole(self, field: str, default: int) -> int:
+    def _integer(self, field: str, default: int) -> int:
         value = self._numbers(field, default)[-1]
         if value < 1 or value != int(value):
-            raise self.error(f"proposal_param.{field} {value:g} must be a whole number over 0")
+            raise self.error(f"proposal_param.{field} {value:g} must be an integer over 0")
         return int(value)
 
 
 @register_python_layer("rpn.proposal_layer", "ProposalLayer")
 class ProposalLayer(_Proposals, PythonLayer):
-    """Faster R-CNN's own Python layer; `param_str` has feat_stride and, optionally, scales and ratios.
+    """Faster R-CNN's Python layer; `param_str` has feat_stride and, optionally, scales and ratios.
 
-    The numbers its configuration file holds are its defaults: 6000 regions before suppression and 300 after
-    it, 12000 and 2000 in phase TRAIN.
+    Its counts are the defaults of its configuration file: 6000 regions before suppression and 300 after,
+    12000 and 2000 in phase TRAIN.
     """
 
     def setup(self) -> None:
@@ -288,15 +309,15 @@ class ProposalLayer(_Proposals, PythonLayer):
         known: dict[str, Any] = {"feat_stride": 16, "scales": [8, 16, 32], "ratios": [0.5, 1, 2]}
         for name in settings:
             if name not in known:
-                raise self.error(f"param_str: {name} is unknown; it may have {', '.join(known)}")
+                raise self.error(f"param_str: {name} is unknown; known are {', '.join(known)}")
         stride, scales, ratios = ({**known, **settings}[name] for name in known)
         if "feat_stride" not in settings or not isinstance(stride, int) or stride < 1:
-            raise self.error("param_str: feat_stride must be a whole number over 0, as in 'feat_stride': 16")
+            raise self.error("param_str: feat_stride must be an integer over 0, as in 'feat_stride': 16")
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not isinstance(values, list | tuple) or not all(
                 isinstance(v, int | float) and v > 0 for v in values
             ):
                 raise self.error(f"param_str: {name} must be a list of numbers over 0, not {values}")
-        self.rules = Rules(
+        self.proposal_settings = Settings(
             make_anchors(16, ratios, scales), stride, (12000, 2000) if self.is_train else (6000, 300)
         )

@@ -1,4 +1,4 @@
-"""RNN and LSTM over T×N×… blobs, with Caffe's continuation marks: 0 where a sequence begins anew."""
+"""RNN and LSTM over T×N×… blobs, with Caffe's continuation markers: 0 where a new sequence starts."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ from .support.registry import register_layer
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def caffe_rnn(inputs, cont, state, w_hh, *projection):
-    """Caffe's RNN: h = tanh(input + W_hh · cont h), o = tanh(W_ho · h + b_o); inputs come projected."""
+def caffe_rnn(
+    inputs: Tensor, cont: Tensor, state: tuple[Tensor, ...], w_hh: Tensor, *projection: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Caffe's RNN: h = tanh(input + W_hh · cont h), o = tanh(W_ho · h + b_o); the inputs are already projected."""
     (h,), (w_ho, b_o) = state, projection
     outputs = []
-    for x, going_on in zip(inputs, cont, strict=True):
-        h = torch.tanh(x + (h * going_on[:, None]) @ w_hh.T)
+    for x, continues in zip(inputs, cont, strict=True):
+        h = torch.tanh(x + (h * continues[:, None]) @ w_hh.T)
         outputs.append(torch.tanh(h @ w_ho.T + b_o))
     return torch.stack(outputs), (h,)
 
 
-def caffe_lstm(inputs, cont, state, w_hc):
-    """Caffe's LSTM, gates in the order i, f, o, g; inputs come projected."""
+def caffe_lstm(
+    inputs: Tensor, cont: Tensor, state: tuple[Tensor, ...], w_hc: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Caffe's LSTM, gates in the order i, f, o, g; the inputs are already projected."""
     h, c = state
     outputs = []
-    for x, going_on in zip(inputs, cont, strict=True):
-        i, f, o, g = (x + (h * going_on[:, None]) @ w_hc.T).chunk(4, dim=1)
-        c = torch.sigmoid(f) * c * going_on[:, None] + torch.sigmoid(i) * torch.tanh(g)
+    for x, continues in zip(inputs, cont, strict=True):
+        i, f, o, g = (x + (h * continues[:, None]) @ w_hc.T).chunk(4, dim=1)
+        c = torch.sigmoid(f) * c * continues[:, None] + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         outputs.append(h)
     return torch.stack(outputs), (h, c)
 
 
-def with_states(top, states):
-    """The output and the last states, each with a time axis of one step."""
+def with_states(top: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the output and the last states, which get a time axis of one step."""
     return (top, *(state[None] for state in states))
 
 
-def _usable(kept: Tensor) -> Tensor:
-    """Copy what an inference-mode pass left, which autograd cannot read."""
+def _readable(kept: Tensor) -> Tensor:
+    """Return a copy of a tensor of inference mode, which autograd cannot read."""
     return kept.clone() if kept.is_inference() and not torch.is_inference_mode_enabled() else kept
 
 
@@ -51,12 +55,12 @@ def _usable(kept: Tensor) -> Tensor:
 
 
 class _Recurrent(Layer):
-    """Bottoms: values T×N×…, marks T×N, a static input N×… where given, and with `expose_hidden` the state.
+    """Bottoms: values T×N×…, markers T×N, a static input N×… where given, and with `expose_hidden` the state.
 
     Caffe's `RecurrentLayer` copies the last state of one pass to the first of the next unless the state is
-    exposed; the marks of step 0 decide whether it is used.  The commands do so.  In Python a net is a function
-    of its inputs, and a pass starts from zeros, unless it was loaded with ``carry_state=True``; `reset_state`
-    starts the next pass from zeros.  ONNX, written source and fast nets start each pass from zeros.
+    exposed; the markers of step 0 decide whether it is used.  So do the commands.  In Python a net is a function
+    of its inputs, and a pass starts from zeros, unless it was loaded with ``carry_state=True``; after `reset_state`
+    the next pass starts from zeros.  ONNX, written source and fast nets start each pass from zeros.
     """
 
     message = "recurrent_param"
@@ -75,7 +79,7 @@ class _Recurrent(Layer):
     def setup(self, *ranks: int) -> None:
         self.outputs: int = self.param.num_output
         if not self.outputs:
-            raise self.error("num_output is 0 or absent; state how many values a step gives")
+            raise self.error("num_output is 0 or absent; state the number of outputs per step")
         self.exposed = self.states if self.param.expose_hidden else 0
         bottoms, tops = len(self.node.bottoms), len(self.node.tops)
         if tops != 1 + self.exposed or bottoms not in (2 + self.exposed, 3 + self.exposed):
@@ -85,17 +89,17 @@ class _Recurrent(Layer):
             )
         self.has_static = bottoms == 3 + self.exposed
         self.has_state = not self.exposed
-        # The state moves with the net (`to`, `half`) and is no part of its weights.
-        for name in self._kept_names:
+        # The state moves with the net (`to`, `half`) and is not one of its weights.
+        for name in self._state_names:
             self.register_buffer(name, None, persistent=False)
 
     @property
-    def _kept_names(self) -> tuple[str, ...]:
+    def _state_names(self) -> tuple[str, ...]:
         return ("last_h", "last_c")[: self.states]
 
     def reset_state(self) -> None:
         """Start the next pass from zeros."""
-        for name in self._kept_names:
+        for name in self._state_names:
             setattr(self, name, None)
 
     def plan(self, x: Shape, cont: Shape, *others: Shape) -> LayerPlan:
@@ -124,43 +128,43 @@ class _Recurrent(Layer):
             blobs.append(BlobSpec("static_weight", (rows, static), weight))
         return [*blobs, BlobSpec("hidden_weight", (rows, self.outputs), weight)]
 
-    # ------------------------------------------------------------------ the four uses
+    # ------------------------------------------------------------------ forward, ONNX and source
 
     @property
     def _step_blobs(self) -> list[str]:
-        """The blobs a step needs: those that take the state."""
+        """The names of the blobs that a step uses."""
         return [name for name in self.blob_names if name not in ("weight", "bias", "static_weight")]
 
-    def _first_state(self, x: Tensor, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _initial_state(self, x: Tensor, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if given:
             return tuple(state[0] for state in given)
-        kept = [getattr(self, name) for name in self._kept_names]
-        # As Caffe's blobs: more streams than ever before take new memory, which is zero; fewer read the first.
+        kept = [getattr(self, name) for name in self._state_names]
+        # As in Caffe's blobs, more streams than ever before get new memory, which is zero; fewer read the first rows.
         if self.carry_state and kept[0] is not None and len(kept[0]) >= x.shape[1]:
-            return tuple(_usable(state[: x.shape[1]]).to(x) for state in kept)
+            return tuple(_readable(state[: x.shape[1]]).to(x) for state in kept)
         return (x.new_zeros(x.shape[1], self.outputs),) * self.states
 
-    def _keep_state(self, state: Sequence[Tensor]) -> None:
-        """Keep the last state; what a pass of more streams left in the later rows stays, as in Caffe's memory."""
-        for name, value in zip(self._kept_names, state, strict=True):
+    def _store_state(self, state: Sequence[Tensor]) -> None:
+        """Store the last state; later rows, of an earlier pass with more streams, stay as in Caffe's memory."""
+        for name, value in zip(self._state_names, state, strict=True):
             kept = getattr(self, name)
             value = value.detach()
             if kept is not None and len(kept) > len(value):
-                value = torch.cat([value, _usable(kept[len(value) :]).to(value)])
+                value = torch.cat([value, _readable(kept[len(value) :]).to(value)])
             setattr(self, name, value)
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         inputs = x.flatten(2) @ self.blob("weight").T + self.blob("bias")
         if self.has_static:
             inputs = inputs + others[0].flatten(1) @ self.blob("static_weight").T
-        first = self._first_state(x, others[self.has_static :])
-        top, state = type(self).run(inputs, cont, first, *(self.blob(name) for name in self._step_blobs))
+        initial = self._initial_state(x, others[self.has_static :])
+        top, state = type(self).run(inputs, cont, initial, *(self.blob(name) for name in self._step_blobs))
         if self.carry_state and self.has_state:
-            self._keep_state(state)
+            self._store_state(state)
         return with_states(top, state[: self.exposed])
 
     def onnx(self, graph: OnnxGraph, x: str, cont: str, *others: str) -> list[str]:
-        """Project all inputs at once, then Scan over the steps, so that their number stays free."""
+        """Project all inputs at once, then Scan over the steps, so that their number stays dynamic."""
 
         def projected(x: str, blob: str) -> str:
             return graph.node("MatMul", [x, graph.node("Transpose", [graph.parameter(blob)], perm=[1, 0])])
@@ -248,7 +252,7 @@ class LSTM(_Recurrent):
         ("Mul", "remembered mark", "carried", {}),
         ("Mul", "i g", "added", {}),
         ("Add", "carried added", "c'", {}),
-        ("Tanh", "c'", "shown", {}),
-        ("Mul", "out shown", "h'", {}),
+        ("Tanh", "c'", "tanh_c", {}),
+        ("Mul", "out tanh_c", "h'", {}),
         ("Identity", "h'", "o", {}),
     )

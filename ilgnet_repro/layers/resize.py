@@ -1,4 +1,4 @@
-"""Layers that give images another size: Upsample (SegNet's max-unpooling) and Interp (DeepLab, PSPNet)."""
+"""Resizing of feature maps: Upsample (SegNet's max unpooling) and Interp (DeepLab, PSPNet)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.indices import indices_onnx, whole_indices
+from .support.labels import indices_onnx, to_indices
 from .support.registry import register_layer
 
 
-def max_unpool(x, mask, height, width):
-    """Put each value where its maximum was; F.max_unpool2d takes only sizes near a multiple of the window."""
+def max_unpool(x: Tensor, mask: Tensor, height: int, width: int) -> Tensor:
+    """Scatter values to the indices in ``mask``; F.max_unpool2d takes only sizes near a multiple of the window."""
     plane = x.new_zeros(*x.shape[:2], height * width)
-    return plane.scatter(2, mask.flatten(2).long(), x.flatten(2)).unflatten(2, (height, width))
+    return plane.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(*x.shape[:2], height, width)
 
 
 @register_layer("Upsample")
 class Upsample(Layer):
-    """Zeros, with every value of the first bottom where the second, a Pooling layer's mask, says it was.
+    """Zeros, with each value of the first bottom at its index in the second, a Pooling layer's mask.
 
     The size is `upsample_h`×`upsample_w`, or `scale` times the bottom's, one less with `pad_out_h/w`.
     Source: layer of the SegNet fork (Badrinarayanan et al., 2015).
@@ -63,7 +63,7 @@ class Upsample(Layer):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor]:
         height, width = self._size(x.shape[2], x.shape[3])
-        return (max_unpool(x, whole_indices(self, mask, height * width, "mask index"), height, width),)
+        return (max_unpool(x, to_indices(self, mask, height * width, "mask index"), height, width),)
 
     def onnx(self, graph: OnnxGraph, x: str, mask: str) -> list[str]:
         height, width = graph.shape(x)[2:]
@@ -93,15 +93,15 @@ class Upsample(Layer):
         return [f"{code.helper(max_unpool)}({x}, {mask}, {height}, {width})"]
 
 
-def interp_by(x, shrink, zoom):
-    """Resize by factors of the gaps between pixels, not of the pixels, so that corners meet corners."""
+def interp_by(x: Tensor, shrink: int, zoom: int) -> Tensor:
+    """Resize with aligned corners; the factors apply to the number of gaps between pixels."""
     size = [(length - 1) // shrink * zoom + 1 for length in x.shape[2:]]
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 @register_layer("Interp")
 class Interp(Layer):
-    """Bilinear resizing with aligned corners, after cutting -`pad_beg` and -`pad_end` pixels off the sides.
+    """Bilinear resizing with aligned corners, after cropping -`pad_beg` and -`pad_end` pixels off the sides.
 
     The size is `height`×`width`, or that of a second bottom, or (n − 1) / `shrink_factor` (rounded down)
     · `zoom_factor` + 1 of each side n.  Source: layer of the DeepLab and PSPNet forks.
@@ -124,27 +124,27 @@ class Interp(Layer):
                 raise self.error(f"{field} {getattr(self.param, field)} must be at least 1")
         for field in ("pad_beg", "pad_end"):
             if getattr(self.param, field) > 0:
-                raise self.error(f"{field} {getattr(self.param, field)} is over 0; these pads only cut off")
+                raise self.error(f"{field} {getattr(self.param, field)} is over 0; it can only crop")
         self.size = (self.param.height, self.param.width) if all(by_size) else None
         self.shrink: int = self.param.shrink_factor
         self.zoom: int = self.param.zoom_factor
-        self.cut: tuple[int, int] = (-self.param.pad_beg, -self.param.pad_end)
+        self.crop: tuple[int, int] = (-self.param.pad_beg, -self.param.pad_end)
 
     def plan(self, x: Shape, *like: Shape) -> LayerPlan:
         for shape in (x, *like):
             if len(shape) != 4:
                 raise self.error(f"bottom {list(shape)} is not of shape N×C×H×W")
-        if min(x[2:]) <= sum(self.cut):
-            raise self.error(f"bottom {list(x)} has nothing left once {sum(self.cut)} are cut off")
+        if min(x[2:]) <= sum(self.crop):
+            raise self.error(f"bottom {list(x)} is empty after cropping {sum(self.crop)} per axis")
         size = like[0][2:] if like else self.size or tuple(map(self._by_factor, x[2:]))
         return LayerPlan([(*x[:2], *size)])
 
     def _by_factor(self, length: int) -> int:
-        return (length - sum(self.cut) - 1) // self.shrink * self.zoom + 1
+        return (length - sum(self.crop) - 1) // self.shrink * self.zoom + 1
 
     def forward(self, x: Tensor, *like: Tensor) -> tuple[Tensor]:
-        first, last = self.cut
-        if any(self.cut):
+        first, last = self.crop
+        if any(self.crop):
             x = x[:, :, first : x.shape[2] - last, first : x.shape[3] - last]
         if not like and not self.size:
             return (interp_by(x, self.shrink, self.zoom),)
@@ -152,9 +152,9 @@ class Interp(Layer):
         return (F.interpolate(x, size=size, mode="bilinear", align_corners=True),)
 
     def onnx(self, graph: OnnxGraph, x: str, *like: str) -> list[str]:
-        first, last = self.cut
+        first, last = self.crop
         height, width = graph.shape((x, *like)[-1])[2:]
-        if any(self.cut):
+        if any(self.crop):
             ends = integers(*[-last or 2**63 - 1] * 2)
             cuts = (integers(first, first), ends, integers(2, 3))
             x = graph.node("Slice", [x, *map(graph.constant, cuts)])
@@ -177,8 +177,8 @@ class Interp(Layer):
         ]  # fmt: skip
 
     def source(self, code: SourceCode, x: str, *like: str) -> list[str]:
-        first, last = self.cut
-        if any(self.cut):
+        first, last = self.crop
+        if any(self.crop):
             kept = f"{first or ''}:{-last or ''}"
             x = f"{x}[:, :, {kept}, {kept}]"
         if not like and not self.size:

@@ -1,4 +1,4 @@
-"""Scale and Bias: a smaller blob of factors or terms that broadcasts over some axes of the bottom."""
+"""Scale and Bias: multiplies by or adds a smaller blob that broadcasts over some axes of the bottom."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .support.registry import register_layer
 
 
 class Broadcast(Layer):
-    """What Scale and Bias share: which axes the smaller blob, learned or the second bottom, goes with."""
+    """Shared by Scale and Bias: the axes of the smaller blob, which is learned or the second bottom."""
 
     in_place = True
     bottom_count = (1, 2)
@@ -20,18 +20,18 @@ class Broadcast(Layer):
     def setup(self, x: int, *given: int) -> None:
         self.is_learned = not given
         count: int = given[0] if given else self.param.num_axes
-        # A second bottom that is a single number goes with every axis.
+        # A second bottom that is a scalar broadcasts over every axis.
         self.start = 0 if given == (0,) else self.axis(self.param.axis, x)
         if count < -1:
             raise self.error(f"num_axes {count} must be at least 0, or -1 for all from axis on")
         self.end = x if count == -1 else self.start + count
         if self.is_learned and self.end > x:
-            raise self.error(f"axis {self.start} and num_axes {count} reach past {x} axes")
-        # Broadcasting lines axes up at the end, so the blob lacks those behind it; a single number lacks none.
+            raise self.error(f"axis {self.start} and num_axes {count} exceed {x} axes")
+        # Broadcasting aligns the last axes, so the blob needs ones for those after it; a scalar needs none.
         self.trailing_axes = x - self.end if count else 0
 
     def _blob_shape(self, x: Shape, *given: Shape) -> Shape:
-        """The shape of the learned blobs, which a second bottom must have."""
+        """Return the shape of the learned blobs, which a second bottom must have."""
         shape = x[self.start : self.end]
         for second in given:
             if second != shape:

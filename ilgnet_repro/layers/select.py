@@ -1,4 +1,4 @@
-"""Layers that pick values out of a blob: Crop, BatchReindex, Filter, ArgMax."""
+"""Layers that select values of a blob: Crop, BatchReindex, Filter, ArgMax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.indices import indices_onnx, whole_indices
+from .support.labels import indices_onnx, to_indices
 from .support.registry import register_layer
 
 
@@ -64,18 +64,18 @@ class Crop(Layer):
 
 @register_layer("BatchReindex")
 class BatchReindex(Layer):
-    """The first bottom's images in the order, and as often, as the second bottom numbers them."""
+    """The images of the first bottom at the indices in the second."""
 
     index_bottoms = (1,)
     bottom_count = (2, 2)
 
     def plan(self, x: Shape, order: Shape) -> LayerPlan:
         if not x or len(order) != 1:
-            raise self.error(f"the second bottom {list(order)} must be a list: one axis of image numbers")
+            raise self.error(f"the second bottom {list(order)} must have one axis, of image numbers")
         return LayerPlan([(order[0], *x[1:])])
 
     def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor]:
-        return (x.index_select(0, whole_indices(self, order, x.shape[0], "image number")),)
+        return (x.index_select(0, to_indices(self, order, x.shape[0], "image number")),)
 
     def onnx(self, graph: OnnxGraph, x: str, order: str) -> list[str]:
         return [graph.node("Gather", [x, indices_onnx(graph, order)], axis=0)]
@@ -88,7 +88,7 @@ class BatchReindex(Layer):
 class Filter(Layer):
     """Of each bottom but the last, the images whose value in the last, the selector, is not 0.
 
-    How many these are is known only once the net runs: the plan gives the most it can be.
+    Their number is known only when the net runs: `plan` returns the maximum.
     """
 
     bottom_count = (2, None)
@@ -98,15 +98,17 @@ class Filter(Layer):
     def setup(self, *ranks: int) -> None:
         filtered, tops = len(ranks) - 1, len(self.node.tops)
         if filtered != tops:
-            raise self.error(f"has {filtered} bottoms to filter and {tops} tops; give as many")
+            raise self.error(f"has {filtered} bottoms to filter and {tops} tops; the numbers must be equal")
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
         *filtered, selector = bottoms
         if not selector or any(length != 1 for length in selector[1:]):
-            raise self.error(f"the selector {list(selector)} must hold one value an image")
+            raise self.error(f"the selector {list(selector)} must hold one value per image")
         for shape in filtered:
             if shape[:1] != selector[:1]:
-                raise self.error(f"bottom {list(shape)} and the selector {list(selector)} differ in images")
+                raise self.error(
+                    f"bottom {list(shape)} and the selector {list(selector)} differ in their number of images"
+                )
         return LayerPlan(filtered)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -127,17 +129,17 @@ class Filter(Layer):
         return [f"{x}[{selector}.flatten() != 0]" for x in filtered]
 
 
-def greatest(x, count, dim):
-    """The greatest values along an axis and where they are; of equal values Caffe takes the last first."""
+def greatest(x: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the greatest values along an axis and their indices; of equal values Caffe takes the last first."""
     values, order = x.flip(dim).sort(dim=dim, descending=True, stable=True)
     indices = x.shape[dim] - 1 - order.narrow(dim, 0, count)
-    # bfloat16 holds whole numbers to 256 only.
+    # bfloat16 represents integers up to 256 only.
     return values.narrow(dim, 0, count), indices.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @register_layer("ArgMax")
 class ArgMax(Layer):
-    """Where the `top_k` greatest values are: along `axis`, or over each whole image.
+    """The indices of the `top_k` greatest values along `axis`, or over each whole image.
 
     Over an image the top is N×1×top_k, or with `out_max_val` N×2×top_k of indices and values, and has
     the bottom's number of axes (3 at least).  Along an axis it holds indices, or values instead.
@@ -152,7 +154,7 @@ class ArgMax(Layer):
         self.with_values: bool = self.param.out_max_val
         self.dim = self.axis(self.param.axis, rank) if self.param.HasField("axis") else None
         if self.dim is None and not rank:
-            raise self.error("the bottom has no axes; it needs one at least")
+            raise self.error("the bottom has no axes; it needs at least one")
         self.tail = (1,) * (max(rank, 3) - 3)
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -176,10 +178,10 @@ class ArgMax(Layer):
 
         axis = 1 if self.dim is None else self.dim
         x = graph.node("Flatten", [x], axis=1) if self.dim is None else x
-        # TopK prefers the first of equal values, so it is given the axis backwards.
+        # TopK takes the first of equal values, so the axis is reversed.
         back, limit = graph.constant(integers(-1)), graph.constant(integers(-(2**63)))
-        mirrored = graph.node("Slice", [x, back, limit, graph.constant(integers(axis)), back])
-        values, order = graph.nodes("TopK", [mirrored, graph.constant(integers(self.count))], 2, axis=axis)
+        reversed_x = graph.node("Slice", [x, back, limit, graph.constant(integers(axis)), back])
+        values, order = graph.nodes("TopK", [reversed_x, graph.constant(integers(self.count))], 2, axis=axis)
         if self.dim is not None and self.with_values:
             return [values]
         length = graph.node("Shape", [x], start=axis, end=axis + 1)
@@ -189,8 +191,8 @@ class ArgMax(Layer):
             return [indices]
         axes = graph.constant(integers(1, *range(3, 3 + len(self.tail))))
         parts = [indices, values] if self.with_values else [indices]
-        lifted = [graph.node("Unsqueeze", [part, axes]) for part in parts]
-        return [graph.node("Concat", lifted, axis=1) if self.with_values else lifted[0]]
+        with_axes = [graph.node("Unsqueeze", [part, axes]) for part in parts]
+        return [graph.node("Concat", with_axes, axis=1) if self.with_values else with_axes[0]]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         call = code.helper(greatest)

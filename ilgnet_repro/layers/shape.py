@@ -1,4 +1,4 @@
-"""Layers that only give values another shape or order: Flatten, Reshape, Tile, Permute, ShuffleChannel."""
+"""Layers that change the shape or order of values: Flatten, Reshape, Tile, Permute, ShuffleChannel."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from math import prod
 
 from torch import Tensor
 
-from .support.axes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
-from .support.lengths import Kept, Length, reshape_onnx
 from .support.registry import register_layer
+from .support.shapes import (
+    Kept,
+    Length,
+    four_axes_index,
+    legacy_shape,
+    onnx_with_four_axes,
+    reshape_onnx,
+    with_four_axes,
+)
 
 
 @register_layer("Flatten")
 class Flatten(Layer):
-    """The axes from `axis` to `end_axis`, both included, made one."""
+    """The axes from `axis` to `end_axis`, both included, flattened into one."""
 
     message = "flatten_param"
     fields = ("axis", "end_axis")
@@ -24,7 +31,7 @@ class Flatten(Layer):
         self.start = self.axis(self.param.axis, rank)
         self.end = self.axis(self.param.end_axis, rank, field="end_axis")
         if self.end < self.start:
-            raise self.error(f"end_axis {self.param.end_axis} lies in front of axis {self.param.axis}")
+            raise self.error(f"end_axis {self.param.end_axis} is before axis {self.param.axis}")
 
     def plan(self, x: Shape) -> LayerPlan:
         return LayerPlan([(*x[: self.start], prod(x[self.start : self.end + 1]), *x[self.end + 1 :])])
@@ -55,16 +62,16 @@ class Reshape(Layer):
         if min(stated, default=0) < -1:
             raise self.error(f"shape {stated} holds a length below -1")
         if stated.count(-1) > 1:
-            raise self.error(f"shape {stated} leaves several lengths to infer; state all but one")
+            raise self.error(f"shape {stated} has several lengths to infer; state all but one")
         if self.param.num_axes < -1:
             raise self.error(f"num_axes {self.param.num_axes} must be at least 0, or -1 for all")
-        # `axis` counts gaps, not axes: -1 is behind the last axis.
+        # `axis` is a position between axes: -1 is after the last axis.
         start = self.param.axis if self.param.axis >= 0 else rank + 1 + self.param.axis
         if not 0 <= start <= rank:
             raise self.error(f"axis {self.param.axis} is outside a blob of {rank} axes")
         end = rank if self.param.num_axes == -1 else start + self.param.num_axes
         if end > rank:
-            raise self.error(f"axis {start} and num_axes {self.param.num_axes} reach past {rank} axes")
+            raise self.error(f"axis {start} and num_axes {self.param.num_axes} exceed {rank} axes")
         middle: list[Length] = []
         for axis, length in enumerate(stated, start):
             if length == 0 and axis >= rank:
@@ -73,7 +80,7 @@ class Reshape(Layer):
         self.lengths: list[Length] = [*map(Kept, range(start)), *middle, *map(Kept, range(end, rank))]
 
     def _lengths(self, x: Shape) -> list[int]:
-        """The top's lengths, where -1 is still to be inferred."""
+        """Return the top's lengths, where -1 is still to be inferred."""
         return [x[length.axis] if isinstance(length, Kept) else length for length in self.lengths]
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -81,7 +88,7 @@ class Reshape(Layer):
         if -1 in top:
             others = -prod(top)
             if not others or prod(x) % others:
-                raise self.error(f"bottom {list(x)} is no multiple of the stated lengths {top}")
+                raise self.error(f"bottom {list(x)} is not a multiple of the stated lengths {top}")
             top[top.index(-1)] = prod(x) // others
         if prod(top) != prod(x):
             raise self.error(f"bottom {list(x)} has {prod(x)} values, shape {top} has {prod(top)}")
@@ -100,7 +107,7 @@ class Reshape(Layer):
 
 @register_layer("Tile")
 class Tile(Layer):
-    """`tiles` copies of the bottom beside each other along `axis`."""
+    """`tiles` copies of the bottom, concatenated along `axis`."""
 
     message = "tile_param"
     fields = ("axis", "tiles")
@@ -126,7 +133,7 @@ class Tile(Layer):
 
 @register_layer("Permute")
 class Permute(Layer):
-    """The axes in the stated order, those not stated behind them (SSD)."""
+    """The axes in the stated order, followed by those not stated (SSD)."""
 
     message = "permute_param"
     fields = ("order",)
@@ -136,7 +143,7 @@ class Permute(Layer):
         if len(set(stated)) != len(stated):
             raise self.error(f"order {stated} names an axis twice")
         if max(stated, default=0) >= rank:
-            raise self.error(f"order {stated} names an axis that a blob of {rank} axes has not")
+            raise self.error(f"order {stated} names an axis that a blob of {rank} axes does not have")
         self.order = (*stated, *(axis for axis in range(rank) if axis not in stated))
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -154,9 +161,9 @@ class Permute(Layer):
 
 @register_layer("ShuffleChannel")
 class ShuffleChannel(Layer):
-    """Channels dealt out anew: the first of each group, then the second of each, ... (ShuffleNet).
+    """Channels interleaved: the first of each group, then the second of each, ... (ShuffleNet).
 
-    The top has four axes, as the forks shape it.
+    The top has four axes, as in the forks.
     """
 
     message = "shuffle_channel_param"
@@ -172,11 +179,12 @@ class ShuffleChannel(Layer):
         if len(x) > 4:
             raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 2 to 4")
         if not self.group or x[1] % self.group:
-            raise self.error(f"{x[1]} channels are no multiple of group {self.group}")
+            raise self.error(f"{x[1]} channels are not a multiple of group {self.group}")
         return LayerPlan([legacy_shape(x)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (with_four_axes(x.unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)),)
+        grouped = x.reshape(x.shape[0], self.group, x.shape[1] // self.group, *x.shape[2:])
+        return (with_four_axes(grouped.transpose(1, 2).flatten(1, 2)),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         places = [length for length in graph.shape(x)[2:] if length is not None]
@@ -184,10 +192,10 @@ class ShuffleChannel(Layer):
             groups = integers(0, self.group, -1, prod(places))
         else:
             groups = integers(0, self.group, graph.size(x, 1) // self.group, -1)
-        dealt = graph.node("Reshape", [x, graph.constant(groups)])
-        dealt = graph.node("Transpose", [dealt], perm=[0, 2, 1, 3])
+        shuffled = graph.node("Reshape", [x, graph.constant(groups)])
+        shuffled = graph.node("Transpose", [shuffled], perm=[0, 2, 1, 3])
         lengths: list[Length] = [0, *(Kept(axis) for axis in range(1, self.rank))]
-        return [onnx_with_four_axes(graph, reshape_onnx(graph, dealt, lengths, x), self.rank)]
+        return [onnx_with_four_axes(graph, reshape_onnx(graph, shuffled, lengths, x), self.rank)]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         tail = four_axes_index(self.rank)

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
-from .support.indices import whole_indices
+from .support.labels import to_indices
 from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def c_round(x):
-    """Round halves away from zero, as C does; torch rounds them to even."""
+def c_round(x: Tensor) -> Tensor:
+    """Round half away from zero, as C does; torch rounds half to even."""
     return torch.sign(x) * torch.floor(x.abs() + 0.5)
 
 
-def roi_pooling(x, rois, pooled, scale):
-    """The maximum of each bin of each region (image, x1, y1, x2, y2 in pixels of the net's input).
+def roi_pooling(x: Tensor, rois: Tensor, pooled: tuple[int, int], scale: float) -> Tensor:
+    """Return the maximum of each bin of each region (image, x1, y1, x2, y2 in pixels of the net's input).
 
-    The bins of a region overlap and differ in size.  A bin's maximum is that of four windows whose sides
-    are powers of two, from tables made once for all regions.
+    The bins of a region overlap and differ in size.  A bin's maximum is that of four windows with sides
+    of powers of two, from tables computed once for all regions.
     """
     corners = c_round(rois[:, 1:].to(torch.promote_types(rois.dtype, torch.float32)) * scale)
     spans = []
@@ -37,7 +37,7 @@ def roi_pooling(x, rois, pooled, scale):
         start = ((bins * size).floor() + first[:, None]).clamp(0, extent).long()
         end = (((bins + 1) * size).ceil() + first[:, None]).clamp(0, extent).long()
         length = end - start
-        # frexp gives the exponent exactly where a logarithm might round.
+        # frexp returns the exact exponent, where a logarithm might round.
         level = (torch.frexp(length.clamp(min=1).to(torch.float32)).exponent - 1).long()
         near, far = start.clamp(max=extent - 1), (end - (1 << level)).clamp(min=0)
         spans.append((near, far, level, length))
@@ -57,21 +57,22 @@ def roi_pooling(x, rois, pooled, scale):
             rows = torch.maximum(rows[:, :, : -(1 << i)], rows[:, :, 1 << i :])
     maxima = torch.stack(tables).permute(0, 1, 3, 4, 2)  # table, image, row, column, channel
 
-    picture = rois[:, 0].long()[:, None, None]
+    image = rois[:, 0].long()[:, None, None]
     chosen = tall[:, :, None] * levels[1] + wide[:, None, :]
     places = [(row[:, :, None], column[:, None]) for row in (top, bottom) for column in (left, right)]
-    best = torch.stack([maxima[chosen, picture, row, column] for row, column in places]).max(0).values
+    best = torch.stack([maxima[chosen, image, row, column] for row, column in places]).max(0).values
     empty = (height <= 0)[:, :, None] | (width <= 0)[:, None, :]
     return torch.where(empty[..., None], 0, best).permute(0, 3, 1, 2)
 
 
-def psroi_pooling(x, rois, outputs, group, scale):
-    """The mean of each bin of each region, each bin from channels of its own (R-FCN).
+def psroi_pooling(x: Tensor, rois: Tensor, outputs: int, group: int, scale: float) -> Tensor:
+    """Return the mean of each bin of each region, where each bin reads different channels (R-FCN).
 
-    Sums come from a running total over rows and columns, in double precision for its differences' sake.
+    Sums are differences of a cumulative sum over rows and columns, which needs double precision.
     """
     corners = c_round(rois[:, 1:].to(torch.promote_types(rois.dtype, torch.float32)))
-    total = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).unflatten(1, (outputs, group, group))
+    total = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
+    total = total.reshape(total.shape[0], outputs, group, group, *total.shape[2:])
     bins = torch.arange(group, device=x.device)
     spans = []
     for axis in (0, 1):  # rows, columns
@@ -82,11 +83,11 @@ def psroi_pooling(x, rois, outputs, group, scale):
         spans.append((start, end))
     (top, bottom), (left, right) = [[edge[:, None] for edge in span] for span in spans]
 
-    picture = rois[:, 0].long()[:, None, None, None]
+    image = rois[:, 0].long()[:, None, None, None]
     channel = torch.arange(outputs, device=x.device)[:, None, None]
 
-    def read(row, column):
-        return total[picture, channel, bins[:, None], bins, row[..., None], column[..., None, :]]
+    def read(row: Tensor, column: Tensor) -> Tensor:
+        return total[image, channel, bins[:, None], bins, row[..., None], column[..., None, :]]
 
     sums = read(bottom, right) - read(top, right) - read(bottom, left) + read(top, left)
     area = (bottom - top).clamp(min=0)[..., None] * (right - left).clamp(min=0)[..., None, :]
@@ -111,7 +112,7 @@ class _RegionPooling(Layer):
 
     def _regions(self, x: Tensor, rois: Tensor) -> Tensor:
         rois = rois.detach().flatten(1)
-        whole_indices(self, rois[:, 0], x.shape[0], "a region's image number")
+        to_indices(self, rois[:, 0], x.shape[0], "a region's image number")
         return rois
 
 
@@ -177,7 +178,7 @@ class PSROIPooling(_RegionPooling):
         def cast(value: str, to: int) -> str:
             return node("Cast", value, to=to)
 
-        whole, single, double = TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE
+        int64, single, double = TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE
         total = cast(x, double)
         for axis in (2, 3):
             total = node("CumSum", total, graph.constant(np.array(axis)))
@@ -210,7 +211,7 @@ class PSROIPooling(_RegionPooling):
                 limits.append(graph.constant(numbers(extent)))
 
         def edges(axis: int) -> list[str]:
-            """First and last bound of each bin of each region, R×group."""
+            """Add the first and last bound of each bin of each region, R×group."""
             first = node("Mul", rounded[1 - axis], scale)
             last = node("Mul", node("Add", rounded[3 - axis], graph.constant(numbers(1))), scale)
             least = node("Max", node("Sub", last, first), graph.constant(numbers(0.1)))
@@ -220,26 +221,26 @@ class PSROIPooling(_RegionPooling):
                 steps = graph.constant(numbers((bins + offset).tolist()))
                 edge = node(rounding, node("Add", node("Mul", size, steps), first))
                 limit = limits[axis]
-                bounds.append(cast(node("Clip", edge, graph.constant(numbers(0)), limit), whole))
+                bounds.append(cast(node("Clip", edge, graph.constant(numbers(0)), limit), int64))
             return bounds
 
-        # Everything is spread over R×outputs×group×group.
+        # Everything is broadcast to R×outputs×group×group.
         rows = [node("Unsqueeze", edge, graph.constant(integers(1, 3))) for edge in edges(0)]
         across = [node("Unsqueeze", edge, graph.constant(integers(1, 2))) for edge in edges(1)]
         channel = graph.constant(np.arange(self.outputs).reshape(-1, 1, 1))
-        picture = node("Unsqueeze", cast(columns[0], whole), graph.constant(integers(2, 3)))
-        spread = node("Shape", node("Add", node("Add", node("Add", rows[0], across[0]), channel), picture))
+        image = node("Unsqueeze", cast(columns[0], int64), graph.constant(integers(2, 3)))
+        broadcast = node("Shape", node("Add", node("Add", node("Add", rows[0], across[0]), channel), image))
 
         def read(row: str, column: str) -> str:
-            places = (picture, channel, graph.constant(bins[:, None]), graph.constant(bins), row, column)
+            places = (image, channel, graph.constant(bins[:, None]), graph.constant(bins), row, column)
             last = graph.constant(integers(4))
-            index = [node("Unsqueeze", node("Expand", place, spread), last) for place in places]
+            index = [node("Unsqueeze", node("Expand", place, broadcast), last) for place in places]
             return node("GatherND", total, node("Concat", *index, axis=4))
 
         (top, bottom), (left, right) = rows, across
         below = node("Sub", read(bottom, right), read(bottom, left))
         sums = node("Sub", below, node("Sub", read(top, right), read(top, left)))
-        # An empty bin sums to nothing, whatever it is divided by.
+        # An empty bin has sum 0, so the divisor does not matter.
         area = node("Mul", node("Sub", bottom, top), node("Sub", right, left))
         area = cast(node("Max", area, graph.constant(np.array(1))), double)
         return [cast(node("Div", sums, area), single)]

@@ -132,9 +132,9 @@ def _filling(specs: Specs, keys: Sequence[Key]) -> str:
     fillers = []
     for position, (name, index) in enumerate(keys):
         spec = specs[name][index]
-        if draws(spec) or not (spec.is_stated or (position and spec.learned)):
+        if draws(spec) or not (spec.has_filler or (position and spec.learned)):
             return ""
-        fillers.append(spec.filling)
+        fillers.append(spec.filler_text)
     return ", ".join(dict.fromkeys(fillers))
 
 
@@ -172,7 +172,7 @@ def take_weights(
     missing = [name for name in fit.missing if name not in by_name]
     if missing and allow_missing is not True:
         extra = f" (the file has {_some(fit.extra)}, which the net lacks)" if fit.extra else ""
-        if any(spec.is_stated for name in missing for spec in specs[name]):
+        if any(spec.has_filler for name in missing for spec in specs[name]):
             remedy += f", or have them drawn with allow_missing={missing[:3]!r}"
         raise WeightsError(
             f"{source}: holds no weights for {_some(missing)}{extra}; {remedy}", option="allow_missing"

@@ -18,7 +18,9 @@ def test_one_row_a_type_in_order() -> None:
     assert [line.split("`")[1] for line in lines] == list(layer_types())
     assert "| `Convolution` | ✓ | ✓ | ✓ | ✓ |" in lines
     assert "| `ArgMax` | ✓ | – | ✓ | ✓ |" in lines
-    assert "| `Dropout` | ✓ | ✓ | ✓, except: it draws anew at each pass in phase TRAIN | ✓ |" in lines
+    assert (
+        "| `Dropout` | ✓ | ✓ | ✓, except: it draws random numbers in each pass in phase TRAIN | ✓ |" in lines
+    )
 
 
 @pytest.mark.parametrize("name", ["docs/layers.md", "README.md"])

@@ -136,7 +136,7 @@ def test_dropout_in_training_scales_what_it_keeps():
     assert torch.equal(leaf.grad, top)  # the same mask and scale on the way back
     assert "F.dropout(in0, 0.7)" in build_source(net).text
     with pytest.raises(
-        LayerError, match=r"op \(Dropout\): cannot be written as ONNX: it draws anew at each pass"
+        LayerError, match=r"op \(Dropout\): cannot be written as ONNX: it draws random numbers in each pass"
     ):
         run_onnx(net, [x])
 

@@ -159,7 +159,7 @@ def test_negative_variances_are_warned_of():
     slope, bias, mean, variance = four_blobs()
     variance[0, 1] = -0.1
     with pytest.warns(
-        UserWarning, match=r"op \(BN\): its fourth blob holds negative values.*taken as VARIANCE"
+        UserWarning, match=r"op \(BN\): its fourth blob holds negative values.*read as VARIANCE"
     ):
         one_layer(bn(SLOPE), (2, 3, 4, 5), blobs=[slope, bias, mean, variance])
     with warnings.catch_warnings():

@@ -174,9 +174,9 @@ def test_opencv_convolves_alike(fields, tmp_path):
     [
         ("kernel_size: 3", "num_output is 0 or absent; state how many channels to make"),
         ("num_output: 4", "kernel_size is missing"),
-        ("num_output: 4 kernel_size: 3 group: 3", "num_output 4 is no multiple of group 3"),
-        ("num_output: 4 kernel_size: 3 group: 0", "num_output 4 is no multiple of group 0"),
-        ("num_output: 4 kernel_size: 3 group: 4", "6 input channels are no multiple of group 4"),
+        ("num_output: 4 kernel_size: 3 group: 3", "num_output 4 is not a multiple of group 3"),
+        ("num_output: 4 kernel_size: 3 group: 0", "num_output 4 is not a multiple of group 0"),
+        ("num_output: 4 kernel_size: 3 group: 4", "6 input channels are not a multiple of group 4"),
         ("num_output: 4 kernel_size: 0", "kernel_size [0, 0] must be at least 1"),
         ("num_output: 4 kernel_size: 3 stride: 0", "stride [0, 0] must be at least 1"),
         ("num_output: 4 kernel_size: 3 dilation: 0", "dilation [0, 0] must be at least 1"),
@@ -199,10 +199,15 @@ def test_convolution_refuses(fields, message):
 @pytest.mark.parametrize(
     ("kind", "shapes", "tops", "message"),
     [
-        ("Convolution", [(2, 3, 5, 7), (2, 3, 5, 7)], 1, "has 2 bottoms and 1 tops; give as many"),
+        (
+            "Convolution",
+            [(2, 3, 5, 7), (2, 3, 5, 7)],
+            1,
+            "has 2 bottoms and 1 tops; the numbers must be equal",
+        ),
         ("Convolution", [(2, 3, 5, 7), (2, 4, 5, 7)], 2, "bottoms differ in channels: 4 and 3"),
         ("Deconvolution", [(2, 3, 1, 1)], 1, "is too small for kernel [1, 1]"),
-        ("DepthwiseConvolution", [(2, 3, 5, 7)], 1, "num_output 4 is no multiple of its 3 input channels"),
+        ("DepthwiseConvolution", [(2, 3, 5, 7)], 1, "num_output 4 is not a multiple of its 3 input channels"),
     ],
     ids=["tops", "channels", "nothing_left", "depthwise"],
 )

@@ -92,7 +92,7 @@ REFUSED = {
         1,
         "concat_dim 4 is outside",
     ),
-    "Slice uneven": ("Slice", X, "", 4, "axis 1 of length 6 does not part evenly into 4 tops"),
+    "Slice uneven": ("Slice", X, "", 4, "axis 1 of length 6 cannot be divided evenly into 4 tops"),
     "Slice points count": (
         "Slice",
         X,
@@ -105,10 +105,16 @@ REFUSED = {
         X,
         "slice_param { slice_point: 3 slice_point: 3 }",
         3,
-        r"slice_points \[3, 3\] must rise from 1 to 6",
+        r"slice_points \[3, 3\] must increase from 1 to 6",
     ),
-    "Slice point 0": ("Slice", X, "slice_param { slice_point: 0 }", 2, r"slice_points \[0\] must rise"),
-    "Slice point outside": ("Slice", X, "slice_param { slice_point: 7 }", 2, r"slice_points \[7\] must rise"),
+    "Slice point 0": ("Slice", X, "slice_param { slice_point: 0 }", 2, r"slice_points \[0\] must increase"),
+    "Slice point outside": (
+        "Slice",
+        X,
+        "slice_param { slice_point: 7 }",
+        2,
+        r"slice_points \[7\] must increase",
+    ),
     "Slice both axes": (
         "Slice",
         X,

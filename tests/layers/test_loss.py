@@ -191,7 +191,7 @@ def test_smooth_l1_of_intel_divides_by_one():
 def test_fast_rcnns_smooth_l1_has_no_weight_of_its_own(bottoms, fields, weights):
     layer = build("SmoothL1Loss", [(3, 4)] * bottoms, fields).layer("op")
     assert layer.loss_weights() == weights
-    note = "Fast R-CNN's layer gives its loss no weight of its own: state loss_weight to learn from it"
+    note = "Fast R-CNN's layer has no default loss weight: state loss_weight to learn from it"
     assert layer.note == ("" if weights else note)
 
 
@@ -253,13 +253,13 @@ REFUSED = {
     "top_k": ("Accuracy", [FLAT, (3,)], "accuracy_param { top_k: 6 }", "top_k 6 must be from 1 to the 5"),
     "accuracy labels": ("Accuracy", [FLAT, (4,)], "", "has 4 labels [4] for 3 predictions"),
     "infogain without matrix": ("InfogainLoss", [FLAT, (3,)], "", "has no matrix; give it as third bottom"),
-    "infogain matrix": ("InfogainLoss", [FLAT, (3,), (5, 4)], "", "holds 20 values; 5 classes take 25"),
+    "infogain matrix": ("InfogainLoss", [FLAT, (3,), (5, 4)], "", "has 20 values; 5 classes need 25"),
     "infogain normalize": (
         *("InfogainLoss", [FLAT, (3,), (5, 5)]),
         *("loss_param { normalize: true }", "normalize is deprecated and Caffe refuses it"),
     ),
-    "hinge labels": ("HingeLoss", [FLAT, (3, 2)], "", "needs scores N×C and one label an image"),
-    "multinomial labels": ("MultinomialLogisticLoss", [FLAT, FLAT], "", "one label an image"),
+    "hinge labels": ("HingeLoss", [FLAT, (3, 2)], "", "needs scores N×C and one label per image"),
+    "multinomial labels": ("MultinomialLogisticLoss", [FLAT, FLAT], "", "one label per image"),
     "euclidean": ("EuclideanLoss", [FLAT, (3, 4)], "", "differ in their number of values"),
     "sigmoid": ("SigmoidCrossEntropyLoss", [FLAT, (4, 5)], "", "differ in their first axis"),
     "contrastive": ("ContrastiveLoss", [FLAT, (3, 4), (3,)], "", "two blobs N×C of one shape"),
@@ -288,7 +288,7 @@ def test_unread_matrix_says_how_to_read_it():
     net = build("InfogainLoss", [(3, 5), (3,)], 'infogain_loss_param { source: "gain" }')
     with pytest.raises(LayerError, match=r"matrix gain was not read; use load_net, or set_matrix"):
         run(net, [draw(1, 3, 5), np.zeros(3, F32)])
-    with pytest.raises(LayerError, match="holds 24 values; 5 classes take 25"):
+    with pytest.raises(LayerError, match="has 24 values; 5 classes need 25"):
         net.layer("op").set_matrix(np.zeros((4, 6), F32), net.shapes["in0"])
 
 

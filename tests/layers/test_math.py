@@ -222,12 +222,12 @@ REFUSED = {
         "coeff is stated 1 times for 2 bottoms",
     ),
     "Axpy shapes": ("Axpy", [(2, 6), X, (2, 6, 5, 1)], "", "second and third bottoms .* differ in shape"),
-    "Axpy factors": ("Axpy", [(2, 5), X, X], "", r"first bottom \[2, 5\] must hold one factor a channel"),
+    "Axpy factors": ("Axpy", [(2, 5), X, X], "", r"first bottom \[2, 5\] must hold one factor per channel"),
     "Axpy places": (
         "Axpy",
         [(2, 6, 5, 7), X, X],
         "",
-        r"first bottom \[2, 6, 5, 7\] must hold one factor a channel",
+        r"first bottom \[2, 6, 5, 7\] must hold one factor per channel",
     ),
     "Scale axis": ("Scale", [X], "scale_param { axis: 4 }", "axis 4 is outside a blob of 4 axes"),
     "Scale num_axes": ("Scale", [X], "scale_param { num_axes: -2 }", "num_axes -2 must be at least 0"),
@@ -235,7 +235,7 @@ REFUSED = {
         "Scale",
         [X],
         "scale_param { axis: 2 num_axes: 3 }",
-        "axis 2 and num_axes 3 reach past 4 axes",
+        "axis 2 and num_axes 3 exceed 4 axes",
     ),
     "Scale second bottom": (
         "Scale",
@@ -253,7 +253,7 @@ REFUSED = {
         "Bias",
         [X],
         "bias_param { axis: -1 num_axes: 2 }",
-        "axis 3 and num_axes 2 reach past 4 axes",
+        "axis 3 and num_axes 2 exceed 4 axes",
     ),
     "Reduction axis": (
         "Reduction",

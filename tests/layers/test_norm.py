@@ -120,9 +120,9 @@ def test_nvidias_first_two_passes_copy_the_batchs_statistics(count):
         *(
             (
                 fields,
-                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: the phase alone decides "
-                "whose statistics count, eps is at least 1e-5"
-                + (", the third of five blobs divides nothing" if count == 5 else ""),
+                "BatchNorm of NVIDIA's Caffe, by its scale_bias, scale_filler or bias_filler: only the phase decides "
+                "which statistics are used, eps is at least 1e-5"
+                + (", the third of five blobs is not a divisor" if count == 5 else ""),
             )
             for fields, count in NVIDIAS.values()
         ),

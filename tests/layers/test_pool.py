@@ -171,7 +171,7 @@ def test_stochastic_draws_in_proportion():
     chosen = (leaf.detach() * leaf.grad).sum((1, 2, 3))
     assert torch.equal(chosen, top.flatten())  # the gradient is 1 at the value drawn, 0 elsewhere
     assert (leaf.grad.sum((1, 2, 3)) == 1).all()
-    with pytest.raises(LayerError, match="STOCHASTIC draws anew at each pass in phase TRAIN"):
+    with pytest.raises(LayerError, match="STOCHASTIC draws random numbers in each pass in phase TRAIN"):
         run_onnx(net, [x])
 
 
@@ -209,7 +209,7 @@ def test_onnx_of_dynamic_size_keeps_caffes_size(fields):
 )
 def test_onnx_of_dynamic_size_is_refused_where_sizes_decide(fields):
     net = one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', (2, 3, 8, 10))
-    message = r"op \(Pooling\): its ONNX nodes hold the size; export without --dynamic-size"
+    message = r"op \(Pooling\): its ONNX nodes hold the size; export without dynamic_size=True"
     with pytest.raises(LayerError, match=message):
         run_onnx(net, [draw(2, 3, 8, 10)], dynamic_size=True)
 

@@ -88,7 +88,11 @@ def test_the_proposal_layer_is_registered():
     params = python_param("rpn.proposal_layer", "ProposalLayer", "'feat_stride': 16")
     layer = build("Python", shapes, params).layer("op")
     assert isinstance(layer, ProposalLayer)
-    assert (len(layer.rules.anchors), layer.rules.feat_stride, layer.rules.top_n) == (9, 16, (6000, 300))
+    assert (
+        len(layer.proposal_settings.anchors),
+        layer.proposal_settings.feat_stride,
+        layer.proposal_settings.top_n,
+    ) == (9, 16, (6000, 300))
 
 
 def test_a_later_class_takes_the_names():
@@ -130,7 +134,7 @@ REFUSED = {
         TWO,
         python_param(param_str="factor 0"),
         2,
-        "op (Python): param_str: 'factor 0' is no dict; write key: value",
+        "op (Python): param_str: 'factor 0' is not a dict; write key: value",
     ),
     "alias": (
         TWO,
@@ -140,7 +144,7 @@ REFUSED = {
     ),
     "no stride": (
         *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer"), 1),
-        "param_str: feat_stride must be a whole number over 0, as in 'feat_stride': 16",
+        "param_str: feat_stride must be an integer over 0, as in 'feat_stride': 16",
     ),
     "scales": (
         *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer", "feat_stride: 16, scales: [0]"), 1),
@@ -148,7 +152,7 @@ REFUSED = {
     ),
     "unknown setting": (
         *(HEADS, python_param("rpn.proposal_layer", "ProposalLayer", "feat_stride: 16, colour: red"), 1),
-        "param_str: colour is unknown; it may have feat_stride, scales, ratios",
+        "param_str: colour is unknown; known are feat_stride, scales, ratios",
     ),
 }
 
@@ -161,7 +165,7 @@ def test_refused(shapes, params, tops, message):
 
 
 def test_only_its_subclasses_are_registered():
-    with pytest.raises(LayerError, match="is no subclass of PythonLayer; derive it from that"):
+    with pytest.raises(LayerError, match="is not a subclass of PythonLayer; derive it from that"):
         register_python_layer("test_layers", "Module")(torch.nn.Module)  # type: ignore[arg-type]
 
 
@@ -203,9 +207,9 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 )
 UNREAD = {
     "no key": (": 1", "line 1, column 1: while parsing a block mapping, expected <block end>, but found ':'"),
-    "no dict": ("[8, 16]", "'[8, 16]' is no dict; write key: value"),
-    "no blank": ("a:1", "'a:1' is no dict; write key: value"),
-    "a number as key": ("1: 2", "the key '1' is no text; write key: value"),
+    "no dict": ("[8, 16]", "'[8, 16]' is not a dict; write key: value"),
+    "no blank": ("a:1", "'a:1' is not a dict; write key: value"),
+    "a number as key": ("1: 2", "the key '1' is not a string; write key: value"),
     "a list as key": ("? [1]\n: 2", "line 1, column 3: while constructing a mapping, found unhashable key"),
     "open list": ("a: 1\nb: [1, 2", "line 2, column 9: while parsing a flow sequence, expected ',' or ']'"),
     "open quote": ("a: 'b", "line 1, column 6: while scanning a quoted scalar, found unexpected end of stream"),

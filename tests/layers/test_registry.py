@@ -83,7 +83,7 @@ def test_an_own_type_runs_learns_and_exports() -> None:
     [
         ("gain_param { factor: 0 }", "op (ChannelGain): factor must not be 0"),
         ("gain_param { factors: 2 }", "gain_param.factors"),
-        ("param { lr_mult: 1 } param { lr_mult: 2 }", "has 2 param rows for 1 blobs; remove those too many"),
+        ("param { lr_mult: 1 } param { lr_mult: 2 }", "has 2 param rows for 1 blobs; remove the extra rows"),
     ],
 )
 def test_an_own_type_refuses_what_it_does_not_read(params: str, message: str) -> None:

@@ -128,7 +128,7 @@ REFUSED = {
         X,
         "flatten_param { axis: 3 end_axis: 1 }",
         1,
-        "end_axis 1 lies in front of axis 3",
+        "end_axis 1 is before axis 3",
     ),
     "Reshape below -1": (
         "Reshape",
@@ -142,7 +142,7 @@ REFUSED = {
         X,
         "reshape_param { shape { dim: -1 dim: -1 } }",
         1,
-        r"shape \[-1, -1\] leaves several lengths to infer",
+        r"shape \[-1, -1\] has several lengths to infer",
     ),
     "Reshape num_axes": ("Reshape", X, "reshape_param { num_axes: -2 }", 1, "num_axes -2 must be at least 0"),
     "Reshape axis outside": (
@@ -157,7 +157,7 @@ REFUSED = {
         X,
         "reshape_param { axis: 2 num_axes: 3 }",
         1,
-        "axis 2 and num_axes 3 reach past 4 axes",
+        "axis 2 and num_axes 3 exceed 4 axes",
     ),
     "Reshape copies no axis": (
         "Reshape",
@@ -171,7 +171,7 @@ REFUSED = {
         X,
         "reshape_param { shape { dim: 4 dim: -1 dim: 11 } }",
         1,
-        r"bottom \[2, 6, 5, 7\] is no multiple of the stated lengths \[4, -1, 11\]",
+        r"bottom \[2, 6, 5, 7\] is not a multiple of the stated lengths \[4, -1, 11\]",
     ),
     "Reshape other count": (
         "Reshape",
@@ -189,13 +189,13 @@ REFUSED = {
         1,
         r"order \[1, 1\] names an axis twice",
     ),
-    "Permute outside": ("Permute", X, "permute_param { order: 4 }", 1, "that a blob of 4 axes has not"),
+    "Permute outside": ("Permute", X, "permute_param { order: 4 }", 1, "that a blob of 4 axes does not have"),
     "ShuffleChannel group": (
         "ShuffleChannel",
         X,
         "shuffle_channel_param { group: 4 }",
         1,
-        "6 channels are no multiple of group 4",
+        "6 channels are not a multiple of group 4",
     ),
     "ShuffleChannel group 0": (
         "ShuffleChannel",

@@ -70,7 +70,7 @@ def test_prior_boxes_follow_the_picture():
     expected = slow.prior_boxes((4, 7), (80, 100), SQUARE, [0.1])
     for use in (run, run_source):
         np.testing.assert_allclose(use(net, arrays)[0], expected, rtol=1e-6, atol=1e-6, err_msg=use.__name__)
-    with pytest.raises(LayerError, match="its ONNX nodes hold the size; export without --dynamic-size"):
+    with pytest.raises(LayerError, match="its ONNX nodes hold the size; export without dynamic_size=True"):
         build_onnx(net, dynamic_size=True)
 
 
@@ -236,7 +236,12 @@ REFUSED = {
         "scores [2, 120] must be",
     ),
     "boxes": ("DetectionOutput", [*HEADS[:2], (1, 1, 160)], detection_param(), "must be 1×2×4P"),
-    "pictures": ("DetectionOutput", [(3, 160), *HEADS[1:]], detection_param(), "differ in images"),
+    "pictures": (
+        "DetectionOutput",
+        [(3, 160), *HEADS[1:]],
+        detection_param(),
+        "differ in their number of images",
+    ),
 }
 
 

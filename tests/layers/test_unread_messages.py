@@ -29,18 +29,18 @@ REFUSED = {
     "transform_param": (HDF5 % "transform_param { scale: 0.5 }", "does not transform data; remove transform_param"),
     "empty transform_param": (HDF5 % "transform_param { }", "does not transform data; remove transform_param"),
     "rows of no blob": (
-        text("ReLU", "param { lr_mult: 1 }"), "has 1 param rows for 0 blobs; remove those too many",
+        text("ReLU", "param { lr_mult: 1 }"), "has 1 param rows for 0 blobs; remove the extra rows",
     ),
     "rows beyond the blobs": (
         text("Convolution", CONV % "bias_term: false" + " param { lr_mult: 1 } param { lr_mult: 2 }"),
-        "has 2 param rows for 1 blobs; remove those too many",
+        "has 2 param rows for 1 blobs; remove the extra rows",
     ),
     "propagate_down": (
         text("Eltwise", "propagate_down: false", 2),
-        "propagate_down is stated 1 times for 2 bottoms; state one a bottom",
+        "propagate_down is stated 1 times for 2 bottoms; state one per bottom",
     ),
     "loss_weight": (
-        text("ReLU", "loss_weight: 1 loss_weight: 0"), "loss_weight is stated 2 times for 1 tops; state one a top",
+        text("ReLU", "loss_weight: 1 loss_weight: 0"), "loss_weight is stated 2 times for 1 tops; state one per top",
     ),
 }  # fmt: skip
 

@@ -239,9 +239,9 @@ REFUSED = {
         "Proposal",
         HEADS,
         "proposal_param { feat_stride: 0 }",
-        "feat_stride 0 must be a whole number",
+        "feat_stride 0 must be an integer",
     ),
-    "word": ("Proposal", HEADS, "proposal_param { scale: big }", "proposal_param.scale big is no number"),
+    "word": ("Proposal", HEADS, "proposal_param { scale: big }", "proposal_param.scale big is not a number"),
     "ratio": (
         "Proposal",
         HEADS,

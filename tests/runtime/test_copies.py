@@ -107,8 +107,8 @@ def test_a_net_is_pickled_or_refused_by_name(kind) -> None:
     with pytest.raises(LayerError) as caught:
         pickle.dumps(net)
     assert str(caught.value) == (
-        "ip (InnerProduct): cannot be pickled: one of its blobs is computed from what is stored (fewer bits, or "
-        "shared in another shape); copy.deepcopy the net, or keep its state_dict"
+        "ip (InnerProduct): cannot be pickled: one of its blobs is computed from stored values (quantized, or "
+        "shared in another shape); use copy.deepcopy, or save the net's state_dict"
     )
 
 

@@ -1,1 +1,1 @@
-"""What several layer types share: the base class, the registry, fillers, windows, axes, labels and boxes."""
+"""Shared by the layer types: base class, registry, fillers, pooling windows, shapes, labels and boxes."""

@@ -1,4 +1,4 @@
-"""`Layer`, what every Caffe layer type is made of, and the two writers it speaks to."""
+"""`Layer`, the base class of every layer type, its plan, and the two writers that it calls."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class BlobSpec:
-    """One parameter blob of a layer, in Caffe's order: its name here, shape, filler, and whether it learns.
+    """One parameter blob of a layer: its attribute name, shape, filler, and whether it is learned.
 
-    ``any_ones``: a file may hold it with axes of size 1 more or less (forks that changed their mind).
+    ``any_ones``: a weights file may store it with more or fewer axes of size 1, as the releases of some forks do.
     """
 
     name: str
@@ -34,20 +34,20 @@ class BlobSpec:
     any_ones: bool = False
 
     @property
-    def is_stated(self) -> bool:
-        """Whether the net's text, or Caffe's default for the layer, says what the blob starts from."""
+    def has_filler(self) -> bool:
+        """Whether the net's text, or Caffe's default for the layer, states the initial values."""
         return self.filler is not None and bool(self.filler.ListFields())
 
     @property
-    def filling(self) -> str:
-        """The filler in words."""
+    def filler_text(self) -> str:
+        """The filler as messages name it."""
         filler = pb.FillerParameter() if self.filler is None else self.filler
         return f"constant {filler.value:g}" if filler.type == "constant" else filler.type
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What a layer makes of bottoms of given shapes: its tops, the blobs it needs, the multiply-adds of one pass."""
+    """A layer for bottoms of given shapes: its tops' shapes, its blobs in Caffe's order, the multiply-adds of a pass."""
 
     tops: Sequence[Shape]
     blobs: Sequence[BlobSpec] = ()
@@ -55,7 +55,7 @@ class LayerPlan:
 
 
 class OnnxGraph(Protocol):
-    """What a layer may ask of the ONNX writer while it adds its nodes."""
+    """The methods of the ONNX writer that a layer's `onnx` may call."""
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node with one output and return that output's name; an input may be "" (absent)."""
@@ -79,103 +79,103 @@ class OnnxGraph(Protocol):
         """Return the initializer of the current layer's blob ``name``, as Caffe shaped it."""
 
     def shape(self, value: str) -> tuple[int | None, ...]:
-        """Return the shape of a *bottom*; None is an open length, known only when the graph runs."""
+        """Return the shape of a *bottom*; None is a dynamic length, known only when the graph runs."""
 
     def size(self, value: str, axis: int) -> int:
-        """Return one length of a bottom; raises LayerError, by the current layer, where it is open."""
+        """Return one length of a bottom; raises LayerError, naming the current layer, where it is dynamic."""
 
 
 class SourceCode(Protocol):
-    """What a layer may ask of the Python writer while it says how it is written."""
+    """The methods of the Python writer that a layer's `source` may call."""
 
     def module(self, constructor: str, **blobs: Tensor) -> str:
         """Declare ``self.LAYER = constructor``; ``blobs`` are its state, by attribute name.
 
-        Returns the expression that names it (``self.conv1``), ready to be called.
+        Returns the expression to call (``self.conv1``).
         """
 
     def parameter(self, name: str, value: Tensor) -> str:
         """Declare a bare ``nn.Parameter`` of the current layer and return the expression that names it."""
 
     def helper(self, function: Callable[..., Any]) -> str:
-        """Have ``function``'s own text included in the file and return its name.
+        """Copy ``function``'s source into the written file and return its name.
 
         The function may use only ``torch``, ``F`` (torch.nn.functional), ``math`` and other helpers
-        listed in its ``uses`` attribute.
+        listed in its ``uses`` attribute; its annotations also ``Tensor`` and ``Callable``.
         """
 
     def shape(self, index: int) -> Shape:
         """Return the shape that bottom ``index`` has at export; axis 0 is the batch."""
 
 
-def _nothing_to_set_up(self: Layer, *ranks: int) -> None:
-    """Read the fields to attributes; raise LayerError (by `self.error`) on a value that cannot be honoured."""
+def _no_setup(self: Layer, *ranks: int) -> None:
+    """Store the fields as attributes; raise LayerError (by `self.error`) for a value that is not supported."""
 
 
 def _tops_like_bottoms(self: Layer, *bottoms: Shape) -> LayerPlan:
-    """Return the tops' shapes, the blobs and the work for bottoms of these shapes; assigns nothing to the layer.
+    """Return the tops' shapes, the blobs and the multiply-adds for bottoms of these shapes; does not change the layer.
 
-    By default each top is shaped like its bottom, without blobs.
+    By default each top has its bottom's shape, and there are no blobs.
     """
     return LayerPlan(bottoms)
 
 
 class Layer(nn.Module):
-    """One Caffe layer: parsed and checked when made, given its blobs by the net, then run.
+    """One Caffe layer: checked when it is created, given its parameters by the net, then run.
 
-    A subclass sets the class attributes and gives five methods.  `setup` reads the fields once, when the layer is
-    made; it is the only one that assigns to ``self``.  `plan`, `forward`, `onnx` and `source` take the same
+    A subclass sets the class attributes and implements five methods.  `setup` reads the fields once, when the layer
+    is created; it is the only one that assigns to ``self``.  `plan`, `forward`, `onnx` and `source` take the same
     bottoms: as shapes, tensors, ONNX names and Python expressions.
     """
 
-    # The message of LayerParameter that configures it, and the fields of it that are honoured.  Any other
-    # field with a value that is not its default stops the net, by name: nothing is ignored in silence.
+    # The message of LayerParameter that configures it, and the supported fields.  Any other field with a value that
+    # is not its default is an error that names it: nothing is ignored silently.
     message: ClassVar[str] = ""
     fields: ClassVar[tuple[str, ...]] = ()
-    # Fields that pick one of Caffe's implementations and never change a result.
+    # Fields that select one of Caffe's implementations and never change a result.
     ignored_fields: ClassVar[tuple[str, ...]] = ("engine",)
-    # Other messages of LayerParameter that it reads, and those that stop it in Caffe too, with the reason.
+    # Other messages of LayerParameter that it reads, and those that Caffe refuses too, with the reason.
     other_messages: ClassVar[tuple[str, ...]] = ()
     refused_messages: ClassVar[Mapping[str, str]] = {}
-    # Dotted paths of fields no schema lists that the class reads by `fork_field`.
+    # Dotted paths of fields outside the schema that the class reads with `fork_field`.
     fork_fields: ClassVar[tuple[str, ...]] = ()
-    # Least and greatest number; None is "any".
+    # Minimum and maximum number; None is no maximum.
     bottom_count: ClassVar[tuple[int, int | None]] = (1, 1)
     top_count: ClassVar[tuple[int, int | None]] = (1, 1)
-    # Loss layers weigh their first top by 1 unless told otherwise, and may leave it unnamed.
+    # Loss layers weight their first top by 1 unless loss_weight is stated, and may leave it unnamed.
     is_loss: ClassVar[bool] = False
-    # Whether Caffe's code gives the layer's own result where its top is written over its bottom.  Others compute
-    # from values that they have overwritten already.
+    # Whether Caffe's result is right where the top is written over the bottom.  Other types read values that they
+    # have already overwritten.
     in_place: ClassVar[bool] = False
-    # Bottoms that hold whole numbers (labels, rows): kept in float32 where the net runs in bfloat16, which
-    # has no 257.
+    # Bottoms that hold integers (labels, row numbers): kept in float32 where the net runs in bfloat16, which
+    # cannot represent 257.
     index_bottoms: ClassVar[tuple[int, ...]] = ()
     # The tops are values that the caller feeds.
     is_input: ClassVar[bool] = False
-    # The layer makes its tops up; the caller may give any of them instead, of any size the net can take.
+    # The layer generates its tops; the caller may feed any of them instead, in any size the net can take.
     may_be_fed: ClassVar[bool] = False
-    # The tops' lengths along `counted_axis` depend on values; `plan` gives the most they can be.
+    # The tops' lengths along `counted_axis` depend on values; `plan` returns the maximum.
     sized_by_values: ClassVar[bool] = False
     counted_axis: ClassVar[int] = 0
-    # Whether Caffe keeps what one pass leaves for the next; a layer with it has `carry_state` and `reset_state`.
+    # Whether Caffe carries state from one pass to the next; such a layer has `carry_state` and `reset_state`.
     has_state: bool = False
     # Whether Caffe has a backward pass for it.
     has_gradient: ClassVar[bool] = True
-    # Which of several layers of one name this is and what told it, where that is not plain; `audit` says so.
+    # For types that several forks define: which fork's layer this is, and which field shows it; `audit` prints it.
     note: str = ""
-    # Why ONNX or plain Python cannot express it; empty where it can.
+    # Why it cannot be written as ONNX or plain Python; empty where it can.
     no_onnx: str = ""
     no_source: str = ""
 
     def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
         """Check the node and read its fields.
 
-        ``ranks`` are its bottoms' numbers of axes; where these are unknown (None), as behind a layer at fault,
+        ``ranks`` are its bottoms' numbers of axes; where these are unknown (None), as after a layer with an error,
         only counts and the names of fields are checked.
         """
         super().__init__()
         self.node = node
-        self.training = self.is_train  # until `train()` or `eval()` say otherwise
+        self.training = self.is_train  # until `train()` or `eval()` is called
         self.blob_names: list[str] = []
         self.stopped_bottoms = self.find_stopped(node)
         self._check_counts()
@@ -185,7 +185,7 @@ class Layer(nn.Module):
 
     @staticmethod
     def find_stopped(node: Node) -> tuple[int, ...]:
-        """Return the bottoms that `propagate_down: false`, or Caffe's loss of a gradient, keeps gradients from."""
+        """Return the bottoms that get no gradient: by `propagate_down: false`, or because Caffe loses it."""
         if node.loses_gradient:
             return (0,)
         return tuple(
@@ -198,20 +198,20 @@ class Layer(nn.Module):
         if ranks is not None:
             self.setup(*ranks)
 
-    # ------------------------------------------------------------------ what a subclass writes
+    # ------------------------------------------------------------------ for a subclass to implement
 
     # Declared like torch's own `forward`, so that each class names its bottoms and mypy accepts the overrides.
-    setup: Callable[..., None] = _nothing_to_set_up
+    setup: Callable[..., None] = _no_setup
     plan: Callable[..., LayerPlan] = _tops_like_bottoms
 
     def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
-        """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides by top name."""
+        """Return the tops' shapes of a layer that the caller feeds; ``given`` overrides them by top name."""
         own = self.plan().tops if any(top not in given for top in self.node.top_names) else []
         return [given[top] if top in given else own[index] for index, top in enumerate(self.node.top_names)]
 
     def forward(self, *bottoms: Any, **options: Any) -> tuple[Tensor, ...]:
         """Compute the tops."""
-        raise self.error("has no forward pass here")
+        raise self.error("has no forward pass: its class does not implement it")
 
     def onnx(self, graph: OnnxGraph, *bottoms: Any) -> list[str]:
         """Add this layer's ONNX nodes and return the names of its tops."""
@@ -223,12 +223,12 @@ class Layer(nn.Module):
 
     @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
-        """Write into a layer's text what the number of its blobs in the weights file tells of its kind.
+        """State in a layer's text which fork's kind it is, by the number of its blobs in the weights file.
 
-        For types of which several forks have one each, where the text itself leaves it open.
+        For types that several forks define, where the text itself leaves the kind open.
         """
 
-    # ------------------------------------------------------------------ what a subclass may use
+    # ------------------------------------------------------------------ for a subclass to call
 
     @property
     def param(self) -> Any:
@@ -237,14 +237,14 @@ class Layer(nn.Module):
 
     @property
     def is_train(self) -> bool:
-        """Whether the net was loaded in phase TRAIN, for ever: what the layer is, what is written of it.
+        """Whether the net was loaded in phase TRAIN; decides the layer's kind and what is exported, and never changes.
 
-        What a pass does that differs between the phases in Caffe (draws, batch statistics) follows `training`.
+        Where Caffe's passes differ between the phases (random draws, batch statistics), `training` decides.
         """
         return self.node.phase == "TRAIN"
 
     def error(self, message: str, *, option: str = "") -> LayerError:
-        """Make a LayerError that names this layer."""
+        """Return a LayerError that names this layer; ``option`` is the keyword that its message refers to."""
         return LayerError(self.node.name, self.node.type, message, option=option)
 
     def axis(self, axis: int, rank: int, *, field: str = "axis") -> int:
@@ -254,34 +254,35 @@ class Layer(nn.Module):
         return axis % rank
 
     def fork_field(self, path: str) -> str | None:
-        """Return the text of a field no schema lists, or None; the last of several counts."""
+        """Return the text of a field outside the schema, or None; of repeated ones the last."""
         found = [field.text for field in self.node.layer.fork_field if field.path == path]
         return found[-1] if found else None
 
     def blob(self, name: str) -> Tensor:
         """Return a parameter blob by its name."""
-        # Where most parameters lie; as attributes torch looks for them last, and slowly.
+        # Most parameters are found here; torch's attribute lookup is much slower.
         found = self._parameters.get(name)
-        return getattr(self, name) if found is None else found
+        blob: Tensor = getattr(self, name) if found is None else found
+        return blob
 
     # ------------------------------------------------------------------ for the net
 
-    def fresh(self, copies: Mapping[int, object] | None = None) -> Self:
-        """Return a copy for a net of its own; nets made from one plan share nothing but the node.
+    def fresh(self, copies: Mapping[int, Any] | None = None) -> Self:
+        """Return a copy for one net; nets made from one plan share only the nodes.
 
-        ``copies`` are copies made already, by the id of what they are of, as in the memo of `copy.deepcopy`.
+        ``copies`` holds existing copies by the id of their original, like the memo of `copy.deepcopy`.
         """
-        memo: dict[int, object] = {id(self.node): self.node, **(copies or {})}
+        memo: dict[int, Any] = {id(self.node): self.node, **(copies or {})}
         for value in vars(self).values():
-            if isinstance(value, torch.Generator):  # deepcopy knows none
+            if isinstance(value, torch.Generator):  # deepcopy cannot copy it
                 memo[id(value)] = value.clone_state()
         return copy.deepcopy(self, memo)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         kind = type(self)
         if parametrize.is_parametrized(self):
-            # torch keeps a computed blob as a property of a class made for this very layer.  With the class in
-            # common, a blob replaced in one of the two would be gone from the other.
+            # torch stores a parametrization as a property of a class created for this instance.  If the copy had the
+            # same class, replacing a blob in one would remove it from the other.
             kind = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         copied = kind.__new__(kind)
         memo[id(self)] = copied
@@ -291,47 +292,48 @@ class Layer(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if parametrize.is_parametrized(self):
             raise self.error(
-                "cannot be pickled: one of its blobs is computed from what is stored (fewer bits, or shared in another "
-                "shape); copy.deepcopy the net, or keep its state_dict"
+                "cannot be pickled: one of its blobs is computed from stored values (quantized, or shared in another "
+                "shape); use copy.deepcopy, or save the net's state_dict"
             )
         return super().__reduce_ex__(protocol)
 
     def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
-        """Attach the next parameter in Caffe's order, one that another layer has too under another shape as well."""
+        """Attach the next parameter in Caffe's order; one shared with another layer may have another shape."""
         self.blob_names.append(spec.name)
         self.register_parameter(spec.name, parameter)
         if tuple(parameter.shape) != spec.shape:  # PERMISSIVE sharing: the same values in another shape
-            parametrize.register_parametrization(self, spec.name, _InShape(spec.shape), unsafe=True)
+            parametrize.register_parametrization(self, spec.name, _View(spec.shape), unsafe=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A parameter of its own takes the place of one that is computed: a view of an owner's, or reduced weights.
+        # An assigned parameter replaces a computed one (a view of another layer's, or quantized weights).
         if isinstance(value, nn.Parameter) and parametrize.is_parametrized(self, name):
             parametrize.remove_parametrizations(self, name, leave_parametrized=False)
         super().__setattr__(name, value)
 
     def stored_blob(self, name: str) -> Tensor:
-        """Return the parameter that a blob is kept as: its owner's, where the two differ in shape."""
+        """Return the parameter that stores a blob: the owner's, where it is shared in another shape."""
+        stored: Tensor = getattr(self, name)
         if parametrize.is_parametrized(self, name):
-            held: Any = self.parametrizations
-            return held[name].original
-        return getattr(self, name)
+            parametrizations: Any = self.parametrizations
+            stored = parametrizations[name].original
+        return stored
 
     def tie_blobs(self, other: Layer) -> None:
-        """Have the very parameters of a layer whose blobs are of the same names and shapes."""
+        """Share the parameters of a layer whose blobs have the same names and shapes."""
         for name in self.blob_names:
             shape, stored = tuple(self.blob(name).shape), other.stored_blob(name)
             if parametrize.is_parametrized(self, name):
-                held: Any = self.parametrizations
-                held[name].original = stored
+                parametrizations: Any = self.parametrizations
+                parametrizations[name].original = stored
                 continue
             setattr(self, name, stored)
             if tuple(stored.shape) != shape:
-                parametrize.register_parametrization(self, name, _InShape(shape), unsafe=True)
+                parametrize.register_parametrization(self, name, _View(shape), unsafe=True)
 
     def refuse_unread_parameters(self) -> None:
-        """Raise LayerError for a parameter that was put here under a name that this layer does not read.
+        """Raise LayerError for a parameter that this layer does not read.
 
-        Hooks that compute a blob from parameters of their own (pruning, weight norm) may add such names.
+        Hooks that compute a blob from other parameters (pruning, weight norm) may add such names.
         """
         for name in self._parameters:
             if name not in self.blob_names and not self._forward_pre_hooks:
@@ -353,14 +355,14 @@ class Layer(nn.Module):
 
     @property
     def idle_messages(self) -> tuple[str, ...]:
-        """The names of the messages stated that this type does not read: Caffe passes over them."""
+        """The names of stated messages that this type does not read; Caffe ignores them."""
         read = {self.message, *self.other_messages}
         stated = [field.name for field, _ in self.node.layer.ListFields() if field.name.endswith("_param")]
         return tuple(name for name in stated if name not in read)
 
     @property
     def idle_note(self) -> str:
-        """Say which messages are not read; empty where all are."""
+        """The note that names the messages that are not read; empty where all are."""
         names = ", ".join(self.idle_messages)
         return f"{names} is not read by this type" if names else ""
 
@@ -368,7 +370,7 @@ class Layer(nn.Module):
         """Refuse `param` rows that belong to no blob, as Caffe does."""
         rows = len(self.node.layer.param)
         if rows > blobs:
-            raise self.error(f"has {rows} param rows for {blobs} blobs; remove those too many")
+            raise self.error(f"has {rows} param rows for {blobs} blobs; remove the extra rows")
 
     def _check_counts(self) -> None:
         for what, found, (least, most) in (
@@ -403,32 +405,34 @@ class Layer(nn.Module):
         for name, reason in self.refused_messages.items():
             if layer.HasField(name):
                 raise self.error(f"{reason}; remove {name}")
-        # A loss may leave its top unnamed; the counts are those Caffe's `Net` and `SetLossWeights` insist on.
+        # A loss may leave its top unnamed; the counts are those that Caffe's `Net` and `SetLossWeights` check.
         for what, stated, each, count in (
             ("loss_weight", layer.loss_weight, "top", len(self.node.tops) or int(self.is_loss)),
             ("propagate_down", layer.propagate_down, "bottom", len(self.node.bottoms)),
         ):
             if stated and len(stated) != count:
                 raise self.error(
-                    f"{what} is stated {len(stated)} times for {count} {each}s; state one a {each}"
+                    f"{what} is stated {len(stated)} times for {count} {each}s; state one per {each}"
                 )
         if self.message:
             for field, value in self.param.ListFields():
-                honoured = field.name in self.fields or field.name in self.ignored_fields
-                if not honoured and (field.is_repeated or field.message_type or value != field.default_value):
+                supported = field.name in self.fields or field.name in self.ignored_fields
+                if not supported and (
+                    field.is_repeated or field.message_type or value != field.default_value
+                ):
                     raise self.error(
                         f"{self.message}.{field.name} is not supported; remove it if it does not matter"
                     )
         if layer.blobs:
-            # Caffe starts from them; here weights come from a weights file, and numbers must not vanish.
+            # Caffe initializes from them; here weights come from a weights file, and values must not be dropped silently.
             raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
         for fork in layer.fork_field:
             if fork.path not in self.fork_fields:
                 raise self.error(refusal(fork, layer.DESCRIPTOR), option="ignore_fields")
 
 
-class _InShape(nn.Module):
-    """A parameter's values in another shape."""
+class _View(nn.Module):
+    """A parametrization: the values of a parameter, viewed in another shape."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -439,7 +443,7 @@ class _InShape(nn.Module):
 
 
 def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:
-    """Return float32 values as an array for an ONNX constant; one number gives a scalar."""
+    """Return float32 values as an array for an ONNX constant; a single number becomes a scalar."""
     if isinstance(values, Tensor):
         return values.detach().to(torch.float32).cpu().numpy()
     return np.asarray(values, dtype=np.float32)
@@ -451,12 +455,12 @@ def integers(*values: int) -> np.ndarray:
 
 
 def literal(value: float) -> str:
-    """Write a float32 field as a person would: 0.1, not the double nearest to it (0.10000000149011612)."""
+    """Return the shortest literal of a float32 field: 0.1, not the double nearest to it (0.10000000149011612)."""
     return exact(float(str(np.float32(value))))
 
 
 def exact(value: Any) -> str:
-    """Write a value as Python source: a double in full, and inf and nan, which Python has no names for."""
+    """Return a value as Python source: doubles in full, inf and nan by their names in ``math``."""
     if isinstance(value, tuple | list):
         entries = ", ".join(map(exact, value))
         return f"[{entries}]" if isinstance(value, list) else f"({entries}{',' * (len(value) == 1)})"

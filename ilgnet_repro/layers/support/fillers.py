@@ -1,4 +1,4 @@
-"""Fillers: the distributions a blob starts from when no weights are given (Caffe's filler.hpp)."""
+"""Fillers: the initial values of a blob when no weights are given (Caffe's filler.hpp)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Error = Callable[[str], IlgnetError]
 
 
 def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
-    """Return a float32 tensor drawn as ``spec``'s filler says; no filler means zeros, as in Caffe."""
+    """Return a float32 tensor filled by ``spec``'s filler; no filler means zeros, as in Caffe.
+
+    Raises ``error(message)`` for an unknown filler or one that does not apply to the shape.
+    """
     filler = spec.filler if spec.filler is not None else pb.FillerParameter()
     if filler.type not in _FILLERS:
         raise error(
@@ -47,7 +50,7 @@ def _gaussian(filler: pb.FillerParameter, shape: Shape, generator: Generator, er
 
 
 def _fan(filler: pb.FillerParameter, shape: Shape) -> float:
-    """The count a variance is divided by; Caffe's fan_out is count / shape[1], whatever the layer."""
+    """Return the divisor of the variance; Caffe's fan_out is count / shape[1] for every type of layer."""
     count = prod(shape)
     fan_in = count / (shape[0] if shape else 1)
     fan_out = count / shape[1] if len(shape) > 1 else count
@@ -87,7 +90,7 @@ def draws(spec: BlobSpec) -> bool:
 
 
 def machine_memory() -> int | None:
-    """Return the bytes of the machine's memory, or None where the system does not tell."""
+    """Return the bytes of the machine's memory, or None where the system does not report it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 

@@ -1,7 +1,6 @@
-"""What layers that read labels share: one row of scores per label, labels left out, and loss normalisation.
+"""Labels and indices, integers in a blob of floats: checks, ignored labels, and loss normalisation.
 
-Labels are class numbers in a blob of floats.  Scores have classes along one axis and, along all others,
-a position for each label.
+Scores have classes along one axis and, along all others, one position per label.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from .base import Layer, OnnxGraph, Shape, integers, numbers
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def label_rows(scores, labels, axis, ignore_label):
-    """Scores as one row per label, the labels as class numbers (0 where left out), and which count."""
+def label_rows(
+    scores: Tensor, labels: Tensor, axis: int, ignore_label: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores as one row per label, the labels as class numbers (0 where ignored), and a mask of those counted."""
     rows = scores.movedim(axis, -1).reshape(-1, scores.shape[axis])
     labels = labels.reshape(-1).long()
     if ignore_label is None:
@@ -28,8 +29,8 @@ def label_rows(scores, labels, axis, ignore_label):
     return rows, torch.where(counts, labels, 0), counts
 
 
-def normalized_sum(losses, counts, mode, batch):
-    """Sum the losses that count and divide by Caffe's normalizer, which is never under 1."""
+def normalized_sum(losses: Tensor, counts: Tensor, mode: str, batch: int) -> Tensor:
+    """Return the sum of the counted losses over Caffe's normalizer, which is at least 1."""
     total = torch.where(counts, losses, 0).sum()
     if mode == "NONE":
         return total
@@ -42,7 +43,7 @@ def normalized_sum(losses, counts, mode, batch):
 
 
 def normalization(layer: Layer, default: str) -> str:
-    """Return the mode of `loss_param`: `normalization`, else the older `normalize`, else ``default``."""
+    """Return the normalization mode of `loss_param`: `normalization`, else the older `normalize`, else ``default``."""
     param = layer.node.layer.loss_param
     if param.HasField("normalization"):
         return pb.LossParameter.NormalizationMode.Name(param.normalization)
@@ -62,14 +63,14 @@ def check_label_count(layer: Layer, scores: Shape, labels: Shape, axis: int) -> 
     if prod(labels) != rows:
         raise layer.error(
             f"has {prod(labels)} labels {list(labels)} for {rows} predictions {list(scores)} "
-            f"along axis {axis}; give one label a prediction"
+            f"along axis {axis}; give one label per prediction"
         )
 
 
 def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int | None) -> None:
-    """Raise LayerError for a label that is no class; Caffe reads out of bounds there.
+    """Raise LayerError for a label that is not a class; Caffe reads out of bounds there.
 
-    A compiled or exported net cannot look at values; there torch's bounds check applies.
+    A compiled or exported net cannot inspect values; there torch's bounds check applies.
     """
     if torch.compiler.is_compiling() or not labels.numel():
         return
@@ -84,13 +85,31 @@ def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int |
         )
 
 
+# ---------------------------------------------------------------------- indices
+
+
+def to_indices(layer: Layer, values: Tensor, count: int | torch.SymInt, what: str) -> Tensor:
+    """Return ``values`` as int64 indices, truncated towards zero as Caffe casts them.
+
+    Raises LayerError, which calls them ``what``, for an index outside ``0 <= index < count``, where Caffe aborts or
+    reads out of bounds.  A compiled or exported net cannot inspect values; there torch's bounds check applies.
+    """
+    indices = values.long()
+    if not torch.compiler.is_compiling() and indices.numel():
+        least, greatest = (int(bound) for bound in indices.aminmax())
+        if least < 0 or greatest >= count:
+            found = least if least < 0 else greatest
+            raise layer.error(f"{what} {found} is out of range; it must be from 0 to {int(count) - 1}")
+    return indices
+
+
 # ---------------------------------------------------------------------- ONNX
 
 
 def label_rows_onnx(
     graph: OnnxGraph, scores: str, labels: str, axis: int, ignore_label: int | None
 ) -> tuple[str, str, str]:
-    """Add `label_rows` of a bottom to a graph; the labels come out as N×1."""
+    """Add `label_rows` of a bottom to a graph; the labels are N×1."""
     rank, classes = len(graph.shape(scores)), graph.size(scores, axis)
     rows = scores
     if axis != rank - 1:
@@ -100,20 +119,20 @@ def label_rows_onnx(
 
 
 def labels_onnx(graph: OnnxGraph, labels: str, ignore_label: int | None) -> tuple[str, str]:
-    """Add the labels as class numbers N×1, 0 where left out, and which count."""
+    """Add the labels as class numbers N×1, 0 where ignored, and the mask of those counted."""
     from onnx import TensorProto
 
     flat = graph.node("Reshape", [labels, graph.constant(integers(-1, 1))])
-    whole = graph.node("Cast", [flat], to=TensorProto.INT64)
-    left_out = np.asarray(np.iinfo(np.int64).min if ignore_label is None else ignore_label, np.int64)
-    counts = graph.node("Not", [graph.node("Equal", [whole, graph.constant(left_out)])])
-    return graph.node("Where", [counts, whole, graph.constant(np.zeros((), np.int64))]), counts
+    classes = graph.node("Cast", [flat], to=TensorProto.INT64)
+    ignored = np.asarray(np.iinfo(np.int64).min if ignore_label is None else ignore_label, np.int64)
+    counts = graph.node("Not", [graph.node("Equal", [classes, graph.constant(ignored)])])
+    return graph.node("Where", [counts, classes, graph.constant(np.zeros((), np.int64))]), counts
 
 
 def normalized_sum_onnx(
     graph: OnnxGraph, losses: str, counts: str, mode: str, batch: tuple[str, int] | None = None
 ) -> str:
-    """Add `normalized_sum` to a graph; the batch is the product of a value's first so many axes."""
+    """Add `normalized_sum` to a graph; ``batch`` is a value and how many of its first axes the batch size multiplies."""
     from onnx import TensorProto
 
     zero, one = graph.constant(numbers(0)), graph.constant(numbers(1))
@@ -130,3 +149,10 @@ def normalized_sum_onnx(
         product = graph.node("ReduceProd", [extents], keepdims=0)
         divisor = graph.node("Cast", [product], to=TensorProto.FLOAT)
     return graph.node("Div", [total, graph.node("Max", [divisor, one])])
+
+
+def indices_onnx(graph: OnnxGraph, value: str) -> str:
+    """Add the cast of `to_indices` to a graph, without its check."""
+    from onnx import TensorProto
+
+    return graph.node("Cast", [value], to=TensorProto.INT64)

@@ -1,39 +1,41 @@
-"""Values in memory that Caffe's layers share: what a layer in place wrote, read under another name."""
+"""`SharedView`: a blob in memory that Caffe shares, read after a layer in place wrote it under another name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode
-from .lengths import Kept, reshape_onnx
+from .shapes import Kept, reshape_onnx
 
 
 class _ValuesOf(torch.autograd.Function):
-    """The first tensor's values with the second's place in the graph."""
+    """Returns the first tensor's values; the gradient goes to the second."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, through: Tensor) -> Tensor:
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor]:
-        return None, slopes[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
 
 
 def values_of(values: Tensor, through: Tensor) -> Tensor:
-    """Return ``values``, whose gradient goes to ``through``: Caffe's backward pass knows nothing of the overwriting."""
+    """Return ``values`` with their gradient going to ``through``, as Caffe's backward pass ignores the overwriting."""
     if torch.is_grad_enabled() and (values.requires_grad or through.requires_grad):
-        return _ValuesOf.apply(values.detach(), through)
+        apply: Callable[[Tensor, Tensor], Tensor] = _ValuesOf.apply
+        return apply(values.detach(), through)
     return values
 
 
 class SharedView(Layer):
     """A blob whose memory was written in place under another name: those values in the blob's own shape.
 
-    The graph makes such nodes (graph/memory.py); no prototxt can name one.
+    The graph adds these nodes (caffe/shared_memory.py); a prototxt cannot name one.
     """
 
     bottom_count = (2, 2)

@@ -1,25 +1,32 @@
-"""Pooling windows as Caffe lays them: how many, how far they overhang, and how torch and ONNX pool them."""
+"""Pooling windows in Caffe's positions: their number, the padding they need, and pooling in torch and ONNX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .base import OnnxGraph, integers, numbers
 
-# Height and width; None where open.
+# Height and width; None where dynamic.
 Sides = Sequence[int | None]
 
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def pool_size(size, kernel, stride, pad, ceil_mode):
-    """Count Caffe's windows along each axis; where any is padded, one that starts past the padding goes."""
+def pool_size(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...],
+    ceil_mode: bool,
+) -> list[int]:
+    """Return the number of Caffe's windows per axis; with padding, a window that starts past it is dropped."""
     counts = []
     for extent, k, s, p in zip(size, kernel, stride, pad, strict=True):
         span = extent + 2 * p - k
@@ -30,34 +37,63 @@ def pool_size(size, kernel, stride, pad, ceil_mode):
     return counts
 
 
-def pad_for_pool(x, kernel, stride, pad, ceil_mode, *, value):
-    """Pad an image so that all of Caffe's windows lie inside it; torch pads by half a kernel at most."""
+def pad_for_pool(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...],
+    ceil_mode: bool,
+    *,
+    value: float,
+) -> Tensor:
+    """Pad an image so that it contains all of Caffe's windows; torch pads by half a kernel at most."""
     counts = pool_size(x.shape[2:], kernel, stride, pad, ceil_mode)
     geometry = zip(x.shape[2:], counts, kernel, stride, pad, strict=True)
-    below, right = [max((count - 1) * s + k - extent - p, 0) for extent, count, k, s, p in geometry]
-    return F.pad(x, (pad[1], right, pad[0], below), value=value)
+    bottom, right = [max((count - 1) * s + k - extent - p, 0) for extent, count, k, s, p in geometry]
+    return F.pad(x, (pad[1], right, pad[0], bottom), value=value)
 
 
-def caffe_max_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
-    """Max pooling where torch refuses Caffe's padding or drops its last window; no pixel gives -FLT_MAX."""
+def caffe_max_pool2d(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...] = (0, 0),
+    ceil_mode: bool = True,
+) -> Tensor:
+    """Max pooling where torch refuses Caffe's padding or drops its last window; an empty window gives -FLT_MAX."""
     padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=torch.finfo(x.dtype).min)
     return F.max_pool2d(padded, kernel, stride)
 
 
-def caffe_max_pool2d_mask(x, kernel, stride, pad=(0, 0), ceil_mode=True):
-    """Max pooling, and each maximum's index in the H×W plane as a float (-1: no pixel)."""
+def caffe_max_pool2d_mask(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...] = (0, 0),
+    ceil_mode: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Max pooling, and each maximum's index in the H×W plane as a float (-1 for an empty window)."""
     padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=torch.finfo(x.dtype).min)
     top, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
     height, width = x.shape[2:]
     row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    # bfloat16 holds whole numbers to 256 only.
+    # bfloat16 represents integers up to 256 only.
     wide = torch.promote_types(x.dtype, torch.float32)
     return top, torch.where(inside, row * width + column, -1).to(wide)
 
 
-def caffe_avg_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
-    """Average pooling where torch refuses Caffe's padding or drops its last window; overhang counts not."""
+def caffe_avg_pool2d(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...] = (0, 0),
+    ceil_mode: bool = True,
+) -> Tensor:
+    """Average pooling where torch refuses Caffe's padding or drops its last window.
+
+    Positions past the padding are not counted.
+    """
     padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
     top = F.avg_pool2d(padded, kernel, stride, divisor_override=1)
     extents = []
@@ -68,26 +104,39 @@ def caffe_avg_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
     return top / (extents[0][:, None] * extents[1])
 
 
-def stochastic_pool2d(x, kernel, stride, pad=(0, 0), ceil_mode=True):
+def stochastic_pool2d(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...] = (0, 0),
+    ceil_mode: bool = True,
+) -> Tensor:
     """Average each window weighted by its own activations: the expectation of stochastic pooling."""
     padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
     total = F.avg_pool2d(padded, kernel, stride)
     squares = F.avg_pool2d(padded * padded, kernel, stride)
-    # Caffe gives 0 where nothing in the window is active.
+    # Caffe returns 0 where nothing in the window is active.
     active = total > 0
     return torch.where(active, squares / torch.where(active, total, 1), 0)
 
 
-def stochastic_pool2d_draw(x, kernel, stride, pad=(0, 0), ceil_mode=True):
-    """Draw one value from each window with probability proportional to it (Zeiler and Fergus, 2013)."""
+def stochastic_pool2d_draw(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...] = (0, 0),
+    ceil_mode: bool = True,
+) -> Tensor:
+    """Draw one value per window with probability proportional to it (Zeiler and Fergus, 2013)."""
     padded = pad_for_pool(x, kernel, stride, pad, ceil_mode, value=0.0)
     windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
-    reached = windows.detach().cumsum(-1)
-    threshold = (1 - torch.rand_like(reached[..., -1:])) * reached[..., -1:]
-    chosen = (reached < threshold).sum(-1, keepdim=True).clamp(max=kernel[0] * kernel[1] - 1)
+    total = windows.detach().cumsum(-1)
+    threshold = (1 - torch.rand_like(total[..., -1:])) * total[..., -1:]
+    chosen = (total < threshold).sum(-1, keepdim=True).clamp(max=kernel[0] * kernel[1] - 1)
     return windows.gather(-1, chosen).squeeze(-1)
 
 
+_helper: Callable[..., Tensor | tuple[Tensor, Tensor]]
 for _helper in (
     caffe_max_pool2d,
     caffe_max_pool2d_mask,
@@ -104,7 +153,7 @@ pad_for_pool.uses = (pool_size,)  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class Window:
-    """What Caffe's PoolingLayer slides over an image; each pair is (rows, columns)."""
+    """The sliding window of Caffe's PoolingLayer; each pair is (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -112,7 +161,7 @@ class Window:
     ceil_mode: bool
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many rows and columns come out; below 1 where the image is too small."""
+        """Return the output's height and width; below 1 where the image is too small."""
         rows, columns = pool_size((height, width), self.kernel, self.stride, self.pad, self.ceil_mode)
         return rows, columns
 
@@ -121,21 +170,21 @@ class Window:
 
     @property
     def max_is_plain(self) -> bool:
-        """Whether F.max_pool2d gives Caffe's result for an image of any size.
+        """Whether F.max_pool2d computes Caffe's result for an image of any size.
 
-        Torch wants padding of half a kernel at most.  Rounding up may lay a window where there is no
-        pixel: Caffe keeps it and gives -FLT_MAX, torch drops it or gives -inf.
+        Torch accepts padding of half a kernel at most.  Rounding up may add a window without a pixel:
+        Caffe keeps it and returns -FLT_MAX, torch drops it or returns -inf.
         """
         return all(2 * p <= k and (not self.ceil_mode or s <= k - p) for k, s, p in self._axes())
 
     @property
     def average_is_plain(self) -> bool:
-        """Whether F.avg_pool2d gives Caffe's result for an image of any size."""
+        """Whether F.avg_pool2d computes Caffe's result for an image of any size."""
         keeps_all = not self.ceil_mode or any(self.pad) or all(s <= k for k, s, _ in self._axes())
         return keeps_all and all(2 * p <= k for k, _, p in self._axes())
 
     def arguments(self) -> str:
-        """Write what follows ``x`` in a call of torch's pooling functions."""
+        """Return the arguments after ``x`` in a call of torch's pooling functions, as source."""
         words = [short(self.kernel)]
         words += [short(self.stride)] if self.stride != self.kernel else []
         words += [f"padding={short(self.pad)}"] if any(self.pad) else []
@@ -143,7 +192,7 @@ class Window:
         return ", ".join(words)
 
     def helper_arguments(self) -> str:
-        """Write what follows ``x`` in a call of this file's functions."""
+        """Return the arguments after ``x`` in a call of this file's functions, as source."""
         words = [str(self.kernel), str(self.stride)]
         words += [f"pad={self.pad}"] if any(self.pad) else []
         words += [] if self.ceil_mode else ["ceil_mode=False"]
@@ -151,36 +200,36 @@ class Window:
 
     # ------------------------------------------------------------------ ONNX
     #
-    # For averages only padding of its own (Pad) and windows that all lie inside are computed alike by every
-    # consumer; `ceil_mode` and `count_include_pad` are not (docs/migrating.md has what was measured).
+    # Averages use an explicit Pad and windows inside it: consumers disagree on `ceil_mode` and `count_include_pad`
+    # (docs/migrating.md has the measurements).
 
     @property
-    def may_miss(self) -> bool:
-        """Whether rounding up may lay a window where there is no pixel, depending on the size."""
+    def may_be_empty(self) -> bool:
+        """Whether rounding up may add a window without a pixel, depending on the size."""
         return self.ceil_mode and not any(self.pad) and any(s > k for k, s, _ in self._axes())
 
     def onnx_max(self, graph: OnnxGraph, x: str, sides: Sides, *, mask: bool = False) -> list[str]:
-        """Add a MaxPool whose pads give Caffe's size, and the index within the plane where asked."""
-        ends, empty = self._reach(sides)
+        """Add a MaxPool with pads for Caffe's size and return its output; with ``mask`` also the index in the plane."""
+        ends, empty = self._end_padding(sides)
         window = {**self._onnx_window(), "pads": [*self.pad, *ends]}
         lowest = np.asarray(np.finfo(np.float32).min)
         if not mask:
             top = graph.node("MaxPool", [x], **window)
             return [self._append(graph, top, empty, lowest)]
         top, index = graph.nodes("MaxPool", [x], 2, **window)
-        # ONNX counts over N, C, H and W together, Caffe within the plane.
+        # ONNX's indices run over N, C, H and W, Caffe's over the plane.
         index = graph.node("Mod", [index, self._area(graph, x, sides)])
         index = graph.node("Cast", [index], to=1)
         none = numbers([-1.0]).reshape(())
         return [self._append(graph, top, empty, lowest), self._append(graph, index, empty, none)]
 
     def onnx_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
-        """Add an average over padding written out, its divisor corrected where windows overhang the padding."""
-        top = self.onnx_whole_average(graph, x, sides)
+        """Add an average over an explicit Pad, its divisor corrected where windows extend past Caffe's padding."""
+        top = self.onnx_kernel_average(graph, x, sides)
         height, width = sides
         if height is None or width is None:
-            overhangs = any(end > p for end, p in zip(self._reach(sides)[0], self.pad, strict=True))
-            return graph.node("Div", [top, self._inside_onnx(graph, x)]) if overhangs else top
+            extends = any(end > p for end, p in zip(self._end_padding(sides)[0], self.pad, strict=True))
+            return graph.node("Div", [top, self._fraction_onnx(graph, x)]) if extends else top
         rows, columns = (
             np.minimum(starts + k, extent + 2 * p) - starts
             for starts, extent, (k, _, p) in zip(
@@ -195,48 +244,48 @@ class Window:
             correction = prod(self.kernel) / divisor
         return graph.node("Mul", [top, graph.constant(correction[None, None].astype(np.float32))])
 
-    def onnx_whole_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
-        """Add an average that divides every window's sum by the whole kernel."""
-        ends, empty = self._reach(sides)
-        top = self._average_inside_onnx(graph, _pad(graph, x, self.pad, ends))
+    def onnx_kernel_average(self, graph: OnnxGraph, x: str, sides: Sides) -> str:
+        """Add an average that divides every window's sum by the kernel's area."""
+        ends, empty = self._end_padding(sides)
+        top = self._average_onnx(graph, _pad(graph, x, self.pad, ends))
         return self._append(graph, top, empty, numbers([0.0]).reshape(()))
 
-    def _inside_onnx(self, graph: OnnxGraph, x: str) -> str:
-        """Which share of each window lies on the image and its padding, N×1×rows×columns."""
+    def _fraction_onnx(self, graph: OnnxGraph, x: str) -> str:
+        """Add the fraction of each window that is on the image and its padding, N×1×rows×columns."""
         first = [graph.constant(integers(*values)) for values in ([0], [1], [1])]
-        # Any number to the power 0 is 1, NaN included.
+        # Every value to the power 0 is 1, NaN included.
         ones = graph.node("Pow", [graph.node("Slice", [x, *first]), graph.constant(numbers(0))])
         ones = _pad(graph, ones, self.pad, self.pad, value=1)
-        over = [end - p for end, p in zip(self._reach((None, None))[0], self.pad, strict=True)]
-        return self._average_inside_onnx(graph, _pad(graph, ones, (0, 0), over))
+        over = [end - p for end, p in zip(self._end_padding((None, None))[0], self.pad, strict=True)]
+        return self._average_onnx(graph, _pad(graph, ones, (0, 0), over))
 
-    def _average_inside_onnx(self, graph: OnnxGraph, x: str) -> str:
-        # Without VALID, ONNX Runtime to 1.24 makes Pad and AveragePool one node, and divides by other counts.
+    def _average_onnx(self, graph: OnnxGraph, x: str) -> str:
+        # Without VALID, ONNX Runtime up to 1.24 fuses Pad into AveragePool and divides by other counts.
         return graph.node("AveragePool", [x], auto_pad="VALID", **self._onnx_window())
 
     @staticmethod
     def _area(graph: OnnxGraph, x: str, sides: Sides) -> str:
-        """How many pixels a plane has, one int64."""
+        """Add the number of pixels in a plane, one int64."""
         known = [side for side in sides if side is not None]
         if len(known) == len(sides):
             return graph.constant(integers(prod(known)))
         return graph.node("ReduceProd", [graph.node("Shape", [x], start=2)], keepdims=1)
 
     def _starts(self, height: int, width: int) -> list[np.ndarray]:
-        """Return where each window starts along each axis, counted from the padding's edge."""
+        """Return the start of each window along each axis, from the edge of the padding."""
         return [np.arange(count) * s for count, s in zip(self.size(height, width), self.stride, strict=True)]
 
-    def _reach(self, sides: Sides) -> tuple[list[int], list[int]]:
-        """Return the padding that the windows with pixels need behind, and how many windows have none.
+    def _end_padding(self, sides: Sides) -> tuple[list[int], list[int]]:
+        """Return the end padding that the windows with pixels need, and the number of windows without, per axis.
 
-        Where a side is open (None) this is what gives Caffe's number of windows for every length, unless
-        the window `may_miss`.
+        Where a side is dynamic (None) the padding gives Caffe's number of windows for every length, unless
+        the window `may_be_empty`.
         """
         ends, empty = [], []
         for axis, (extent, (k, s, p)) in enumerate(zip(sides, self._axes(), strict=True)):
             if extent is None:
                 # Rounded up, the windows are (extent + 2p - k) / s + 1; where any axis is padded only those
-                # that start in front of extent + p.
+                # that start before extent + p.
                 up = min(p + s - 1, k - 1) if any(self.pad) else p + s - 1
                 ends.append(up if self.ceil_mode else p)
                 empty.append(0)
@@ -249,7 +298,7 @@ class Window:
         return ends, empty
 
     def _append(self, graph: OnnxGraph, top: str, empty: list[int], value: np.ndarray) -> str:
-        """Add the results of windows without a pixel, which ONNX Runtime's own padding cannot make."""
+        """Add the results of windows without a pixel, which ONNX Runtime's pooling cannot produce."""
         return _pad(graph, top, (0, 0), empty, value=value)
 
     def _onnx_window(self) -> dict[str, list[int]]:
@@ -257,17 +306,17 @@ class Window:
 
 
 def _pad(
-    graph: OnnxGraph, x: str, front: Sequence[int], behind: Sequence[int], *, value: float | np.ndarray = 0
+    graph: OnnxGraph, x: str, start: Sequence[int], end: Sequence[int], *, value: float | np.ndarray = 0
 ) -> str:
     """Add a Pad of rows and columns, unless there are none to add."""
-    if not any((*front, *behind)):
+    if not any((*start, *end)):
         return x
-    pads = graph.constant(integers(0, 0, *front, 0, 0, *behind))
+    pads = graph.constant(integers(0, 0, *start, 0, 0, *end))
     # 0 is the default; OpenCV 4 fails where another node reads the same constant.
     values = [graph.constant(np.asarray(value, np.float32))] if value else []
     return graph.node("Pad", [x, pads, *values])
 
 
 def short(values: Sequence[int]) -> str:
-    """Write a window as a person would: 3 rather than (3, 3)."""
+    """Return sizes as source, as short as torch accepts: 3 for (3, 3)."""
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))

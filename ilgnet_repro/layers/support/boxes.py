@@ -1,15 +1,18 @@
-"""Greedy non-maximum suppression, and the decoding of boxes from offsets to default boxes."""
+"""Boxes of detectors: greedy non-maximum suppression, and decoding offsets to default boxes."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def greedy_nms(boxes, threshold, *, pixel=0.0, eta=1.0, limit=None):
-    """Indices of boxes (best first) that no better kept box overlaps by more than the threshold.
+def greedy_nms(
+    boxes: Tensor, threshold: float, *, pixel: float = 0.0, eta: float = 1.0, limit: int | None = None
+) -> Tensor:
+    """Return the indices of boxes (sorted best first) that overlap no better kept box by more than the threshold.
 
     ``pixel`` is 1 where corners are pixels that belong to the box, 0 where they are its edges.  With
-    ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, as SSD's adaptive NMS.
+    ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, SSD's adaptive NMS.
     """
     x1, y1, x2, y2 = boxes.unbind(1)
     areas = (x2 - x1 + pixel).clamp(min=0) * (y2 - y1 + pixel).clamp(min=0)
@@ -33,8 +36,8 @@ def greedy_nms(boxes, threshold, *, pixel=0.0, eta=1.0, limit=None):
     return torch.tensor(kept, dtype=torch.long, device=boxes.device)
 
 
-def decode_boxes(offsets, priors, variances, code_type):
-    """Corners of boxes from offsets to default boxes, last axis 4; SSD's three ways to write offsets."""
+def decode_boxes(offsets: Tensor, priors: Tensor, variances: Tensor, code_type: str) -> Tensor:
+    """Return the corners of boxes given as offsets to default boxes (last axis 4), in SSD's three encodings."""
     offsets = offsets * variances
     if code_type == "CORNER":
         return priors + offsets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers, uses
 from .support.labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
 from .support.registry import register_layer
 
@@ -27,7 +27,8 @@ def class_accuracy(scores: Tensor, labels: Tensor, axis: int, top_k: int, ignore
     return right.to(scores.dtype) / classes.sum(0).clamp(min=1)
 
 
-accuracy.uses = class_accuracy.uses = (label_rows,)  # type: ignore[attr-defined]
+uses(accuracy, label_rows)
+uses(class_accuracy, label_rows)
 
 
 @register_layer("Accuracy")

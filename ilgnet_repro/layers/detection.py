@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, literal, numbers
+from .support.base import (
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    exact,
+    integers,
+    literal,
+    numbers,
+    uses,
+)
 from .support.boxes import decode_boxes, greedy_nms
 from .support.registry import register_layer
 
@@ -63,7 +74,7 @@ def detect(
     return top[None, None].to(loc.device)
 
 
-detect.uses = (decode_boxes, greedy_nms)  # type: ignore[attr-defined]
+uses(detect, decode_boxes, greedy_nms)
 
 # ---------------------------------------------------------------------- layer
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers, uses
 from .support.labels import (
     check_label_count,
     check_labels,
@@ -56,8 +56,8 @@ def infogain_loss(
     return normalized_sum(losses, counts, mode, math.prod(x.shape[:axis]))
 
 
-softmax_loss.uses = (label_rows, floored_log_softmax, normalized_sum)  # type: ignore[attr-defined]
-infogain_loss.uses = (label_rows, floored_log_softmax, normalized_sum)  # type: ignore[attr-defined]
+uses(softmax_loss, label_rows, floored_log_softmax, normalized_sum)
+uses(infogain_loss, label_rows, floored_log_softmax, normalized_sum)
 
 # ---------------------------------------------------------------------- layers
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .loss import Loss
-from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers, uses
 from .support.labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .support.registry import register_layer
 
@@ -57,7 +57,7 @@ def smooth_l1_loss(
     return (outside * losses).sum() / divisor
 
 
-sigmoid_cross_entropy_loss.uses = (normalized_sum,)  # type: ignore[attr-defined]
+uses(sigmoid_cross_entropy_loss, normalized_sum)
 
 # ---------------------------------------------------------------------- layers
 

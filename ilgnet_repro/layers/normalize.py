@@ -8,7 +8,18 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .norm import along_channels, constant_filler
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import (
+    BlobSpec,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+    literal,
+    numbers,
+    uses,
+)
 from .support.registry import register_layer
 from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
@@ -38,7 +49,7 @@ def length_over(x: Tensor, axes: list[int], eps: float, first_power: bool) -> Te
     return (x.square().sum(axes, keepdim=True) + eps).sqrt()
 
 
-l2_normalize_channels.uses = (l2_normalize,)  # type: ignore[attr-defined]
+uses(l2_normalize_channels, l2_normalize)
 
 # ---------------------------------------------------------------------- the layer
 

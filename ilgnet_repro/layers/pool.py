@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, uses
 from .support.registry import register_layer
 from .support.window import (
     Sides,
@@ -221,7 +221,7 @@ def spatial_pyramid_pool(x: Tensor, levels: int, pool: Callable[..., Tensor]) ->
     return tops[0] if levels == 1 else torch.cat([top.flatten(1) for top in tops], 1)
 
 
-spatial_pyramid_pool.uses = (pyramid_window,)  # type: ignore[attr-defined]
+uses(spatial_pyramid_pool, pyramid_window)
 
 
 @register_layer("SPP")

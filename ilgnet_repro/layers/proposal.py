@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .python_layer import PythonLayer, register_python_layer
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers, uses
 from .support.boxes import greedy_nms
 from .support.registry import register_layer
 
@@ -135,7 +135,7 @@ def propose(
     return torch.cat([torch.zeros_like(boxes[kept, :1]), boxes[kept]], 1), score
 
 
-propose.uses = (greedy_nms, quicksort_order)  # type: ignore[attr-defined]
+uses(propose, greedy_nms, quicksort_order)
 
 # ---------------------------------------------------------------------- layers
 

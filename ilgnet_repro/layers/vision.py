@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers, uses
 from .support.labels import to_indices
 from .support.registry import register_layer
 
@@ -94,7 +94,8 @@ def psroi_pooling(x: Tensor, rois: Tensor, outputs: int, group: int, scale: floa
     return torch.where(area > 0, sums / area.clamp(min=1), 0).to(x.dtype)
 
 
-roi_pooling.uses = psroi_pooling.uses = (c_round,)  # type: ignore[attr-defined]
+uses(roi_pooling, c_round)
+uses(psroi_pooling, c_round)
 
 # ---------------------------------------------------------------------- layers
 

@@ -124,7 +124,9 @@ except ir.errors.IlgnetError as error:
     )
 
 
-@pytest.mark.parametrize("value", [torch.nn.ReLU, make_gain, "Gain", None], ids=["a module", "a function", "a text", "nothing"])
+@pytest.mark.parametrize(
+    "value", [torch.nn.ReLU, make_gain, "Gain", None], ids=["a module", "a function", "a text", "nothing"]
+)
 def test_only_subclasses_of_layer_are_registered(value: object) -> None:
     with pytest.raises(IlgnetError) as caught:
         ir.register_layer("Gain")(value)

@@ -101,7 +101,7 @@ class SourceCode(Protocol):
         """Copy ``function``'s source into the written file and return its name.
 
         The function may use only ``torch``, ``F`` (torch.nn.functional), ``math`` and other helpers
-        listed in its ``uses`` attribute; its annotations also ``Tensor`` and ``Callable``.
+        declared by `uses`; its annotations also ``Tensor`` and ``Callable``.
         """
 
     def shape(self, index: int) -> Shape:
@@ -440,6 +440,11 @@ class _View(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return values.view(self.shape)
+
+
+def uses(function: Callable[..., Any], *helpers: Callable[..., Any]) -> None:
+    """Declare the helpers that a function calls, for `SourceCode.helper`: it copies them too."""
+    vars(function)["uses"] = helpers
 
 
 def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import OnnxGraph, integers, numbers
+from .base import OnnxGraph, integers, numbers, uses
 
 # Height and width; None where dynamic.
 Sides = Sequence[int | None]
@@ -136,7 +136,6 @@ def stochastic_pool2d_draw(
     return windows.gather(-1, chosen).squeeze(-1)
 
 
-_helper: Callable[..., Tensor | tuple[Tensor, Tensor]]
 for _helper in (
     caffe_max_pool2d,
     caffe_max_pool2d_mask,
@@ -144,8 +143,8 @@ for _helper in (
     stochastic_pool2d,
     stochastic_pool2d_draw,
 ):
-    _helper.uses = (pad_for_pool,)  # type: ignore[attr-defined]
-pad_for_pool.uses = (pool_size,)  # type: ignore[attr-defined]
+    uses(_helper, pad_for_pool)
+uses(pad_for_pool, pool_size)
 
 
 # ---------------------------------------------------------------------- one window

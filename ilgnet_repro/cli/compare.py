@@ -91,9 +91,11 @@ def _print(found: Comparison, show_all: bool) -> None:
         title="\n".join(map(printable, title)),
         title_justify="left",
     )
-    for column, justify in (("blob", "left"), ("shape", "left"), ("largest difference", "right"),
-                            ("mean difference", "right"), ("largest value", "right"), ("", "left")):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("blob", "shape"):
+        table.add_column(column)
+    for column in ("largest difference", "mean difference", "largest value"):
+        table.add_column(column, justify="right")
+    table.add_column("")
     rows = found.rows if show_all else _worth_showing(found.rows)
     for row in rows:
         shape = "x".join(map(str, row.shape))

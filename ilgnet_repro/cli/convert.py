@@ -27,8 +27,8 @@ from ._options import (
 if TYPE_CHECKING:
     from ..about import Source
     from ..caffe.kinds import Kind
-    from ..export.formats import SaveOptions
     from ..export.report import ConversionReport
+    from ..export.saving import SaveOptions
     from ..reading.preprocessing import Preprocessing
     from ..runtime.net import CaffeNet
 
@@ -367,8 +367,10 @@ def print_report(report: ConversionReport) -> None:
     console.print(about)
 
     files = Table(title="written", title_justify="left")
-    for column, justify in (("format", "left"), ("file", "left"), ("bytes", "right"), ("seconds", "right")):
-        files.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("format", "file"):
+        files.add_column(column)
+    for column in ("bytes", "seconds"):
+        files.add_column(column, justify="right")
     for file in report.written:
         add_row(files, file.format, file.path, f"{file.bytes:,}", f"{file.seconds:.2f}")
     console.print(files)

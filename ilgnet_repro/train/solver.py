@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..caffe.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
 from ..caffe.graph import Graph
@@ -75,8 +76,8 @@ class Settings:
     message: pb.SolverParameter
     notes: tuple[str, ...] = ()
 
-    def with_(self, **changes: object) -> Settings:
-        """Return the settings with some changed, the message that is printed included."""
+    def with_(self, **changes: Any) -> Settings:
+        """Return the settings with some fields replaced, also in the message that is logged."""
         message = pb.SolverParameter()
         message.CopyFrom(self.message)
         for name, value in changes.items():
@@ -84,8 +85,8 @@ class Settings:
                 setattr(message, name, value)
         policy = self.policy
         if "max_iter" in changes:
-            policy = replace(policy, max_iter=int(changes["max_iter"]))  # type: ignore[call-overload]
-        return replace(self, message=message, policy=policy, **changes)  # type: ignore[arg-type]
+            policy = replace(policy, max_iter=int(changes["max_iter"]))
+        return replace(self, message=message, policy=policy, **changes)
 
 
 def read_settings(

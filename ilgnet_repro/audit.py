@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .caffe.crops import place_crops
-from .caffe.dummy_inputs import feed_dummies
+from .caffe.crops import resolve_crops
+from .caffe.dummy_inputs import dummies_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
 from .caffe.graph import Node
 from .caffe.graph_build import build_graph
@@ -104,8 +104,8 @@ def audit(
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []
     state: dict[str, Any] = {"level": level, "stages": tuple(stages)}
-    net = place_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
-    graph = build_graph(feed_dummies(net, given, phase, notes=notes, **state), phase, **state)
+    net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
+    graph = build_graph(dummies_to_inputs(net, given, phase, notes=notes, **state), phase, **state)
     plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
     problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
     # Found before layers of one name are told apart.

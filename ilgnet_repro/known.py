@@ -15,7 +15,7 @@ from typing import Any
 
 from .caffe.upgrade import upgrade_net
 from .errors import DataError
-from .manifest import listed, manifests, named
+from .manifest import listed, manifests, resolve
 from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
 
@@ -205,7 +205,7 @@ def _by_layers(count: int) -> dict[Layers, tuple[KnownModel, Sizes]]:
 
 def build_net(builder: str) -> pb.NetParameter:
     """The net that ``module:function`` builds."""
-    net: pb.NetParameter = named(builder)()
+    net: pb.NetParameter = resolve(builder)()
     return net
 
 

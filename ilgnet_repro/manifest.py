@@ -1,4 +1,4 @@
-"""What is listed as data: known models, and the nets and texts of packages that stand on this one."""
+"""The manifests (``models.toml``): known models, and the nets and prototxts of packages built on this one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cache
 from importlib import import_module, resources
 from typing import Any
 
-# The core's own list, and those of packages that may be absent: they are read as files, never imported by name.
+# The core's manifest, and those of optional packages, which are read as files and not imported by name.
 _FOLDERS = (".", "aesthetics")
 
 
 @cache
 def manifests() -> tuple[dict[str, Any], ...]:
-    """The tables of every ``models.toml``, the core's first."""
+    """Return the contents of every ``models.toml``, the core's first."""
     found = []
     for folder in _FOLDERS:
         path = resources.files(__package__).joinpath(folder, "models.toml")
@@ -23,11 +23,11 @@ def manifests() -> tuple[dict[str, Any], ...]:
 
 
 def listed(table: str) -> dict[str, Any]:
-    """The entries of a table, of every list together."""
+    """Return the entries of a table from all manifests."""
     return {key: value for manifest in manifests() for key, value in manifest.get(table, {}).items()}
 
 
-def named(function: str) -> Any:
-    """The function that ``module:function`` names."""
+def resolve(function: str) -> Any:
+    """Import and return the function named ``module:function``."""
     module, _, name = function.partition(":")
     return getattr(import_module(module), name)

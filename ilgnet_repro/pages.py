@@ -1,4 +1,4 @@
-"""HTML pages: jinja2 templates, which lie as ``*.html.j2`` beside the module that fills them."""
+"""HTML pages from jinja2 templates, ``*.html.j2`` files next to the module that renders them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .errors import printable
 
 @cache
 def environment(package: str) -> Environment:
-    """The templates in the folder of ``package``.
+    """Return the environment for the templates in the folder of ``package``.
 
-    A text that is filled in is escaped, and what no page can hold becomes an escape (`printable`); a name
-    that the template uses and is not given is an error.
+    Values are escaped, and unprintable characters become escapes (`printable`); an undefined name in a template
+    is an error.
     """
     return Environment(
         loader=PackageLoader(package, ""),
@@ -29,7 +29,7 @@ def environment(package: str) -> Environment:
 
 
 def fill_template(package: str, name: str, **values: object) -> str:
-    """The template of this name in the folder of ``package``, filled with ``values``."""
+    """Render the template ``name`` in the folder of ``package`` with ``values``."""
     return environment(package).get_template(name).render(values)
 
 

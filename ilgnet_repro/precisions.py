@@ -1,6 +1,6 @@
-"""What weights may be stored in and what a run may compute in, by name; naming them loads no torch."""
+"""Names of the precisions of weights and of training; this module does not import torch."""
 
-# Of large dense weights, in a fast net and in a written file.
+# For large dense weights, in a fast net and in a saved file.
 WEIGHTS = ("float32", "float16", "bfloat16", "int8")
-# Of a training run; "caffe" sums in the order of Caffe's CPU code.
+# For training; "caffe" sums in the order of Caffe's CPU code.
 TRAINING = ("float32", "caffe", "float64", "bfloat16", "float16")

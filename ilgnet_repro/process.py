@@ -1,4 +1,4 @@
-"""What is set for the whole process: by `tune_process()`, to work faster, and by nothing else for longer than a call."""
+"""Settings of the whole process: `tune_process()` for speed; everything else is restored when the call returns."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-# malloc.h of the GNU C library: the size from which a block is mapped by itself, and how much free memory
-# at the heap's end is kept.
+# malloc.h of the GNU C library: the size from which a block gets its own mapping, and how much free memory
+# the heap keeps at its end.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MMAP_THRESHOLD = 256 << 20
 OLD_MMAP_THRESHOLD = 32 << 20  # the largest that older versions accept
 TRIM_THRESHOLD = (2 << 30) - 1  # the largest that the call accepts; a batch of 48 needs more than half of it
 OVERRIDE_ENV_VARS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
-# mman.h of Linux: allow huge pages for a range of memory, and move it there now (from Linux 6.1 on).
+# mman.h of Linux: allow huge pages for a range of memory, and move it to them now (from Linux 6.1 on).
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 HUGE_PAGE = 2 << 20
-SMALLEST_RANGE = 32 << 20  # bytes; weights, not the stack of a thread that was started in between
+SMALLEST_RANGE = 32 << 20  # bytes; includes weights, and excludes the stack of a thread started meanwhile
 
 _settings = {"huge_pages": False}
 
 
 def tune_process() -> None:
-    """Set the whole process up for nets and images; every command that runs nets or decodes images calls it.
+    """Configure the whole process for speed; every command that runs nets or decodes images calls this.
 
-    Up to 2 GiB of freed memory stay with the process (see `tune_allocator`), fast nets that are made later lie on
-    huge pages where the kernel has them, and OpenCV uses no threads of its own beside those of this package and
-    logs errors only.  Nothing else in the package changes the process.
+    The process keeps up to 2 GiB of freed memory (see `tune_allocator`), fast nets created later use huge pages if
+    the kernel supports them, and OpenCV starts no threads besides those of this package and logs errors only.
+    Nothing else in the package changes the process.
     """
     import cv2
 
@@ -47,8 +47,8 @@ def tune_allocator() -> bool:
 
     Each blob of a pass is allocated and freed again.  By default the GNU C library returns such blocks to the
     kernel, which clears them page by page when they are allocated next: a quarter of the time of GoogLeNet's batch
-    of 16, nearly half of that of 48.  The process never keeps more than it had allocated at its peak.  A
-    variable of ``OVERRIDE_ENV_VARS`` in the environment, or another allocator, takes precedence.
+    of 16, nearly half of that of 48.  The process never keeps more than its peak allocation. The environment
+    variables ``OVERRIDE_ENV_VARS``, or another allocator, take precedence.
     """
     if sys.platform != "linux" or any(name in os.environ for name in OVERRIDE_ENV_VARS):
         return False
@@ -73,9 +73,9 @@ def huge_pages() -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str | None = None) -> Iterator[None]:
-    """Set a variable of the environment within the block; afterwards it is what it was, whoever changed it.
+    """Set an environment variable within the block, and restore it afterwards, even if the block changed it.
 
-    For libraries that have no other option than a variable, or leave one set.
+    For libraries that are configured by an environment variable only, or leave one set.
     """
     before = os.environ.get(name)
     if value is not None:
@@ -89,24 +89,24 @@ def environment(name: str, value: str | None = None) -> Iterator[None]:
 
 
 def trim_heap() -> None:
-    """Return free memory to the kernel, as after work that needed much more than what follows will."""
+    """Return free memory to the kernel; for use after work that needed much more than what follows."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(ctypes.c_size_t(0))
 
 
 def private_pages() -> set[int]:
-    """Return the numbers of the huge pages that lie in this process's private memory; none but on Linux."""
+    """Return the numbers of the huge-page ranges in this process's private memory; empty except on Linux."""
     table = Path("/proc/self/maps")
     return _pages_of(table.read_text().splitlines()) if table.is_file() else set()
 
 
 def use_huge_pages(before: set[int]) -> int:
-    """Move to pages of 2 MiB what was allocated since ``private_pages()`` gave ``before``; return the bytes moved.
+    """Move memory allocated since ``before`` (from `private_pages`) to pages of 2 MiB; return the bytes moved.
 
-    Weights that are read once per image are spread over 72,000 pages of 4 KiB, more than a processor keeps
-    addresses of: large float16 dense layers are read a fifth faster from huge pages.  Only ranges of at least
-    ``SMALLEST_RANGE`` are moved.  A kernel that knows no huge pages, or is out of them, leaves the memory as it is.
+    Weights that are read once per image are spread over 72,000 pages of 4 KiB, more than the TLB
+    has entries for: large float16 dense layers are read a fifth faster from huge pages.  Only ranges of at least
+    ``SMALLEST_RANGE`` are moved.  If the kernel has no huge pages, or none left, nothing is moved.
     """
     ranges = [one for one in _ranges(private_pages() - before) if len(one) * HUGE_PAGE >= SMALLEST_RANGE]
     madvise = getattr(ctypes.CDLL(None), "madvise", None) if ranges else None
@@ -114,7 +114,7 @@ def use_huge_pages(before: set[int]) -> int:
         return 0
     moved = 0
     for pages in ranges:
-        # One by one: in a longer range, a page that holds nothing yet would end it.
+        # Page by page: in a longer range, an untouched page would stop the call.
         for start in (page * HUGE_PAGE for page in pages):
             where = (ctypes.c_void_p(start), ctypes.c_size_t(HUGE_PAGE))
             if madvise(*where, MADV_HUGEPAGE) == 0 and madvise(*where, MADV_COLLAPSE) == 0:
@@ -123,7 +123,7 @@ def use_huge_pages(before: set[int]) -> int:
 
 
 def _pages_of(lines: Iterable[str]) -> set[int]:
-    """Which whole huge pages lie in the private memory of no file, by the lines of /proc/self/maps."""
+    """Return the complete huge-page ranges in private anonymous memory, from the lines of /proc/self/maps."""
     pages: set[int] = set()
     for line in lines:
         addresses, rights, _, _, inode, *name = line.split(None, 5)
@@ -134,7 +134,7 @@ def _pages_of(lines: Iterable[str]) -> set[int]:
 
 
 def _ranges(pages: set[int]) -> Iterator[range]:
-    """Every unbroken run of page numbers."""
+    """Yield every contiguous range of page numbers."""
     for first in sorted(pages):
         if first - 1 not in pages:
             last = first

@@ -1,1 +1,1 @@
-"""Caffe's formats and graphs, without torch: texts, weights, states, upgrades, phases, shared memory and parameters."""
+"""Caffe's formats and graphs, without torch: prototxts, weights, solver states, upgrades, phases and sharing."""

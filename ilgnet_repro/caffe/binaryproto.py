@@ -1,4 +1,4 @@
-"""Mean files (`.binaryproto`): one array in a file, as compute_image_mean writes it."""
+"""Reads and writes mean files (`.binaryproto`): one array, as compute_image_mean writes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .kinds import Kind, expect
 def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a BlobProto file: float32 (float64 for ``double_data``) in the shape it declares.
 
-    A mean file is (1, channels, height, width).  The values are a view of the file in memory.
-    Raises FormatError if the file is no BlobProto or its shape and values disagree.
+    A mean file is (1, channels, height, width).  The values are a view of the memory-mapped file.
+    Raises FormatError if the file is not a BlobProto or its shape and number of values disagree.
     """
     name = Path(path).name
     expect(path, Kind.BINARYPROTO, Kind.UNKNOWN, what="a mean file")
@@ -27,7 +27,7 @@ def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
 def write_blob(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Write an array of up to four axes in the num/channels/height/width form of mean files.
 
-    Missing leading axes become 1.  The file appears whole or not at all.
+    Missing leading axes become 1.  The file is complete or absent.
     """
     _, chunks = blob_chunks(np.asarray(array), legacy=True, where=Path(path).name)
     with atomic_file(path) as file:

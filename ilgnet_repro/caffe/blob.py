@@ -1,4 +1,4 @@
-"""BlobProto: one array with its shape, found in a file by offset and viewed without a copy."""
+"""BlobProto: an array with its shape, located by offset in a memory-mapped file and viewed without a copy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LARGEST_COUNT = 2**31 - 1  # counts are int there
 _MAX_RUNS = 65_536
 _DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
 _LEGACY = {1: 0, 2: 1, 3: 2, 4: 3}  # num, channels, height, width
-_SINGLE_WIRE = {_DATA: wire.FIXED32, _DOUBLE_DATA: wire.FIXED64}  # of a value that is not packed
+_SINGLE_WIRE = {_DATA: wire.FIXED32, _DOUBLE_DATA: wire.FIXED64}  # of an unpacked value
 
 
 class Run(NamedTuple):
-    """``size`` values that stand in the file one after another, ``stride`` bytes apart."""
+    """``size`` values of a file, ``stride`` bytes apart from ``offset`` on."""
 
     offset: int
     size: int
@@ -31,9 +31,9 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Blob:
-    """The shape of an array and where in its file the values are.
+    """The shape of an array, and where its values are in the file.
 
-    ``legacy`` marks shapes kept as num/channels/height/width, as Caffe did before late 2014.
+    ``legacy`` marks shapes stored as num/channels/height/width, as Caffe did until late 2014.
     """
 
     shape: tuple[int, ...]
@@ -43,11 +43,11 @@ class Blob:
     buffer: memoryview = field(repr=False, compare=False)
 
     def array(self) -> np.ndarray:
-        """The values as float32 (float64 for ``double_data``) in C order.
+        """Return the values as float32 (float64 for ``double_data``) in C order.
 
-        One packed run, which is what Caffe writes, is viewed and not copied: the array is writable,
-        writing never reaches the file, and its first byte may stand at any address (NumPy and PyTorch
-        accept that).  Values in several runs, or written one by one, are gathered into a new array.
+        One packed run, which is what Caffe writes, is returned as a view: the array is writable, writes do
+        not reach the file, and its address may be unaligned (NumPy and PyTorch accept that). Values in
+        several runs, or unpacked ones, are copied into a new array.
         """
         if len(self.runs) == 1 and self.runs[0].stride == self.dtype.itemsize:
             return self._view(self.runs[0]).reshape(self.shape)
@@ -60,7 +60,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class LayerBlobs:
-    """A layer of the file: its name, its type as Caffe 1.0 spells it, its arrays in Caffe's order."""
+    """A layer of the file: its name, its type as in Caffe 1.0, and its arrays in Caffe's order."""
 
     name: str
     type: str
@@ -68,7 +68,7 @@ class LayerBlobs:
 
 
 def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
-    """Find shape and values of the BlobProto in ``buffer[start:stop]``; diffs are skipped.
+    """Locate shape and values of the BlobProto in ``buffer[start:stop]``; diffs are skipped.
 
     Raises FormatError if the shape and the number of values disagree.
     """
@@ -76,7 +76,7 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
     legacy: dict[int, int] = {}
     runs: dict[int, list[Run]] = {_DATA: [], _DOUBLE_DATA: []}
     position = start
-    while position < stop:  # restarted behind a run of unpacked values, which is taken in one step
+    while position < stop:  # restarted after a run of unpacked values, which is read in one step
         for item in wire.fields(buffer, position, stop, where):
             position = item.stop
             if item.number in runs and item.wire == wire.BYTES:
@@ -95,21 +95,21 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
                 legacy[_LEGACY[item.number]] = wire.signed(item.value, 32)
     double = bool(runs[_DOUBLE_DATA])
     values = runs[_DOUBLE_DATA if double else _DATA]
-    # Caffe's Blob::FromProto takes the four numbers wherever one of them is set.
+    # Caffe's Blob::FromProto uses the four numbers if any of them is set.
     shape = tuple(legacy.get(axis, 0) for axis in range(4)) if legacy else tuple(dims)
     _check_count(shape, sum(run.size for run in values), where)
     return Blob(shape, bool(legacy), np.dtype("<f8" if double else "<f4"), tuple(values), buffer)
 
 
 def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Iterator[bytes | memoryview]]:
-    """The length of an array's BlobProto and its bytes in pieces, in the order Caffe writes fields.
+    """Return the length of an array's BlobProto, and its bytes in chunks, in the order in which Caffe writes fields.
 
-    float64 becomes ``double_data``; any other kind of number is written as float32.  Only an array
-    that is not contiguous float is copied.  ``legacy`` writes num/channels/height/width.
+    float64 becomes ``double_data``; any other dtype is written as float32. The array is copied only if
+    it is not contiguous float.  ``legacy`` writes num/channels/height/width.
     """
     number, kind = (_DOUBLE_DATA, "<f8") if array.dtype == np.float64 else (_DATA, "<f4")
     if array.ndim > (4 if legacy else MOST_AXES):
-        most = "the num/channels/height/width form keeps 4" if legacy else f"Caffe keeps {MOST_AXES}"
+        most = "the num/channels/height/width form has 4" if legacy else f"Caffe has at most {MOST_AXES}"
         raise FormatError(f"{where}: {array.ndim} axes; {most}, reshape it")
     prefix, shape = b"", b""
     if legacy:
@@ -133,7 +133,7 @@ def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Itera
 
 
 def _dims(buffer: memoryview, shape: wire.Field, where: str) -> Iterator[int]:
-    """The dimensions in a BlobShape, packed or not."""
+    """Yield the dimensions of a BlobShape, packed or not."""
     for item in wire.fields(buffer, shape.start, shape.stop, where):
         if item.number == 1 and item.wire == wire.VARINT:
             yield wire.signed(item.value)
@@ -152,7 +152,7 @@ def _packed(item: wire.Field, size: int, where: str) -> Run:
 
 
 def _unpacked(buffer: memoryview, item: wire.Field, stop: int) -> Run:
-    """The run of equal tags that begins at ``item``, found without a Python step for each value."""
+    """Return the run of unpacked values that starts at ``item``: equal tags at equal distances, found with NumPy."""
     stride = item.stop - item.tag
     most = (stop - item.tag) // stride if item.start - item.tag == 1 else 1
     tags: np.ndarray = np.ndarray((most,), np.uint8, buffer, item.tag, (stride,))
@@ -170,7 +170,7 @@ def _append(runs: list[Run], run: Run, where: str) -> None:
     if run.size:
         runs.append(run)
     if len(runs) > _MAX_RUNS:
-        raise FormatError(f"{where}: its values stand in over {_MAX_RUNS:,} pieces; the file is damaged")
+        raise FormatError(f"{where}: its values are in over {_MAX_RUNS:,} pieces; the file is damaged")
 
 
 def _check_count(shape: tuple[int, ...], held: int, where: str) -> None:
@@ -179,10 +179,10 @@ def _check_count(shape: tuple[int, ...], held: int, where: str) -> None:
         raise FormatError(f"{where}: shape {written} has a negative dimension; the file is damaged")
     if math.prod(max(dim, 1) for dim in shape) > LARGEST_COUNT:
         raise FormatError(
-            f"{where}: shape {written} is beyond Caffe's {LARGEST_COUNT:,} values a blob; damaged"
+            f"{where}: shape {written} is beyond Caffe's {LARGEST_COUNT:,} values per blob; damaged"
         )
     needed = math.prod(shape)
     if needed != held:
         raise FormatError(
-            f"{where}: shape {written} needs {needed:,} values, the file holds {held:,}; fetch the file again"
+            f"{where}: shape {written} needs {needed:,} values, the file has {held:,}; fetch the file again"
         )

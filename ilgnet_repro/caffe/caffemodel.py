@@ -1,8 +1,8 @@
-"""Weights files (`.caffemodel`): layers and arrays by name, from a memory map and without a copy.
+"""Reads weights files (`.caffemodel`): layers and their arrays, memory-mapped and without a copy.
 
-Forks of Caffe gave the same field numbers different meanings, so a layer's parameters are not looked at
-here: name, type and blobs only.  The structure belongs to the prototxt; `CaffeModel.structure` reads
-what the file says by the numbers of BVLC Caffe where there is no text.
+Forks of Caffe use the same field numbers with different meanings, so only name, type and blobs of a layer are
+read. The structure comes from the prototxt; without one, `CaffeModel.structure` reads it with the field numbers
+of BVLC Caffe.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _NET_LAYER, _NET_LAYERS, _NET_NAME = 100, 2, 1
 
 @dataclass(frozen=True)
 class _Generation:
-    """The field numbers of name, type and blobs in one generation of layer messages."""
+    """Field numbers of name, type and blobs in one generation of layer messages."""
 
     name: int
     type: int
     blobs: int
-    nested: int | None = None  # V1 connections hold the V0 layer itself in a field
+    nested: int | None = None  # a V1 layer has the V0 layer in a field
 
 
 _V2 = _Generation(name=1, type=2, blobs=7)
@@ -50,7 +50,7 @@ _V0 = _Generation(name=1, type=2, blobs=50)
 
 @dataclass(frozen=True)
 class CaffeModel:
-    """A weights file, open: the arrays stay on disk until they are touched."""
+    """An open weights file: arrays are read from disk on first access."""
 
     path: Path
     name: str
@@ -58,12 +58,12 @@ class CaffeModel:
     buffer: memoryview | None = field(repr=False, compare=False)
 
     def structure(self) -> caffe_pb2.NetParameter:
-        """The net as the file tells it, without blobs and not upgraded, by BVLC Caffe's numbers.
+        """Return the net in the file, without blobs and not upgraded, read with BVLC Caffe's field numbers.
 
-        Raises FormatError if it cannot be read so (the file of a fork; HDF5, which keeps arrays only).
+        Raises FormatError if that fails (a fork's file), and for HDF5, which has arrays only.
         """
         if self.buffer is None:
-            raise FormatError(f"{self.path.name}: HDF5 weights hold no structure; give the prototxt too")
+            raise FormatError(f"{self.path.name}: HDF5 weights have no structure; give the prototxt too")
         where = self.path.name
         pieces, size = [], 0
         for piece in _structure_pieces(self.buffer, where):
@@ -77,7 +77,7 @@ class CaffeModel:
             raise FormatError(
                 f"{where}: its structure is not BVLC Caffe's (a fork's file?); give the prototxt too"
             ) from error
-        strip_fork_fields(net)  # in a file these numbers are a fork's own, never ours
+        strip_fork_fields(net)  # in a file these numbers are some fork's, not this package's
         _check_strings(net, where)
         if not net.IsInitialized():
             lacking = net.FindInitializationErrors()[0]
@@ -88,11 +88,11 @@ class CaffeModel:
 def open_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     """Open a weights file of any generation, or Caffe's HDF5 form (`.caffemodel.h5`).
 
-    Only the headers are read, whatever the size.  Raises FormatError with the layer and the blob where
-    a length, a shape or a count does not hold, and for files that are not weights at all.
+    Only headers are read, whatever the size. Raises FormatError, with the layer and blob, if a length, shape
+    or count is wrong, and for files that are not weights.
     """
     path = Path(path)
-    # Of damaged files, and of HDF5 without weights, the readers tell more.
+    # The readers have more specific errors for damaged files and for HDF5 without weights.
     kind = expect(path, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.HDF5, Kind.UNKNOWN)
     buffer = map_file(path)
     if kind in (Kind.CAFFEMODEL_H5, Kind.HDF5):
@@ -117,12 +117,12 @@ def _scan_net(buffer: memoryview, where: str) -> tuple[str, tuple[LayerBlobs, ..
             if len(layers) > _MAX_LAYERS or blobs > _MAX_BLOBS:
                 raise FormatError(f"{where}: over {_MAX_LAYERS:,} layers or {_MAX_BLOBS:,} blobs; not a net")
     if not layers:
-        raise FormatError(f"{where}: holds no layers, so it is not a caffemodel; give the weights file")
+        raise FormatError(f"{where}: has no layers, so it is not a caffemodel; give the weights file")
     return name, tuple(layers)
 
 
 def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, where: str) -> LayerBlobs:
-    # Blobs may stand before the name in the file, and errors should tell the name: found first.
+    # Blobs may precede the name in the file; errors need the name, so blobs are scanned last.
     name, kind = "", ""
     blobs: list[wire.Field] = []
     nested: LayerBlobs | None = None
@@ -177,7 +177,7 @@ def _without_blobs(buffer: memoryview, layer: wire.Field, generation: _Generatio
 
 
 def _check_strings(message: Message, where: str) -> None:
-    """protobuf gives a string that is not UTF-8 as bytes, which nothing behind this point expects."""
+    """Raise FormatError for strings that are not UTF-8, which protobuf returns as bytes."""
     for descriptor, value in message.ListFields():
         values = (value,) if isinstance(value, (Message, str, bytes)) else value
         if descriptor.message_type is not None:

@@ -1,4 +1,4 @@
-"""Writing weights files field by field, so that no second copy of the weights is ever made."""
+"""Writes weights files (`.caffemodel`) field by field, without a second copy of the weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def write_caffemodel(
     *,
     legacy: bool = False,
 ) -> None:
-    """Write ``net`` with ``blobs`` (arrays by layer name) as Caffe serialises it; whole or not at all.
+    """Write ``net`` with ``blobs`` (arrays by layer name) as Caffe serialises it; the file is complete or absent.
 
-    Fields of forks are left out, because their binary numbers here are private.  A layer that ``blobs``
-    does not name keeps the blobs it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width.
-    The same net and arrays give the same bytes.  Raises WeightsError for a name no layer of ``net`` has
-    and for a net without a required field.
+    Fields of forks are left out, because their field numbers are private to this package. A layer that is not in
+    ``blobs`` is written with the blobs that it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width.
+    The same net and arrays give the same bytes.  Raises WeightsError for a name that no layer of
+    ``net`` has, and for a net without a required field.
     """
     where = Path(path).name
     layers = [(100, 7, layer) for layer in net.layer] + [(2, 6, layer) for layer in net.layers]
@@ -45,7 +45,7 @@ def write_caffemodel(
     strip_fork_fields(outside)
     with atomic_file(path) as file:
         # In number order: name (1), layers (2), the other net fields (3 to 8), layer (100).
-        head, tail = split_behind(outside.SerializeToString(deterministic=True), 2)
+        head, tail = split_after(outside.SerializeToString(deterministic=True), 2)
         file.write(head)
         _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where)
         file.write(tail)
@@ -53,15 +53,15 @@ def write_caffemodel(
 
 
 def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
-    """Raise WeightsError for blobs of a layer that ``net`` lacks, or that two of its layers would get.
+    """Raise WeightsError for blobs of a layer that is not in ``net``, or that match two of its layers.
 
-    Layers of one name are told apart by their rules: of those with the same ones, each would be given the blobs.
+    Layers of the same name are distinguished by their include and exclude rules.
     """
     layers = [*net.layer, *net.layers]
     missing = sorted(set(blobs) - {layer.name for layer in layers})
     if missing:
         raise WeightsError(
-            f"{where}: weights for layer {excerpt(missing[0])}, which the net lacks; rename or drop them"
+            f"{where}: weights for layer {excerpt(missing[0])}, which is not in the net; rename or remove them"
         )
     seen: set[tuple[str, bytes]] = set()
     for layer in layers:
@@ -72,8 +72,8 @@ def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.nd
         if key in seen:
             what = f"are named {excerpt(layer.name)}" if layer.name else "have no name"
             raise WeightsError(
-                f"{where}: two layers {what}; weights are stored by layer name, so give each layer a name of "
-                "its own"
+                f"{where}: two layers {what}; weights are stored by layer name, so give each layer a "
+                "unique name"
             )
         seen.add(key)
 
@@ -92,7 +92,7 @@ def _write_layers(
         arrays = blobs.get(layer.name, ())
         if layer.name in blobs:
             copy.ClearField("blobs")
-        head, tail = split_behind(copy.SerializeToString(deterministic=True), blob_number)
+        head, tail = split_after(copy.SerializeToString(deterministic=True), blob_number)
         pieces = [
             blob_chunks(np.asarray(array), legacy, f"{where}: layer {excerpt(layer.name)}, blob {index}")
             for index, array in enumerate(arrays)
@@ -106,14 +106,14 @@ def _write_layers(
 
 
 def write_blob_field(file: IO[bytes], number: int, length: int, chunks: Iterator[bytes | memoryview]) -> None:
-    """Write one BlobProto field whose pieces `blob_chunks` made."""
+    """Write one BlobProto field from the length and chunks of `blob_chunks`."""
     file.write(wire.encode_header(number, length))
     for chunk in chunks:
         file.write(chunk)
 
 
-def split_behind(data: bytes, number: int) -> tuple[bytes, bytes]:
-    """Split a serialised message behind its fields of numbers up to ``number``."""
+def split_after(data: bytes, number: int) -> tuple[bytes, bytes]:
+    """Split a serialised message after its fields with numbers up to ``number``."""
     for item in wire.fields(data, 0, len(data), "message"):
         if item.number > number:
             return data[: item.tag], data[item.tag :]
@@ -121,7 +121,7 @@ def split_behind(data: bytes, number: int) -> tuple[bytes, bytes]:
 
 
 def strip_fork_fields(message: Message) -> None:
-    """Clear every field of this package's private numbers, at any depth, in place."""
+    """Clear every field with one of this package's private numbers, at any depth, in place."""
     for descriptor, value in message.ListFields():
         if descriptor.number >= _FIRST_FORK_NUMBER:
             message.ClearField(descriptor.name)

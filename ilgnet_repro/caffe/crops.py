@@ -1,7 +1,7 @@
-"""The offsets of Crop layers that state none: BVLC's rule is 0, that of forks (FCN, HED) follows from the layers.
+"""Offsets of Crop layers without one: 0 in BVLC Caffe, computed from the layers in forks (FCN, HED).
 
-A fork's Crop walks back from its two bottoms through first bottoms to the nearest blob both come from, and works out
-by which offset the two then lie on each other (python/caffe/coord_map.py of Caffe 1.0 computes the same).
+A fork's Crop follows first bottoms back from its two bottoms to their nearest common blob, and computes the offset
+that aligns the two (python/caffe/coord_map.py of Caffe 1.0 computes the same).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ..schema import caffe_pb2 as pb
 from .phase_rules import is_included, net_state
 
 RULES = ("geometry", "bvlc")
-# A position x of the bottom is a * x + b of the top, for rows and columns.
+# Position x of the bottom is position a * x + b of the top, for rows and columns.
 Map = tuple[tuple[Fraction, Fraction], ...]
 _SAME: Map = ((Fraction(1), Fraction(0)),) * 2
 
-# Layers whose top lies on their bottom, value on value.
+# Layers whose top is aligned with their bottom, position by position.
 _ALIGNED = {
     *(
         "AbsVal",
@@ -54,10 +54,10 @@ _ALIGNED = {
 
 
 class _NoMapError(Exception):
-    """The two bottoms cannot be aligned: the fork would stop there."""
+    """The two bottoms cannot be aligned; the fork would stop with an error."""
 
 
-def place_crops(
+def resolve_crops(
     net: pb.NetParameter,
     phase: str = "TEST",
     *,
@@ -67,15 +67,16 @@ def place_crops(
     notes: list[str] | None = None,
     faults: list[LayerError] | None = None,
 ) -> pb.NetParameter:
-    """Return ``net`` (modern form) with the offset of every Crop of a state that needs one written in its text.
+    """Return ``net`` (modern form) with an explicit offset in every Crop of the state that needs one.
 
-    A Crop with `crop_param` is BVLC's; a V1 one is a fork's; of others ``crop`` ("geometry" or "bvlc") decides.
-    Without it a Crop for which the two rules differ is refused.  Raises LayerError, and GraphError for
-    another ``crop``; with ``faults`` goes on past a Crop at fault, with an offset of 0.
+    A Crop with `crop_param` is BVLC's, a V1 Crop is a fork's; for others ``crop`` ("geometry" or "bvlc") decides.
+    Raises LayerError for a Crop without offset where ``crop`` is not given and the two rules differ, or where no
+    offset fits; GraphError for another ``crop``. With ``faults``, LayerErrors are appended to it instead, and the
+    offset is 0.
     """
     if crop not in (None, *RULES):
         raise GraphError(f"crop {crop!r} is unknown; use {' or '.join(RULES)}")
-    if not any(layer.type == "Crop" and _is_open(layer) for layer in net.layer):
+    if not any(layer.type == "Crop" and _lacks_offset(layer) for layer in net.layer):
         return net
     state = net_state(phase, level, (*net.state.stage, *stages))
     result = pb.NetParameter()
@@ -84,9 +85,9 @@ def place_crops(
     for layer in result.layer:
         if not is_included(layer, state):
             continue
-        if layer.type == "Crop" and _is_open(layer):
+        if layer.type == "Crop" and _lacks_offset(layer):
             try:
-                _place(layer, layers, crop, notes if notes is not None else [])
+                _resolve(layer, layers, crop, notes if notes is not None else [])
             except LayerError as error:
                 if faults is None:
                     raise
@@ -96,11 +97,11 @@ def place_crops(
     return result
 
 
-def _is_open(layer: pb.LayerParameter) -> bool:
+def _lacks_offset(layer: pb.LayerParameter) -> bool:
     return not layer.HasField("crop_param") and len(layer.bottom) == 2
 
 
-def _place(
+def _resolve(
     layer: pb.LayerParameter, before: Sequence[pb.LayerParameter], crop: str | None, notes: list[str]
 ) -> None:
     kept = [field for field in layer.fork_field if field.path != V1_CROP_MARK]
@@ -114,30 +115,30 @@ def _place(
     try:
         offsets = _offsets(layer, before)
     except _NoMapError as error:
-        if rule is None:  # no fork could run it
+        if rule is None:  # no fork can run it, so it is BVLC's
             return
         raise LayerError(
-            layer.name, layer.type, f"states no offset, and the layers give none: {error}; "
-            "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (crop='bvlc')", option="crop",
+            layer.name, layer.type, f"has no offset, and none can be computed from the layers: {error}; "
+            "write crop_param { offset: N }, or choose BVLC's rule, 0 (crop='bvlc')", option="crop",
         ) from None  # fmt: skip
     shown = ", ".join(map(str, offsets))
     if rule is None:
         if any(offsets):
             stated = " ".join(f"offset: {offset}" for offset in offsets)
             raise LayerError(
-                layer.name, layer.type, f"states no offset: it is 0 in BVLC's Caffe and {shown} in the forks (FCN, HED) "
-                "that find it from the layers; choose by crop='bvlc' or crop='geometry', or write "
+                layer.name, layer.type, f"has no offset: it is 0 in BVLC Caffe and {shown} in forks (FCN, HED), "
+                "which compute it from the layers; choose crop='bvlc' or crop='geometry', or write "
                 f"crop_param {{ offset: 0 }} or crop_param {{ {stated} }}", option="crop",
             )  # fmt: skip
         return
     layer.crop_param.offset.extend(offsets)
     notes.append(
-        f"{layer.name} (Crop): its offset, {shown}, was found from the layers, as in the forks (FCN, HED)"
+        f"{layer.name} (Crop): its offset, {shown}, was computed from the layers, as in forks (FCN, HED)"
     )
 
 
 def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> tuple[int, ...]:
-    # A blob's first writer: layers in place after it move nothing.
+    # The first writer of each blob: in-place layers after it do not move positions.
     writers: dict[str, pb.LayerParameter] = {}
     for other in before:
         for top in other.top:
@@ -146,7 +147,7 @@ def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> t
     path = [whole, *_back(whole, writers)]
     shared = next((blob for blob in [like, *_back(like, writers)] if blob in path), None)
     if shared is None:
-        raise _NoMapError(f"{whole!r} and {like!r} come from no one blob")
+        raise _NoMapError(f"{whole!r} and {like!r} have no common source blob")
     maps = []
     for blob in (whole, like):
         found = _SAME
@@ -159,13 +160,13 @@ def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> t
         if scale != 1:
             raise _NoMapError(f"{whole!r} and {like!r} differ in scale, by {float(scale):g}")
         if shift > 0 or shift.denominator != 1:
-            raise _NoMapError(f"{like!r} would begin {float(-shift):g} values into {whole!r}")
+            raise _NoMapError(f"{like!r} would start {float(-shift):g} values into {whole!r}")
         offsets.append(-int(shift))
     return tuple(offsets)
 
 
 def _back(blob: str, writers: Mapping[str, pb.LayerParameter]) -> list[str]:
-    """Return the blobs on the way back through first bottoms."""
+    """Return the blobs that ``blob`` is computed from, following first bottoms."""
     found: list[str] = []
     while blob in writers and writers[blob].bottom and writers[blob].bottom[0] not in found:
         blob = writers[blob].bottom[0]
@@ -197,13 +198,13 @@ def _map_of(layer: pb.LayerParameter) -> Map:
         return _inverse(_filter(layer, layer.pooling_param, "kernel_size", "kernel"))
     if layer.type == "Crop":
         return _crop_map(layer)
-    raise _NoMapError(f"{layer.name} ({layer.type}) lies between them")
+    raise _NoMapError(f"{layer.name} ({layer.type}) is between them")
 
 
 def _filter(
     layer: pb.LayerParameter, param: pb.ConvolutionParameter | pb.PoolingParameter, square: str, pair: str
 ) -> Map:
-    """A window's map: its stride, and how far the middle of the first window lies from the first value."""
+    """Return a window's map: its stride, and the distance of the first window's center from the first value."""
     axes = []
     for index, side in enumerate("hw"):
 
@@ -219,7 +220,7 @@ def _filter(
         dilations = getattr(param, "dilation", ())
         dilation = dilations[index if len(dilations) > 1 else 0] if len(dilations) else 1
         if kernel < 1 or stride < 1:
-            raise _NoMapError(f"{layer.name} ({layer.type}) states no kernel or stride")
+            raise _NoMapError(f"{layer.name} ({layer.type}) has no kernel or stride")
         axes.append((Fraction(stride), Fraction(dilation * (kernel - 1), 2) - pad))
     return tuple(axes)
 

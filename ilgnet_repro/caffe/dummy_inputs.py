@@ -1,4 +1,4 @@
-"""DummyData layers that the caller feeds instead: a top whose shape is given becomes an input of the net."""
+"""DummyData layers as inputs: a top whose shape the caller gives becomes an input of the net."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..schema import caffe_pb2 as pb
 from .graph import unused_name
 from .phase_rules import is_included, net_state
 
-DUMMY_NOTE = "makes up its tops, so no image enters there; give a top's shape to feed it"
+DUMMY_NOTE = "generates its tops, so it takes no image; give a top's shape to feed it"
 
 
-def feed_dummies(
+def dummies_to_inputs(
     net: pb.NetParameter,
     input_shapes: Mapping[str, tuple[int, ...]],
     phase: str = "TEST",
@@ -20,7 +20,7 @@ def feed_dummies(
     stages: Iterable[str] = (),
     notes: list[str] | None = None,
 ) -> pb.NetParameter:
-    """Return ``net`` (modern form) with each DummyData top of a state that has a shape given as an Input's top."""
+    """Return ``net`` (modern form) with each DummyData top in ``input_shapes`` as a top of an Input layer."""
     if not any(layer.type == "DummyData" and set(layer.top) & set(input_shapes) for layer in net.layer):
         return net
     state = net_state(phase, level, (*net.state.stage, *stages))
@@ -47,14 +47,12 @@ def feed_dummies(
         if rest is not None:
             result.layer.add().CopyFrom(rest)
         if notes is not None:
-            notes.append(
-                f"{layer.name} (DummyData): {', '.join(fed)} given with a shape, so the caller feeds it"
-            )
+            notes.append(f"{layer.name} (DummyData): {', '.join(fed)} has a given shape, so it is an input")
     return result
 
 
 def _without(layer: pb.LayerParameter, fed: Iterable[str]) -> pb.LayerParameter | None:
-    """Return a DummyData layer of the other tops, each with its own shape and filler, or None."""
+    """Return the DummyData layer without the tops ``fed``, each with its own shape and filler; None if no top is left."""
     kept = [index for index, top in enumerate(layer.top) if top not in fed]
     if not kept:
         return None
@@ -65,7 +63,7 @@ def _without(layer: pb.LayerParameter, fed: Iterable[str]) -> pb.LayerParameter 
     param = rest.dummy_data_param
     for name in ("shape", "data_filler", "num", "channels", "height", "width"):
         values = list(getattr(layer.dummy_data_param, name))
-        if len(values) == len(layer.top) > 1:  # else one for all
+        if len(values) == len(layer.top) > 1:  # otherwise one for all tops
             param.ClearField(name)
             getattr(param, name).extend(values[index] for index in kept)
     return rest

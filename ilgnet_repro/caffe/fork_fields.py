@@ -1,4 +1,4 @@
-"""Fields that no schema lists: those the caller lets pass, and how one that nobody reads is refused."""
+"""Unknown fields (of forks): dropped where the caller ignores them, otherwise refused by name and position."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..schema import caffe_pb2 as pb
 M = TypeVar("M", bound=Message)
 
 _INDEX = re.compile(r"\[\d+\]")
-# What only a solver's text holds, and only a net's: the first unknown field tells which file was mistaken.
+# Fields of a net: one of them in a solver means that the wrong file was given.
 _NET_BLOCKS = ("name", "layer", "layers", "input", "input_dim", "input_shape")
 
 
 def without_indices(path: str) -> str:
-    """``include[1].fog`` as people write it: ``include.fog``."""
+    """Return a path without its indices: ``include.fog`` for ``include[1].fog``."""
     return _INDEX.sub("", path)
 
 
 def drop_fields(message: M, paths: Iterable[str]) -> M:
     """Return a net or solver without the unknown fields of the given dotted paths.
 
-    A path is counted from the layer, the net or the solver around the field; that of an unknown message stands
-    for everything in it.
+    A path starts at the enclosing layer, net or solver; the path of an unknown message includes every field
+    in it.
     """
     dropped = set(paths)
     if not dropped:
@@ -43,33 +43,33 @@ def drop_fields(message: M, paths: Iterable[str]) -> M:
 
 
 def describe_field(field: pb.ForkField) -> str:
-    """Name an unknown field and its place in the text."""
+    """Return the path of an unknown field with its line and column."""
     place = f" (line {field.line}, column {field.column})" if field.line else ""
     return f"field {field.path}{place}"
 
 
 def refusal(field: pb.ForkField, descriptor: Descriptor) -> str:
-    """Say that a field of a message is unknown, what may have been meant, and how it can be passed over."""
+    """Return the message for an unknown field: its position, the likely intended name, and the remedy."""
     return (
         f"{describe_field(field)} is unknown to Caffe and to this package{_meant(field.path, descriptor)}; "
-        "remove it, or let it pass with ignore_fields= if it does not change the result"
+        "remove it, or ignore it with ignore_fields= if it does not affect the result"
     )
 
 
 def net_refusals(net: pb.NetParameter) -> list[str]:
-    """Return a line for each unknown field that stands in a net but in no layer of it, one a block."""
+    """Return a message for each unknown field of a net outside its layers, one per top-level block."""
     first = {field.path.split(".")[0]: field for field in reversed(net.fork_field)}
     return [f"net {net.name!r}: {refusal(first[name], net.DESCRIPTOR)}" for name in reversed(first)]
 
 
 def check_net_fields(net: pb.NetParameter) -> None:
-    """Raise GraphError for the first unknown field that a net holds outside its layers."""
+    """Raise GraphError for the first unknown field of a net outside its layers."""
     for line in net_refusals(net):
         raise GraphError(line, option="ignore_fields")
 
 
 def check_rule_fields(layer: pb.LayerParameter) -> None:
-    """Raise GraphError for an unknown field in a layer's rules: it may decide whether the layer is there."""
+    """Raise GraphError for an unknown field in a layer's rules, which may decide whether the layer is included."""
     for field in layer.fork_field:
         if without_indices(field.path).split(".")[0] in ("include", "exclude"):
             raise GraphError(
@@ -78,12 +78,12 @@ def check_rule_fields(layer: pb.LayerParameter) -> None:
 
 
 def is_of_a_net(field: pb.ForkField) -> bool:
-    """Whether a field that a solver lacks is one that every net has."""
+    """Return whether an unknown field of a solver is a field of nets."""
     return field.path.split(".")[0] in _NET_BLOCKS
 
 
 def _keepers(message: Any) -> Iterator[Any]:
-    """The message and all those inside that keep unknown fields."""
+    """Yield the message and all messages in it that keep unknown fields."""
     yield message
     for descriptor, value in message.ListFields():
         inner = descriptor.message_type
@@ -93,7 +93,7 @@ def _keepers(message: Any) -> Iterator[Any]:
 
 
 def _names_of(path: str) -> Collection[str]:
-    """Every path that a field goes by: its own and those of the messages around it, with and without indices."""
+    """Return every path that matches a field: its own and those of its enclosing messages, with and without indices."""
     names: set[str] = set()
     for written in {path, without_indices(path)}:
         parts = written.split(".")

@@ -1,4 +1,4 @@
-"""What every later stage reads: `Value`, `Node`, one layer of the net, and `Graph`."""
+"""The graph of a net in one phase: `Graph`, its `Node`s (layers) and `Value`s."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..schema import caffe_pb2 as pb
 
 
 def unused_name(name: str, taken: Container[str]) -> str:
-    """Return a name for something that is made, with primes where a net has that name itself."""
+    """Return ``name``, with primes appended until it is not in ``taken``."""
     while name in taken:
         name += "'"
     return name
 
 
 class Value(NamedTuple):
-    """What one layer writes into a blob: a blob that layers in place write again has several values."""
+    """What one layer writes to a blob: a blob that in-place layers overwrite has several values."""
 
     blob: str
     writer: str  # the node's name
@@ -27,10 +27,10 @@ class Value(NamedTuple):
 class Node:
     """One layer.
 
-    ``name`` is the layer's name, made unique with ``#2`` where a net repeats one.
+    ``name`` is the layer's name, made unique by ``#2`` if the net repeats it.
 
-    A ``made`` node is no layer of the net: it gives its second bottom, a blob that shares memory with the
-    first, the values that a layer in place has written there (graph/memory.py).
+    A ``made`` node is not a layer of the net: its top is its second bottom, a blob that shares memory with the
+    first, with the values that an in-place layer wrote there (shared_memory.py).
     """
 
     name: str
@@ -40,40 +40,40 @@ class Node:
     phase: str
     layer: pb.LayerParameter
     made: bool = False
-    # Caffe's gradient stops here: a Flatten behind it took the memory that its bottom's would have come in.
+    # Caffe's gradient stops here: a Flatten after it replaced the memory that this layer's bottom would get it from.
     loses_gradient: bool = False
 
     @property
     def is_in_place(self) -> bool:
-        """Whether a top is written over the bottom of its position."""
+        """Whether a top is the bottom of the same position."""
         pairs = zip(self.bottoms, self.tops, strict=False)
         return not self.made and any(bottom.blob == top.blob for bottom, top in pairs)
 
     @property
     def top_names(self) -> tuple[str, ...]:
-        """The blobs that the tops are, as the prototxt names them."""
+        """The names of the tops in the prototxt."""
         return tuple(top.blob for top in self.tops)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A net in one phase: nodes in Caffe's order, and its outputs, blobs in the order Caffe lists them."""
+    """A net in one phase: nodes in Caffe's order, and the names of its outputs in Caffe's order."""
 
     name: str
     phase: str
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
-    # What each value, in the order they are written, is called where a user or a file names it.  What the caller feeds
-    # and a blob's last value go by the blob's own name; a value that an in-place layer replaces by ``blob@layer``, with
-    # primes where the net has such a blob.  These names are for showing and finding, and are never taken apart.
+    # The name of each value, in the order in which they are written. An input, and the last value of a blob, have the
+    # name of the blob; a value that an in-place layer replaces is ``blob@layer``, with primes if the net has a blob of
+    # that name. The names are for display and lookup only, and are never parsed.
     names: Mapping[Value, str]
-    # The text that the graph was built from, in all its phases.
+    # The text that the graph was built from, with all phases.
     text: pb.NetParameter = field(default_factory=pb.NetParameter, repr=False, compare=False)
     _values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
     _first_values: Mapping[str, Value] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Not on first use: torch.compile traces no lock, and `cached_property` takes one.
+        # Not lazily: torch.compile cannot trace the lock of `cached_property`.
         last = {value.blob: value for value in self.names}
         object.__setattr__(self, "_values", {name: value for value, name in self.names.items()} | last)
         first = {value.blob: value for value in reversed(tuple(self.names))}
@@ -84,15 +84,15 @@ class Graph:
 
     @property
     def layers(self) -> tuple[Node, ...]:
-        """The nodes that are layers of the net's own text."""
+        """The nodes that are layers of the net's text."""
         return tuple(node for node in self.nodes if not node.made)
 
     def value(self, name: str) -> Value:
-        """Return the value that a blob holds after a pass, or the replaced one of that name."""
+        """Return the last value of a blob, or the replaced value of that name."""
         return self._values[name]
 
     def fed_value(self, blob: str) -> Value:
-        """Return the first value of a blob: of an input, what the caller feeds."""
+        """Return the first value of a blob; that of an input is what the caller passes."""
         return self._first_values[blob]
 
     def node(self, name: str) -> Node | None:
@@ -101,7 +101,7 @@ class Graph:
 
     @property
     def replaced(self) -> frozenset[str]:
-        """The names of the values that an in-place layer replaces, what the caller feeds aside."""
+        """The names of the values that an in-place layer replaces, except inputs."""
         return frozenset(
             name
             for value, name in self.names.items()

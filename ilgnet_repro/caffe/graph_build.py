@@ -1,4 +1,4 @@
-"""From a modern NetParameter to a Graph: layers chosen by state, in-place tops made unique."""
+"""Builds a `Graph` from a modern NetParameter: selects layers by state, and gives in-place tops unique values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
-from .crops import place_crops
-from .dummy_inputs import feed_dummies
+from .crops import resolve_crops
+from .dummy_inputs import dummies_to_inputs
 from .fork_fields import check_net_fields, check_rule_fields, drop_fields
 from .graph import Graph, Node, Value, unused_name
 from .phase_rules import is_included, net_state, settle_rules
@@ -33,18 +33,18 @@ def build_graph(
     stages: Iterable[str] = (),
     crop: str | None = None,
 ) -> Graph:
-    """Build the graph of ``net`` (modern form, see formats/upgrade.py) in a phase, level and stages.
+    """Build the graph of ``net`` (modern form, see upgrade.py) in a phase, level and stages.
 
-    Raises GraphError for a bottom nothing wrote, a cycle, a top that two layers write, or a field that no
-    schema lists outside the layers; the rules are those of Caffe's `Net::Init`.  ``crop`` is the rule for Crop
+    Raises GraphError for a bottom that no layer writes, a cycle, a top that two layers write, or an unknown field
+    outside the layers; the rules are those of Caffe's `Net::Init`.  ``crop`` is the rule for Crop
     layers without an offset (crops.py).
     """
     stages = tuple(stages)
     check_net_fields(net)
     for layer in net.layer:
         check_rule_fields(layer)
-    net = place_crops(net, phase, level=level, stages=stages, crop=crop)
-    # Caffe's `Net` takes the phase and level it is told, and adds the stages to those of the text.
+    net = resolve_crops(net, phase, level=level, stages=stages, crop=crop)
+    # Caffe's `Net` takes phase and level from its caller, and adds the caller's stages to those of the text.
     state = net_state(phase, level, (*net.state.stage, *stages))
     layers = [layer for layer in net.layer if is_included(layer, state)]
     if not layers:
@@ -57,14 +57,14 @@ def build_graph(
         walk.add_layer(index)
     walk.finish()
     nodes = tuple(draft.node(phase) for draft in walk.drafts)
-    # Caffe keeps the blobs left over in a std::set, so its outputs come in byte order of their names.
+    # Caffe keeps unread blobs in a std::set, so its outputs are in byte order of their names.
     outputs = tuple(sorted(walk.unread, key=lambda blob: blob.encode()))
     return Graph(net.name, phase, nodes, outputs, _value_names(nodes), net)
 
 
 @dataclass
 class _Draft:
-    """A node whose tops are not all known yet, nor whether its gradient is lost."""
+    """A node under construction: its tops, and whether its gradient is lost, are set later."""
 
     name: str
     layer: pb.LayerParameter
@@ -81,7 +81,7 @@ class _Draft:
 
 
 class _Walk:
-    """The layers one after the other, as Caffe's `Net::Init` goes through them, and what each blob then holds."""
+    """Adds the layers in order, as Caffe's `Net::Init`, and tracks the current value of each blob."""
 
     def __init__(self, layers: list[pb.LayerParameter], phase: str) -> None:
         self._layers, self._phase = layers, phase
@@ -90,7 +90,7 @@ class _Walk:
         self._blobs: dict[str, Blob] = {}
         self._readers: dict[Value, list[_Draft]] = {}
         self.drafts: list[_Draft] = []
-        self.unread: dict[str, None] = {}  # blob names nothing has consumed yet
+        self.unread: dict[str, None] = {}  # blobs that no layer has read yet
 
     def add_layer(self, index: int) -> None:
         layer = self._layers[index]
@@ -121,7 +121,7 @@ class _Walk:
             draft.tops.append(self._write(blob, draft.name, memory))
 
     def finish(self) -> None:
-        """Give every blob what its memory holds after the pass, and find the gradients that Caffe loses."""
+        """Set every blob to the last value of its memory, and mark the layers whose gradient Caffe loses."""
         for blob in list(self._blobs):
             self._refreshed(blob)
         for draft in self.drafts:
@@ -136,7 +136,7 @@ class _Walk:
         return value
 
     def _refreshed(self, blob: str) -> Value:
-        """Return what a blob holds now; a node is made where its memory was written under another name."""
+        """Return the current value of a blob; add a node if its memory was written under another name."""
         known = self._blobs[blob]
         if known.written == known.memory.written or known.memory.last is None:
             return known.value
@@ -169,7 +169,7 @@ class _Walk:
             )
 
     def _check_write(self, draft: _Draft, blob: str) -> None:
-        """Refuse to write a blob in place where Caffe refuses too, or where its result is no plain one."""
+        """Refuse to write a blob in place where Caffe refuses it, or where its result would be undefined."""
         layer, memory = draft.layer, self._blobs[blob].memory
         where = f"top {blob!r} is written in place"
         if memory.guard:
@@ -180,10 +180,10 @@ class _Walk:
         if len(same) > 1:
             raise LayerError(
                 draft.name, layer.type,
-                f"{where}, but bottoms {', '.join(map(repr, same))} are one memory; give the top another name",
+                f"{where}, but bottoms {', '.join(map(repr, same))} share memory; give the top another name",
             )  # fmt: skip
-        # Caffe puts a Split before two readers, so that the top's name is no longer the bottom's.  It makes no
-        # difference to the numbers unless other blobs lie in the same memory.
+        # Caffe inserts a Split before two readers, so that the top's name differs from the bottom's. That does not
+        # change the numbers unless other blobs share the memory.
         others = [reader.name for reader in self._readers[self._blobs[blob].value] if reader is not draft]
         if not others:
             return
@@ -196,15 +196,15 @@ class _Walk:
             )  # fmt: skip
 
     def _cut_gradient(self, value: Value) -> None:
-        """Mark the layer whose gradient Caffe loses to one that reads ``value`` and replaces its gradient memory.
+        """Mark the layer whose gradient Caffe loses because a reader of ``value`` replaces its gradient memory.
 
-        The top of a Reshape (a Concat of one bottom, a Slice to one top) has its bottom's gradient memory, so
-        such a layer does nothing in the backward pass.  A Flatten gives its bottom the memory of its own
-        top's gradient instead: what it would have handed on never comes to the Reshape's bottom.
+        The top of a Reshape (Concat of one bottom, Slice to one top) shares its bottom's gradient memory, so such
+        a layer does nothing in the backward pass. A Flatten replaces the gradient memory of its bottom by that of
+        its own top: the gradient never reaches the Reshape's bottom.
         """
         makers = {top: draft for draft in self.drafts for top in draft.tops}
         draft = makers[value]
-        while len(self._readers.get(value, ())) == 1:  # else a Split lies between, which copies
+        while len(self._readers.get(value, ())) == 1:  # otherwise a Split is between, which copies
             if not draft.made and value.blob in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
                 value = draft.bottoms[list(draft.layer.top).index(value.blob)]
                 draft = makers[value]
@@ -214,7 +214,7 @@ class _Walk:
 
 
 def _unique_names(layers: list[pb.LayerParameter]) -> list[str]:
-    """The layers' names, the second of one name with #2 behind it, or the next number that no layer is called by."""
+    """Return the layers' names, made unique: the second layer of a name gets ``#2``, or the next unused number."""
     own = {layer.name for layer in layers}
     names: dict[str, None] = {}
     for layer in layers:
@@ -227,7 +227,7 @@ def _unique_names(layers: list[pb.LayerParameter]) -> list[str]:
 
 
 def _value_names(nodes: Iterable[Node]) -> dict[Value, str]:
-    """The name of every value (`Graph.names`)."""
+    """Return the name of every value (`Graph.names`)."""
     nodes = list(nodes)
     plain = {top.blob: top for node in nodes for top in node.tops}
     plain |= {top.blob: top for node in nodes if not node.bottoms for top in node.tops}
@@ -260,12 +260,11 @@ def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> s
 
 @dataclass(frozen=True)
 class Choices:
-    """What a text leaves to the caller.
+    """The caller's options for building a graph from a text.
 
-    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the caller knows not
-    to matter; that of an unknown message stands for all that is in it.  A DummyData top with a shape in
-    ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the text leaves
-    it open: "bvlc" (0) or "geometry" (forks: from the layers).
+    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of unknown fields to ignore; the path of an unknown
+    message includes all its fields. A DummyData top with a shape in ``input_shapes`` becomes an input. ``crop`` is
+    the rule for Crop layers without an offset: "bvlc" (0) or "geometry" (computed from the layers, as in forks).
     """
 
     phase: str = "TEST"
@@ -277,14 +276,14 @@ class Choices:
 
 
 def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | None = None) -> Graph:
-    """Return the graph of an upgraded text; it keeps that text, with what was decided written into it.
+    """Return the graph of an upgraded text; `Graph.text` is that text with the options applied.
 
-    What was decided is told in ``notes``.  Raises GraphError and LayerError, as `build_graph`.
+    Changes are listed in ``notes``. Raises GraphError and LayerError, as `build_graph`.
     """
     phase, level, stages = choices.phase, choices.level, choices.stages
     text = drop_fields(text, choices.ignore_fields)
     if level or stages:
         text = settle_rules(text, level, stages)
-    text = place_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
-    text = feed_dummies(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
+    text = resolve_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
+    text = dummies_to_inputs(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
     return build_graph(text, phase, level=level, stages=stages)

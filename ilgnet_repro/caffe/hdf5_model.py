@@ -1,7 +1,7 @@
-"""Caffe's HDF5 weights (`.caffemodel.h5`): `/data/LAYER/INDEX`, found by h5py and viewed by offset; and their writer.
+"""Reads and writes Caffe's HDF5 weights (`.caffemodel.h5`), `/data/LAYER/INDEX`; arrays are memory-mapped.
 
-Caffe stores a blob that layers share with its owner only, so a layer may lack some of its blobs.  A slash in a layer's
-name makes a group in a group: read and written here, but Caffe 1.0 neither creates nor looks into such groups.
+Caffe stores a shared blob with its owner only, so a layer may have only some of its blobs. A slash in a layer's name
+creates nested groups: they are read and written here, but Caffe 1.0 neither creates nor reads them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _MOST_LEVELS = 64  # of groups in groups
 
 @dataclass(frozen=True)
 class Hdf5Layer(LayerBlobs):
-    """A layer of an HDF5 file, and which of its blobs it holds."""
+    """A layer of an HDF5 file, and the indices of the blobs it has."""
 
     numbers: tuple[int, ...]
 
 
 def hdf5_layers(path: str | os.PathLike[str], buffer: memoryview) -> list[LayerBlobs]:
-    """The layers of an HDF5 weights file by name (HDF5 keeps no order); ``buffer`` is the mapped file.
+    """Return the layers of an HDF5 weights file, sorted by name; ``buffer`` is the memory-mapped file.
 
-    Nothing but the file itself is ever opened.  Raises FormatError without h5py, for links, and for arrays that are
-    not plain float32 or float64 in one piece.
+    No other file is opened. Raises FormatError without h5py, for links, and for arrays that are not contiguous
+    float32 or float64.
     """
     name = Path(path).name
     h5py = _h5py(name)
@@ -69,10 +69,10 @@ def hdf5_layers(path: str | os.PathLike[str], buffer: memoryview) -> list[LayerB
     held = [layer for layer, blobs in found.items() if blobs]
     if not held:
         why = f" but {links[0]}, a link, which is not followed" if links else ""
-        raise FormatError(f"{name}: holds no layers{why}; give the weights file")
+        raise FormatError(f"{name}: has no layers{why}; give the weights file")
     if links:
         raise FormatError(f"{name}: {links[0]}: a link, which is not followed; put the array itself there")
-    if len(held) == 1 and 0 not in found[held[0]]:  # no other layer can own it
+    if len(held) == 1 and 0 not in found[held[0]]:  # no other layer can be its owner
         raise FormatError(
             f"{name}: layer {excerpt(held[0])}: blobs {sorted(found[held[0]])}, one is missing; fetch it again"
         )
@@ -85,7 +85,7 @@ def hdf5_layers(path: str | os.PathLike[str], buffer: memoryview) -> list[LayerB
 
 
 def _items(h5py: ModuleType, root: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Each group and array below a group with its path, by name, a group before what is in it; None for a link."""
+    """Yield path and item of each group and array below ``root``, parents first; the item is None for a link."""
     seen = {h5py.h5o.get_info(root.id).addr}
     count = 0
     waiting = [("", root, iter(list(root)))]
@@ -109,9 +109,7 @@ def _items(h5py: ModuleType, root: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(item, h5py.Group):
             address = h5py.h5o.get_info(item.id).addr
             if address in seen:
-                raise FormatError(
-                    f"{name}: /{_ROOT}/{path}: a group that stands at two places; give Caffe's file"
-                )
+                raise FormatError(f"{name}: /{_ROOT}/{path}: a group with two paths; give Caffe's file")
             seen.add(address)
             waiting.append((f"{path}/", item, iter(list(item))))
         elif not isinstance(item, h5py.Dataset):
@@ -129,7 +127,7 @@ def _blob(dataset: Any, buffer: memoryview, where: str) -> Blob:
     if math.prod(max(length, 1) for length in shape) > LARGEST_COUNT or len(shape) > MOST_AXES:
         raise FormatError(
             f"{where}: shape {'x'.join(map(str, shape))} is beyond Caffe's {LARGEST_COUNT:,} values and {MOST_AXES} "
-            "axes a blob; damaged"
+            "axes per blob; damaged"
         )
     offset = dataset.id.get_offset()
     if size and (offset is None or dataset.external or dataset.is_virtual):
@@ -149,11 +147,11 @@ def write_hdf5_model(
     *,
     owners: Container[tuple[str, int]] = (),
 ) -> None:
-    """Write ``blobs`` (arrays by layer name) as Caffe's `Net::ToHDF5` does; whole or not at all.
+    """Write ``blobs`` (arrays by layer name) as Caffe's `Net::ToHDF5` does; the file is complete or absent.
 
-    Each layer of ``net`` is a group, also one without blobs.  ``owners`` has the (layer, index) of the blobs that
-    another layer owns (`NetPlan.owners`): these are left out.  The same net and arrays give the same bytes.  Raises
-    WeightsError without h5py, for a name no layer of ``net`` has and for names that HDF5 cannot hold beside each other.
+    Each layer of ``net`` is a group, also one without blobs. ``owners`` has the (layer, index) of the blobs that
+    another layer owns (`NetPlan.owners`): these are left out. The same net and arrays give the same bytes. Raises
+    WeightsError without h5py, for a name that no layer of ``net`` has, and for names that conflict in HDF5.
     """
     where = Path(path).name
     check_layers(net, blobs, where)
@@ -163,7 +161,7 @@ def write_hdf5_model(
         raise WeightsError(f"{where}: {conflict}")
     h5py = _h5py(where, WeightsError)
     try:
-        # The oldest form of each part, which is what Caffe's own files have and any HDF5 reads.
+        # The oldest file format, which Caffe's files have and every HDF5 version reads.
         with deferred_file(path) as target, h5py.File(target, "w", libver=("earliest", "v108")) as file:
             root = file.create_group(_ROOT)
             for name in names:
@@ -177,23 +175,21 @@ def write_hdf5_model(
 
 
 def name_conflict(names: Iterable[str], counts: Mapping[str, int]) -> str:
-    """Say which of some layers HDF5 cannot hold beside the others, and what to do; an empty text if it can hold all.
+    """Return why layers of these names cannot be in one HDF5 file, with the remedy; "" if they can.
 
-    ``counts`` counts each layer's blobs.  A name is a path in the file: layer ``a/0`` would stand where the first
-    blob of layer ``a`` does.
+    ``counts`` has the number of each layer's blobs. A name is a path in the file: layer ``a/0`` would have the path
+    of the first blob of layer ``a``.
     """
     names = list(names)
     datasets = {f"{name}/{index}": name for name in names for index in range(counts.get(name, 0))}
     for name in names:
         parts = name.split("/")
         if "" in parts or "." in parts or "\0" in name:
-            return f"layer {name!r}: HDF5 cannot hold a layer of this name; rename it"
+            return f"layer {name!r}: not a valid name in HDF5; rename it"
         paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
         taken = next((datasets[path] for path in paths if path in datasets), None)
         if taken is not None:
-            return (
-                f"layer {name!r}: stands in HDF5 where a blob of layer {taken!r} does; rename one of the two"
-            )
+            return f"layer {name!r}: has the HDF5 path of a blob of layer {taken!r}; rename one of the two"
     return ""
 
 

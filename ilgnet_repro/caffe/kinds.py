@@ -1,7 +1,7 @@
-"""What kind a file is, told by its content whatever its suffix, and the one line that refuses the wrong kind.
+"""Detects the kind of a file by its content, whatever its suffix, and words the error for the wrong kind.
 
-Only as much is read as it takes: signatures, the top level of a protobuf message (values are skipped by their
-length), the names in an archive's directory, the first field names of a text.  No length in a file is trusted.
+Only what is needed is read: signatures, the top level of a protobuf message (values are skipped by their length),
+the names in an archive's directory, the first field names of a text. Every length in a file is checked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Kind(enum.Enum):
     SOLVER = "a solver's prototxt"
     PYTHON = "Python source"
     LMDB = "an LMDB database"
-    # What is only refused.
+    # Kinds that are only refused.
     EMPTY = "an empty file"
     LFS_POINTER = "a Git-LFS pointer"
     HTML = "a web page (HTML)"
@@ -67,7 +67,7 @@ class Kind(enum.Enum):
     WEBP = "a WebP image"
     PDF = "a PDF document"
     ELF = "a compiled program or library"
-    UNKNOWN = "a damaged file or one of no known kind"
+    UNKNOWN = "a damaged or unknown file"
 
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -116,9 +116,9 @@ _SOLVER_FIELDS = frozenset(caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name)
 
 
 def kind_of(path: str | os.PathLike[str]) -> Kind:
-    """Return what a file is, by its content alone.
+    """Return the kind of a file, by its content only.
 
-    A damaged file is what its beginning shows, or UNKNOWN.  Raises FormatError for a path that cannot be read, and
+    A damaged file has the kind that its beginning shows, or UNKNOWN. Raises FormatError for a path that cannot be read, and
     for HDF5 without h5py.
     """
     if os.path.isdir(path) and os.path.isfile(os.path.join(path, "data.mdb")):
@@ -126,7 +126,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             return Kind.EMPTY
-    except OSError:  # gone in between, which the next line reports
+    except OSError:  # deleted meanwhile; map_file reports it
         pass
     buffer = map_file(path)
     kind = _kind_of_bytes(buffer)
@@ -136,9 +136,8 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 def expect(path: str | os.PathLike[str], *kinds: Kind, what: str = "weights") -> Kind:
     """Return the kind of a file that must be one of ``kinds``.
 
-    A reader that tells better what is wrong with a damaged file lists UNKNOWN too.  ``what`` is what the message
-    calls the file that was asked for: a key of `WANTED`, or a phrase of the caller's.  Raises FormatError as
-    `refusal`.
+    A reader with its own errors for damaged files lists UNKNOWN too. ``what`` names the expected file in the
+    message: a key of `WANTED`, or another phrase. Raises the FormatError of `refusal`.
     """
     kind = kind_of(path)
     if kind not in kinds:
@@ -146,7 +145,7 @@ def expect(path: str | os.PathLike[str], *kinds: Kind, what: str = "weights") ->
     return kind
 
 
-# What is damaged beyond telling is read as its name says, for that reader to tell what is wrong.
+# A file damaged beyond recognition is read by its suffix, because that reader reports what is wrong.
 _NAMED = {
     ".caffemodel": Kind.CAFFEMODEL,
     ".caffemodel.h5": Kind.CAFFEMODEL_H5,
@@ -157,7 +156,7 @@ _NAMED = {
 
 
 def expect_or_named(path: str | os.PathLike[str], *kinds: Kind, what: str = "weights") -> Kind:
-    """As `expect`; a damaged file that is none of ``kinds`` by its content is the one that its suffix names."""
+    """Return the kind of a file as `expect`; a damaged file has the kind of its suffix."""
     kind = kind_of(path)
     if kind is Kind.UNKNOWN or kind is Kind.EMPTY:
         name = Path(path).name.lower()
@@ -168,7 +167,7 @@ def expect_or_named(path: str | os.PathLike[str], *kinds: Kind, what: str = "wei
 
 
 def refusal(path: str | os.PathLike[str], kind: Kind, what: str = "weights") -> FormatError:
-    """The error for a file of this kind where ``what`` was asked for: what it is, what it is not, what to do."""
+    """Return the error for a file of this kind where ``what`` was expected: what it is, what it is not, what to do."""
     name = Path(path).name
     if kind is Kind.EMPTY:
         return FormatError(f"{name}: the file is empty; fetch it again")
@@ -194,11 +193,11 @@ WANTED = {
     "a solver state": "the .solverstate of a snapshot",
     "a mean file": "the .binaryproto",
 }
-# What is remedied as the other is.
+# Expected files with the remedies of another.
 _ALIKE = dict.fromkeys(("Caffe weights", "a net with its weights", "a net that can be compared"), "weights")
 _SWAPPED = "the arguments may be swapped"
 _ORIGINAL = "give the .caffemodel, .caffemodel.h5 or .safetensors file that it was made from"
-_PAGE = "download the file itself, an address may lead to a page about it"
+_PAGE = "download the file itself, not a web page about it"
 _REMEDIES: dict[tuple[Kind, str], str] = {
     (Kind.PROTOTXT, "weights"): f"give the weights file here and this one as prototxt=; {_SWAPPED}",
     (Kind.PROTOTXT, "a net with its weights"): (
@@ -206,15 +205,15 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
         "load_net(prototxt) in Python"
     ),
     **{(kind, "weights"): _ORIGINAL for kind in (Kind.ONNX, Kind.PT2, Kind.PYTHON)},
-    (Kind.SAFETENSORS, "a net's prototxt"): "give it as the weights: it holds its own net",
+    (Kind.SAFETENSORS, "a net's prototxt"): "give it as the weights: it contains its own net",
     (Kind.PROTOTXT, "a solver's prototxt"): "give the solver that names this net",
-    (Kind.SOLVER, "weights"): "give the weights file here and the solver as such",
+    (Kind.SOLVER, "weights"): "give the weights file here, not the solver",
     (Kind.SOLVER, "a net's prototxt"): "give the file that its `net` or `train_net` names",
     (Kind.SOLVERSTATE, "weights"): "give the .caffemodel of the same snapshot",
     (Kind.SOLVERSTATE_H5, "weights"): "give the .caffemodel.h5 of the same snapshot",
     (Kind.CAFFEMODEL, "a solver state"): "give the .solverstate of the same snapshot",
     (Kind.CAFFEMODEL_H5, "a solver state"): "give the .solverstate.h5 of the same snapshot",
-    (Kind.BINARYPROTO, "weights"): "give the weights file here and the mean as such",
+    (Kind.BINARYPROTO, "weights"): "give the weights file here and this one as the mean",
     **{
         (kind, "a net's prototxt"): f"give the net's text as prototxt= and this file as the weights; {_SWAPPED}"
         for kind in (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5)
@@ -231,20 +230,20 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether bytes hold no control character but white space: binary protobuf always has some."""
+    """Return whether bytes have no control characters except white space; binary protobuf always has some."""
     return bool(head) and not head.translate(None, _TEXT_BYTES)
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that a byte order mark states; UTF-8 without one."""
+    """Return the encoding of the byte order mark; UTF-8 without one."""
     return next((encoding for mark, encoding in _BOMS if head.startswith(mark)), "utf-8")
 
 
 def _kind_of_bytes(buffer: memoryview) -> Kind:
-    """The kind, any HDF5 file as HDF5."""
+    """Return the kind; any HDF5 file is HDF5."""
     head = bytes(buffer[:_HEAD])
     is_text = looks_like_text(head) or encoding_of(head) in ("utf-16", "utf-32")
-    # A whole message comes first: its first bytes (a net's name) may look like anything.
+    # Complete messages first: their first bytes (a net's name) may match any signature.
     message, is_whole = _protobuf_kind(buffer)
     if message and is_whole and not (message is Kind.BINARYPROTO and is_text):
         return message
@@ -266,7 +265,7 @@ def _kind_of_bytes(buffer: memoryview) -> Kind:
 
 
 def _protobuf_kind(buffer: memoryview) -> tuple[Kind | None, bool]:
-    """The kind of message by its top level, and whether all that was walked is sound."""
+    """Return the kind of message by its top level, and whether all fields read were valid."""
     found: Counter[tuple[int, int]] = Counter()
     has_shape = False
     position = 0
@@ -280,7 +279,7 @@ def _protobuf_kind(buffer: memoryview) -> tuple[Kind | None, bool]:
             if is_layer or found.total() == _MAX_FIELDS:
                 break
     except FormatError:
-        try:  # what is cut off still tells its number
+        try:  # a truncated field still has its number
             key, _ = wire.read_varint(buffer, position, len(buffer), "")
             found[key >> 3, key & 7] += 1
         except FormatError:
@@ -294,13 +293,13 @@ def _message_kind(found: Counter[tuple[int, int]], has_shape: bool) -> Kind | No
     chunks = {number for number, kind in found if kind == wire.BYTES}
     if 100 in chunks and 1 not in varints:
         return Kind.CAFFEMODEL
-    if not chunks & {1, 2, 3, 4}:  # BlobProto has nothing but numbers there
-        # Values one by one are never in another kind under these numbers.
+    if not chunks & {1, 2, 3, 4}:  # these fields of BlobProto are numbers
+        # No other kind has unpacked values in these fields.
         if 5 in chunks or (5, wire.FIXED32) in found or (8, wire.FIXED64) in found:
             return Kind.BINARYPROTO
         if chunks & {8, 12} and (has_shape or varints & {2, 3, 4}):
             return Kind.BINARYPROTO
-        if 6 in chunks and {4, 5} <= varints:  # C3D's has five lengths
+        if 6 in chunks and {4, 5} <= varints:  # C3D's BlobProto has five dimensions
             return Kind.BINARYPROTO
     if 7 in chunks and not has_shape and not varints & {2, 3, 4} and (1 in varints or 8 in chunks):
         return Kind.ONNX
@@ -313,7 +312,7 @@ def _message_kind(found: Counter[tuple[int, int]], has_shape: bool) -> Kind | No
 
 
 def _is_shape(buffer: memoryview, item: wire.Field) -> bool:
-    """Whether a field is a BlobShape, which holds lengths only, rather than ONNX's graph."""
+    """Return whether a field is a BlobShape, which has only dimensions, rather than ONNX's graph."""
     if item.stop - item.start > _MAX_SHAPE:
         return False
     try:
@@ -332,7 +331,7 @@ def _is_shape(buffer: memoryview, item: wire.Field) -> bool:
 
 
 def _hdf5_kind(path: str | os.PathLike[str]) -> Kind:
-    """Weights have the group /data, solver states /history, beside /iter and /learned_net; links are not followed."""
+    """Return the kind by its groups: weights have /data, solver states /history, /iter and /learned_net."""
     try:
         import h5py
     except ImportError as error:
@@ -369,7 +368,7 @@ def _zip_kind(buffer: memoryview) -> Kind:
 
 
 def _member_names(buffer: memoryview) -> Iterator[bytes]:
-    """The name of the first member, and of those in the directory at the end; no offset or size is followed."""
+    """Yield the name of the first member and those in the directory at the end, without following offsets or sizes."""
     head = bytes(buffer[:_HEAD])
     if head.startswith(b"PK\x03\x04"):
         yield head[30:][: _name_length(head, 26)]
@@ -409,7 +408,7 @@ def _text_kind(data: bytes) -> Kind:
 
 
 def _after(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where a run of matches that begins at ``start`` ends; one at a time, as a pattern's own loop takes memory."""
+    """Return the end of consecutive matches from ``start``; a loop, because repetition in a pattern takes memory."""
     while (match := pattern.match(text, start)) and match.end() > start:
         start = match.end()
     return start
@@ -429,7 +428,7 @@ def _prototxt_kind(text: str) -> Kind:
 
 
 def _field_names(text: str) -> Iterator[str]:
-    """The names of a text's outermost fields, up to the first thing that is no prototxt's."""
+    """Yield the names of a text's top-level fields, up to the first syntax error."""
     try:
         tokens = _Capped(text, "")
         while tokens.kind == NAME:
@@ -448,7 +447,7 @@ def _field_names(text: str) -> Iterator[str]:
 
 
 class _Capped(Tokens):
-    """Tokens that end after `_MAX_TOKENS`."""
+    """Tokens limited to `_MAX_TOKENS`."""
 
     left = _MAX_TOKENS
 
@@ -459,11 +458,11 @@ class _Capped(Tokens):
         super().advance()
 
     def is_mark(self, marks: str) -> bool:
-        """Whether the current token is one of these characters."""
+        """Return whether the current token is one of these characters."""
         return self.kind == MARK and self.text in marks
 
     def skip_value(self) -> None:
-        """Pass over a number, word or string, or a whole block."""
+        """Skip a number, word or string, or a whole block."""
         if self.is_mark("-"):
             self.advance()
         depth = 0

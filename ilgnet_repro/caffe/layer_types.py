@@ -1,4 +1,4 @@
-"""What each generation of Caffe calls a layer type, and what it is called today."""
+"""Names of layer types and solver types in each generation of Caffe, and their current names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ V1_TYPES: dict[str, str] = {
     "WINDOW_DATA": "WindowData",
 }
 
-# Names forks added to the V1 enum.  Their numbers collide, so only the text can carry them.
+# Names that forks added to the V1 enum. Their numbers collide, so they are known in text only.
 FORK_V1_TYPES: dict[str, str] = {
     "BN": "BN",
     "CROP": "Crop",
@@ -58,7 +58,7 @@ FORK_V1_TYPES: dict[str, str] = {
     "UPSAMPLE": "Upsample",
 }
 
-# V0LayerParameter.type -> V1LayerParameter.LayerType; "padding" is folded away before.
+# V0LayerParameter.type -> V1LayerParameter.LayerType; "padding" layers are removed before.
 V0_TYPES: dict[str, str] = {
     "accuracy": "ACCURACY",
     "bnll": "BNLL",
@@ -98,11 +98,11 @@ SOLVER_TYPES: dict[str, str] = {
 
 
 def modern_type_of_v1(number: int) -> str:
-    """Today's name of a V1 type number; a number no Caffe used gives ``unknown V1 type N``."""
+    """Return the current name of a V1 type number, or ``unknown V1 type N``."""
     value = caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR.values_by_number.get(number)
     return V1_TYPES[value.name] if value else f"unknown V1 type {number}"
 
 
 def modern_type_of_v0(name: str) -> str:
-    """Today's name of a V0 type; a name no Caffe used is given back as it is."""
+    """Return the current name of a V0 type; an unknown name is returned unchanged."""
     return V1_TYPES[V0_TYPES[name]] if name in V0_TYPES else name

@@ -15,22 +15,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Owner:
-    """Where a shared parameter lives: the first layer that named it, and the index of its blob."""
+    """The owner of a shared parameter: the first layer that names it, and the index of its blob."""
 
     layer: str
     index: int
 
 
 def param_spec(node: Node, index: int) -> pb.ParamSpec:
-    """Return the `param` row of a layer's blob, or an empty one where the prototxt states none."""
+    """Return the `param` of a layer's blob, or an empty one if the prototxt has none."""
     return node.layer.param[index] if index < len(node.layer.param) else pb.ParamSpec()
 
 
 def find_owners(graph: Graph, blob_shapes: Mapping[str, list[Shape]]) -> dict[tuple[str, int], Owner]:
-    """Map each (layer, blob index) that borrows its parameter to the owner.
+    """Map each (layer, blob index) that shares another layer's parameter to the owner.
 
-    STRICT sharing (the default) wants equal shapes, PERMISSIVE equal counts.  Raises LayerError where
-    they differ, or where both rows state an lr_mult or decay_mult and the two disagree.
+    STRICT sharing (the default) requires equal shapes, PERMISSIVE equal counts. Raises LayerError if they
+    differ, or if both layers state different lr_mult or decay_mult.
     """
     first: dict[str, tuple[Node, int]] = {}
     owners = {}
@@ -75,10 +75,10 @@ def _check_multipliers(node: Node, spec: pb.ParamSpec, owner: Node, owner_spec: 
                     node.name,
                     node.type,
                     f"shared parameter {spec.name!r} has {field} {mine:g} here and {theirs:g} in {owner.name}; "
-                    "state it once, or alike",
+                    "state it once, or the same in both",
                 )
 
 
 def show_shape(shape: Shape) -> str:
-    """Write a shape as Caffe users do: 64x3x7x7; a scalar is (scalar)."""
+    """Return a shape as Caffe users write it: 64x3x7x7, or (scalar)."""
     return "x".join(map(str, shape)) if shape else "(scalar)"

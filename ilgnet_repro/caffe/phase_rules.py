@@ -1,4 +1,4 @@
-"""Which layers belong to a net's state: the include and exclude rules of Caffe's `FilterNet`."""
+"""Selects the layers of a net's state by their include and exclude rules, as Caffe's `FilterNet`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ PHASES = {"TRAIN": pb.TRAIN, "TEST": pb.TEST}
 
 
 def net_state(phase: str, level: int = 0, stages: tuple[str, ...] = ()) -> pb.NetState:
-    """Return the state that rules are held against; ``phase`` is TRAIN or TEST."""
+    """Return the state that rules are checked against; ``phase`` is TRAIN or TEST."""
     if phase not in PHASES:
         raise GraphError(f"phase {phase!r} is unknown; use TRAIN or TEST")
     return pb.NetState(phase=PHASES[phase], level=level, stage=stages)
 
 
 def meets(rule: pb.NetStateRule, state: pb.NetState) -> bool:
-    """Tell whether every condition that ``rule`` states holds in ``state``."""
+    """Return whether ``state`` meets every condition of ``rule``."""
     if rule.HasField("phase") and rule.phase != state.phase:
         return False
     if rule.HasField("min_level") and state.level < rule.min_level:
@@ -28,7 +28,7 @@ def meets(rule: pb.NetStateRule, state: pb.NetState) -> bool:
 
 
 def is_included(layer: pb.LayerParameter, state: pb.NetState) -> bool:
-    """Apply a layer's rules: any matching include lets it in, any matching exclude keeps it out."""
+    """Return whether a layer is in the net: any matching include rule adds it, any matching exclude rule removes it."""
     if layer.include and layer.exclude:
         raise GraphError(
             f"{layer.name} ({layer.type}): has both include and exclude rules; Caffe takes only one kind"
@@ -39,10 +39,10 @@ def is_included(layer: pb.LayerParameter, state: pb.NetState) -> bool:
 
 
 def settle_rules(net: pb.NetParameter, level: int, stages: tuple[str, ...]) -> pb.NetParameter:
-    """Return ``net`` for one level and set of stages: its rules leave only the phase to choose.
+    """Return ``net`` for one level and set of stages: the remaining rules depend only on the phase.
 
-    A text that is kept without the level and stages it was chosen for would otherwise be another net: Caffe takes the
-    level from its caller alone.
+    Needed where the text is saved without the level and stages it was selected for: Caffe takes the level only
+    from its caller, so the text alone would be a different net.
     """
     state = net_state("TEST", level, (*net.state.stage, *stages))
     result = pb.NetParameter()
@@ -54,7 +54,7 @@ def settle_rules(net: pb.NetParameter, level: int, stages: tuple[str, ...]) -> p
             continue
         met = [rule for rule in (*layer.include, *layer.exclude) if _meets_but_phase(rule, state)]
         phases = [pb.NetStateRule(phase=rule.phase) for rule in met if rule.HasField("phase")]
-        is_free = len(phases) < len(met)  # one of them holds in every phase
+        is_free = len(phases) < len(met)  # one of them matches in every phase
         if (layer.include and not met) or (layer.exclude and is_free):
             continue
         kept = result.layer.add()

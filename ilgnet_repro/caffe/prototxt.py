@@ -1,7 +1,7 @@
-"""Prototxts: nets and solvers as text, read into messages and written back.
+"""Prototxts: reads nets and solvers from text.
 
-The reader follows protobuf's text format as Caffe 1.0 uses it, and keeps what it does not know
-(see textparser.py).  Nothing is upgraded here: that is upgrade.py's.
+The reader follows protobuf's text format as Caffe 1.0 uses it, and keeps unknown fields (text_parser.py).
+Nothing is upgraded here; upgrade.py does that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEAD = 1024
 def parse_message(text: str, message_class: type[M], file: str = "<text>") -> M:
     """Parse text into a message of any class of the schema.
 
-    Raises ParseError (``file:line:column: what; remedy``) for text that is not one.
+    Raises ParseError (``file:line:column: what; remedy``) for invalid text.
     """
     if len(text) > _MAX_TEXT:
         raise ParseError(f"{len(text):,} characters; no prototxt has over {_MAX_TEXT:,}", file=file)
@@ -54,7 +54,7 @@ def read_solver(path: str | os.PathLike[str]) -> caffe_pb2.SolverParameter:
 
 def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
     name = Path(path).name
-    # In text without a known field, or damaged, the parser finds the place.
+    # For damaged text, or text without a known field, the parser reports the position.
     expect(path, kind, Kind.TEXT, Kind.UNKNOWN, what=what)
     buffer = map_file(path)
     if len(buffer) > _MAX_TEXT:
@@ -65,5 +65,5 @@ def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
         raise FormatError(f"{name}: text in {encoding.upper()}; save it as UTF-8")
     if b"\0" in data or not looks_like_text(data[:_HEAD]):
         raise FormatError(f"{name}: a binary file, not text; give the prototxt")
-    # Comments in another encoding harm nobody; a string in one is refused where it stands.
+    # Comments in another encoding are harmless; the parser refuses strings in one, with their position.
     return data.decode("utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Memory that Caffe's layers share: a layer in place writes for every blob that lies in the same memory."""
+"""Memory that blobs share in Caffe: an in-place layer changes every blob in the same memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..schema import caffe_pb2 as pb
 from .graph import Value
 
-# Their tops share the bottom's memory (`Blob::ShareData`), whatever their parameters say.
+# Their tops share the bottom's memory (`Blob::ShareData`), whatever their parameters.
 _SHARING = ("Split", "Flatten", "Reshape")
 # The second top of these is the probabilities that their own backward pass reads.
 _WITH_PROBABILITIES = ("SoftmaxWithLoss", "InfogainLoss")
@@ -20,7 +20,7 @@ def in_place_tops(layer: pb.LayerParameter) -> list[int]:
 
 
 def shares_memory(layer: pb.LayerParameter) -> bool:
-    """Tell whether every top of a layer is its first bottom's memory under another name."""
+    """Return whether every top of a layer shares the memory of its first bottom."""
     if layer.type == "Concat":
         return len(layer.bottom) == 1
     if layer.type == "Slice":
@@ -29,31 +29,31 @@ def shares_memory(layer: pb.LayerParameter) -> bool:
 
 
 def writes(layer: pb.LayerParameter, phase: str) -> bool:
-    """Tell whether a layer in place changes the values: Dropout does not in phase TEST, nor does a sharing layer."""
+    """Return whether an in-place layer changes values: Dropout in phase TEST and memory-sharing layers do not."""
     return not (shares_memory(layer) or (layer.type == "Dropout" and phase == "TEST"))
 
 
 def gives_gradient_memory(layer: pb.LayerParameter) -> bool:
-    """Tell whether a layer's backward pass is nothing but the gradient memory that its top got from its bottom."""
+    """Return whether a layer has no backward pass because its top shares the gradient memory of its bottom."""
     return shares_memory(layer) and layer.type in ("Reshape", "Concat", "Slice")
 
 
 def takes_gradient_memory(layer: pb.LayerParameter) -> bool:
-    """Tell whether a layer's backward pass gives its bottom the top's gradient memory in place of its own."""
+    """Return whether a layer's backward pass replaces the gradient memory of its bottom by that of its top."""
     return layer.type == "Flatten" or _keeps_order(layer)
 
 
 def _keeps_order(layer: pb.LayerParameter) -> bool:
-    """A Permute that moves no axis: SSD's shares memory then."""
+    """Return whether a layer is a Permute that moves no axis; SSD's implementation then shares memory."""
     order = list(layer.permute_param.order)
     return layer.type == "Permute" and order == list(range(len(order)))
 
 
 def guarded_top(layer: pb.LayerParameter, index: int, phase: str, shared: bool) -> str:
-    """Say what else a top's memory is, where that matters beyond one forward pass; else an empty string.
+    """Return what else a top's memory is used for, if that makes in-place writes to it unsafe; else "".
 
-    ``shared``: other layers have a parameter of the name that this layer's has.  In phase TEST the first pass
-    over a Parameter's own blob is well defined, and is what a net of ours gives at each.
+    ``shared``: another layer shares this layer's parameter by name. In phase TEST the first pass over a Parameter
+    layer's blob is well defined, and every pass here returns that result.
     """
     where = f"{layer.name or '(unnamed)'} ({layer.type})"
     if layer.type == "Parameter" and (phase == "TRAIN" or shared):
@@ -65,7 +65,7 @@ def guarded_top(layer: pb.LayerParameter, index: int, phase: str, shared: bool) 
 
 @dataclass
 class Memory:
-    """One piece of memory: how often layers in place have written it, the last value, and whose it is besides."""
+    """The memory of one or more blobs: how often in-place layers wrote it, the last value, and what else uses it."""
 
     guard: str = ""
     written: int = 0
@@ -74,8 +74,8 @@ class Memory:
 
 @dataclass
 class Blob:
-    """What a blob's name stands for at one point of the walk: its memory, and its value when that was last read."""
+    """A blob at one point of `Net::Init`: its memory, and its value when that was last read."""
 
     memory: Memory
     value: Value
-    written: int  # how often its memory had been written when it got this value
+    written: int  # `Memory.written` when the blob got this value

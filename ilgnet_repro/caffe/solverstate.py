@@ -1,4 +1,4 @@
-"""Solver states (`.solverstate`): the iteration, the momentum arrays and the step of a training run."""
+"""Reads and writes solver states (`.solverstate`): iteration, history arrays (momentum) and step of a training run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_HISTORY = 1_000_000
 
 @dataclass(frozen=True)
 class SolverState:
-    """What Caffe needs to go on: ``history`` is the solver's arrays, one or two a parameter."""
+    """What Caffe needs to resume: ``history`` has the solver's arrays, one or two per parameter."""
 
     iter: int
     learned_net: str
@@ -32,9 +32,9 @@ class SolverState:
 
 
 def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
-    """Open a solver state; the arrays stay on disk until they are touched.
+    """Open a solver state; the arrays are read from disk on first access.
 
-    Raises FormatError if a length or a shape does not hold, or the file is no solver state.
+    Raises FormatError if a length or shape is wrong, or the file is not a solver state.
     """
     where = Path(path).name
     expect(path, Kind.SOLVERSTATE, Kind.UNKNOWN, what="a solver state")
@@ -53,7 +53,7 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
             if len(history) > _MAX_HISTORY:
                 raise FormatError(f"{where}: over {_MAX_HISTORY:,} arrays; the file is damaged")
     if iteration < 0 or current_step < 0:
-        raise FormatError(f"{where}: tells no iteration, so it is not a solverstate; give the snapshot")
+        raise FormatError(f"{where}: has no iteration, so it is not a solverstate; give the snapshot")
     return SolverState(iteration, learned_net, tuple(history), current_step)
 
 
@@ -64,7 +64,7 @@ def write_solverstate(
     history: Sequence[np.ndarray],
     current_step: int,
 ) -> None:
-    """Write a solver state byte for byte as Caffe does; whole or not at all."""
+    """Write a solver state byte for byte as Caffe does; the file is complete or absent."""
     head = caffe_pb2.SolverState(iter=iter, learned_net=learned_net).SerializeToString()
     tail = caffe_pb2.SolverState(current_step=current_step).SerializeToString()
     with atomic_file(path) as file:

@@ -1,8 +1,8 @@
-"""protobuf's text format into messages, steered by their descriptors and tolerant of forks' fields.
+"""Parses protobuf's text format into messages by their descriptors, and keeps fields that the schema lacks.
 
-A field no schema lists becomes a ForkField of the nearest message around it that keeps them (a layer, the
-net, the solver): one for each leaf, with its dotted path from there.  An element of a repeated message
-shows its index: ``include[1].weather``.  A group without fields is kept as ``{}``, an empty list as ``[]``.
+An unknown field becomes a ForkField of the nearest enclosing message that has such a field (a layer, the net,
+the solver): one per leaf, with its dotted path from there. The path of a repeated message's element has its
+index: ``include[1].weather``. A message without fields is kept as ``{}``, an empty list as ``[]``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .tokens import END, MARK, NAME, NUMBER, STRING, Tokens
 M = TypeVar("M", bound=Message)
 
 _MAX_DEPTH = 100
-_MAX_MESSAGES = 250_000  # a message takes some hundred bytes, however short its text
+_MAX_MESSAGES = 250_000  # a message takes some hundred bytes of memory, however short its text
 _MAX_PATH = 1_000
 _MAX_FORK_FIELDS = 100_000
 _CLOSING = {"{": "}", "<": ">"}
@@ -54,15 +54,15 @@ def _schema(descriptor: Descriptor) -> _Schema:
 def parse_text(text: str, message_class: type[M], file: str) -> M:
     """Parse a text into a new message of the given class.
 
-    Raises ParseError with file, line and column for anything protobuf's own text format refuses in a
-    known field, and for nesting, names or numbers beyond any real net's.
+    Raises ParseError with file, line and column for whatever protobuf's own parser refuses in a
+    known field, and for nesting, names or numbers of fields beyond those of any real net.
     """
     message = message_class()
     _Parser(text, file).body(message, "", None, ("", None), depth=0)
     return message
 
 
-# The message that keeps the unknown fields inside, and the path from it (with a final dot).
+# The path from the enclosing message that keeps unknown fields (with a final dot), and that message.
 _Keeper = tuple[str, "Message | None"]
 
 
@@ -139,18 +139,18 @@ class _Parser:
     def _open(self, name: str, depth: int) -> tuple[str, int]:
         tokens = self.tokens
         if not self._is("{", "<"):
-            raise tokens.error(f"expected {{ after {name}, found {tokens.found()}; {name} holds fields")
+            raise tokens.error(f"expected {{ after {name}, found {tokens.found()}; {name} contains fields")
         if depth >= _MAX_DEPTH:
-            raise tokens.error(f"nested deeper than {_MAX_DEPTH} brackets; no net is")
+            raise tokens.error(f"nested deeper than {_MAX_DEPTH} brackets; is this a prototxt?")
         self.opened += 1
         if self.opened > _MAX_MESSAGES:
-            raise tokens.error(f"over {_MAX_MESSAGES:,} brackets; no net has as many")
+            raise tokens.error(f"over {_MAX_MESSAGES:,} brackets; is this a prototxt?")
         closing, opened = _CLOSING[tokens.text], tokens.offset
         tokens.advance()
         return closing, opened
 
     def _list(self, element: Callable[[], None]) -> bool:
-        """Call ``element`` for each entry of ``[a, b]``; false if there is none."""
+        """Call ``element`` for each element of ``[a, b]``; return whether there was one."""
         self.tokens.advance()
         if self._is("]"):
             self.tokens.advance()
@@ -213,7 +213,7 @@ class _Parser:
             element()
 
     def _scalar(self, name: str) -> tuple[str, str, int]:
-        """The kind, text and offset of a value; its sign and all pieces of a string are in the text."""
+        """Return kind, text and offset of a value; the text includes its sign, or all pieces of a string."""
         tokens = self.tokens
         offset, sign = tokens.offset, ""
         if self._is("-"):
@@ -282,7 +282,7 @@ _OLD_TYPES = V1_TYPES | FORK_V1_TYPES
 
 
 def _type_remedy(field: FieldDescriptor, kind: str, text: str) -> str | None:
-    """What to write where a layer's type is spelled as another generation spells it."""
+    """Return the remedy for a layer type spelled as in another generation of Caffe, or None."""
     if field.full_name == _V2_TYPE and kind == NAME and text in _OLD_TYPES:
         return f'{text} is the spelling of `layers`; in `layer` write type: "{_OLD_TYPES[text]}"'
     if field.full_name == _V1_TYPE and kind == STRING:

@@ -1,4 +1,4 @@
-"""One value of protobuf's text format: from its token to Python, and back to the text Caffe prints."""
+"""Scalar values of protobuf's text format: parsed from tokens, and formatted as Caffe prints them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _PRINTED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", '"': '\\"'}
 
 
 def read_value(field: FieldDescriptor, kind: str, text: str) -> object:
-    """The value of a scalar field from its token; strings come as one or more quoted pieces.
+    """Return the value of a scalar field from its token; a string is one or more quoted pieces.
 
-    Raises ValueError with the value and the remedy, for the caller to add the place.
+    Raises ValueError with the value and the remedy; the caller adds the position.
     """
     if field.type in _INTEGER_RANGES:
         return _integer(field, kind, text)
@@ -63,7 +63,7 @@ def read_value(field: FieldDescriptor, kind: str, text: str) -> object:
 
 
 def unquote(text: str) -> bytes:
-    """The bytes of quoted pieces, escapes resolved.  Raises ValueError for an escape nobody defined."""
+    """Return the bytes of quoted pieces, with escapes resolved. Raises ValueError for an undefined escape."""
 
     def resolve(match: re.Match[str]) -> bytes:
         if match["octal"]:
@@ -73,7 +73,7 @@ def unquote(text: str) -> bytes:
         code = match["u"] or match["U"]
         if code:
             if int(code, 16) > 0x10FFFF or 0xD800 <= int(code, 16) < 0xE000:
-                raise ValueError(f"{match.group()} is no character; use one up to \\U0010FFFF")
+                raise ValueError(f"{match.group()} is not a character; use one up to \\U0010FFFF")
             return chr(int(code, 16)).encode()
         if match["one"] not in _SINGLE:
             raise ValueError(f"unknown escape {excerpt(match.group())}; write \\\\ for a backslash")
@@ -90,8 +90,8 @@ def unquote(text: str) -> bytes:
 
 
 def quote(value: str | bytes) -> str:
-    """A string in double quotes; readable characters stay as they are, others become octal."""
-    # Latin-1 gives each byte the code point of its value; those beyond ASCII become octal too.
+    """Return a string in double quotes, with unprintable characters as octal escapes."""
+    # Latin-1 maps each byte to the code point of its value; non-ASCII bytes become octal escapes too.
     characters = value if isinstance(value, str) else value.decode("latin-1")
     last = "\U0010ffff" if isinstance(value, str) else "~"
 
@@ -103,7 +103,7 @@ def quote(value: str | bytes) -> str:
 
 
 def format_value(field: FieldDescriptor, value: Any) -> str:
-    """The text of a scalar: floats in as few digits as give the same value again."""
+    """Return the text of a scalar: a float with the fewest digits that parse back to the same value."""
     if field.type == FieldDescriptor.TYPE_ENUM:
         known = field.enum_type.values_by_number.get(value)
         return known.name if known else str(value)
@@ -120,7 +120,7 @@ def _shortest(value: float) -> str:
         try:
             if struct.unpack("<f", struct.pack("<f", float(text)))[0] == value:
                 return text
-        except OverflowError:  # rounded up beyond the largest float32: it needs more digits
+        except OverflowError:  # rounded up past the largest float32; more digits are needed
             continue
     return f"{value:.9g}"
 
@@ -135,7 +135,7 @@ def _integer(field: FieldDescriptor, kind: str, text: str) -> int:
         else:
             number = int(digits, 8 if digits[0] == "0" and len(digits) > 1 else 10)
     except ValueError:
-        raise ValueError(f"{excerpt(text)} is not a whole number; write one") from None
+        raise ValueError(f"{excerpt(text)} is not an integer; write one") from None
     number = -number if text.startswith("-") else number
     low, high = _INTEGER_RANGES[field.type]
     if not low <= number <= high:
@@ -148,7 +148,7 @@ def _float(kind: str, text: str) -> float:
     sign = -1.0 if text.startswith("-") else 1.0
     if kind == NAME and digits.lower() in _NOT_FINITE:
         return sign * _NOT_FINITE[digits.lower()]
-    # Hexadecimal and octal are for whole numbers only, as in protobuf.
+    # Only integers may be hexadecimal or octal, as in protobuf.
     if kind != NUMBER or digits[:2] in ("0x", "0X") or re.fullmatch("0[0-9]+", digits):
         raise ValueError(f"{excerpt(text)} is not a number; write one such as 0.5 or 1e-4")
     return sign * float(digits.rstrip("fF"))

@@ -1,4 +1,4 @@
-"""Messages as the text Caffe users write: two blanks a level, fields in the order the schema tells them."""
+"""Writes messages as prototxt, as Caffe users do: two spaces per level, fields in the order of the schema."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from google.protobuf.message import Message
 from ..schema.caffe_pb2 import ForkField
 from .text_values import format_value
 
-# A kept field on its way to its line: what is left of its path, and its text.
+# An unknown field: the rest of its path, and its text.
 _Leaf = tuple[tuple[str, ...], str]
 
 
 def format_message(message: Message) -> str:
-    """Write a message as Caffe style text; forks' fields stand under their own names again.
+    """Return a message as prototxt, with unknown fields (of forks) under their own names.
 
-    Parsing the text gives an equal message, but for the places and order of forks' fields.
+    Parsing the text returns an equal message, except for the positions and order of unknown fields.
     """
     return "".join(f"{line}\n" for line in _lines(message, "", []))
 
 
 def format_fork_fields(fields: Iterable[ForkField]) -> str:
-    """Write kept fields as the text they came from."""
+    """Return unknown fields as the text they were parsed from."""
     leaves = [(tuple(field.path.split(".")), field.text) for field in fields]
     return "".join(f"{line}\n" for line in _leaf_lines(leaves, ""))
 

@@ -1,4 +1,4 @@
-"""The words of protobuf's text format, found one at a time, each with its place in the text."""
+"""Tokenizer for protobuf's text format: one token at a time, each with its position in the text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import ParseError, excerpt
 
 NAME, NUMBER, STRING, MARK, END = "name", "number", "string", "mark", "end"
 
-_MAX_WORD = 256  # longer names or numbers are nobody's; the limit keeps their copies small
+_MAX_WORD = 256  # limits the memory that a token takes; no real name or number is longer
 
 # Alternatives begin with different characters and repeat over disjoint sets: no backtracking.
 _TOKEN = re.compile(
@@ -34,7 +34,7 @@ class Tokens:
         self.advance()
 
     def advance(self) -> None:
-        """Go to the next token; at the end of the text ``kind`` is END and ``text`` empty."""
+        """Move to the next token; at the end of the text ``kind`` is END and ``text`` is empty."""
         source, position = self._source, self._position
         while True:
             if position >= len(source):
@@ -51,24 +51,24 @@ class Tokens:
         self.kind, self.text, self.offset = kind or END, match.group(), position
         self._position = end = match.end()
         if kind == NUMBER and end < len(source) and _WORD_CHARACTER.match(source, end):
-            raise self.error(f"{excerpt(self.text + source[end])} is no number; put a blank between")
+            raise self.error(f"{excerpt(self.text + source[end])} is not a number; add a space")
         if kind in (NAME, NUMBER) and len(self.text) > _MAX_WORD:
             raise self.error(f"a {kind} of {len(self.text):,} characters; use up to {_MAX_WORD}")
 
     def place(self, offset: int) -> tuple[int, int]:
-        """Line and column, both from 1, of an offset."""
+        """Return line and column, both from 1, of an offset."""
         if not self._lines:
             self._lines = [0, *(match.end() for match in re.finditer("\n", self._source))]
         line = bisect_right(self._lines, offset)
         return line, offset - self._lines[line - 1] + 1
 
     def error(self, message: str, offset: int | None = None) -> ParseError:
-        """A ParseError that tells the place of ``offset``, or of the current token."""
+        """Return a ParseError with line and column of ``offset``, or of the current token."""
         line, column = self.place(self.offset if offset is None else offset)
         return ParseError(message, file=self._file, line=line, column=column)
 
     def found(self) -> str:
-        """The current token as a message shows it."""
+        """Return the current token as shown in messages."""
         return "the end of the text" if self.kind == END else excerpt(self.text)
 
     def _unreadable(self, position: int) -> ParseError:

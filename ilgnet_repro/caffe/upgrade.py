@@ -1,6 +1,6 @@
-"""Nets and solvers of any age in today's terms, step by step as Caffe's upgrade_proto.cpp does it.
+"""Upgrades nets and solvers of any generation to the current format, step by step as Caffe's upgrade_proto.cpp does.
 
-Every step takes a message and returns a new one; what it changed is told in one line of ``notes``.
+Every step takes a message and returns a new one, and adds a line to ``notes`` for each change.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _LEGACY_AXES = 4
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> caffe_pb2.NetParameter:
-    """Return the net as modern `layer`s only, its `input:` as an Input layer; ``net`` stays as it is.
+    """Return the net with modern `layer`s only, and its `input:` as an Input layer; ``net`` is not changed.
 
-    Raises FormatError for a net that mixes `layer` and `layers` or gives its inputs no clear shape, and
+    Raises FormatError for a net that mixes `layer` and `layers` or whose input shapes are ambiguous, and
     LayerError for a layer that has no modern form.
     """
     notes = [] if notes is None else notes
     if net.layer and net.layers:
         raise FormatError(
-            f"net {excerpt(net.name)}: `layer` {excerpt(net.layer[0].name)} stands beside `layers` "
-            f"{excerpt(net.layers[0].name or net.layers[0].layer.name)}; use one of the two for all"
+            f"net {excerpt(net.name)}: has both `layer` {excerpt(net.layer[0].name)} and `layers` "
+            f"{excerpt(net.layers[0].name or net.layers[0].layer.name)}; use only one of the two"
         )
     for step in (upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm):
         net = step(net, notes)
@@ -40,7 +40,7 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
 def upgrade_solver(
     solver: caffe_pb2.SolverParameter, notes: list[str] | None = None
 ) -> caffe_pb2.SolverParameter:
-    """Return the solver with its `type` as a name and the nets inside it modern; ``solver`` stays as it is.
+    """Return the solver with its `type` as a name and its nets upgraded; ``solver`` is not changed.
 
     Raises FormatError where `type` and the older `solver_type` are both given.
     """
@@ -49,7 +49,7 @@ def upgrade_solver(
     if solver.HasField("solver_type"):
         if solver.HasField("type"):
             raise FormatError(
-                f"solver: type {excerpt(solver.type)} stands beside solver_type; keep type only"
+                f"solver: type {excerpt(solver.type)} and solver_type are both given; keep only type"
             )
         old = caffe_pb2.SolverParameter.SolverType.Name(solver.solver_type)
         solver.type = SOLVER_TYPES[old]
@@ -64,7 +64,7 @@ def upgrade_solver(
 
 
 def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
-    """Net-level inputs become one Input layer in front, as Caffe makes it: a top and a shape each."""
+    """Turn net-level inputs into one Input layer at the front, as Caffe does: one top and one shape per input."""
     if not net.input:
         for field in ("input_dim", "input_shape"):
             if getattr(net, field):
@@ -72,15 +72,13 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
         return _copy(net)
     count, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
     if shapes and dims:
-        raise FormatError(f"net {excerpt(net.name)}: input_shape stands beside input_dim; keep one")
+        raise FormatError(f"net {excerpt(net.name)}: input_shape and input_dim are both given; keep one")
     if shapes and shapes != count:
         raise FormatError(f"net {excerpt(net.name)}: {shapes} input_shape for {count} input; give one each")
     if dims and dims != _LEGACY_AXES * count:
         raise FormatError(f"net {excerpt(net.name)}: {dims} input_dim for {count} input; give four each")
     name = "input"
-    while any(
-        other.name == name for other in net.layer
-    ):  # weights are found by name: the net's own layer keeps it
+    while any(other.name == name for other in net.layer):  # unique, because weights are matched by name
         name += "'"
     layer = caffe_pb2.LayerParameter(name=name, type="Input", top=net.input)
     for index in range(count if shapes or dims else 0):
@@ -99,9 +97,9 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
 
 
 def _upgrade_batch_norm(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
-    """The three blobs of BatchNorm are statistics, never learned: Caffe sets the rates of three `param` to 0.
+    """Set lr_mult and decay_mult of BatchNorm's three `param` to 0, as Caffe does: its blobs are statistics, not learned.
 
-    Their names stay, so that layers share statistics by them (`UpgradeNetBatchNorm`).
+    Their names stay, because layers can share statistics by name (`UpgradeNetBatchNorm`).
     """
     out = _copy(net)
     for layer in out.layer:

@@ -1,4 +1,4 @@
-"""V0 layers (`layers { layer { type: "conv" } }`, 2013) in V1 terms, their padding layers folded away."""
+"""Upgrades V0 layers (`layers { layer { type: "conv" } }`, 2013) to V1, and folds padding layers into their readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATA, _HDF5 = "data_param", "hdf5_data_param"
 _IMAGES, _WINDOW = "image_data_param", "window_data_param"
 _ANY = "*"
 
-# V0 field -> V0 layer type -> the V1 parameter and field it became ("*": whatever the type).
+# V0 field -> V0 layer type -> the V1 parameter and field it became ("*": any type).
 _MOVES: dict[str, dict[str, tuple[str, str]]] = {
     "num_output": {"conv": (_CONV, "num_output"), "innerproduct": (_DENSE, "num_output")},
     "biasterm": {"conv": (_CONV, "bias_term"), "innerproduct": (_DENSE, "bias_term")},
@@ -59,15 +59,15 @@ _MOVES: dict[str, dict[str, tuple[str, str]]] = {
     "det_context_pad": {"window_data": (_WINDOW, "context_pad")},
     "det_crop_mode": {"window_data": (_WINDOW, "crop_mode")},
 }
-# Fields that V1 layers keep under the same name.
+# Fields with the same name in V1.
 _SAME = ("name", "blobs_lr", "weight_decay", "blobs", "hdf5_output_param", "fork_field")
 
 
 def upgrade_v0(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
     """Return the net with each V0 layer as a V1 layer and each padding layer folded into its reader.
 
-    Raises LayerError for a type V0 never had, for a field that means nothing for its layer's type, and
-    for padding read by anything but a convolution or a pooling.
+    Raises LayerError for an unknown V0 type, for a field that does not apply to its layer's type, and
+    for padding read by a layer other than a convolution or pooling.
     """
     out = caffe_pb2.NetParameter()
     out.CopyFrom(net)
@@ -85,7 +85,7 @@ def upgrade_v0(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetPa
 
 
 def _fold_padding(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1LayerParameter]:
-    """The layers without the padding ones; ``net`` is the caller's own copy and is written to."""
+    """Return the layers without the padding layers; ``net`` is modified."""
     writer: dict[str, caffe_pb2.V1LayerParameter] = {}
     kept = []
     for layer in net.layers:
@@ -98,9 +98,9 @@ def _fold_padding(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1LayerParamete
                     layer, f"reads the padding {excerpt(source.layer.name)}; only a conv or pool can"
                 )
             if len(source.bottom) != 1 or len(source.top) != 1:
-                raise _error(source, "a padding layer takes one bottom and gives one top")
+                raise _error(source, "a padding layer has one bottom and one top")
             layer.layer.pad = source.layer.pad
-            # What no schema lists must not go with the layer that held it.
+            # Unknown fields of the padding layer are kept, not dropped with it.
             layer.fork_field.extend([*source.fork_field, *source.layer.fork_field])
             layer.bottom[index] = source.bottom[0]
         writer.update(dict.fromkeys(layer.top, layer))
@@ -112,10 +112,10 @@ def _fold_padding(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1LayerParamete
 def _upgrade_layer(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerParameter:
     old = connection.layer
     if old.type not in V0_TYPES:
-        raise _error(connection, f"is of no V0 type; use {one_of(V0_TYPES)}")
+        raise _error(connection, f"is not a V0 layer type; use {one_of(V0_TYPES)}")
     for descriptor, _ in connection.ListFields():
         if descriptor.name not in ("bottom", "top", "layer", "fork_field"):
-            raise _error(connection, f"{descriptor.name} stands beside a V0 layer; move it inside")
+            raise _error(connection, f"{descriptor.name} is outside the V0 layer; move it inside")
     new = caffe_pb2.V1LayerParameter(bottom=connection.bottom, top=connection.top)
     new.type = caffe_pb2.V1LayerParameter.LayerType.Value(V0_TYPES[old.type])
     new.fork_field.extend(connection.fork_field)
@@ -133,8 +133,8 @@ def _upgrade_layer(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerP
             parameter.SetInParent()
             _set(parameter, target[1], value)
         elif descriptor.message_type is not None or value != descriptor.default_value:
-            # Caffe logs this and goes on without the value.
-            raise _error(connection, f"{field} means nothing for this type; remove it")
+            # Caffe only logs an error and drops the value.
+            raise _error(connection, f"{field} does not apply to this type; remove it")
     return new
 
 

@@ -1,4 +1,4 @@
-"""Data layers of V1 nets: scale, mean_file, crop_size and mirror move to transform_param."""
+"""Upgrades V1 layers (`layers`) to `layer`, and their data parameters' transformations to transform_param."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .layer_types import FORK_V1_TYPES, modern_type_of_v1
 from .text_parser import parse_text
 from .text_writer import format_fork_fields
 
-# V1 layer types whose parameter once held the transformation, and that parameter.
+# V1 layer types whose parameter had the transformation's fields, and that parameter.
 _DATA_PARAMETERS = {
     "DATA": "data_param",
     "IMAGE_DATA": "image_data_param",
@@ -22,9 +22,9 @@ _FIELDS = ("scale", "mean_file", "crop_size", "mirror")
 
 
 def upgrade_transforms(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
-    """Return the net with the data layers' transformations where Caffe 1.0 reads them.
+    """Return the net with scale, mean_file, crop_size and mirror of V1 data layers moved to transform_param.
 
-    Only `layers` are looked at: in a `layer` Caffe 1.0 never read these fields from the data parameter.
+    Only in `layers`: in a `layer` Caffe 1.0 never reads these fields from the data parameter.
     """
     out = caffe_pb2.NetParameter()
     out.CopyFrom(net)
@@ -54,7 +54,7 @@ _CHANGED = {"type", "layer", "param", "blob_share_mode", "blobs_lr", "weight_dec
 def upgrade_v1(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
     """Return the net with each of its V1 `layers` as a `layer`.
 
-    Raises LayerError for a layer without type, and for a fork's field whose value cannot be typed.
+    Raises LayerError for a layer without type, and for a fork's field whose value cannot be parsed.
     """
     out = caffe_pb2.NetParameter()
     out.CopyFrom(net)
@@ -90,7 +90,7 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
         if index < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[index]
     _type_fork_fields(new)
-    if new.type == "Crop":  # only forks had it, and theirs find their offset (graph/crops.py)
+    if new.type == "Crop":  # only forks have it, and theirs compute the offset (crops.py)
         new.fork_field.add(path=V1_CROP_MARK, text="true")
     return new
 
@@ -106,7 +106,7 @@ def _modern_type(old: caffe_pb2.V1LayerParameter) -> str:
 
 
 def _type_fork_fields(layer: caffe_pb2.LayerParameter) -> None:
-    """Give the kept fields V1 never had and V2 has (bn_param, prelu_param) their place and type."""
+    """Parse the unknown fields that V2 has and V1 does not (bn_param, prelu_param) into their V2 fields."""
     modern: list[caffe_pb2.ForkField] = []
     kept: list[caffe_pb2.ForkField] = []
     for field in layer.fork_field:
@@ -121,7 +121,7 @@ def _type_fork_fields(layer: caffe_pb2.LayerParameter) -> None:
         raise LayerError(excerpt(layer.name), layer.type, str(error)) from error
     places = {field.path: (field.line, field.column) for field in modern}
     for field in typed.fork_field:
-        # Typed anew, a repeated message shows an index that the kept path has not.
+        # Parsing adds the index of a repeated message to the path.
         field.line, field.column = places.get(re.sub(r"\[\d+\]", "", field.path), (0, 0))
     copies = [caffe_pb2.ForkField.FromString(field.SerializeToString()) for field in kept]
     layer.ClearField("fork_field")

@@ -1,4 +1,4 @@
-"""The wire form of protocol buffers: a scan of fields by length that never trusts one and copies nothing.
+"""Protobuf's wire format: scans the fields of a message with every length checked and nothing copied.
 
 The rules are those of https://protobuf.dev/programming-guides/encoding/.  Offsets are bytes from the
 start of the buffer.
@@ -21,7 +21,7 @@ Buffer = memoryview | bytes
 class Field(NamedTuple):
     """One field of a message: where its tag starts, and where its value starts and stops.
 
-    ``value`` is the number of a VARINT field and 0 for any other kind.
+    ``value`` is the number of a VARINT field and 0 for any other wire type.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Field(NamedTuple):
 
 
 def read_varint(buffer: Buffer, position: int, end: int, where: str) -> tuple[int, int]:
-    """Return an unsigned varint and the offset behind it."""
+    """Return an unsigned varint and the offset after it."""
     value = shift = 0
     limit = min(end, position + _MAX_VARINT_BYTES)
     for index in range(position, limit):
@@ -50,8 +50,8 @@ def read_varint(buffer: Buffer, position: int, end: int, where: str) -> tuple[in
 def fields(buffer: Buffer, start: int, end: int, where: str) -> Iterator[Field]:
     """Yield the fields of the message in ``buffer[start:end]``, skipping each value by its length.
 
-    Raises FormatError where a field would reach beyond ``end``, where a varint has more than ten
-    bytes, and for the wire types Caffe's files never hold (groups 3 and 4, undefined 6 and 7).
+    Raises FormatError if a field extends past ``end`` or a varint has more than ten bytes, and for wire
+    types that Caffe's files never contain (groups 3 and 4, undefined 6 and 7).
     """
     position = start
     while position < end:
@@ -81,23 +81,23 @@ def fields(buffer: Buffer, start: int, end: int, where: str) -> Iterator[Field]:
                     where, tag, f"a field of {_FIXED_SIZE[wire]} bytes where {end - begin} are left"
                 )
         else:
-            raise FormatError(f"{where}: byte {tag:,}: wire type {wire}; no Caffe file holds one")
+            raise FormatError(f"{where}: byte {tag:,}: wire type {wire}; no Caffe file contains one")
         yield Field(number, wire, tag, begin, position, value)
 
 
 def signed(value: int, bits: int = 64) -> int:
-    """The two's complement reading of an unsigned varint, as protobuf keeps int32 and int64."""
+    """Return an unsigned varint as a two's complement integer, as protobuf encodes int32 and int64."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def text(buffer: Buffer, field: Field) -> str:
-    """The value of a string field; bytes that are not UTF-8 become U+FFFD, never an error."""
+    """Return the value of a string field; bytes that are not UTF-8 become U+FFFD."""
     return bytes(buffer[field.start : field.stop]).decode("utf-8", errors="replace")
 
 
 def encode_varint(value: int) -> bytes:
-    """The shortest varint of a number that is not negative."""
+    """Return the varint of a non-negative integer."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -107,7 +107,7 @@ def encode_varint(value: int) -> bytes:
 
 
 def encode_header(number: int, length: int) -> bytes:
-    """The tag and length that come before the bytes of a BYTES field."""
+    """Return the tag and length that precede the bytes of a BYTES field."""
     return encode_varint(number << 3 | BYTES) + encode_varint(length)
 
 

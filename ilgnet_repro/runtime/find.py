@@ -67,11 +67,11 @@ def _upgraded(text: pb.NetParameter, origin: str, model: WeightsFile) -> Found:
 
 
 def read_net_text(path: str | os.PathLike[str]) -> pb.NetParameter:
-    """Read a prototxt of any generation.  Raises FormatError where it holds no layers."""
+    """Read a prototxt of any generation.  Raises FormatError where it has no layers."""
     net = read_net(path)
     if not net.layer and not net.layers:
         first = f" but {describe_field(net.fork_field[0])}" if net.fork_field else ""
-        raise FormatError(f"{path}: holds no layers{first}; is it a solver or another kind of text?")
+        raise FormatError(f"{path}: has no layers{first}; is it a solver or another kind of text?")
     return net
 
 

@@ -1,1 +1,1 @@
-"""Builders of the general nets: each function returns the NetParameter that a Caffe user would write by hand."""
+"""Builders of common nets: each function returns the NetParameter that a Caffe user would write by hand."""

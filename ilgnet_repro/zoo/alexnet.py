@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky et al., NIPS 2012) as BVLC deploys it: two groups, normalisation before pooling."""
+"""AlexNet (Krizhevsky et al., NIPS 2012) as deployed by BVLC: two groups, LRN before pooling."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.files import atomic_file, check_replaced, starts_with
 from ilgnet_repro.schema import caffe_pb2
 
-from ..manifest import listed, named
+from ..manifest import listed, resolve
 from . import alexnet, fcn, googlenet, mobilenet, resnet, squeezenet, ssd, vgg
 
 COMMAND = "python -m ilgnet_repro.zoo.catalogue --write"
@@ -49,21 +49,21 @@ NET_FILES: Mapping[str, str] = {
 
 @cache
 def builders() -> dict[str, Builder]:
-    """Every net by name: the zoo's, and those that are listed as data."""
-    return {**{name: named(function) for name, function in listed("nets").items()}, **BUILDERS}
+    """Return every net by name: the zoo's, and those of the manifests."""
+    return {**{name: resolve(function) for name, function in listed("nets").items()}, **BUILDERS}
 
 
 def build(name: str) -> caffe_pb2.NetParameter:
-    """The net of that name, built anew.  Raises IlgnetError, which lists the names, on another one."""
+    """Build the net of that name. Raises IlgnetError, with the list of names, for an unknown name."""
     if name not in builders():
-        raise IlgnetError(f"{name!r} is no net of the zoo; choose one of {', '.join(builders())}")
+        raise IlgnetError(f"{name!r} is not in the zoo; choose one of {', '.join(builders())}")
     return builders()[name]()
 
 
 def texts() -> dict[str, str]:
-    """The files under ``prototxt/``: path to text."""
+    """Return the files under ``prototxt/``: path to text."""
     functions = {path: BUILDERS[name] for path, name in NET_FILES.items()}
-    functions |= {path: named(function) for path, function in listed("files").items()}
+    functions |= {path: resolve(function) for path, function in listed("files").items()}
     return {
         path: f"# Written by {function.__module__}.{function.__qualname__}; to write it again: {COMMAND}\n"
         f"{format_message(function())}"
@@ -72,7 +72,7 @@ def texts() -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every file of ``texts`` under ``folder``, making its subfolders; return the paths."""
+    """Write every file of `texts` under ``folder``, creating subfolders; return the paths."""
     written = []
     for name, text in texts().items():
         path = folder / name
@@ -80,7 +80,7 @@ def write(folder: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror
-            raise IlgnetError(f"{path.parent}: cannot be made ({reason}); give another folder") from error
+            raise IlgnetError(f"{path.parent}: cannot be created ({reason}); give another folder") from error
         check_replaced(path, starts_with(b"# Written by "), COMMAND, "give another folder with --out")
         with atomic_file(path, "w") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""FCN-8s (Long et al., CVPR 2015): VGG-16 made convolutional, upsampled in three steps to every pixel."""
+"""FCN-8s (Long et al., CVPR 2015): a fully convolutional VGG-16, upsampled to full resolution in three steps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from ilgnet_repro.schema import caffe_pb2
 from . import vgg
 from .builder import WEIGHT_AND_BIAS, NetBuilder
 
-CLASSES = 21  # Pascal VOC's twenty and the background
-FIXED = ({"lr_mult": 0},)  # upsampling is bilinear and is not learned
+CLASSES = 21  # the twenty of Pascal VOC and the background
+FIXED = ({"lr_mult": 0},)  # upsampling is bilinear and not learned
 
 
 def deploy_8s(height: int = 500, width: int = 500) -> caffe_pb2.NetParameter:
-    """3×H×W BGR to 21×H×W class scores, 134,489,759 parameters; any H and W fit by reshaping the input."""
+    """3×H×W BGR to 21×H×W class scores, 134,489,759 parameters; other H and W by reshaping the input."""
     net = NetBuilder("FCN-8s")
 
     def conv(name: str, bottom: str, num_output: int, kernel_size: int, pad: int) -> str:
@@ -37,7 +37,7 @@ def deploy_8s(height: int = 500, width: int = 500) -> caffe_pb2.NetParameter:
         return net.layer("Eltwise", name, (coarse, fine), eltwise_param={"operation": "SUM"})
 
     data = net.input("data", 1, 3, height, width)
-    # Padding by 100 leaves fc6's 7×7 a full window even on small images; the crops take it off again.
+    # With a padding of 100, fc6's 7×7 window fits even small images; the Crop layers remove it again.
     x = vgg.trunk(conv, pool, data, vgg.DEPTH_16, first_pad=100)
     x = net.dropout("drop6", conv("fc6", x, 4096, 7, pad=0), 0.5)
     x = net.dropout("drop7", conv("fc7", x, 4096, 1, pad=0), 0.5)

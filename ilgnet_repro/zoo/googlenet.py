@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al., CVPR 2015) as BVLC trained it, whole or cut at one of its three heads."""
+"""GoogLeNet (Szegedy et al., CVPR 2015) as trained by BVLC, complete or up to one of its three heads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEAD_AFTER = {"4a": "loss1", "4d": "loss2", "5b": "loss3"}
 def conv_relu(
     net: NetBuilder, block: str, part: str, bottom: str, num_output: int, *, kernel_size: int, **geometry: Any
 ) -> str:
-    """The convolution ``block/part`` and its ReLU ``block/relu_part``."""
+    """Add the convolution ``block/part`` and its ReLU ``block/relu_part``."""
     top = net.convolution(
         f"{block}/{part}",
         bottom,
@@ -60,7 +60,7 @@ def conv_relu(
 
 
 def stem(net: NetBuilder, data: str) -> str:
-    """Everything before the first Inception module: 3×224×224 to 192×28×28."""
+    """Add the layers before the first Inception module: 3×224×224 to 192×28×28."""
     x = conv_relu(net, "conv1", "7x7_s2", data, 64, kernel_size=7, pad=3, stride=2)
     x = net.pooling("pool1/3x3_s2", x, "MAX", 3, stride=2)
     x = net.lrn("pool1/norm1", x)
@@ -71,7 +71,7 @@ def stem(net: NetBuilder, data: str) -> str:
 
 
 def inception(net: NetBuilder, module: str, bottom: str) -> str:
-    """Module ``3a`` to ``5b``: four branches joined over channels."""
+    """Add module ``3a`` to ``5b``: four branches concatenated over channels."""
     block, size = f"inception_{module}", MODULES[module]
     one = conv_relu(net, block, "1x1", bottom, size.one, kernel_size=1)
     three = conv_relu(net, block, "3x3_reduce", bottom, size.three_reduce, kernel_size=1)
@@ -84,7 +84,7 @@ def inception(net: NetBuilder, module: str, bottom: str) -> str:
 
 
 def pooled_conv(net: NetBuilder, head: str, bottom: str) -> str:
-    """How the two side heads begin: average 5/3 and a 1×1 convolution, 128×4×4."""
+    """Add the first layers of an auxiliary head: average pooling 5/3 and a 1×1 convolution, 128×4×4."""
     x = net.pooling(f"{head}/ave_pool", bottom, "AVE", 5, stride=3)
     return conv_relu(net, head, "conv", x, 128, kernel_size=1)
 
@@ -98,7 +98,7 @@ def head_scores(
     suffix: str = "",
     param: Sequence[Fields] = WEIGHT_AND_BIAS,
 ) -> str:
-    """The class scores of ``loss1``, ``loss2`` (side heads) or ``loss3`` (the main one).
+    """Add the class scores of ``loss1``, ``loss2`` (auxiliary heads) or ``loss3`` (the main head).
 
     ``suffix`` renames the classifier and ``param`` sets its learning rates, for nets fine-tuned from
     the 1000-class weights: Caffe copies weights by layer name.
@@ -119,7 +119,7 @@ def head_scores(
 
 
 def losses(net: NetBuilder, head: str, scores: str, *, weight: float, top_5: bool) -> None:
-    """The loss of a head and its accuracies; BVLC names the last loss unlike the other two."""
+    """Add the loss and accuracies of a head; BVLC names the last loss differently from the other two."""
     name = "loss3/loss3" if head == "loss3" else f"{head}/loss"
     top = "loss3/loss3" if head == "loss3" else f"{head}/loss1"
     net.loss(name, scores, top=top, weight=weight)
@@ -138,7 +138,7 @@ def body(
     suffix: str = "",
     param: Sequence[Fields] = WEIGHT_AND_BIAS,
 ) -> str:
-    """The trunk as far as module ``last`` (4a, 4d or 5b) and the scores of the head that follows it.
+    """Add the trunk up to module ``last`` (4a, 4d or 5b) and the scores of the head that follows it.
 
     In training every head passed on the way adds its loss with weight 0.3, the last one with weight 1.
     """
@@ -156,7 +156,7 @@ def body(
 
 
 def train_val() -> caffe_pb2.NetParameter:
-    """The ImageNet net with its three losses; means are BGR."""
+    """Return the ImageNet net with its three losses; means are BGR."""
     net = NetBuilder("GoogleNet")
     mean = (104, 117, 123)
     for phase, batch_size in (("TRAIN", 32), ("TEST", 50)):

@@ -1,4 +1,4 @@
-"""MobileNet v1 (arXiv 1704.04861) and v2 (arXiv 1801.04381), named as their popular Caffe port names them."""
+"""MobileNet v1 (arXiv 1704.04861) and v2 (arXiv 1801.04381), with the names of their widely used Caffe port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEPARABLE = (
     ("6", 1024, 1),
 )
 # v2, each an inverted residual: name, expansion, output channels, stride.  The port follows the first
-# version of the paper, where 96 channels begin at the fourth halving.
+# version of the paper, in which the fourth downsampling has 96 channels.
 INVERTED = (
     ("2_1", 1, 16, 1),
     ("2_2", 6, 24, 2),
@@ -53,7 +53,7 @@ def conv_bn(
     stride: int | None = None,
     depthwise: bool = False,
 ) -> str:
-    """A convolution without bias, BatchNorm, and Scale in place; the top is ``name/bn``."""
+    """Add a convolution without bias, BatchNorm and in-place Scale; the top is ``name/bn``."""
     x = net.convolution(
         name,
         bottom,
@@ -81,13 +81,13 @@ def conv_bn_relu(
     stride: int | None = None,
     depthwise: bool = False,
 ) -> str:
-    """conv_bn and a ReLU in place: ``relu2_1/dw`` for ``conv2_1/dw``."""
+    """Add `conv_bn` and an in-place ReLU: ``relu2_1/dw`` for ``conv2_1/dw``."""
     x = conv_bn(net, name, bottom, num_output, kernel_size, stride=stride, depthwise=depthwise)
     return net.relu(name.replace("conv", "relu"), x)
 
 
 def separable(net: NetBuilder, name: str, bottom: str, channels: tuple[int, int], stride: int) -> str:
-    """v1's block: each channel by itself, then a 1×1 across channels."""
+    """Add a block of v1: depthwise 3×3, then pointwise 1×1 convolution."""
     inputs, outputs = channels
     x = conv_bn_relu(net, f"conv{name}/dw", bottom, inputs, 3, stride=stride, depthwise=True)
     return conv_bn_relu(net, f"conv{name}/sep", x, outputs, 1)
@@ -96,7 +96,7 @@ def separable(net: NetBuilder, name: str, bottom: str, channels: tuple[int, int]
 def inverted_residual(
     net: NetBuilder, name: str, bottom: str, channels: tuple[int, int], *, expansion: int, stride: int
 ) -> str:
-    """v2's block: widen, filter each channel, narrow without a ReLU; added to its bottom if it fits."""
+    """Add a block of v2: 1×1 expansion, depthwise 3×3, linear 1×1 projection, and a shortcut if shapes match."""
     inputs, outputs = channels
     wide = inputs * expansion
     x = conv_bn_relu(net, f"conv{name}/expand", bottom, wide, 1)
@@ -110,7 +110,7 @@ def inverted_residual(
 
 
 def classify(net: NetBuilder, bottom: str) -> None:
-    """Global average, 1000 classes by a 1×1 convolution, softmax."""
+    """Add global average pooling, a 1×1 convolution to 1000 classes, and softmax."""
     x = net.pooling("pool6", bottom, "AVE")
     net.softmax("prob", net.convolution("fc7", x, 1000, 1, weight_filler=MSRA))
 

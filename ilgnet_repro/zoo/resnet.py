@@ -21,7 +21,7 @@ def conv_bn(
     pad: int = 0,
     bias: bool = False,
 ) -> str:
-    """Convolution ``res2a_branch1``, then in place ``bn2a_branch1`` and ``scale2a_branch1``."""
+    """Add a convolution ``res2a_branch1`` and, in place, ``bn2a_branch1`` and ``scale2a_branch1``."""
     suffix = name.removeprefix("res")
     separator = "_" if name == suffix else ""
     x = net.convolution(name, bottom, num_output, kernel_size, stride=stride, pad=pad, bias=bias)
@@ -30,7 +30,7 @@ def conv_bn(
 
 
 def block(net: NetBuilder, name: str, bottom: str, channels: int, *, stride: int, project: bool) -> str:
-    """A bottleneck: 1×1 (strided), 3×3, 1×1 to four times the channels, plus its shortcut."""
+    """Add a bottleneck: 1×1 (strided), 3×3, 1×1 to four times the channels, plus its shortcut."""
     shortcut = bottom
     if project:
         shortcut = conv_bn(net, f"{name}_branch1", bottom, 4 * channels, kernel_size=1, stride=stride)

@@ -1,4 +1,4 @@
-"""Weights made from a seed, for checks against recorded numbers without a 604 MB file."""
+"""Weights drawn from a seed, for tests against recorded numbers without a 604 MB file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def seeded_blobs(
     """Yield each convolution's and dense layer's name with its float32 blobs, in the order of ``net``.
 
     Weights are normal with variance 2 / fan-in, biases uniform in ±0.1, drawn from one
-    ``numpy.random.RandomState(seed)``: the recipe by which the golden arrays of the tests were recorded.  One
-    layer is in memory at a time.
+    ``numpy.random.RandomState(seed)``, as for the golden arrays of the tests. Only one layer is in memory at a
+    time.
 
-    ``shapes`` gives the shapes of each layer's blobs, ``biases`` the values of layers whose drawn bias is
-    replaced.  Raises WeightsError if a layer's shapes are missing, are not those of a weight and an
-    optional bias, or do not fit a given bias.
+    ``shapes`` has the shapes of each layer's blobs, ``biases`` the values that replace the drawn bias of some
+    layers. Raises WeightsError if a layer's shapes are missing, are not those of a weight and an optional bias,
+    or do not match a given bias.
     """
     given = dict(biases or {})
     layers = [layer for layer in net.layer if layer.type in LEARNED]
     for name in given.keys() - {layer.name for layer in layers}:
-        raise WeightsError(f"{name}: bias values are given but the net has no such layer; take them out")
+        raise WeightsError(f"{name}: bias values are given but the net has no such layer; remove them")
     random = np.random.RandomState(seed)
     for layer in layers:
         where = f"{layer.name} ({layer.type})"
@@ -42,9 +42,9 @@ def seeded_blobs(
         if not 1 <= len(expected) <= 2:
             raise WeightsError(f"{where}: {len(expected)} blob shapes; give those of its weight and its bias")
         if layer.name in given and len(expected) == 1:
-            raise WeightsError(f"{where}: it has no bias; take it out of biases")
+            raise WeightsError(f"{where}: has no bias; remove it from biases")
         weight = np.empty(tuple(expected[0]), np.float32)
-        for row in weight:  # by rows, since numpy draws float64: twice a large layer's blob at once
+        for row in weight:  # row by row: NumPy draws float64, which would take twice the memory of the blob
             row[...] = random.standard_normal(row.shape)
         weight *= np.float32(sqrt(2 / prod(expected[0][1:])))
         blobs = [weight]

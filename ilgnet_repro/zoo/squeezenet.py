@@ -6,7 +6,7 @@ from ilgnet_repro.schema import caffe_pb2
 
 from .builder import NetBuilder
 
-# Fire module: (squeeze channels, channels of each of the two expansions).
+# Fire module: (squeeze channels, channels of each of its two expansions).
 FIRES = {
     2: (16, 64),
     3: (16, 64),
@@ -20,7 +20,7 @@ FIRES = {
 
 
 def fire(net: NetBuilder, number: int, bottom: str) -> str:
-    """Squeeze to few channels by 1×1, expand by 1×1 and 3×3 side by side."""
+    """Add a fire module: a 1×1 squeeze, then 1×1 and 3×3 expansions, concatenated."""
     squeeze, expand = FIRES[number]
 
     def conv(part: str, bottom: str, num_output: int, kernel_size: int, pad: int | None = None) -> str:

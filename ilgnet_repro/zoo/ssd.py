@@ -1,7 +1,7 @@
-"""Single-shot detectors (Liu et al., ECCV 2016) at 300×300: on VGG-16, and the small one on MobileNet.
+"""Single-shot detectors (Liu et al., ECCV 2016) at 300×300: on VGG-16, and on MobileNet.
 
-Both end alike: each feature map predicts box offsets and class scores for its default boxes, all maps
-are strung together, and DetectionOutput decodes them.
+In both, each feature map predicts box offsets and class scores for its default boxes, the predictions of all maps
+are concatenated, and DetectionOutput decodes them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from ilgnet_repro.schema import caffe_pb2
 
 from . import vgg
-from .builder import MSRA, WEIGHT_AND_BIAS, XAVIER, Fields, NetBuilder, constant, given
+from .builder import MSRA, WEIGHT_AND_BIAS, XAVIER, Fields, NetBuilder, constant, without_none
 
 SIZE = 300
-CLASSES = 21  # Pascal VOC's twenty and the background
+CLASSES = 21  # the twenty of Pascal VOC and the background
 
 
 @dataclass(frozen=True)
 class Source:
-    """A feature map that predicts, and its default boxes; sizes in pixels of the input."""
+    """A feature map with predictions, and its default boxes; sizes in pixels of the input."""
 
     blob: str
     min_size: float
@@ -31,7 +31,7 @@ class Source:
 
     @property
     def boxes(self) -> int:
-        """Boxes a position: the square, the larger square, and each ratio with its inverse."""
+        """Boxes per position: the square, the larger square, and each aspect ratio with its inverse."""
         return 1 + (self.max_size is not None) + 2 * len(self.aspect_ratio)
 
 
@@ -56,7 +56,7 @@ MOBILENET_SOURCES = (
 def predict(
     net: NetBuilder, source: Source, data: str, kernel_size: int, filler: Fields
 ) -> tuple[str, str, str]:
-    """The flat offsets and scores of one feature map, and its default boxes."""
+    """Add the predictions of one feature map; return its flattened offsets and scores, and its default boxes."""
 
     def flat(kind: str, num_output: int) -> str:
         name = f"{source.blob}_mbox_{kind}"
@@ -73,7 +73,7 @@ def predict(
         x = net.layer("Permute", f"{name}_perm", x, permute_param={"order": (0, 2, 3, 1)})
         return net.layer("Flatten", f"{name}_flat", x, flatten_param={"axis": 1})
 
-    boxes = given(
+    boxes = without_none(
         min_size=[source.min_size],
         max_size=None if source.max_size is None else [source.max_size],
         aspect_ratio=source.aspect_ratio,
@@ -101,10 +101,10 @@ def detect(
     keep_top_k: int,
     confidence_threshold: float,
 ) -> None:
-    """Predictions of all feature maps to rows (image, label, score, xmin, ymin, xmax, ymax).
+    """Add the predictions of all feature maps and the layers that decode them.
 
-    Of each class the ``top_k`` best boxes above the threshold are thinned by overlap; ``keep_top_k`` of a
-    image are kept.
+    The output has rows (image, label, score, xmin, ymin, xmax, ymax). Non-maximum suppression is applied to the
+    ``top_k`` best boxes above the threshold of each class; at most ``keep_top_k`` boxes per image are returned.
     """
     predictions = [predict(net, source, data, kernel_size, filler) for source in sources]
     loc, conf, boxes = zip(*predictions, strict=True)
@@ -156,7 +156,7 @@ def vgg_300() -> caffe_pb2.NetParameter:
         return net.relu(f"{name}_relu", linear(name, bottom, num_output, kernel_size, **geometry))
 
     def pool(name: str, bottom: str) -> str:
-        if name == "pool5":  # keeps the height and width, which fc6's dilation replaces
+        if name == "pool5":  # stride 1; fc6 is dilated instead
             return net.pooling(name, bottom, "MAX", 3, stride=1, pad=1)
         return net.pooling(name, bottom, "MAX", 2, stride=2)
 

@@ -17,12 +17,12 @@ Pool = Callable[[str, str], str]
 
 
 def relu_name(name: str) -> str:
-    """``relu3_2`` for ``conv3_2``, ``relu6`` for ``fc6``."""
+    """Return the name of a layer's ReLU: ``relu3_2`` for ``conv3_2``, ``relu6`` for ``fc6``."""
     return f"relu{name.removeprefix('conv').removeprefix('fc')}"
 
 
 def trunk(conv: Conv, pool: Pool, data: str, depth: Sequence[int], first_pad: int = 1) -> str:
-    """Five stages of 3×3 convolutions: conv1_1 to pool5.
+    """Add five stages of 3×3 convolutions, conv1_1 to pool5; return the last top.
 
     ``conv(name, bottom, num_output, kernel_size, pad)`` and ``pool(name, bottom)`` add the layers, so
     that SSD and FCN, which stand on the same trunk, can set their own fields.

@@ -127,27 +127,27 @@ def test_layers_of_one_name_are_all_kept(tmp_path):
 LIES = {
     "too few values": (
         blob(bytes(4 * 9000), 64, 3, 7, 7),
-        "x.caffemodel: layer conv1, blob 0: shape 64x3x7x7 needs 9,408 values, the file holds 9,000; ",
+        "x.caffemodel: layer conv1, blob 0: shape 64x3x7x7 needs 9,408 values, the file has 9,000; ",
     ),
-    "no values": (shape(2, 3), "layer conv1, blob 0: shape 2x3 needs 6 values, the file holds 0"),
-    "no shape": (chunk(5, SIX), "shape () needs 1 values, the file holds 6"),
+    "no values": (shape(2, 3), "layer conv1, blob 0: shape 2x3 needs 6 values, the file has 0"),
+    "no shape": (chunk(5, SIX), "shape () needs 1 values, the file has 6"),
     "negative": (blob(SIX, -2, -3), "shape -2x-3 has a negative dimension"),
-    "overflow": (blob(SIX, 2**62, 4), "is beyond Caffe's 2,147,483,647 values a blob"),
-    "overflow beside zero": (shape(0, 2**31, 2**31), "is beyond Caffe's 2,147,483,647 values a blob"),
+    "overflow": (blob(SIX, 2**62, 4), "is beyond Caffe's 2,147,483,647 values per blob"),
+    "overflow beside zero": (shape(0, 2**31, 2**31), "is beyond Caffe's 2,147,483,647 values per blob"),
     "half a float": (chunk(5, SIX[:-1]) + shape(6), "23 bytes of values of 4 bytes each"),
     "too many axes": (blob(floats(1), *[1] * 33), "more than 32 axes"),
     "long varint": (b"\x08" + b"\xff" * 10 + b"\x01", "a number longer than 10 bytes"),
     "dimension without end": (chunk(7, chunk(1, b"\x82")), "a number without its last byte"),
     "a float cut off": (b"\x2d\0\0", "a field of 4 bytes where 2 are left"),
     "length beyond the blob": (b"\x2a\x7f1234", "a field of 127 bytes where 4 are left"),
-    "group": (b"\x2b", "wire type 3; no Caffe file holds one"),
-    "end of a group": (b"\x2c", "wire type 4; no Caffe file holds one"),
-    "wire type 6": (b"\x2e", "wire type 6; no Caffe file holds one"),
-    "wire type 7": (b"\x2f", "wire type 7; no Caffe file holds one"),
+    "group": (b"\x2b", "wire type 3; no Caffe file contains one"),
+    "end of a group": (b"\x2c", "wire type 4; no Caffe file contains one"),
+    "wire type 6": (b"\x2e", "wire type 6; no Caffe file contains one"),
+    "wire type 7": (b"\x2f", "wire type 7; no Caffe file contains one"),
     "field zero": (b"\x02\x00", "field number 0"),
     "in pieces": (b"\x2a\x04" + floats(1) + b"", "shape () needs 1 values"),
 }
-LIES["in pieces"] = (chunk(5, floats(1)) * 65_537 + shape(65_537), "stand in over 65,536 pieces")
+LIES["in pieces"] = (chunk(5, floats(1)) * 65_537 + shape(65_537), "are in over 65,536 pieces")
 
 
 @pytest.mark.parametrize(("data", "message"), LIES.values(), ids=LIES)
@@ -166,7 +166,7 @@ FILES = {
         b"\xa2\x06" + varint(2**63),
         "a field of 9,223,372,036,854,775,808 bytes where 0 are left",
     ),
-    "no layers": (chunk(1, "net"), "holds no layers, so it is not a caffemodel"),
+    "no layers": (chunk(1, "net"), "has no layers, so it is not a caffemodel"),
     "mean file": (LEGACY + chunk(5, SIX), "is a mean file (.binaryproto), not weights"),
     "too many layers": (b"\xa2\x06\x00" * 100_001, "over 100,000 layers"),
     "prototxt": (

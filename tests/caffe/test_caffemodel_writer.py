@@ -116,14 +116,14 @@ def refuse(tmp_path, net, arrays, message, error: type[IlgnetError], **options):
 
 def test_refuses_weights_of_no_layer(tmp_path):
     net, arrays = net_and_arrays()
-    message = "x.caffemodel: weights for layer fc7, which the net lacks; rename or drop them"
+    message = "x.caffemodel: weights for layer fc7, which is not in the net; rename or remove them"
     refuse(tmp_path, net, arrays | {"fc7": []}, message, WeightsError)
 
 
 def test_refuses_five_axes_in_the_legacy_form(tmp_path):
     net, _ = net_and_arrays()
     arrays = {"c": [np.zeros((1, 1, 1, 1, 2), np.float32)]}
-    message = "layer c, blob 0: 5 axes; the num/channels/height/width form keeps 4, reshape it"
+    message = "layer c, blob 0: 5 axes; the num/channels/height/width form has 4, reshape it"
     refuse(tmp_path, net, arrays, message, FormatError, legacy=True)
 
 
@@ -159,7 +159,7 @@ def test_two_layers_of_one_name_are_refused(name, type_, what, tmp_path):
     with pytest.raises(WeightsError) as raised:
         write_caffemodel(tmp_path / "a.caffemodel", net, {name: [np.ones((2, 3), np.float32)]})
     assert str(raised.value) == (
-        f"a.caffemodel: two layers {what}; weights are stored by layer name, so give each layer a name of its own"
+        f"a.caffemodel: two layers {what}; weights are stored by layer name, so give each layer a unique name"
     )
     assert not list(tmp_path.iterdir())
 

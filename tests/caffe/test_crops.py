@@ -9,7 +9,7 @@ import torch
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
-from ilgnet_repro.caffe.crops import place_crops
+from ilgnet_repro.caffe.crops import resolve_crops
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import format_message, parse_net, read_net
 from ilgnet_repro.caffe.upgrade import upgrade_net
@@ -60,7 +60,7 @@ GEOMETRY = {
 
 def offsets(text, **options):
     """The offset that each Crop of a net states once it is placed, by name."""
-    net = place_crops(upgrade_net(parse_net(text)), **options)
+    net = resolve_crops(upgrade_net(parse_net(text)), **options)
     return {one.name: tuple(one.crop_param.offset) for one in net.layer if one.type == "Crop"}
 
 
@@ -76,8 +76,8 @@ def test_geometry(layers, bottoms, wanted):
         build_graph(parse_net(text))
     shown, stated = ", ".join(map(str, wanted)), " ".join(f"offset: {one}" for one in wanted)
     assert str(caught.value) == (
-        f"crop (Crop): states no offset: it is 0 in BVLC's Caffe and {shown} in the forks (FCN, HED) that find it from "
-        "the layers; choose by --crop bvlc or --crop geometry, or write crop_param { offset: 0 } or "
+        f"crop (Crop): has no offset: it is 0 in BVLC Caffe and {shown} in forks (FCN, HED), which compute it "
+        "from the layers; choose crop='bvlc' or crop='geometry', or write crop_param { offset: 0 } or "
         f"crop_param {{ {stated} }}"
     )
 
@@ -85,14 +85,14 @@ def test_geometry(layers, bottoms, wanted):
 # What no fork could align is BVLC's, and refused where geometry was asked for.
 UNALIGNED = {
     "scale": (pool("x", "p"), "x p", "'x' and 'p' differ in scale, by 0.5"),
-    "half a value": (conv("x", "c", "kernel_size: 4 pad: 3"), "c x", "'x' would begin 1.5 values into 'c'"),
-    "before the first": (conv("x", "c", "kernel_size: 3"), "c x", "'x' would begin -1 values into 'c'"),
-    "no way": (INPUT.replace('"x"', '"y"'), "x y", "'x' and 'y' come from no one blob"),
+    "half a value": (conv("x", "c", "kernel_size: 4 pad: 3"), "c x", "'x' would start 1.5 values into 'c'"),
+    "before the first": (conv("x", "c", "kernel_size: 3"), "c x", "'x' would start -1 values into 'c'"),
+    "no way": (INPUT.replace('"x"', '"y"'), "x y", "'x' and 'y' have no common source blob"),
     "a layer that moves": (
         layer("Permute", "x", "t", "permute_param { order: 0 order: 1 order: 3 order: 2 }"), "x t",
-        "t1 (Permute) lies between them",
+        "t1 (Permute) is between them",
     ),
-    "whole plane": (pool("x", "p", "global_pooling: true"), "x p", "p1 (Pooling) lies between them"),
+    "whole plane": (pool("x", "p", "global_pooling: true"), "x p", "p1 (Pooling) is between them"),
 }  # fmt: skip
 
 
@@ -103,8 +103,8 @@ def test_bottoms_that_cannot_be_aligned(layers, bottoms, why):
     with pytest.raises(LayerError) as caught:
         offsets(text, crop="geometry")
     assert str(caught.value) == (
-        f"crop (Crop): states no offset, and the layers give none: {why}; "
-        "write crop_param { offset: N } for it, or choose BVLC's rule, 0 (--crop bvlc)"
+        f"crop (Crop): has no offset, and none can be computed from the layers: {why}; "
+        "write crop_param { offset: N }, or choose BVLC's rule, 0 (crop='bvlc')"
     )
 
 
@@ -155,13 +155,11 @@ def test_numbers_and_what_audit_says():
         blobs = net(x=x, blobs=["c", "o"])
         torch.testing.assert_close(blobs["o"], blobs["c"][:, :, start : start + 9, start : start + 11])
     found = audit(parse_net(BARE))
-    assert len(found.problems) == 1 and found.problems[0].startswith(
-        "crop (Crop): states no offset: it is 0 in"
-    )
+    assert len(found.problems) == 1 and found.problems[0].startswith("crop (Crop): has no offset: it is 0 in")
     found = audit(parse_net(BARE), crop="geometry")
     assert not found.problems
     assert (
-        "crop (Crop): its offset, 2, 2, was found from the layers, as in the forks (FCN, HED)"
+        "crop (Crop): its offset, 2, 2, was computed from the layers, as in forks (FCN, HED)"
         in found.upgrades
     )
 
@@ -172,7 +170,7 @@ def test_the_choice_is_in_the_converted_file(crop, start, tmp_path):
     (tmp_path / "x.prototxt").write_text(BARE)
     blobs = {name: [blob.detach().numpy() for blob in own] for name, own in net.params.items()}
     write_caffemodel(tmp_path / "x.caffemodel", parse_net(BARE), blobs)
-    with pytest.raises(LayerError, match="states no offset"):
+    with pytest.raises(LayerError, match="has no offset"):
         ir.convert(tmp_path / "x.caffemodel")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["x.caffemodel", "x.prototxt"]
     ir.convert(tmp_path / "x.caffemodel", to=("safetensors", "onnx"), crop=crop, verify=True)
@@ -182,7 +180,7 @@ def test_the_choice_is_in_the_converted_file(crop, start, tmp_path):
 
 
 def test_written_text_needs_no_choice(tmp_path):
-    text = format_message(place_crops(parse_net(BARE), crop="geometry"))
+    text = format_message(resolve_crops(parse_net(BARE), crop="geometry"))
     (tmp_path / "net.prototxt").write_text(text)
     assert offsets(text)["crop"] == (2, 2) and read_net(tmp_path / "net.prototxt")
 

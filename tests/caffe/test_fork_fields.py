@@ -14,7 +14,7 @@ from ilgnet_repro.train.solver import read_settings
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
 UNKNOWN = "is unknown to Caffe and to this package"
-REMEDY = "; remove it, or pass --ignore-field if it does not change the result"
+REMEDY = "; remove it, or ignore it with ignore_fields= if it does not affect the result"
 
 REFUSED = {
     "a misspelt block": (
@@ -113,7 +113,7 @@ def test_stages_of_the_text_count_beside_those_asked_for() -> None:
 TEXTS_WITHOUT_LAYERS = {
     "unknown": (
         "rate",
-        "{path}: holds no layers but field rate (line 2, column 1); is it a solver or another kind of text?",
+        "{path}: has no layers but field rate (line 2, column 1); is it a solver or another kind of text?",
     ),
     "solver": (
         "base_lr",

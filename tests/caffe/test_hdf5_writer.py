@@ -69,13 +69,13 @@ def test_blobs_of_another_layer_are_left_to_it(tmp_path) -> None:
 
 
 NAMES = {
-    "unknown": (("a",), {"b": 1}, "x.h5: weights for layer b, which the net lacks; rename or drop them"),
+    "unknown": (("a",), {"b": 1}, "x.h5: weights for layer b, which is not in the net; rename or remove them"),
     "twice": (("a", "a"), {"a": 1}, "x.h5: two layers are named a; weights are stored by layer name, so give each "
-              "layer a name of its own"),
-    "none": (("",), {"": 1}, "x.h5: layer '': HDF5 cannot hold a layer of this name; rename it"),
-    "two slashes": (("a//b",), {}, "x.h5: layer 'a//b': HDF5 cannot hold a layer of this name; rename it"),
-    "a dot": (("a/./b",), {}, "x.h5: layer 'a/./b': HDF5 cannot hold a layer of this name; rename it"),
-    "where a blob is": (("a/0/c", "a"), {"a": 1}, "x.h5: layer 'a/0/c': stands in HDF5 where a blob of layer 'a' does; "
+              "layer a unique name"),
+    "none": (("",), {"": 1}, "x.h5: layer '': not a valid name in HDF5; rename it"),
+    "two slashes": (("a//b",), {}, "x.h5: layer 'a//b': not a valid name in HDF5; rename it"),
+    "a dot": (("a/./b",), {}, "x.h5: layer 'a/./b': not a valid name in HDF5; rename it"),
+    "where a blob is": (("a/0/c", "a"), {"a": 1}, "x.h5: layer 'a/0/c': has the HDF5 path of a blob of layer 'a'; "
                         "rename one of the two"),
 }  # fmt: skip
 
@@ -152,8 +152,8 @@ HOSTILE = {
     "external storage": (external, "layer a, blob 0: not in one piece"),
     "external link": (link(h5py.ExternalLink("secret.h5", "/x")), "/data/a/0: a link, which is not followed; put the"),
     "soft link": (link(h5py.SoftLink("/data/ok/0")), "/data/a/0: a link, which is not followed; put the array itself"),
-    "a group at two places": (group_again, "/data/ok: a group that stands at two places"),
-    "a group in itself": (cycle, "/data/ok/a: a group that stands at two places"),
+    "a group at two places": (group_again, "/data/ok: a group with two paths"),
+    "a group in itself": (cycle, "/data/ok/a: a group with two paths"),
     "groups without end": (deep, "over 100,000 entries or 64 levels of groups; not a net"),
     "never written": (huge((1 << 30,)), "layer a, blob 0: its 1,073,741,824 values were never written; fetch it again"),
     "more than Caffe's limit": (huge((1 << 40,)), "layer a, blob 0: shape 1099511627776 is beyond Caffe's 2,147,483,647"),

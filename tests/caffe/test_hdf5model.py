@@ -33,7 +33,7 @@ def test_layers_and_arrays(tmp_path):
         np.testing.assert_array_equal(one, other)
     found["fc"][0][:] = 0  # private, as of any weights file
     assert path.read_bytes() == before
-    with pytest.raises(FormatError, match="HDF5 weights hold no structure; give the prototxt too"):
+    with pytest.raises(FormatError, match="HDF5 weights have no structure; give the prototxt too"):
         model.structure()
 
 
@@ -73,7 +73,7 @@ def test_opens_no_other_file(tmp_path):
     make(tmp_path / "secret.h5", {"a/0": np.ones(3, np.float32)})
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_group("data")["a"] = h5py.ExternalLink("secret.h5", "/data/a")
-    with pytest.raises(FormatError, match="holds no layers"):
+    with pytest.raises(FormatError, match="has no layers"):
         open_caffemodel(tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["data"] = h5py.ExternalLink("secret.h5", "/data")

@@ -315,28 +315,28 @@ def test_each_reader_takes_its_own_kinds_under_any_name(tmp_path, reader, names)
 
 
 MESSAGES = {
-    "page": ("html", "weights", "is a web page (HTML), not weights; download the file itself, an address may lead to a "
+    "page": ("html", "weights", "is a web page (HTML), not weights; download the file itself, not a web "
              "page about it"),
     "archive": ("gzip", "weights", "is a gzip archive, not weights; unpack it first"),
     "checkpoint": ("torch", "weights", "is a PyTorch checkpoint, a pickle, not weights; pickles are never read; give the "
                    "Caffe file"),
-    "swapped": ("prototxt", "weights", "is a net's prototxt, not weights; give the weights file here and this one as the "
-                "prototxt (--prototxt); the arguments may be swapped"),
+    "swapped": ("prototxt", "weights", "is a net's prototxt, not weights; give the weights file here and this one as "
+                "prototxt=; the arguments may be swapped"),
     "swapped too": ("caffemodel", "a net's prototxt", "is a Caffe weights file (.caffemodel), not a net's prototxt; give "
-                    "the prototxt here (--prototxt) and this file as the weights; the arguments may be swapped"),
-    "solver": ("solver", "weights", "is a solver's prototxt, not weights; give the weights file here and the solver as "
-               "such (--solver)"),
+                    "the net's text as prototxt= and this file as the weights; the arguments may be swapped"),
+    "solver": ("solver", "weights", "is a solver's prototxt, not weights; give the weights file here, not the "
+               "solver"),
     "solver as net": ("solver", "a net's prototxt", "is a solver's prototxt, not a net's prototxt; give the file that "
                       "its `net` or `train_net` names"),
     "net as solver": ("prototxt", "a solver's prototxt", "is a net's prototxt, not a solver's prototxt; give the solver "
                       "that names this net"),
     "snapshot": ("solverstate", "weights", "is a solver state (.solverstate), not weights; give the .caffemodel of the "
                  "same snapshot"),
-    "mean": ("mean", "weights", "is a mean file (.binaryproto), not weights; give the weights file here and the mean as "
-             "such (--mean-file)"),
+    "mean": ("mean", "weights", "is a mean file (.binaryproto), not weights; give the weights file here and this one "
+             "as the mean"),
     "image": ("png", "a mean file", "is a PNG image, not a mean file; give the .binaryproto"),
     "own phrase": ("png", "a cat", "is a PNG image, not a cat; give a cat"),
-    "noise": ("noise", "weights", "is a damaged file or one of no known kind, not weights; fetch it again or give another"),
+    "noise": ("noise", "weights", "is a damaged or unknown file, not weights; fetch it again or give another"),
 }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ REFUSED = [
     (
         "another bottom in the same memory", "TEST",
         layer("s", "Split", "x", "a b") + layer("e", "Eltwise", "a b", "a"),
-        "e (Eltwise): top 'a' is written in place, but bottoms 'a', 'b' are one memory; give the top another name",
+        "e (Eltwise): top 'a' is written in place, but bottoms 'a', 'b' share memory; give the top another name",
     ),
     (
         "a Parameter's blob in training", "TRAIN",

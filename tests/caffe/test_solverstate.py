@@ -40,10 +40,10 @@ REFUSED = {
         chunk(1, "net") + chunk(100, chunk(1, "a")),
         "is a Caffe weights file (.caffemodel), not a solver state; give the .solverstate of the same snapshot",
     ),
-    "negative iteration": (number(1, -1), "tells no iteration"),
+    "negative iteration": (number(1, -1), "has no iteration"),
     "values": (
         number(1, 5) + chunk(3, blob(floats(1), 2)),
-        "history 0: shape 2 needs 2 values, the file holds 1",
+        "history 0: shape 2 needs 2 values, the file has 1",
     ),
     "truncated": (number(1, 5) + chunk(3, shape(2))[:-1], "is truncated or damaged"),
     "text": (b"iter: 5\n", "is text, not a solver state; give the .solverstate of a snapshot"),

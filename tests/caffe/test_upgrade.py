@@ -204,24 +204,24 @@ def test_tables_of_types_are_complete():
 REFUSED = {
     "both generations": (
         'name: "n" layer { name: "a" } layers { name: "b" type: RELU }',
-        "net n: `layer` a stands beside `layers` b; use one of the two for all",
+        "net n: has both `layer` a and `layers` b; use only one of the two",
     ),
     "no type": ('layers { name: "a" }', "a (NONE): has no type; name one, such as type: CONVOLUTION"),
     "V0 type of nobody": (
         'layers { layer { name: "a" type: "Conv" } }',
-        "a (Conv): is of no V0 type; use accuracy, bnll,",
+        "a (Conv): is not a V0 layer type; use accuracy, bnll,",
     ),
     "V0 field without meaning": (
         'layers { layer { name: "a" type: "relu" num_output: 5 } }',
-        "a (relu): num_output means nothing for this type; remove it",
+        "a (relu): num_output does not apply to this type; remove it",
     ),
     "V0 field Caffe never moved": (
         'layers { layer { name: "a" type: "relu" new_num: 5 } }',
-        "a (relu): new_num means nothing for this type; remove it",
+        "a (relu): new_num does not apply to this type; remove it",
     ),
     "V0 beside V1 fields": (
         'layers { layer { name: "a" type: "relu" } blobs_lr: 1 }',
-        "a (relu): blobs_lr stands beside a V0 layer; move it inside",
+        "a (relu): blobs_lr is outside the V0 layer; move it inside",
     ),
     "padding read by another": (
         'layers { layer { name: "p" type: "padding" pad: 2 } bottom: "x" top: "y" }'
@@ -231,7 +231,7 @@ REFUSED = {
     "padding of two": (
         'layers { layer { name: "p" type: "padding" pad: 2 } bottom: "x" bottom: "z" top: "y" }'
         'layers { layer { name: "a" type: "conv" } bottom: "y" top: "a" }',
-        "p (padding): a padding layer takes one bottom and gives one top",
+        "p (padding): a padding layer has one bottom and one top",
     ),
     "fork's field of a wrong value": (
         'layers { name: "b" type: BN bn_param { bn_mode: SOMETIMES } }',
@@ -244,7 +244,7 @@ REFUSED = {
     ),
     "dimensions and shapes": (
         'name: "n" input: "a" input_dim: [1, 2, 3, 4] input_shape {}',
-        "net n: input_shape stands beside input_dim; keep one",
+        "net n: input_shape and input_dim are both given; keep one",
     ),
     "dimensions of nothing": (
         'name: "n" input_dim: 1',

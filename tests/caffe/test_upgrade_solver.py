@@ -33,5 +33,5 @@ def test_solver(old, modern):
 
 
 def test_solver_of_two_types_is_refused():
-    with pytest.raises(FormatError, match="solver: type Adam stands beside solver_type; keep type only"):
+    with pytest.raises(FormatError, match="solver: type Adam and solver_type are both given; keep only type"):
         upgrade_solver(parse_solver('type: "Adam" solver_type: SGD'))

@@ -300,7 +300,7 @@ REFUSED = {
     ),
     "safetensors as prototxt": (
         ["convert", "net.caffemodel", "--prototxt", "net.safetensors", "--out", "o"],
-        "net.safetensors: is a safetensors file, not a net's prototxt; give it as the weights: it holds its own net",
+        "net.safetensors: is a safetensors file, not a net's prototxt; give it as the weights: it contains its own net",
     ),
     "solver as prototxt": (
         ["convert", "net.caffemodel", "--prototxt", "solver.prototxt", "--out", "o"],
@@ -308,7 +308,7 @@ REFUSED = {
     ),
     "solver as weights": (
         ["convert", "solver.prototxt", "--out", "o"],
-        "solver.prototxt: is a solver's prototxt, not Caffe weights; give the weights file here and the solver as such",
+        "solver.prototxt: is a solver's prototxt, not Caffe weights; give the weights file here, not the solver",
     ),
     "solver audited": (
         ["audit", "net.prototxt", "solver.prototxt"],

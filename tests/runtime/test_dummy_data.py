@@ -83,7 +83,7 @@ def test_audit_and_convert_say_so(files):
     assert said in ir.convert(files).notes
     report = ir.convert(files, to=("safetensors", "onnx"), input_shapes={"data": (1, 3, 6, 6)}, verify=True)
     assert said not in report.notes
-    assert "made (DummyData): data given with a shape, so the caller feeds it" in report.notes
+    assert "made (DummyData): data has a given shape, so it is an input" in report.notes
     net = ir.load(files.with_suffix(".safetensors"))
     x = draw(1, 3, 6, 6)
     torch.testing.assert_close(net(data=x)["pool"], pooled(net, x))

@@ -72,11 +72,11 @@ REFUSED = [
     ),
     (
         "two learning rates", 'name: "w" lr_mult: 1', 'name: "w" lr_mult: 2', 3,
-        "b (InnerProduct): shared parameter 'w' has lr_mult 2 here and 1 in a; state it once, or alike",
+        "b (InnerProduct): shared parameter 'w' has lr_mult 2 here and 1 in a; state it once, or the same in both",
     ),
     (
         "two decays", 'name: "w" decay_mult: 0', 'name: "w" decay_mult: 1', 3,
-        "b (InnerProduct): shared parameter 'w' has decay_mult 1 here and 0 in a; state it once, or alike",
+        "b (InnerProduct): shared parameter 'w' has decay_mult 1 here and 0 in a; state it once, or the same in both",
     ),
 ]  # fmt: skip
 

@@ -293,10 +293,10 @@ def test_layers_of_names_of_their_own_are_stored(second, hdf5, tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("ip", "ip/0", "layer 'ip/0': stands in HDF5 where a blob of layer 'ip' does; rename one of the two, "),
-        ("ip/1/x", "ip", "layer 'ip/1/x': stands in HDF5 where a blob of layer 'ip' does; rename one of the "),
-        ("/ip", "b", "layer '/ip': HDF5 cannot hold a layer of this name; rename it, or remove snapshot_format"),
-        ("a", "b/./c", "layer 'b/./c': HDF5 cannot hold a layer of this name; rename it, or remove "),
+        ("ip", "ip/0", "layer 'ip/0': has the HDF5 path of a blob of layer 'ip'; rename one of the two, "),
+        ("ip/1/x", "ip", "layer 'ip/1/x': has the HDF5 path of a blob of layer 'ip'; rename one of the "),
+        ("/ip", "b", "layer '/ip': not a valid name in HDF5; rename it, or remove snapshot_format"),
+        ("a", "b/./c", "layer 'b/./c': not a valid name in HDF5; rename it, or remove "),
     ],
 )  # fmt: skip
 def test_names_that_hdf5_cannot_hold_are_refused_at_the_start(first, second, message, tmp_path):

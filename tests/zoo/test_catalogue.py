@@ -59,7 +59,7 @@ def test_unknown_name_is_refused_in_one_line(name):
     with pytest.raises(IlgnetError) as error:
         catalogue.build(name)
     message = str(error.value)
-    assert message.startswith(f"{name!r} is no net of the zoo; choose one of ")
+    assert message.startswith(f"{name!r} is not in the zoo; choose one of ")
     assert all(known in message for known in catalogue.builders())
     assert "\n" not in message
 
@@ -83,4 +83,4 @@ def test_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
     assert catalogue.main(["--write", "--out", str(tmp_path / "file")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "cannot be made" in error
+    assert "cannot be created" in error

@@ -57,7 +57,7 @@ REFUSED = {
     "missing": ({"conv": SHAPES["conv"]}, {}, "fc (InnerProduct): 0 blob shapes; "),
     "three_blobs": ({**SHAPES, "conv": [(1,), (1,), (1,)]}, {}, "conv (Convolution): 3 blob shapes; "),
     "bias_length": (SHAPES, {"fc": [1.0, 2.0]}, "fc (InnerProduct): 2 bias values; its bias has shape (7,)"),
-    "bias_of_none": (SHAPES, {"up": [1.0]}, "up (Deconvolution): it has no bias; take it out of biases"),
+    "bias_of_none": (SHAPES, {"up": [1.0]}, "up (Deconvolution): has no bias; remove it from biases"),
     "bias_of_unknown": (SHAPES, {"fc8": [1.0]}, "fc8: bias values are given but the net has no such layer"),
 }
 

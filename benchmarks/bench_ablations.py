@@ -55,11 +55,11 @@ def measure(label: str, deploy: str, train: str, batch: int, repeat: int) -> dic
     found = audit(build(deploy))
     shape = (batch, *next(iter(found.inputs.values()))[1:])
     net = CaffeNet(build_graph(build(deploy), "TEST"), input_shapes={"data": shape}, seed=1)
-    pictures = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        test = timed(lambda: net(data=pictures), repeat)
+        test = timed(lambda: net(data=images), repeat)
     trained = CaffeNet(build_graph(fed(build(train), batch), "TRAIN"), seed=1)
-    inputs = {"data": pictures, "label": torch.arange(batch).remainder(2).float()}
+    inputs = {"data": images, "label": torch.arange(batch).remainder(2).float()}
 
     def pass_() -> None:
         trained.zero_grad(set_to_none=True)

@@ -66,7 +66,7 @@ HASHED_WORK = {
 Best = dict[str, tuple[float, float]]
 
 
-def measure(work: dict[str, str], weights: Path, folder: str, picture: str, repeat: int) -> Best:
+def measure(work: dict[str, str], weights: Path, folder: str, image: str, repeat: int) -> Best:
     """Return the best seconds and the most memory of each, in turn, so that a busy moment falls on all alike."""
     best: Best = {}
     for _ in range(repeat):
@@ -74,7 +74,7 @@ def measure(work: dict[str, str], weights: Path, folder: str, picture: str, repe
             for left in (Path(folder, "copy.bin"), Path(folder, f"{weights.stem}.safetensors")):
                 if name in (CP, CONVERT):
                     left.unlink(missing_ok=True)
-            command = [sys.executable, "-c", PRELUDE.replace("{work}", code), weights, folder, picture]
+            command = [sys.executable, "-c", PRELUDE.replace("{work}", code), weights, folder, image]
             seconds, memory = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             known = best.get(name, (seconds, memory))
             best[name] = min(known[0], seconds), max(known[1], memory)
@@ -103,11 +103,11 @@ def main() -> int:
         weights = args.weights or Path(folder, "random.caffemodel")
         if args.weights is None:
             make_random_ilgnet(weights)
-        picture = draw_images(folder, 1)[0]
-        best = measure(WORK, weights, folder, picture, args.repeat)
+        image = draw_images(folder, 1)[0]
+        best = measure(WORK, weights, folder, image, args.repeat)
         if args.weights is None:
             lengthen(weights, find_release(RELEASE).size)
-            best |= measure(HASHED_WORK, weights, folder, picture, args.repeat)
+            best |= measure(HASHED_WORK, weights, folder, image, args.repeat)
     print(f"{weights.name}, best of {args.repeat}; memory is the largest seen")
     print(f"{'':20}{'seconds':>9}{'x cp':>8}{'anonymous MB':>15}")
     for name, (seconds, memory) in best.items():

@@ -57,7 +57,7 @@ def write_net(folder):
     return str(folder / "net.prototxt"), str(folder / "net.caffemodel")
 
 
-def recorded_pictures():
+def recorded_images():
     with np.load(GOLDEN / "blobs.npz") as recorded:
         two = np.concatenate([recorded[f"in/{number}"].reshape(1, 3, 227, 227) for number in (0, 1)])
     if not MEAN.is_file():
@@ -69,8 +69,8 @@ def recorded_pictures():
     )
 
 
-def high(run, pictures):
-    return np.concatenate([run(part)[:, 1] for part in pictures.split(10)])
+def high(run, images):
+    return np.concatenate([run(part)[:, 1] for part in images.split(10)])
 
 
 def machine():
@@ -148,19 +148,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    two, hundred = recorded_pictures()
+    two, hundred = recorded_images()
     with tempfile.TemporaryDirectory() as folder:
         runners, ready = make_runners(write_net(Path(folder)), args.torch_compile)
         rates = best_rates(runners, two, args.rounds)
         exact = {
-            name: high(runners["exact"], pictures)
-            for name, pictures in (("two", two), ("hundred", hundred))
-            if pictures is not None
+            name: high(runners["exact"], images)
+            for name, images in (("two", two), ("hundred", hundred))
+            if images is not None
         }
         print(machine())
         print(f"{args.threads} threads, best of {args.rounds} rounds in turns\n")
         print(
-            "| | batch 1: pictures/s | × OpenCV | batch 16: pictures/s | × OpenCV | \\|Δ probability\\|, 2 recorded "
+            "| | batch 1: images/s | × OpenCV | batch 16: images/s | × OpenCV | \\|Δ probability\\|, 2 recorded "
             "| of 100: mean / largest / over 0.005 | seconds to make ready |\n|---|---|---|---|---|---|---|---|"
         )
         rows = []

@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilgnet_repro.reading.lmdb_build import BuildOptions, build_lmdb
 from ilgnet_repro.reading.parallel import cores
 
-PICTURES, ROUNDS, SIDE = 300, 3, 256
+IMAGES, ROUNDS, SIDE = 300, 3, 256
 OPTIONS = BuildOptions(resize_height=SIDE, resize_width=SIDE, encoded=True, encode_type="jpg")
 
 
-def make_pictures(folder: Path) -> list[str]:
+def make_images(folder: Path) -> list[str]:
     """JPEGs of 640x480 with the detail of a photograph: noise at several scales."""
     rng = np.random.default_rng(0)
-    names = [f"{number:04d}.jpg" for number in range(PICTURES)]
+    names = [f"{number:04d}.jpg" for number in range(IMAGES)]
     for name in names:
         layers = [cv2.resize(rng.normal(0, 30, (side, side, 3)), (640, 480)) for side in (4, 16, 64, 256)]
         cv2.imwrite(str(folder / name), np.clip(sum(layers) + 128, 0, 255).astype(np.uint8))
@@ -43,14 +43,14 @@ def rates(work: Callable[[], object]) -> tuple[float, float]:
     """Images a second by the clock, and a second of processor time, which other programs do not use up."""
     clock, processor = time.perf_counter(), time.process_time()
     work()
-    return PICTURES / (time.perf_counter() - clock), PICTURES / (time.process_time() - processor)
+    return IMAGES / (time.perf_counter() - clock), IMAGES / (time.process_time() - processor)
 
 
 def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(cores()) as pool:
         folder = Path(temporary)
-        names = make_pictures(folder)
+        names = make_images(folder)
         paths = [str(folder / name) for name in names]
         listed = folder / "list.txt"
         listed.write_text("".join(f"{name} {number % 2}\n" for number, name in enumerate(names)))
@@ -67,7 +67,7 @@ def main() -> None:
                 clock, processor = rates(work)
                 best[name] = max(best[name][0], clock), max(best[name][1], processor)
     for name, (clock, processor) in best.items():
-        print(f"{name:22} {clock:8.0f} pictures/s, {processor:8.0f} a second of processor time")
+        print(f"{name:22} {clock:8.0f} images/s, {processor:8.0f} a second of processor time")
     bare_loop, bare_all, builder, all_cores = best.values()
     one = [own / other for own, other in zip(builder, bare_loop, strict=True)]
     threads, ceiling = all_cores[0] / builder[0], bare_all[0] / bare_loop[0]

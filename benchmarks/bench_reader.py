@@ -21,19 +21,19 @@ from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
 from ilgnet_repro.reading.transforms import Transform
 
-PICTURES, CONSUMED = 400, 31
+IMAGES, CONSUMED = 400, 31
 
 
 def make_database(folder: Path, kind: str) -> Path:
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         layers = [cv2.resize(rng.normal(0, 30, (side, side, 3)), (256, 256)) for side in (4, 16, 64)]
-        picture = np.clip(sum(layers) + 128, 0, 255).astype(np.uint8)
+        image = np.clip(sum(layers) + 128, 0, 255).astype(np.uint8)
         if kind == "raw":
-            value = raw_datum(hwc_to_chw(picture), number % 2)
+            value = raw_datum(hwc_to_chw(image), number % 2)
         else:
-            value = encoded_datum(cv2.imencode(f".{kind}", picture)[1].tobytes(), number % 2)
+            value = encoded_datum(cv2.imencode(f".{kind}", image)[1].tobytes(), number % 2)
         rows.append((b"%08d_x" % number, value))
     writer = LmdbWriter(folder / kind)
     writer.write(rows)
@@ -49,7 +49,7 @@ def main() -> None:
         for kind in ("raw", "jpg", "png"):
             path = make_database(Path(temporary), kind)
             reader = LmdbReader(path)
-            shuffled = np.random.default_rng(1).permutation(PICTURES).tolist()
+            shuffled = np.random.default_rng(1).permutation(IMAGES).tolist()
             for name, rows in (
                 ("in order", reader),
                 ("at random", (reader[number] for number in shuffled)),
@@ -57,10 +57,8 @@ def main() -> None:
                 begun = time.perf_counter()
                 for row in rows:
                     torch.from_numpy(transform(row.image()[0]))
-                rate = PICTURES / (time.perf_counter() - begun)
-                print(
-                    f"{kind} {name:10} {rate:7.0f} pictures/s, {rate / CONSUMED:5.1f} x ILGNet (wanted: 10)"
-                )
+                rate = IMAGES / (time.perf_counter() - begun)
+                print(f"{kind} {name:10} {rate:7.0f} images/s, {rate / CONSUMED:5.1f} x ILGNet (wanted: 10)")
 
 
 if __name__ == "__main__":

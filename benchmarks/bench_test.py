@@ -46,12 +46,12 @@ def store(folder: Path, count: int, encoded: bool) -> None:
     writer = LmdbWriter(folder)
     for index in range(count):
         coarse = random.integers(0, 256, (9, 9, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, (RESIZE, RESIZE), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(coarse, (RESIZE, RESIZE), interpolation=cv2.INTER_CUBIC)
         label = int(random.integers(2))
         row = (
-            encoded_datum(encode_image(picture, "jpg"), label)
+            encoded_datum(encode_image(image, "jpg"), label)
             if encoded
-            else raw_datum(picture.transpose(2, 0, 1), label)
+            else raw_datum(image.transpose(2, 0, 1), label)
         )
         writer.write([(row_key(index, f"{index}.jpg"), row)])
     writer.close()
@@ -77,10 +77,10 @@ def main() -> None:
     rounds: list[tuple[float, ...]] = []
     inside = 0.0
 
-    def timed(pictures: torch.Tensor) -> torch.Tensor:
+    def timed(images: torch.Tensor) -> torch.Tensor:
         nonlocal inside
         started = time.perf_counter()
-        result = score(pictures)
+        result = score(images)
         inside += time.perf_counter() - started
         return result
 
@@ -90,7 +90,7 @@ def main() -> None:
         deploy.write_text(format_message(ilgnet.deploy()))
         peer = cv2.dnn.readNetFromCaffe(str(deploy), args.weights)
         cv2.setNumThreads(torch.get_num_threads())
-        pictures = StoredImages(Path(temporary, "lmdb"))
+        images = StoredImages(Path(temporary, "lmdb"))
         preparation = Preparation(PROTOCOLS["full"], side, Mean(mean))
         score(batch)
         passes = -(-args.pictures // BATCH)
@@ -106,19 +106,19 @@ def main() -> None:
             opencv = (time.perf_counter() - wall) / (passes * BATCH)
             inside, wall, cpu = 0.0, time.perf_counter(), time.process_time()
             with Journal(Path(temporary, f"journal{number}"), "bench") as journal:
-                run_protocol(timed, pictures, preparation, BATCH, journal=journal)
+                run_protocol(timed, images, preparation, BATCH, journal=journal)
             test, test_cpu = time.perf_counter() - wall, time.process_time() - cpu
             # A last batch that is not full costs less: both are counted by the image.
             per = (passes * BATCH, passes * BATCH, args.pictures, args.pictures)
             seconds = [s / n for s, n in zip((forward, forward_cpu, test, test_cpu), per, strict=True)]
             rounds.append((*seconds, opencv, inside / test))
             speeds = (
-                f"forward {1 / seconds[0]:.1f} pictures/s, OpenCV {1 / opencv:.1f}, test {1 / seconds[2]:.1f}"
+                f"forward {1 / seconds[0]:.1f} images/s, OpenCV {1 / opencv:.1f}, test {1 / seconds[2]:.1f}"
             )
             print(f"round {number + 1}: {speeds}", flush=True)
     forward, forward_cpu, test, test_cpu, opencv = (min(row[k] for row in rounds) for k in range(5))
-    print(f"best: forward {1 / forward:.1f}, test {1 / test:.1f} pictures/s: ratio {forward / test:.3f}")
-    print(f"OpenCV {1 / opencv:.1f} pictures/s: the test makes {opencv / test:.2f} times as many")
+    print(f"best: forward {1 / forward:.1f}, test {1 / test:.1f} images/s: ratio {forward / test:.3f}")
+    print(f"OpenCV {1 / opencv:.1f} images/s: the test makes {opencv / test:.2f} times as many")
     times = f"forward {forward_cpu:.4f} s, test {test_cpu:.4f} s"
     print(f"processor time an image: {times}: ratio {forward_cpu / test_cpu:.3f}")
     print(f"share of the test's time inside the net: {max(row[5] for row in rounds):.3f}")

@@ -166,7 +166,7 @@ def write_partition(
         for temporary, split in zip(temporaries, (partition.train, partition.val), strict=True):
             with open(temporary, "w", encoding="ascii", newline="\n") as file:
                 pairs = zip(table.ids[split.rows].tolist(), split.labels.tolist(), strict=True)
-                file.writelines(f"{picture}.jpg {label}\n" for picture, label in pairs)
+                file.writelines(f"{image}.jpg {label}\n" for image, label in pairs)
     return paths
 
 

@@ -62,39 +62,39 @@ def weights_warnings(weights: Weights, dataset: str) -> list[str]:
     ]
 
 
-def partition_source(pictures: LabelledImages) -> Source:
+def partition_source(images: LabelledImages) -> Source:
     """The list that was read, with its checksum."""
-    return Source(pictures.title, pictures.sha256, pictures.release.name if pictures.release else None)
+    return Source(images.title, images.sha256, images.release.name if images.release else None)
 
 
 def partition_warnings(
-    pictures: LabelledImages, dataset: str, weights: Weights, protocol: Protocol, reads: int
+    images: LabelledImages, dataset: str, weights: Weights, protocol: Protocol, reads: int
 ) -> list[str]:
     """Warn of a list that is not the dataset's, that the weights have seen, or that begins with one class."""
     found: list[str] = []
     if dataset in PUBLISHED:
         expected = f"{dataset}-val"
-        release = pictures.release
+        release = images.release
         if release is None:
             found.append(
-                f"wrong partition: {pictures.title} is not the released {expected} (its list has SHA-256"
-                f" {pictures.sha256})"
+                f"wrong partition: {images.title} is not the released {expected} (its list has SHA-256"
+                f" {images.sha256})"
             )
         elif release.name != expected:
-            found.append(f"wrong partition: {pictures.title} is the released {release.name}, not {expected}")
-    contaminated = warn_contaminated(weights.release, pictures.release)
+            found.append(f"wrong partition: {images.title} is the released {release.name}, not {expected}")
+    contaminated = warn_contaminated(weights.release, images.release)
     if contaminated:
         found.append(f"contaminated: {contaminated}")
     if protocol.batches is not None:
-        labels = pictures.labels[:reads]
-        if len(np.unique(labels)) == 1 and len(np.unique(pictures.labels)) == 2:
+        labels = images.labels[:reads]
+        if len(np.unique(labels)) == 1 and len(np.unique(images.labels)) == 2:
             found.append(
                 f"one class: the first {len(labels):,} images all have label {labels[0]}, so this is"
                 " the recall of one class and no accuracy; run `full`"
             )
-        if len(pictures) < reads:
+        if len(images) < reads:
             found.append(
-                f"wrapped: {reads:,} images are read of a list of {len(pictures):,}, some more than once"
+                f"wrapped: {reads:,} images are read of a list of {len(images):,}, some more than once"
             )
     return found
 

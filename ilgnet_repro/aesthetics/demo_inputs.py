@@ -92,17 +92,17 @@ def draw_labelled_set(folder: str | os.PathLike[str], count: int = 60, seed: int
     Label 1 is for the quiet ones, with little grain; the list mixes both labels.
     """
     random = np.random.default_rng(seed)
-    pictures, listed = Path(folder) / "pictures", Path(folder) / "list.txt"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images, listed = Path(folder) / "pictures", Path(folder) / "list.txt"
+    images.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
         label = int(random.integers(2))
         name = f"{index + 1:03d}.png"
-        _draw(pictures / name, random, grain=4 if label else 40)
+        _draw(images / name, random, grain=4 if label else 40)
         rows.append(f"{name} {label}\n")
     with atomic_file(listed, "w") as file:
         file.writelines(rows)
-    return listed, pictures
+    return listed, images
 
 
 def draw_images(folder: str | os.PathLike[str], count: int = 3, seed: int = 1) -> list[Path]:

@@ -50,7 +50,7 @@ class Test:
 
     dataset: str
     protocol: Protocol
-    pictures: LabelledImages
+    images: LabelledImages
     mean: str | os.PathLike[str] | None = None
     mean_values: tuple[float, ...] = ()
     resize: int = RESIZE
@@ -76,7 +76,7 @@ class Test:
     @property
     def reads(self) -> int:
         """How many images are read, if all of them can be."""
-        return len(self.pictures) if self.count is None else self.count * self.size
+        return len(self.images) if self.count is None else self.count * self.size
 
 
 def run_test(
@@ -104,7 +104,7 @@ def run_test(
     known = identify_weights(weights, net)
     mean, mean_source, warnings = choose_mean(test.dataset, protocol, known, test.mean, test.mean_values)
     warnings += weights_warnings(known, test.dataset)
-    warnings += partition_warnings(test.pictures, test.dataset, known, protocol, test.reads)
+    warnings += partition_warnings(test.images, test.dataset, known, protocol, test.reads)
     warnings += _departures(test)
     warnings += test.notes
     preparation = Preparation(protocol, _side(net), mean, test.resize)
@@ -116,7 +116,7 @@ def run_test(
         raise IlgnetError(
             f"{out}: cannot be made ({error.strerror}); give another out=", option="out"
         ) from error
-    partition = partition_source(test.pictures)
+    partition = partition_source(test.images)
     journal_file = folder / JOURNAL
     if not resume:
         journal_file.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def run_test(
     )  # fmt: skip
     with Journal(journal_file, key) as journal:
         outcome = run_protocol(
-            scorer(net, device), test.pictures, preparation, test.size,
+            scorer(net, device), test.images, preparation, test.size,
             batches=test.count, journal=journal, mean_score=_mean_scores(test.scores), strict=test.strict,
             workers=test.workers, progress=progress,
         )  # fmt: skip
@@ -140,11 +140,11 @@ def run_test(
         partition=partition,
         mean=mean_source,
         preprocessing=preparation.describe(),
-        computed=_how_computed(net, preparation, test.pictures, outcome.pictures.names),
+        computed=_how_computed(net, preparation, test.images, outcome.images.names),
         batch_size=test.size,
         batches=outcome.batches,
-        pictures=outcome.pictures,
-        list_order=test.pictures.order,
+        images=outcome.images,
+        list_order=test.images.order,
         warnings=tuple(warnings),
         versions=versions(),
         command=test.command,
@@ -158,7 +158,7 @@ def run_test(
 def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:
     """Raise IlgnetError where a file in ``folder`` that the run would replace is an input or not a run's."""
     names = ("run.json", f"pictures.{test.table}", "bad.txt", JOURNAL)
-    inputs = [weights, test.mean, test.scores, test.pictures.title]
+    inputs = [weights, test.mean, test.scores, test.images.title]
     check_outputs([folder / name for name in names], inputs)
     is_ours: dict[str, Callable[[Path], bool]] = {
         "run.json": is_run,
@@ -179,14 +179,12 @@ def _holds_run(folder: Path) -> bool:
     return (run.is_file() and is_run(run)) or (journal.is_file() and is_journal(journal))
 
 
-def _how_computed(
-    net: Runnable, preparation: Preparation, pictures: LabelledImages, names: np.ndarray
-) -> str:
+def _how_computed(net: Runnable, preparation: Preparation, images: LabelledImages, names: np.ndarray) -> str:
     """The net's form and, where it is not the exact one, its largest deviation on the first images."""
     if not isinstance(net, FastNet):
         return net.form
-    rows = {name: row for row, name in enumerate(pictures.names)}
-    first = [preparation.one(pictures.picture(rows[name])) for name in names[:_COMPARED].tolist()]
+    rows = {name: row for row, name in enumerate(images.names)}
+    first = [preparation.one(images.image(rows[name])) for name in names[:_COMPARED].tolist()]
     view = torch.from_numpy(next(iter(preparation.views(np.stack(first)))))
     most = max(net.deviation({net.inputs_for(net.outputs)[0]: view}).values())
     return (
@@ -195,7 +193,7 @@ def _how_computed(
 
 
 def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, table: str) -> None:
-    write_table(folder / f"pictures.{table}", result.pictures)
+    write_table(folder / f"pictures.{table}", result.images)
     (folder / "bad.txt").unlink(missing_ok=True)
     if bad:
         with atomic_file(folder / "bad.txt", "w") as file:

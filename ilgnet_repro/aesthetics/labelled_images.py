@@ -29,7 +29,7 @@ class LabelledImages(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
-    def picture(self, row: int) -> str | np.ndarray:
+    def image(self, row: int) -> str | np.ndarray:
         """The path of a row's image, or the image: uint8 (height, width, 3) in BGR."""
         ...
 
@@ -53,7 +53,7 @@ class ListedImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def picture(self, row: int) -> str:
+    def image(self, row: int) -> str:
         return image_path(self.root, self.names[row])
 
 
@@ -66,7 +66,7 @@ class StoredImages:
     def __init__(self, database: str | os.PathLike[str]) -> None:
         self._reader = LmdbReader(database)
         names, labels = [], []
-        for key, head in self._reader.headers():
+        for key, head in self._reader.heads():
             names.append(_name(key))
             labels.append(head.label)
         if not names:
@@ -86,12 +86,12 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def picture(self, row: int) -> np.ndarray:
+    def image(self, row: int) -> np.ndarray:
         stored = self._reader[row]
         datum = stored.datum()
         # A grey file is read in colour; raw pixels are what they are.
-        picture = datum_image(datum, key_text(stored.key), True if datum.encoded else None)
-        return picture.transpose(1, 2, 0)
+        image = datum_image(datum, key_text(stored.key), True if datum.encoded else None)
+        return image.transpose(1, 2, 0)
 
 
 def _name(key: bytes) -> str:
@@ -114,7 +114,7 @@ def _two_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.nda
 def open_images(
     dataset: str,
     *,
-    pictures: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
     list_file: str | os.PathLike[str] | None = None,
     database: str | os.PathLike[str] | None = None,
 ) -> LabelledImages:
@@ -124,21 +124,21 @@ def open_images(
     choice that names no images, or too many.
     """
     if database is not None:
-        if list_file is not None or pictures is not None:
+        if list_file is not None or images is not None:
             raise IlgnetError(
-                "an LMDB holds list and images: leave out list_file= and pictures=",
-                option="list_file pictures",
+                "an LMDB holds list and images: leave out list_file= and images=",
+                option="list_file images",
             )
         return StoredImages(database)
     if list_file is not None:
-        return ListedImages(list_file, pictures or "")
-    if pictures is None:
+        return ListedImages(list_file, images or "")
+    if images is None:
         raise IlgnetError(
-            "no images: give pictures=FOLDER, list_file=LIST or database=DB",
-            option="pictures list_file database",
+            "no images: give images=FOLDER, list_file=LIST or database=DB",
+            option="images list_file database",
         )
     if dataset not in ("ava1", "ava2"):
-        raise IlgnetError(f"{pictures}: give the labels too, as list_file=LIST", option="list_file")
+        raise IlgnetError(f"{images}: give the labels too, as list_file=LIST", option="list_file")
     released = default_folder() / Path(find_release(f"{dataset}-val").path)
     if not released.is_file():
         raise IlgnetError(
@@ -146,4 +146,4 @@ def open_images(
             " or give list_file=LIST",
             option="list_file",
         )
-    return ListedImages(released, pictures)
+    return ListedImages(released, images)

@@ -31,7 +31,7 @@ _OFF_ONE = 1e-3  # how far from 1 the sum of two float32 (or bfloat16) probabili
 class Outcome:
     """What a run found; ``bad`` are the images that could not be read, with the reason, each once."""
 
-    pictures: ImageResults
+    images: ImageResults
     batches: tuple[BatchRow, ...]
     bad: tuple[tuple[str, str], ...]
 
@@ -48,10 +48,10 @@ def scorer(net: Runnable, device: str = "cpu") -> Scorer:
             " a deploy net with one each is needed"
         )
 
-    def score(pictures: Tensor) -> Tensor:
+    def score(images: Tensor) -> Tensor:
         with torch.inference_mode(), as_loaded(net):
-            values = run_rows(net, inputs[0], pictures.to(device))[net.outputs[0]].float().cpu()
-        values = values.reshape(len(pictures), -1)
+            values = run_rows(net, inputs[0], images.to(device))[net.outputs[0]].float().cpu()
+        values = values.reshape(len(images), -1)
         if values.shape[1] != 2 or not bool(((values.sum(1) - 1).abs() < _OFF_ONE).all()):
             raise IlgnetError(
                 f"output {net.outputs[0]!r} does not hold two probabilities per image;"
@@ -73,7 +73,7 @@ class _Read:
 
 def run_protocol(
     score: Scorer,
-    pictures: LabelledImages,
+    images: LabelledImages,
     preparation: Preparation,
     batch_size: int,
     *,
@@ -84,7 +84,7 @@ def run_protocol(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
-    """Run a protocol over ``pictures``: ``batches`` from the first row on and over again, or each row once.
+    """Run a protocol over ``images``: ``batches`` from the first row on and over again, or each row once.
 
     An image that cannot be read is left out, and the next takes its place, as when `convert_imageset` builds
     the database; with ``strict`` it raises DataError. ``journal`` keeps every row visited (NaN for one left
@@ -104,16 +104,16 @@ def run_protocol(
     prepare = preparation.one
 
     def read(visit: int) -> _Read:
-        row = visit % len(pictures)
+        row = visit % len(images)
         try:
-            return _Read(row, prepare(pictures.picture(row)))
+            return _Read(row, prepare(images.image(row)))
         except (DataError, OSError) as error:
             return _Read(row, None, str(error))
 
-    visits = range(len(rows), len(pictures)) if wanted is None else count(len(rows))
+    visits = range(len(rows), len(images)) if wanted is None else count(len(rows))
     stream = ordered_map(read, visits, workers)
     while wanted is None or done < wanted:
-        batch = list(_take(stream, batch_size, len(pictures)))
+        batch = list(_take(stream, batch_size, len(images)))
         if not batch:
             break
         good = [one for one in batch if one.values is not None]
@@ -121,8 +121,8 @@ def run_protocol(
             if one.values is None:
                 if strict:
                     raise DataError(one.fault)
-                faults[pictures.names[one.row]] = one.fault
-        fresh = _rows(batch, iter(_scores(score, preparation, good)), pictures, mean_score)
+                faults[images.names[one.row]] = one.fault
+        fresh = _rows(batch, iter(_scores(score, preparation, good)), images, mean_score)
         rows += fresh
         if not good:
             break
@@ -134,9 +134,9 @@ def run_protocol(
     stream.close()  # type: ignore[attr-defined]  # it is a generator; its threads end here
     if not done:
         reason = next(iter(faults.values()))
-        raise DataError(f"{pictures.title}: none of its {len(pictures):,} images can be read: {reason}")
+        raise DataError(f"{images.title}: none of its {len(images):,} images can be read: {reason}")
     return Outcome(
-        pictures=from_rows(row for row in rows[: len(pictures)] if not math.isnan(row[2])),
+        images=from_rows(row for row in rows[: len(images)] if not math.isnan(row[2])),
         batches=tuple(_batch_rows([row for row in rows if not math.isnan(row[2])], batch_size)),
         bad=tuple(faults.items()),
     )
@@ -172,12 +172,12 @@ def _scores(score: Scorer, preparation: Preparation, good: Sequence[_Read]) -> n
 def _rows(
     batch: Sequence[_Read],
     scores: Iterator[np.ndarray],
-    pictures: LabelledImages,
+    images: LabelledImages,
     mean_score: Callable[[str], float],
 ) -> list[Row]:
     rows: list[Row] = []
     for one in batch:
-        name, label = pictures.names[one.row], int(pictures.labels[one.row])
+        name, label = images.names[one.row], int(images.labels[one.row])
         if one.values is None:
             rows.append((name, label, math.nan, math.nan, math.nan))
             continue

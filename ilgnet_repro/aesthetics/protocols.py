@@ -98,20 +98,20 @@ class Preparation:
         )  # fmt: skip
         return crop if self.protocol.crops == 1 else replace(crop, size=self.stage)
 
-    def views(self, pictures: np.ndarray) -> Iterator[np.ndarray]:
+    def views(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """The inputs whose probabilities are averaged, each (N, 3, side, side).
 
         Of ten: the corners and the centre, then the same mirrored. The mean is subtracted already, so it stays with
         its place in the image, as in Caffe.
         """
         if self.protocol.crops == 1:
-            yield pictures
+            yield images
             return
-        height, width = (length - self.side for length in pictures.shape[2:])
+        height, width = (length - self.side for length in images.shape[2:])
         corners = [(0, 0), (0, width), (height, 0), (height, width), (height // 2, width // 2)]
         for flip in (1, -1):
             for top, left in corners:
-                window = pictures[:, :, top : top + self.side, left : left + self.side]
+                window = images[:, :, top : top + self.side, left : left + self.side]
                 yield np.ascontiguousarray(window[..., ::flip])
 
     def describe(self) -> str:

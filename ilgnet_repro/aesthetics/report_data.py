@@ -42,7 +42,7 @@ def build_report(
 
     Raises DataError if the other run shares no image with this one.
     """
-    pictures = run.pictures
+    images = run.images
     figure = PUBLISHED.get(run.dataset)
     warnings = list(run.warnings)
     if run.random_weights:
@@ -50,7 +50,7 @@ def build_report(
     log_counts = log.counts() if log else ()
     return Report(
         run=run,
-        metrics=evaluate(pictures.probability, pictures.labels, pictures.loss, pictures.mean_score),
+        metrics=evaluate(images.probability, images.labels, images.loss, images.mean_score),
         figure=figure,
         # The figure of random weights is not a figure of ILGNet, and must not look like one.
         compatibility=(
@@ -74,7 +74,7 @@ def _verdicts(
     if log is None or not counts:
         return ()
     size = log.batch_size or run.batch_size
-    correct = run.pictures.correct
+    correct = run.images.correct
     verdicts = []
     ours: tuple[int, ...] = ()
     if run.batch_size == size and len(run.batches) >= len(counts):
@@ -93,12 +93,12 @@ def _verdicts(
 
 
 def _against_other(run: RunResult, other: RunResult) -> McNemar:
-    places = {name: place for place, name in enumerate(other.pictures.names.tolist())}
-    pairs = [(mine, places[name]) for mine, name in enumerate(run.pictures.names.tolist()) if name in places]
+    places = {name: place for place, name in enumerate(other.images.names.tolist())}
+    pairs = [(mine, places[name]) for mine, name in enumerate(run.images.names.tolist()) if name in places]
     if not pairs:
         raise DataError("the two runs share no image by name; give two runs over one list")
     mine, theirs = (np.array(column) for column in zip(*pairs, strict=True))
-    return mcnemar(run.pictures.correct[mine], other.pictures.correct[theirs])
+    return mcnemar(run.images.correct[mine], other.images.correct[theirs])
 
 
 def report_values(report: Report) -> dict[str, Any]:

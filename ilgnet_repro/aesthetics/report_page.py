@@ -57,10 +57,10 @@ def write_report(
     report: Report,
     page: str | os.PathLike[str],
     values: str | os.PathLike[str] | None = None,
-    pictures: ImageLoader | None = None,
+    images: ImageLoader | None = None,
 ) -> None:
     """Write the HTML page, and the JSON to ``values`` (default: the page's name with .json)."""
-    html = render(report, thumbnails(report, pictures) if pictures else ())
+    html = render(report, thumbnails(report, images) if images else ())
     target = Path(values) if values else Path(page).with_suffix(".json")
     if target == Path(page):
         raise FormatError(f"{page}: the page and the JSON would be one file; end the page's name in .html")
@@ -87,7 +87,7 @@ def stored(database: StoredImages) -> ImageLoader:
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return np.ascontiguousarray(database.picture(rows[name]))
+            return np.ascontiguousarray(database.image(rows[name]))
         except (KeyError, DataError):
             return None
 
@@ -105,10 +105,10 @@ class Thumbnail:
 
 
 def thumbnails(
-    report: Report, pictures: ImageLoader, each: int = 8
+    report: Report, images: ImageLoader, each: int = 8
 ) -> tuple[tuple[str, tuple[Thumbnail, ...]], ...]:
     """The images scored highest and lowest, and the worst mistakes, with a title for each row."""
-    rows = report.run.pictures
+    rows = report.run.images
     order = np.argsort(-rows.probability, kind="stable")
     wrong = np.flatnonzero(~rows.correct)
     worst = wrong[np.argsort(-np.abs(rows.probability[wrong] - 0.5), kind="stable")]
@@ -125,7 +125,7 @@ def thumbnails(
                     str(rows.names[k]),
                     int(rows.labels[k]),
                     float(rows.probability[k]),
-                    _jpeg(pictures(str(rows.names[k]))),
+                    _jpeg(images(str(rows.names[k]))),
                 )
                 for k in chosen
             ),
@@ -134,14 +134,14 @@ def thumbnails(
     )
 
 
-def _jpeg(picture: np.ndarray | None) -> str:
-    if picture is None:
+def _jpeg(image: np.ndarray | None) -> str:
+    if image is None:
         return ""
     import cv2
 
-    scale = THUMBNAIL_SIDE / max(picture.shape[:2])
-    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    scale = THUMBNAIL_SIDE / max(image.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     return base64.b64encode(encoded.tobytes()).decode()
 
@@ -170,14 +170,14 @@ def render(report: Report, images: Sequence[tuple[str, Sequence[Thumbnail]]] = (
 
 
 def _charts(report: Report) -> dict[str, charts.Chart | None]:
-    pictures, size = report.run.pictures, report.log.batch_size if report.log else None
+    images, size = report.run.images, report.log.batch_size if report.log else None
     theirs = [count / (size or report.run.batch_size) for count in report.log_counts]
     ours = [batch.accuracy for batch in report.run.batches]
     return {
-        "roc": charts.roc(report.metrics, pictures.probability, pictures.labels),
+        "roc": charts.roc(report.metrics, images.probability, images.labels),
         "calibration": charts.calibration(report.metrics),
         "confusion": charts.confusion(report.metrics),
-        "histogram": charts.histogram(pictures.probability, pictures.labels),
+        "histogram": charts.histogram(images.probability, images.labels),
         "batches": charts.batches(ours[: len(theirs) or None], theirs),
     }
 
@@ -224,7 +224,7 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
         ("computed by", run.computed),
         ("order of the list", run.list_order),
         ("batches", f"{len(run.batches):,} of {run.batch_size}"),
-        ("images", f"{len(run.pictures):,}"),
+        ("images", f"{len(run.images):,}"),
         ("time", f"{run.elapsed:.1f} s"),
         *((f"version of {name}", version) for name, version in sorted(run.versions.items())),
     ]

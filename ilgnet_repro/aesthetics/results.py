@@ -86,6 +86,7 @@ def _batch(values: Mapping[str, Any]) -> BatchRow:
 
 
 EXACT = "the exact net"
+_KEYS = {"images": "pictures"}  # the fields whose key in run.json is another word, from before
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def is_run(path: Path) -> bool:
 class RunResult:
     """A whole run. ``dataset`` is ``ava1``, ``ava2`` or any other name; ``elapsed`` is in seconds.
 
-    ``batches`` follow the protocol, and may count an image twice where the list wraps; ``pictures`` hold
+    ``batches`` follow the protocol, and may count an image twice where the list wraps; ``images`` hold
     each image once. ``list_order`` says in what order the rows were read, ``computed`` in what form the
     net ran and how far that is from the exact one.
     """
@@ -135,7 +136,7 @@ class RunResult:
     preprocessing: str
     batch_size: int
     batches: tuple[BatchRow, ...]
-    pictures: ImageResults
+    images: ImageResults
     list_order: str = "as given"
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -155,18 +156,18 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold; NaN mean scores become None."""
-        values = {name: getattr(self, name) for name in (f.name for f in dataclasses.fields(self))}
-        scores = self.pictures.mean_score
+        values = {_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
+        scores = self.images.mean_score
         return values | {
             "weights": dataclasses.asdict(self.weights),
             "partition": dataclasses.asdict(self.partition),
             "mean": dataclasses.asdict(self.mean) if self.mean else None,
             "batches": [dataclasses.asdict(batch) for batch in self.batches],
-            "pictures": {
-                "names": self.pictures.names.tolist(),
-                "labels": self.pictures.labels.tolist(),
-                "probability": self.pictures.probability.tolist(),
-                "loss": self.pictures.loss.tolist(),
+            _KEYS["images"]: {
+                "names": self.images.names.tolist(),
+                "labels": self.images.labels.tolist(),
+                "probability": self.images.probability.tolist(),
+                "loss": self.images.loss.tolist(),
                 "mean_score": None
                 if scores is None
                 else [None if math.isnan(score) else score for score in scores.tolist()],
@@ -179,19 +180,20 @@ class RunResult:
     def from_dict(cls, values: Mapping[str, Any], file: str = "<run>") -> RunResult:
         """The run that ``to_dict`` described; raises FormatError naming what is missing or wrong."""
         try:
-            pictures = dict(values["pictures"])
-            if pictures.get("mean_score") is not None:
-                pictures["mean_score"] = [
-                    math.nan if score is None else score for score in pictures["mean_score"]
+            images = dict(values[_KEYS["images"]])
+            if images.get("mean_score") is not None:
+                images["mean_score"] = [
+                    math.nan if score is None else score for score in images["mean_score"]
                 ]
+            others = {name: value for name, value in values.items() if name != _KEYS["images"]}
             return cls(
                 **{
-                    **values,
+                    **others,
                     "weights": Source(**values["weights"]),
                     "partition": Source(**values["partition"]),
                     "mean": Source(**values["mean"]) if values["mean"] else None,
                     "batches": tuple(map(_batch, values["batches"])),
-                    "pictures": ImageResults(**pictures),
+                    "images": ImageResults(**images),
                     "warnings": tuple(values["warnings"]),
                 }
             )
@@ -219,12 +221,12 @@ COLUMNS = ("name", "label", "probability", "loss", "mean_score")
 Row = tuple[str, int, float, float, float]  # the mean score is NaN where unknown
 
 
-def write_table(path: str | os.PathLike[str], pictures: ImageResults) -> None:
+def write_table(path: str | os.PathLike[str], images: ImageResults) -> None:
     """Write CSV, or Parquet where the name ends in .parquet; the file appears whole or not at all."""
     if Path(path).suffix == ".parquet":
-        _write_parquet(path, pictures)
+        _write_parquet(path, images)
         return
-    lines = (csv_line(row_fields(row)) for row in _rows(pictures))
+    lines = (csv_line(row_fields(row)) for row in _rows(images))
     with atomic_file(path) as file:
         file.write(csv_line(COLUMNS).encode())
         file.writelines(line.encode() for line in lines)
@@ -257,13 +259,13 @@ def from_rows(rows: Iterable[Row]) -> ImageResults:
     )
 
 
-def _rows(pictures: ImageResults) -> Iterable[Row]:
-    scores = [math.nan] * len(pictures) if pictures.mean_score is None else pictures.mean_score.tolist()
+def _rows(images: ImageResults) -> Iterable[Row]:
+    scores = [math.nan] * len(images) if images.mean_score is None else images.mean_score.tolist()
     return zip(
-        map(_plain, pictures.names.tolist()),
-        pictures.labels.tolist(),
-        pictures.probability.tolist(),
-        pictures.loss.tolist(),
+        map(_plain, images.names.tolist()),
+        images.labels.tolist(),
+        images.probability.tolist(),
+        images.loss.tolist(),
         scores,
         strict=True,
     )
@@ -310,17 +312,17 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _write_parquet(path: str | os.PathLike[str], pictures: ImageResults) -> None:
+def _write_parquet(path: str | os.PathLike[str], images: ImageResults) -> None:
     pyarrow = _pyarrow()
     columns: dict[str, object] = {
-        "name": [_plain(name) for name in pictures.names.tolist()],
-        "label": pictures.labels,
-        "probability": pictures.probability,
-        "loss": pictures.loss,
+        "name": [_plain(name) for name in images.names.tolist()],
+        "label": images.labels,
+        "probability": images.probability,
+        "loss": images.loss,
     }
-    scores = pictures.mean_score
-    missing = np.ones(len(pictures), bool) if scores is None else np.isnan(scores)
-    values = np.zeros(len(pictures)) if scores is None else scores
+    scores = images.mean_score
+    missing = np.ones(len(images), bool) if scores is None else np.isnan(scores)
+    values = np.zeros(len(images)) if scores is None else scores
     columns["mean_score"] = pyarrow.array(values, pyarrow.float64(), mask=missing)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         pyarrow.parquet.write_table(pyarrow.table(columns), file)

@@ -59,10 +59,10 @@ def write_scores(scores: ScoreTable, path: str | os.PathLike[str]) -> None:
         with open(temporary, "w", encoding="ascii", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_HEADER)
-            for picture, in_val, label, mean, std, votes in zip(*vars(scores).values(), strict=True):
+            for image, in_val, label, mean, std, votes in zip(*vars(scores).values(), strict=True):
                 # repr of a float is the shortest text that reads back as the same number.
                 numbers = [repr(float(mean)), repr(float(std)), *votes.tolist()]
-                writer.writerow([f"{picture}.jpg", SPLITS[int(in_val)], label, *numbers])
+                writer.writerow([f"{image}.jpg", SPLITS[int(in_val)], label, *numbers])
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
@@ -96,11 +96,11 @@ def _read_csv(path: str | os.PathLike[str]) -> ScoreTable:
             raise DataError(f"{path}:1: not the header of a scores file; it is {','.join(_HEADER[:5])},…")
         for line in reader:
             try:
-                picture, split, label, mean, std, *tally = line
+                image, split, label, mean, std, *tally = line
                 counts = np.array([int(vote) for vote in tally], np.int32)
                 if len(counts) != len(SCORES):
                     raise ValueError
-                identity = int(picture.removesuffix(".jpg"))
+                identity = int(image.removesuffix(".jpg"))
                 rows.append((identity, SPLITS.index(split), int(label), float(mean), float(std), counts))
             except (ValueError, OverflowError):
                 raise DataError(

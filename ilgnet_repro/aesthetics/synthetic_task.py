@@ -25,7 +25,7 @@ from ..zoo.builder import NEW_WEIGHT_AND_BIAS, WEIGHT_AND_BIAS, XAVIER, NetBuild
 
 SIDE = 64
 HUES = 6
-PICTURES = 2000
+IMAGES = 2000
 VAL = 400
 BATCH = 40
 
@@ -55,18 +55,16 @@ def draw_image(rng: np.random.Generator, good: bool) -> tuple[np.ndarray, int]:
     else:
         corner = tuple(centre[axis] - size[axis] for axis in (0, 1))
         cv2.rectangle(hsv, corner, tuple(centre[axis] + size[axis] for axis in (0, 1)), colour, -1)
-    picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR).astype(np.float32)
-    picture += rng.normal(0, 8, picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8), subject
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR).astype(np.float32)
+    image += rng.normal(0, 8, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), subject
 
 
 _DATABASES = ("train_lmdb", "val_lmdb", "hue_lmdb")
 _TEXTS = ("trunk_train.prototxt", "train_val.prototxt", "trunk_solver.prototxt", "solver.prototxt")
 
 
-def make_task(
-    folder: str | os.PathLike[str], pictures: int = PICTURES, val: int = VAL, seed: int = 0
-) -> Path:
+def make_task(folder: str | os.PathLike[str], images: int = IMAGES, val: int = VAL, seed: int = 0) -> Path:
     """Write LMDBs, nets and solvers into a folder, and return it.
 
     ``train_lmdb`` and ``val_lmdb`` hold quality labels, ``hue_lmdb`` the train images with the hue.
@@ -82,12 +80,12 @@ def make_task(
         raise DataError(f"{folder}: cannot be made ({error.strerror}); give another folder") from error
     rng = np.random.default_rng(seed)
     rows: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DATABASES}
-    for number in range(pictures):
+    for number in range(images):
         good = int(rng.integers(2))
-        picture, hue = draw_image(rng, bool(good))
+        image, hue = draw_image(rng, bool(good))
         names = {"val_lmdb": good} if number < val else {"train_lmdb": good, "hue_lmdb": hue}
         for name, label in names.items():
-            chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
+            chw = np.ascontiguousarray(image.transpose(2, 0, 1))
             datum = pb.Datum(channels=3, height=SIDE, width=SIDE, data=chw.tobytes(), label=label)
             rows[name].append((row_key(number, f"{number}.png"), datum.SerializeToString()))
     for name, held in rows.items():

@@ -107,7 +107,7 @@ def compare_batches(
 def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str, ...]:
     """The likely causes. Reports hold these texts as data, so their spelling stays."""
     if verdict == "identical":
-        return ("Every batch agrees: same weights, same images in the same order, same preprocessing.",)
+        return ("Every batch agrees: same weights, same pictures in the same order, same preprocessing.",)
     if verdict == "compatible" and same_rows:
         return (
             "The batches follow the log's: the order is the log's, and a few images near one half fall"

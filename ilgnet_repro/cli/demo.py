@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     # Of ILGNet the preprocessing is known; for any other net it has to be given.
     stated = ["--path", "whole", "--mean-value", "91,99.46,107.85"] if args.small else []
     converted = str(weights.with_suffix(".safetensors"))
-    pictures = [str(path) for path in draw_images(folder)]
+    images = [str(path) for path in draw_images(folder)]
     _step(["convert", str(weights), "--to", "safetensors,onnx", "--verify", "--out", str(folder), *stated])
-    _step(["score", *pictures, "--weights", converted])
+    _step(["score", *images, "--weights", converted])
 
     listed, drawn = draw_labelled_set(folder)
     print()

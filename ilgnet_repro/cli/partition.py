@@ -135,36 +135,36 @@ def _check(args: argparse.Namespace) -> int:
         {"lists": [first, second], "rows": checks.contamination(names[first], names[second])}
         for first, second in combinations(args.lists, 2)
     ]
-    pictures = [_check_images(path, args) for path in args.lists] if args.pictures else []
+    images = [_check_images(path, args) for path in args.lists] if args.pictures else []
     if args.bad:
-        _write_bad(args.bad, pictures)
+        _write_bad(args.bad, images)
     faulty = (
         any(report.duplicates for report in reports)
         or any(overlap["rows"] for overlap in overlaps)
-        or any(report.bad for report in pictures)
+        or any(report.bad for report in images)
     )
     if args.json:
         lists = [{**asdict(report), "sorted_by_class": report.sorted_by_class} for report in reports]
-        for entry, report in zip(lists, pictures, strict=False):
+        for entry, report in zip(lists, images, strict=False):
             entry["pictures"] = asdict(report)
         print(json_text({"lists": lists, "overlaps": overlaps, "faulty": faulty}))
     else:
         for index, report in enumerate(reports):
-            _print_list(report, pictures[index] if pictures else None)
+            _print_list(report, images[index] if images else None)
         for overlap in overlaps:
             say(f"{overlap['rows']:,} rows of {overlap['lists'][1]} are in {overlap['lists'][0]}")
     return 1 if faulty else 0
 
 
-def _print_list(report: Any, pictures: Any) -> None:
+def _print_list(report: Any, images: Any) -> None:
     sizes = ", ".join(f"{count:,} of label {label}" for label, count in report.class_sizes.items())
     say(f"{report.file}: {report.rows:,} rows, {sizes}")
     say(f"  {report.order_note or f'classes mixed: {report.runs:,} stretches'}")
     say(f"  SHA-256 {report.sha256}: {report.release or 'no released list'}")
     say(f"  {_some(report.duplicates)} more than once")
-    if pictures:
+    if images:
         for kind in ("missing", "corrupt", "truncated"):
-            say(f"  {_some(getattr(pictures, kind))} {kind}, of {pictures.checked:,}")
+            say(f"  {_some(getattr(images, kind))} {kind}, of {images.checked:,}")
 
 
 def _some(names: tuple[str, ...], shown: int = 3) -> str:
@@ -184,11 +184,11 @@ def _check_images(path: str, args: argparse.Namespace) -> Any:
         return check_images(rows, args.pictures, args.workers, progress)
 
 
-def _write_bad(path: str, pictures: list[Any]) -> None:
+def _write_bad(path: str, images: list[Any]) -> None:
     from ..files import atomic_file
 
     # Names byte for byte as the list has them: --exclude reads them again.
     with atomic_file(path) as file:
         file.writelines(
-            os.fsencode(f"{name} {kind}\n") for report in pictures for name, kind in report.bad.items()
+            os.fsencode(f"{name} {kind}\n") for report in images for name, kind in report.bad.items()
         )

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     report = build_report(result, log, other, other_name=args.other or "other run")
     if args.pictures:
         _check_images(page, result, args.pictures)
-    write_report(report, page, pictures=_images(args))
+    write_report(report, page, images=_images(args))
     if args.json:
         print(json_text(report_values(report)))
         return 0
@@ -73,7 +73,7 @@ def _check_images(page: Path, result: RunResult, folder: str) -> None:
     from ..reading.image_list import image_path
 
     name = Path(os.path.realpath(page)).name
-    names = (text for text in result.pictures.names.tolist() if os.path.basename(text) == name)
+    names = (text for text in result.images.names.tolist() if os.path.basename(text) == name)
     check_output(page, [image_path(folder, text) for text in names], "--out")
 
 

@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import progress_bar
 
     tune_process()
-    pictures = open_images(args.dataset, pictures=args.pictures, list_file=args.list, database=args.lmdb)
+    images = open_images(args.dataset, images=args.pictures, list_file=args.list, database=args.lmdb)
     test = Test(
-        dataset=args.dataset, protocol=find_protocol(args.protocol), pictures=pictures, mean=args.mean,
+        dataset=args.dataset, protocol=find_protocol(args.protocol), images=images, mean=args.mean,
         mean_values=_mean_values(args.mean_value), resize=args.resize, batch_size=args.batch_size,
         batches=args.batches, scores=args.scores, strict=args.strict, workers=args.workers, table=args.table,
         command=_command(args),

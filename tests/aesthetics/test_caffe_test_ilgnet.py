@@ -56,10 +56,10 @@ def test_ilgnet_recorded(golden, authors, seeded, tmp_path, monkeypatch) -> None
 
 def test_the_published_protocol_counts_as_caffe_did(golden, authors, seeded) -> None:
     mean = Mean(read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
-    pictures = StoredImages(golden / "ilgnet" / "val_lmdb")
+    images = StoredImages(golden / "ilgnet" / "val_lmdb")
     preparation = Preparation(PROTOCOLS["published"], 227, mean)
     net = CaffeNet(build_graph(ilgnet.deploy()), seeded)
-    found = run_protocol(scorer(net), pictures, preparation, 12, batches=3)
+    found = run_protocol(scorer(net), images, preparation, 12, batches=3)
     accuracies = [f"Batch {b.index}, loss1/top-1 = {b.correct / b.size:g}" for b in found.batches]
     assert accuracies == recorded_lines(golden)[1:4]
 

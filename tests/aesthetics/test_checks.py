@@ -125,7 +125,7 @@ def test_contamination_is_warned_of(weights, partition, warning):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """A folder of good and bad images, and the list of them."""
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
     jpeg, png = (cv2.imencode(kind, image)[1].tobytes() for kind in (".jpg", ".png"))
@@ -145,9 +145,9 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_bad_pictures_are_told_apart(pictures, workers):
+def test_bad_images_are_told_apart(images, workers):
     told = []
-    report = check_images(ImageList(pictures), pictures.parent, workers, told.append)
+    report = check_images(ImageList(images), images.parent, workers, told.append)
     assert report.missing == ("absent.jpg",)
     assert report.corrupt == ("text.jpg", "empty.jpg")
     assert report.truncated == ("cut.jpg",)
@@ -160,9 +160,9 @@ def ilgnet(*words):
     return command.run(parser.parse_args(["partition", "check", *map(str, words)]))
 
 
-def test_the_command_tells_bad_pictures_and_lists_them(pictures, capsys):
-    bad = pictures.parent / "bad.txt"
-    words = [pictures, "--pictures", pictures.parent, "--bad", bad]
+def test_the_command_tells_bad_images_and_lists_them(images, capsys):
+    bad = images.parent / "bad.txt"
+    words = [images, "--pictures", images.parent, "--bad", bad]
     assert ilgnet(*words) == 1
     text = capsys.readouterr().out
     assert "  1 image (absent.jpg) missing, of 7\n" in text
@@ -191,7 +191,7 @@ def test_the_command_tells_overlap(tmp_path, capsys, second, code, shared):
     )
 
 
-def test_a_list_of_bad_pictures_needs_the_pictures(tmp_path):
+def test_a_list_of_bad_images_needs_the_images(tmp_path):
     with pytest.raises(DataError) as error:
         ilgnet(tmp_path / "list.txt", "--bad", "bad.txt")
     assert str(error.value) == "--bad bad.txt: needs the images; add --pictures DIR"

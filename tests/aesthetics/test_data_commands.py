@@ -125,8 +125,8 @@ def test_sheet_counts_and_shows(kind, golden, tmp_path, capsys):
     thumbnails = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     assert len(thumbnails) == shown and "http" not in text.replace("http://www.w3.org", "")
     for thumbnail in thumbnails:
-        picture = cv2.imdecode(np.frombuffer(base64.b64decode(thumbnail), np.uint8), cv2.IMREAD_COLOR)
-        assert max(picture.shape[:2]) == 112
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(thumbnail), np.uint8), cv2.IMREAD_COLOR)
+        assert max(image.shape[:2]) == 112
     for label, count in labels.items():
         assert f"<td>{label}</td><td>{count}</td>" in text
     page = cv2.imread(pages[1])

@@ -228,7 +228,7 @@ def test_the_file_arrives_whole(server, tmp_path, behaviour, held, ranges):
 
 SHA = RELEASE.sha256
 WRONG_SHA = hashlib.sha256(WRONG).hexdigest()
-RETRY, ELSE = "run again to resume", "try --mirror URL or --from FOLDER"
+RETRY, ELSE = "run again to resume", "try mirror=URL or folder=FOLDER"
 LFS = "serves a Git-LFS pointer instead of the file it stands for"
 CIRCLE = "redirects in a circle or out of http (HTTP 302)"
 
@@ -275,7 +275,7 @@ def test_a_bad_server_leaves_no_file(server, tmp_path, *, behaviour, message, ke
 
 def test_a_length_that_no_int_holds_is_refused(server, tmp_path):
     with pytest.raises(
-        DownloadError, match=r"offers 9999.* bytes where the manifest says 40009; try --mirror"
+        DownloadError, match=r"offers 9999.* bytes where the manifest says 40009; try mirror="
     ):
         fetch(server, "claims-endlessly", tmp_path / "sample.bin")
     assert list(tmp_path.iterdir()) == []
@@ -354,7 +354,7 @@ def test_the_proxy_is_asked(server, tmp_path, monkeypatch, where):
         (
             RELEASE,
             {"mirror": "file:///tmp/"},
-            "file:///tmp/results/sample.bin: not an http or https address; for a folder use --from FOLDER",
+            "file:///tmp/results/sample.bin: not an http or https address; for a folder use folder=FOLDER",
         ),
         (
             replace(RELEASE, size=10**18),
@@ -384,7 +384,9 @@ def test_refused_before_a_byte(tmp_path, release, options, message):
 
 def test_a_target_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DownloadError, match=r"file/sample.bin: cannot be written \(.*\); try --dest"):
+    with pytest.raises(
+        DownloadError, match=r"file/sample.bin: cannot be written \(.*\); try another target="
+    ):
         fetch(server, "good", tmp_path / "file" / "sample.bin")
 
 
@@ -428,7 +430,7 @@ FROM = "sample: not in {folder}: "
             + SHA
             + "; fetch it again",
         ),
-        (None, "{folder}: is no folder; give --from the one that holds results/sample.bin"),
+        (None, "{folder}: is no folder; give folder= the one that holds results/sample.bin"),
     ],
     ids=["nothing", "short", "pointer", "wrong-bytes", "no-folder"],
 )

@@ -38,13 +38,13 @@ def net() -> CaffeNet:
 def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     fast = fast_net(net, precision)
     with np.load(GOLDEN / "blobs.npz") as recorded:
-        pictures = [recorded[f"in/{number}"].reshape(1, 3, 227, 227) for number in (0, 1)]
+        images = [recorded[f"in/{number}"].reshape(1, 3, 227, 227) for number in (0, 1)]
         expected = [recorded[f"sample/{number}/{HIGH}"] for number in (0, 1)]
-    for picture, probabilities in zip(pictures, expected, strict=True):
-        found = fast(data=torch.from_numpy(picture))[HIGH][0]
+    for image, probabilities in zip(images, expected, strict=True):
+        found = fast(data=torch.from_numpy(image))[HIGH][0]
         np.testing.assert_allclose(found, probabilities, rtol=0, atol=most)
     # Three of one image, one of the other: a batch gives what each image alone gives.
-    batch = fast(data=torch.from_numpy(np.concatenate([pictures[0]] * 3 + [pictures[1]])))[HIGH]
+    batch = fast(data=torch.from_numpy(np.concatenate([images[0]] * 3 + [images[1]])))[HIGH]
     np.testing.assert_allclose(batch, np.stack([expected[0]] * 3 + [expected[1]]), rtol=0, atol=most)
 
 
@@ -53,10 +53,10 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
 def test_all_hundred_recorded_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     fast = fast_net(net, precision)
     transform = Transform(crop_size=227, mean=read_mean(MEAN))
-    pictures = [row.image()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
+    images = [row.image()[0] for row in LmdbReader(GOLDEN / "val_lmdb")]
     with np.load(GOLDEN / "blobs.npz") as recorded:
         expected = recorded["high_probability"]
     for start in (*range(0, 96, 16), 96):
-        batch = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 16])))
+        batch = torch.from_numpy(transform.batch(np.stack(images[start : start + 16])))
         found = fast(data=batch)[HIGH][:, 1]
         np.testing.assert_allclose(found, expected[start : start + 16], rtol=0, atol=most)

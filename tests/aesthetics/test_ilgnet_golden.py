@@ -44,18 +44,18 @@ def sample(blob: np.ndarray) -> np.ndarray:
     return flat if flat.size <= 4096 else flat[:: flat.size // 997]
 
 
-@pytest.mark.parametrize("picture", [0, 1])
-def test_every_blob(net, recorded, picture: int) -> None:
-    names = [key.split("/", 2)[2] for key in recorded if key.startswith(f"sample/{picture}/")]
+@pytest.mark.parametrize("image", [0, 1])
+def test_every_blob(net, recorded, image: int) -> None:
+    names = [key.split("/", 2)[2] for key in recorded if key.startswith(f"sample/{image}/")]
     assert len(names) == 15
     with torch.inference_mode():
-        blobs = net(data=torch.from_numpy(recorded[f"in/{picture}"]).reshape(1, 3, 227, 227), blobs=names)
+        blobs = net(data=torch.from_numpy(recorded[f"in/{image}"]).reshape(1, 3, 227, 227), blobs=names)
     for name in names:
         found = blobs[name].numpy()
-        mean, std, largest = recorded[f"stats/{picture}/{name}"]
+        mean, std, largest = recorded[f"stats/{image}/{name}"]
         np.testing.assert_allclose(
             sample(found),
-            recorded[f"sample/{picture}/{name}"],
+            recorded[f"sample/{image}/{name}"],
             rtol=RELATIVE,
             atol=RELATIVE * largest,
             err_msg=name,
@@ -76,10 +76,10 @@ def test_the_authors_other_path(net, recorded) -> None:
 def test_a_hundred_scores(net, recorded, golden, authors) -> None:
     transform = Transform(crop_size=227, mean=read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
     found = []
-    pictures = [row.image()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]
+    images = [row.image()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]
     with torch.inference_mode():
-        for start in range(0, len(pictures), 20):
-            data = torch.from_numpy(transform.batch(np.stack(pictures[start : start + 20])))
+        for start in range(0, len(images), 20):
+            data = torch.from_numpy(transform.batch(np.stack(images[start : start + 20])))
             found.append(net(data=data)["loss1/loss"][:, 1].numpy())
     np.testing.assert_allclose(np.concatenate(found), recorded["high_probability"], rtol=1e-4, atol=1e-4)
 

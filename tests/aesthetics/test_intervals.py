@@ -78,6 +78,6 @@ def test_mcnemar_without_a_difference() -> None:
     assert (got.exact_p, got.chi2, got.chi2_p) == (1.0, None, None)
 
 
-def test_mcnemar_refuses_other_pictures() -> None:
+def test_mcnemar_refuses_other_images() -> None:
     with pytest.raises(ValueError, match="not the same images"):
         mcnemar(np.ones(3, bool), np.ones(4, bool))

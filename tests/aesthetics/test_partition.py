@@ -140,7 +140,7 @@ def test_ava2_takes_the_extreme_tenths_and_breaks_ties_by_id():
 
 
 @pytest.mark.parametrize("make", [partition_ava1, partition_ava2], ids=["ava1", "ava2"])
-def test_the_lists_depend_on_seed_and_pictures_and_not_on_the_order_of_rows(make):
+def test_the_lists_depend_on_seed_and_images_and_not_on_the_order_of_rows(make):
     table = table_of(5_000, 17_000)
     turned = table.take(np.arange(len(table))[::-1])
     first, again, other = make(table, 7), make(turned, 7), make(table, 8)
@@ -169,17 +169,15 @@ def test_orders_hold_the_same_rows(make, order):
     [
         (
             lambda table: partition_ava1(table, 1),
-            "AVA.txt: val needs 4000 images of label 0, there are 30; "
-            "give other sizes with --val-sizes LOW HIGH",
+            "AVA.txt: val needs 4000 images of label 0, there are 30; give other val_sizes=",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(5, -1)),
-            "AVA.txt: val needs -1 images of label 1, there are 50; "
-            "give other sizes with --val-sizes LOW HIGH",
+            "AVA.txt: val needs -1 images of label 1, there are 50; give other val_sizes=",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(30, 50)),
-            "AVA.txt: no training image is left; lower --delta or --val-sizes",
+            "AVA.txt: no training image is left; lower delta= or val_sizes=",
         ),
         (
             lambda table: partition_ava1(table, 1, val_sizes=(1, 1), delta=float("nan")),
@@ -230,8 +228,8 @@ def test_the_command_writes_lists_and_scores(tmp_path, capsys, suffix):
     assert {name: told[name]["rows"] for name in lists} == {"train": 620, "val": 80}
     assert told["train"]["class_sizes"] == [270, 350]
     for line in lists["train"] + lists["val"]:
-        picture, label = line.split(" ")
-        assert int(label) == (means[int(picture.removesuffix(".jpg"))] > 5)
+        image, label = line.split(" ")
+        assert int(label) == (means[int(image.removesuffix(".jpg"))] > 5)
     read = read_scores(scores)
     assert [f"{identity}.jpg" for identity in read.ids] == [
         line.split()[0] for line in lists["train"] + lists["val"]
@@ -248,7 +246,7 @@ def test_the_command_writes_lists_and_scores(tmp_path, capsys, suffix):
         assert [int(first[f"votes_{score}"]) for score in range(1, 11)] == by_id[identity]
 
 
-def test_excluded_pictures_are_left_out(tmp_path, capsys):
+def test_excluded_images_are_left_out(tmp_path, capsys):
     table = table_of(60, 80)
     ava, bad = write_ava(table, tmp_path / "AVA.txt"), tmp_path / "bad.txt"
     gone = table.ids[:3].tolist()
@@ -269,7 +267,7 @@ def test_lists_that_are_there_are_kept_unless_forced(tmp_path):
     (tmp_path / "val.txt").write_text("mine")
     with pytest.raises(DataError) as error:
         write_partition(made, table, tmp_path)
-    assert str(error.value) == f"{tmp_path / 'val.txt'}: is there already; give another --out or --force"
+    assert str(error.value) == f"{tmp_path / 'val.txt'}: is there already; give another out= or force=True"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["val.txt"]
     write_partition(made, table, tmp_path, replace=True)
     assert (tmp_path / "val.txt").read_bytes() == b"".join(

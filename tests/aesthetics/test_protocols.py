@@ -85,9 +85,9 @@ def test_counts_and_every_probability(
     run = read_run(tmp_path)
     assert (run.count, len(run.batches), run.batches[-1].size) == (count, batches, last)
     expected, labels = tiny.probability()[:count], tiny.labels[:count]
-    assert run.pictures.names.tolist() == tiny.names[:count]
-    assert (run.pictures.labels == labels).all()
-    np.testing.assert_allclose(run.pictures.probability, expected, atol=2e-6)
+    assert run.images.names.tolist() == tiny.names[:count]
+    assert (run.images.labels == labels).all()
+    np.testing.assert_allclose(run.images.probability, expected, atol=2e-6)
     right = np.where(labels == 1, expected > 0.5, expected < 0.5)
     # A probability within rounding of one half may fall either way; there is none in these sets.
     assert np.abs(expected - 0.5).min() > 2e-6
@@ -133,9 +133,9 @@ def small(tmp_path: Path) -> TinySet:
 
 def run_small(small: TinySet, protocol: str = "full", batches: int | None = None, **options):
     net = load(small.weights, small.folder / "tiny.prototxt")
-    pictures = open_images("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
+    images = open_images("own", images=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS[protocol], CROP, Mean(small.mean))
-    return run_protocol(scorer(net), pictures, preparation, 4, batches=batches, **options)
+    return run_protocol(scorer(net), images, preparation, 4, batches=batches, **options)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -150,7 +150,7 @@ def test_a_run_wraps(small: TinySet, workers: int) -> None:
     of_label = np.where(small.labels[rows] == 1, expected, 1 - expected)
     losses = -np.log(of_label).reshape(5, 4).mean(axis=1)
     np.testing.assert_allclose([b.loss for b in found.batches], losses, rtol=1e-5)
-    assert found.pictures.names.tolist() == small.names  # each once, though seven were read twice
+    assert found.images.names.tolist() == small.names  # each once, though seven were read twice
 
 
 @pytest.mark.parametrize("batches", [None, 5], ids=["full", "published"])
@@ -169,19 +169,19 @@ def test_a_journal_cut_anywhere_gives_the_same(
         path.write_bytes(b"".join(lines[:kept]) + b"half a li")
         with Journal(path, "key") as journal:
             again = run_small(small, batches=batches, journal=journal)
-        assert (again.pictures, again.batches) == (whole.pictures, whole.batches)
+        assert (again.images, again.batches) == (whole.images, whole.batches)
         assert [name for name, _ in again.bad] == [name for name, _ in whole.bad]
         assert path.read_bytes().splitlines() == [line.rstrip() for line in lines]
 
 
-def test_bad_pictures_are_left_out_and_told(small: TinySet) -> None:
+def test_bad_images_are_left_out_and_told(small: TinySet) -> None:
     images = small.folder / "images"
     (images / small.names[1]).unlink()
     (images / small.names[5]).write_bytes((images / small.names[5]).read_bytes()[:40])
     found = run_small(small)
     good = [row for row in range(13) if row not in (1, 5)]
-    assert found.pictures.names.tolist() == [small.names[row] for row in good]
-    np.testing.assert_allclose(found.pictures.probability, small.probability(np.array(good)), atol=2e-6)
+    assert found.images.names.tolist() == [small.names[row] for row in good]
+    np.testing.assert_allclose(found.images.probability, small.probability(np.array(good)), atol=2e-6)
     assert [batch.size for batch in found.batches] == [4, 4, 3]
     assert [name for name, _ in found.bad] == [small.names[1], small.names[5]]
     assert all(name in reason for name, reason in found.bad)
@@ -192,17 +192,17 @@ def test_bad_pictures_are_left_out_and_told(small: TinySet) -> None:
     assert [b.correct for b in found.batches] == [right[k : k + 4].sum() for k in range(0, 24, 4)]
 
 
-def test_one_good_picture_fills_every_batch(small: TinySet) -> None:
+def test_one_good_image_fills_every_batch(small: TinySet) -> None:
     for name in small.names[1:]:
         (small.folder / "images" / name).unlink()
     found = run_small(small, batches=3)
     assert [batch.size for batch in found.batches] == [4, 4, 4]
-    assert found.pictures.names.tolist() == small.names[:1]
+    assert found.images.names.tolist() == small.names[:1]
     assert len(found.bad) == 12
 
 
 @pytest.mark.parametrize("batches", [None, 2], ids=["full", "published"])
-def test_no_good_picture(small: TinySet, batches: int | None) -> None:
+def test_no_good_image(small: TinySet, batches: int | None) -> None:
     for name in small.names:
         (small.folder / "images" / name).unlink()
     with pytest.raises(DataError, match=rf"val\.txt: none of its 13 images can be read: .*{small.names[0]}"):
@@ -222,7 +222,7 @@ def test_ten_crops(small: TinySet) -> None:
     expected = np.mean(
         [small.of_window(*place, flip=flip) for flip in (False, True) for place in places], axis=0
     )
-    np.testing.assert_allclose(found.pictures.probability, expected, atol=2e-6)
+    np.testing.assert_allclose(found.images.probability, expected, atol=2e-6)
     assert np.abs(expected - small.probability()).max() > 1e-3
 
 
@@ -231,28 +231,28 @@ def test_the_authors_other_path(small: TinySet) -> None:
     paths = [small.folder / "images" / name for name in small.names]
     means = small.mean.astype(np.float64).mean(axis=(1, 2))
     inputs = np.stack([preprocess(load_image(path), (CROP, CROP), means) for path in paths])
-    np.testing.assert_allclose(found.pictures.probability, small.of_input(inputs), atol=2e-6)
+    np.testing.assert_allclose(found.images.probability, small.of_input(inputs), atol=2e-6)
 
 
-def test_pictures_of_other_sizes_are_resized_as_for_a_database(small: TinySet) -> None:
+def test_images_of_other_sizes_are_resized_as_for_a_database(small: TinySet) -> None:
     path = small.folder / "images" / small.names[0]
     large = np.random.default_rng(1).integers(0, 256, (31, 20, 3), dtype=np.uint8)
     cv2.imwrite(str(path), large)
-    small.pictures = small.pictures.copy()
-    small.pictures[0] = cv2.resize(large, (SIDE, SIDE)).transpose(2, 0, 1)
-    np.testing.assert_allclose(run_small(small).pictures.probability, small.probability(), atol=2e-6)
+    small.images = small.images.copy()
+    small.images[0] = cv2.resize(large, (SIDE, SIDE)).transpose(2, 0, 1)
+    np.testing.assert_allclose(run_small(small).images.probability, small.probability(), atol=2e-6)
 
 
 def test_mean_scores_reach_the_rows(small: TinySet) -> None:
     found = run_small(small, mean_score=lambda name: 5.5 if name == small.names[2] else math.nan)
-    assert found.pictures.mean_score is not None
-    assert np.flatnonzero(~np.isnan(found.pictures.mean_score)).tolist() == [2]
+    assert found.images.mean_score is not None
+    assert np.flatnonzero(~np.isnan(found.images.mean_score)).tolist() == [2]
 
 
 class NetOf:
     """Called like a CaffeNet, and gives what it was made with for every image."""
 
-    inputs, outputs = ("data",), ("prob",)
+    inputs, outputs, fixed_batch = ("data",), ("prob",), None
 
     def __init__(self, *values: float) -> None:
         self.values = values
@@ -265,14 +265,14 @@ class NetOf:
 
 
 def test_any_net_called_alike_will_do(small: TinySet) -> None:
-    pictures = open_images("own", pictures=small.folder / "images", list_file=small.folder / "val.txt")
+    images = open_images("own", images=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS["full"], CROP, Mean(small.mean))
-    found = run_protocol(scorer(NetOf(0.25, 0.75)), pictures, preparation, 4)
-    assert (found.pictures.probability == 0.75).all()
+    found = run_protocol(scorer(NetOf(0.25, 0.75)), images, preparation, 4)
+    assert (found.images.probability == 0.75).all()
     with pytest.raises(IlgnetError, match="'prob' does not hold two probabilities per image"):
-        run_protocol(scorer(NetOf(1.5, 0.75)), pictures, preparation, 4)
+        run_protocol(scorer(NetOf(1.5, 0.75)), images, preparation, 4)
     with pytest.raises(IlgnetError, match="must be 1 or more"):
-        run_protocol(scorer(NetOf(0.5, 0.5)), pictures, preparation, 0)
+        run_protocol(scorer(NetOf(0.5, 0.5)), images, preparation, 0)
 
 
 def test_a_scorer_gives_the_phases_numbers_and_leaves_the_mode() -> None:

@@ -58,8 +58,8 @@ def _run(count: int = 300, batch_size: int = 50, **changes) -> RunResult:
     labels = (rng.random(count) < 0.7).astype(int)
     probability = 1 / (1 + np.exp(-rng.normal(np.where(labels == 1, 1.5, -0.5), 1)))
     names = np.array(["0001.jpg", "0008.png", EVIL, "0000.png"])[np.arange(count) % 4]
-    pictures = ImageResults(names, labels, probability, cross_entropy(probability, labels))
-    right = pictures.correct.reshape(-1, batch_size).sum(axis=1) if count else []
+    images = ImageResults(names, labels, probability, cross_entropy(probability, labels))
+    right = images.correct.reshape(-1, batch_size).sum(axis=1) if count else []
     values = {
         "protocol": "full",
         "dataset": "ava1",
@@ -70,7 +70,7 @@ def _run(count: int = 300, batch_size: int = 50, **changes) -> RunResult:
         "preprocessing": "centre crop 227",
         "batch_size": batch_size,
         "batches": tuple(BatchRow(k, batch_size, int(n)) for k, n in enumerate(right)),
-        "pictures": pictures,
+        "images": images,
         "warnings": ("the mean file is <unknown>",),
         "versions": {"torch": "2.13"},
         "command": "ilgnet test ava1 --pictures 'a & b'",
@@ -88,7 +88,7 @@ def _log(counts: list[int], batch_size: int) -> TestLog:
 
 def test_page_is_whole_escaped_and_accessible(tmp_path: Path) -> None:
     report = build_report(_run())
-    write_report(report, tmp_path / "r.html", pictures=folder(IMAGES))
+    write_report(report, tmp_path / "r.html", images=folder(IMAGES))
     html = (tmp_path / "r.html").read_text()
     page = Page(html)
     assert page.open == []
@@ -105,18 +105,18 @@ def test_page_is_whole_escaped_and_accessible(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
 
 
-def test_thumbnails_are_the_pictures() -> None:
+def test_thumbnails_are_the_images() -> None:
     report = build_report(_run())
     groups = dict(thumbnails(report, folder(IMAGES)))
-    pictures = report.run.pictures
-    assert groups["Scored highest"][0].probability == pictures.probability.max()
-    assert groups["Scored lowest"][0].probability == pictures.probability.min()
+    images = report.run.images
+    assert groups["Scored highest"][0].probability == images.probability.max()
+    assert groups["Scored lowest"][0].probability == images.probability.min()
     assert groups["Worst mistakes"][0].probability == max(
-        pictures.probability[~pictures.correct], key=lambda value: abs(value - 0.5)
+        images.probability[~images.correct], key=lambda value: abs(value - 0.5)
     )
-    shown = [picture for row in groups.values() for picture in row]
-    assert all(bool(picture.data) == (picture.name != EVIL) for picture in shown)
-    data = next(picture.data for picture in shown if picture.data)
+    shown = [image for row in groups.values() for image in row]
+    assert all(bool(image.data) == (image.name != EVIL) for image in shown)
+    data = next(image.data for image in shown if image.data)
     small = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
     assert max(small.shape[:2]) == 160
 
@@ -125,7 +125,7 @@ def test_figures_in_page_and_json_agree(tmp_path: Path) -> None:
     run = _run()
     write_report(build_report(run), tmp_path / "r.html")
     values = json.loads((tmp_path / "r.json").read_text())
-    right = int(run.pictures.correct.sum())
+    right = int(run.images.correct.sum())
     assert values["metrics"]["accuracy"]["value"] == right / 300 == values["protocol_accuracy"]["value"]
     assert values["published"]["correct"] == 2042 and values["compatibility"]["p_value"] > 0
     assert f"{right / 3:.2f} %" in (tmp_path / "r.html").read_text()
@@ -142,16 +142,16 @@ def test_random_weights_are_named_in_every_section() -> None:
 def test_log_in_both_orders() -> None:
     run = _run(20_000)
     order = caffe_shuffle(20_000, 1164)
-    counts = run.pictures.correct[order][:2500].reshape(50, 50).sum(axis=1).tolist()
+    counts = run.images.correct[order][:2500].reshape(50, 50).sum(axis=1).tolist()
     given, permuted = build_report(run, _log(counts, 50)).verdicts
     assert (given.order, given.verdict) != (permuted.order, permuted.verdict)
     assert given.verdict != "identical" and not given.same_rows
     assert permuted.verdict == "identical" and permuted.equal == 50 and "seed 1164" in permuted.order
 
 
-def test_log_of_another_batch_size_is_counted_from_the_pictures() -> None:
+def test_log_of_another_batch_size_is_counted_from_the_images() -> None:
     run = _run(400, batch_size=40)
-    counts = run.pictures.correct[:300].reshape(10, 30).sum(axis=1).tolist()
+    counts = run.images.correct[:300].reshape(10, 30).sum(axis=1).tolist()
     (verdict,) = build_report(run, _log(counts, 30)).verdicts
     assert verdict.verdict == "identical"
 
@@ -162,17 +162,15 @@ def test_log_longer_than_the_run_gives_no_verdict() -> None:
 
 def test_beside_another_run() -> None:
     run = _run(4, batch_size=2)
-    wrong = ImageResults(
-        run.pictures.names, run.pictures.labels, 1 - run.pictures.probability, run.pictures.loss
-    )
-    report = build_report(run, other=_run(4, batch_size=2, pictures=wrong), other_name="the <other>")
+    wrong = ImageResults(run.images.names, run.images.labels, 1 - run.images.probability, run.images.loss)
+    report = build_report(run, other=_run(4, batch_size=2, images=wrong), other_name="the <other>")
     assert report.mcnemar is not None
-    right = int(run.pictures.correct.sum())
+    right = int(run.images.correct.sum())
     assert (report.mcnemar.only_first, report.mcnemar.only_second) == (right, 4 - right)
     assert "Compared with the &lt;other&gt;" in render(report)
 
 
-def test_runs_over_other_pictures_are_refused() -> None:
+def test_runs_over_other_images_are_refused() -> None:
     empty = _run(0)
     with pytest.raises(DataError, match="share no image"):
         build_report(_run(), other=empty)
@@ -189,7 +187,7 @@ def test_page_and_json_must_be_two_files(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_outside_or_broken(tmp_path: Path) -> None:
+def test_images_outside_or_broken(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     read = folder(tmp_path)
     assert [read(name) for name in ("empty.jpg", "none.jpg", "a\0b")] == [None] * 3

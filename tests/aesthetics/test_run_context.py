@@ -59,8 +59,8 @@ PARTITIONS = {
 @pytest.mark.parametrize("of, partition, dataset, protocol, expected", PARTITIONS.values(), ids=PARTITIONS)
 def test_partition_warnings(of, partition, dataset, protocol, expected) -> None:
     known = find_release(partition) if partition else None
-    pictures = Listed(title="val.txt", sha256="cd" * 32, release=known, labels=np.array([0] * 6 + [1] * 3))
-    found = partition_warnings(pictures, dataset, weights(of), PROTOCOLS[protocol], 5)
+    images = Listed(title="val.txt", sha256="cd" * 32, release=known, labels=np.array([0] * 6 + [1] * 3))
+    found = partition_warnings(images, dataset, weights(of), PROTOCOLS[protocol], 5)
     assert len(found) == len(expected)
     for warning, part in zip(found, expected, strict=True):
         assert part in warning
@@ -68,8 +68,8 @@ def test_partition_warnings(of, partition, dataset, protocol, expected) -> None:
 
 
 def test_a_run_that_wraps_is_told() -> None:
-    pictures = Listed(title="val.txt", sha256="", release=None, labels=np.array([0, 1, 1]))
-    found = partition_warnings(pictures, "own", weights(), PROTOCOLS["published"], 4)
+    images = Listed(title="val.txt", sha256="", release=None, labels=np.array([0, 1, 1]))
+    found = partition_warnings(images, "own", weights(), PROTOCOLS["published"], 4)
     assert found == ["wrapped: 4 images are read of a list of 3, some more than once"]
 
 
@@ -99,7 +99,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_mean_of_the_weights(authors: Path, home: Path) -> None:
     full, whole = PROTOCOLS["full"], PROTOCOLS["resize"]
-    with pytest.raises(IlgnetError, match="`ilgnet data get ava1-mean`, or give --mean FILE"):
+    with pytest.raises(IlgnetError, match="`ilgnet data get ava1-mean`, or give mean=FILE"):
         choose_mean("ava1", full, weights())
     # Weights trained on AVA1 take AVA1's mean, whatever they are tested on.
     with pytest.raises(IlgnetError, match="ava1-mean"):
@@ -128,9 +128,9 @@ def test_mean_without_files(tmp_path: Path, home: Path) -> None:
     mean, source, warnings = choose_mean("ava1", full, weights(), values=(1, 2, 3))
     assert (mean.values, source) == ((1, 2, 3), None)
     assert warnings == ["wrong mean file: none, but the channel means that were given"]
-    with pytest.raises(IlgnetError, match="no mean: give --mean FILE or --mean-value"):
+    with pytest.raises(IlgnetError, match="no mean: give mean=FILE or mean_values="):
         choose_mean("own", full, weights())
-    with pytest.raises(IlgnetError, match="give --mean or --mean-value, not both"):
+    with pytest.raises(IlgnetError, match="give mean= or mean_values=, not both"):
         choose_mean("own", full, weights(), "x", (1, 2, 3))
     with pytest.raises(DataError, match="cannot be read"):
         choose_mean("own", full, weights(), tmp_path / "absent")
@@ -169,34 +169,34 @@ def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pyt
     release = manifest.Release("ava1-val", "partition", "val.txt", 1, digest)
     known = "ilgnet_repro.aesthetics.labelled_images.known_release"
     monkeypatch.setattr(known, lambda sha256: release if sha256 == digest else None)
-    for pictures in (ListedImages(rows), StoredImages(database)):
-        assert (pictures.release, pictures.sha256, pictures.order) == (release, digest, "as given")
-        assert list(pictures.names) == tiny.names
-        assert pictures.labels.tolist() == tiny.labels.tolist()
+    for images in (ListedImages(rows), StoredImages(database)):
+        assert (images.release, images.sha256, images.order) == (release, digest, "as given")
+        assert list(images.names) == tiny.names
+        assert images.labels.tolist() == tiny.labels.tolist()
 
 
 def test_the_released_lists_are_opened_by_name(authors: Path, home: Path) -> None:
     with pytest.raises(IlgnetError, match="the released list is not there; `ilgnet data get ava2-val`"):
-        open_images("ava2", pictures="images")
+        open_images("ava2", images="images")
     path = home / find_release("ava2-val").path
     path.parent.mkdir(parents=True)
     path.write_bytes((authors / "data" / "AVA2" / "val.txt").read_bytes())
-    pictures = open_images("ava2", pictures="images")
-    assert (len(pictures), pictures.release.name, int(pictures.labels.sum())) == (25_553, "ava2-val", 12_722)
-    assert pictures.picture(0) == f"images/{pictures.names[0]}"
+    images = open_images("ava2", images="images")
+    assert (len(images), images.release.name, int(images.labels.sum())) == (25_553, "ava2-val", 12_722)
+    assert images.image(0) == f"images/{images.names[0]}"
 
 
 CHOICES = {
-    "nothing": ({}, "no images: give --pictures FOLDER, --list LIST or --lmdb DB"),
-    "both": ({"database": "db", "pictures": "images"}, "leave out --list and --pictures"),
-    "own without a list": ({"pictures": "images"}, "give the labels too, with --list LIST"),
+    "nothing": ({}, "no images: give images=FOLDER, list_file=LIST or database=DB"),
+    "both": ({"database": "db", "images": "images"}, "leave out list_file= and images="),
+    "own without a list": ({"images": "images"}, "give the labels too, as list_file=LIST"),
     "no database": ({"database": "absent"}, "is not an LMDB"),
     "no list": ({"list_file": "absent.txt"}, "absent.txt: cannot be read"),
 }
 
 
 @pytest.mark.parametrize("options, message", CHOICES.values(), ids=CHOICES)
-def test_pictures_that_cannot_be_opened(options: dict, message: str) -> None:
+def test_images_that_cannot_be_opened(options: dict, message: str) -> None:
     with pytest.raises(IlgnetError, match=message):
         open_images("own", **options)
 

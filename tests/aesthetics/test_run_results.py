@@ -40,7 +40,7 @@ ROWS = [
     (name, k % 2, float(np.float32(0.1) * k), 0.1 + 1 / 3 * k, math.nan if k == 2 else 4.7 + k)
     for k, name in enumerate(AWKWARD)
 ]
-PICTURES = from_rows(ROWS)
+IMAGES = from_rows(ROWS)
 
 
 def _run(**changes) -> RunResult:
@@ -54,7 +54,7 @@ def _run(**changes) -> RunResult:
         "preprocessing": "256, mean image, crop 227",
         "batch_size": 4,
         "batches": (BatchRow(0, 4, 3, 0.25), BatchRow(1, 4, 2)),
-        "pictures": PICTURES,
+        "images": IMAGES,
         "warnings": ("one",),
         "versions": {"torch": "2"},
         "command": "ilgnet test ava1",
@@ -65,15 +65,15 @@ def _run(**changes) -> RunResult:
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize(
-    "pictures",
-    [PICTURES, from_rows([]), from_rows([(*row[:4], math.nan) for row in ROWS])],
+    "images",
+    [IMAGES, from_rows([]), from_rows([(*row[:4], math.nan) for row in ROWS])],
     ids=["all", "none", "no scores"],
 )
-def test_table_round_trip(tmp_path: Path, suffix: str, pictures: ImageResults) -> None:
+def test_table_round_trip(tmp_path: Path, suffix: str, images: ImageResults) -> None:
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs the extra `tables`")
-    write_table(tmp_path / f"t{suffix}", pictures)
-    assert read_table(tmp_path / f"t{suffix}") == pictures
+    write_table(tmp_path / f"t{suffix}", images)
+    assert read_table(tmp_path / f"t{suffix}") == images
     assert [path.name for path in tmp_path.iterdir()] == [f"t{suffix}"]
 
 
@@ -104,7 +104,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(IlgnetError, match=r"pip install 'ilgnet_repro\[tables\]'"):
-        write_table(tmp_path / "t.parquet", PICTURES)
+        write_table(tmp_path / "t.parquet", IMAGES)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,7 +147,7 @@ def test_journal_gives_back_what_it_got(tmp_path: Path) -> None:
         journal.append(ROWS[:3])
         journal.append(ROWS[3:])
     with Journal(tmp_path / "j", "key") as journal:
-        assert from_rows(journal.rows) == PICTURES
+        assert from_rows(journal.rows) == IMAGES
 
 
 def test_journal_cut_anywhere_keeps_whole_lines(tmp_path: Path) -> None:
@@ -216,17 +216,15 @@ def test_journal_outlives_a_kill(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_survives_the_file(tmp_path) -> None:
     """A net that diverged: the journal of a long test is still written, as JSON that any reader takes."""
     run = _run()
-    loss = np.array(run.pictures.loss)
+    loss = np.array(run.images.loss)
     loss[0], loss[-1] = np.nan, np.inf
-    pictures = dataclasses.replace(run.pictures, loss=loss)
+    images = dataclasses.replace(run.images, loss=loss)
     first = dataclasses.replace(run.batches[0], loss=float("nan"))
-    changed = dataclasses.replace(run, pictures=pictures, batches=(first, *run.batches[1:]))
+    changed = dataclasses.replace(run, images=images, batches=(first, *run.batches[1:]))
     changed.write(tmp_path / "run.json")
     json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
     read = RunResult.read(tmp_path / "run.json")
-    assert (
-        read.pictures == pictures and math.isnan(read.batches[0].loss) and read.batches[1:] == run.batches[1:]
-    )
+    assert read.images == images and math.isnan(read.batches[0].loss) and read.batches[1:] == run.batches[1:]
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path) -> None:

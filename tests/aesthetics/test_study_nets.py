@@ -25,11 +25,11 @@ def test_nothing_else_is_shipped_under_prototxt():
 
 
 @pytest.mark.parametrize(
-    ("partition", "pictures", "batch_size"),
+    ("partition", "images", "batch_size"),
     [("AVA1", 20_000, 50), ("AVA2", 25_553, 48)],
     ids=["ava1", "ava2"],
 )
-def test_shipped_solver_tests_its_own_partition_whole(partition, pictures, batch_size):
+def test_shipped_solver_tests_its_own_partition_whole(partition, images, batch_size):
     folder = SHIPPED / "ilgnet"
     solver = read_solver(folder / f"{partition.lower()}_solver.prototxt")
     for file, part in ((solver.train_net, "train"), (solver.test_net[0], "val")):
@@ -37,4 +37,4 @@ def test_shipped_solver_tests_its_own_partition_whole(partition, pictures, batch
         assert data.data_param.source.endswith(f"data/{partition}/{part}_lmdb")
         assert f"/{partition}/" in data.transform_param.mean_file
     assert data.data_param.batch_size == batch_size
-    assert 0 <= solver.test_iter[0] * batch_size - pictures < batch_size
+    assert 0 <= solver.test_iter[0] * batch_size - images < batch_size

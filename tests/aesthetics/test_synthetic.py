@@ -14,10 +14,10 @@ from ilgnet_repro.train.solver import read_settings
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    return make_task(tmp_path_factory.mktemp("task"), pictures=160, val=40)
+    return make_task(tmp_path_factory.mktemp("task"), images=160, val=40)
 
 
-def test_the_same_seed_draws_the_same_pictures():
+def test_the_same_seed_draws_the_same_images():
     first, second, other = (draw_image(np.random.default_rng(seed), True) for seed in (1, 1, 2))
     assert first[0].shape == (SIDE, SIDE, 3) and first[0].dtype == np.uint8
     assert np.array_equal(first[0], second[0]) and first[1] == second[1]

@@ -45,7 +45,7 @@ def test_files_and_tables(tiny: TinySet, capsys: pytest.CaptureFixture, table: s
         f"pictures.{table}",
         "run.json",
     ]
-    assert read_table(f"own_full/pictures.{table}") == run.pictures
+    assert read_table(f"own_full/pictures.{table}") == run.images
     assert Path("own_full/bad.txt").read_text().startswith(f"{tiny.names[4]}\timages/{tiny.names[4]}: ")
     assert [batch.size for batch in run.batches] == [5, 5, 5, 5, 2]
     assert run.warnings == (
@@ -79,7 +79,7 @@ def test_the_fast_path_says_how_far_it_is_off(
         " on the first 16 images", run.computed,
     )  # fmt: skip
     assert stated is not None
-    far = abs(run.pictures.probability - exact.pictures.probability).max()
+    far = abs(run.images.probability - exact.images.probability).max()
     assert far < 1e-6
     assert float(stated[1]) < 1e-6
 
@@ -210,4 +210,4 @@ def test_interrupted(tiny: TinySet, capsys: pytest.CaptureFixture, monkeypatch: 
     assert len(seen) == 3 + 4
     resumed = RunResult.read("own_full/run.json")
     assert main(command(tiny, "--batch-size", "4", "--out", "whole")) == 0
-    assert RunResult.read("whole/run.json").pictures == resumed.pictures
+    assert RunResult.read("whole/run.json").images == resumed.images

@@ -32,16 +32,16 @@ def roi_pooling(x, rois, pooled, scale, diff=None):
     top = np.zeros((len(rois), x.shape[1], *pooled), x.dtype)
     slope = np.zeros_like(x)
     for index, roi in enumerate(rois):
-        picture = int(roi[0])
+        image = int(roi[0])
         for place, (y1, y2, x1, x2) in roi_bins(roi, pooled, x.shape[2:], scale):
             if y2 <= y1 or x2 <= x1:
                 continue
             for channel in range(x.shape[1]):
-                window = x[picture, channel, y1:y2, x1:x2]
+                window = x[image, channel, y1:y2, x1:x2]
                 row, column = np.unravel_index(window.argmax(), window.shape)
                 top[(index, channel, *place)] = window[row, column]
                 if diff is not None:
-                    slope[picture, channel, y1 + row, x1 + column] += diff[(index, channel, *place)]
+                    slope[image, channel, y1 + row, x1 + column] += diff[(index, channel, *place)]
     return top, slope
 
 
@@ -50,7 +50,7 @@ def psroi_pooling(x, rois, outputs, group, scale, diff=None):
     top = np.zeros((len(rois), outputs, group, group), x.dtype)
     slope = np.zeros_like(x)
     for index, roi in enumerate(rois):
-        picture = int(roi[0])
+        image = int(roi[0])
         low = [F32(c_round(roi[axis])) * F32(scale) for axis in (2, 1)]
         high = [F32(c_round(roi[axis]) + 1) * F32(scale) for axis in (4, 3)]
         step = [max(last - first, F32(0.1)) / F32(group) for first, last in zip(low, high, strict=True)]
@@ -63,7 +63,7 @@ def psroi_pooling(x, rois, outputs, group, scale, diff=None):
             y1, y2, x1, x2 = edges
             if y2 <= y1 or x2 <= x1:
                 continue
-            own = (picture, (channel * group + place[0]) * group + place[1], slice(y1, y2), slice(x1, x2))
+            own = (image, (channel * group + place[0]) * group + place[1], slice(y1, y2), slice(x1, x2))
             top[(index, channel, *place)] = x[own].astype(np.float64).mean()
             if diff is not None:
                 slope[own] += diff[(index, channel, *place)] / ((y2 - y1) * (x2 - x1))
@@ -111,10 +111,10 @@ def detect(loc, conf, priors, *, classes, background=0, shared=True, code_type="
     count = priors.shape[2] // 4
     boxes = priors[0].reshape(2, count, 4)
     rows: list = []
-    for picture in range(len(loc)):
+    for image in range(len(loc)):
         found: list = []
-        offsets = loc[picture].reshape(count, -1, 4)
-        scores = conf[picture].reshape(count, classes)
+        offsets = loc[image].reshape(count, -1, 4)
+        scores = conf[image].reshape(count, classes)
         for label in range(classes):
             if label == background:
                 continue
@@ -126,12 +126,12 @@ def detect(loc, conf, priors, *, classes, background=0, shared=True, code_type="
                 for p, variance in zip(likely, variances, strict=True)
             ]
             for index in suppress(own, [scores[p, label] for p in likely], threshold, eta=eta):
-                found.append([picture, label, scores[likely[index], label], *own[index]])
+                found.append([image, label, scores[likely[index], label], *own[index]])
         if keep is not None:
             least = sorted((row[2] for row in found), reverse=True)[:keep]
             found = [row for row in found if row[2] in least]
         rows += found
-    rows = rows or [[picture, *[-1] * 6] for picture in range(len(loc))]
+    rows = rows or [[image, *[-1] * 6] for image in range(len(loc))]
     return np.array(rows, F32)[None, None]
 
 
@@ -185,15 +185,15 @@ def propose(scores, deltas, info, anchors, *, stride, top_n, threshold, min_size
     return regions, found_scores if keep_small else found_scores[:, None]
 
 
-def prior_boxes(feature, picture, sizes, variance, step=None, offset=0.5, clip=False):
+def prior_boxes(feature, image, sizes, variance, step=None, offset=0.5, clip=False):
     """SSD's default boxes for sizes in pixels, 1×2×4P."""
-    step = step or (picture[0] / feature[0], picture[1] / feature[1])
+    step = step or (image[0] / feature[0], image[1] / feature[1])
     boxes = []
     for row, column in np.ndindex(*feature):
         y, x = (row + offset) * step[0], (column + offset) * step[1]
         for wide, tall in sizes:
-            box = [(x - wide / 2) / picture[1], (y - tall / 2) / picture[0]]
-            box += [(x + wide / 2) / picture[1], (y + tall / 2) / picture[0]]
+            box = [(x - wide / 2) / image[1], (y - tall / 2) / image[0]]
+            box += [(x + wide / 2) / image[1], (y + tall / 2) / image[0]]
             boxes += [min(max(edge, 0), 1) for edge in box] if clip else box
     variances = np.resize(np.asarray(variance), len(boxes))
     return np.array([[boxes, variances]], F32)

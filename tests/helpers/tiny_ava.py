@@ -33,8 +33,8 @@ class TinySet:
         self.folder = folder
         # Three bytes an image decide it; all 192 of them random would only take longer.
         colours = random.integers(0, 256, (count, 3, 1, 1), dtype=np.uint8)
-        self.pictures = np.broadcast_to(colours, (count, 3, SIDE, SIDE)) // 2
-        self.pictures = self.pictures + random.integers(0, 99, (1, 3, SIDE, SIDE), dtype=np.uint8)
+        self.images = np.broadcast_to(colours, (count, 3, SIDE, SIDE)) // 2
+        self.images = self.images + random.integers(0, 99, (1, 3, SIDE, SIDE), dtype=np.uint8)
         self.labels = np.zeros(count, np.int64)
         self.labels[: round(count * high)] = 1
         random.shuffle(self.labels)
@@ -55,10 +55,8 @@ class TinySet:
         path = self.folder / "lmdb"
         path.mkdir()
         writer = LmdbWriter(path)
-        rows = enumerate(zip(self.names, self.pictures, self.labels, strict=True))
-        writer.write(
-            [(row_key(i, name), raw_datum(picture, int(label))) for i, (name, picture, label) in rows]
-        )
+        rows = enumerate(zip(self.names, self.images, self.labels, strict=True))
+        writer.write([(row_key(i, name), raw_datum(image, int(label))) for i, (name, image, label) in rows])
         writer.close()
         return path
 
@@ -67,9 +65,9 @@ class TinySet:
         import cv2
 
         (self.folder / "images").mkdir()
-        for name, picture in zip(self.names, self.pictures, strict=True):
+        for name, image in zip(self.names, self.images, strict=True):
             if files:
-                cv2.imwrite(str(self.folder / "images" / name), picture.transpose(1, 2, 0))
+                cv2.imwrite(str(self.folder / "images" / name), image.transpose(1, 2, 0))
         path = self.folder / "val.txt"
         path.write_text("\n".join(f"{n} {label}" for n, label in zip(self.names, self.labels, strict=True)))
         return path
@@ -82,7 +80,7 @@ class TinySet:
     def of_window(
         self, top: int, left: int, flip: bool = False, rows: np.ndarray | None = None
     ) -> np.ndarray:
-        chosen = self.pictures if rows is None else self.pictures[rows]
+        chosen = self.images if rows is None else self.images[rows]
         window = (chosen - self.mean.astype(np.float64))[:, :, top : top + CROP, left : left + CROP]
         return self.of_input(window[..., ::-1] if flip else window)
 

@@ -66,7 +66,7 @@ class StoredImages:
     def __init__(self, database: str | os.PathLike[str]) -> None:
         self._reader = LmdbReader(database)
         names, labels = [], []
-        for key, head in self._reader.heads():
+        for key, head in self._reader.headers():
             names.append(_name(key))
             labels.append(head.label)
         if not names:

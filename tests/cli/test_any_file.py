@@ -373,7 +373,7 @@ def test_a_folder_is_taken_with_its_subfolders(capsys) -> None:
         Path(place).mkdir()
         shutil.copy("net.prototxt", place)
     shutil.copy("net.caffemodel", "zoo/one.caffemodel")
-    shutil.copy("net.caffemodel", "zoo/a/net.bin")  # told by its content
+    shutil.copy("net.caffemodel", "zoo/a/net.bin")  # recognized by content
     shutil.copy("net.caffemodel.h5", "zoo/a/b/net.caffemodel.h5")
     shutil.copy("net.caffemodel", "zoo/.hidden/net.caffemodel")
     Path("zoo/a/page.caffemodel").write_text("<!DOCTYPE html><html></html>")

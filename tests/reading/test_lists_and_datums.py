@@ -105,7 +105,7 @@ def test_float_data_round_trip():
     assert datum_header(memoryview(datum.SerializeToString()), "x").kind == "float"
 
 
-def test_force_color_on_raw_rows_is_told():
+def test_force_color_on_raw_rows_warns():
     with pytest.warns(UserWarning, match="have no effect on rows that are not encoded"):
         image = datum_image(parse_datum(raw_datum(PICTURE, 1), "x"), "x", colour=False)
     assert np.array_equal(image, PICTURE)

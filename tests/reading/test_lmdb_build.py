@@ -158,7 +158,7 @@ def test_two_builds_of_one_database_do_not_meet(images, tmp_path):
     assert build_lmdb(images, listed, tmp_path / "db").stored == 2
 
 
-def test_full_disk_is_one_line_and_the_build_goes_on(images, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_the_build_resumes(images, tmp_path, monkeypatch):
     listed = write_list(images, [f"{number % 8}.png" for number in range(2000)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -177,7 +177,7 @@ def test_full_disk_is_one_line_and_the_build_goes_on(images, tmp_path, monkeypat
     assert contents(tmp_path / "db") == contents(tmp_path / "whole")
 
 
-def test_killed_builds_go_on_to_the_same_database(images, tmp_path):
+def test_killed_builds_resume_to_the_same_database(images, tmp_path):
     names = ["missing.png" if number % 97 == 5 else f"{number % 8}.png" for number in range(15_000)]
     listed = write_list(images, names)
     build_lmdb(images, listed, tmp_path / "whole", BuildOptions(encoded=True))

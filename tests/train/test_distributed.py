@@ -81,7 +81,7 @@ def test_two_processes_make_the_recorded_run(workplace):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(workplace):
+def test_a_killed_run_resumes_to_the_same_weights(workplace):
     write_solver(workplace, "adam", max_iter=60, snapshot=4)
     fresh = command(workplace, "--weights", "tiny_init.caffemodel", "--keep", "3")
     subprocess.run(fresh, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""Runs that diverge: said, stopped, never the best, and never in the place of a sound snapshot."""
+"""Runs that diverge: logged, stopped, never the best, and never displacing a finite snapshot."""
 
 from __future__ import annotations
 
@@ -129,16 +129,16 @@ def test_a_sound_run_keeps_what_it_kept(tmp_path):
     assert snapshots(tmp_path) == ["out_iter_8.solverstate"] and best.best.tested == 8
 
 
-def test_diverging_is_told_once_a_streak(tmp_path):
-    told = []
+def test_diverging_is_logged_once_per_streak(tmp_path):
+    logged = []
 
     class Ear(Observer):
         def log(self, topic, text):
             if topic == "diverged":
-                told.append(text)
+                logged.append(text)
 
     Trainer(make_settings(solver(tmp_path)), Options(allow_nonfinite=True), [Ear()]).solve()
-    assert told == ["iteration 4: the loss is nan"]
+    assert logged == ["iteration 4: the loss is nan"]
 
 
 def test_a_diverged_snapshot_is_resumed_only_on_request(tmp_path):
@@ -216,7 +216,7 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
             (tmp_path / f"out_iter_{number}.{kind}").touch()
     held = Snapshots("out", tmp_path, keep=1, nonfinite={6, 8}, written={2, 4, 6, 8, 10})
     held.prune(8)
-    assert held.iterations() == [8, 10]  # 10 is the newest sound one, 8 the newest of the others
+    assert held.iterations() == [8, 10]  # 10 is the newest finite one, 8 the newest of the others
     held.nonfinite.add(10)
     assert held.latest() is None
 

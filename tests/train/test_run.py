@@ -157,14 +157,14 @@ def test_no_test_at_first_where_it_is_off(tmp_path):
 
 
 def test_test_compute_loss(tmp_path):
-    told = []
+    logged = []
 
     class Ear(Recorder):
         def on_test(self, trainer, test):
-            told.append((test.loss, test.outputs[0].value))
+            logged.append((test.loss, test.outputs[0].value))
 
     Trainer(settings_of("sgd_exp", tmp_path, test_compute_loss=True, max_iter=0), observers=[Ear()]).solve()
-    assert len(told) == 1 and told[0][0] == pytest.approx(told[0][1])
+    assert len(logged) == 1 and logged[0][0] == pytest.approx(logged[0][1])
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 6])

@@ -131,18 +131,18 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         Trainer(settings_of("sgd_fixed", tmp_path, weights=(str(PIPELINE / "tiny_crop.caffemodel"),)))
 
 
-def test_later_weights_win_and_strange_layers_are_told(tmp_path):
+def test_later_weights_win_and_ignored_layers_are_logged(tmp_path):
     """Two files: all of Caffe's at step 10, then one layer of step 20 and one the net lacks."""
     later = pb.NetParameter.FromString((SOLVERS / "sgd_fixed_iter_20.caffemodel").read_bytes())
     kept = [layer for layer in later.layer if layer.name == "fc"]
     kept.append(pb.LayerParameter(name="strange", type="InnerProduct", blobs=kept[0].blobs))
     (tmp_path / "fc.caffemodel").write_bytes(pb.NetParameter(name="x", layer=kept).SerializeToString())
-    told = []
+    logged = []
 
     class Ear(Observer):
         def log(self, topic, text):
             if topic == "ignored":
-                told.append(text)
+                logged.append(text)
 
     files = (str(SOLVERS / "sgd_fixed_iter_10.caffemodel"), str(tmp_path / "fc.caffemodel"))
     trainer = Trainer(settings_of("sgd_fixed", tmp_path, weights=files), observers=[Ear()])
@@ -151,7 +151,7 @@ def test_later_weights_win_and_strange_layers_are_told(tmp_path):
                         input_shapes={"data": (1, 3, 64, 64)})  # fmt: skip
         for mine, theirs in zip(trainer.net.params[layer], held.params[layer], strict=True):
             assert bool((mine == theirs).all())
-    assert told == ["Ignoring source layer strange"]
+    assert logged == ["Ignoring source layer strange"]
 
 
 SPLIT_NET = """name: "s"
@@ -306,16 +306,16 @@ def test_names_that_hdf5_cannot_hold_are_refused_at_the_start(first, second, mes
     Trainer(named_settings(first, second, "InnerProduct", tmp_path))  # binary files hold any name
 
 
-def test_a_slash_in_hdf5_is_told(tmp_path):
-    told = []
+def test_a_slash_in_hdf5_is_noted(tmp_path):
+    logged = []
 
     class Ear(Observer):
         def log(self, topic, text):
             if topic == "note":
-                told.append(text)
+                logged.append(text)
 
     Trainer(named_settings("a/b", "c", "InnerProduct", tmp_path, snapshot_hdf5=True), observers=[Ear()])
-    assert told == [
+    assert logged == [
         "snapshot_format HDF5: layer a/b has a slash in its name; such snapshots resume here, but Caffe neither "
         "writes nor reads them"
     ]

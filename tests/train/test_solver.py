@@ -78,7 +78,7 @@ def test_snapshot_prefix(read, tmp_path, text, prefix):
     assert read('net: "net.prototxt" ' + text).snapshot_prefix == prefix
 
 
-def test_older_and_idle_fields_are_told(read):
+def test_older_and_unused_fields_are_noted(read):
     settings = read(NET_FIELD + "solver_type: ADAM momentum: 0.9 gamma: 0.5 layer_wise_reduce: false")
     assert settings.type == "Adam"
     assert settings.notes == (

@@ -180,7 +180,7 @@ def _regions(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) 
 
 def _proposals(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     assert isinstance(layer, (Proposal, ProposalLayer))
-    stride = layer.rules.feat_stride
+    stride = layer.proposal_settings.feat_stride
     return (SHARES, Uniform(-0.5, 0.5), ImageSize(bottoms[0][2] * stride, bottoms[0][3] * stride))[index]
 
 

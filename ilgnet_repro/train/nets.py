@@ -150,7 +150,7 @@ def learnables(net: CaffeNet) -> list[Learnable]:
                     multipliers.setdefault(field, getattr(spec, field))
             if not net.plan.blobs[node.name][index].learned:
                 # NVIDIA's BatchNorm sets the rates of its statistics to 0, whatever the text says.
-                must_be_zero = isinstance(layer, BatchNorm) and not layer.is_nvidias
+                must_be_zero = isinstance(layer, BatchNorm) and not layer.is_nvidia
                 if must_be_zero and multipliers.get("lr_mult"):
                     raise layer.error("lr_mult must be 0: its blobs are statistics; remove the param rows")
                 multipliers["lr_mult"] = 0.0

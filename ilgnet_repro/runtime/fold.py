@@ -180,7 +180,7 @@ def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
 
 
 def _fork_affine(layer: BN, rank: int) -> _Affine | None:
-    if layer.is_segnets and rank < 4:
+    if layer.is_segnet and rank < 4:
         return None  # its top has four axes, which no layer before it would give
     scale, shift = _wide(layer.scale), _wide(layer.shift)
     if layer.kind == "folded":

@@ -1,4 +1,4 @@
-"""What is known of a net beside its layers and weights: where they came from, and how it is used."""
+"""What is known of a net besides its layers and weights: source, preprocessing, labels, score."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .reading.net_preprocessing import preprocessing_of
 from .reading.preprocessing import ORDERS, Preprocessing, read_bgr
 from .schema import caffe_pb2 as pb
 
-FEW = 8  # labels that a repr lists
+FEW = 8  # labels shown in a repr
 
 
 @dataclass(frozen=True)
 class Source:
     """Where the weights came from; ``net`` is what the weights file itself calls its net.
 
-    ``sha256`` is None where the file was not hashed, ``release`` the name of the known model that it is.  ``derived``
-    says what was done to its weights since ("folded", "int8"), or that they are others by now ("changed").
+    ``sha256`` is None where the file was not hashed, ``release`` the name of the known model.  ``derived``
+    lists what was done to its weights since ("folded", "int8", or "changed" for anything else).
     """
 
     file: str
@@ -38,7 +38,7 @@ class Source:
     derived: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         return {
             "file": self.file,
             "bytes": self.bytes,
@@ -49,13 +49,13 @@ class Source:
         }
 
     def after(self, change: str) -> Source:
-        """Return this once its weights were ``change``d, unless that is said already."""
+        """Return this with ``change`` added to ``derived``, unless it is there already."""
         known = self.derived.split(", ") if self.derived else []
         return self if change in known else replace(self, derived=", ".join([*known, change]))
 
     @classmethod
-    def from_json(cls, values: object) -> Source:
-        """Read what `to_json` gave; a key that is absent is not known.  Raises FormatError on anything else."""
+    def from_json(cls, values: Any) -> Source:
+        """Read the result of `to_json`; missing keys are unknown.  Raises FormatError on anything else."""
         kinds: dict[str, type | tuple[type, ...]] = {
             "file": str, "bytes": int, "sha256": (str, type(None)), "release": (str, type(None)), "net": str,
             "derived": str,
@@ -73,12 +73,12 @@ class Source:
 
 @dataclass(frozen=True, repr=False)
 class About:
-    """What a net carries along.
+    """The metadata of a net.
 
-    ``assumed`` tells that preprocessing, labels and score are those of a model that has the same layers, which
-    need not be the one these weights were trained for.  ``model`` is the name of the known model.  ``prototxt`` is
-    where the net's text was found, ``extra_layers`` what the weights file holds and the net lacks.  A net that
-    prepares uint8 images itself has their channel order in ``image_order``.
+    ``assumed`` means that preprocessing, labels and score are those of a model with the same layers, which
+    may differ from the model these weights were trained as.  ``model`` is the name of the known model.  ``prototxt``
+    is where the net's text was found, ``extra_layers`` are layers of the weights file that the net lacks.
+    ``image_order`` is the channel order of a net that prepares uint8 images itself.
     """
 
     preprocessing: Preprocessing | None = None
@@ -94,14 +94,14 @@ class About:
     image_order: str = ""
 
     def of_model(self, model: KnownModel, *, assumed: bool = False) -> About:
-        """Return this with what the manifest knows of a model."""
+        """Return this with the metadata of a known model."""
         return replace(
             self, preprocessing=model.preprocessing, assumed=assumed, labels=model.labels, score=model.score,
             model=model.name,
         )  # fmt: skip
 
     def stating(self, preprocessing: Preprocessing) -> About:
-        """Return this with the preprocessing that the caller states; what else was assumed is still said to be."""
+        """Return this with the caller's preprocessing; a note keeps what else was assumed."""
         if not self.assumed:
             return replace(self, preprocessing=preprocessing)
         notes = tuple(note for note in self.notes if not note.startswith(ASSUMED))
@@ -127,7 +127,7 @@ class About:
         return "\n".join(["About:", *(f"  {printable(line)}" for line in lines)])
 
     def to_metadata(self) -> dict[str, str]:
-        """The entries of a converted file's metadata; a mean image is kept apart, as a tensor."""
+        """Return the metadata of a converted file; a mean image is stored separately, as a tensor."""
         about = {
             **({"model": self.model} if self.model else {}),
             **({"assumed": True} if self.assumed else {}),
@@ -142,7 +142,7 @@ class About:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], mean_image: np.ndarray | None = None) -> About:
-        """Read what `to_metadata` wrote, or an earlier version, which wrote no ``about``.
+        """Read the result of `to_metadata`, also of earlier versions, which wrote no ``about``.
 
         Raises FormatError, or DataError for the preprocessing, on anything else.
         """
@@ -173,14 +173,14 @@ def _object(key: str, text: str) -> dict[str, Any]:
 def _read_about(values: dict[str, Any]) -> dict[str, Any]:
     model, guess = values.get("model", ""), values.get("assumed", False)
     labels, score = values.get("labels", []), values.get("score")
-    sound = (
+    is_valid = (
         isinstance(model, str)
         and isinstance(guess, bool)
         and isinstance(labels, list)
         and all(isinstance(label, str) for label in labels)
     )
-    if sound and score is not None:
-        sound = (
+    if is_valid and score is not None:
+        is_valid = (
             isinstance(score, dict)
             and score.keys() == {"output", "index", "meaning"}
             and isinstance(score["output"], str)
@@ -188,7 +188,7 @@ def _read_about(values: dict[str, Any]) -> dict[str, Any]:
             and score["index"] >= 0
             and isinstance(score["meaning"], str)
         )
-    if not sound:
+    if not is_valid:
         raise FormatError("about: not as this package writes it; convert the weights again")
     at = None if score is None else ScoreAt(**score)
     return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at}
@@ -209,21 +209,23 @@ def about_net(
     outputs: Collection[str] = (),
     folder: Path | None = None,
 ) -> About:
-    """What is known of a net in modern form and of the file that its weights are from.
+    """Return what is known of a net in modern form and of the file of its weights.
 
-    Preprocessing is what the net's own data layer states; else that of the known model which the file is; else
-    that of a model which it may be, by its layers or its name, and then a note says that this is assumed.  ``net``
+    The preprocessing is that of the net's own data layer; otherwise that of the known model, if the file is one;
+    otherwise, with a note, that of a model with the same layers or file name.  ``net``
     is the file's own name for its net, ``shape`` that of the net's image input, ``outputs`` the net's, ``folder``
-    where the prototxt lies.
+    the prototxt's.
     """
     channels, size = (shape[1], (shape[2], shape[3])) if shape and len(shape) == 4 else (None, None)
-    how, said = preprocessing_of(text, phase, size, folder, channels=channels, level=level, stages=stages)
-    notes = list(said)
-    model, told_by = (identity.model if identity else None), ""
-    if model is None and how is None:  # a net that states its own is not guessed about
-        model, told_by = _guess(text, identity.suspected if identity else None, size)
+    how, notes_of_text = preprocessing_of(
+        text, phase, size, folder, channels=channels, level=level, stages=stages
+    )
+    notes = list(notes_of_text)
+    model, reason = (identity.model if identity else None), ""
+    if model is None and how is None:  # no guess where the net states its own
+        model, reason = _guess(text, identity.suspected if identity else None, size)
         if model:
-            notes.append(assumed_note(model, told_by))
+            notes.append(assumed_note(model, reason))
     source = None
     if identity:
         release = identity.model.name if identity.model else None
@@ -232,7 +234,7 @@ def about_net(
         return About(how, source=source, notes=tuple(notes))
     score = model.score if model.score and model.score.output in outputs else None
     return About(
-        how or model.preprocessing, assumed=bool(told_by), source=source, labels=model.labels, score=score,
+        how or model.preprocessing, assumed=bool(reason), source=source, labels=model.labels, score=score,
         model=model.name, notes=tuple(notes),
     )  # fmt: skip
 
@@ -240,7 +242,7 @@ def about_net(
 def _guess(
     text: pb.NetParameter, named: KnownModel | None, size: tuple[int, int] | None
 ) -> tuple[KnownModel | None, str]:
-    """The model that a net may be, and what tells so: its layers, or its file's name where they do not contradict."""
+    """Return the model that a net may be, and the reason: its layers, or its file's name if the layers allow it."""
     alike = assumed(text)
     if named is not None:
         if named.builder and alike and named.builder == alike.builder:
@@ -250,7 +252,7 @@ def _guess(
     return alike, "the net's layers" if alike else ""
 
 
-# --------------------------------------------------------------------------------- images to a blob
+# --------------------------------------------------------------------------------- from images to a blob
 
 
 def prepare(
@@ -262,13 +264,13 @@ def prepare(
     order: str = "BGR",
     net: str = "",
 ) -> np.ndarray:
-    """Images as the blob that the net takes: float32 N x C x H x W.
+    """Return images as the net's input blob: float32 N x C x H x W.
 
     An image is a path, a PIL image, or a uint8 array height x width (grey) or height x width x 1, 3 or 4
     (transparency is dropped), its channels in ``order``: BGR as `cv2.imread` gives them, or RGB.  ``images`` is
-    one of these, several of them in any mix, or one array N x height x width x channels.  Arrays of other numbers are
-    refused: whether they count to 1 or to 255 cannot be known.  ``size`` (height, width) stands in for the
-    preprocessing's own.  Raises DataError, with the file's name or the image's number, for what is no image.
+    one of these, several of them in any mix, or one array N x height x width x channels.  Arrays of other types are
+    refused: whether their range is 0 to 1 or 0 to 255 is unknown.  ``size`` (height, width) replaces the
+    preprocessing's.  Raises DataError, with the file's name or the image's number, for anything else.
     """
     listed = _listed(images)
     if about.image_order:
@@ -294,14 +296,14 @@ def prepare(
 
 
 def _stacked(listed: list[Any], wanted: str, order: str) -> np.ndarray:
-    """Images as they are, uint8 N x height x width x 3 in ``wanted`` order, for a net that prepares them itself."""
+    """Return images unprepared, uint8 N x height x width x 3 in ``wanted`` order, for a net that prepares them."""
     pixels = [
         _pixels(image, order, f"image {index + 1} of {len(listed)}") for index, image in enumerate(listed)
     ]
     sizes = {one.shape[:2] for one in pixels}
     if len(sizes) > 1:
         shown = ", ".join("x".join(map(str, size)) for size in sorted(sizes)[:3])
-        raise DataError(f"images of several sizes ({shown}) make no batch; give them one at a time")
+        raise DataError(f"images of several sizes ({shown}) cannot form a batch; give them one at a time")
     stacked = np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8)
     return np.ascontiguousarray(stacked if wanted == "BGR" else stacked[..., ::-1])
 
@@ -312,7 +314,7 @@ def _pixels(image: Any, order: str, where: str) -> np.ndarray:
 
 
 def _listed(images: Any) -> list[Any]:
-    """``images`` as a list, one image alone or a 4-D array included."""
+    """Return ``images`` as a list; a single image and a 4-D array are accepted."""
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, str | os.PathLike) or _is_pil(images):
@@ -332,7 +334,7 @@ def _prepare_one(how: Preprocessing, image: Any, order: str, where: str) -> np.n
 
 
 def _opened(image: Any, order: str, where: str, *, upright: bool) -> str | os.PathLike[str] | np.ndarray:
-    """A path that is a file's, or pixels in BGR."""
+    """Return the path of an existing file, or pixels in BGR."""
     if isinstance(image, str | os.PathLike):
         if not os.path.isfile(image):
             is_folder = os.path.isdir(image)
@@ -347,10 +349,10 @@ def _opened(image: Any, order: str, where: str, *, upright: bool) -> str | os.Pa
 
 
 def _bgr(image: np.ndarray, order: str, where: str) -> np.ndarray:
-    """An array as uint8 height x width x 3, BGR."""
+    """Return an array as uint8 height x width x 3, BGR."""
     if image.dtype != np.uint8:
         raise DataError(
-            f"{where}: values are {image.dtype}; give uint8 from 0 to 255 (a blob prepared already goes to the net itself)"
+            f"{where}: values are {image.dtype}; give uint8 from 0 to 255 (pass a prepared blob to the net itself)"
         )
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise DataError(f"{where}: shape {image.shape}; give height x width, or height x width x 3")
@@ -365,7 +367,7 @@ def _bgr(image: np.ndarray, order: str, where: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- PIL images
 
 _ORIENTATION = 0x0112  # EXIF's tag
-# How the stored rows and columns are turned to the upright image, by the tag's value.
+# The transform from stored pixels to the upright image, by the tag's value.
 _UPRIGHT = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -378,12 +380,12 @@ _UPRIGHT = {
 
 
 def _is_pil(image: Any) -> bool:
-    """Whether it is a PIL image, told by its methods: PIL need not be installed."""
+    """Return whether it is a PIL image, by its methods, since PIL may not be installed."""
     return isinstance(getattr(image, "mode", None), str) and callable(getattr(image, "convert", None))
 
 
 def _from_pil(image: Any, where: str, *, upright: bool) -> np.ndarray:
-    """A PIL image as BGR; ``upright`` applies its EXIF orientation, as decoding the file would."""
+    """Return a PIL image as BGR; ``upright`` applies its EXIF orientation, as decoding the file does."""
     where = getattr(image, "filename", "") or where
     if image.mode not in (
         "1",
@@ -401,13 +403,13 @@ def _from_pil(image: Any, where: str, *, upright: bool) -> np.ndarray:
         "LAB",
         "HSV",
     ):
-        raise DataError(f"{where}: PIL mode {image.mode} is not of 8 bits; convert it to L or RGB")
+        raise DataError(f"{where}: PIL mode {image.mode} is not 8-bit; convert it to L or RGB")
     try:
         pixels = np.asarray(image.convert("RGB"))
-        turn = image.getexif().get(_ORIENTATION, 1) if upright and hasattr(image, "getexif") else 1
-    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes at the first use
+        orientation = image.getexif().get(_ORIENTATION, 1) if upright and hasattr(image, "getexif") else 1
+    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes lazily
         raise DataError(f"{where}: cannot be decoded ({error}); give a JPEG or PNG") from error
-    pixels = _UPRIGHT[turn](pixels) if turn in _UPRIGHT else pixels
+    pixels = _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
     return _bgr(pixels, "RGB", where)
 
 

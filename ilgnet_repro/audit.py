@@ -1,4 +1,4 @@
-"""Before converting: what a net is made of, what is supported, and which weights go with it."""
+"""`audit`: a net's layers, what is supported, its cost, and how a weights file fits it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .schema import caffe_pb2 as pb
 
 FLOAT_BYTES = 4
 STATE_NOTE = (
-    "its state goes on from pass to pass in Caffe and in the commands; in Python with carry_state=True"
+    "its state is carried from pass to pass in Caffe and in the commands; in Python with carry_state=True"
 )
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One layer: ``problem`` is empty where it is supported; ``note`` says what Caffe ignores as we do."""
+    """One layer: ``problem`` is empty where it is supported; ``note`` lists what Caffe ignores too."""
 
     name: str
     type: str
@@ -48,7 +48,7 @@ class LayerAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found; ``multiply_adds`` and ``blob_bytes`` are for one image."""
+    """The result of `audit`; ``multiply_adds`` and ``blob_bytes`` are per image."""
 
     net: str
     phase: str
@@ -59,14 +59,14 @@ class Audit:
     multiply_adds: int
     blob_bytes: int
     upgrades: tuple[str, ...]
-    unknown: tuple[str, ...] = ()  # fields outside the layers that nobody reads, one line each
+    unknown: tuple[str, ...] = ()  # unsupported fields outside the layers, one line each
     fit: Fit | None = None
     release: str | None = None
     sha256: str | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Everything that stops a conversion, one line each."""
+        """Everything that prevents a conversion, one line each."""
         lines = [*self.unknown, *(layer.problem for layer in self.layers if layer.problem)]
         if self.fit:
             lines += [f"{name}: the weights file has no blobs for it" for name in self.fit.missing]
@@ -74,7 +74,7 @@ class Audit:
         return tuple(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         return {**asdict(self), "problems": self.problems}
 
 
@@ -89,10 +89,10 @@ def audit(
     ignore_fields: Iterable[str] = (),
     crop: str | None = None,
 ) -> Audit:
-    """Look at every layer of a net, going on past those that are at fault.
+    """Check every layer of a net, continuing after layers with errors.
 
-    A layer behind an unsupported one has no shapes; it is still checked for its fields.  Raises IlgnetError
-    only where the layers form no net at all.
+    The shapes of a layer after an unsupported one are unknown; its fields are still checked.  Raises IlgnetError
+    only where the layers do not form a net.
     """
     notes: list[str] = []
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
@@ -107,8 +107,8 @@ def audit(
     net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
     graph = build_graph(dummies_to_inputs(net, given, phase, notes=notes, **state), phase, **state)
     plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
-    problems = {error.layer: str(error) for error in reversed(faults)}  # the first of a layer counts
-    # Found before layers of one name are told apart.
+    problems = {error.layer: str(error) for error in reversed(faults)}  # the first error of each layer
+    # Found before layers of the same name get unique names.
     crops = {error.layer: str(error) for error in reversed(crop_faults)}
     rows = tuple(
         _row(
@@ -142,9 +142,9 @@ def audit_files(
     prototxt: pb.NetParameter | None, weights: str | Path | None, *, phase: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None, **options: Any,
 ) -> Audit:  # fmt: skip
-    """Audit a net with a weights file; without a net, the file's own or the one that `find_net` finds for it.
+    """Audit a net with a weights file; without a net, the file's own or the one that `find_net` returns.
 
-    ``phase`` is TEST unless the file says otherwise.
+    ``phase`` is TEST unless the file states another one.
     """
     model = open_weights(weights) if weights is not None else None
     if prototxt is None:
@@ -162,7 +162,7 @@ def audit_files(
 def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:
     layer = plan.layers.get(node.name)
     if layer is None:
-        note = "" if problem else "shapes unknown: a layer before it is at fault"
+        note = "" if problem else "shapes unknown: a layer before it has an error"
         return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note)
     tops = tuple(plan.value_shapes[top] for top in node.tops)
     parameters = sum(prod(spec.shape) for spec in plan.blobs[node.name])

@@ -1,6 +1,6 @@
-"""Models that many people hold: what the manifest says of a weights file, or of a net with the same layers.
+"""Published models: what the manifest lists for a weights file, or for a net with the same layers.
 
-Everything known of a model is a row of a ``models.toml`` (manifest.py); nothing here is about one model.
+Everything known of a model is a row of a ``models.toml`` (manifest.py); this module names no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class ScoreAt:
-    """Which value of an output blob is the score: ``index`` counts along a row of ``output``."""
+    """Which value of an output blob is the score: ``index`` is the position in a row of ``output``."""
 
     output: str
     index: int
@@ -35,11 +35,11 @@ class ScoreAt:
 class KnownModel:
     """One row of the manifest.
 
-    ``files`` are the names that its weights were published under, ``digests`` those of published builds
-    (``sha256:...``, ``sha1:...``); ``size`` is None where it is not known, or builds differ.  ``builder`` is the
-    zoo's function for its deploy net, ``other_nets`` those of nets with the same weights, ``net_layers`` how many layers
-    with bottoms each of them has.  ``labels`` are named where they are few; ``classes`` counts them.  ``note`` says why
-    there is no preprocessing, where there is none.
+    ``files`` are the published names of its weights, ``digests`` the digests of published builds
+    (``sha256:...``, ``sha1:...``); ``size`` is None where it is unknown or builds differ.  ``builder`` is the
+    function that builds its deploy net, ``other_nets`` those of nets with the same weights, ``net_layers`` the numbers
+    of layers with bottoms of these nets.  ``labels`` are listed where they are few; ``classes`` is their number.
+    ``note`` is the reason where there is no preprocessing.
     """
 
     name: str
@@ -60,7 +60,7 @@ class KnownModel:
 
     @property
     def nets(self) -> tuple[str, ...]:
-        """The builders of its nets, that of the deploy net first."""
+        """The builders of its nets, the deploy net first."""
         return (*((self.builder,) if self.builder else ()), *self.other_nets)
 
 
@@ -68,8 +68,8 @@ class KnownModel:
 class Identity:
     """What is known of a file.
 
-    ``sha256`` is None where the file was not read for it.  ``model`` is certain: the digest is a published one.
-    ``suspected`` is the model that the file is only named after, its digest being another one or unpublished.
+    ``sha256`` is None where the file was not hashed.  ``model`` is certain: its digest was published.
+    ``suspected`` is the model whose file name it has, while its digest differs or was not published.
     """
 
     file: str
@@ -81,7 +81,7 @@ class Identity:
 
 @cache
 def known_models() -> tuple[KnownModel, ...]:
-    """Every model that is listed, in the order of the lists."""
+    """Return every listed model, in the order of the manifests."""
     labels = listed("labels")
     return tuple(_read_row(row, labels) for manifest in manifests() for row in manifest.get("model", ()))
 
@@ -104,15 +104,15 @@ def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_model(name: str) -> KnownModel | None:
-    """The model of that name, or None."""
+    """Return the model of that name, or None."""
     return next((model for model in known_models() if model.name == name), None)
 
 
 def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
-    """Say which known model a file is.
+    """Identify a file as a known model.
 
     The file is hashed only where its size is a known model's, or its name that of one whose size is not known,
-    or where ``sha256`` asks for it: of 600 MB that takes longer than to copy them.
+    or with ``sha256``: hashing 600 MB takes longer than copying them.
     Raises DataError if the file cannot be read.
     """
     file = Path(path).name
@@ -121,7 +121,7 @@ def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):  # a pipe would block
-        raise DataError(f"{path}: is no file; give the weights")
+        raise DataError(f"{path}: is not a file; give the weights")
     size = status.st_size
     named = next((model for model in known_models() if file in model.files), None)
     alike = [model for model in known_models() if _may_be(model, file, size)]
@@ -129,8 +129,8 @@ def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
         return Identity(file, size, suspected=named)
     kinds = {digest.partition(":")[0] for model in alike for digest in model.digests}
     digests = _digests(path, {"sha256", *kinds})
-    told = {f"{kind}:{value}" for kind, value in digests.items()}
-    model = next((model for model in alike if not told.isdisjoint(model.digests)), None)
+    found = {f"{kind}:{value}" for kind, value in digests.items()}
+    model = next((model for model in alike if not found.isdisjoint(model.digests)), None)
     return Identity(file, size, digests["sha256"], model, None if model else named)
 
 
@@ -141,7 +141,7 @@ def _may_be(model: KnownModel, file: str, size: int) -> bool:
 
 
 def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
-    """Several digests of a file in one reading."""
+    """Return several digests of a file, read once."""
     hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}
     try:
         with open(path, "rb") as file:
@@ -153,9 +153,9 @@ def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
     return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
-# ------------------------------------------------------------------------------ by its layers alone
+# ------------------------------------------------------------------------------ by layers
 
-# The fields that give a layer's blobs their shapes, in whichever of its messages they stand.
+# The messages with the fields that determine a layer's blob shapes.
 _BLOB_FIELDS = {
     "Convolution": "convolution_param",
     "Deconvolution": "convolution_param",
@@ -166,11 +166,11 @@ Sizes = tuple[tuple[int, ...], ...]
 
 
 def assumed(text: pb.NetParameter) -> KnownModel | None:
-    """The model whose net has the layers of ``text``: names, types and the shapes of the blobs.
+    """Return the model whose net has the layers of ``text`` (names, types and blob shapes), or None.
 
-    This is a guess: a net trained on other data has the same layers.  Whoever uses the model's preprocessing or
-    labels says so with `assumed_note`.  Of several models with these layers the first of the manifest is taken;
-    one whose input is stated to be of another size is not, for its preprocessing would be of no use.
+    This is a guess: a net trained on other data may have the same layers.  Whoever uses the model's preprocessing or
+    labels adds `assumed_note`.  Of several models with these layers the first one listed is returned;
+    a model with another input size does not match, because its preprocessing would not fit.
     """
     layers, sizes = _signature(text)
     model, own = _by_layers(len(layers)).get(layers, (None, ()))
@@ -180,20 +180,20 @@ def assumed(text: pb.NetParameter) -> KnownModel | None:
 ASSUMED = "preprocessing is assumed from "
 
 
-def assumed_note(model: KnownModel, told_by: str = "the net's layers") -> str:
-    """The line that says which preprocessing was assumed, and from what, or why there is none."""
+def assumed_note(model: KnownModel, reason: str = "the net's layers") -> str:
+    """Return the note on which preprocessing was assumed, and from what, or why there is none."""
     how = model.preprocessing
     if how is None:
-        return f"by {told_by} this is {model.title}: {model.note}"
+        return f"by {reason} this is {model.title}: {model.note}"
     return (
-        f"{ASSUMED}{told_by} ({model.title}: {how.describe()}); "
+        f"{ASSUMED}{reason} ({model.title}: {how.describe()}); "
         "if these weights were trained otherwise, state the preprocessing"
     )
 
 
 @cache
 def _by_layers(count: int) -> dict[Layers, tuple[KnownModel, Sizes]]:
-    """The models with a net of so many layers; to build the nets of all takes longer than to map 604 MB."""
+    """Return the models with a net of that many layers; building the nets of all models would be slow."""
     found: dict[Layers, tuple[KnownModel, Sizes]] = {}
     for model in known_models():
         for builder, layer_count in zip(model.nets, model.net_layers, strict=True):
@@ -204,13 +204,13 @@ def _by_layers(count: int) -> dict[Layers, tuple[KnownModel, Sizes]]:
 
 
 def build_net(builder: str) -> pb.NetParameter:
-    """The net that ``module:function`` builds."""
+    """Return the net that ``module:function`` builds."""
     net: pb.NetParameter = resolve(builder)()
     return net
 
 
 def _signature(text: pb.NetParameter) -> tuple[Layers, Sizes]:
-    """A net's layers, without those that feed it, and the sizes of its inputs where they are stated."""
+    """Return a net's layers without its inputs, and the input sizes where they are stated."""
     net = upgrade_net(text) if text.layers or text.input else text
     sizes = tuple(tuple(shape.dim[1:]) for layer in net.layer for shape in layer.input_param.shape)
     return tuple((layer.name, layer.type, *_blob_fields(layer)) for layer in net.layer if layer.bottom), sizes

@@ -1,4 +1,4 @@
-"""`score`: images in, what the net says of them out."""
+"""`score`: a net's outputs for images."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Score:
-    """One image's outputs: each output blob's values for it, flattened.
+    """One image's outputs: each output blob's values, flattened.
 
-    ``value`` is the one that is the score, where it is known which (`About.score`); ``meaning`` says of what.
+    ``value`` is the score, if the net's metadata say which value it is (`About.score`), and ``meaning`` its name.
     """
 
     path: str
@@ -48,8 +48,8 @@ def score(
 ) -> list[Score]:
     """Return each image's score, in the order given; ``images`` are files and folders, or one of them.
 
-    ``weights`` is any file that `load` takes, with its ``options``, or a net at hand.  Raises IlgnetError where the
-    net's preprocessing is not known and none is given: of an image that is fed wrongly every score is wrong.
+    ``weights`` is any file that `load` takes, with its ``options``, or a loaded net.  Raises IlgnetError where the
+    net's preprocessing is neither known nor given, since the scores would be wrong.
     """
     net = load(weights, **options) if isinstance(weights, str | os.PathLike) else weights
     listed = [images] if isinstance(images, str | os.PathLike) else list(images)
@@ -57,7 +57,7 @@ def score(
 
 
 def check_batch(batch: int) -> None:
-    """Raise IlgnetError for a number of images that no batch can have."""
+    """Raise IlgnetError for an impossible batch size."""
     if not 1 <= batch <= LARGEST_BATCH:
         raise IlgnetError(f"batch={batch}: give a number from 1 to {LARGEST_BATCH}", option="batch")
 
@@ -65,7 +65,7 @@ def check_batch(batch: int) -> None:
 def score_with(
     net: Runnable, images: Iterable[PathLike], preprocessing: Preprocessing | None = None, batch: int = BATCH
 ) -> Iterator[Score]:
-    """Score images a batch at a time with a net at hand."""
+    """Score images with a loaded net, in batches."""
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
     if about.preprocessing is None and not about.image_order:
         raise IlgnetError(
@@ -75,7 +75,7 @@ def score_with(
     name = net.image_input()
     check_batch(batch)
     if about.image_order:
-        batch = 1  # images of several sizes make no batch
+        batch = 1  # images of several sizes cannot form a batch
     remaining = iter(images)
     while chunk := list(islice(remaining, batch)):
         values = torch.from_numpy(prepare(about, chunk, net=net.name))
@@ -95,12 +95,12 @@ def _value(rows: dict[str, tuple[float, ...]], at: ScoreAt | None) -> float | No
 
 def _row(blob: torch.Tensor, index: int, count: int) -> tuple[float, ...]:
     if blob.dim() == 0 or blob.shape[0] != count:
-        raise IlgnetError(f"an output of shape {list(blob.shape)} does not hold one row an image")
+        raise IlgnetError(f"an output of shape {list(blob.shape)} does not have one row per image")
     return tuple(blob[index].flatten().tolist())
 
 
 def expand(paths: Sequence[PathLike]) -> list[Path]:
-    """Return the images that files and folders (not their subfolders) name, in order of name."""
+    """Return files, and the images in folders (not their subfolders) sorted by name."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""What every form of a net can do for a comparison: say its blobs and inputs, and give blobs for inputs."""
+"""`Backend`: anything that computes a net's blobs from inputs, for a comparison."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..caffe.prototxt import parse_net
 from ..errors import IlgnetError
 
 Arrays = dict[str, np.ndarray]
-Dims = tuple[int | None, ...]  # None where any length goes
+Dims = tuple[int | None, ...]  # None where the length is open
 
 
 class ReferenceToolError(IlgnetError):
-    """Another tool could not convert or run the net; the comparison reports it, never as agreement."""
+    """A reference tool could not convert or run the net; the comparison reports it and never counts it as agreement."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, lengths, and whether it takes bytes (images) rather than floats."""
+    """One input: its name, shape, and whether it takes bytes (images) rather than floats."""
 
     name: str
     dims: Dims
@@ -32,11 +32,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Backend:
-    """One form of a net, opened.
+    """One file of a net, opened by the package or by a reference tool.
 
-    ``blobs`` are the names it can give, in the order they are computed; ``run`` takes inputs by name and
-    the blobs wanted.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
-    ``graph`` is the net, where its text is known; ``reads_text`` where it was made of the caller's choices.
+    ``blobs`` are the names it can compute, in order; ``run`` takes inputs by name and
+    the blobs to return.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
+    ``graph`` is the net, where its text is known; ``reads_text`` tells whether it was built from `TextChoices`.
     """
 
     spec: str
@@ -50,7 +50,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class TextChoices:
-    """What the caller says of the text of Caffe weights: which it is, and what its rules leave open."""
+    """The caller's options for the prototxt of Caffe weights."""
 
     prototxt: Path | None = None
     allow_missing: Collection[str] = ()
@@ -58,14 +58,14 @@ class TextChoices:
     stages: tuple[str, ...] = ()
 
     def refuse(self, where: str) -> None:
-        """Raise IlgnetError where anything is said."""
+        """Raise IlgnetError where any option is set."""
         for name, value in vars(self).items():
             if value:
                 raise IlgnetError(f"{where}, so {name}= does not apply; leave it out", option=name)
 
 
 def graph_of(metadata: Mapping[str, str]) -> Graph | None:
-    """The net that a file written by `ilgnet convert` names in its metadata; None for other files."""
+    """Return the net in the metadata of a file written by `ilgnet convert`; None for other files."""
     try:
         net = parse_net(metadata["caffe.net"], file="caffe.net")
         return build_graph(net, metadata.get("caffe.phase", "TEST"))

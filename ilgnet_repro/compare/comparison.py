@@ -1,4 +1,4 @@
-"""Comparing two sides: the same inputs, every blob both have, the first layer that parts ways."""
+"""Comparing two backends: same inputs, every common blob, and the first mismatch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class BlobRow:
-    """One blob on both sides; ``scale`` is its largest absolute value on the first.
+    """One blob of both backends; ``scale`` is its largest absolute value in the first.
 
-    ``not_compared`` says what could not be compared: of a blob without a finite value nothing, and it agrees with
-    none.
+    ``not_compared`` says which values could not be compared; a blob without a finite value never agrees.
     """
 
     blob: str
@@ -44,13 +43,13 @@ class BlobRow:
 
     @property
     def differs(self) -> bool:
-        """Whether it was compared, and does not agree."""
+        """Whether it was compared and does not agree."""
         return not self.agrees and self.largest > 0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides compared; where one failed there are no rows, and ``failed`` says why."""
+    """The result of comparing two backends; where one failed there are no rows, and ``failed`` gives the reason."""
 
     first: str
     second: str
@@ -68,11 +67,11 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether every blob was compared and agrees; a side that failed agrees with nothing."""
+        """Whether every blob was compared and agrees; False where a backend failed."""
         return self.failed is None and bool(self.rows) and all(row.agrees for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         mismatch = self.first_mismatch
         blob = mismatch.blob if mismatch else None
         # "parting" is the key's earlier name, which scripts may read.
@@ -92,12 +91,12 @@ def compare_files(
     level: int = 0,
     stages: Iterable[str] = (),
 ) -> Comparison:
-    """Open and run two forms of a net (`open_backend`) and compare every blob that both can give.
+    """Open and run two files of a net (`open_backend`) and compare every blob that both can compute.
 
-    ``inputs`` is an npz file with an array an input; without it they are drawn from ``seed``.  A blob agrees
-    if no value differs by more than ``tolerance`` times the blob's largest (or 1, where that is less).
-    ``in_place`` adds what in-place layers replace, as ``blob@layer``; folding changes those.  ``allow_missing``,
-    ``level`` and ``stages`` are as in `load_net`; where neither is made of Caffe weights, they are refused.
+    ``inputs`` is an npz file with an array per input; by default they are drawn from ``seed``.  A blob agrees
+    if no value differs by more than ``tolerance`` times the blob's largest absolute value (or 1, if that is less).
+    ``in_place`` adds the blobs that in-place layers replace, as ``blob@layer``; folding changes those.
+    ``allow_missing``, ``level`` and ``stages`` are as in `load_net`, and refused where neither file is Caffe weights.
     Raises IlgnetError where a file cannot be used, or the two have no blob in common.
     """
     shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
@@ -106,27 +105,27 @@ def compare_files(
         choices = TextChoices(text, allow_missing, level, tuple(stages))
         one, other = open_backend(first, choices), open_backend(second, choices)
         if not (one.reads_text or other.reads_text):
-            choices.refuse(f"{first} and {second}: neither is made of Caffe weights")
+            choices.refuse(f"{first} and {second}: neither is Caffe weights")
         _check_same_inputs(one, other)
         given = _read_inputs(inputs, one) if inputs is not None else _draw(one, other, seed)
         if inputs is None:
             shown += ": " + ", ".join(f"{name} {'x'.join(map(str, v.shape))}" for name, v in given.items())
         replaced = _replaced(one, other)
         common = _common(one, other, frozenset() if in_place else replaced)
-        found = [side.run(given, common) for side in (one, other)]
+        found = [backend.run(given, common) for backend in (one, other)]
     except ReferenceToolError as error:
         return Comparison(first, second, shown, tolerance, (), failed=str(error))
     rows = tuple(_row(blob, found[0][blob], found[1][blob], tolerance) for blob in common)
     only = [
-        tuple(blob for blob in side.blobs if blob not in common and blob not in replaced)
-        for side in (one, other)
+        tuple(blob for blob in backend.blobs if blob not in common and blob not in replaced)
+        for backend in (one, other)
     ]
     return Comparison(first, second, shown, tolerance, rows, only[0], only[1])
 
 
 def _replaced(first: Backend, second: Backend) -> frozenset[str]:
-    """What in-place layers replace, as far as a side's net is known: a name alone does not tell."""
-    graphs = [side.graph for side in (first, second) if side.graph is not None]
+    """Return the blobs that in-place layers replace, as far as the backends' nets are known."""
+    graphs = [one.graph for one in (first, second) if one.graph is not None]
     return frozenset().union(*(graph.replaced for graph in graphs))
 
 
@@ -138,37 +137,37 @@ def _common(first: Backend, second: Backend, hidden: frozenset[str]) -> list[str
 
 
 def _check_same_inputs(first: Backend, second: Backend) -> None:
-    names = [sorted(argument_name(entry.name) for entry in side.inputs) for side in (first, second)]
+    names = [sorted(argument_name(entry.name) for entry in backend.inputs) for backend in (first, second)]
     if names[0] != names[1]:
-        shown = [", ".join(side) or "none" for side in names]
+        shown = [", ".join(one) or "none" for one in names]
         raise IlgnetError(
-            f"{first.spec} takes {shown[0]} and {second.spec} takes {shown[1]}; their inputs must be alike"
+            f"{first.spec} takes {shown[0]} and {second.spec} takes {shown[1]}; their inputs must be the same"
         )
 
 
-def _read_inputs(path: str | os.PathLike[str], side: Backend) -> dict[str, np.ndarray]:
+def _read_inputs(path: str | os.PathLike[str], backend: Backend) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
-        raise IlgnetError(f"{path}: is no npz file of arrays ({error})") from error
-    missing = [entry.name for entry in side.inputs if entry.name not in arrays]
+        raise IlgnetError(f"{path}: is not an npz file of arrays ({error})") from error
+    missing = [entry.name for entry in backend.inputs if entry.name not in arrays]
     if missing:
         raise IlgnetError(f"{path}: holds no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
     return {
         entry.name: np.ascontiguousarray(arrays[entry.name], np.uint8 if entry.is_bytes else np.float32)
-        for entry in side.inputs
+        for entry in backend.inputs
     }
 
 
 def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
-    """Inputs by what reads them, of the lengths that either side states; an open batch gets `BATCH` samples."""
+    """Draw inputs in the range that their readers accept, with the lengths that either states and `BATCH` samples."""
     others = {argument_name(entry.name): entry for entry in second.inputs}
     same = {entry.name: entry for entry in second.inputs}
     shapes: dict[str, Shape] = {}
-    whole: dict[str, bool] = {}
+    is_bytes: dict[str, bool] = {}
     for entry in first.inputs:
-        # A file's own name counts where an argument had to be made of it.
+        # The original name is used where the other is an argument name derived from it.
         other = same.get(entry.name) or others[argument_name(entry.name)]
         name = entry.name if entry.name != argument_name(entry.name) else other.name
         lengths: list[int] = []
@@ -180,12 +179,12 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
                     option="inputs",
                 )
             lengths.append(length)
-        shapes[name], whole[name] = tuple(lengths), entry.is_bytes
+        shapes[name], is_bytes[name] = tuple(lengths), entry.is_bytes
     known = _drawn_by_readers(first.graph or second.graph, shapes, seed)
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
-        if whole[name]:
+        if is_bytes[name]:
             drawn[name] = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
         else:
             drawn[name] = (known[name] if name in known else draw_plain(shape, generator)).numpy()
@@ -195,19 +194,26 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
 def _drawn_by_readers(
     graph: Graph | None, shapes: Mapping[str, Shape], seed: int
 ) -> Mapping[str, torch.Tensor]:
-    """Draw what a net's text says is read as labels, sizes and the like; nothing where no text is known."""
+    """Draw inputs by the net's readers (labels, sizes and the like); none where the net is not known."""
     if graph is None:
         return {}
     try:
         plan = plan_net(graph, shapes)
-    except IlgnetError:  # the other side was made for other sizes: running it will say so
+    except IlgnetError:  # the other backend was made for other sizes; running it will raise the error
         return {}
     return draw_inputs(plan, graph, [name for name in shapes if name in plan.shapes], seed)
 
 
 def _row(blob: str, first: np.ndarray, second: np.ndarray, tolerance: float) -> BlobRow:
-    apart = differ(first, second)
-    agrees = apart.is_compared and apart.largest <= tolerance * max(1.0, apart.scale)
+    difference = differ(first, second)
+    agrees = difference.is_compared and difference.largest <= tolerance * max(1.0, difference.scale)
     return BlobRow(
-        blob, first.shape, second.shape, apart.largest, apart.mean, apart.scale, agrees, apart.left_out
+        blob,
+        first.shape,
+        second.shape,
+        difference.largest,
+        difference.mean,
+        difference.scale,
+        agrees,
+        difference.left_out,
     )

@@ -1,4 +1,4 @@
-"""An ONNX file as a side of a comparison: ONNX Runtime runs it, and every node's output can be asked for."""
+"""An ONNX file as a backend: ONNX Runtime runs it, and every node's output can be compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .backend import Arrays, Backend, Input, graph_of
 
 
 def model_inputs(model: onnx.ModelProto) -> tuple[Input, ...]:
-    """The graph's inputs, weights apart; lengths that are symbols are open."""
+    """Return the graph's inputs without initializers; lengths that are symbols are open."""
     weights = {entry.name for entry in model.graph.initializer}
     inputs = []
     for entry in model.graph.input:
@@ -36,7 +36,7 @@ def make_onnx_backend(
     """Open a model for comparison.
 
     ``names`` maps blobs to the model's own values (default: every value by its own name);
-    ``one_at_a_time`` runs each sample apart, for graphs with a fixed batch of 1.
+    ``one_at_a_time`` runs each sample separately, for graphs with a fixed batch of 1.
     """
     model = model if model is not None else read_model(path)
     made = [name for node in model.graph.node for name in node.output if name]
@@ -48,7 +48,8 @@ def make_onnx_backend(
         session = open_session(_with_outputs(model, asked), path.parent)
 
         def call(given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-            return session.run(asked, dict(given))
+            found: list[np.ndarray] = session.run(asked, dict(given))
+            return found
 
         if not one_at_a_time:
             return dict(zip(wanted, call(inputs), strict=True))
@@ -63,7 +64,7 @@ def make_onnx_backend(
 
 
 def _with_outputs(model: onnx.ModelProto, wanted: Sequence[str]) -> bytes:
-    """The model with these values as its outputs: appended, since protobuf merges what comes twice."""
+    """Return the model with these values as additional outputs; concatenated protobuf messages are merged."""
     more = onnx.ModelProto()
     present = {entry.name for entry in model.graph.output}
     more.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)

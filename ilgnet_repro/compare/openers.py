@@ -1,4 +1,4 @@
-"""Opening each form of a net for a comparison: by its content, or by the witness named in front of a colon."""
+"""Opening a file as a backend: by its content, or by the reference tool named before a colon."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from .reference_tools import open_caffe2onnx, open_onnx2torch, open_opencv
 
 
 def open_backend(spec: str, choices: TextChoices | None = None) -> Backend:
-    """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, told by content.
+    """Open weights (``.caffemodel``, ``.caffemodel.h5``, ``.safetensors``), ``.onnx`` or ``.pt2``, detected by content.
 
-    A witness's name in front of a colon has it read the file: ``opencv:``, ``caffe2onnx:`` (both take a caffemodel)
-    and ``onnx2torch:``.  Raises IlgnetError for a file that cannot be used, ReferenceToolError for a tool that fails on it.
+    A prefix selects a reference tool: ``opencv:``, ``caffe2onnx:`` (both for a caffemodel) and ``onnx2torch:``.
+    Raises IlgnetError for a file that cannot be used, ReferenceToolError where the tool fails.
     ``choices`` are for Caffe weights.
     """
-    witness, colon, rest = spec.partition(":")
-    is_witness = bool(colon) and witness in _WITNESSES
-    path = Path(rest if is_witness else spec)
+    tool, colon, rest = spec.partition(":")
+    is_tool = bool(colon) and tool in _REFERENCE_TOOLS
+    path = Path(rest if is_tool else spec)
     if not path.is_file():
-        named = f"; witnesses are {', '.join(f'{name}:FILE' for name in _WITNESSES)}" if colon else ""
+        named = (
+            f"; reference tools are {', '.join(f'{name}:FILE' for name in _REFERENCE_TOOLS)}" if colon else ""
+        )
         raise IlgnetError(f"{path}: no such file{named}")
-    opener = _WITNESSES[witness] if is_witness else _opener(path)
+    opener = _REFERENCE_TOOLS[tool] if is_tool else _opener(path)
     return opener(spec, path, choices or TextChoices())
 
 
@@ -42,7 +44,7 @@ def _opener(path: Path) -> Callable[[str, Path, TextChoices], Backend]:
 
 
 def make_net_backend(spec: str, kind: str, net: CaffeNet) -> Backend:
-    """A net that this package runs: every value is a blob."""
+    """Return the backend of a net that this package runs, with every value as a blob."""
 
     def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
         given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
@@ -56,7 +58,7 @@ def make_net_backend(spec: str, kind: str, net: CaffeNet) -> Backend:
 
 
 def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
-    """A net's own lengths, its batch open where it is stated for one sample."""
+    """Return a net's input shape, with the batch open where it is stated as 1."""
     return tuple(None if index == 0 and length == 1 else length for index, length in enumerate(shape))
 
 
@@ -93,12 +95,12 @@ _OPENERS: dict[Kind, Callable[[str, Path, TextChoices], Backend]] = {
     Kind.ONNX: _open_onnx,
     Kind.PT2: _open_pt2,
 }
-_WITNESSES: dict[str, Callable[[str, Path, TextChoices], Backend]] = {
+_REFERENCE_TOOLS: dict[str, Callable[[str, Path, TextChoices], Backend]] = {
     "opencv": open_opencv,
     "caffe2onnx": open_caffe2onnx,
     "onnx2torch": open_onnx2torch,
 }
 _WHAT = (
     "a net that can be compared (.caffemodel, .caffemodel.h5, .safetensors, .onnx, .pt2, "
-    f"or {', '.join(f'{name}:FILE' for name in _WITNESSES)})"
+    f"or {', '.join(f'{name}:FILE' for name in _REFERENCE_TOOLS)})"
 )

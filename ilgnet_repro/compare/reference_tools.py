@@ -1,7 +1,7 @@
-"""Tools that read Caffe or ONNX with code of their own: OpenCV 4, caffe2onnx and onnx2torch.
+"""Reference tools, independent readers of Caffe or ONNX: OpenCV 4, caffe2onnx and onnx2torch.
 
-The last two run in processes of their own, because each needs a Python with other settings than ours; what
-they need is in the extra ``crosscheck`` and `make crosscheck`.
+The last two run in separate processes, because they need other settings of Python; `make crosscheck` installs
+them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _INSTALL = "run `make crosscheck`, or pip install --no-deps caffe2onnx==2.0.1 on
 
 
 def _read(path: Path, choices: TextChoices) -> tuple[pb.NetParameter, Graph]:
-    """The net of a caffemodel as every old tool can read it: modern layers, those of phase TEST only."""
+    """Return the net of a caffemodel in the form that old tools read: modern layers of phase TEST only."""
     net = find_net(open_caffemodel(path), choices.prototxt).net
     graph = build_graph(net, level=choices.level, stages=choices.stages)
     text = pb.NetParameter(name=net.name)
@@ -54,7 +54,7 @@ def _inputs(graph: Graph) -> tuple[Input, ...]:
 
 
 def open_opencv(spec: str, path: Path, choices: TextChoices) -> Backend:
-    """A caffemodel read by OpenCV 4's ``readNetFromCaffe`` (5 has none)."""
+    """Open a caffemodel with OpenCV 4's ``readNetFromCaffe`` (5 has none)."""
     import cv2
 
     text, graph = _read(path, choices)
@@ -72,7 +72,7 @@ def open_opencv(spec: str, path: Path, choices: TextChoices) -> Backend:
             raise ReferenceToolError(
                 f"{spec}: OpenCV {cv2.__version__} cannot read it ({_reason(error)})"
             ) from error
-    net.enableFusion(False)  # so that every layer's own values can be seen
+    net.enableFusion(False)  # so that every layer's values can be read
     known = set(net.getLayerNames())
     blobs = {graph.names[top]: node.name for node in graph for top in node.tops[:1] if node.name in known}
     inputs = _inputs(graph)
@@ -100,10 +100,10 @@ def _reason(error: Exception) -> str:
 
 
 def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Backend:
-    """A caffemodel through caffe2onnx 2.0.1, its graph mended as FACTS describes and run by ONNX Runtime.
+    """Open a caffemodel with caffe2onnx 2.0.1 and run its graph in ONNX Runtime.
 
-    It parses with protobuf's Python code only, and stamps the newest opset on what it wrote for opset 11.
-    Its batch is 1, so that samples run one by one.
+    caffe2onnx needs protobuf's Python implementation, and declares the newest opset for nodes of opset 11, which is
+    corrected here.  Its batch is 1, so samples run one by one.
     """
     _need("caffe2onnx", spec)
     text, graph = _read(path, choices)
@@ -136,21 +136,21 @@ def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Backend:
         graph.names[top]: node.name for node in graph for top in node.tops[:1] if node.name in made_values
     }
     own = [entry.name for entry in model_inputs(model)]
-    side = make_onnx_backend(spec, "caffe2onnx 2.0.1", path, names=names, model=model, one_at_a_time=True)
+    backend = make_onnx_backend(spec, "caffe2onnx 2.0.1", path, names=names, model=model, one_at_a_time=True)
     inputs = _inputs(graph)
 
     def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
         renamed = {name: given[entry.name] for name, entry in zip(own, inputs, strict=True)}
-        return _guarded(spec, lambda: side.run(renamed, wanted))
+        return _guarded(spec, lambda: backend.run(renamed, wanted))
 
-    return Backend(spec, side.kind, inputs, side.blobs, run, graph, reads_text=True)
+    return Backend(spec, backend.kind, inputs, backend.blobs, run, graph, reads_text=True)
 
 
 # ---------------------------------------------------------------------- onnx2torch
 
 
 def open_onnx2torch(spec: str, path: Path, choices: TextChoices) -> Backend:
-    """An ONNX file through onnx2torch: torch runs what another reader made of it (run_onnx2torch.py)."""
+    """Open an ONNX file with onnx2torch and run it in torch (run_onnx2torch.py)."""
     _need("onnx2torch", spec)
     _need("torchvision", spec)
     model = read_model(path)
@@ -187,7 +187,7 @@ def _need(package: str, spec: str) -> None:
 
 
 def _run(spec: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Run Python; its last line of complaint is the reason of a failure."""
+    """Run Python in a subprocess; its last line of output is the reason of a failure."""
     try:
         done = subprocess.run(
             [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True,
@@ -202,7 +202,7 @@ def _run(spec: str, arguments: list[str], environment: Mapping[str, str]) -> Non
         )
 
 
-def _guarded(spec: str, call):  # type: ignore[no-untyped-def]
+def _guarded(spec: str, call: Callable[[], Arrays]) -> Arrays:
     try:
         return call()
     except IlgnetError as error:

@@ -1,8 +1,8 @@
-"""Run by `witnesses`, in a process of its own: an ONNX file converted by onnx2torch, its values saved.
+"""Script of the onnx2torch reference tool: converts an ONNX file, runs it and saves its values.
 
-onnx2torch imports torchvision, whose compiled operators do not load beside a CPU build of torch: those it
-looks up at import are declared first.  Its newest operators are of opset 18, so a file of a later one is read
-as if it were of that: what changed since (more types, dilated average pooling) our files do not use.
+onnx2torch imports torchvision, whose compiled operators do not load with a CPU build of torch: the operators
+that it looks up at import are declared first.  It supports opset 18 at most, so later files are read
+as opset 18: our files do not use what changed since (more types, dilated average pooling).
 Arguments: the model, the inputs (npz), the outputs (npz).
 """
 
@@ -38,7 +38,7 @@ class _Watch(fx.Interpreter):
 def rename(graph: Any, renamed: dict[str, str] | None = None) -> dict[str, str]:
     """Number every name of an ONNX graph and of those inside its nodes; return what each became.
 
-    onnx2torch calls modules and arguments by them, and torch writes those into the code it runs.
+    onnx2torch uses them as names of modules and arguments, which torch writes into generated code unescaped.
     """
     renamed = {} if renamed is None else renamed
 
@@ -67,7 +67,7 @@ def main(model: str, inputs: str, outputs: str) -> None:
     from onnx2torch import convert
     from onnx2torch.node_converters.registry import add_converter, get_converter
 
-    # Pad of opset 18 is that of 13 with a further input, the axes: its module takes none, and so fails on one.
+    # Pad of opset 18 is that of 13 plus an input for the axes, on which the module of 13 fails.
     add_converter("Pad", version=18)(get_converter("Pad", version=13))
     loaded = onnx.load(model, format="protobuf")
     for entry in loaded.opset_import:

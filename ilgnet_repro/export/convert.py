@@ -1,4 +1,4 @@
-"""`convert`: load, save, verify; every file or none."""
+"""`convert`: load, save, verify; writes all files or none."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from .deviation import Deviation, measure_deviation
-from .formats import Format, SaveOptions, check_options, find_format, read_options
+from .formats import Format, check_options, find_format, read_options
 from .replacing import check_replacing
 from .report import ConversionReport, Written
 from .save import publish, staging
-from .saving import Progress, Saving, make_saving
+from .saving import Progress, SaveOptions, Saving, make_saving
 from .verify import Verification, verify_files
 
 PathLike = str | os.PathLike[str]
@@ -51,10 +51,10 @@ def convert(
 ) -> ConversionReport:
     """Convert a weights file (`load`) to the formats ``to`` in the folder ``out`` (default: the weights' own).
 
-    Files appear under their names only when all are written (and, with ``verify``, give the net's own outputs).
-    ``preprocessing``, or what it gives for the net, replaces what is known of it.  ``pictures`` are what reduced
-    weights (``precision``) are measured on; without any, seeded inputs.  The other options are those of `load` and
-    `save`.  Raises IlgnetError, in one line, for anything wrong with the input.
+    Files get their names only when all are written (and, with ``verify``, return the net's own outputs).
+    ``preprocessing`` (a value, or a function of the net) replaces the known one.  The deviation of quantized weights
+    (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other options are those of `load`
+    and `save`.  Raises IlgnetError for anything wrong with the input.
     """
     source = Path(weights)
     chosen = read_options(options)
@@ -78,18 +78,18 @@ def convert(
         if chosen.precision is not None and saving.is_quantized:
             deviations = measure_deviation(saving, chosen.precision, pictures)
         text = prototxt or net.about.prototxt or None
-        # The prototxt that was read stays where it says the same (`publish`).
+        # The prototxt that was read is kept if its content is the same (`publish`).
         replacing = [
             path for path in files if text is None or not is_same_file(folder / path.name, Path(text))
         ]
         check_replacing(replacing, folder, [source, text, *pictures])
         publish(files, folder)
-    said = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
-    return _report(net, replace(saving, notes=(*saving.notes, *said)), written, checks, deviations)
+    extra_notes = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
+    return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)
 
 
 def stem_of(weights: Path) -> str:
-    """What the results of a weights file are named from."""
+    """Return the stem of the names of a weights file's results."""
     name = weights.name
     for suffix in (".caffemodel.h5", ".weights.safetensors"):
         if name.lower().endswith(suffix) and name.lower() != suffix:
@@ -106,13 +106,13 @@ def _check_names(source: Path, targets: Sequence[Path]) -> None:
 
 
 def is_same_file(path: Path, text: Path) -> bool:
-    """Whether a path leads to the prototxt ``text``."""
+    """Return whether a path is the prototxt ``text``."""
     return path.suffix == ".prototxt" and path.is_file() and text.is_file() and path.samefile(text)
 
 
 @contextmanager
 def create_folder(folder: Path) -> Iterator[None]:
-    """Make a folder where there is none; it goes again if the block fails and leaves nothing in it."""
+    """Create a folder if it does not exist; remove it again if the block fails and leaves it empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

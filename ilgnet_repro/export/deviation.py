@@ -1,4 +1,4 @@
-"""What reduced weights cost: the outputs of both nets on the same images, laid side by side."""
+"""The deviation of quantized weights: the outputs of both nets on the same inputs, compared."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SEEDED_BATCH = 8
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output of the reduced net is from the float32 net's.
+    """The difference of an output of the quantized net from that of the float32 net.
 
-    ``changed`` counts the rows whose largest value stands elsewhere: another class is the answer.  ``largest`` and
-    ``mean`` are None where nothing could be compared, and ``not_compared`` says why, or what was left out.
+    ``changed`` counts the rows whose argmax changed.  ``largest`` and
+    ``mean`` are None where nothing could be compared; ``not_compared`` gives the reason, or which values were not.
     """
 
     precision: str
@@ -41,9 +41,9 @@ class Deviation:
 def measure_deviation(
     saving: Saving, precision: str, pictures: Sequence[str | os.PathLike[str]] = ()
 ) -> tuple[Deviation, ...]:
-    """Run the net with its original and with its reduced weights, and compare every output.
+    """Run the net with its original and with its quantized weights, and compare every output.
 
-    ``pictures`` go through the net's preprocessing one at a time; without any the inputs are seeded.
+    ``pictures`` are prepared by the net's preprocessing, one at a time; the default is seeded inputs.
     Raises IlgnetError where images are given and no preprocessing is known.
     """
     batches, shown = _inputs(saving, pictures)
@@ -82,15 +82,15 @@ def _inputs(
 
 
 class _Tally:
-    """What the batches so far showed of one output."""
+    """Accumulates the differences of one output over batches."""
 
     def __init__(self) -> None:
-        self._apart: list[Difference] = []
+        self._differences: list[Difference] = []
         self._rows = self._changed = 0
 
     def add(self, wanted: np.ndarray, found: np.ndarray) -> None:
-        """Take a batch; how many rows it has may depend on values, and so on the weights."""
-        self._apart.append(differ(wanted, found))
+        """Add a batch; its number of rows may depend on values, and so on the weights."""
+        self._differences.append(differ(wanted, found))
         per_row = (len(wanted), -1) if wanted.ndim and wanted.size else (wanted.size, 1)
         rows = wanted.reshape(per_row)
         self._rows += len(rows)
@@ -100,11 +100,13 @@ class _Tally:
             self._changed += int((rows.argmax(1) != found.reshape(rows.shape).argmax(1)).sum())
 
     def deviation(self, precision: str, blob: str, inputs: str) -> Deviation:
-        values, compared = (sum(getattr(one, name) for one in self._apart) for name in ("values", "compared"))
-        largest = max(one.largest for one in self._apart)
-        apart = sum(one.mean * one.compared for one in self._apart if one.compared)
+        values, compared = (
+            sum(getattr(one, name) for one in self._differences) for name in ("values", "compared")
+        )
+        largest = max(one.largest for one in self._differences)
+        apart = sum(one.mean * one.compared for one in self._differences if one.compared)
         mean = np.inf if np.isinf(largest) else apart / max(compared, 1)
-        whole = Difference(largest, mean, max(one.scale for one in self._apart), values, compared)
+        whole = Difference(largest, mean, max(one.scale for one in self._differences), values, compared)
         return Deviation(
             precision=precision, blob=blob, largest=largest if whole.is_compared else None,
             mean=mean if whole.is_compared else None, scale=whole.scale, rows=self._rows, changed=self._changed,

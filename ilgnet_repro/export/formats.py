@@ -1,4 +1,4 @@
-"""The formats that a net is saved in: one table, each entry in the file that writes it."""
+"""The table of formats that a net is saved in; each entry is defined in the file that writes it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its name, its suffix, how it is written and opened again, and which options it takes.
+    """One format: its name, suffix, writer, reader and options.
 
-    ``write`` takes the path of its main file and returns all it wrote, that one first.  ``reopen`` gives what runs
-    them, for a verification; ``feed`` makes of seeded inputs what the file takes, and what the net is then given.
-    ``notes`` tells where the file says something else than the net.
+    ``write`` takes the path of its main file and returns all paths written, that one first.  ``reopen`` returns the
+    files as a runnable net, for verification; ``feed`` turns seeded inputs into those of the file and of the net.
+    ``notes`` returns how the file differs from the net.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Format:
     notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
 
     def path(self, folder: Path, stem: str) -> Path:
-        """The main file's place in a folder, for results named from ``stem``."""
+        """Return the main file's path in a folder, for results named after ``stem``."""
         return folder / f"{self.stem(stem)}{self.suffix}"
 
 
-# Format -> its suffix, and where its entry stands; imported when it is used: onnx takes a third of a second.
+# Format -> suffix and module of its entry, imported when used: importing onnx takes a third of a second.
 _MODULES = {
     "safetensors": (".safetensors", "to_safetensors:FORMAT"),
     "onnx": (".onnx", "to_onnx:FORMAT"),
@@ -63,7 +63,7 @@ def find_format(name: str) -> Format:
 
 
 def format_of(path: Path) -> Format:
-    """Return the format that a file's suffix names.  Raises IlgnetError where it names none."""
+    """Return the format of a file's suffix.  Raises IlgnetError for an unknown suffix."""
     name = path.name.lower()
     # The longest first: .caffemodel.h5 is more than .h5.
     for format_, (suffix, _) in sorted(_MODULES.items(), key=lambda entry: -len(entry[1][0])):
@@ -74,7 +74,7 @@ def format_of(path: Path) -> Format:
 
 
 def read_options(given: SaveOptions) -> Options:
-    """Return the options.  Raises IlgnetError for one that is none, or a value that it does not take."""
+    """Return the options.  Raises IlgnetError for an unknown option or a value that it does not accept."""
     known = [field.name for field in fields(Options)]
     for name in given:
         if name not in known:
@@ -89,7 +89,7 @@ def read_options(given: SaveOptions) -> Options:
         )
     if options.with_preprocessing and options.dynamic_size:
         raise IlgnetError(
-            "dynamic_size=True: the preprocessing makes every image one size; leave one of the two out",
+            "dynamic_size=True: the preprocessing resizes every image to one size; leave one of the two out",
             option="dynamic_size",
         )
     return options
@@ -107,7 +107,7 @@ def check_options(formats: Sequence[Format], options: Options) -> None:
         for format_ in formats:
             if field.name not in format_.options:
                 capable = [name for name in NAMES if field.name in find_format(name).options]
-                flag = f"--{field.name.replace('_', '-')}"
                 raise IlgnetError(
-                    f"{flag} is for {' and '.join(capable)} files, not {format_.name}; convert that apart"
+                    f"{field.name}= is for {' and '.join(capable)} files, not {format_.name}; convert to that separately",
+                    option=field.name,
                 )

@@ -24,7 +24,7 @@ HEAD = ("layer", "torch", "gradient", "ONNX", "source")
 
 
 def rows() -> list[tuple[str, ...]]:
-    """One row a layer type; several types may be one class."""
+    """Return one row per layer type; several types may be one class."""
     return [
         (
             f"`{name}`",
@@ -38,7 +38,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def _use(cls: type[Layer], attribute: str) -> str:
-    """✓, or why not; a reason that a layer gives itself only for some of its fields stands behind a ✓."""
+    """Return ✓ or the reason why not; a reason that depends on the layer's fields is added to a ✓."""
     always = getattr(cls, attribute)
     if always:
         return f"{NO} {always}"
@@ -53,13 +53,13 @@ def _sometimes(cls: type, attribute: str) -> Iterable[str]:
 
 
 def table() -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = [HEAD, ("---", *[":-:"] * 2, "---", "---"), *rows()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def replaced(text: str, name: str) -> str:
-    """Return a page's text with the table between the markers.  Raises IlgnetError where these are absent."""
+    """Return a page's text with the table between the markers.  Raises IlgnetError where they are missing."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

@@ -1,4 +1,4 @@
-"""Writing an ONNX file field by field: the weights go from their memory map to the file, never through protobuf."""
+"""Writing an ONNX file field by field: weights go from their memory map to the file, not through protobuf."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..files import atomic_file
 from ..runtime.safetensors_file import tensor_bytes
 from .onnx_writer import OnnxModel, tensor_header
 
-# protobuf reads no message of 2 GiB or more.
+# protobuf cannot read messages of 2 GiB or more.
 SINGLE_FILE_LIMIT = (1 << 31) - 1
-# External tensors start on pages, so that a runtime can map them.
+# External tensors are page-aligned, so that a runtime can memory-map them.
 PAGE = 4096
 PIECE = 1 << 20  # fits the processor caches
 
@@ -58,7 +58,7 @@ def write_onnx(
 
 
 def _parts(skeleton: onnx.ModelProto) -> tuple[bytes, bytes, bytes]:
-    """Split a model: what comes before the graph, the graph, and what follows it (metadata last)."""
+    """Split a model into the bytes before the graph, the graph, and the metadata after it."""
     head, tail = onnx.ModelProto(), onnx.ModelProto()
     head.CopyFrom(skeleton)
     head.ClearField("graph")
@@ -68,7 +68,7 @@ def _parts(skeleton: onnx.ModelProto) -> tuple[bytes, bytes, bytes]:
 
 
 def _initializer_head(name: str, tensor: torch.Tensor) -> bytes:
-    """All bytes of an initializer field that stand before its values."""
+    """Return the bytes of an initializer field that precede its values."""
     start = _bytes(tensor_header(name, tensor)) + encode_header(_RAW_DATA, tensor.nbytes)
     return encode_header(_INITIALIZER, len(start) + tensor.nbytes) + start
 

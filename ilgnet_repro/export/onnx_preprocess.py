@@ -1,8 +1,8 @@
-"""The preprocessing as ONNX nodes: uint8 images in, the net's input out, both of the authors' paths.
+"""The preprocessing as ONNX nodes, from uint8 images to the net's input, for both preprocessing paths.
 
-The resizes are written out in Gather and arithmetic rather than as a Resize node, because neither of the two
-that Caffe users meet is one: OpenCV's blends in 11-bit fixed point, and pycaffe's fades to the image's
-least value beyond its edge.
+The resizes are built from Gather and arithmetic, because ONNX's Resize computes neither of the two
+that Caffe users meet: OpenCV's interpolates in 11-bit fixed point, and pycaffe's pads with the image's
+minimum beyond its edge.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _FIRST_SHIFT, _SECOND_SHIFT, _LAST_SHIFT = 16, 65536, 4
 def find_image_input(
     shapes: dict[str, Shape], how: Preprocessing | None, net: str
 ) -> tuple[Preprocessing, str]:
-    """Return how images are prepared, and the input that takes them.
+    """Return the preprocessing and the input that takes images.
 
-    Raises IlgnetError where that is not known, or not one input takes images of that size.
+    Raises IlgnetError where the preprocessing is not known, or not exactly one input takes images of its size.
     """
     if how is None:
         raise IlgnetError(
@@ -49,11 +49,11 @@ def find_image_input(
 
 
 def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: str) -> onnx.ValueInfoProto:
-    """Add the nodes that make ``blob`` from images in ``order``, and return the graph input they read.
+    """Add the nodes that compute ``blob`` from images in ``order``, and return the graph input they read.
 
-    That input is uint8, N × height × width × 3; all images of a batch have one size.  Against
-    `Preprocessing` itself the path ``crop`` is exact, the path ``whole`` within 1e-3 of a level (float32
-    here, float64 there).
+    That input is uint8, N × height × width × 3; all images of a batch have one size.  Compared with
+    `Preprocessing`, the path ``crop`` is exact and the path ``whole`` differs by at most 1e-3 of a grey level
+    (float32 here, float64 there).
     """
     if order not in ORDERS:
         raise IlgnetError(f"input_order={order!r}: choose one of {', '.join(ORDERS)}", option="input_order")
@@ -68,7 +68,7 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
         value = nodes("Sub", value, writer.constant(mean))
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
-    writer.hold(blob, value)
+    writer.bind(blob, value)
     return value_info(IMAGE_INPUT, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
 
 
@@ -106,7 +106,7 @@ class _Nodes:
         return self("Shape", IMAGE_INPUT, start=axis, end=axis + 1)
 
     def centres(self, side: str, size: int, window: slice) -> str:
-        """Where the points of a resized axis lie on the image's, half-pixel centred, in float64."""
+        """Return the positions of a resized axis's points on the image's axis, half-pixel centred, in float64."""
         points = self.writer.constant(np.arange(size, dtype=np.float64)[window] + 0.5)
         step = self("Div", self("Cast", side, to=TensorProto.DOUBLE), self.double(size))
         return self("Sub", self("Mul", points, step), self.double(0.5))
@@ -115,15 +115,15 @@ class _Nodes:
         return self("Min", self("Max", index, self.longs(0)), last)
 
     def columns(self, values: str) -> str:
-        """One value a column of (N, height, width, 3)."""
+        """Broadcast one value per column over (N, height, width, 3)."""
         return self("Unsqueeze", values, self.longs(1))
 
     def rows(self, values: str) -> str:
-        """One value a row of (N, height, width, 3)."""
+        """Broadcast one value per row over (N, height, width, 3)."""
         return self("Unsqueeze", values, self.longs(1, 2))
 
 
-# ---------------------------------------------------------------------- the whole image, as pycaffe
+# ---------------------------------------------------------------------- path "whole", as pycaffe
 
 
 def _whole(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
@@ -131,26 +131,26 @@ def _whole(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]
     least = nodes("Cast", least, to=TensorProto.FLOAT)
     first, second, weights = _blend(nodes, 1, how.size[0])
     rows = [nodes("Gather", IMAGE_INPUT, index, axis=1) for index in (first, second)]
-    lifted = [nodes("Sub", nodes("Cast", row, to=TensorProto.FLOAT), least) for row in rows]
-    value = _weighed(nodes, lifted, [nodes.rows(weight) for weight in weights])
+    above_least = [nodes("Sub", nodes("Cast", row, to=TensorProto.FLOAT), least) for row in rows]
+    value = _weighted_sum(nodes, above_least, [nodes.rows(weight) for weight in weights])
     first, second, weights = _blend(nodes, 2, how.size[1])
     sides = [nodes("Gather", value, index, axis=2) for index in (first, second)]
-    value = _weighed(nodes, sides, [nodes.columns(weight) for weight in weights])
+    value = _weighted_sum(nodes, sides, [nodes.columns(weight) for weight in weights])
     return nodes("Add", value, least), ("H", "W")
 
 
-def _weighed(nodes: _Nodes, values: Sequence[str], weights: Sequence[str]) -> str:
+def _weighted_sum(nodes: _Nodes, values: Sequence[str], weights: Sequence[str]) -> str:
     products = [nodes("Mul", value, weight) for value, weight in zip(values, weights, strict=True)]
     return nodes("Add", *products)
 
 
 def _blend(nodes: _Nodes, axis: int, size: int) -> tuple[str, str, tuple[str, str]]:
-    """The two neighbours of each point and their weights: 0 for a neighbour beyond the edge."""
+    """Return the two neighbours of each point and their weights, 0 for a neighbour beyond the edge."""
     side = nodes.side(axis)
     last = nodes("Sub", side, nodes.longs(1))
     centres = nodes.centres(side, size, slice(None))
     floor = nodes("Floor", centres)
-    share = nodes("Cast", nodes("Sub", centres, floor), to=TensorProto.FLOAT)
+    fraction = nodes("Cast", nodes("Sub", centres, floor), to=TensorProto.FLOAT)
     below = nodes("Cast", floor, to=TensorProto.INT64)
     above = nodes("Add", below, nodes.longs(1))
     one = nodes.writer.constant(np.float32(1))
@@ -158,11 +158,11 @@ def _blend(nodes: _Nodes, axis: int, size: int) -> tuple[str, str, tuple[str, st
         nodes("Cast", nodes(test, index, limit), to=TensorProto.FLOAT)
         for test, index, limit in (("GreaterOrEqual", below, nodes.longs(0)), ("LessOrEqual", above, last))
     ]
-    weights = (nodes("Mul", nodes("Sub", one, share), inside[0]), nodes("Mul", share, inside[1]))
+    weights = (nodes("Mul", nodes("Sub", one, fraction), inside[0]), nodes("Mul", fraction, inside[1]))
     return nodes.clipped(below, last), nodes.clipped(above, last), weights
 
 
-# ---------------------------------------------------------------------- the crop, as Caffe's Data layer
+# ---------------------------------------------------------------------- path "crop", as Caffe's Data layer
 
 
 def _crop(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
@@ -185,35 +185,35 @@ def _crop(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
         ends = [
             nodes("Cast", nodes("Gather", row, side, axis=2), to=TensorProto.INT32) for side in (left, right)
         ]
-        across = nodes("Div", _weighed(nodes, ends, column_weights), nodes.whole(_FIRST_SHIFT))
+        across = nodes("Div", _weighted_sum(nodes, ends, column_weights), nodes.whole(_FIRST_SHIFT))
         halves.append(nodes("Div", nodes("Mul", across, nodes.rows(weight)), nodes.whole(_SECOND_SHIFT)))
     rounded = nodes("Add", nodes("Add", *halves), nodes.whole(_LAST_SHIFT // 2))
     return nodes("Cast", nodes("Div", rounded, nodes.whole(_LAST_SHIFT)), to=TensorProto.FLOAT), ("H", "W")
 
 
 def _fixed_point(nodes: _Nodes, axis: int, size: int, window: slice) -> tuple[str, str, list[str]]:
-    """The two neighbours of each point, inside the image, and their weights out of `_ONE`."""
+    """Return the two neighbours of each point, clipped to the image, and their weights as fractions of `_ONE`."""
     side = nodes.side(axis)
     last = nodes("Sub", side, nodes.longs(1))
     centres = nodes("Cast", nodes.centres(side, size, window), to=TensorProto.FLOAT)
     floor = nodes("Floor", centres)
     below = nodes("Cast", floor, to=TensorProto.INT64)
-    share = nodes("Sub", centres, floor)
+    fraction = nodes("Sub", centres, floor)
     if axis == 2:
-        # Columns beyond an edge are that edge alone; rows are read twice, which rounds otherwise.
+        # A column beyond an edge is the edge's value; a row is read twice, which rounds differently.
         inside = nodes("And", nodes("GreaterOrEqual", below, nodes.longs(0)), nodes("Less", below, last))
-        share = nodes("Mul", share, nodes("Cast", inside, to=TensorProto.FLOAT))
+        fraction = nodes("Mul", fraction, nodes("Cast", inside, to=TensorProto.FLOAT))
     above = nodes("Add", below, nodes.longs(1))
     one, scale = (nodes.writer.constant(np.float32(value)) for value in (1, _ONE))
     weights = [
         nodes("Cast", nodes("Round", nodes("Mul", part, scale)), to=TensorProto.INT32)
-        for part in (nodes("Sub", one, share), share)
+        for part in (nodes("Sub", one, fraction), fraction)
     ]
     return nodes.clipped(below, last), nodes.clipped(above, last), weights
 
 
 def _cut(nodes: _Nodes, how: Preprocessing) -> tuple[str, Sequence[int | str]]:
-    """The centre of images that come in their own size; a mean image fixes that size."""
+    """Crop the centre of images of their own size; a mean image fixes that size."""
     starts = []
     for axis, crop in zip((1, 2), how.size, strict=True):
         spare = nodes("Sub", nodes.side(axis), nodes.longs(crop))

@@ -1,4 +1,4 @@
-"""From a CaffeNet to ONNX, layer by layer: one walk that hands each layer a writer."""
+"""From a CaffeNet to an ONNX model: each layer adds its nodes through an `OnnxWriter`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ELEMENT_TYPES = {
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A model apart from its weights: these stay where they are (in a memory map) until they are written."""
+    """A model without its weights, which stay in their memory map until they are written."""
 
     skeleton: onnx.ModelProto
     weights: dict[str, torch.Tensor]
 
     def proto(self) -> onnx.ModelProto:
-        """The whole model in memory, for nets small enough."""
+        """Return the model with its weights in memory, for small nets."""
         whole = onnx.ModelProto()
         whole.CopyFrom(self.skeleton)
         for name, tensor in self.weights.items():
@@ -51,12 +51,12 @@ class OnnxModel:
 
 
 class NeedsFixedSizeError(LayerError):
-    """A layer's nodes need a length that is open."""
+    """A layer's nodes depend on a length that is open."""
 
 
 @dataclass(frozen=True)
 class _Body:
-    """The graph inside a Scan node: what it is given, what it gives, and its own nodes."""
+    """The graph inside a Scan node: its inputs, outputs and nodes."""
 
     given: tuple[str, ...]
     results: tuple[str, ...]
@@ -65,7 +65,7 @@ class _Body:
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of the model to be: its values by handle, which take their names when the file is made."""
+    """A node whose values are handles; they get their names when the model is built."""
 
     name: str
     op: str
@@ -76,35 +76,35 @@ class _Node:
 
 
 class OnnxWriter:
-    """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` speaks to.
+    """Collects nodes and initializers; the `OnnxGraph` that a layer's `onnx` method writes to.
 
-    Layers know a value by its handle, a string that nothing else in the model has.  What a node makes is called by
-    its handle in the file too, unless it is a blob of the net: which one is known only after later layers have passed
-    it on, so `protos` makes the nodes with their names, once, at the end.
+    Layers refer to a value by its handle, a unique string.  In the file a value is named by its handle, unless it is
+    a blob of the net: which blob is known only after the layers that pass it on (Dropout, Split), so
+    `protos` creates the nodes with their names at the end.
 
-    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``written_out`` replaces nodes of
-    an operator by what its function adds.  ``names`` is what the net's values are called (`Graph.names`).
+    ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``expanded`` maps an operator to the
+    function that adds other nodes in its place.  ``names`` are the names of the net's values (`Graph.names`).
     """
 
     def __init__(
         self,
         dims: Mapping[str, tuple[Dim, ...]],
         outputs: Iterable[str] = (),
-        written_out: Mapping[str, Callable[..., str]] | None = None,
+        expanded: Mapping[str, Callable[..., str]] | None = None,
         names: Mapping[Value, str] | None = None,
     ) -> None:
         self.dims: Dims = dict(dims)
         self._value_names = names or {}
         self._outputs = set(outputs)
-        self._written_out = dict(written_out or {})
-        self._names = set(dims)  # those taken, by inputs, blobs, nodes, handles and initializers
-        self._held: dict[
+        self._expanded = dict(expanded or {})
+        self._names = set(dims)  # used by inputs, blobs, nodes, handles and initializers
+        self._blob_values: dict[
             str, str
-        ] = {}  # the handle of the value that a blob holds, where it is not the blob's name
-        self._called: dict[str, str] = {}  # by handle: the blob that a value is called by in the file
-        self._other_names: dict[str, str] = {}  # of blobs whose own name an input of the file has
+        ] = {}  # blob -> the handle of its value, where that is not the blob's name
+        self._called: dict[str, str] = {}  # handle -> the blob that names the value in the file
+        self._other_names: dict[str, str] = {}  # blobs whose name an input of the file uses
         self._lengths: dict[str, tuple[Dim, ...]] = {}  # by handle
-        self._made: set[str] = set()  # the handles of what nodes make
+        self._made: set[str] = set()  # the handles of node outputs
         self._made_here: set[str] = set()  # those of the current layer
         self._replaced: set[str] = set()  # blobs that an in-place layer replaces
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
@@ -115,11 +115,11 @@ class OnnxWriter:
         self.constants: list[onnx.TensorProto] = []
         self.weights: dict[str, torch.Tensor] = {}
 
-    # ------------------------------------------------------------------ what layers call
+    # ------------------------------------------------------------------ called by layers
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        if op in self._written_out:
-            return self._written_out[op](self, *inputs, **attributes)
+        if op in self._expanded:
+            return self._expanded[op](self, *inputs, **attributes)
         return self.nodes(op, inputs, 1, **attributes)[0]
 
     def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
@@ -139,7 +139,7 @@ class OnnxWriter:
         return self._add("Scan", [*states, *sequences], len(results), attributes, body)
 
     def constant(self, array: np.ndarray | np.generic) -> str:
-        array = np.ascontiguousarray(array).reshape(np.shape(array))  # the first alone makes scalars 1-D
+        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray makes scalars 1-D
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             name = self._unused(f"const_{len(self._constants)}")
@@ -151,9 +151,9 @@ class OnnxWriter:
         if self._layer is None:
             raise IlgnetError("a parameter was asked for outside a layer")
         initializer = f"{self._layer.node.name}.{name}"
-        reduced = quantized_blob(self._layer, name)
-        if reduced is not None:
-            return self._reduced(self._unused(initializer), reduced)
+        weight = quantized_blob(self._layer, name)
+        if weight is not None:
+            return self._dequantized(self._unused(initializer), weight)
         blob = self._layer.blob(name).detach()
         key = (blob.data_ptr(), tuple(blob.shape))
         if blob.numel() and key in self._parameters:
@@ -206,41 +206,41 @@ class OnnxWriter:
         )
 
     def _unused(self, name: str) -> str:
-        """Return the name, or one that nothing else has; blobs and layers may be named like our own values."""
+        """Return the name, made unique; blobs and layers may be named like the writer's own values."""
         while name in self._names:
             name += "'"
         self._names.add(name)
         return name
 
-    def _reduced(self, name: str, reduced: QuantizedWeight) -> str:
-        """Keep the values as they are stored, and have the runtime widen them."""
-        self.weights[name] = reduced.values
-        if reduced.scale is None:
+    def _dequantized(self, name: str, weight: QuantizedWeight) -> str:
+        """Store the quantized values and add a node that dequantizes them."""
+        self.weights[name] = weight.values
+        if weight.scale is None:
             return self.node("Cast", [name], to=TensorProto.FLOAT)
         scale = self._unused(f"{name}_scale")
-        self.weights[scale] = reduced.scale
-        return self.node("DequantizeLinear", [name, scale], axis=reduced.axis)
+        self.weights[scale] = weight.scale
+        return self.node("DequantizeLinear", [name, scale], axis=weight.axis)
 
-    # ------------------------------------------------------------------ the walk
+    # ------------------------------------------------------------------ layer by layer
 
     def add_input(self, name: str) -> str:
-        """Take an input that the net does not have; a blob of that name goes by another one in the file."""
+        """Add an input that the net does not have; a blob of that name gets another one in the file."""
         if name in self._names:
             self._other_names[name] = self._unused(name)
         self._names.add(name)
         return name
 
     def add_layer(self, layer: Layer) -> None:
-        """Have a layer add its nodes, and keep which blobs hold its results."""
+        """Let a layer add its nodes, and record which blobs its results are."""
         if layer.no_onnx:
             raise layer.error(f"cannot be written as ONNX: {layer.no_onnx}")
         self._layer = layer
         self._made_here.clear()
         read = [self._value_names[bottom] for bottom in layer.node.bottoms]
-        bottoms = [self._held.get(name, name) for name in read]
+        bottoms = [self._blob_values.get(name, name) for name in read]
         try:
             results = layer.onnx(self, *bottoms)
-        except TypeError as error:  # a class of a user's own that takes an open length for a number
+        except TypeError as error:  # a user's layer class that uses an open length as a number
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
             raise self._needs_fixed_size() from error
@@ -249,14 +249,14 @@ class OnnxWriter:
             if name != top.blob:
                 self._replaced.add(name)
             if not layer.is_input:  # its tops are the model's inputs
-                self.hold(name, result)
+                self.bind(name, result)
         self._layer = None
 
-    def hold(self, blob: str, value: str) -> None:
-        """Have a blob hold a value, which is called by it in the file where it can be.
+    def bind(self, blob: str, value: str) -> None:
+        """Record a blob's value, and name the value after the blob where possible.
 
-        A layer that only passes its bottom on (Dropout, Split) adds no node: an in-place one gives the
-        value its last name, another leaves it the first.  An output of the net always has its own name.
+        A layer that returns its bottom unchanged (Dropout, Split) adds no node: in place, the value gets the
+        last name, otherwise it keeps the first.  An output of the net always has its own name.
         """
         called = self._called.get(value)
         makes = value in self._made_here and called is None
@@ -267,11 +267,11 @@ class OnnxWriter:
             self._nodes.append(_Node(self._unused(f"{blob}:Identity"), "Identity", (value,), (blob,), {}))
             self._called[blob] = value = blob
             self._made.add(blob)
-        self._held[blob] = value
+        self._blob_values[blob] = value
         self._lengths[value] = self.dims[blob]
 
     def protos(self) -> list[onnx.NodeProto]:
-        """The nodes collected, each made with the names that its values have in the file."""
+        """Return the collected nodes with their values' names in the file."""
         return [self._proto(node) for node in self._nodes]
 
     def _name(self, value: str) -> str:
@@ -296,7 +296,7 @@ class OnnxWriter:
 
 @dataclass(frozen=True)
 class Prepare:
-    """An input that the graph makes itself: the nodes are added by ``add``, which returns what they read."""
+    """An input that the graph computes: ``add`` adds the nodes and returns the graph input that they read."""
 
     blob: str
     add: Callable[[OnnxWriter], onnx.ValueInfoProto]
@@ -313,9 +313,9 @@ def plan_onnx(
 ) -> OnnxModel:
     """Return ``net`` as an ONNX model with a dynamic batch, its weights not copied.
 
-    Open are the first axis of every input (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, the
-    sides of images (H, W), where the net takes other lengths; what layers make of them is declared as it is
-    (open_shapes.py).  ``fast_lrn`` writes LRN as a convolution (layers/lrn.py); ``prepare`` makes one input's values
+    The first axis of every input is open (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, also
+    height and width of images (H, W), where the net accepts other lengths; the other blobs follow
+    (open_shapes.py).  ``fast_lrn`` replaces LRN nodes by a convolution; ``prepare`` computes one input
     from images.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
@@ -378,7 +378,7 @@ def assemble(
     outputs: Sequence[onnx.ValueInfoProto],
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxModel:
-    """Make a model of what a writer has collected; values no node reads are left out."""
+    """Return the model that a writer has collected, without values that no node reads."""
     nodes = writer.protos()
     used = values_read(nodes) | {entry.name for entry in outputs}
     constants = [tensor for tensor in writer.constants if tensor.name in used]
@@ -395,8 +395,8 @@ def assemble(
 
 
 def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """The names that nodes read, those of their inner graphs (Scan, Loop, If) included."""
-    read = set()
+    """Return the names that nodes read, including those in their inner graphs (Scan, Loop, If)."""
+    read: set[str] = set()
     for node in nodes:
         read.update(node.input)
         for attribute in node.attribute:
@@ -413,5 +413,5 @@ def value_info(
 
 
 def tensor_header(name: str, tensor: torch.Tensor) -> onnx.TensorProto:
-    """An initializer without its values."""
+    """Return an initializer without its values."""
     return TensorProto(name=name, data_type=ELEMENT_TYPES[tensor.dtype], dims=list(tensor.shape))

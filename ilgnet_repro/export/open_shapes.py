@@ -1,7 +1,7 @@
-"""Which axes of a net's blobs are open in an exported file, and what they are called.
+"""The open axes of a net's blobs in an exported file, and their symbols.
 
-The net is planned at other lengths of its inputs.  An axis whose length never changes is fixed, one that
-always has the length of an input's axis goes by that axis's symbol, and any other is open without a name.
+The net is planned for several lengths of its inputs.  An axis whose length never changes is fixed, one that
+always has the length of an input's axis has that axis's symbol, and any other is open without a name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..runtime.net import CaffeNet
 
-# What open axes of inputs are called, by axis; a second one of other length has its input's name added.
+# Symbols of open input axes; a second one with another length gets its input's name as suffix.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}
 BATCH = SYMBOLS[0]
 IMAGE_AXES = 4
@@ -30,22 +30,22 @@ def open_shapes(
 ) -> Dims:
     """Return the shape of every blob that ``wanted`` depends on, open axes as symbols or None.
 
-    ``batch`` opens the first axis of every input, ``dynamic_size`` the sides of images, wherever the layers
-    and their weights take other lengths.  Raises IlgnetError, by layer, where no side can be open.
+    ``batch`` opens the first axis of every input, ``dynamic_size`` height and width of images, wherever the layers
+    and their weights accept other lengths.  Raises IlgnetError, by layer, where neither side can be open.
     """
     plans = _Plans(net, wanted)
     images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
     sides = [(name, axis) for axis in (2, 3) for name in images]
     others = [axis for axis in plans.axes() if axis not in sides]
     if batch:
-        plans.open_groups([axis for axis in others if axis[1] == 0], others, _batches)
+        plans.open_axes([axis for axis in others if axis[1] == 0], others, _batches)
     if dynamic_size:
         if not images:
             raise IlgnetError(
                 f"net {net.graph.name!r}: no input is an image (N, C, H, W); drop dynamic_size=True",
                 option="dynamic_size",
             )
-        closed = plans.open_groups(sides, [*sides, *others], _sides)
+        closed = plans.open_axes(sides, [*sides, *others], _sides)
         if closed:
             plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
             raise IlgnetError(
@@ -56,8 +56,8 @@ def open_shapes(
     return plans.dims()
 
 
-# Lengths to try in the place of one, by rounds: of a round all must do.  Odd and even, so that no rounding
-# hides a length; multiples for nets that take only these; shorter ones where nothing else does.
+# Lengths to try instead of one, by rounds; all lengths of a round must work.  Odd and even, so that rounding
+# hides no dependence; multiples for nets that accept only these; shorter ones as the last resort.
 def _batches(length: int) -> Rounds:
     return (length + 1,), (2 * length, 3 * length), (length - 1, length // 2)
 
@@ -67,7 +67,7 @@ def _sides(length: int) -> Rounds:
 
 
 class _Plans:
-    """The shapes of a net's blobs at all lengths tried; the first are its own."""
+    """The shapes of a net's blobs for all lengths tried; the first are its own."""
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...]) -> None:
         steps = net.steps(wanted)
@@ -80,16 +80,16 @@ class _Plans:
         return self.inputs[axis[0]][axis[1]]
 
     def axes(self) -> list[Axis]:
-        """All axes of all inputs, the first ones first."""
+        """Return all axes of all inputs, ordered by axis."""
         most = max(map(len, self.inputs.values()), default=0)
         return [
             (name, axis) for axis in range(most) for name, shape in self.inputs.items() if axis < len(shape)
         ]
 
     def at(self, lengths: Mapping[Axis, int], counts: int = 1) -> dict[str, Shape]:
-        """Plan the net with other lengths of inputs, and ``counts`` times as many of what values decide.
+        """Plan the net for other input lengths; lengths that depend on values are multiplied by ``counts``.
 
-        Raises LayerError for a layer that does not take them, or whose weights do not.
+        Raises LayerError for a layer that does not accept them, or whose weights would change.
         """
         given = {
             name: tuple(lengths.get((name, axis), length) for axis, length in enumerate(shape))
@@ -104,10 +104,10 @@ class _Plans:
                 )
         return dict(plan.shapes)
 
-    def open_groups(self, starts: list[Axis], others: list[Axis], lengths: Lengths) -> list[Axis]:
-        """Open each of ``starts``: alone, or with those of ``others`` of its length that must change with it.
+    def open_axes(self, starts: list[Axis], others: list[Axis], lengths: Lengths) -> list[Axis]:
+        """Open each of ``starts``: alone, or with those of ``others`` of the same length that must change with it.
 
-        Returns those that stay closed.
+        Returns those that stay fixed.
         """
         done: set[Axis] = set()
         for start in starts:
@@ -115,12 +115,12 @@ class _Plans:
                 free = [axis for axis in others if axis != start and axis not in done]
                 alike = [axis for axis in free if self.length(axis) == self.length(start)]
                 done.update(next((g for g in _groups(start, alike) if self._open(g, lengths)), ()))
-        # What is left may change by one factor, such as an input with six rows for each two of another.
+        # The others may change together by one factor, such as an input with six rows for each two of another.
         left = [start for start in starts if start not in done]
         return [] if len(left) > 1 and self._open(left, lengths) else left
 
     def _open(self, group: Sequence[Axis], lengths: Lengths) -> bool:
-        """Keep the plans in which these axes have other lengths; False where the net takes none."""
+        """Add the plans with other lengths of these axes; return whether the net accepts any."""
         kept: list[dict[str, Shape]] = []
         for rows in zip(*(lengths(self.length(axis)) for axis in group), strict=True):
             tried = [dict(zip(group, row, strict=True)) for row in zip(*rows, strict=True)]
@@ -135,7 +135,7 @@ class _Plans:
         return bool(kept)
 
     def vary_counts(self) -> None:
-        """Open the axes whose lengths depend on values, and what layers make of them."""
+        """Open the axes whose lengths depend on values, and those that follow from them."""
         for counts in (2, 3) if self._has_counts else ():
             try:
                 self._kept.append(self.at({}, counts))
@@ -143,7 +143,7 @@ class _Plans:
                 continue
 
     def dims(self) -> Dims:
-        """Every blob's shape; axes whose lengths are equal in all plans have one symbol."""
+        """Return every blob's shape; axes with equal lengths in all plans share one symbol."""
         symbols: dict[Shape, str] = {}
         for name, axis in self.axes():
             lengths = self._lengths(name, axis)
@@ -164,7 +164,7 @@ class _Plans:
 
 
 def _groups(start: Axis, alike: list[Axis]) -> Iterator[tuple[Axis, ...]]:
-    """An axis alone, with one or two others, and with all others of its number."""
+    """Yield an axis alone, with one or two others, and with all others of the same axis number."""
     for count in range(3):
         yield from ((start, *others) for others in combinations(alike, count))
     yield (start, *(axis for axis in alike if axis[1] == start[1]))

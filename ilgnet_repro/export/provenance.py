@@ -16,14 +16,14 @@ from ..runtime.weights import take_weights
 
 
 def present_about(net: CaffeNet) -> About:
-    """What is known of a net as it is now.
+    """Return what is known of a net in its present state.
 
-    A net that was trained on is not the file whose digest it was loaded with: then digest and release go, and what
-    was certain by them is assumed from here on.  Values are compared, for edits of `.data` count no version.
+    If its weights have changed since loading, the file's digest and release no longer apply and are removed, and what
+    they proved is marked as assumed.  Values are compared, because edits of `.data` change no version counter.
     """
     about = net.about
     source = about.source
-    if source is None or not (source.release or source.sha256) or _holds_its_file(net):
+    if source is None or not (source.release or source.sha256) or _is_unchanged(net):
         return about
     return replace(
         about, source=replace(source, sha256=None, release=None).after("changed"),
@@ -31,8 +31,8 @@ def present_about(net: CaffeNet) -> About:
     )  # fmt: skip
 
 
-def _holds_its_file(net: CaffeNet) -> bool:
-    """Whether every blob equals what the net's file holds, and the file is the one that was read."""
+def _is_unchanged(net: CaffeNet) -> bool:
+    """Return whether every blob equals the one in the net's file, and that file is unchanged."""
     origin = net.origin
     if origin is None or Origin.of(origin.path) != origin:
         return False

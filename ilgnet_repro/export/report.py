@@ -1,4 +1,4 @@
-"""What a conversion did, as one value: for the terminal, for programs, and for the file's reader."""
+"""The result of a conversion, for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class ConversionReport:
     written: tuple[Written, ...]
     verified: tuple[Verification, ...]
     preprocessing: str | None
-    deviations: tuple[Deviation, ...] = ()  # what reduced weights cost, for each output
+    deviations: tuple[Deviation, ...] = ()  # of quantized weights, per output
 
     @property
     def is_verified(self) -> bool:
-        """Whether every written file that was run gave the original's outputs."""
+        """Whether every verified file returned the original's outputs."""
         return all(check.is_equal for check in self.verified)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         return {
             **asdict(self),
             "source": self.source.to_json() if self.source else None,

@@ -1,4 +1,4 @@
-"""A net on its way into a file: as the file will hold it, whatever was done to it since it was loaded."""
+"""`Saving`: a net prepared for writing (folded, quantized, in float32) with its metadata and notes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SaveOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """`SaveOptions`, all of them.  ``precision`` None leaves the dense weights as the net holds them."""
+    """`SaveOptions` with their defaults.  ``precision`` None leaves the dense weights as they are in the net."""
 
     fold: bool = False
     precision: str | None = None
@@ -58,10 +58,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a writer is given.
+    """The input of a format's writer.
 
-    ``net`` is the net as the file will hold it: folded and with reduced dense weights where that was asked for.
-    ``original`` is the net as the caller has it, computing in float32.  ``notes`` say what was done on the way.
+    ``net`` is the net to write: folded and with quantized dense weights where requested.
+    ``original`` is the caller's net in float32.  ``notes`` list the changes.
     """
 
     net: CaffeNet
@@ -76,17 +76,17 @@ class Saving:
         """The net's graph."""
         return self.net.graph
 
-    def again(self, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
-        """Return the net over arrays that were read back."""
-        return again(self.net, self.net.plan, arrays)
+    def with_arrays(self, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
+        """Return the net with arrays that were read back."""
+        return rebuild(self.net, self.net.plan, arrays)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether dense weights are stored in fewer bits."""
+        """Whether dense weights are stored quantized."""
         return bool(quantized_layers(self.net))
 
     def metadata(self) -> dict[str, str]:
-        """What travels inside a converted file: the net's text, preprocessing and provenance."""
+        """Return a converted file's metadata: the net's text, preprocessing and provenance."""
         plan = self.net.plan
         return {
             "ilgnet_repro.format": FORMAT,
@@ -101,14 +101,14 @@ class Saving:
 def make_saving(
     net: CaffeNet, options: Options, progress: Progress = None, about: About | None = None
 ) -> Saving:
-    """Return what is to be written of ``net``, and of what is known of it (default: ``net.about``).
+    """Prepare ``net`` for writing, with what is known of it (default: ``net.about``).
 
-    Raises GraphError, by layer, where it is no Caffe net any more.
+    Raises GraphError, by layer, where it is no longer a Caffe net.
     """
     net.refuse_changes("saved")
     notes: list[str] = []
     arrays = float_arrays(net)
-    original = net if _computes_as_stored(net) else again(net, net.plan, arrays)
+    original = net if _computes_as_stored(net) else rebuild(net, net.plan, arrays)
     if original is not net:
         dtype, device = net.computes_in
         notes.append(
@@ -124,24 +124,24 @@ def make_saving(
         folded = fold(original, net.graph.text, arrays)
         arrays = folded.arrays
         shapes = {name: net.shapes[name] for name in net.inputs}
-        saved = again(net, plan_net(folded.graph, shapes), arrays)
+        saved = rebuild(net, plan_net(folded.graph, shapes), arrays)
         notes.append(
             f"{len(folded.folded)} layers folded into those before them, {len(folded.dropped)} dropped"
         )
-    held = {} if options.fold else quantized_layers(net)
-    if options.precision is not None and (held or options.precision != "float32"):
-        reduced = quantize_dense(saved.plan, arrays, options.precision)
-        saved = again(saved, saved.plan, arrays)
-        for name, one in reduced.items():
-            attach_quantized(saved.layer(name), one)
-        if not reduced and options.precision != "float32":
+    stored = {} if options.fold else quantized_layers(net)
+    if options.precision is not None and (stored or options.precision != "float32"):
+        quantized = quantize_dense(saved.plan, arrays, options.precision)
+        saved = rebuild(saved, saved.plan, arrays)
+        for name, weight in quantized.items():
+            attach_quantized(saved.layer(name), weight)
+        if not quantized and options.precision != "float32":
             notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
     saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
     return replace(saving, about=_derived(saving))
 
 
 def _derived(saving: Saving) -> About:
-    """What is known of the net, with what saving does to the weights of its source."""
+    """Return what is known of the net, with what saving changes in the weights of its source."""
     source, options = saving.about.source, saving.options
     if source is None:
         return saving.about
@@ -165,8 +165,8 @@ def _computes_as_stored(net: CaffeNet) -> bool:
     )
 
 
-def again(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
-    """Return a net over these arrays, with what the layers of ``net`` hold beside their blobs."""
+def rebuild(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
+    """Return a net with these arrays, and with the layers' other buffers from ``net``."""
     made = CaffeNet(plan, arrays)
     made.about = net.about
     for node in plan.graph:
@@ -178,7 +178,7 @@ def again(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) 
 
 
 def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
-    """The dense weights that a net holds in fewer bits than float32, by layer name."""
+    """Return the quantized dense weights of a net, by layer name."""
     found = {}
     for node in net.graph:
         if node.type == DENSE:
@@ -189,7 +189,7 @@ def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
 
 
 def float_arrays(net: CaffeNet) -> Arrays:
-    """Every blob of a net as float32 arrays by layer name, in Caffe's order; those that hold float32 are not copied."""
+    """Return every blob as a float32 array by layer name, in Caffe's order; float32 blobs are not copied."""
     return {
         node.name: _float_blobs(net.layer(node.name)) for node in net.graph if net.layer(node.name).blob_names
     }
@@ -200,11 +200,11 @@ def _float_blobs(layer: Layer) -> list[np.ndarray]:
 
 
 def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:
-    """Every blob once, as ``layer.blob``, in Caffe's order; shared ones under their owner.
+    """Return every blob once, as ``layer.blob``, in Caffe's order; shared ones under their owner.
 
-    Dense weights that are held in fewer bits stay so; int8 ones are followed by their scales.
+    Quantized dense weights stay quantized; int8 ones are followed by their scales.
     """
-    plan, reduced = saving.net.plan, quantized_layers(saving.net)
+    plan, quantized = saving.net.plan, quantized_layers(saving.net)
     tensors: dict[str, np.ndarray | torch.Tensor] = {}
     for node in plan.graph:
         layer = saving.net.layer(node.name)
@@ -212,7 +212,7 @@ def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:
             if (node.name, index) in plan.owners:
                 continue
             key = f"{node.name}.{spec.name}"
-            one = reduced.get(node.name) if spec.name == WEIGHT else None
+            one = quantized.get(node.name) if spec.name == WEIGHT else None
             if one is None:
                 tensors[key] = layer.blob(spec.name).detach().to("cpu", torch.float32)
                 continue

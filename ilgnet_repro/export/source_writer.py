@@ -1,4 +1,4 @@
-"""From a CaffeNet to one Python file: an nn.Module as a person would have written it."""
+"""From a CaffeNet to one Python file with a readable nn.Module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.python_names import Names, plain, quoted
 
-WIDTH = 100  # of the docstring, and of a statement that holds an in-place layer too; each statement is on one line
+WIDTH = (
+    100  # of the docstring, and of a statement with a nested in-place layer; each statement is on one line
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class PythonSource:
     state: dict[str, Tensor]
 
 
-# Stands on either side of a variable's number in an expression.  Nothing that a file says can hold it: names reach an
-# expression as identifiers or as literals of ASCII only.
+# Delimits a variable's number in an expression.  No name from a file can contain it: names appear in
+# expressions only as identifiers or ASCII literals.
 _MARK = "\ue000"
 
 
@@ -38,8 +40,8 @@ _MARK = "\ue000"
 class _Statement:
     """An assignment in ``forward``: variables by number, and the expression in pieces.
 
-    Pieces at even places are text, those at odd places the numbers of variables; what they are called is decided once
-    the whole file is known.
+    Pieces at even indices are text, those at odd indices the numbers of variables, which get their names when the
+    whole file is known.
     """
 
     targets: tuple[int, ...]
@@ -47,16 +49,16 @@ class _Statement:
 
     @property
     def reads(self) -> list[int]:
-        """The variables that the expression reads, as often as it does."""
+        """The variables that the expression reads, with repetitions."""
         return [int(number) for number in self.pieces[1::2]]
 
     def text(self, names: Sequence[str]) -> str:
         """The expression with its variables' names."""
-        return "".join(names[int(piece)] if place % 2 else piece for place, piece in enumerate(self.pieces))
+        return "".join(names[int(piece)] if index % 2 else piece for index, piece in enumerate(self.pieces))
 
 
 class SourceWriter:
-    """Collects statements; the `SourceCode` that a layer's `source` speaks to."""
+    """Collects statements; the `SourceCode` that a layer's `source` method writes to."""
 
     def __init__(self, net: CaffeNet) -> None:
         self._net = net
@@ -68,7 +70,7 @@ class SourceWriter:
         self.body: list[_Statement] = []
         self.state: dict[str, Tensor] = {}
 
-    # ------------------------------------------------------------------ what layers call
+    # ------------------------------------------------------------------ called by layers
 
     def module(self, constructor: str, **blobs: Tensor) -> str:
         attribute = self._attributes.fresh(self._current.node.name)
@@ -94,7 +96,7 @@ class SourceWriter:
     def shape(self, index: int) -> Shape:
         return self._net.plan.value_shapes[self._current.node.bottoms[index]]
 
-    # ------------------------------------------------------------------ the walk
+    # ------------------------------------------------------------------ layer by layer
 
     @property
     def _current(self) -> Layer:
@@ -107,12 +109,12 @@ class SourceWriter:
         return self._numbers.setdefault(blob, len(self._numbers))
 
     def names(self) -> list[str]:
-        """Return the variables' names by number; none hides a helper."""
+        """Return the variables' names by number; none shadows a helper."""
         names = Names.for_variables(self.helpers)
         return [names.fresh(blob) for blob in self._numbers]
 
     def add_layer(self, layer: Layer) -> None:
-        """Have a layer say its expressions and assign them to the blobs' variables."""
+        """Assign a layer's expressions to its tops' variables."""
         if layer.no_source:
             raise layer.error(f"cannot be written as Python: {layer.no_source}")
         self._layer = layer
@@ -148,7 +150,7 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     lines += ["    def __init__(self):", "        super().__init__()"]
     lines += [f"        {text}" for text in writer.init]
     lines += ["", f"    def forward({', '.join(['self', *arguments.values()])}):"]
-    for statement in _joined(_used(writer.body, set(results.values())), names):
+    for statement in _nest_in_place(_used(writer.body, set(results.values())), names):
         targets = ", ".join(names[number] for number in statement.targets)
         lines.append(f"        {targets} = {statement.text(names)}")
     pairs = ", ".join(f"{quoted(name)}: {names[number]}" for name, number in results.items())
@@ -159,7 +161,7 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
 
 
 def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:
-    """What goes in and comes out, for the class."""
+    """Return the class's docstring: inputs and outputs."""
     given = [f"{name} ({show_shape(net.shapes[blob])})" for blob, name in arguments.items()]
     made = [f'"{plain(name)}" ({show_shape(net.shapes[name])})' for name in net.outputs]
     text = f"From {_listed(given)} to a dict of {_listed(made)}; the first axis is the batch."
@@ -175,7 +177,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _used(body: list[_Statement], wanted: set[int]) -> list[_Statement]:
-    """Leave out assignments that nothing reads, such as a Split's spare tops."""
+    """Remove assignments that nothing reads, such as unused tops of a Split."""
     kept = []
     live = set(wanted)
     for statement in reversed(body):
@@ -187,20 +189,20 @@ def _used(body: list[_Statement], wanted: set[int]) -> list[_Statement]:
     return kept[::-1]
 
 
-def _joined(body: list[_Statement], names: Sequence[str]) -> list[_Statement]:
-    """Write an in-place layer around the one before it, as in x = F.relu(self.conv(x)), where that is short."""
-    joined: list[_Statement] = []
+def _nest_in_place(body: list[_Statement], names: Sequence[str]) -> list[_Statement]:
+    """Nest an in-place layer's argument, as in x = F.relu(self.conv(x)), where the line stays short."""
+    result: list[_Statement] = []
     for statement in body:
-        whole = _around(statement, joined[-1]) if joined else None
+        whole = _nested(statement, result[-1]) if result else None
         if whole and len(f"{names[whole.targets[0]]} = {whole.text(names)}") + 8 <= WIDTH:
-            joined[-1] = whole
+            result[-1] = whole
         else:
-            joined.append(statement)
-    return joined
+            result.append(statement)
+    return result
 
 
-def _around(statement: _Statement, before: _Statement) -> _Statement | None:
-    """One statement for two that assign to the same variable, where the second reads it once, as an argument."""
+def _nested(statement: _Statement, before: _Statement) -> _Statement | None:
+    """Merge two statements that assign to the same variable, where the second reads it once, as an argument."""
     if len(statement.targets) != 1 or before.targets != statement.targets:
         return None
     (target,) = statement.targets
@@ -208,18 +210,18 @@ def _around(statement: _Statement, before: _Statement) -> _Statement | None:
     if len(places) != 1:
         return None
     place = places[0]
-    front, behind = statement.pieces[place - 1], statement.pieces[place + 1]
-    if not (front.endswith(("(", " ")) and behind.startswith((",", ")"))):
+    front, rest = statement.pieces[place - 1], statement.pieces[place + 1]
+    if not (front.endswith(("(", " ")) and rest.startswith((",", ")"))):
         return None
     inner = [front + before.pieces[0], *before.pieces[1:]]
-    inner[-1] += behind
+    inner[-1] += rest
     return _Statement(
         statement.targets, (*statement.pieces[: place - 1], *inner, *statement.pieces[place + 2 :])
     )
 
 
 def _imports(body: str) -> list[str]:
-    """The import lines for the names that the body uses."""
+    """Return the import lines for the names that the body uses."""
     used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
     lines = ["import math"] if "math" in used else []
     lines += ["from collections.abc import Callable"] if "Callable" in used else []
@@ -230,5 +232,5 @@ def _imports(body: str) -> list[str]:
 
 
 def _sizes(value: Tensor) -> str:
-    """A tensor's shape as arguments: torch.empty(3, 1, 1), and torch.empty(()) for a scalar."""
+    """Return a tensor's shape as arguments: torch.empty(3, 1, 1), and torch.empty(()) for a scalar."""
     return ", ".join(map(str, value.shape)) or "()"

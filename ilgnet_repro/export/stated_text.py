@@ -1,4 +1,4 @@
-"""A net's text with the shapes that it is fed in, for files beside which nothing else says them."""
+"""A net's text with its input shapes, for formats that store them nowhere else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..schema import caffe_pb2 as pb
 
 
 def stated_text(net: CaffeNet) -> pb.NetParameter:
-    """The net's text, which alone gives the net its present inputs; layers of other phases stay as they are."""
+    """Return the net's text with the shapes of its present inputs; layers of other phases are unchanged."""
     return _state_shapes(net)[0]
 
 
 def shape_notes(net: CaffeNet) -> tuple[str, ...]:
-    """What `stated_text` changed beside shapes, one line each."""
+    """Return what `stated_text` changed besides shapes, one line each."""
     return _state_shapes(net)[1]
 
 
@@ -38,8 +38,8 @@ def _state_shapes(net: CaffeNet) -> tuple[pb.NetParameter, tuple[str, ...]]:
             if _takes_batch(layer, stated, shapes):
                 continue
             notes.append(
-                f"{node.name} ({node.type}): its text does not give the shapes it was given, so an Input layer stands "
-                "in its place in the prototxt"
+                f"{node.name} ({node.type}): its text does not state the shapes it was given, so an Input layer replaces "
+                "it in the prototxt"
             )
             _become_input(stated)
         stated.input_param.ClearField("shape")
@@ -49,7 +49,7 @@ def _state_shapes(net: CaffeNet) -> tuple[pb.NetParameter, tuple[str, ...]]:
 
 
 def _own_shapes(layer: Layer) -> list[Shape] | None:
-    """The shapes that a layer's text states, or None where it does not."""
+    """Return the shapes that a layer's text states, or None."""
     try:
         return [tuple(shape) for shape in layer.plan().tops]
     except IlgnetError:
@@ -57,7 +57,7 @@ def _own_shapes(layer: Layer) -> list[Shape] | None:
 
 
 def _takes_batch(layer: Layer, stated: pb.LayerParameter, shapes: Sequence[Shape]) -> bool:
-    """Whether the shapes are the layer's own but for the batch, which is then stated."""
+    """Whether the shapes differ from the layer's own only in the batch, which is then written into the text."""
     other = pb.LayerParameter()
     other.CopyFrom(stated)
     getattr(other, layer.message).batch_size = shapes[0][0]
@@ -68,7 +68,7 @@ def _takes_batch(layer: Layer, stated: pb.LayerParameter, shapes: Sequence[Shape
 
 
 def _become_input(stated: pb.LayerParameter) -> None:
-    """Make an Input layer of one that reads a source; what it says of its images stays, where that is all it says."""
+    """Turn a layer that reads a source into an Input layer; a Data layer keeps its transform_param."""
     kept = [
         "name",
         "type",

@@ -1,4 +1,4 @@
-"""``--to caffemodel`` and ``--to hdf5``: Caffe's own files, each with the prototxt that it loads with."""
+"""The formats caffemodel and hdf5: Caffe's own files, each with its prototxt."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def _write_text(saving: Saving, path: Path) -> Path:
 
 
 def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
-    """Return the net that was written, over the arrays of the file."""
+    """Return the written net with the arrays of the file."""
     plan = saving.net.plan
     layers = open_caffemodel(paths[0]).layers
-    return saving.again(take_weights(plan.blobs, layers, source=paths[0].name, owners=plan.owners))
+    return saving.with_arrays(take_weights(plan.blobs, layers, source=paths[0].name, owners=plan.owners))
 
 
 def notes(saving: Saving) -> tuple[str, ...]:
-    """What is to be known of the prototxt."""
+    """Return how the prototxt differs from the net's text."""
     return shape_notes(saving.net)
 
 

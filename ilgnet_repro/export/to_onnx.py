@@ -1,4 +1,4 @@
-"""``--to onnx``: one file a runtime takes without this package, the batch (and, asked for, the size) open."""
+"""The format onnx: one file for any runtime, with an open batch and, on request, open height and width."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _model(saving: Saving) -> OnnxModel:
 
 
 def _metadata(saving: Saving) -> dict[str, str]:
-    """The converted file's own metadata, and what the graph does to images itself."""
+    """Return the file's metadata, and the image input of a graph with preprocessing."""
     if not saving.options.with_preprocessing:
         return saving.metadata()
-    picture = {"name": IMAGE_INPUT, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
-    return {**saving.metadata(), "picture": json_text(picture)}
+    image = {"name": IMAGE_INPUT, "type": "uint8", "layout": "NHWC", "order": saving.options.input_order}
+    return {**saving.metadata(), "picture": json_text(image)}
 
 
 def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
@@ -55,7 +55,7 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
 def prepared_inputs(
     saving: Saving, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Seeded images for a graph that prepares its own, and the inputs the net itself would be given."""
+    """Return seeded images for a graph with preprocessing, and the same inputs as the net takes them."""
     if not saving.options.with_preprocessing:
         return dict(inputs), dict(inputs)
     net = saving.net
@@ -64,8 +64,8 @@ def prepared_inputs(
     size = how.mean_image.shape[1:] if how.mean_image is not None and how.resize is None else _IMAGE_SIZE
     size = tuple(max(side, least) for side, least in zip(size, how.size, strict=True))
     pixels = np.random.default_rng(SEED).integers(0, 256, (len(inputs[blob]), *size, 3), dtype=np.uint8)
-    turned = pixels if saving.options.input_order == "BGR" else pixels[..., ::-1]
-    made = torch.from_numpy(np.stack([how(np.ascontiguousarray(picture)) for picture in turned]))
+    ordered = pixels if saving.options.input_order == "BGR" else pixels[..., ::-1]
+    made = torch.from_numpy(np.stack([how(np.ascontiguousarray(image)) for image in ordered]))
     others = {name: value for name, value in inputs.items() if name != blob}
     return {**others, IMAGE_INPUT: torch.from_numpy(pixels)}, {**inputs, blob: made}
 

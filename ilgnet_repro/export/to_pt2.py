@@ -1,4 +1,4 @@
-"""``--to pt2``: torch.export's own archive, which `torch.export.load` opens without this package."""
+"""The format pt2: torch.export's archive, which `torch.export.load` opens without this package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST_BATCH = 1 << 14
 
 
 class _ByName(nn.Module):
-    """The net as a module whose inputs are arguments by name, as torch.export wants them."""
+    """The net as a module with named arguments, as torch.export requires."""
 
     def __init__(self, net: CaffeNet, names: dict[str, str]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _ByName(nn.Module):
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
-    """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` gives the outputs by Caffe's names."""
+    """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` returns the outputs by Caffe's names."""
     program = export(saving.net, dynamic_size=saving.options.dynamic_size)
     with deferred_file(path) as file:
         torch.export.save(program, file, extra_files={METADATA_FILE: json_text(saving.metadata())})
@@ -54,18 +54,18 @@ def write(saving: Saving, path: Path) -> list[Path]:
 
 
 def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.ExportedProgram:
-    """Export a net with a dynamic batch; its inputs are keywords, Caffe's names made identifiers.
+    """Export a net with a dynamic batch; its inputs are keywords, Caffe's names turned into identifiers.
 
     The number of steps of a recurrent layer is fixed.
 
-    The example inputs are left out of the result: they are the only part torch would pickle.  Until it returns,
-    ``sys.stderr`` is set aside: torch prints the graph there where it fails, whatever its settings.  Raises
+    The result has no example inputs: they are the only part that torch would pickle.  During the call
+    ``sys.stderr`` is redirected: torch prints the graph there on failure, whatever its settings.  Raises
     IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
     """
     for _, layer in net.steps(net.outputs):
         if layer.sized_by_values:
             raise layer.error(
-                "how many rows it gives depends on values, which torch.export cannot hold; "
+                "its number of rows depends on values, which torch.export cannot express; "
                 "use to='onnx' or to='python'",
                 option="to",
             )
@@ -84,7 +84,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
         for symbol in dims[name][:1]
         if isinstance(symbol, str)
     }
-    # Rounded-up pooling ties sizes to inequalities that a named Dim may not have.
+    # Pooling that rounds up adds inequalities between sizes, which a named Dim does not allow.
     open_axes = {
         names[name]: {
             axis: batches.get(symbol, torch.export.Dim.DYNAMIC)
@@ -94,7 +94,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
         for name in names
     }
     try:
-        # On failure torch shows the whole graph as far as it came; the reason is in the exception.
+        # On failure torch prints the whole graph; the reason is in the exception.
         with (
             torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()),
             environment("TORCHINDUCTOR_CACHE_DIR"),
@@ -108,7 +108,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
 
 
 def _argument_names(net: CaffeNet) -> dict[str, str]:
-    """The argument of each input.  Raises IlgnetError where two inputs would be one."""
+    """Return the argument name of each input.  Raises IlgnetError where two inputs have the same."""
     taken: dict[str, str] = {}
     for name in net.inputs_for(net.outputs):
         argument = argument_name(name)
@@ -123,7 +123,7 @@ def _argument_names(net: CaffeNet) -> dict[str, str]:
 
 
 def _named_layers(net: CaffeNet) -> nn.Module:
-    """The layers by names that torch may write into the code it runs: it quotes attributes, and escapes none."""
+    """Return the layers under names that are safe in the code torch generates: it does not escape attributes."""
     layers = nn.Module()
     for key, layer in net.layers.named_children():
         name = re.sub(r"[^\w/-]", "_", key, flags=re.ASCII) or "_"
@@ -145,7 +145,7 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
         return found
 
     inputs = net.inputs_for(net.outputs)
-    # No shapes: what it leaves open, it checks itself.
+    # No shapes: the program checks them itself.
     return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, {}, run)
 
 

@@ -1,4 +1,4 @@
-"""``--to python``: one readable file that needs only torch, and safetensors weights that load into it."""
+"""The format python: one readable file that needs only torch, and its weights as safetensors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(saving: Saving, path: Path) -> list[Path]:
 
 
 def _comment(net: str, name: str, weights: str) -> str:
-    """The file's docstring: where it comes from and how it is used."""
+    """Return the file's docstring: where it came from and how to use it."""
     lines = [
         f"{plain(net or 'A Caffe net', 60)} in PyTorch, written by ilgnet_repro {__version__}.",
         "",
@@ -52,7 +52,7 @@ def _comment(net: str, name: str, weights: str) -> str:
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles the file itself: no ``__pycache__`` is read or written beside it."""
+    """Compiles the file without reading or writing ``__pycache__``."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
@@ -89,9 +89,9 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
         found: Mapping[str, Tensor] = module(*(given[name] for name in inputs))
         return found
 
-    # No shapes: what it leaves open, it checks itself.
+    # No shapes: the module checks them itself.
     return FileNet(paths[0].name, "Python source", saving.about, inputs, net.outputs, {}, run)
 
 
-# Its stem is made an identifier, so that it can be imported.
+# The stem becomes an identifier, so that the file can be imported.
 FORMAT = Format("python", ".py", write, reopen, stem=module_name)

@@ -1,4 +1,4 @@
-"""``--to safetensors``: every blob, the net's text, and what is known of it; `ir.load` reads it."""
+"""The format safetensors: every blob, the net's text, and what is known of it; `ir.load` reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .saving import Saving, stored_tensors
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
-    """Write one file; dense weights in the fewer bits that the net holds them in."""
+    """Write one file; quantized dense weights stay quantized."""
     tensors = stored_tensors(saving)
     how = saving.about.preprocessing
     if how is not None and how.mean_image is not None:

@@ -1,4 +1,4 @@
-"""Is the written file the net that was read?  Both run on the same seeded inputs."""
+"""Verifying a written file: it and the net run on the same seeded inputs, and their outputs are compared."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Verification:
-    """How far a written file's outputs are from those of the original arrays.
+    """The difference between a written file's outputs and the net's.
 
-    ``blob`` is the output that comes nearest to differing, or differs most.  ``largest`` is None where no output
-    could be compared; ``not_compared`` says which outputs were not, or not whole, and why.
+    ``blob`` is the output with the largest difference relative to the tolerance.  ``largest`` is None where no output
+    could be compared; ``not_compared`` lists the outputs that were not fully compared, with the reason.
     """
 
     file: str
@@ -38,19 +38,19 @@ class Verification:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is over what float32 sums in another order may give."""
+        """Whether the difference is more than another order of float32 sums can cause."""
         return self.largest is not None and not self.largest <= _tolerance(self.scale)
 
     @property
     def how(self) -> str:
-        """The difference in words."""
+        """The difference as text."""
         if self.largest is None or np.isinf(self.largest):
-            return "in its shape or in where its values are not finite"
+            return "in its shape or in which of its values are finite"
         return f"by {self.largest:.3g}"
 
     @property
     def is_equal(self) -> bool | None:
-        """Whether the outputs are equal; None where that is unknown, since none could be compared."""
+        """Whether the outputs are equal; None where none could be compared."""
         return None if self.largest is None else not self.differs
 
 
@@ -59,9 +59,9 @@ def _tolerance(scale: float) -> float:
 
 
 def seeded_inputs(net: CaffeNet, batch: int = BATCH) -> dict[str, torch.Tensor]:
-    """Return inputs for the net's outputs, drawn from a seed by what reads them.
+    """Return inputs for the net's outputs, drawn from a seed in the range that their readers accept.
 
-    A net stated for one sample gets ``batch`` of them, unless it takes just one.
+    A net stated for one sample gets ``batch`` samples, unless it accepts only one.
     """
     shapes = _batched(net, batch)
     return draw_inputs(net.plan.at(shapes), net.graph, shapes)
@@ -82,8 +82,8 @@ def _batched(net: CaffeNet, batch: int) -> dict[str, Shape]:
 def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Verification:
     """Run what was written and the net itself on the same seeded inputs.
 
-    QuantizedWeight weights are held against themselves, run by this package: how far they are from the original
-    is a measurement (`measure_deviation`), not a check.
+    Quantized weights are compared with themselves, run by this package: their difference from the original
+    is measured (`measure_deviation`), not checked.
     """
     reference = saving.net if saving.is_quantized and "precision" in format_.options else saving.original
     given, inputs = format_.feed(saving, seeded_inputs(reference))
@@ -100,7 +100,7 @@ def compare(
     found: Mapping[str, np.ndarray | torch.Tensor],
     inputs: str,
 ) -> Verification:
-    """Hold the outputs against each other; return what the one worst for its size shows."""
+    """Compare the outputs; return the one with the largest difference relative to its tolerance."""
     apart = {
         blob: differ(tensor.detach().double().numpy(), np.asarray(found[blob]))
         if blob in found

@@ -1,4 +1,4 @@
-"""What a caller hands to a net: inputs by name or in place, and names of blobs, each one checked by name."""
+"""The arguments of a call: inputs by name or position and names of blobs, each checked against the net."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LISTED = 20  # names in a message
 
 
 class Intake:
-    """The inputs of a net: their names, the shapes it was made for, and the sizes known to fit its weights."""
+    """Checks the inputs of a net by their names, the shapes it was built for, and the sizes known to fit its weights."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Intake:
         shapes: Mapping[str, Shape],
         optional: Mapping[str, Shape],
     ) -> None:
-        """Take the inputs' own ``shapes``, and those of what may be fed and is made up otherwise (``optional``)."""
+        """``shapes`` are those of the inputs, ``optional`` those of tops that the net computes unless they are given."""
         self.plan, self.graph, self.shapes = plan, plan.graph, shapes
         self.all_shapes = {**shapes, **optional}
         self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
@@ -36,7 +36,7 @@ class Intake:
     def named(self, given: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs by name, from a mapping, keywords, or the one input of a net by itself.
 
-        Raises GraphError for one given twice, or by itself to a net of several.
+        Raises GraphError for an input given twice, or a single tensor given to a net with several inputs.
         """
         if given is None:
             return dict(keywords)
@@ -54,7 +54,7 @@ class Intake:
         return {**given, **keywords}
 
     def tensors(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return inputs as tensors of their own types.  Raises GraphError for a name that is no input of the net."""
+        """Return inputs as tensors, types unchanged.  Raises GraphError for a name that is not an input of the net."""
         found = {}
         for name in inputs:
             if name not in self.all_shapes:
@@ -70,7 +70,7 @@ class Intake:
     def value(
         self, inputs: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return an input in a type and on a device.  Raises IlgnetError for one that is absent."""
+        """Return an input in a type and on a device.  Raises IlgnetError where it is missing."""
         if name not in inputs:
             raise IlgnetError(f"input {name!r} is missing; the net takes {names(self.shapes)}")
         value = inputs[name]
@@ -79,7 +79,7 @@ class Intake:
         )
 
     def check_sizes(self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]) -> None:
-        """Refuse inputs of another rank or layout and, ``by_plan``, of a size that the weights do not fit.
+        """Refuse inputs of another rank or layout and, where ``by_plan`` returns true, sizes that the weights do not fit.
 
         Each size is checked once.
         """
@@ -95,9 +95,9 @@ class Intake:
         try:
             plan = self.plan.at(sizes)
         except LayerError as error:
-            told = str(error).removeprefix(f"{error.layer} ({error.type}): ")
-            told += f" (inputs: {_shown(sizes)}; the net was made for {own})"
-            raise LayerError(error.layer, error.type, told) from error
+            message = str(error).removeprefix(f"{error.layer} ({error.type}): ")
+            message += f" (inputs: {_shown(sizes)}; the net was made for {own})"
+            raise LayerError(error.layer, error.type, message) from error
         for name, specs in plan.blobs.items():
             for spec, blob in zip(specs, self.plan.blobs[name], strict=True):
                 if spec.shape != blob.shape:
@@ -126,7 +126,7 @@ class Intake:
 def wanted_blobs(
     blobs: Any, known: Iterable[str], net: str, what: str = "not in net", listed: str = "it has"
 ) -> tuple[str, ...]:
-    """Return the names of blobs asked for, a single one or several.  Raises GraphError for one that is not known."""
+    """Return the names of the requested blobs, one or several.  Raises GraphError for an unknown one."""
     if isinstance(blobs, str):
         blobs = (blobs,)
     try:
@@ -141,20 +141,20 @@ def wanted_blobs(
 
 
 def shapes_by_name(shapes: Mapping[str, Any], graph: Graph) -> dict[str, Shape]:
-    """Return shapes as tuples.  Raises GraphError for a name that is no input of the net, or what is no shape."""
+    """Return shapes as tuples.  Raises GraphError for a name that is not an input, or a value that is not a shape."""
     result = {}
     for name, shape in by_input(graph, shapes).items():
         try:
             result[name] = tuple(operator.index(size) for size in shape)
         except TypeError:
             raise GraphError(
-                f"the shape of input {name!r} is {shape!r}; give whole numbers, as (1, 3, 227, 227)"
+                f"the shape of input {name!r} is {shape!r}; give integers, as (1, 3, 227, 227)"
             ) from None
     return result
 
 
 def names(known: Iterable[str]) -> str:
-    """List names as a message shows them."""
+    """Return names as a message lists them."""
     listed = [repr(name) for name in known]
     more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
     return ", ".join(listed[:LISTED]) + more if listed else "none"
@@ -169,7 +169,7 @@ def _shown(shapes: Mapping[str, Shape]) -> str:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """Return an input as a tensor of its own type.  Raises IlgnetError for what is no array of real numbers."""
+    """Return an input as a tensor, its type unchanged.  Raises IlgnetError for anything but real numbers."""
     tensor = value if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.is_complex():
         raise IlgnetError(f"input {name!r} holds complex numbers; give real ones")
@@ -183,7 +183,7 @@ def _from_array(name: str, value: Any) -> Tensor:
             raise ValueError
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        # torch takes neither foreign byte orders nor strides that run backwards, and warns of read-only arrays.
+        # torch accepts neither non-native byte orders nor negative strides, and warns about read-only arrays.
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
         return torch.as_tensor(array if array.flags.writeable else array.copy())
     except (ValueError, TypeError, RuntimeError):

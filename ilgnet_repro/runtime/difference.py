@@ -1,4 +1,4 @@
-"""How far two arrays of one blob are apart, and how much of them could be compared at all."""
+"""The difference between two arrays of one blob, and how many of their values could be compared."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Difference:
-    """Two arrays held against each other.
+    """The result of comparing two arrays.
 
-    Values that are finite in both are compared.  NaN and infinities must stand in the same places; where they do
-    not, or the shapes differ, ``largest`` and ``mean`` are infinite.  ``scale`` is the largest finite value of the
-    first, without its sign.
+    Values that are finite in both are compared.  NaN and infinities must be at the same positions; where they are
+    not, or the shapes differ, ``largest`` and ``mean`` are infinite.  ``scale`` is the largest finite absolute
+    value of the first array.
     """
 
     largest: float
@@ -24,23 +24,23 @@ class Difference:
 
     @property
     def is_compared(self) -> bool:
-        """Whether anything was compared: arrays without a finite value agree with nothing."""
+        """Whether anything was compared: arrays without a finite value never agree."""
         return self.compared > 0 or self.largest > 0
 
     @property
     def left_out(self) -> str:
-        """What was not compared, in words; empty where everything was."""
+        """Which values were not compared, as text; empty where all were."""
         if self.largest == np.inf or (self.compared and self.compared == self.values):
             return ""
         if not self.values:
             return "no values"
         if not self.compared:
             return "no value is finite"
-        return f"{self.values - self.compared} of {self.values} values are not finite, in the same places"
+        return f"{self.values - self.compared} of {self.values} values are not finite, at the same positions"
 
 
 def differ(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Compare two arrays, of whatever number types, in double precision."""
+    """Compare two arrays of any numeric types in double precision."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     known = np.abs(a[np.isfinite(a)])
     scale = float(known.max(initial=0.0))

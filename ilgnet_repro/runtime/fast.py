@@ -1,4 +1,4 @@
-"""`FastNet`: a net called like `CaffeNet`, laid out for the processor; for inference only."""
+"""`FastNet`: a net called like `CaffeNet`, optimized for inference on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import GraphError, IlgnetError
 from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ
-from .fast_compiled import compile_runs
+from .fast_compiled import compile_steps
 from .fast_steps import Step, folded, plan_steps, run_steps, split_per_image
 from .modes import as_loaded
 from .net import CaffeNet
@@ -27,10 +27,12 @@ Log = Callable[[str], None]
 def fast(
     net: CaffeNet, precision: str = "float32", *, compile: bool = False, log: Log | None = None
 ) -> FastNet:
-    """Return ``net`` laid out for fast inference; see `FastNet`.
+    """Return ``net`` optimized for inference; see `FastNet`.
+
+    ``compile`` compiles elementwise layers and LRN with torch.compile; ``log`` receives its progress.
 
     Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for a
-    precision that is none of `precisions.WEIGHTS`.
+    precision that is not in `precisions.WEIGHTS`.
     """
     if precision not in precisions.WEIGHTS:
         raise IlgnetError(
@@ -62,20 +64,20 @@ def fast(
 
 
 def slice_size() -> int:
-    """How many images go through the trunk at a time: two a thread stay in the caches and keep it busy."""
+    """Return how many images the trunk computes at a time: two per thread fit the caches and keep it busy."""
     return 2 * torch.get_num_threads()
 
 
 class FastNet(nn.Module):
-    """Inputs by name in, outputs by name out, as of the `CaffeNet` it was made from (``exact``).
+    """A net called like the `CaffeNet` it was made from (``exact``), for inference on the CPU only.
 
-    Convolutions run in float32 on packed channels-last weights.  ``precision`` is that of the large dense
-    weights alone: float32 gives the exact net's numbers but for the order of its sums; float16 and bfloat16
-    halve and int8 quarters what an image reads.  With float16 only the weights lose bits; with the other
-    two the activations and sums of those layers do too.  Layers that treat each image by itself run on a
-    few images at a time, so that their blobs stay in the processor's caches; dense layers on all at once.
-    The weights are a copy: later changes to the exact net are not seen.  They stand in forms of this processor's
-    own, so that a fast net is neither moved, converted, copied nor saved: the exact net is, and is made fast again.
+    Convolutions run in float32 on packed channels-last weights.  ``precision`` applies to large dense
+    weights only: float32 differs from the exact net by the order of its sums; float16 and bfloat16 halve, int8
+    quarters the weight bytes read per image.  float16 rounds only the weights; the other two also round
+    those layers' activations and sums.  Layers that process each image separately run on a
+    few images at a time, so that their blobs stay in the processor's caches; dense layers on the whole batch.
+    The weights are packed copies: later changes to the exact net have no effect, and a fast net cannot be moved,
+    converted, copied or saved; do that with the exact net and make it fast again.
     RNN and LSTM start each pass from zeros.
     """
 
@@ -83,7 +85,7 @@ class FastNet(nn.Module):
 
     def __init__(self, net: CaffeNet, precision: str, compile: bool, log: Log) -> None:
         super().__init__()
-        # Past Module.__setattr__: the exact net is there to compare with, not a part of this one.
+        # Bypasses Module.__setattr__: the exact net is kept for comparison and is not a submodule.
         object.__setattr__(self, "exact", net)
         self.graph, self.about, self.precision = net.graph, net.about, precision
         self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
@@ -94,13 +96,15 @@ class FastNet(nn.Module):
         with torch.no_grad():
             planned = folded(net)
             steps = plan_steps(planned, precision)
-        # The values are those of the net that runs: folding changes which layer writes a blob.
+        # Values of the folded net: folding changes which layer writes a blob.
         self._fed = {name: planned.graph.fed_value(name) for name in self._needed}
         self._trunk, self._heads = split_per_image(steps, self._fed.values())
-        self._held = {name: planned.graph.value(name) for name in net.outputs}
-        self._between = {value for step in self._heads for value in step.bottoms}.union(self._held.values())
+        self._output_values = {name: planned.graph.value(name) for name in net.outputs}
+        self._trunk_tops = {value for step in self._heads for value in step.bottoms}.union(
+            self._output_values.values()
+        )
         if compile:
-            self._trunk, self.compile_seconds = compile_runs(self._trunk, self._between, log, self._warm)
+            self._trunk, self.compile_seconds = compile_steps(self._trunk, self._trunk_tops, log, self._warm)
         self.parts = nn.ModuleList(step.module for step in (*self._trunk, *self._heads))
         super().train(False)
 
@@ -111,7 +115,7 @@ class FastNet(nn.Module):
 
     @property
     def form(self) -> str:
-        """Who computes it."""
+        """What computes it."""
         return f"fast path, large dense weights in {self.precision}"
 
     def prepare(self, images: Any, **options: Any) -> Tensor:
@@ -126,10 +130,10 @@ class FastNet(nn.Module):
         blobs: Iterable[str] | None = None,
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
-        """Run the net and return its outputs, or those of them asked for, by Caffe's names.
+        """Run the net and return its outputs, or the requested ones, by Caffe's names.
 
-        Raises IlgnetError for an input that is absent or that the net has not, GraphError for a blob that is no
-        output: the fast path does not make all of the others.
+        Raises IlgnetError for a missing or unknown input, GraphError for a blob that is not an
+        output: the fast path does not compute every intermediate blob.
         """
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         inputs = self._intake.tensors(self._intake.named(given, inputs))
@@ -140,8 +144,8 @@ class FastNet(nn.Module):
             values[fed] = (
                 tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
             )
-        values = run_steps(self._heads, self._in_slices(values), set(self._held.values()))
-        return {name: values[self._held[name]].contiguous() for name in wanted}
+        values = run_steps(self._heads, self._in_slices(values), set(self._output_values.values()))
+        return {name: values[self._output_values[name]].contiguous() for name in wanted}
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
@@ -150,7 +154,7 @@ class FastNet(nn.Module):
 
     @property
     def fixed_batch(self) -> None:
-        """None: it takes any batch."""
+        """None: it accepts any batch size."""
 
     def image_input(self) -> str:
         """Return the one input that the outputs depend on, as `CaffeNet.image_input`."""
@@ -160,27 +164,27 @@ class FastNet(nn.Module):
         listed = "ask the exact net for it; the outputs are"
         return wanted_blobs(blobs, self.outputs, self.graph.name, "no output of net", listed)
 
-    # ------------------------------------------------------------------ what a copy in its own form cannot do
+    # ------------------------------------------------------------------ what packed weights do not allow
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastNet:
-        """Pass over what changes nothing (``float()``, ``cpu()``), refuse everything else by which modules move."""
+        """Accept what changes nothing (``float()``, ``cpu()``); refuse any other move or conversion."""
         probe = fn(torch.empty(0))
         if probe.dtype != torch.float32 or probe.device != _CPU or probe.is_shared():
             raise self._refusal("converted, moved or shared")
         return self
 
     def train(self, mode: bool = True) -> FastNet:
-        """Refuse ``True``: a fast net neither draws nor learns."""
+        """Refuse ``True``: a fast net is for inference only."""
         if mode:
             raise self._refusal("put into training mode")
         return self
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Refuse: the weights are packed."""
+        """Refused: the weights are packed."""
         raise self._refusal("saved as a state_dict")
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Refuse: the weights are packed."""
+        """Refused: the weights are packed."""
         raise self._refusal("given a state_dict")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -196,7 +200,7 @@ class FastNet(nn.Module):
     ) -> dict[str, float]:
         """Return each output's largest absolute difference from the exact net's, for these inputs.
 
-        It is infinite where the shapes differ, or where one of the two is not finite where the other is, and NaN
+        It is infinite where the shapes differ or only one of two values is finite, and NaN
         where there is no finite value to compare.
         """
         with torch.inference_mode(), as_loaded(self.exact):
@@ -208,20 +212,20 @@ class FastNet(nn.Module):
         return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
 
     def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
-        """Run the trunk a few images at a time."""
+        """Run the trunk on a few images at a time."""
         counts = {tensor.shape[:1] for tensor in values.values()}
         size = slice_size()
         if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
-            return run_steps(self._trunk, values, self._between)
+            return run_steps(self._trunk, values, self._trunk_tops)
         pieces = [tensor.split(size) for tensor in values.values()]
         parts = [
-            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._between)
+            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._trunk_tops)
             for piece in zip(*pieces, strict=True)
         ]
         return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
 
     def _warm(self, trunk: Sequence[Step]) -> None:
-        """Run a trunk once at each size that its slices have, where the inputs' axis 0 counts images."""
+        """Run a trunk once for each slice size, so that torch compiles it for them."""
         for count in {1, slice_size()}:
             values = {}
             for name, fed in self._fed.items():
@@ -230,4 +234,4 @@ class FastNet(nn.Module):
                     blank.contiguous(memory_format=torch.channels_last) if blank.dim() == 4 else blank
                 )
             with torch.inference_mode():
-                run_steps(trunk, values, self._between)
+                run_steps(trunk, values, self._trunk_tops)

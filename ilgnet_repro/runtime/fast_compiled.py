@@ -1,4 +1,4 @@
-"""Elementwise layers and LRN, compiled by torch.compile; where that cannot be done, run as they are."""
+"""Compiling elementwise layers and LRN with torch.compile, with a fallback where it is not possible."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .fast_steps import Step, run_steps
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
 
 
-class Run(nn.Module):
-    """Several steps in one call, their values by position."""
+class StepGroup(nn.Module):
+    """Several consecutive steps as one module, its inputs and outputs by position."""
 
     def __init__(self, steps: Sequence[Step], bottoms: tuple[Value, ...], tops: tuple[Value, ...]) -> None:
         super().__init__()
@@ -36,77 +36,78 @@ class Run(nn.Module):
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: $TORCHINDUCTOR_CACHE_DIR, else below $ILGNET_HOME or ~/.cache/ilgnet_repro."""
+    """Return the cache of compiled code: $TORCHINDUCTOR_CACHE_DIR, else below $ILGNET_HOME or ~/.cache/ilgnet_repro."""
     stated = os.environ.get(CACHE_VARIABLE)
     home = Path(os.environ.get("ILGNET_HOME") or Path.home() / ".cache" / "ilgnet_repro")
     return Path(stated) if stated else home / "compiled"
 
 
-def compile_runs(
+def compile_steps(
     steps: Sequence[Step],
     kept: Collection[Value],
     log: Callable[[str], None],
     warm: Callable[[Sequence[Step]], None],
 ) -> tuple[list[Step], float]:
-    """Return the steps with every LRN and stretch of elementwise layers compiled, and the seconds it took.
+    """Compile every LRN and every group of consecutive elementwise layers; return the steps and the seconds it took.
 
-    ``warm`` calls them at each size in use, so that no later call waits.  Without a C++ compiler, or where
-    torch cannot compile them, a warning says so and the steps come back as they are.
+    ``warm`` runs them at each size in use, so that no later call waits for the compiler.  Without a C++ compiler,
+    or where torch cannot compile them, a warning gives the reason and the steps are returned unchanged.
+    ``log`` receives progress.
     """
-    joined = _joined(steps, kept)
-    count = sum(isinstance(step.module, (Run, LRN)) for step in joined)
+    grouped = _group(steps, kept)
+    count = sum(isinstance(step.module, (StepGroup, LRN)) for step in grouped)
     if not count:
         log("nothing in this net gains by being compiled")
         return list(steps), 0.0
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return _as_they_are(steps, f"no C++ compiler {compiler!r} on the PATH")
-    runs = [Step(_compiled(step.module), step.bottoms, step.tops) for step in joined]
+        return _uncompiled(steps, f"no C++ compiler {compiler!r} on the PATH")
+    compiled = [Step(_compiled(step.module), step.bottoms, step.tops) for step in grouped]
     log(f"compiling {count} groups of elementwise layers and LRN ...")
     start = time.perf_counter()
     try:
         with environment(CACHE_VARIABLE, str(cache_folder())):
-            warm(runs)
-    except Exception as error:  # torch.compile fails in as many ways as it has parts
-        return _as_they_are(steps, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            warm(compiled)
+    except Exception as error:  # torch.compile raises many kinds of exception
+        return _uncompiled(steps, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     seconds = time.perf_counter() - start
     log(f"compiled {count} groups in {seconds:.1f} s; kept in {cache_folder()}")
-    return runs, seconds
+    return compiled, seconds
 
 
 def _compiled(module: nn.Module) -> Any:
-    if isinstance(module, Run):
+    if isinstance(module, StepGroup):
         return torch.compile(module)
     return CompiledLRN(module) if isinstance(module, LRN) else module
 
 
-def _as_they_are(steps: Sequence[Step], reason: str) -> tuple[list[Step], float]:
+def _uncompiled(steps: Sequence[Step], reason: str) -> tuple[list[Step], float]:
     warnings.warn(f"the net runs uncompiled: {reason}", RuntimeWarning, stacklevel=2)
     return list(steps), 0.0
 
 
-def _joined(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
-    """Make one step of every stretch that is worth compiling."""
+def _group(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
+    """Combine consecutive steps that are worth compiling into one step each."""
     result: list[Step] = []
-    stretch: list[Step] = []
+    group: list[Step] = []
     for index, step in enumerate((*steps, None)):
-        if step is not None and _is_worth(step.module):
-            stretch.append(step)
+        if step is not None and _is_worth_compiling(step.module):
+            group.append(step)
             continue
-        if stretch:
-            made = {value for part in stretch for value in part.tops}
+        if group:
+            made = {value for part in group for value in part.tops}
             later = {value for part in steps[index:] for value in part.bottoms}.union(kept)
-            bottoms = {value: None for part in stretch for value in part.bottoms if value not in made}
+            bottoms = {value: None for part in group for value in part.bottoms if value not in made}
             tops = tuple(value for value in made if value in later)
-            result.append(Step(Run(stretch, tuple(bottoms), tops), tuple(bottoms), tops))
-            stretch = []
+            result.append(Step(StepGroup(group, tuple(bottoms), tops), tuple(bottoms), tops))
+            group = []
         if step is not None:
             result.append(step)
     return result
 
 
-def _is_worth(module: nn.Module) -> bool:
-    """Whether a stretch gains by it; what reads its neighbourhood is slower compiled than as it is."""
+def _is_worth_compiling(module: nn.Module) -> bool:
+    """Whether compiling makes a module faster; layers that read neighbouring values become slower."""
     if isinstance(module, (Conv, Dense, LRN)):
         return False
     return not (isinstance(module, Layer) and module.node.type in ("Pooling", "Concat", "Slice", "Softmax"))

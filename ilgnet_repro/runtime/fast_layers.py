@@ -1,4 +1,4 @@
-"""Convolutions with their weights packed once for oneDNN, bias and ReLU in the same pass."""
+"""Convolution, dense and LRN modules of the fast path: weights packed once for oneDNN, bias and ReLU fused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
 
 
 def can_pack(layer: Layer) -> bool:
-    """Whether a layer is a convolution of N×C×H×W that oneDNN can run as it is."""
+    """Return whether a layer is a 2-D convolution of N×C×H×W that oneDNN can run."""
     if layer.node.type not in ("Convolution", "DepthwiseConvolution") or len(layer.node.bottoms) != 1:
         return False
     convolution: Any = layer
@@ -25,7 +25,7 @@ def can_pack(layer: Layer) -> bool:
 
 
 class Conv(nn.Module):
-    """A convolution of a channels-last blob, and the ReLU that follows it."""
+    """A convolution of a channels-last blob with an optional fused ReLU."""
 
     weight: Tensor
     bias: Tensor | None
@@ -36,7 +36,7 @@ class Conv(nn.Module):
         self.attribute = "relu" if relu else "none"
         weight = layer.blob("weight").detach().contiguous(memory_format=torch.channels_last)
         reorder = torch.ops.mkldnn._reorder_convolution_weight
-        weight, self.held = pack(weight, lambda own: reorder(own, *self.geometry, list(bottom)))
+        weight, self.kept_alive = pack(weight, lambda own: reorder(own, *self.geometry, list(bottom)))
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
@@ -50,7 +50,7 @@ class Conv(nn.Module):
 
 
 def own_copy(layer: Layer) -> Layer:
-    """Return a layer with copies of its blobs, views of other layers' included, no gradients, in `eval()`."""
+    """Return a layer in `eval()` with copies of its blobs (shared ones included) that need no gradient."""
     copies: dict[int, object] = {
         id(blob): nn.Parameter(blob.detach().clone(), requires_grad=False) for blob in layer.parameters()
     }
@@ -61,10 +61,10 @@ def own_copy(layer: Layer) -> Layer:
 
 
 def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return weights in oneDNN's order, and what keeps their memory where they are no copy.
+    """Return weights in oneDNN's order, and the tensor that owns their memory where oneDNN made no copy.
 
-    Where the weights have that order already oneDNN takes their address and no more: it must be that of a copy,
-    and somebody has to hold it.
+    Where the weights already have that order oneDNN only keeps their address: it must be the address of a copy,
+    and the caller must keep that copy alive.
     """
     packed = reorder(weight)
     if torch.ops.mkldnn.data_ptr(packed) != weight.data_ptr():
@@ -73,16 +73,16 @@ def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, T
     return reorder(own), own
 
 
-LARGEST_KEPT_FLOAT = 1 << 20  # weights; a layer of as many or fewer costs no time worth an error
-IMAGES_PER_CALL = 4  # that int8 weights are multiplied with: the kernel does no more in one pass
-FLOAT16_TOP = 15  # the power of two below which every float16 lies, with room for rounding up
-PACKED_FOR = 16  # the batch that packing is told of; the packed weights serve every other
+LARGEST_KEPT_FLOAT = 1 << 20  # weights; smaller layers take too little time to be worth a rounding error
+IMAGES_PER_CALL = 4  # per int8 product: the kernel processes no more in one pass
+FLOAT16_TOP = 15  # weights are scaled below this power of two, with room for rounding up in float16
+PACKED_FOR = 16  # the batch size given to packing; the packed weights work for any other
 
 
 class Dense(nn.Module):
-    """W·x + b, and a ReLU where one follows, for one InnerProduct layer; here in float32.
+    """An InnerProduct layer in float32 with an optional fused ReLU.
 
-    Weights are packed for oneDNN where torch has it; behind an image they stand channels-last, as it does.
+    Weights are packed for oneDNN where torch has it, and channels-last where the bottom is N×C×H×W.
     """
 
     weight: Tensor
@@ -101,14 +101,14 @@ class Dense(nn.Module):
         self.pack_weights(layer)
 
     def pack_weights(self, layer: Layer) -> None:
-        """Take the weights from a layer."""
+        """Copy and pack the layer's weights."""
         self._pack(_rows(layer), torch.backends.mkldnn.is_available())
 
     def _pack(self, weight: Tensor, can_pack: bool) -> None:
         weight = self.in_channels_last(weight)
         if can_pack:
             reorder = torch.ops.mkldnn._reorder_linear_weight
-            self.packed, self.held = pack(weight, lambda own: reorder(own, PACKED_FOR))
+            self.packed, self.kept_alive = pack(weight, lambda own: reorder(own, PACKED_FOR))
         else:
             self.register_buffer("weight", weight.clone(), persistent=False)
 
@@ -120,16 +120,16 @@ class Dense(nn.Module):
         return ((y.relu_() if self.relu else y).reshape(*lead, -1),)
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
-        """Return W·x, a row for each of ``count`` samples."""
+        """Return W·x with one row for each of ``count`` samples."""
         rows = self.channels_last_rows(x, count)
         return F.linear(rows, self.weight) if self.packed is None else _packed_product(rows, self.packed)
 
     def channels_last_rows(self, x: Tensor, count: int) -> Tensor:
-        """A row a sample with the channels innermost, which takes no copy of a channels-last blob."""
+        """Return one row per sample with the channels innermost; copies nothing of a channels-last blob."""
         return (x if self.plane is None else x.permute(0, 2, 3, 1)).reshape(count, -1)
 
     def in_channels_last(self, weight: Tensor) -> Tensor:
-        """Weights in the order of `channels_last_rows`."""
+        """Return weights in the order of `channels_last_rows`."""
         if self.plane is None:
             return weight
         channels, height, width = self.plane
@@ -148,10 +148,10 @@ class Bfloat16Dense(Dense):
 
 
 class Float16Dense(Dense):
-    """Weights in float16; activations, products and sums in float32, so that nothing else loses bits.
+    """Weights in float16; activations, products and sums in float32.
 
-    The weights are scaled by a power of two that puts the largest near the top of float16's range, where the
-    small ones keep all their bits.
+    The weights are scaled by a power of two that puts the largest near the top of float16's range, so that the
+    small ones are not subnormal.
     """
 
     def pack_weights(self, layer: Layer) -> None:
@@ -172,13 +172,14 @@ class Float16Dense(Dense):
         rows = self.channels_last_rows(x, count)
         if self.product is None:
             return F.linear(rows, self.weight.float()).mul_(self.unit)
-        return torch.ops.quantized.linear_dynamic_fp16(rows, self.product).mul_(self.unit)
+        found: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self.product)
+        return found.mul_(self.unit)
 
 
 class Int8Dense(Dense):
     """int8 weights, with activations and sums rounded to bfloat16.
 
-    A file's own int8 weights are taken as they are.
+    Weights that the net already stores as int8 are used unchanged.
     """
 
     scale: Tensor
@@ -192,7 +193,7 @@ class Int8Dense(Dense):
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scale", stored.scale.clone(), persistent=False)
         self.register_buffer("ones", torch.ones(len(weight), dtype=torch.bfloat16), persistent=False)
-        # The kernel walks whole vectors of weights.
+        # The kernel needs whole vectors of weights.
         self.is_aligned = weight.shape[1] % 64 == 0 and weight.shape[0] % 16 == 0
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
@@ -208,19 +209,20 @@ _KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, 
 
 
 def fast_dense(layer: Layer, bottom: Shape, precision: str, relu: bool) -> Dense:
-    """Return a dense layer's fast form; only a large layer's weights lose bits."""
+    """Return the fast module of a dense layer; only large layers are quantized."""
     is_large = layer.blob(WEIGHT).numel() > LARGEST_KEPT_FLOAT
     return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
 
 
 def _rows(layer: Layer) -> Tensor:
-    """The weights with a row an output; not copied where they stand so."""
+    """Return the weights with one row per output; no copy where they already have that form."""
     weight = layer.blob(WEIGHT).detach()
     return weight.t().contiguous() if output_axis(layer.node.layer) == 1 else weight
 
 
 def _packed_product(rows: Tensor, packed: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    return found
 
 
 class LRN(nn.Module):
@@ -241,10 +243,9 @@ class LRN(nn.Module):
 
 
 class CompiledLRN(nn.Module):
-    """The same in two passes over a channels-last blob: its copy with room for the window's ends, and all else.
+    """LRN over a channels-last blob in two steps: padding along the channels, then a compiled loop.
 
-    The copy is made outside what is compiled: torch.compile would join it in, and ask at every channel
-    whether it lies within the blob.
+    The padding is outside the compiled function: torch.compile would fuse it, with a bounds check for every channel.
     """
 
     def __init__(self, lrn: LRN) -> None:
@@ -259,7 +260,7 @@ class CompiledLRN(nn.Module):
 
 
 def lrn_in_place(x: Tensor, size: int, factor: float, beta: float, k: float) -> Tensor:
-    """LRN whose passes reuse two buffers, each channel's window cut off at the first and last channel."""
+    """LRN that reuses two buffers; windows are clipped at the first and last channel."""
     squares = x.square()
     total = squares.mul(factor).add_(k)
     channels = x.shape[1]
@@ -274,7 +275,7 @@ def lrn_in_place(x: Tensor, size: int, factor: float, beta: float, k: float) -> 
 
 
 def divided_by_window(padded: Tensor, size: int, factor: float, beta: float, k: float) -> Tensor:
-    """LRN over the last axis of a blob that has ``size // 2`` zeros in front of it and behind."""
+    """LRN over the last axis of a blob padded with ``size // 2`` zeros on both sides."""
     channels = padded.shape[-1] - size + 1
     windows = [padded[..., shift : shift + channels] for shift in range(size)]
     total = k + factor * reduce(torch.add, [window.square() for window in windows])

@@ -1,4 +1,4 @@
-"""A net's layers as the steps of the fast path: what does nothing goes, a ReLU joins what it follows."""
+"""A net's layers as the steps of the fast path: drops no-ops, fuses ReLU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .fold import fold
 from .net import CaffeNet
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
-_PASSED_ON = {"Dropout", "Split"}  # in phase TEST
-# What treats each image by itself, besides the modules of this folder.
+_NO_OPS = {"Dropout", "Split"}  # in phase TEST
+# Layers that process each image separately, besides the modules of fast_layers.py.
 _PER_IMAGE = {
     *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
     *("Sigmoid", "TanH", "Swish"),
@@ -26,7 +26,7 @@ _PER_IMAGE = {
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One call: a module, the values it reads and those it makes."""
+    """One call: a module, the values it reads and the values it computes."""
 
     module: nn.Module
     bottoms: tuple[Value, ...]
@@ -34,7 +34,7 @@ class Step:
 
 
 def folded(net: CaffeNet) -> CaffeNet:
-    """Return ``net`` with BatchNorm, Scale, Bias and BN multiplied into the layers in front of them."""
+    """Return ``net`` with BatchNorm, Scale, Bias and BN multiplied into the layers before them."""
     if not _FOLDABLE & {node.type for node in net.graph}:
         return net
     arrays = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
@@ -43,15 +43,15 @@ def folded(net: CaffeNet) -> CaffeNet:
 
 
 def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
-    """Return the steps that make a net's outputs."""
+    """Return the steps that compute a net's outputs; ``precision`` is that of large dense weights."""
     alias: dict[Value, Value] = {}
-    joined: set[str] = set()
+    fused: set[str] = set()
     steps = []
     for node, layer in net.steps(net.outputs):
-        if layer.is_input or node.name in joined:
+        if layer.is_input or node.name in fused:
             continue
         bottoms = tuple(alias.get(value, value) for value in node.bottoms)
-        if node.type in _PASSED_ON:
+        if node.type in _NO_OPS:
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
         relu = _following_relu(net, node)
@@ -59,15 +59,15 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
         if module is None or relu is None:
             steps.append(Step(module or own_copy(layer), bottoms, node.tops))
         else:
-            joined.add(relu.name)
+            fused.add(relu.name)
             steps.append(Step(module, bottoms, relu.tops))
-    # An output that only passes another value on is made a value of its own again.
+    # An output that is the alias of another value gets a step that copies the reference.
     outputs = map(net.graph.value, net.outputs)
-    return [*steps, *(Step(_Same(), (alias[value],), (value,)) for value in outputs if value in alias)]
+    return [*steps, *(Step(_Identity(), (alias[value],), (value,)) for value in outputs if value in alias)]
 
 
 def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
-    """What runs a layer, and a ReLU behind it, faster than its own class; None where nothing does."""
+    """Return a faster module for a layer and the ReLU after it, or None where there is none."""
     if can_pack(layer):
         return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
     if node.type == "InnerProduct":
@@ -78,7 +78,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
 
 
 def _following_relu(net: CaffeNet, node: Node) -> Node | None:
-    """The plain ReLU that is all that reads a layer's only top."""
+    """Return the ReLU (without a negative slope) that is the only reader of a layer's only top, or None."""
     if len(node.tops) != 1 or node.tops[0] in map(net.graph.value, net.outputs):
         return None
     readers = net.graph.consumers(node.tops[0])
@@ -87,16 +87,16 @@ def _following_relu(net: CaffeNet, node: Node) -> Node | None:
     return readers[0]
 
 
-class _Same(nn.Module):
+class _Identity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (x,)
 
 
-# ---------------------------------------------------------------------- in what order and how they run
+# ---------------------------------------------------------------------- order and running
 
 
 def split_per_image(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
-    """Part the steps into those that treat each image by itself, to be run first, and the others."""
+    """Split the steps into those that process each image separately, which run first, and the others."""
     trunk: list[Step] = []
     heads: list[Step] = []
     made = set(inputs)
@@ -112,15 +112,15 @@ def split_per_image(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[l
 def _is_per_image(module: Any) -> bool:
     if isinstance(module, Layer):
         kind = module.node.type
-        along: Any = module
-        return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and along.dim > 0)
+        layer: Any = module
+        return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and layer.dim > 0)
     return isinstance(module, (Conv, LRN))
 
 
 def run_steps(
     steps: Sequence[Step], given: Mapping[Value, Tensor], kept: Collection[Value]
 ) -> dict[Value, Tensor]:
-    """Run some steps and return the values to be kept; any other goes once nothing more reads it."""
+    """Run some steps and return the ``kept`` values; any other is freed after its last reader."""
     last = {value: index for index, step in enumerate(steps) for value in step.bottoms}
     values = dict(given)
     for index, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""Which prototxt goes with a weights file: the one given, one beside it, or a built-in net that fits."""
+"""Finding the prototxt of a weights file: the one given, one beside it, or a built-in net that fits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .weights import WeightsFile, blob_counts, fit_weights
 
 @dataclass(frozen=True)
 class Found:
-    """A net's text, in today's form, and how it was come by; ``notes`` say what the upgrade changed."""
+    """A net's text in modern form and where it came from; ``notes`` list what the upgrade changed."""
 
     net: pb.NetParameter
     origin: str
@@ -76,12 +76,12 @@ def read_net_text(path: str | os.PathLike[str]) -> pb.NetParameter:
 
 
 def match_built_in(model: WeightsFile) -> list[str]:
-    """Return the names of built-in deploy nets that the file's layers fit wholly, by name and shape."""
+    """Return the names of built-in deploy nets whose layers all match the file's by name and shape."""
     held = {layer.name for layer in model.layers if layer.blobs}
     matches = []
     for name in builders():
         net = build(name)
-        # Cheap first: most nets share no names at all, and training nets are no deployment.
+        # The cheap test first: most nets share no layer names, and training nets do not count.
         if net.layer[0].type != "Input" or not held <= {layer.name for layer in net.layer}:
             continue
         plan = plan_net(build_graph(net))
@@ -94,7 +94,7 @@ def match_built_in(model: WeightsFile) -> list[str]:
 def deploy_candidates(
     model: WeightsFile, prototxts: Sequence[Path], choices: Choices | None = None
 ) -> list[tuple[Path, str]]:
-    """Say for each prototxt how it fits the file: ``fits``, or the first thing that does not."""
+    """Return for each prototxt ``fits``, or the first thing that does not fit the file."""
     choices = choices or Choices()
     rows = []
     for path in prototxts:

@@ -1,6 +1,6 @@
 """Folding: BatchNorm, Scale, Bias and BN multiplied into the layer before them, Dropout and Split dropped.
 
-It makes a smaller net of the same kind, so every format can hold it, Caffe's own included.
+The result is a smaller Caffe net, so that every format can store it, Caffe's own included.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Source = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Folded:
-    """A folded net: its text, graph and arrays, and what was folded and dropped, by layer name."""
+    """A folded net: its text, graph and arrays, and the names of folded and of dropped layers."""
 
     net_text: pb.NetParameter
     graph: Graph
@@ -46,7 +46,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class _Affine:
-    """x · factor + shift, one value a channel, in float64."""
+    """x · factor + shift with one value per channel, in float64."""
 
     factor: np.ndarray
     shift: np.ndarray
@@ -57,18 +57,18 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Removal:
-    """Layers that go together: one that passes its bottom on, or the chain that is multiplied into ``host``."""
+    """Layers that are removed together: a no-op, or the chain that is multiplied into ``host``."""
 
-    gone: tuple[Node, ...]
+    nodes: tuple[Node, ...]
     host: Node | None = None
     affines: tuple[_Affine, ...] = ()
 
 
 def fold(net: CaffeNet, net_text: pb.NetParameter, arrays: Mapping[str, list[np.ndarray]]) -> Folded:
-    """Return ``net`` folded; a layer whose input, output or weights others use stays as it is.
+    """Return ``net`` folded; a layer whose input, output or weights others use is not removed.
 
-    Sums are done in float64.  A layer also stays where another would read something else without it, as where
-    a layer in place writes the blob that a dropped Split stood for.  Raises GraphError where the net uses one
+    Computes in float64.  A layer also stays where removing it would change what another reads, for example where
+    an in-place layer writes the bottom of a dropped Split.  Raises GraphError where the net uses one
     blob name for several values in a way that Caffe refuses and that dropping a layer would change.
     """
     graph = net.graph
@@ -82,20 +82,20 @@ def fold(net: CaffeNet, net_text: pb.NetParameter, arrays: Mapping[str, list[np.
                 kept.append(removal)
         removals = kept
         text, after = _without(graph, net_text, removals)
-    assert after is not None  # with nothing removed a net is itself
+    assert after is not None  # without removals the net is unchanged
     kept_arrays = {name: list(blobs) for name, blobs in arrays.items()}
     for removal in removals:
         if removal.host is not None:
             name = removal.host.name
             kept_arrays[name] = _multiplied(net.layer(name), kept_arrays[name], removal.affines)
-            for node in removal.gone:
+            for node in removal.nodes:
                 kept_arrays.pop(node.name, None)
-    folded = tuple(node.name for removal in removals if removal.host for node in removal.gone)
-    dropped = tuple(node.name for removal in removals if not removal.host for node in removal.gone)
+    folded = tuple(node.name for removal in removals if removal.host for node in removal.nodes)
+    dropped = tuple(node.name for removal in removals if not removal.host for node in removal.nodes)
     return Folded(text, after, kept_arrays, folded, dropped)
 
 
-# ---------------------------------------------------------------------- what may go
+# ---------------------------------------------------------------------- what can be removed
 
 
 def _sharing(net: CaffeNet) -> set[str]:
@@ -104,13 +104,13 @@ def _sharing(net: CaffeNet) -> set[str]:
 
 
 def _removals(net: CaffeNet) -> list[_Removal]:
-    """Everything that could go, in the net's order."""
+    """Return every possible removal, in the net's order."""
     shared = _sharing(net)
     removals = []
     for node in net.graph.layers:
         if any(node.layer.loss_weight):
             continue
-        if _passes_on(net.layer(node.name)):
+        if _is_no_op(net.layer(node.name)):
             removals.append(_Removal((node,)))
         elif node.type in _FOLDED_INTO and node.name not in shared and len(node.tops) == 1:
             chain = _chain(net, node, shared)
@@ -120,12 +120,12 @@ def _removals(net: CaffeNet) -> list[_Removal]:
     return removals
 
 
-def _passes_on(layer: Layer) -> bool:
+def _is_no_op(layer: Layer) -> bool:
     return layer.node.type == "Split" or (layer.node.type == "Dropout" and not layer.is_train)
 
 
 def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Affine]]:
-    """The layers behind a node that can be multiplied into it, each the only reader of the one before."""
+    """Return the layers after a node that can be multiplied into it, each the only reader of the one before."""
     if not _takes_affine(net.layer(node.name)):
         return []
     outputs = set(map(net.graph.value, net.graph.outputs))
@@ -145,14 +145,14 @@ def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Aff
 
 
 def _takes_affine(layer: Layer) -> bool:
-    """Whether what the layer makes of each output lies along axis 1, as channels do."""
+    """Whether the layer's outputs are along axis 1, as channels are."""
     if isinstance(layer, InnerProduct):
         return layer.start == 1
     return isinstance(layer, ConvolutionBase) and layer.channel_axis == 1
 
 
 def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
-    """What a layer does to each channel, or None where it does anything else."""
+    """Return what a layer does to each channel, or None where it is not affine per channel."""
     channels = shape[1] if len(shape) > 1 else 0
     if isinstance(layer, BatchNorm) and channels:
         return _batch_norm_affine(layer)
@@ -162,7 +162,7 @@ def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
         blob_shape = layer.blobs[0].shape
         along_channels = blob_shape == (channels,) and layer.trailing_axes == len(shape) - 2
         if blob_shape == () or along_channels:
-            values = {name: _wide(layer.blob(name)) for name in layer.blob_names}
+            values = {name: _float64(layer.blob(name)) for name in layer.blob_names}
             every = np.ones(channels)
             return _Affine(values.get("weight", 1.0) * every, values.get("bias", 0.0) * every)
     return None
@@ -171,35 +171,35 @@ def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
 def _batch_norm_affine(layer: BatchNorm) -> _Affine | None:
     if not layer.is_stored:
         return None
-    mean, variance = map(_wide, layer.statistics)
+    mean, variance = map(_float64, layer.statistics)
     factor = 1 / np.sqrt(variance + layer.eps)
     if not layer.has_affine:
         return _Affine(factor, -mean * factor)
-    factor *= _wide(layer.scale)
-    return _Affine(factor, _wide(layer.bias) - mean * factor)
+    factor *= _float64(layer.scale)
+    return _Affine(factor, _float64(layer.bias) - mean * factor)
 
 
 def _fork_affine(layer: BN, rank: int) -> _Affine | None:
     if layer.is_segnet and rank < 4:
-        return None  # its top has four axes, which no layer before it would give
-    scale, shift = _wide(layer.scale), _wide(layer.shift)
+        return None  # its top has four axes, unlike the top of the layer before it
+    scale, shift = _float64(layer.scale), _float64(layer.shift)
     if layer.kind == "folded":
         return _Affine(scale, shift)
     if not layer.is_stored:
         return None
-    factor = scale / np.sqrt(_wide(layer.variance) + layer.eps)
-    return _Affine(factor, shift - _wide(layer.mean) * factor)
+    factor = scale / np.sqrt(_float64(layer.variance) + layer.eps)
+    return _Affine(factor, shift - _float64(layer.mean) * factor)
 
 
-def _wide(values: torch.Tensor) -> np.ndarray:
+def _float64(values: torch.Tensor) -> np.ndarray:
     return values.detach().double().flatten().numpy()
 
 
-# ---------------------------------------------------------------------- the sums
+# ---------------------------------------------------------------------- weights
 
 
 def _multiplied(layer: Layer, blobs: list[np.ndarray], affines: Sequence[_Affine]) -> list[np.ndarray]:
-    """The layer's weight and bias with the chain multiplied in."""
+    """Return the layer's weight and bias with the chain multiplied in."""
     total = affines[0]
     for affine in affines[1:]:
         total = total.then(affine)
@@ -212,28 +212,28 @@ def _multiplied(layer: Layer, blobs: list[np.ndarray], affines: Sequence[_Affine
 
 
 def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Shape one factor an output so that it broadcasts over the weights."""
+    """Reshape one factor per output so that it broadcasts over the weights."""
     if isinstance(layer, InnerProduct) and layer.param.transpose:
         return factor[None, :]
     if not isinstance(layer, Deconvolution):
         return factor.reshape(-1, *[1] * (weight.ndim - 1))
-    # Input channels × outputs a group: the channels of each group meet their own outputs.
+    # Input channels × outputs per group: each group's channels have their own outputs.
     group = layer.groups(weight.shape[0])
     rows = np.repeat(factor.reshape(group, -1), weight.shape[0] // group, axis=0)
     return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 
-# ---------------------------------------------------------------------- the text without them
+# ---------------------------------------------------------------------- the text without the removed layers
 
 
 def _without(
     graph: Graph, net_text: pb.NetParameter, removals: Sequence[_Removal]
 ) -> tuple[pb.NetParameter, Graph | None]:
-    """Return the net's text without some layers and, if it still computes the same, its graph."""
+    """Return the net's text without some layers, and its graph or None if it would compute something else."""
     makers = {top: node for node in graph for top in node.tops}
-    dropped = {node.name for removal in removals if not removal.host for node in removal.gone}
-    gone = {node.name for removal in removals for node in removal.gone}
-    hosts = {removal.host.name: removal.gone[-1] for removal in removals if removal.host}
+    dropped = {node.name for removal in removals if not removal.host for node in removal.nodes}
+    gone = {node.name for removal in removals for node in removal.nodes}
+    hosts = {removal.host.name: removal.nodes[-1] for removal in removals if removal.host}
     text = pb.NetParameter()
     text.CopyFrom(net_text)
     text.ClearField("layer")
@@ -243,7 +243,7 @@ def _without(
         layer = text.layer.add()
         layer.CopyFrom(node.layer)
         layer.name = node.name
-        for rules in ("include", "exclude"):  # the layers are chosen
+        for rules in ("include", "exclude"):  # the phase rules have been applied
             layer.ClearField(rules)
         for index, value in enumerate(node.bottoms):
             while makers[value].name in dropped:
@@ -254,13 +254,13 @@ def _without(
             getattr(layer, _FOLDED_INTO[layer.type]).bias_term = True
     try:
         after = build_graph(text, graph.phase)
-    except IlgnetError:  # the name that a layer reads is gone
+    except IlgnetError:  # a layer reads a name that no layer writes now
         return text, None
     return text, after if _is_same(graph, after, gone) else None
 
 
 def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
-    """Whether every layer that stayed, and every output, reads what it read, the gone layers skipped."""
+    """Whether every remaining layer and every output reads the same values as before."""
     was, now = _sources(before, gone), _sources(after, set())
     if before.outputs != after.outputs:
         return False
@@ -278,7 +278,7 @@ def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
 
 
 def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
-    """What each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
+    """Return what each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
     found: dict[Value, Source] = {}
     for node in graph:
         if node.made:
@@ -290,13 +290,13 @@ def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
 
 
 def _check_names(graph: Graph) -> None:
-    """Refuse a net that reads a blob twice and writes it in place: Caffe has one name for one value then."""
+    """Refuse a net that reads a blob twice and writes it in place, which Caffe refuses too."""
     for node in graph.layers:
         if node.is_in_place:
             for reader in graph.consumers(node.bottoms[0]):
                 if reader is not node and not reader.made:
                     raise GraphError(
-                        f"net {graph.name!r}: a layer behind {reader.name} would read another blob once layers are "
+                        f"net {graph.name!r}: a layer after {reader.name} would read another blob once layers are "
                         f"folded, because {node.name} uses its name again; convert without fold=True",
                         option="fold",
                     )

@@ -1,4 +1,4 @@
-"""From files to a net: a text gives the structure, a weights file the numbers; kinds are told by content."""
+"""Loading a net: the prototxt gives the structure, the weights file the numbers; kinds are detected by content."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .weights import (
 )
 
 PathLike = str | os.PathLike[str]
-NAME_KEPT = 200  # characters of the name that the weights file gives its net
+LONGEST_NAME = 200  # characters kept of the net's name in the weights file
 
 
 def load(
@@ -61,15 +61,15 @@ def load(
     carry_state: bool = False,
     sha256: bool = False,
 ) -> Any:
-    """Load a net from any file that holds one; its kind is told by its content, whatever its suffix.
+    """Load a net from a file, whose kind is detected by its content, whatever its suffix.
 
     ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the
-    ``.safetensors`` files of this package give a `CaffeNet`; ``.onnx`` and ``.pt2`` files give a `FileNet`, called
-    alike.  Weights are mapped from the file, not copied.  What was found out on the way stands in ``net.about``.
+    ``.safetensors`` files of this package become a `CaffeNet`, ``.onnx`` and ``.pt2`` files a `FileNet` with the same call.
+     Weights are memory-mapped, not copied.  ``net.about`` holds what is known of the net.
 
     ``phase`` is TEST unless the file says otherwise.  ``input_shapes`` overrides or supplies the shapes of inputs, by
     top name.  ``ignore_fields``, ``crop``, ``carry_state`` and ``allow_missing`` are those of `load_net`.  With
-    ``sha256`` the file is hashed even where its size is that of no known file.  Raises IlgnetError, in one line.
+    ``sha256`` the file is hashed even if no known file has its size.  Raises IlgnetError.
     """
     kind = expect_or_named(path, *_LOADED, what="a net with its weights")
     chosen = {
@@ -77,21 +77,21 @@ def load(
         "ignore_fields": tuple(ignore_fields), "allow_missing": allow_missing, "crop": crop,
         "carry_state": carry_state, "sha256": sha256,
     }  # fmt: skip
-    if kind in _FOREIGN:
+    if kind in _OTHER_ENGINES:
         for name, value in chosen.items():
             if value:
                 raise GraphError(
                     f"{path}: is {kind.value}, to which {name}= does not apply; leave it out", option=name
                 )
-        net: FileNet = import_module(f"{__package__}.{_FOREIGN[kind]}").open_net(Path(path))
+        net: FileNet = import_module(f"{__package__}.{_OTHER_ENGINES[kind]}").open_net(Path(path))
         return net
     return load_caffe(path, **chosen)  # type: ignore[arg-type]
 
 
-# Imported when they are used: onnx takes a third of a second.
-_FOREIGN = {Kind.ONNX: "onnx_net", Kind.PT2: "pt2_net"}
-_HELD = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
-_LOADED = (*_HELD, *_FOREIGN)
+# Imported when used: importing onnx takes a third of a second.
+_OTHER_ENGINES = {Kind.ONNX: "onnx_net", Kind.PT2: "pt2_net"}
+_CAFFE_KINDS = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
+_LOADED = (*_CAFFE_KINDS, *_OTHER_ENGINES)
 
 
 def load_caffe(
@@ -108,8 +108,8 @@ def load_caffe(
     carry_state: bool = False,
     sha256: bool = False,
 ) -> CaffeNet:
-    """As `load`, for what holds a Caffe net; an ONNX file or another engine's is refused."""
-    kind = expect_or_named(path, *_HELD, what="Caffe weights")
+    """Load a Caffe net like `load`; refuse files of other engines (ONNX, pt2)."""
+    kind = expect_or_named(path, *_CAFFE_KINDS, what="Caffe weights")
     stages, ignored = tuple(stages), tuple(ignore_fields)
     if kind is Kind.SAFETENSORS and prototxt is None:
         _refuse_unused(path, allow_missing=allow_missing, ignore_fields=ignored)
@@ -151,13 +151,12 @@ def load_net(
     carry_state: bool = False,
     crop: str | None = None,
 ) -> CaffeNet:
-    """Build a net from a prototxt and, where given, a weights file; else its fillers draw the weights.
+    """Build a net from a prototxt and a weights file; without one its fillers draw the weights.
 
     ``input_shapes`` overrides or supplies the shapes of inputs, by top name.  ``ignore_fields`` and ``crop`` are as in
-    `load_graph`; ``allow_missing`` names the layers that the file may lack although their fillers draw.  With
+    `load_graph`; ``allow_missing`` names layers that their fillers draw where the file lacks them.  With
     ``carry_state`` RNN and LSTM start each pass from the state of the one before it, as in Caffe;
-    `net.reset_state()` forgets it.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError, each in
-    one line.
+    `net.reset_state()` clears it.  Raises ParseError, GraphError, LayerError, FormatError or WeightsError.
     """
     choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
     model = None if weights is None else open_weights(weights)
@@ -183,11 +182,11 @@ def load_graph(
 ) -> Graph:
     """Read a prototxt of any generation and return its graph.
 
-    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that the
-    caller knows not to matter; that of an unknown message stands for all that is in it.  A DummyData top with a
+    ``ignore_fields`` are dotted paths (``convolution_param.foo``) of fields unknown to Caffe that do not
+    change the result; the path of an unknown message includes all its fields.  A DummyData top with a
     shape in ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the
     text leaves it open: "bvlc" (0) or "geometry" (forks: from the layers).
-    ``held`` are the layers of the weights file: their blobs tell the kind of a layer whose text leaves it open.
+    ``held`` are the layers of the weights file: their blob counts tell the kind of a layer whose text leaves it open.
     """
     choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
     return choose_graph(resolve_kinds(upgrade_net(_text(prototxt)), blob_counts(held)), choices)
@@ -202,15 +201,15 @@ def _origin(prototxt: PathLike | pb.NetParameter) -> str:
 
 
 def open_weights(path: PathLike) -> WeightsFile:
-    """Open what holds a net's blobs by layer: a caffemodel, Caffe's HDF5 form, or a safetensors file of this package."""
-    if expect_or_named(path, *_HELD, what="weights") is not Kind.SAFETENSORS:
+    """Open a weights file: a caffemodel, Caffe's HDF5 form, or a safetensors file of this package."""
+    if expect_or_named(path, *_CAFFE_KINDS, what="weights") is not Kind.SAFETENSORS:
         return open_caffemodel(path)
     net = _load_net_file(path, Choices(""))
     return ArrayFile(Path(path), net.name, layers_of(net))
 
 
 def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) -> CaffeNet:
-    """A net out of a file that holds its text; an empty phase stands for the file's own."""
+    """Load a net from a file that includes its text; an empty phase means the file's own."""
     origin = Origin.of(path)
     file = read_net_file(path)
     shapes = {**file.input_shapes, **(choices.input_shapes or {})}
@@ -219,7 +218,7 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
     graph = with_outputs(choose_graph(file.text, choices, notes), notes)
     plan = plan_net(graph, shapes_by_name(shapes, graph))
     net = read_matrices(CaffeNet(plan, file.arrays(plan), carry_state=carry_state))
-    file.reduce(net)
+    file.attach_quantized(net)
     about = _with_score(file.about, file.text, graph.outputs)
     net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan), *about.notes))
     net.origin = origin
@@ -227,7 +226,7 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
 
 
 def layers_of(net: CaffeNet) -> tuple[ArrayLayer, ...]:
-    """A net's layers as a weights file holds them."""
+    """Return a net's layers in the form of a weights file."""
     return tuple(
         ArrayLayer(node.name, node.type, tuple(
             ArrayBlob(blob.detach().cpu().float().numpy()) for blob in layer.blobs
@@ -267,7 +266,7 @@ def _assemble(
 
 
 def with_outputs(graph: Graph, notes: list[str]) -> Graph:
-    """Return a graph that has outputs: one without (all of its losses are read, or have no top) gives what these read."""
+    """Return a graph with outputs: where all losses are read or have no top, the outputs are what the losses read."""
     if graph.outputs:
         return graph
     types = layer_types()
@@ -278,13 +277,13 @@ def with_outputs(graph: Graph, notes: list[str]) -> Graph:
         return graph
     outputs = tuple(dict.fromkeys(node.layer.bottom[0] for node in losses))
     notes.append(
-        f"the net has no outputs in phase {graph.phase}: what its losses read is given instead ({', '.join(outputs)})"
+        f"the net has no outputs in phase {graph.phase}: what its losses read is returned instead ({', '.join(outputs)})"
     )
     return replace(graph, outputs=outputs)
 
 
 def layer_notes(plan: NetPlan) -> list[str]:
-    """What is to be known of a net's layers beside their numbers, one line each."""
+    """Return what users should know about a net's layers, one line each."""
     notes = []
     for layer in plan.layers.values():
         where = f"{layer.node.name} ({layer.node.type})"
@@ -296,25 +295,30 @@ def layer_notes(plan: NetPlan) -> list[str]:
 
 
 def _about(found: Found, model: WeightsFile | None, plan: NetPlan, choices: Choices, sha256: bool) -> About:
-    """What is known of a net: by its own text, its file's digest, or only by its layers, which is said."""
+    """Return what is known of a net by its text, by its file's digest, or (with a note) only by its layers."""
     images = [plan.shapes[name] for name in plan.inputs if len(plan.shapes[name]) == 4]
     stated: dict[str, Any] = {
         "phase": plan.graph.phase, "level": choices.level, "stages": choices.stages,
         "folder": Path(found.origin).parent if found.origin else None,
     }  # fmt: skip
     shape = images[0] if len(images) == 1 else None
-    if model is None:  # drawn weights are no model's
+    if model is None:  # drawn weights belong to no known model
         size = (shape[2], shape[3]) if shape else None
         how, notes = preprocessing_of(plan.graph.text, size=size, **stated)
         return About(how, notes=notes)
     known = identify(model.path, sha256=sha256)
     return about_net(
-        plan.graph.text, known, net=model.name[:NAME_KEPT], shape=shape, outputs=plan.graph.outputs, **stated
+        plan.graph.text,
+        known,
+        net=model.name[:LONGEST_NAME],
+        shape=shape,
+        outputs=plan.graph.outputs,
+        **stated,
     )
 
 
 def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> About:
-    """``about`` with the score of the model that has the same layers: earlier versions did not write it into a file."""
+    """Return ``about`` with the score of the model with the same layers, which earlier versions did not write to files."""
     if about.score is not None or about.model:
         return about
     release = about.source and about.source.release
@@ -329,7 +333,7 @@ def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> 
 
 
 def read_matrices(net: CaffeNet) -> CaffeNet:
-    """Give each InfogainLoss the matrix that its `source` names, as Caffe from the working directory."""
+    """Read the matrix that each InfogainLoss names as `source`, relative to the working directory as in Caffe."""
     for node in net.graph:
         layer = net.layer(node.name)
         if isinstance(layer, InfogainLoss) and layer.matrix_file:

@@ -1,4 +1,4 @@
-"""The mode of the phase that a net was loaded in, for what gives Caffe's numbers whatever mode the caller left."""
+"""Running a net in the mode of its phase, whatever `train()` or `eval()` the caller called last."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .net import CaffeNet
 
 @contextmanager
 def as_loaded(net: Any) -> Iterator[None]:
-    """Put a net into the mode of its phase; afterwards every module has the mode again that it had.
+    """Put a net into the mode of its phase, and restore every module's own mode afterwards.
 
-    In phase TRAIN that is `train()`, in phase TEST, and for nets that are not Caffe's, `eval()`.  Modules that
-    stand in the place of a layer are switched as well.  What is no torch module has no mode, and stays as it is.
+    The mode is `train()` in phase TRAIN, and `eval()` in phase TEST and for nets that are not Caffe's.  Modules that
+    replaced a layer are switched as well.  A net that is not a torch module has no mode and is left alone.
     """
     if not isinstance(net, nn.Module):
         yield
         return
     training = isinstance(net, CaffeNet) and net.graph.phase == "TRAIN"
-    # Outer modules come first, so that each module's own mode is the last that it is given.
+    # Outer modules come first, so that each module's own mode is restored last.
     before = [(module, module.training) for module in net.modules()]
     if all(mode is training for _, mode in before):
         yield

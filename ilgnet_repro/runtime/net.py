@@ -1,4 +1,4 @@
-"""`CaffeNet`: a Caffe net as a torch module; blobs in, blobs out, by Caffe's names."""
+"""`CaffeNet`: a Caffe net as a torch module, with inputs and outputs by Caffe's blob names."""
 
 from __future__ import annotations
 
@@ -10,53 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..about import About, prepare
-from ..caffe.graph import Graph, Node, Value
+from ..caffe.graph import Graph, Node
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
 from ..layers.support.base import Layer, Shape
-from ..layers.support.fillers import fill, machine_memory
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
+from .parameters import check_memory, register_blobs
 from .placed import Placed
 from .plan import NetPlan, plan_net
+from .schedule import Schedule, Step, make_schedule
 
 EXACT = "the exact net"
-# How torch calls a module: hooks apart, it only runs `forward`.  Some tracers put a call of their own in its place.
+# Without hooks, torch's call of a module only runs `forward`.  Some tracers replace it by their own.
 _MODULE_CALL = nn.Module.__call__
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One layer's turn in a pass: where its bottoms lie and its tops go, and what nothing reads any more after it."""
-
-    key: str
-    node: Node
-    layer: Layer | None  # the net's own; None where another module was in its place
-    bottoms: tuple[int, ...]
-    tops: tuple[int, ...]
-    fed: tuple[str | None, ...]  # its tops by name; None where neither a layer nor the caller reads it
-    is_plain: bool  # its bottoms as they are, and nothing else, make its tops
-    parameters: int  # how many blobs it has
-    done: tuple[int, ...]
-    loss_weights: tuple[tuple[int, float], ...]  # of the tops that count in the loss
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """What a pass for some blobs does, worked out once: values lie in numbered places, not under names."""
-
-    steps: tuple[_Step, ...]
-    own: tuple[tuple[_Step, Any], ...]  # each with the net's own layer
-    places: int
-    wanted: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the blobs asked for, and the weighted sum of all losses (a scalar tensor)."""
+    """The result of a forward pass: the requested blobs, and the weighted sum of all losses (a scalar tensor)."""
 
     blobs: dict[str, Tensor]
     loss: Tensor | None
@@ -65,10 +41,10 @@ class Pass:
 class CaffeNet(nn.Module):
     """A net in one phase.
 
-    Called with its inputs by name (tensors or arrays, as Caffe shapes them: N×C×H×W) it returns a dict
-    of its outputs in Caffe's order.  The phase fixes which layers there are and their blobs, and the mode that a
-    net begins in; ``train()`` and ``eval()`` switch dropout, stochastic pooling and batch statistics (unless
-    ``use_global_stats`` is stated), and nothing else.  Parameters are `nn.Parameter`s under ``layers.LAYER.BLOB``.
+    Called with its inputs by name (tensors or arrays in Caffe's shape: N×C×H×W) it returns a dict
+    of its outputs in Caffe's order.  The phase determines the layers, their blobs, and the initial mode;
+    ``train()`` and ``eval()`` switch only dropout, stochastic pooling and batch statistics (unless
+    ``use_global_stats`` is stated).  Parameters are `nn.Parameter`s under ``layers.LAYER.BLOB``.
     """
 
     def __init__(
@@ -80,10 +56,10 @@ class CaffeNet(nn.Module):
         seed: int | None = None,
         carry_state: bool = False,
     ) -> None:
-        """Take copies of a plan's layers, and give them ``weights`` or, where these lack one, what its fillers draw.
+        """Copy a plan's layers, with blobs from ``weights`` or, where missing, drawn by their fillers.
 
         A graph is planned first, for ``input_shapes`` where these are given.  With ``carry_state`` each pass of RNN and
-        LSTM starts from the state that the pass before it left, as in Caffe.
+        LSTM starts from the final state of the pass before it, as in Caffe.
         """
         super().__init__()
         if isinstance(plan, Graph):
@@ -92,23 +68,23 @@ class CaffeNet(nn.Module):
             plan = plan.at(shapes_by_name(input_shapes, plan.graph))
         self.plan, self.graph = plan, plan.graph
         self.about = About()
-        self.origin: Origin | None = None  # the file that its weights are from
+        self.origin: Origin | None = None  # the file of its weights
         self.layers = nn.Module()
         self._keys: dict[str, Node] = dict(zip(_module_keys(plan.graph), plan.graph.nodes, strict=True))
         for key, node in self._keys.items():
             # add_module would refuse a layer named like one of Module's own attributes ("data", "type").
             self.layers._modules[key] = plan.layers[node.name].fresh()
-        self._schedules: dict[tuple[tuple[str, ...], bool], _Schedule] = {}
+        self._schedules: dict[tuple[tuple[str, ...], bool], Schedule] = {}
         self.shapes, self.inputs, self.outputs = plan.shapes, plan.inputs, plan.graph.outputs
-        self._check_memory(weights or {})
-        self._fill_blobs(weights or {}, seed)
-        # What DummyData layers make up unless the caller gives it.
+        check_memory(plan, weights or {})
+        register_blobs(plan, self._sequence, weights or {}, seed)
+        # Tops of DummyData layers, computed unless the caller gives them.
         self.optional_inputs: tuple[str, ...] = tuple(
             top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names
         )
         self._integers = self._integer_inputs()
         self._intake = self.make_intake()
-        # What a net without parameters computes in: float32, as Caffe, until `half()`, `to()` and the like.
+        # The type and device of a net without parameters: float32 as in Caffe, until `half()`, `to()` and the like.
         self._dtype, self._device = torch.float32, torch.device("cpu")
         for layer in self.stateful_layers:
             layer.carry_state = carry_state
@@ -134,46 +110,46 @@ class CaffeNet(nn.Module):
 
     @property
     def form(self) -> str:
-        """Who computes it."""
+        """What computes it."""
         return EXACT
 
     # ------------------------------------------------------------------ layers
 
     @property
     def _layers_now(self) -> Any:
-        """The modules of `layers`, found without torch's slow look-up of attributes."""
+        """The modules of `layers`, without torch's slow attribute lookup."""
         held: Any = self._modules["layers"]
         return held._modules
 
     @property
     def _sequence(self) -> list[tuple[Node, Any]]:
-        """Each node with what `layers` holds for it now: its layer, or the module that was put in its place."""
+        """Each node with its present module in `layers`: its layer, or the module that replaced it."""
         held = self.layers._modules
-        self._refuse_others(held)
+        self._refuse_unknown_modules(held)
         return [(node, self._layer(key, node, held.get(key))) for key, node in self._keys.items()]
 
-    def _refuse_others(self, held: Iterable[str]) -> None:
+    def _refuse_unknown_modules(self, held: Iterable[str]) -> None:
         for key in held:
             if key not in self._keys:
                 raise GraphError(
                     f"net {self.graph.name!r}: layers.{key} belongs to no layer of the net and would not run; "
-                    "put it in the place of one"
+                    "assign it to the name of a layer"
                 )
 
     def _layer(self, key: str, node: Node, module: nn.Module | None) -> Any:
         if module is None:
             raise GraphError(
-                f"{node.name} ({node.type}): is gone from the net's layers; "
-                f"to pass its bottom on, put torch.nn.Identity() at layers.{key}"
+                f"{node.name} ({node.type}): is missing from the net's layers; "
+                f"to pass its bottom on, assign torch.nn.Identity() to layers.{key}"
             )
         if isinstance(module, Layer) and (module.node is node or module.node == node):
             return module
         return Placed(node, module)
 
     def refuse_changes(self, what: str) -> None:
-        """Raise GraphError, by layer name, where `layers` no longer holds what the net's text says.
+        """Raise GraphError, by layer name, where `layers` no longer matches the net's text.
 
-        ``what`` is what cannot be done with such a net.
+        ``what`` completes "the net cannot be ...".
         """
         for change in self._changes():
             raise GraphError(f"{change}, so the net cannot be {what}")
@@ -184,10 +160,10 @@ class CaffeNet(nn.Module):
         for node, layer in self._sequence:
             where = f"{node.name} ({node.type}):"
             if isinstance(layer, Placed):
-                yield f"{where} holds a {layer.kind} now"
+                yield f"{where} is now a {layer.kind}"
                 continue
             for spec in self.plan.blobs[node.name]:
-                # A blob that is computed (int8 weights, weight norm) is none of the parameters, and keeps its shape.
+                # A computed blob (int8 weights, weight norm) is not a parameter and keeps its shape.
                 blob = layer._parameters.get(spec.name, layer)
                 if blob is None:
                     yield f"{where} {spec.name} is None now"
@@ -195,62 +171,21 @@ class CaffeNet(nn.Module):
                     yield f"{where} {spec.name} is {show_shape(tuple(blob.shape))} now, not {show_shape(spec.shape)}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CaffeNet:
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         self._dtype, self._device = probe.dtype, probe.device
         return self
 
     # ------------------------------------------------------------------ parameters
 
-    def _check_memory(self, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
-        """Refuse a net whose own blobs, those that no file maps, would not fit the machine's memory."""
-        own = {name: specs for name, specs in self.plan.blobs.items() if name not in weights}
-        needed = sum(4 * prod(spec.shape) for specs in own.values() for spec in specs)
-        held = machine_memory()
-        if held is not None and needed > held:
-            largest = max(own, key=lambda name: sum(prod(spec.shape) for spec in own[name]))
-            raise self.plan.layers[largest].error(
-                f"the net's parameters need {needed / 2**30:,.1f} GiB, of which most here; "
-                f"the machine has {held / 2**30:,.1f}; check num_output and the input's shape"
-            )
-
-    def _fill_blobs(self, weights: Mapping[str, Sequence[np.ndarray]], seed: int | None) -> None:
-        generator = torch.Generator()
-        if seed is not None:
-            generator.manual_seed(seed)
-        else:
-            generator.seed()
-        # A shared blob may be given by a borrower alone; of several copies the last counts, unless the owner has one.
-        given: dict[tuple[str, int], np.ndarray] = {}
-        for name, arrays in weights.items():
-            for index, array in enumerate(arrays):
-                owner = self.plan.owners.get((name, index))
-                if owner is None or owner.layer not in weights:
-                    given[(owner.layer, owner.index) if owner else (name, index)] = array
-        made: dict[tuple[str, int], nn.Parameter] = {}
-        for node, layer in self._sequence:
-            for index, spec in enumerate(self.plan.blobs[node.name]):
-                owner = self.plan.owners.get((node.name, index))
-                if owner:
-                    parameter = made[owner.layer, owner.index]
-                else:
-                    if (node.name, index) in given:
-                        values = _tensor(given[node.name, index]).reshape(spec.shape)
-                        if not spec.learned:  # a pass may move statistics: never those of the caller
-                            values = values.clone()
-                    else:
-                        values = fill(spec, generator, layer.error)
-                    parameter = nn.Parameter(values, requires_grad=spec.learned)
-                made[node.name, index] = parameter
-                layer.register_blob(spec, parameter)
-
     @property
     def params(self) -> dict[str, list[Tensor]]:
-        """Each layer's parameter blobs in Caffe's order, by layer name; layers without any are absent."""
+        """Each layer's parameter blobs in Caffe's order, by layer name; layers without blobs are left out."""
         return {node.name: layer.blobs for node, layer in self._sequence if layer.blob_names}
 
     def layer(self, name: str) -> Layer:
         """Return the layer of that name."""
+        layer: Layer
         for node, layer in self._sequence:
             if node.name == name:
                 return layer
@@ -268,7 +203,7 @@ class CaffeNet(nn.Module):
 
     @property
     def carries_state(self) -> bool:
-        """Whether a pass starts from the state that the pass before it left."""
+        """Whether a pass starts from the final state of the pass before it."""
         return any(layer.carry_state for layer in self.stateful_layers)
 
     def reset_state(self) -> None:
@@ -285,11 +220,11 @@ class CaffeNet(nn.Module):
         blobs: Iterable[str] | None = None,
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
-        """Run the net and return its outputs, or the blobs asked for, by Caffe's names.
+        """Run the net and return its outputs, or the requested blobs, by Caffe's names.
 
-        Inputs come by keyword or, where a name is no keyword, in one mapping; the only input of a net may come
-        by itself.  Raises IlgnetError for an input that is absent, that the net has not, or that is of another
-        rank or layout, and GraphError for a blob the net has not.
+        Inputs are keywords or, where a name is not an identifier, one mapping; the only input of a net may be given
+        without a name.  Raises IlgnetError for an input that is missing, unknown, or of another
+        rank or layout, and GraphError for an unknown blob.
         """
         return self._run(self._intake.named(given, inputs), blobs, with_loss=False).blobs
 
@@ -312,23 +247,23 @@ class CaffeNet(nn.Module):
         if not is_compiling:
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         schedule = self._schedule(self.outputs if blobs is None else self._wanted(blobs), with_loss)
-        is_direct = not is_compiling and self._only_runs(schedule)
-        work = schedule.own if is_direct else self._at_work(schedule)
+        is_direct = not is_compiling and self._needs_no_hooks(schedule)
+        work = schedule.own if is_direct else self._current_steps(schedule)
         dtype, device = self.computes_in
-        values: list[Any] = [None] * schedule.places
+        values: list[Any] = [None] * schedule.slots
         loss: Tensor | None = None
         tops: Sequence[Any]
         for step, layer in work:
-            if step.is_plain:
+            if step.only_forward:
                 run = layer.forward if is_direct else layer
                 bottoms = step.bottoms
                 tops = run(values[bottoms[0]]) if len(bottoms) == 1 else run(*[values[b] for b in bottoms])
             elif layer.is_input:
                 tops = self._fed(step, layer, inputs, dtype, device)
             elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
-                tops = self._fed_or_made(step.node, layer, inputs, dtype, device)
+                tops = self._fed_or_computed(step.node, layer, inputs, dtype, device)
             else:
-                read = [values[place] for place in step.bottoms]
+                read = [values[slot] for slot in step.bottoms]
                 for position in layer.stopped_bottoms:
                     read[position] = read[position].detach()
                 tops = layer(*read)
@@ -337,29 +272,29 @@ class CaffeNet(nn.Module):
             if len(step.tops) == 1:
                 values[step.tops[0]] = tops[0]
             else:
-                for place, top in zip(step.tops, tops, strict=False):
-                    values[place] = top
+                for slot, top in zip(step.tops, tops, strict=False):
+                    values[slot] = top
             for position, weight in step.loss_weights:
                 term = weight * tops[position].sum()
                 loss = term if loss is None else loss + term
-            for place in step.done:
-                values[place] = None
-        return Pass({name: values[place] for name, place in schedule.wanted}, loss)
+            for slot in step.freed:
+                values[slot] = None
+        return Pass({name: values[slot] for name, slot in schedule.wanted}, loss)
 
-    def _only_runs(self, schedule: _Schedule) -> bool:
-        """Whether `forward` does all that a call of each layer does; torch's calls take as long as small layers.
+    def _needs_no_hooks(self, schedule: Schedule) -> bool:
+        """Return whether calling `forward` is equivalent to calling each layer, which takes as long as a small layer.
 
-        It does while all layers are the net's own, and there are no hooks and no tracer.
+        It is while all layers are the net's own, and there are no hooks and no tracer.
         """
         held = self._layers_now
-        if len(held) != len(self._keys) or torch.jit.is_tracing() or _has_any_global_hook():
+        if len(held) != len(self._keys) or is_tracing() or _has_any_global_hook():
             return False
         for step in schedule.steps:
             layer = step.layer
             if (
                 layer is None
                 or layer is not held.get(step.key)
-                or len(layer._parameters) != step.parameters
+                or len(layer._parameters) != step.parameter_count
                 or layer._forward_hooks
                 or layer._forward_pre_hooks
                 or layer._backward_hooks
@@ -370,78 +305,34 @@ class CaffeNet(nn.Module):
                 return False
         return True
 
-    def _at_work(self, schedule: _Schedule) -> list[tuple[_Step, Any]]:
-        """Each step with what `layers` holds for it now."""
+    def _current_steps(self, schedule: Schedule) -> list[tuple[Step, Any]]:
+        """Return each step with its present module in `layers`."""
         held = self._layers_now
         if len(held) != len(self._keys):
-            self._refuse_others(held)
-        work: list[tuple[_Step, Any]] = []
+            self._refuse_unknown_modules(held)
+        work: list[tuple[Step, Any]] = []
         for step in schedule.steps:
             layer, module = step.layer, held.get(step.key)
             if layer is None or layer is not module:
                 layer = self._layer(step.key, step.node, module)
-            elif len(layer._parameters) != step.parameters:
+            elif len(layer._parameters) != step.parameter_count:
                 layer.refuse_unread_parameters()
             work.append((step, layer))
         return work
 
-    def _schedule(self, wanted: tuple[str, ...], with_loss: bool) -> _Schedule:
+    def _schedule(self, wanted: tuple[str, ...], with_loss: bool) -> Schedule:
         key = (wanted, with_loss)
         found = self._schedules.get(key)
         if found is None:
-            found = self._make_schedule(wanted, with_loss)
+            found = make_schedule(self.plan, self._keys, self.layers, wanted, with_loss)
             if not torch.compiler.is_compiling():
                 self._schedules[key] = found
         return found
 
-    def _own_layer(self, key: str, node: Node) -> Layer | None:
-        layer = self.layers._modules.get(key)
-        return layer if isinstance(layer, Layer) and layer.node is node else None
-
-    def _make_schedule(self, wanted: tuple[str, ...], with_loss: bool) -> _Schedule:
-        weights = {
-            name: layer.loss_weights() if with_loss else () for name, layer in self.plan.layers.items()
-        }
-        held = {name: self.graph.value(name) for name in wanted}
-        needed = set(held.values())
-        chosen: list[tuple[str, Node]] = []
-        for key, node in reversed(self._keys.items()):
-            if needed.intersection(node.tops) or any(weights[node.name]):
-                needed.update(node.bottoms)
-                chosen.append((key, node))
-        places: dict[Value, int] = {}
-        for _, node in reversed(chosen):
-            for value in node.tops:
-                places.setdefault(value, len(places))
-        last_use = {value: node.name for _, node in reversed(chosen) for value in node.bottoms}
-        kept = set(held.values())
-        steps = tuple(
-            _Step(
-                key, node, self._own_layer(key, node),
-                tuple(places[value] for value in node.bottoms),
-                tuple(places[value] for value in node.tops),
-                tuple(
-                    name if value in needed else None
-                    for name, value in zip(node.top_names, node.tops, strict=True)
-                ),
-                _is_plain(self.plan.layers[node.name]),
-                len(self.plan.blobs[node.name]),
-                tuple({
-                    places[value] for value in node.bottoms if last_use[value] == node.name and value not in kept
-                }),
-                tuple((index, weight) for index, weight in enumerate(weights[node.name]) if weight),
-            )
-            for key, node in reversed(chosen)
-        )  # fmt: skip
-        own = tuple((step, step.layer) for step in steps)
-        return _Schedule(
-            steps, own, len(places), tuple((name, places[value]) for name, value in held.items())
-        )
-
     def blob_shapes(self, given: Mapping[str, Shape] | None = None, **shapes: Shape) -> dict[str, Shape]:
         """Return the shape of every blob for inputs of the given shapes (others keep their own).
 
-        Raises LayerError where a layer cannot take that size.
+        Raises LayerError where a layer does not accept that size.
         """
         self.refuse_changes("planned; run it to see its blobs")
         wanted = shapes_by_name({**(given or {}), **shapes}, self.graph)
@@ -458,13 +349,13 @@ class CaffeNet(nn.Module):
     def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Any]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
         schedule = self._schedule(self._wanted(wanted), with_loss)
-        return [(step.node, layer) for step, layer in self._at_work(schedule)]
+        return [(step.node, layer) for step, layer in self._current_steps(schedule)]
 
     def _wanted(self, blobs: Any) -> tuple[str, ...]:
         return wanted_blobs(blobs, self.graph.names.values(), self.graph.name)
 
     def _integer_inputs(self) -> frozenset[str]:
-        """The inputs that are read only as labels or indices."""
+        """Return the inputs that are read only as labels or indices."""
         uses = [
             (bottom, index in layer.index_bottoms)
             for node, layer in self._sequence
@@ -473,24 +364,26 @@ class CaffeNet(nn.Module):
         return frozenset(
             name
             for name in self.inputs
-            if all(whole for bottom, whole in uses if bottom == self.graph.fed_value(name))
+            if all(is_index for bottom, is_index in uses if bottom == self.graph.fed_value(name))
         )
 
     @property
     def fixed_batch(self) -> None:
-        """None: it takes any batch."""
+        """None: it accepts any batch size."""
 
     def image_input(self) -> str:
         """Return the one input that the outputs depend on.
 
-        Raises GraphError where there are several, or none: then no image enters the net.
+        Raises GraphError where there are several, or none.
         """
         found = self.inputs_for(self.outputs)
         if not found:
-            made = [f"{node.name} ({node.type})" for node, _ in self.steps(self.outputs) if not node.bottoms]
+            sources = [
+                f"{node.name} ({node.type})" for node, _ in self.steps(self.outputs) if not node.bottoms
+            ]
             raise GraphError(
                 f"net {self.graph.name!r} takes no input, so no image enters it; its data come from "
-                f"{', '.join(made)}: put an Input layer there, or convert the net with the shape of that top "
+                f"{', '.join(sources)}: put an Input layer there, or convert the net with the shape of that top "
                 "(input_shapes={{'TOP': (N, C, H, W)}})",
                 option="input_shapes",
             )
@@ -503,15 +396,15 @@ class CaffeNet(nn.Module):
     def prepare(self, images: Any, **options: Any) -> Tensor:
         """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
 
-        The options are those of `about.prepare`.  Raises DataError for what is no image, and where it is not known
-        how images are prepared.
+        The options are those of `about.prepare`.  Raises DataError for anything but images, and where the preprocessing
+        is not known.
         """
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 
     def as_tensor(self, blob: str | None = None) -> TensorNet:
         """Return a module from the net's one input to one blob, both tensors (default: its one output).
 
-        It shares the net's parameters.  Raises GraphError where there are several inputs, or outputs.
+        It shares the net's parameters.  Raises GraphError where there are several inputs or outputs.
         """
         if blob is None and len(self.outputs) != 1:
             raise GraphError(
@@ -520,7 +413,7 @@ class CaffeNet(nn.Module):
         return TensorNet(self, *self._wanted((self.outputs[0] if blob is None else blob,)))
 
     def make_intake(self) -> Intake:
-        """Return what checks a call's inputs by this net's names and shapes."""
+        """Return an `Intake` with this net's input names and shapes."""
         optional = {
             name: self.shapes[name]
             for node, layer in self._sequence
@@ -533,7 +426,7 @@ class CaffeNet(nn.Module):
     @property
     def computes_in(self) -> tuple[torch.dtype, torch.device]:
         """The type and device of the first float parameter; without any, float32 on the CPU unless moved."""
-        for layer in self._layers_now.values():  # one level first: the walk over all of them takes longer
+        for layer in self._layers_now.values():  # direct parameters first: `parameters()` is slower
             for parameter in layer._parameters.values() if layer is not None else ():
                 if parameter is not None and parameter.is_floating_point():
                     return parameter.dtype, parameter.device
@@ -543,21 +436,21 @@ class CaffeNet(nn.Module):
         return self._dtype, self._device
 
     def _fed(
-        self, step: _Step, layer: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+        self, step: Step, layer: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> list[Any]:
-        """The tops of a layer that the caller feeds; None for those that nothing reads."""
+        """Return the tops of an input layer; None for those that nothing reads."""
         tops: list[Any] = [
-            None if name is None else self._input(inputs, name, dtype, device) for name in step.fed
+            None if name is None else self._input(inputs, name, dtype, device) for name in step.top_names
         ]
         if isinstance(layer, Placed):
             made = iter(layer(*(top for top in tops if top is not None)))
             tops = [None if top is None else next(made) for top in tops]
         return tops
 
-    def _fed_or_made(
+    def _fed_or_computed(
         self, node: Node, layer: Layer, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> list[Tensor]:
-        """The tops of a DummyData layer: those given, and what the layer makes of the others."""
+        """Return the tops of a DummyData layer: those given, the others from the layer."""
         return [
             self._input(inputs, name, dtype, device) if name in inputs else made
             for name, made in zip(node.top_names, layer(), strict=True)
@@ -570,7 +463,7 @@ class CaffeNet(nn.Module):
 
 
 class TensorNet(nn.Module):
-    """A `CaffeNet` as a module from tensor to tensor, for tools that know no blobs."""
+    """A `CaffeNet` as a module from tensor to tensor, for tools that do not use blob names."""
 
     def __init__(self, net: CaffeNet, blob: str) -> None:
         super().__init__()
@@ -583,15 +476,12 @@ class TensorNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the blob for this input."""
-        return self.net({self.input: x}, blobs=(self.blob,))[self.blob]
-
-
-def _is_plain(layer: Layer) -> bool:
-    return bool(layer.node.bottoms) and not (layer.is_input or layer.may_be_fed or layer.stopped_bottoms)
+        found: Tensor = self.net({self.input: x}, blobs=(self.blob,))[self.blob]
+        return found
 
 
 def _module_keys(graph: Graph) -> list[str]:
-    """Layer names as module names; those that torch cannot hold take one that no other layer has.
+    """Return layer names as unique module names; those that torch does not allow are changed.
 
     These are names with a dot, which torch uses for nesting, and "training", which `nn.Module.train` sets.
     """
@@ -606,8 +496,3 @@ def _module_keys(graph: Graph) -> list[str]:
             taken.add(key)
         keys.append(key)
     return keys
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """Wrap an array without a copy where it is float32 already."""
-    return torch.from_numpy(np.asarray(array, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""A file of this package that holds a whole net: its text, its weights, and what is known of it."""
+"""This package's safetensors files: a net's text, its weights, and what is known of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEAN_TENSOR = "preprocessing/mean_image"
 
 @dataclass(frozen=True, eq=False)
 class NetFile:
-    """What such a file holds; its tensors are mapped, not read."""
+    """The content of such a file; its tensors are memory-mapped."""
 
     file: TensorFile
     text: pb.NetParameter
@@ -37,20 +37,20 @@ class NetFile:
     about: About
 
     def arrays(self, plan: NetPlan) -> dict[str, list[np.ndarray]]:
-        """Every blob as the plan needs it.  Raises WeightsError, by tensor, where the file does not fit it."""
+        """Return every blob as the plan needs it.  Raises WeightsError, by tensor, where the file does not fit."""
         return _arrays(self.file, plan)
 
-    def reduce(self, net: CaffeNet) -> None:
-        """Have the dense layers of ``net`` hold their weights in the fewer bits that the file stores them in."""
+    def attach_quantized(self, net: CaffeNet) -> None:
+        """Attach the weights that the file stores quantized to the dense layers of ``net``."""
         for node in net.graph:
             if _is_quantized(self.file, node):
-                attach_quantized(net.layer(node.name), _reduced(self.file, node))
+                attach_quantized(net.layer(node.name), _read_quantized(self.file, node))
 
 
 def read_net_file(path: str | os.PathLike[str]) -> NetFile:
     """Read what `save` wrote as safetensors.
 
-    Raises FormatError if the file is another one's.
+    Raises FormatError for any other file.
     """
     file = open_safetensors(path)
     if "caffe.net" not in file.metadata:
@@ -74,7 +74,7 @@ def net_file(file: TensorFile, metadata: Mapping[str, str]) -> NetFile:
 
 
 def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
-    reduced = {node.name for node in plan.graph if _is_quantized(file, node)}
+    quantized = {node.name for node in plan.graph if _is_quantized(file, node)}
     arrays: dict[str, list[np.ndarray]] = {}
     for name, blobs in plan.blobs.items():
         for index, spec in enumerate(blobs):
@@ -94,8 +94,8 @@ def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
                 )
             if tensor.dtype == torch.float32:
                 values = tensor.numpy()
-            elif spec.name == WEIGHT and name in reduced:
-                values = _stand_in(spec.shape)
+            elif spec.name == WEIGHT and name in quantized:
+                values = _placeholder(spec.shape)
             else:
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise WeightsError(
@@ -110,12 +110,12 @@ def _is_quantized(file: TensorFile, node: Node) -> bool:
     return node.type == DENSE and tensor is not None and tensor.dtype in STORED
 
 
-def _stand_in(shape: Shape) -> np.ndarray:
-    """An array of a shape that takes no memory, until the reduced weights take its place."""
+def _placeholder(shape: Shape) -> np.ndarray:
+    """Return an array of a shape that takes no memory; the quantized weights replace it."""
     return np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), shape, (0,) * len(shape))
 
 
-def _reduced(file: TensorFile, node: Node) -> QuantizedWeight:
+def _read_quantized(file: TensorFile, node: Node) -> QuantizedWeight:
     key = f"{node.name}.{WEIGHT}"
     values, scale, axis = file.tensors[key], file.tensors.get(key + SCALE_SUFFIX), output_axis(node.layer)
     if values.dtype == torch.int8 and (scale is None or scale.shape != values.shape[axis : axis + 1]):

@@ -26,8 +26,8 @@ from .runnable import FileNet, OpenShape
 def open_net(path: Path) -> FileNet:
     """Open an ONNX file, this package's or another's.
 
-    Raises IlgnetError where it is no ONNX file, keeps weights elsewhere than beside it, or ONNX Runtime is not
-    installed or cannot open it.
+    Raises IlgnetError where it is not an ONNX file, its weights are not in a file beside it, or ONNX Runtime is
+    not installed or cannot open it.
     """
     read_model(path)
     session = open_session(path)
@@ -58,32 +58,32 @@ _KINDS = {
 
 
 def _as_typed(name: str, value: Tensor, kind: str) -> np.ndarray:
-    """An input in the type that the file states.  Raises IlgnetError for one that is not known here."""
+    """Return an input in the type that the file states.  Raises IlgnetError for an unsupported type."""
     if kind not in _KINDS:
         raise IlgnetError(f"input {name!r} is {kind}, which cannot be fed from here")
     array = value.detach().cpu().numpy()
     wanted = np.dtype(_KINDS[kind])
     if wanted == np.uint8 and array.dtype != wanted:
         raise IlgnetError(
-            f"input {name!r} takes uint8; what is given is {array.dtype}: give whole numbers from 0 to 255"
+            f"input {name!r} takes uint8; what is given is {array.dtype}: give integers from 0 to 255"
         )
     return np.ascontiguousarray(array, wanted)
 
 
 def _shape(dims: list[Any]) -> OpenShape:
-    """The lengths that a file states; symbols are open."""
+    """Return the lengths that a file states; None for symbols."""
     return tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in dims)
 
 
 def _about(metadata: Mapping[str, str], path: Path) -> About:
-    """What a file of this package says of itself."""
+    """Return what the metadata of this package's file say."""
     stated = dict(metadata)
     try:
         order = json.loads(stated["picture"])["order"] if "picture" in stated else ""
         how = json.loads(stated.get("preprocessing", "{}"))
         if order or how.get(
             "has_mean_image"
-        ):  # the graph prepares images itself; or the mean image is not in here
+        ):  # the graph prepares images itself, or the mean image is not stored in the file
             del stated["preprocessing"]
         return replace(About.from_metadata(stated), image_order=order)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -91,10 +91,10 @@ def _about(metadata: Mapping[str, str], path: Path) -> About:
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Parse a model; external weights stay outside.  Raises IlgnetError if the file is none."""
+    """Parse a model without its external weights.  Raises IlgnetError if the file is not an ONNX model."""
     expect(path, Kind.ONNX, Kind.UNKNOWN, what="an ONNX model")
     try:
-        # The form is stated: onnx would choose it by the suffix.
+        # The format is given: onnx would choose it by the suffix.
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise IlgnetError(f"{path}: is no ONNX file ({str(error).splitlines()[0]})") from error
@@ -107,7 +107,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph and of those inside its nodes."""
+    """Yield every tensor of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -119,7 +119,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    """Refuse weights that are not in a file beside the model: older runtimes read any file, or memory, as such."""
+    """Refuse weights that are not in a file beside the model: older runtimes read any file, or any memory."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     folder = path.parent.resolve()
     try:
@@ -132,7 +132,7 @@ def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def open_session(model: Path | bytes, folder: Path | None = None):  # type: ignore[no-untyped-def]
-    """An ONNX Runtime session on the CPU.  Raises IlgnetError where it cannot be opened."""
+    """Return an ONNX Runtime session on the CPU.  Raises IlgnetError where it cannot be opened."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -150,7 +150,7 @@ def open_session(model: Path | bytes, folder: Path | None = None):  # type: igno
                     "session.model_external_initializers_file_folder_path", place
                 )
             if isinstance(model, Path):
-                # By way of the folder: the weights of a model over 2 GB lie in a file beside it.
+                # Through the folder: a model over 2 GB has its weights in a file beside it.
                 given = os.path.join(stack.enter_context(utf8_path(model.parent)), model.name)
                 given = stack.enter_context(utf8_path(given))
             return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])

@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Origin:
-    """A file, and what tells whether it was replaced or written since."""
+    """A file and its stamp, which changes when the file is replaced or written."""
 
     path: Path
     stamp: tuple[int, int, int, int]  # device, inode, bytes, time of its last change
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Origin | None:
-        """The file as it is now; None where there is none."""
+        """Return the file with its present stamp; None where there is no file."""
         absolute = Path(os.path.abspath(path))
         try:
             status = absolute.stat()

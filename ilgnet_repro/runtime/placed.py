@@ -1,4 +1,4 @@
-"""A module that somebody put in the place of a net's layer: it runs there, and says what it cannot do."""
+"""A torch module that replaces a layer of a net: it runs in its place, but cannot be written to files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..layers.support.registry import layer_types
 
 
 class Placed:
-    """What `CaffeNet` asks of a layer, answered for any module; made anew at each pass, and never kept."""
+    """The interface of a layer for any torch module; created for each pass, never stored."""
 
     has_state = sized_by_values = may_be_fed = False
     index_bottoms: tuple[int, ...] = ()
-    no_onnx = no_source = "it is no Caffe layer"
+    no_onnx = no_source = "it is not a Caffe layer"
 
     def __init__(self, node: Node, module: nn.Module) -> None:
         self.node, self.module = node, module
@@ -33,11 +33,11 @@ class Placed:
         tops = (found,) if isinstance(found, Tensor) else found
         if not isinstance(tops, (tuple, list)) or not all(isinstance(top, Tensor) for top in tops):
             raise self.error(
-                f"{self.kind} gives a {type(found).__name__}; a layer gives a tensor, or a tuple of them"
+                f"{self.kind} returns a {type(found).__name__}; a layer returns a tensor or a tuple of tensors"
             )
         wanted = len(bottoms) if self.is_input else len(self.node.tops)
         if len(tops) != wanted and wanted:
-            raise self.error(f"{self.kind} gives {len(tops)} values for {wanted} tops; give one each")
+            raise self.error(f"{self.kind} returns {len(tops)} values for {wanted} tops; return one per top")
         return tuple(tops)
 
     def __getattr__(self, name: str) -> Any:
@@ -49,10 +49,10 @@ class Placed:
         return list(self.module.parameters())
 
     def refuse_unread_parameters(self) -> None:
-        """Do nothing: a module reads its parameters itself."""
+        """Do nothing: which parameters a module reads is not known."""
 
     def loss_weights(self) -> tuple[float, ...]:
-        """The weight of each top in the net's loss, as the layer's own."""
+        """Return the weight of each top in the net's loss, as for the layer that was replaced."""
         return tuple(self.node.layer.loss_weight) or ((1.0,) if self._type.is_loss else ())
 
     def error(self, message: str, *, option: str = "") -> LayerError:
@@ -60,9 +60,9 @@ class Placed:
         return LayerError(self.node.name, self.node.type, message, option=option)
 
     def onnx(self, graph: Any, *bottoms: str) -> list[str]:
-        """Refuse: only Caffe's layers can be written."""
-        raise self.error(f"holds a {self.kind} now, which cannot be written as ONNX")
+        """Refused: only Caffe layers can be written."""
+        raise self.error(f"is now a {self.kind}, which cannot be written as ONNX")
 
     def source(self, code: Any, *bottoms: str) -> list[str]:
-        """Refuse: only Caffe's layers can be written."""
-        raise self.error(f"holds a {self.kind} now, which cannot be written as Python")
+        """Refused: only Caffe layers can be written."""
+        raise self.error(f"is now a {self.kind}, which cannot be written as Python")

@@ -1,4 +1,4 @@
-"""`NetPlan`, a net for inputs of given shapes before its parameters exist; takes no memory for weights."""
+"""`NetPlan`: the layers, shapes and shared blobs of a net for inputs of given shapes; allocates no weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LARGEST_BLOB = 2**31 - 1
 
 @dataclass(frozen=True)
 class NetPlan:
-    """Every layer made, every blob's shape, who owns which parameter; layers and values by their unique names.
+    """A net's layers, the shape of every blob and the owner of every shared one; layers and values by unique name.
 
-    The layers hold no parameters: a net copies them (`Layer.fresh`), so that one plan serves any number of nets.
+    The layers have no parameters: a net copies them (`Layer.fresh`), so that several nets can use one plan.
     """
 
     graph: Graph
@@ -34,15 +34,15 @@ class NetPlan:
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """The shapes by the names that users and files give values (`Graph.names`)."""
+        """The shapes by blob name (`Graph.names`)."""
         return {self.graph.names[value]: shape for value, shape in self.value_shapes.items()}
 
     def at(self, input_shapes: Mapping[str, Shape], counts: int = 1) -> NetPlan:
         """Return the plan of the same layers for inputs of other shapes; inputs not named keep their own.
 
-        ``counts`` multiplies the lengths that depend on values, to see what they decide.  Raises GraphError for
-        another number of axes, which the layers' fields were read for, and LayerError where a layer cannot take a
-        size.
+        ``counts`` multiplies the lengths that depend on values, to see which other lengths follow from them.  Raises
+        GraphError for another number of axes, since the layers were set up for theirs, and LayerError where a layer
+        cannot take a size.
         """
         given = by_input(self.graph, input_shapes)
         for name, shape in given.items():
@@ -56,7 +56,7 @@ class NetPlan:
         return plan_net(self.graph, {**own_shapes, **given}, self.layers, counts=counts)
 
     def part(self, nodes: Sequence[Node]) -> NetPlan:
-        """Return the plan of some of the nodes, those that these depend on included."""
+        """Return the plan of some of the nodes, which must include those that they depend on."""
         graph = replace(self.graph, nodes=tuple(nodes), outputs=())
         fed = {top for node in nodes for top in node.top_names}
         return replace(self, graph=graph, inputs=tuple(name for name in self.inputs if name in fed))
@@ -70,10 +70,11 @@ def plan_net(
     *,
     counts: int = 1,
 ) -> NetPlan:
-    """Plan a net: make every layer, or take it from ``known``, and work out all shapes.
+    """Plan a net: make every layer, or take it from ``known``, and compute all shapes.
 
-    With ``faults`` go on past a layer at fault, as audit wants: it is left out, and what reads it is checked only for
-    what can be told without shapes.  Raises LayerError, by layer, and GraphError for a name that is no input.
+    With ``faults``, errors are collected there, as `audit` needs: the layer is left out, and layers that read it are
+    checked only as far as possible without shapes.  Raises LayerError, by layer, and GraphError for a name that is
+    not an input.
     """
     given = by_input(graph, input_shapes or {})
     layers: dict[str, Layer] = {}
@@ -83,13 +84,13 @@ def plan_net(
     inputs: list[str] = []
     for node in graph:
         try:
-            if any(value not in shapes for value in node.bottoms):  # behind a fault
+            if any(value not in shapes for value in node.bottoms):  # after a layer with an error
                 make_layer(node, None)
                 continue
             bottoms = [shapes[value] for value in node.bottoms]
             layer = known[node.name] if known else make_layer(node, [len(shape) for shape in bottoms])
             made = _plan_layer(layer, bottoms, given)
-            tops = _stretched(layer, made.tops, counts)
+            tops = _multiply_counts(layer, made.tops, counts)
             _check_tops(node, tops)
         except LayerError as error:
             if faults is None:
@@ -118,7 +119,7 @@ def _plan_layer(layer: Layer, bottoms: Sequence[Shape], given: Mapping[str, Shap
     return made
 
 
-def _stretched(layer: Layer, tops: Sequence[Shape], counts: int) -> list[Shape]:
+def _multiply_counts(layer: Layer, tops: Sequence[Shape], counts: int) -> list[Shape]:
     if counts == 1 or not layer.sized_by_values:
         return [tuple(top) for top in tops]
     axis = layer.counted_axis
@@ -126,7 +127,7 @@ def _stretched(layer: Layer, tops: Sequence[Shape], counts: int) -> list[Shape]:
 
 
 def _check_tops(node: Node, tops: Sequence[Shape]) -> None:
-    """Raise LayerError for an empty length below 0, or a blob over Caffe's limit."""
+    """Raise LayerError for a negative length or a blob over Caffe's limit."""
     for value, shape in zip(node.top_names, tops, strict=False):
         if any(size < 0 for size in shape):
             raise LayerError(node.name, node.type, f"top {value!r} would have shape {list(shape)}")
@@ -138,11 +139,11 @@ def _check_tops(node: Node, tops: Sequence[Shape]) -> None:
 
 
 def by_input(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return shapes by input.  Raises GraphError for a name that is no input of the net: none that a fed layer gives out."""
+    """Return shapes by input.  Raises GraphError for a name that is not the top of an input or DummyData layer."""
     types = layer_types()
     inputs: list[str] = []
     for node in graph:
-        # What an unknown type without bottoms gives out may be an input.
+        # The tops of an unknown type without bottoms may be inputs.
         kind = types.get(node.type)
         if (kind.may_be_fed or kind.is_input) if kind else not node.bottoms:
             inputs += node.top_names

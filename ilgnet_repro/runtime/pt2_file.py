@@ -1,8 +1,8 @@
 """Reading a pt2 file as data: its weights, its list of operators and its names; nothing in it is run as code.
 
 `torch.export.load` unpickles some members of an archive, evaluates its symbolic expressions and guards, and looks
-operators up by any dotted path, so it is for files one wrote oneself.  Here a file is refused unless each
-member is one that `ilgnet convert` writes, and its operators are called one by one from `OPERATORS`.
+operators up by any dotted path, so it is only safe for trusted files.  Here a file is refused unless
+`ilgnet convert` writes each of its members, and its operators are called one by one from `OPERATORS`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FORMATS = {
 }
 _STRIDED = 7
 
-# The operators of ATen that Caffe's layers become: all of them give new values and touch no file.
+# The ATen operators that Caffe's layers are exported to: all return new values and touch no file.
 _ATEN = """
     __and__ __or__ _assert_tensor_metadata _log_softmax _softmax _to_copy abs adaptive_avg_pool2d adaptive_max_pool2d
     add alias amax amin arange argmax argmin avg_pool1d avg_pool2d avg_pool3d batch_norm
@@ -73,7 +73,7 @@ _ATEN = """
     zeros_like
 """
 OPERATORS = frozenset(_ATEN.split())
-# What sizes are worked out with.
+# Arithmetic on sizes.
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{f"_operator.{name}": getattr(operator, name) for name in (
         "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "getitem"
@@ -89,7 +89,7 @@ _SYMPY = """
     StrictLessThan GreaterThan StrictGreaterThan max min
 """
 _FUNCTIONS = frozenset(_SYMPY.split())
-_SHAPES_OF_EXPRESSIONS = (
+_EXPRESSION_NODES = (
     ast.Expression, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop,
     ast.cmpop, ast.keyword,
 )  # fmt: skip
@@ -98,16 +98,16 @@ LONGEST_EXPRESSION = 20_000
 
 @dataclass(frozen=True)
 class Pt2Program:
-    """An archive's net: inputs and outputs by name, its values before the first operator, and its operators."""
+    """The program of an archive: named inputs and outputs, constants and weights, and its operators."""
 
     path: str
-    inputs: dict[str, tuple[int | None, ...]]  # lengths; None where any goes
+    inputs: dict[str, tuple[int | None, ...]]  # lengths; None where open
     outputs: tuple[str, ...]
     _given: dict[str, str]  # input -> value
     _results: tuple[str, ...]
     _values: dict[str, Tensor]
     _nodes: tuple[_Node, ...]
-    metadata: dict[str, str] = field(default_factory=dict)  # what `ilgnet convert` says of the net
+    metadata: dict[str, str] = field(default_factory=dict)  # as `ilgnet convert` wrote it
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs.  Raises IlgnetError where an operator does not take what it is given."""
@@ -121,7 +121,7 @@ class Pt2Program:
                     node.run(values)
                 except KeyError as error:
                     raise IlgnetError(
-                        f"{self.path}: {node.target} reads {error}, which nothing gives"
+                        f"{self.path}: {node.target} reads {error}, which nothing computes"
                     ) from error
                 except Exception as error:  # torch raises several kinds for arguments that do not fit
                     raise IlgnetError(f"{self.path}: {node.target} fails ({_reason(error)})") from error
@@ -156,8 +156,8 @@ def check_members(path: str | os.PathLike[str]) -> None:
 
 
 def read_pt2(path: str | os.PathLike[str]) -> Pt2Program:
-    """Read an archive.  Raises IlgnetError for one that is damaged, or that holds what is not known to be safe."""
-    # Of a damaged or foreign archive the reader tells more.
+    """Read an archive.  Raises IlgnetError for one that is damaged, or that has content not known to be safe."""
+    # The reader below has a better message for a damaged or foreign archive.
     expect(path, Kind.PT2, Kind.ZIP, Kind.TORCH, Kind.EMPTY, Kind.UNKNOWN, what="an exported PyTorch program")
     with _opened(path) as archive:
         return _program(path, archive, _members(path, archive))
@@ -170,12 +170,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
             yield archive
     except IlgnetError:
         raise
-    except Exception as error:  # what a damaged file makes of its parts is of any kind
+    except Exception as error:  # a damaged file can raise anything
         raise _refused(path, f"cannot be read ({_reason(error)})") from error
 
 
 def _members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members under the archive's one folder, each known, once, and stored as it is."""
+    """Return the members under the archive's only folder; each must be known, unique and uncompressed."""
     members: dict[str, zipfile.ZipInfo] = {}
     top = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
     for entry in archive.infolist():
@@ -255,14 +255,14 @@ def _metadata(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) 
 
 
 def _names(spec: Any) -> list[str] | None:
-    """The keys of the dict that a structure is, or holds behind an empty tuple; None for another structure."""
+    """Return the keys of a structure that is a dict, or an empty tuple and a dict; None for another structure."""
     if spec["type"] == "builtins.tuple" and len(spec["children_spec"]) == 2:
         positions, spec = spec["children_spec"]
         if positions["children_spec"]:
             return None
     if spec["type"] != "builtins.dict" or any(child["type"] is not None for child in spec["children_spec"]):
         return None
-    names = json.loads(spec["context"])
+    names: list[Any] = json.loads(spec["context"])
     if len(names) != len(spec["children_spec"]) or not all(isinstance(name, str) for name in names):
         return None
     return names
@@ -284,15 +284,16 @@ def _function(path: str | os.PathLike[str], target: str) -> Callable[..., Any]:
         return _ARITHMETIC[target]
     parts = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
     if parts is None or parts[1] not in OPERATORS:
-        raise _refused(path, f"calls {target!r}, which no layer becomes")
+        raise _refused(path, f"calls {target!r}, which no layer is exported to")
     packet = getattr(torch.ops.aten, parts[1])
     if parts[2] not in packet.overloads() or parts[2].endswith("out"):
         raise _refused(path, f"calls {target!r}, which this torch does not have")
-    return getattr(packet, parts[2])
+    overload: Callable[..., Any] = getattr(packet, parts[2])
+    return overload
 
 
 def _argument(stored: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-    """What an operator is given: a value computed before, or a plain one."""
+    """Return an operator's argument: a value computed before, or a constant."""
     ((kind, held),) = stored.items()
     if kind == "as_none":
         return None
@@ -330,16 +331,16 @@ def _tensors(
     members: Mapping[str, zipfile.ZipInfo],
     folder: str,
 ) -> dict[str, Tensor]:
-    """The tensors of a folder by name; views of one member share its memory."""
+    """Return the tensors of a folder by name; views of one member share its memory."""
     config = json.loads(archive.read(members[_CONFIGS[folder]]))["config"]
     flat: dict[tuple[str, torch.dtype], Tensor] = {}
     tensors = {}
     for name, entry in config.items():
         meta, member = entry["tensor_meta"], f"{folder}/{entry['path_name']}"
         if member not in members or member in _CONFIGS.values():
-            raise _refused(path, f"keeps {name!r} in {member!r}, which is no array of it")
+            raise _refused(path, f"keeps {name!r} in {member!r}, which is not one of its arrays")
         if meta["device"]["type"] != "cpu" or meta["layout"] != _STRIDED:
-            raise _refused(path, f"keeps {name!r} in a form other than an array of the processor")
+            raise _refused(path, f"keeps {name!r} in another form than a CPU array")
         key = member, _DTYPES[meta["dtype"]]
         if key not in flat:
             data = bytearray(archive.read(members[member]))
@@ -358,7 +359,7 @@ def _tensors(
 
 
 def _expressions(document: Any) -> Iterator[Any]:
-    """Each symbolic expression of a document, at whatever depth."""
+    """Yield each symbolic expression of a document, at any depth."""
     open_: list[Any] = [document]
     while open_:
         found = open_.pop()
@@ -371,7 +372,7 @@ def _expressions(document: Any) -> Iterator[Any]:
 
 
 def check_expression(path: str | os.PathLike[str], text: Any) -> None:
-    """Refuse an expression that is more than arithmetic on sizes: torch has sympy evaluate it, and runs guards.
+    """Refuse an expression that is more than arithmetic on sizes: torch evaluates it with sympy, and runs guards.
 
     The grammar: numbers, operators and comparisons; sympy's functions by name; symbols; ``L['input'].size()[0]``.
     """
@@ -385,7 +386,7 @@ def check_expression(path: str | os.PathLike[str], text: Any) -> None:
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """The parts of an expression; of an input's size, only the whole."""
+    """Yield the parts of an expression; an input's size is one part."""
     open_ = [tree]
     while open_:
         node = open_.pop()
@@ -401,7 +402,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
         return node.id in _FUNCTIONS or re.fullmatch(r"[suz]\d+", node.id) is not None
     if isinstance(node, ast.Call) and not _is_symbol(node):
         return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS - {"Symbol"}
-    return isinstance(node, _SHAPES_OF_EXPRESSIONS) or _is_size(node) or _is_symbol(node)
+    return isinstance(node, _EXPRESSION_NODES) or _is_size(node) or _is_symbol(node)
 
 
 def _is_symbol(node: ast.AST) -> bool:

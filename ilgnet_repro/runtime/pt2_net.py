@@ -15,7 +15,7 @@ from .runnable import FileNet
 
 
 def open_net(path: Path) -> FileNet:
-    """Open a pt2 file that `save` wrote.  Raises IlgnetError for one that is damaged or not known to be safe."""
+    """Open a pt2 file written by `save`.  Raises IlgnetError for one that is damaged or not known to be safe."""
     program = read_pt2(path)
 
     def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -24,7 +24,7 @@ def open_net(path: Path) -> FileNet:
     try:
         stated = dict(program.metadata)
         if json.loads(stated.get("preprocessing", "{}")).get("has_mean_image"):
-            del stated["preprocessing"]  # the mean image is not in here
+            del stated["preprocessing"]  # the mean image is not stored in the file
         about = About.from_metadata(stated)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: its metadata are not as this package writes them ({error})") from error

@@ -1,7 +1,7 @@
-"""Names from a file as Python may hold them: identifiers, string literals and text for a docstring.
+"""Names from a file in Python source: as identifiers, string literals and docstring text.
 
-A prototxt may call a layer, a blob or a net anything.  What is written here runs when the file is imported,
-so a name reaches it in one of these three forms only.
+A prototxt may call a layer, a blob or a net anything, and the written file runs when it is imported,
+so names are written in these three forms only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
-# What the written file imports, and names that linters take for digits.
+# The written file's imports, and names that linters mistake for digits.
 _IMPORTED = frozenset({"torch", "nn", "F", "math", "Tensor"})
 _VARIABLES = frozenset({"self", "l", "I", "O", *dir(builtins), *_IMPORTED})
 _ATTRIBUTES = frozenset({"forward", *dir(nn.Module())})
-# Python's folder of its own tests is no module that anything imports.
+# "test" is Python's own test suite, which nothing imports.
 _MODULES = frozenset({"torch", "numpy", "safetensors", *sys.stdlib_module_names} - {"test"})
 
 
@@ -32,12 +32,12 @@ class Names:
 
     @classmethod
     def for_variables(cls, helpers: Iterable[str]) -> Names:
-        """Variables of ``forward``, which hide no import, builtin or helper."""
+        """Return names for variables of ``forward``, which shadow no import, builtin or helper."""
         return cls({*_VARIABLES, *helpers})
 
     @classmethod
     def for_attributes(cls) -> Names:
-        """Attributes of the module, which replace nothing that an nn.Module has."""
+        """Return names for attributes of the module, which replace no attribute of nn.Module."""
         return cls(_ATTRIBUTES)
 
     def of(self, name: str) -> str:
@@ -60,7 +60,7 @@ class Names:
 
 
 def _identifier(name: str) -> str:
-    """An identifier of ASCII letters: no keyword, and not ``__x``, which a class body would rename."""
+    """Return an ASCII identifier that is neither a keyword nor ``__x``, which a class body would mangle."""
     stem = re.sub(r"\W", "_", name, flags=re.ASCII)
     if stem.startswith("__"):
         stem = f"_{stem.lstrip('_')}"
@@ -72,13 +72,13 @@ def _identifier(name: str) -> str:
 
 
 def argument_name(name: str) -> str:
-    """A blob's name as an argument, as torch.export's files have it; two names may give one."""
+    """Return a blob's name as an argument, as in torch.export's files; two names may map to the same one."""
     argument = re.sub(r"\W", "_", name if name[:1].isalpha() else f"_{name}", flags=re.ASCII)
     return f"{argument}_" if keyword.iskeyword(argument) or argument == "self" else argument
 
 
 def class_name(net: str) -> str:
-    """A net's name as a class: `bvlc_googlenet` becomes BvlcGooglenet."""
+    """Return a net's name as a class name: `bvlc_googlenet` becomes BvlcGooglenet."""
     words = [word for word in re.split(r"[^0-9A-Za-z]+", net) if word]
     name = "".join(word[0].upper() + word[1:] for word in words)
     name = name if name[:1].isalpha() else f"Net{name}"
@@ -86,14 +86,14 @@ def class_name(net: str) -> str:
 
 
 def module_name(stem: str) -> str:
-    """A file's stem as a name that can be imported, and that stands before no module torch needs."""
+    """Return a file's stem as a module name that shadows no module torch needs."""
     name = re.sub(r"\W", "_", stem, flags=re.ASCII)
     is_free = not keyword.iskeyword(name) and name not in _MODULES
     return name if is_free and (name[:1].isalpha() or name.startswith("_")) else f"net_{name}"
 
 
 def quoted(text: str) -> str:
-    """``text`` as a string literal of ASCII, in the quotes that need fewer escapes."""
+    """Return ``text`` as an ASCII string literal, in the quotes that need fewer escapes."""
     escaped = text.encode("unicode_escape").decode("ascii")
     if '"' in text and "'" not in text:
         return f"'{escaped}'"
@@ -101,5 +101,5 @@ def quoted(text: str) -> str:
 
 
 def plain(text: str, longest: int | None = None) -> str:
-    """Text that can stand in a docstring whatever a file calls itself."""
+    """Return text with characters that are not safe in a docstring replaced."""
     return re.sub(r'[^ -~]|["\\]', "_", text)[:longest]

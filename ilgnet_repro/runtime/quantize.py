@@ -1,4 +1,4 @@
-"""Dense weights in fewer bits, the rounding errors carried on from each weight to the next in its plane."""
+"""Dense weights in fewer bits: int8, float16 and bfloat16, with error diffusion within each channel's plane."""
 
 from __future__ import annotations
 
@@ -15,62 +15,8 @@ from torch.nn.utils import parametrize
 from .. import precisions
 from ..errors import IlgnetError
 from ..layers.support.base import Layer
+from ..schema import caffe_pb2 as pb
 from .plan import NetPlan
-
-Plane = tuple[int, int, int]  # channels, height, width of the blob that a dense layer reads
-OUTPUTS_AT_ONCE = 16  # outputs rounded together, so that their weights stay in the processor's cache
-
-
-def quantize_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> QuantizedWeight:
-    """Return float32 weights (outputs × inputs) as bfloat16 or as int8 with one scale an output.
-
-    Where the inputs are a blob of C×H×W, the error of each rounding is carried to the next weight along
-    the plane of its channel, in lines that run to and fro, and rounded with it.  Feature maps are smooth
-    and, behind a ReLU, of one sign, so neighbouring errors cancel in the sum: large int8 dense layers come out
-    four times as exact as rounded to nearest, at no cost when they run.
-    """
-    if plane is None or prod(plane[1:]) == 1:
-        return quantize_weights(weight.numpy(), precision)
-    channels, height, width = plane
-    scale = None
-    if precision == "int8":
-        check_finite(weight)
-        largest = weight.abs().amax(1)
-        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
-        values = torch.empty(weight.shape, dtype=torch.int8)
-    else:
-        values = torch.empty(weight.shape, dtype=FLOATS[precision])
-    order = _serpentine_order(height, width)
-    for start in range(0, weight.shape[0], OUTPUTS_AT_ONCE):
-        rows = slice(start, start + OUTPUTS_AT_ONCE)
-        block = weight[rows] if scale is None else weight[rows] / scale[rows, None]
-        # Positions first, so that each step is one pass over neighbouring memory.
-        steps = block.view(-1, channels, height * width).permute(2, 0, 1).contiguous()
-        _diffuse_error(steps, order, _round_to_int8 if scale is not None else _round_to(values.dtype))
-        values[rows] = steps.permute(1, 2, 0).reshape(block.shape)
-    return QuantizedWeight(values, scale, 0)
-
-
-def _serpentine_order(height: int, width: int) -> list[int]:
-    rows = [range(row * width, (row + 1) * width) for row in range(height)]
-    return [index for number, row in enumerate(rows) for index in (row if number % 2 == 0 else reversed(row))]
-
-
-def _diffuse_error(steps: Tensor, order: list[int], rounded: Callable[[Tensor], Tensor]) -> None:
-    """Round ``steps`` in place, position by position; what each rounding leaves goes to the next."""
-    left = torch.zeros_like(steps[0])
-    for index in order:
-        left += steps[index]
-        torch.sub(left, steps[index].copy_(rounded(left)), out=left)
-
-
-def _round_to_int8(values: Tensor) -> Tensor:
-    return values.round().clamp_(-LARGEST, LARGEST)
-
-
-def _round_to(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda values: values.to(kind).to(torch.float32)
-
 
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = (*FLOATS.values(), torch.int8)
@@ -78,15 +24,17 @@ DENSE = "InnerProduct"
 WEIGHT = "weight"
 SCALE_SUFFIX = "_scale"
 LARGEST = 127
-ROWS_AT_ONCE = 16 << 20  # values, so that no second copy of the weights is ever made
+ROWS_AT_ONCE = 16 << 20  # values quantized at a time, so that no second copy of the weights is made
+OUTPUTS_AT_ONCE = 16  # outputs rounded together, so that their weights stay in the processor's cache
+
+Plane = tuple[int, int, int]  # channels, height, width of the blob that a dense layer reads
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A dense layer's weights as they are stored; ``axis`` is that of the outputs.
+    """A dense layer's weights as stored; ``axis`` is the axis of the outputs.
 
-    int8 values stand for ``values * scale``, symmetric about 0, with one scale an output; the floats
-    stand for themselves and have no scale.
+    int8 values mean ``values * scale``, symmetric about 0, with one scale per output; floats have no scale.
     """
 
     values: Tensor
@@ -94,24 +42,24 @@ class QuantizedWeight:
     axis: int
 
     def dequantize(self) -> Tensor:
-        """The weights as float32."""
+        """Return the weights as float32."""
         return dequantize(self.values, self.scale, self.axis)
 
 
 def dequantize(values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
     """Return stored values as float32."""
-    wide = values.to(torch.float32)
+    weights = values.to(torch.float32)
     if scale is None:
-        return wide
+        return weights
     factor = scale[:, None] if axis == 0 else scale
-    # A traced graph holds only operators that give new values; elsewhere a second copy is spared.
-    return wide * factor if torch.compiler.is_compiling() else wide.mul_(factor)
+    # A traced graph may hold no in-place operator; elsewhere working in place saves a second copy.
+    return weights * factor if torch.compiler.is_compiling() else weights.mul_(factor)
 
 
 def quantize_weights(array: np.ndarray, precision: str, axis: int = 0) -> QuantizedWeight:
-    """Return float32 weights (two axes) in ``precision``, a piece at a time.
+    """Return float32 weights (two axes) rounded to nearest in ``precision``, a piece at a time.
 
-    Raises IlgnetError for a precision that is none, for float16 where a weight is past its range, and for int8
+    Raises IlgnetError for an unknown precision, for float16 where a weight is past its range, and for int8
     where one is not finite.
     """
     weights = torch.from_numpy(np.asarray(array, dtype=np.float32))
@@ -148,10 +96,10 @@ def quantize_weights(array: np.ndarray, precision: str, axis: int = 0) -> Quanti
 
 
 def check_finite(weights: Tensor) -> None:
-    """Refuse what no whole number stands for: it would become any number."""
+    """Refuse NaN and infinity, which no int8 value represents."""
     if not bool(weights.isfinite().all()):
         raise IlgnetError(
-            "precision='int8': a weight is not finite; use another precision, or sound weights",
+            "precision='int8': a weight is not finite; use another precision, or finite weights",
             option="precision",
         )
 
@@ -159,7 +107,7 @@ def check_finite(weights: Tensor) -> None:
 def quantize_dense(
     plan: NetPlan, arrays: Mapping[str, list[np.ndarray]], precision: str
 ) -> dict[str, QuantizedWeight]:
-    """Reduce the weights of every InnerProduct layer; those that layers share stay float32."""
+    """Quantize the weights of every InnerProduct layer; shared weights stay float32."""
     if precision == "float32":
         return {}
     shared = {key[0] for key in plan.owners} | {owner.layer for owner in plan.owners.values()}
@@ -170,21 +118,79 @@ def quantize_dense(
     }
 
 
-def output_axis(layer: object) -> int:
-    """The axis of an InnerProduct's weights that counts its outputs."""
-    return int(layer.inner_product_param.transpose)  # type: ignore[attr-defined]
+def output_axis(layer: pb.LayerParameter) -> int:
+    """Return the axis of an InnerProduct's weights that is the outputs'."""
+    return int(layer.inner_product_param.transpose)
 
 
-def attach_quantized(layer: Layer, reduced: QuantizedWeight) -> None:
-    """Have a dense layer keep its weights reduced; each pass widens them, and no float32 copy stays."""
+# ---------------------------------------------------------------------- error diffusion
+
+
+def quantize_rows(weight: Tensor, precision: str, plane: Plane | None = None) -> QuantizedWeight:
+    """Return float32 weights (outputs × inputs) as float16, bfloat16, or int8 with one scale per output.
+
+    Where the inputs are a blob of C×H×W (``plane``), the rounding is error diffusion: each weight's rounding error
+    is added to the next weight in its channel's plane, in serpentine order.  Feature maps are smooth and,
+    after a ReLU, non-negative, so neighbouring errors cancel in the sum: the outputs of large int8 layers
+    are four times as close as with rounding to nearest, at no cost at run time.
+    """
+    if plane is None or prod(plane[1:]) == 1:
+        return quantize_weights(weight.numpy(), precision)
+    channels, height, width = plane
+    scale = None
+    if precision == "int8":
+        check_finite(weight)
+        largest = weight.abs().amax(1)
+        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+        values = torch.empty(weight.shape, dtype=torch.int8)
+    else:
+        values = torch.empty(weight.shape, dtype=FLOATS[precision])
+    order = _serpentine_order(height, width)
+    for start in range(0, weight.shape[0], OUTPUTS_AT_ONCE):
+        rows = slice(start, start + OUTPUTS_AT_ONCE)
+        block = weight[rows] if scale is None else weight[rows] / scale[rows, None]
+        # Positions first, so that each step is one pass over neighbouring memory.
+        steps = block.view(-1, channels, height * width).permute(2, 0, 1).contiguous()
+        _diffuse_error(steps, order, _round_to_int8 if scale is not None else _round_to(values.dtype))
+        values[rows] = steps.permute(1, 2, 0).reshape(block.shape)
+    return QuantizedWeight(values, scale, 0)
+
+
+def _serpentine_order(height: int, width: int) -> list[int]:
+    """The positions of a plane row by row, every second row from right to left."""
+    rows = [range(row * width, (row + 1) * width) for row in range(height)]
+    return [index for number, row in enumerate(rows) for index in (row if number % 2 == 0 else reversed(row))]
+
+
+def _diffuse_error(steps: Tensor, order: list[int], rounded: Callable[[Tensor], Tensor]) -> None:
+    """Round ``steps`` in place, position by position, adding each rounding error to the next position."""
+    error = torch.zeros_like(steps[0])
+    for index in order:
+        error += steps[index]
+        torch.sub(error, steps[index].copy_(rounded(error)), out=error)
+
+
+def _round_to_int8(values: Tensor) -> Tensor:
+    return values.round().clamp_(-LARGEST, LARGEST)
+
+
+def _round_to(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda values: values.to(kind).to(torch.float32)
+
+
+# ---------------------------------------------------------------------- in a layer
+
+
+def attach_quantized(layer: Layer, weight: QuantizedWeight) -> None:
+    """Make a dense layer store its weights quantized; each pass dequantizes them, and no float32 copy is kept."""
     delattr(layer, WEIGHT)
-    layer.register_buffer(WEIGHT, reduced.values)
-    parametrize.register_parametrization(layer, WEIGHT, _Dequantize(reduced.scale, reduced.axis), unsafe=True)
+    layer.register_buffer(WEIGHT, weight.values)
+    parametrize.register_parametrization(layer, WEIGHT, _Dequantize(weight.scale, weight.axis), unsafe=True)
     layer.train(layer.training)
 
 
 def quantized_blob(layer: Layer, name: str) -> QuantizedWeight | None:
-    """The stored form of a layer's blob, or None where it is float32 (after `float()` float16 weights are, too)."""
+    """Return a layer's blob as stored, or None where it is float32 (as float16 weights are after `float()`)."""
     if not parametrize.is_parametrized(layer, name):
         return None
     held: Any = layer.parametrizations
@@ -197,7 +203,7 @@ def quantized_blob(layer: Layer, name: str) -> QuantizedWeight | None:
 
 
 class _Dequantize(nn.Module):
-    """From stored values to the net's type, whenever the weights are read."""
+    """The parametrization that dequantizes stored values to the net's type whenever the weights are read."""
 
     scale: Tensor | None
     like: Tensor
@@ -205,7 +211,7 @@ class _Dequantize(nn.Module):
     def __init__(self, scale: Tensor | None, axis: int) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
-        # Its type is that of the net: `half()` and `double()` convert it with everything else.
+        # Tracks the net's type: `half()` and `double()` convert it with everything else.
         self.register_buffer("like", torch.empty(0), persistent=False)
         self.axis = axis
 
@@ -213,9 +219,9 @@ class _Dequantize(nn.Module):
         return dequantize(values, self.scale, self.axis).to(self.like.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Dequantize:
-        """Move the scales, but keep them float32: in half precision small ones would vanish."""
+        """Move the scales but keep them float32: small ones would underflow in half precision."""
         scale = self.scale
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         if scale is not None and self.scale is not None and self.scale.dtype != scale.dtype:
             self.scale = scale.to(self.scale.device)
         return self

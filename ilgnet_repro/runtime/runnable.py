@@ -1,4 +1,4 @@
-"""What can be run: one protocol for Caffe nets, fast nets, and the files of other engines."""
+"""`Runnable`, the protocol of Caffe nets, fast nets, and the files of other engines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
 from .calls import as_tensor, names, wanted_blobs
 
-OpenShape = tuple[int | None, ...]  # None where any length goes
+OpenShape = tuple[int | None, ...]  # None where the length is open
 
 
 class Runnable(Protocol):
-    """A net, whoever computes it: blobs in and out by Caffe's names."""
+    """A net, whatever computes it: blobs in and out by Caffe's names."""
 
     @property
     def name(self) -> str:
@@ -26,11 +26,11 @@ class Runnable(Protocol):
 
     @property
     def form(self) -> str:
-        """Who computes it, in a few words."""
+        """What computes it, in a few words."""
 
     @property
     def about(self) -> About:
-        """What is known of it beside its layers."""
+        """What is known of it besides its layers."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -46,25 +46,25 @@ class Runnable(Protocol):
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch that it takes, where it takes no other."""
+        """The only batch size that it takes, or None where it takes any."""
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""
 
     def image_input(self) -> str:
-        """Return the one input that the outputs depend on.  Raises GraphError where there is not one."""
+        """Return the one input that the outputs depend on.  Raises GraphError unless there is exactly one."""
 
     def __call__(
         self, given: Any = None, *, blobs: Iterable[str] | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
-        """Run it and return its outputs, or those blobs."""
+        """Run it and return its outputs, or the requested blobs."""
 
 
 @dataclass(frozen=True)
 class FileNet:
-    """A file that another engine runs: ONNX Runtime, torch.export, or the source that was written.
+    """A file that another engine runs: ONNX Runtime, torch.export, or the generated Python source.
 
-    Every input is needed, and only the outputs are given.
+    Every input is required, and only the outputs are returned.
     """
 
     name: str
@@ -77,7 +77,7 @@ class FileNet:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch that the file states for its one input."""
+        """The batch size that the file states for its only input."""
         shape = self.shapes.get(self.inputs[0], ()) if len(self.inputs) == 1 else ()
         return shape[0] if shape else None
 
@@ -87,7 +87,7 @@ class FileNet:
         return self.inputs
 
     def image_input(self) -> str:
-        """Return the one input.  Raises GraphError where there are several, or none."""
+        """Return the only input.  Raises GraphError where there are several, or none."""
         if len(self.inputs) != 1:
             raise GraphError(
                 f"{self.name}: takes {len(self.inputs)} inputs ({names(self.inputs)}); images fit only a net with one"
@@ -101,9 +101,9 @@ class FileNet:
     def __call__(
         self, given: Any = None, *, blobs: Iterable[str] | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
-        """Run the file and return its outputs, or those of them asked for.
+        """Run the file and return its outputs, or the requested ones.
 
-        Raises IlgnetError for an input that is absent, or that the file has not, or that its engine does not take.
+        Raises IlgnetError for an input that is missing, unknown, or not accepted by the engine.
         """
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         tensors = {name: as_tensor(name, value) for name, value in self._named(given, inputs).items()}
@@ -132,7 +132,9 @@ class FileNet:
         return merged
 
     def _check_shape(self, name: str, value: Tensor) -> None:
-        stated = self.shapes.get(name) or ()  # an engine that leaves the number of axes open states none
+        stated = (
+            self.shapes.get(name) or ()
+        )  # no shape is known where the engine leaves the number of axes open
         given = tuple(value.shape)
         fits = len(given) == len(stated) and all(b in (None, a) for a, b in zip(given, stated, strict=True))
         if stated and not fits:
@@ -142,14 +144,16 @@ class FileNet:
             )
 
     def _wanted(self, blobs: Iterable[str]) -> tuple[str, ...]:
-        return wanted_blobs(blobs, self.outputs, self.name, "no output of", "a file gives only its outputs:")
+        return wanted_blobs(
+            blobs, self.outputs, self.name, "no output of", "a file returns only its outputs:"
+        )
 
 
 def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
-    """Run a net on rows (images) that do not depend on each other, as many at a time as it takes.
+    """Run a net on independent rows (images), in batches of the size that it takes.
 
-    The last of the batches of a file that states one length is filled up with its last row.  Raises GraphError where
-    an output of such a file does not hold one row an image.
+    Where a file has a fixed batch size, the last batch is padded with its last row.  Raises GraphError where
+    an output of such a file does not have one row per image.
     """
     size, count = net.fixed_batch, len(rows)
     if size is None or size == count:
@@ -163,6 +167,6 @@ def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
         if value.dim() == 0 or value.shape[0] != size:
             raise GraphError(
                 f"{net.name}: takes {size} images at a time, and output {blob!r} ({show_shape(tuple(value.shape))}) "
-                "does not hold one row an image"
+                "does not have one row per image"
             )
     return {blob: torch.cat([part[blob] for part in parts])[:count] for blob in parts[0]}

@@ -1,10 +1,11 @@
-"""The safetensors format, streamed: a JSON header, then each array's bytes straight from its memory map."""
+"""Reading and writing safetensors: a JSON header, then each array's bytes straight from its memory map."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A safetensors file, open: tensors are mapped, not read, until they are used."""
+    """An open safetensors file; its tensors are memory-mapped."""
 
     path: str
     metadata: dict[str, str]
@@ -38,9 +39,9 @@ def write_safetensors(
 ) -> int:
     """Write arrays in the order given; return the bytes written.  The same input gives the same file.
 
-    Takes no memory for the arrays: pieces of `PIECE` bytes go from the map to the file.
+    Copies no array in memory: pieces of `PIECE` bytes go from the memory map to the file.
     """
-    entries: dict[str, object] = {}
+    entries: dict[str, Any] = {}
     offset = 0
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     for name, tensor in tensors.items():
@@ -65,19 +66,19 @@ def write_safetensors(
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The values' own bytes, little-endian in C order; no copy of a contiguous tensor is made."""
+    """Return the bytes of a tensor, little-endian in C order; a contiguous tensor is not copied."""
     flat = tensor.detach().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _header(metadata: Mapping[str, str], entries: Mapping[str, object]) -> bytes:
+def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
     return json_text(
         {"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=False
     ).encode()
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Map a safetensors file.  Raises FormatError, in one line, if it is none or is cut short."""
+    """Memory-map a safetensors file.  Raises FormatError if it is another kind of file or truncated."""
     from safetensors import SafetensorError, safe_open
 
     if not os.path.exists(path):
@@ -89,5 +90,5 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise FormatError(f"{path}: is not a whole safetensors file ({reason})") from error
+        raise FormatError(f"{path}: is not a complete safetensors file ({reason})") from error
     return TensorFile(os.fspath(path), metadata, tensors)

@@ -1,4 +1,4 @@
-"""Inputs drawn from a seed for verifying, comparing, measuring and tracing: values by what reads them."""
+"""Inputs drawn from a seed, for verifying, comparing, measuring and tracing, in the range that their readers need."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SEED = 7
 
 
 class Values(Protocol):
-    """What an input may hold."""
+    """A set of values that an input may have."""
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Numbers between two bounds."""
+    """Uniform between two bounds."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Normal:
-    """Numbers of mean 0 and deviation 1."""
+    """Normal with mean 0 and standard deviation 1."""
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
         return torch.empty(shape).normal_(generator=generator)
@@ -56,7 +56,7 @@ class Integers:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Integers from 0 to ``count - 1``, none twice in a plane: what a Pooling layer's mask holds."""
+    """Integers from 0 to ``count - 1``, all different within a plane, as in a Pooling layer's mask."""
 
     count: int
 
@@ -70,10 +70,10 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Marks:
-    """0 or 1.  ``first`` is what the first row holds: 0 where sequences begin, 1 where a row is to pass."""
+    """0 or 1.  ``first`` is the value of the first row: 0 where sequences begin, 1 where Filter must pass a row."""
 
     first: int
-    ones: float  # the share of ones behind it
+    ones: float  # the fraction of ones after it
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
         marks = (torch.rand(shape, generator=generator) < self.ones).float()
@@ -83,7 +83,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Height, width and scale factors of 1, for each image."""
+    """Height, width and scale factors of 1 per image."""
 
     height: float
     width: float
@@ -96,7 +96,7 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class Regions:
-    """Rows of an image's number, left, top, right and bottom, within images of that many pixels."""
+    """Rows of image index, left, top, right and bottom, within images of the given size in pixels."""
 
     images: int
     height: float
@@ -114,7 +114,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Default boxes and their variances, 1×2×4P, in parts of the image."""
+    """Prior boxes and their variances, 1×2×4P, as fractions of the image."""
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
         items, _, sides = shape
@@ -126,15 +126,15 @@ class Boxes:
 
 # ---------------------------------------------------------------------- what each type of layer reads
 
-PIXELS = Uniform(-120, 135)  # less a mean
-SHARES = Uniform(0, 1)
+PIXELS = Uniform(-120, 135)  # after mean subtraction
+FRACTIONS = Uniform(0, 1)
 POSITIVE = (0.1, 10.0)
 
 Rule = Callable[[Layer, int, list[Shape], list[Shape]], Values | None]  # layer, bottom, bottoms, tops
 
 
 def _inner(layer: Layer, low: float, high: float) -> Values | None:
-    """The bottoms of a layer that works on shift + scale · x, where that is to lie between two bounds."""
+    """Return the x for which shift + scale · x is between two bounds."""
     scale, shift = layer.param.scale, layer.param.shift
     if not scale:
         return None
@@ -161,10 +161,10 @@ def _power(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) ->
 def _labels(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     if index == 1:
         return Integers(bottoms[0][layer.axis(layer.param.axis, len(bottoms[0]))])
-    return SHARES if index == 2 else None  # InfogainLoss: its matrix
+    return FRACTIONS if index == 2 else None  # InfogainLoss: its matrix
 
 
-def _label_an_image(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
+def _label_per_image(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     if index == 1:
         return Integers(prod(bottoms[0][1:]))
     return Uniform(0.05, 1) if layer.node.type == "MultinomialLogisticLoss" else None
@@ -181,11 +181,11 @@ def _regions(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) 
 def _proposals(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     assert isinstance(layer, (Proposal, ProposalLayer))
     stride = layer.proposal_settings.feat_stride
-    return (SHARES, Uniform(-0.5, 0.5), ImageSize(bottoms[0][2] * stride, bottoms[0][3] * stride))[index]
+    return (FRACTIONS, Uniform(-0.5, 0.5), ImageSize(bottoms[0][2] * stride, bottoms[0][3] * stride))[index]
 
 
 def _detections(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
-    return (Uniform(-1, 1), SHARES, Boxes())[index] if index < 3 else None
+    return (Uniform(-1, 1), FRACTIONS, Boxes())[index] if index < 3 else None
 
 
 def _mask(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
@@ -209,16 +209,16 @@ _RULES: dict[str, Rule] = {
     "Log": _log, "Exp": _exp, "Power": _power,
     **dict.fromkeys(("Softmax", "Sigmoid", "TanH", "BNLL", "ELU"), _SATURATES),
     **dict.fromkeys(("SoftmaxWithLoss", "InfogainLoss", "Accuracy"), _labels),
-    **dict.fromkeys(("MultinomialLogisticLoss", "HingeLoss"), _label_an_image),
-    "SigmoidCrossEntropyLoss": _at({1: SHARES}),
+    **dict.fromkeys(("MultinomialLogisticLoss", "HingeLoss"), _label_per_image),
+    "SigmoidCrossEntropyLoss": _at({1: FRACTIONS}),
     "ContrastiveLoss": _at({2: Integers(2)}),
-    "SmoothL1Loss": _at({2: SHARES, 3: SHARES}),
+    "SmoothL1Loss": _at({2: FRACTIONS, 3: FRACTIONS}),
     **dict.fromkeys(("RNN", "LSTM"), _at({1: Marks(0, 0.8)})),
     **dict.fromkeys(("ROIPooling", "PSROIPooling", "ROIAlign", "PSROIAlign"), _regions),
     "DetectionOutput": _detections,
 }  # fmt: skip
-# Their tops hold the values of their bottoms, elsewhere: what reads a top says what the bottom may hold.
-_MOVES = {
+# Their tops have the values of their bottoms at other positions: the readers of a top limit the bottom.
+_REARRANGES = {
     *(
         "Split",
         "Reshape",
@@ -238,7 +238,7 @@ _MOVES = {
 def input_values(
     graph: Graph, layers: Mapping[str, Layer], shapes: Mapping[Value, Shape], value: Value
 ) -> Values | None:
-    """Return what a value of the net may hold by what reads it, or None where that may be anything."""
+    """Return the values that the readers of a blob accept, or None where they accept any."""
     found = _reader_values(graph, layers, shapes, value)
     if not found:
         return None
@@ -266,17 +266,17 @@ def _reader_values(
             rule = _proposals if isinstance(layer, (Proposal, ProposalLayer)) else _RULES.get(node.type)
             values = rule(layer, index, bottoms, tops) if rule else None
             if values is None and index in layer.index_bottoms:
-                values = Integers(1)  # of a type without a rule: the one number that is in every range
+                values = Integers(1)  # a type without a rule: 0 is in every range
             if values is not None:
                 found.append(values)
-            elif node.type in _MOVES:
+            elif node.type in _REARRANGES:
                 for top in node.tops:
                     found += _reader_values(graph, layers, shapes, top)
     return found
 
 
 def draw_inputs(plan: NetPlan, graph: Graph, names: Iterable[str], seed: int = SEED) -> dict[str, Tensor]:
-    """Draw inputs of a net as it is planned: in the range of what reads them, else pixels (four axes) or normal."""
+    """Draw inputs for a plan in the range that their readers accept; otherwise pixels (four axes) or normal values."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for name in names:
@@ -287,5 +287,5 @@ def draw_inputs(plan: NetPlan, graph: Graph, names: Iterable[str], seed: int = S
 
 
 def draw_plain(shape: Shape, generator: Generator) -> Tensor:
-    """Draw an input of which nothing is known but its shape."""
+    """Draw an input of which only the shape is known."""
     return (PIXELS if len(shape) == 4 else Normal()).draw(shape, generator)

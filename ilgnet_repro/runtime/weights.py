@@ -1,7 +1,7 @@
-"""Weights onto a net: each layer's blobs found by name and held against the shapes the net needs.
+"""Matching a weights file to a net: blobs are found by layer name and compared with the shapes the net needs.
 
-What a file lacks is decided blob by blob, as in Caffe: a blob that layers share is there if any of them has it; one
-whose filler is stated and draws nothing (constant, bilinear) is filled, and reported; anything else stops the load.
+Missing blobs are handled one by one, as in Caffe: a shared blob is present if any of its layers has it; one
+whose stated filler is not random (constant, bilinear) is filled and reported; anything else is an error.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..errors import WeightsError, did_you_mean
 from ..layers.support.base import BlobSpec, Shape
 from ..layers.support.fillers import draws, fill, machine_memory
 
-DRAW_SEED = 0  # of what commands draw for layers that the weights file lacks, so that each run gives the same
+DRAW_SEED = 0  # with which commands draw layers that the weights file lacks, so that every run is the same
 Key = tuple[str, int]  # a layer and the index of its blob
 Owners = Mapping[Key, Owner]
 Specs = Mapping[str, Sequence[BlobSpec]]
 
 
 class FileBlob(Protocol):
-    """A blob in a weights file (formats/caffemodel.py)."""
+    """A blob in a weights file (caffe/caffemodel.py)."""
 
     @property
     def shape(self) -> Shape: ...
@@ -48,7 +48,7 @@ class FileLayer(Protocol):
 
 @runtime_checkable
 class NumberedLayer(FileLayer, Protocol):
-    """A layer of a file that numbers its blobs and need not have all: HDF5 stores a shared blob with its owner only."""
+    """A layer of a file that numbers its blobs and may lack some: HDF5 stores a shared blob with its owner only."""
 
     @property
     def numbers(self) -> tuple[int, ...]: ...
@@ -56,23 +56,23 @@ class NumberedLayer(FileLayer, Protocol):
 
 @dataclass(frozen=True)
 class Fit:
-    """How a weights file fits a net: what can be copied, and what stands in the way, by name."""
+    """How a weights file fits a net: which layers match, and which do not, by name."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]  # layers of the net without weights in the file
-    extra: tuple[str, ...]  # layers of the file that the net lacks; Caffe ignores them, and says so
+    extra: tuple[str, ...]  # layers of the file that the net lacks; Caffe ignores them with a log message
     misshapen: tuple[str, ...]  # one line each
-    # Layers without weights in the file whose stated fillers draw nothing, and what these are; Caffe fills them.
+    # Layers without weights in the file whose stated fillers are not random, with those fillers; Caffe fills them.
     filled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every layer of the net finds its weights, in the file or in fillers that draw nothing."""
+        """Whether every layer of the net gets its weights, from the file or from fillers that are not random."""
         return not self.missing and not self.misshapen
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the file did not hold and the net has all the same, one line each."""
+        """The layers of the net that were not loaded from the file, one line each."""
         filled = [
             f"{name}: not in the weights file; filled as its text says ({how})"
             for name, how in self.filled.items()
@@ -84,30 +84,30 @@ class Fit:
 
 
 def blob_counts(layers: Iterable[FileLayer]) -> dict[str, int]:
-    """Return how many blobs a file holds for each of its layers; with those that only their owners hold."""
+    """Return the number of blobs of each layer in a file, including those stored only with their owner."""
     return {layer.name: max(_numbers(layer), default=-1) + 1 for layer in layers}
 
 
 def fit_weights(specs: Specs, layers: Iterable[FileLayer], owners: Owners | None = None) -> Fit:
-    """Compare the blobs a net needs with those a file holds; reads no values.
+    """Compare the blobs a net needs with those in a file; reads no values.
 
     With ``owners`` (`NetPlan.owners`) a blob that a layer lacks is found where another layer of the file holds it.
     """
     layers = list(layers)
     held = {layer.name: layer for layer in layers if layer.blobs}
     needed = {name: blobs for name, blobs in specs.items() if blobs}
-    complaints = {
+    misfits = {
         name: _misfit(name, blobs, held[name], owners) for name, blobs in needed.items() if name in held
     }
-    misshapen = [complaint for complaint in complaints.values() if complaint]
+    misshapen = [misfit for misfit in misfits.values() if misfit]
     known = {
         _owner(owners, name, index)
-        for name, complaint in complaints.items() if not complaint for index in _numbers(held[name])
+        for name, misfit in misfits.items() if not misfit for index in _numbers(held[name])
     }  # fmt: skip
     present = {layer.name for layer in layers}
     lacking = {
         name: [key for key in (_owner(owners, name, index) for index in range(len(blobs))) if key not in known]
-        for name, blobs in needed.items() if not complaints.get(name)
+        for name, blobs in needed.items() if not misfits.get(name)
     }  # fmt: skip
     # Caffe fills a layer that the file does not name; one that it names must have its blobs.
     filled = {
@@ -124,10 +124,10 @@ def fit_weights(specs: Specs, layers: Iterable[FileLayer], owners: Owners | None
 
 
 def _filling(specs: Specs, keys: Sequence[Key]) -> str:
-    """The fillers of blobs, where these are stated and draw nothing; else an empty text.
+    """Return the fillers of blobs if they are stated and not random; otherwise an empty text.
 
-    A deploy text often states no fillers, which in Caffe means zeros: a layer of nothing but zeros computes nothing,
-    so that a layer that was renamed would pass for one that needs no weights.  Biases may be such zeros.
+    A deploy prototxt often states no fillers, which in Caffe means zeros.  Filling weights with such zeros would
+    hide a renamed layer, so only biases are filled with them.
     """
     fillers = []
     for position, (name, index) in enumerate(keys):
@@ -147,11 +147,11 @@ def take_weights(
     owners: Owners | None = None,
     seed: int | None = None,
 ) -> dict[str, list[np.ndarray]]:
-    """Return the arrays of every layer, shaped as the net needs them; those of the file are views, no copies.
+    """Return the arrays of every layer in the shapes the net needs; those of the file are views, not copies.
 
     Blobs that layers share (``owners``) are one array: of several copies in a file Caffe takes the last, as it
-    copies each of them into the same memory.  What the file lacks is filled where that draws nothing (`Fit.filled`),
-    and drawn, from ``seed``, for the layers that ``allow_missing`` names.  With True (fine-tuning) the layers that the
+    copies each of them into the same memory.  Missing blobs are filled where the filler is not random (`Fit.filled`),
+    and drawn from ``seed`` for the layers that ``allow_missing`` names.  With True (fine-tuning) the layers that the
     file lacks are left out.
 
     Raises WeightsError, by layer name, where a layer's blobs have another shape and where the file lacks a layer that
@@ -184,7 +184,7 @@ def take_weights(
             f"{source}: layer {half[0]} shares a blob with a layer of which the file holds none; {remedy}"
         )
     last: dict[Key, FileBlob] = {}
-    for layer in layers:  # where one name stands twice, or a shared blob does, Caffe copies the last
+    for layer in layers:  # of two layers of one name, or two copies of a shared blob, Caffe uses the last
         if (
             layer.name not in taken
             or not layer.blobs
@@ -208,7 +208,7 @@ def take_weights(
 
 
 def check_allowed(specs: Specs, names: Collection[str]) -> Collection[str]:
-    """Return the layers that may be missing.  Raises WeightsError for what names no layer with weights."""
+    """Return the layers that may be missing.  Raises WeightsError for a name that is not a layer with weights."""
     if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
         raise WeightsError(f"allow_missing is {names!r}; give the names of layers, as ['fc8']")
     known = [name for name, blobs in specs.items() if blobs]
@@ -222,7 +222,7 @@ def check_allowed(specs: Specs, names: Collection[str]) -> Collection[str]:
 
 
 def _fill(specs: Specs, keys: set[Key], source: str, seed: int | None) -> dict[Key, np.ndarray]:
-    """What the fillers of blobs give, drawn in the net's order."""
+    """Return blobs filled by their fillers, drawn in the net's order."""
     ordered = [
         (name, index) for name, blobs in specs.items() for index in range(len(blobs)) if (name, index) in keys
     ]
@@ -245,12 +245,12 @@ def _fill(specs: Specs, keys: set[Key], source: str, seed: int | None) -> dict[K
 
 
 def _numbers(layer: FileLayer) -> Sequence[int]:
-    """Which blobs of a layer a file holds: all of them, in order, unless it numbers them."""
+    """Return the indices of a layer's blobs in a file: all of them in order, unless it numbers them."""
     return layer.numbers if isinstance(layer, NumberedLayer) else range(len(layer.blobs))
 
 
 def _owner(owners: Owners | None, name: str, index: int) -> Key:
-    """The layer and blob index under which a blob's values are kept: its own unless it is shared."""
+    """Return the layer and blob index that own a blob's values: its own unless it is shared."""
     owner = (owners or {}).get((name, index))
     return (owner.layer, owner.index) if owner else (name, index)
 
@@ -295,7 +295,7 @@ def count_parameters(specs: Mapping[str, Sequence[BlobSpec]]) -> int:
 
 
 class WeightsFile(Protocol):
-    """A weights file, open (`CaffeModel`, `ArrayFile`)."""
+    """An open weights file (`CaffeModel`, `ArrayFile`)."""
 
     @property
     def path(self) -> Path: ...
@@ -307,7 +307,7 @@ class WeightsFile(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayFile:
-    """Layers at hand, as a weights file."""
+    """Layers in memory with the interface of a weights file."""
 
     path: Path
     name: str
@@ -316,7 +316,7 @@ class ArrayFile:
 
 @dataclass(frozen=True, eq=False)
 class ArrayBlob:
-    """A blob at hand, as a weights file would hold it."""
+    """A blob in memory with the interface of a blob in a weights file."""
 
     values: np.ndarray
     legacy: bool = False
@@ -333,7 +333,7 @@ class ArrayBlob:
 
 @dataclass(frozen=True, eq=False)
 class ArrayLayer:
-    """A layer at hand, as a weights file would hold it."""
+    """A layer in memory with the interface of a layer in a weights file."""
 
     name: str
     type: str

@@ -148,11 +148,11 @@ REFUSED = [
     ),
     (
         "no folder", lambda f: None, {"out": "{folder}/small.caffemodel"},
-        "{folder}/small.caffemodel: cannot be made (File exists); give another with --out",
+        "{folder}/small.caffemodel: cannot be made (File exists); give another as out=",
     ),
     (
         "onto itself", lambda f: None, {"to": ("caffemodel",)},
-        "{folder}/small.caffemodel: would be written over itself; give another folder with --out",
+        "{folder}/small.caffemodel: would be written over itself; give another folder as out=",
     ),
 ]  # fmt: skip
 

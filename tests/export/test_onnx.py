@@ -149,14 +149,14 @@ def test_a_net_of_any_size(size: tuple[int, int]) -> None:
 
 
 NEEDS_SIZE = [
-    ("dense", SMALL_TEXT, "ip (InnerProduct): its weights fit one size of image only; export without --dynamic-size"),
+    ("dense", SMALL_TEXT, "ip (InnerProduct): its weights fit one size of image only; export without dynamic_size=True"),
     (
-        "no image", SHARED_TEXT, "net 'shared': no input is an image (N, C, H, W); drop --dynamic-size",
+        "no image", SHARED_TEXT, "net 'shared': no input is an image (N, C, H, W); drop dynamic_size=True",
     ),
     (
         "lengths of the image",
         FULLY_CONVOLUTIONAL + 'layer { name: "spp" type: "SPP" bottom: "pool" top: "spp" spp_param { pyramid_height: 2 } }',
-        "spp (SPP): its ONNX nodes hold the size; export without --dynamic-size",
+        "spp (SPP): its ONNX nodes hold the size; export without dynamic_size=True",
     ),
     (
         "a stated length",
@@ -228,12 +228,12 @@ def test_ilgnet_at_batches_1_7_and_48() -> None:
 
 
 OPTIONS_REFUSED = [
-    ("preprocessing", ("pt2",), {"with_preprocessing": True}, "--with-preprocessing is for onnx files, not pt2"),
-    ("precision", ("onnx", "python"), {"precision": "int8"}, "--precision is for safetensors and onnx files, not"),
-    ("size", ("safetensors",), {"dynamic_size": True}, "--dynamic-size is for onnx and pt2 files, not safetensors"),
-    ("lrn", ("caffemodel",), {"fast_lrn": True}, "--fast-lrn is for onnx files, not caffemodel"),
-    ("unknown precision", ("onnx",), {"precision": "int4"}, "--precision int4: choose one of float32, float16, "),
-    ("both", ("onnx",), {"with_preprocessing": True, "dynamic_size": True}, "--dynamic-size: the preprocessing makes"),
+    ("preprocessing", ("pt2",), {"with_preprocessing": True}, "with_preprocessing= is for onnx files, not pt2"),
+    ("precision", ("onnx", "python"), {"precision": "int8"}, "precision= is for safetensors and onnx files, not"),
+    ("size", ("safetensors",), {"dynamic_size": True}, "dynamic_size= is for onnx and pt2 files, not safetensors"),
+    ("lrn", ("caffemodel",), {"fast_lrn": True}, "fast_lrn= is for onnx files, not caffemodel"),
+    ("unknown precision", ("onnx",), {"precision": "int4"}, "precision='int4': choose one of float32, float16, "),
+    ("both", ("onnx",), {"with_preprocessing": True, "dynamic_size": True}, "dynamic_size=True: the preprocessing resizes"),
     ("order", ("onnx",), {"with_preprocessing": True, "input_order": "RBG"}, "net 'small': its preprocessing is unknown"),
     ("dense", ("onnx",), {"dynamic_size": True}, "ip (InnerProduct): its weights fit one size"),
 ]  # fmt: skip

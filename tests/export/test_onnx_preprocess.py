@@ -151,19 +151,19 @@ def test_an_input_or_output_called_picture_is_refused(place: str) -> None:
         with_images(place)
     assert str(caught.value) == (
         "net '': an input or output is called 'picture', as the input that takes images; "
-        "give it another name in the prototxt, or drop --with-preprocessing"
+        "give it another name in the prototxt, or drop with_preprocessing=True"
     )
 
 
 REFUSED = [
-    ("unknown", {"data": (1, 3, 9, 7)}, None, "net 'n': its preprocessing is unknown; state it with --mean-value"),
+    ("unknown", {"data": (1, 3, 9, 7)}, None, "net 'n': its preprocessing is unknown; state it as preprocessing="),
     (
         "another size", {"data": (1, 3, 9, 7)}, Preprocessing(size=(8, 8)),
-        "net 'n': no inputs take images of 3x8x8; --with-preprocessing needs one",
+        "net 'n': no inputs take images of 3x8x8; with_preprocessing=True needs one",
     ),
     (
         "two images", {"a": (1, 3, 8, 8), "b": (1, 3, 8, 8)}, Preprocessing(size=(8, 8)),
-        "net 'n': 2 inputs take images of 3x8x8; --with-preprocessing needs one",
+        "net 'n': 2 inputs take images of 3x8x8; with_preprocessing=True needs one",
     ),
 ]  # fmt: skip
 
@@ -180,7 +180,7 @@ def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> No
 @pytest.mark.parametrize(
     ("how", "order", "message"),
     [
-        (Preprocessing(size=(8, 8)), "GBR", "--input-order GBR: choose one of RGB, BGR"),
+        (Preprocessing(size=(8, 8)), "GBR", "input_order='GBR': choose one of RGB, BGR"),
         (
             Preprocessing(size=(8, 8), path="crop", resize=(32, 32), mean_image=MEAN), "RGB",
             "preprocessing: mean image of (64, 64) and images of (32, 32) differ in size",

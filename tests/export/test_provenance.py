@@ -226,8 +226,8 @@ def test_what_losses_read_is_given(tmp_path: Path, to: str) -> None:
     with pytest.raises(ir.errors.IlgnetError) as caught:
         ir.convert(tmp_path / "a.caffemodel", to=to, out=tmp_path / "o")
     assert str(caught.value) == (
-        "data (Data): the size of 'data' is known only from its source; give its shape (--shape data=N,C,H,W), or set "
-        "transform_param.crop_size"
+        "data (Data): the size of 'data' is known only from its source; "
+        "give its shape (input_shapes={'data': (N, C, H, W)}), or set transform_param.crop_size"
     )
     shapes = {"data": (2, 3, 9, 7)}
     report = ir.convert(

@@ -279,11 +279,11 @@ REFUSED = {
     ),
     "an option of another format": (
         "x.caffemodel", {"dynamic_size": True},
-        "--dynamic-size is for onnx and pt2 files, not caffemodel; convert that apart",
+        "dynamic_size= is for onnx and pt2 files, not caffemodel; convert to that separately",
     ),
     "a precision that is none": (
         "x.onnx", {"precision": "int4"},
-        "--precision int4: choose one of float32, float16, float16, int8",
+        "precision='int4': choose one of float32, float16, bfloat16, int8",
     ),
     "a folder that is not there": ("a/x.onnx", {}, "{folder}/a: is no folder; make it first"),
     "a folder": ("f.onnx", {}, "{folder}/f.onnx: is a folder; give a file's name"),

@@ -1,4 +1,4 @@
-"""What `--verify` compares: finite values, the places of all others, and what it says it did not compare."""
+"""What `--verify` compares: finite values, the positions of all others, and what it reports as not compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ilgnet_repro.export.verify import compare
 from ilgnet_repro.runtime.difference import differ
 
 NAN, INF = np.nan, np.inf
-SAME, BEYOND = "in the same places", "in its shape or in where its values are not finite"
+SAME, BEYOND = "at the same positions", "in its shape or in which of its values are finite"
 
 # expected, found, equal, largest, what was not compared
 CASES = [
@@ -143,8 +143,8 @@ def weights(tmp_path):
     [
         ("Softmax", 0.0, True, None),
         ("Softmax", NAN, None, "top: no value is finite"),
-        ("Log", 0.0, True, r"top: \d+ of 12 values are not finite, in the same places"),
-        ("ReLU", NAN, True, r"top: 2 of 12 values are not finite, in the same places"),
+        ("Log", 0.0, True, r"top: \d+ of 12 values are not finite, at the same positions"),
+        ("ReLU", NAN, True, r"top: 2 of 12 values are not finite, at the same positions"),
     ],
     ids=["finite", "all NaN", "logarithms", "a column"],
 )

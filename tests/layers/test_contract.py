@@ -16,6 +16,7 @@ from ilgnet_repro.export.onnx_writer import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.layers.support.base import BlobSpec, Layer, LayerPlan
 from ilgnet_repro.layers.support.registry import layer_types
+from ilgnet_repro.runtime import schedule
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
@@ -148,8 +149,10 @@ def test_a_schedule_is_made_once_for_a_set_of_blobs(monkeypatch) -> None:
         load_graph(parse_net(TWO_FAULTS.replace("kernel_size: 9", "kernel_size: 2").replace("pad: 2", "")))
     )
     made = []
-    make = CaffeNet._make_schedule
-    monkeypatch.setattr(CaffeNet, "_make_schedule", lambda self, *key: made.append(key) or make(self, *key))
+    make = schedule.make_schedule
+    monkeypatch.setattr(
+        "ilgnet_repro.runtime.net.make_schedule", lambda *given: made.append(given[3:]) or make(*given)
+    )
     x = np.ones((2, 3, 5, 7), np.float32)
     for blobs in (["s"], ["s"], ["r"], ["s"], ["r"]):
         net(x, blobs=blobs)

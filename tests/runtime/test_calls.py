@@ -155,7 +155,7 @@ def test_what_is_no_shape_is_refused() -> None:
     with pytest.raises(IlgnetError) as caught:
         load(SMALL_TEXT, input_shapes={"data": (1, 3, 9.5, 7)})
     assert str(caught.value) == (
-        "the shape of input 'data' is (1, 3, 9.5, 7); give whole numbers, as (1, 3, 227, 227)"
+        "the shape of input 'data' is (1, 3, 9.5, 7); give integers, as (1, 3, 227, 227)"
     )
 
 

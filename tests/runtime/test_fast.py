@@ -24,7 +24,7 @@ def build(text: str, phase: str = "TEST") -> CaffeNet:
     return CaffeNet(build_graph(parse_net(text), phase), seed=5)
 
 
-# Whatever may be fused, folded, passed on, sliced or left alone, in one net; every size differs.
+# Whatever may be fused, folded, dropped, sliced or not changed, in one net; every size differs.
 MIXED_TEXT = """
 name: "mixed"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 19 dim: 23 } } }
@@ -153,7 +153,7 @@ def test_blobs_are_outputs_only(mixed: CaffeNet) -> None:
     ("make", "error", "message"),
     [
         (lambda: fast_net(build(SMALL_TEXT), "float17"), IlgnetError,
-         "precision float17: choose one of float32, float16, bfloat16, int8"),
+         "precision='float17': choose one of float32, float16, bfloat16, int8"),
         (lambda: fast_net(build(SMALL_TEXT, "TRAIN")), GraphError,
          "net 'small' is in phase TRAIN; only phase TEST can be made fast"),
         (lambda: fast_net(build(SMALL_TEXT).double()), GraphError,

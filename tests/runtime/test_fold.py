@@ -113,7 +113,9 @@ def test_a_name_used_again_is_refused() -> None:
     # Without the Dropout, the sum would read what the in-place ReLU made of "c".
     text = DENSE.format(more="") + DROP % ("c", "d") + RELU % ("c", "c")
     text += 'layer { name: "e" type: "Eltwise" bottom: "c" bottom: "d" top: "o" }'
-    with pytest.raises(GraphError, match=r"would read another blob once layers are folded.*without --fold"):
+    with pytest.raises(
+        GraphError, match=r"would read another blob once layers are folded.*without fold=True"
+    ):
         folded(text)
 
 

@@ -96,14 +96,14 @@ REFUSED = {
     "a random filler": (
         op("InnerProduct", GAUSSIAN), (),
         "holds no weights for op; use the prototxt these weights were made with, or have them drawn with "
-        "allow_missing=['op'] (--allow-missing)",
+        "allow_missing=['op']",
     ),
     "a random bias": (
         op("InnerProduct", """inner_product_param { num_output: 7 weight_filler { value: 1 }
            bias_filler { type: "uniform" } }"""),
         (),
         "holds no weights for op; use the prototxt these weights were made with, or have them drawn with "
-        "allow_missing=['op'] (--allow-missing)",
+        "allow_missing=['op']",
     ),
     "no filler stated, which would be zeros": (
         op("InnerProduct", "inner_product_param { num_output: 7 }"), (),
@@ -113,7 +113,7 @@ REFUSED = {
     "a layer that the file names without blobs": (
         op("PReLU", ""), ("op",),
         "holds no weights for op; use the prototxt these weights were made with, or have them drawn with "
-        "allow_missing=['op'] (--allow-missing)",
+        "allow_missing=['op']",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Dense weights in fewer bits: how they are rounded, stored, loaded, run, and what is said of them."""
+"""Dense weights in fewer bits: how they are rounded, stored, loaded, run and reported."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def test_floats_are_rounded_to_the_nearest(precision: str) -> None:
     assert (found != WEIGHTS).any()
 
 
-@pytest.mark.parametrize("axis", [0, 1], ids=["a row an output", "a column an output"])
-def test_int8_is_symmetric_with_a_scale_an_output(axis: int, monkeypatch) -> None:
-    monkeypatch.setattr("ilgnet_repro.runtime.quantize.ROWS_AT_ONCE", 48)  # two rows a piece
+@pytest.mark.parametrize("axis", [0, 1], ids=["a row per output", "a column per output"])
+def test_int8_is_symmetric_with_a_scale_per_output(axis: int, monkeypatch) -> None:
+    monkeypatch.setattr("ilgnet_repro.runtime.quantize.ROWS_AT_ONCE", 48)  # two rows at a time
     weights = WEIGHTS if axis == 0 else WEIGHTS.T.copy()
     weights[(2, slice(None)) if axis == 0 else (slice(None), 2)] = 0
-    reduced = quantize_weights(weights, "int8", axis)
+    found = quantize_weights(weights, "int8", axis)
     largest = np.abs(weights).max(1 - axis)
     expected = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    np.testing.assert_allclose(reduced.scale.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(found.scale.numpy(), expected, rtol=1e-6)
     steps = np.expand_dims(expected, 1 - axis)
-    np.testing.assert_array_equal(reduced.values.numpy(), np.rint(weights / steps))
-    np.testing.assert_allclose(reduced.dequantize().numpy(), np.rint(weights / steps) * steps, rtol=1e-6)
+    np.testing.assert_array_equal(found.values.numpy(), np.rint(weights / steps))
+    np.testing.assert_allclose(found.dequantize().numpy(), np.rint(weights / steps) * steps, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("weights", "precision", "message"),
     [
-        (WEIGHTS * 1e6, "float16", "--precision float16: a weight of"),
-        (WEIGHTS, "int4", "--precision int4: choose one of float32, float16, float16, int8"),
+        (WEIGHTS * 1e6, "float16", "precision='float16': a weight of"),
+        (WEIGHTS, "int4", "precision='int4': choose one of float32, float16, bfloat16, int8"),
     ],
     ids=["past the range", "unknown"],
 )
@@ -58,7 +58,7 @@ def test_a_precision_that_cannot_hold_them_is_refused(weights, precision, messag
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("text", [SMALL_TEXT, TRANSPOSED], ids=["rows", "columns"])
-def test_stored_so_loaded_so_and_run_so(tmp_path, text: str, precision: str) -> None:
+def test_stored_loaded_and_run_quantized(tmp_path, text: str, precision: str) -> None:
     write_weights(tmp_path / "s.caffemodel", text)
     (tmp_path / "s.prototxt").write_text(text)
     report = ir.convert(
@@ -82,8 +82,8 @@ def test_stored_so_loaded_so_and_run_so(tmp_path, text: str, precision: str) -> 
     assert report.is_verified
     model = onnx.load(str(tmp_path / "s.onnx"))
     onnx.checker.check_model(model, full_check=True)
-    widening = "DequantizeLinear" if precision == "int8" else "Cast"
-    assert [node.op_type for node in model.graph.node].count(widening) == 1
+    node_type = "DequantizeLinear" if precision == "int8" else "Cast"
+    assert [node.op_type for node in model.graph.node].count(node_type) == 1
     (cost,) = report.deviations
     assert (cost.blob, cost.precision, cost.rows, cost.inputs) == (
         "prob",
@@ -165,7 +165,7 @@ def test_int8_holds_finite_weights_only(value, plane) -> None:
     with pytest.raises(IlgnetError) as raised:
         quantize_rows(torch.from_numpy(weights), "int8", plane)
     assert str(raised.value) == (
-        "--precision int8: a weight is not finite; use another precision, or sound weights"
+        "precision='int8': a weight is not finite; use another precision, or finite weights"
     )
     if np.isnan(value):  # float16 has NaN itself
         assert np.isnan(quantize_weights(weights, "float16").values.numpy()[2, 5])

@@ -1,4 +1,4 @@
-"""Rounding with the error carried on: what it guarantees, and what it is for."""
+"""Rounding with error diffusion: its bounds, and its effect on smooth features."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def weights(outputs: int = 37) -> torch.Tensor:
 @pytest.mark.parametrize("plane", [None, PLANE], ids=["flat", "plane"])
 def test_int8_spans_each_output(plane) -> None:
     given = weights()
-    reduced = quantize_rows(given, "int8", plane)
-    assert reduced.values.dtype == torch.int8
-    assert reduced.values.shape == given.shape
-    np.testing.assert_allclose(reduced.scale, np.abs(given.numpy()).max(1) / 127, rtol=1e-6)
-    # To nearest, half a step; with what the weight before left, one step.
-    steps = (reduced.dequantize() - given).abs() / reduced.scale[:, None]
+    found = quantize_rows(given, "int8", plane)
+    assert found.values.dtype == torch.int8
+    assert found.values.shape == given.shape
+    np.testing.assert_allclose(found.scale, np.abs(given.numpy()).max(1) / 127, rtol=1e-6)
+    # Half a step when rounded to nearest, one step with the error of the weight before.
+    steps = (found.dequantize() - given).abs() / found.scale[:, None]
     assert steps.max() <= (0.501 if plane is None else 1.001)
 
 
 def test_errors_of_a_channel_cancel() -> None:
     given = weights()
-    reduced = quantize_rows(given, "int8", PLANE)
-    left = (reduced.dequantize() - given).view(37, 5, 77).double().sum(2) / reduced.scale[:, None]
-    assert left.abs().max() <= 0.51  # half a step in all, however many weights
+    found = quantize_rows(given, "int8", PLANE)
+    left = (found.dequantize() - given).view(37, 5, 77).double().sum(2) / found.scale[:, None]
+    assert left.abs().max() <= 0.51  # half a step in total, for any number of weights
 
 
 def test_flat_bfloat16_is_to_nearest() -> None:
@@ -62,5 +62,5 @@ def test_smooth_features_meet_smaller_errors(precision: str) -> None:
 
 
 def test_zero_weights_stay_zero() -> None:
-    reduced = quantize_rows(torch.zeros(3, 6), "int8", (1, 2, 3))
-    assert not reduced.dequantize().any()
+    found = quantize_rows(torch.zeros(3, 6), "int8", (1, 2, 3))
+    assert not found.dequantize().any()

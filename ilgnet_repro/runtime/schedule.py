@@ -1,0 +1,95 @@
+"""The schedule of a forward pass: which layers run for some blobs, and when each value is freed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..caffe.graph import Node, Value
+from ..layers.support.base import Layer
+from .plan import NetPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One layer in a pass, with the slots of its bottoms and tops, and of the values freed after it."""
+
+    key: str
+    node: Node
+    layer: Layer | None  # the net's own; None where another module replaced it
+    bottoms: tuple[int, ...]
+    tops: tuple[int, ...]
+    top_names: tuple[str | None, ...]  # None where neither a layer nor the caller reads the top
+    only_forward: bool  # the tops depend on nothing but the unmodified bottoms
+    parameter_count: int
+    freed: tuple[int, ...]
+    loss_weights: tuple[tuple[int, float], ...]  # by the position of the top
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A pass for some blobs, planned once: values are stored in numbered slots, not by name."""
+
+    steps: tuple[Step, ...]
+    own: tuple[tuple[Step, Any], ...]  # each step with the net's own layer
+    slots: int
+    wanted: tuple[tuple[str, int], ...]
+
+
+def make_schedule(
+    plan: NetPlan, keys: Mapping[str, Node], modules: nn.Module, wanted: tuple[str, ...], with_loss: bool
+) -> Schedule:
+    """Return the schedule of a pass that computes ``wanted`` and, ``with_loss``, all losses.
+
+    ``keys`` are the names of the net's ``modules`` with their nodes, in the net's order.
+    """
+    graph = plan.graph
+    weights = {name: layer.loss_weights() if with_loss else () for name, layer in plan.layers.items()}
+    outputs = {name: graph.value(name) for name in wanted}
+    kept = set(outputs.values())
+    needed = set(kept)
+    chosen: list[tuple[str, Node]] = []
+    for key, node in reversed(list(keys.items())):
+        if needed.intersection(node.tops) or any(weights[node.name]):
+            needed.update(node.bottoms)
+            chosen.append((key, node))
+    chosen.reverse()
+    slots: dict[Value, int] = {}
+    for _, node in chosen:
+        for value in node.tops:
+            slots.setdefault(value, len(slots))
+    last_reader = {value: node.name for _, node in chosen for value in node.bottoms}
+    steps = tuple(
+        Step(
+            key=key,
+            node=node,
+            layer=_own_layer(modules, key, node),
+            bottoms=tuple(slots[value] for value in node.bottoms),
+            tops=tuple(slots[value] for value in node.tops),
+            top_names=tuple(
+                name if value in needed else None
+                for name, value in zip(node.top_names, node.tops, strict=True)
+            ),
+            only_forward=_only_forward(plan.layers[node.name]),
+            parameter_count=len(plan.blobs[node.name]),
+            freed=tuple({
+                slots[value] for value in node.bottoms if last_reader[value] == node.name and value not in kept
+            }),
+            loss_weights=tuple((index, weight) for index, weight in enumerate(weights[node.name]) if weight),
+        )
+        for key, node in chosen
+    )  # fmt: skip
+    own = tuple((step, step.layer) for step in steps)
+    return Schedule(steps, own, len(slots), tuple((name, slots[value]) for name, value in outputs.items()))
+
+
+def _own_layer(modules: nn.Module, key: str, node: Node) -> Layer | None:
+    layer = modules._modules.get(key)
+    return layer if isinstance(layer, Layer) and layer.node is node else None
+
+
+def _only_forward(layer: Layer) -> bool:
+    return bool(layer.node.bottoms) and not (layer.is_input or layer.may_be_fed or layer.stopped_bottoms)

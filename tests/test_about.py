@@ -392,11 +392,11 @@ WRONG = {  # what is given, preprocessing, message
     ),
     "floats": (
         lambda _: BGR / 255, WHOLE,
-        "image 1 of 1: values are float64; give uint8 from 0 to 255 (a blob prepared already goes to the net itself)",
+        "image 1 of 1: values are float64; give uint8 from 0 to 255 (pass a prepared blob to the net itself)",
     ),
     "16 bits": (
         lambda _: [BGR, BGR.astype(np.uint16)], WHOLE,
-        "image 2 of 2: values are uint16; give uint8 from 0 to 255 (a blob prepared already goes to the net itself)",
+        "image 2 of 2: values are uint16; give uint8 from 0 to 255 (pass a prepared blob to the net itself)",
     ),
     "channels first": (
         lambda _: BGR.transpose(2, 0, 1), WHOLE,
@@ -421,7 +421,7 @@ WRONG = {  # what is given, preprocessing, message
     ),
     "PIL of 16 bits": (
         lambda _: _pil(GREY.astype(np.int32)), WHOLE,
-        "image 1 of 1: PIL mode I is not of 8 bits; convert it to L or RGB",
+        "image 1 of 1: PIL mode I is not 8-bit; convert it to L or RGB",
     ),
 }  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_it_goes_on_past_a_fault() -> None:
     assert [line.split(":")[0] for line in found.problems] == ["conv (Convolution)", "prob (Soft)"]
     assert (
         next(row.note for row in found.layers if row.name == "ip")
-        == "shapes unknown: a layer before it is at fault"
+        == "shapes unknown: a layer before it has an error"
     )
 
 

@@ -133,8 +133,8 @@ def _pipe(path):
     ("make", "message"),
     [
         (lambda path: None, "cannot be read (No such file or directory)"),
-        (lambda path: path.mkdir(), "is no file; give the weights"),
-        (_pipe, "is no file; give the weights"),
+        (lambda path: path.mkdir(), "is not a file; give the weights"),
+        (_pipe, "is not a file; give the weights"),
     ],
     ids=["absent", "folder", "pipe"],
 )

@@ -384,7 +384,7 @@ class CaffeNet(nn.Module):
             raise GraphError(
                 f"net {self.graph.name!r} takes no input, so no image enters it; its data come from "
                 f"{', '.join(sources)}: put an Input layer there, or convert the net with the shape of that top "
-                "(input_shapes={{'TOP': (N, C, H, W)}})",
+                "(input_shapes={'TOP': (N, C, H, W)})",
                 option="input_shapes",
             )
         if len(found) > 1:

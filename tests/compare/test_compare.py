@@ -216,7 +216,7 @@ REFUSED = [
         {"inputs": {"x": 1}},
         "{f}/x.npz: holds no array 'data'; it has x",
     ),
-    ("no npz", lambda f: str(f / "small.onnx"), {"inputs": None}, "{f}/x.npz: is no npz file of arrays ("),
+    ("no npz", lambda f: str(f / "small.onnx"), {"inputs": None}, "{f}/x.npz: is not an npz file of arrays ("),
 ]
 
 
@@ -242,7 +242,7 @@ def test_two_nets_are_no_pair(files, tmp_path) -> None:
     other = tmp_path / "o.caffemodel"
     write_weights(other, text)
     (tmp_path / "o.prototxt").write_text(text)
-    with pytest.raises(IlgnetError, match=r"takes data and .* takes image; their inputs must be alike"):
+    with pytest.raises(IlgnetError, match=r"takes data and .* takes image; their inputs must be the same"):
         compare_files(str(files / "small.safetensors"), str(other))
 
 

@@ -123,7 +123,7 @@ REFUSED = [
     (
         "no prototxt", lambda f: (f / "deploy.prototxt").unlink(), {},
         "{folder}/small.caffemodel: no prototxt beside it and no built-in net fits its layers; "
-        "give the deploy prototxt with --prototxt",
+        "give the deploy prototxt as prototxt=",
     ),
     (
         "another net", lambda f: damage_prototxt(f, 'name: "ip"', 'name: "fc"'), {},
@@ -192,13 +192,13 @@ def test_a_failed_verification_leaves_nothing(folder, monkeypatch) -> None:
 
 
 LOAD_REFUSED = [
-    ("cut short", lambda data: data[:-9], "is not a whole safetensors file"),
+    ("cut short", lambda data: data[:-9], "is not a complete safetensors file"),
     (
         "a lying header length",
         lambda data: (1 << 60).to_bytes(8, "little") + data[8:],
-        "is not a whole safetensors file",
+        "is not a complete safetensors file",
     ),
-    ("empty", lambda data: b"", "is not a whole safetensors file"),
+    ("empty", lambda data: b"", "is not a complete safetensors file"),
     ("not ours", lambda data: b"\x08\0\0\0\0\0\0\0{}      ", "holds no Caffe net"),
     (
         "metadata damaged",

@@ -100,7 +100,7 @@ def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
         tmp_path / "small.caffemodel", to=("onnx",), verify=True, preprocessing=how,
         with_preprocessing=True, input_order="BGR",
     )  # fmt: skip
-    assert "image 2x240x320x3" in report.verified[0].inputs
+    assert "picture 2x240x320x3" in report.verified[0].inputs
     model = onnx.load(str(tmp_path / "small.onnx"))
     assert [entry.name for entry in model.graph.input] == ["picture"]
     metadata = {entry.key: entry.value for entry in model.metadata_props}

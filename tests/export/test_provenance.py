@@ -233,7 +233,7 @@ def test_what_losses_read_is_given(tmp_path: Path, to: str) -> None:
     report = ir.convert(
         tmp_path / "a.caffemodel", to=to, out=tmp_path / "o", input_shapes=shapes, verify=True
     )
-    note = "the net has no outputs in phase TEST: what its losses read is given instead (ip)"
+    note = "the net has no outputs in phase TEST: what its losses read is returned instead (ip)"
     assert report.outputs == ("ip",) and note in report.notes
     if to == "python":
         return

@@ -88,7 +88,7 @@ def test_inputs_of_different_lengths_stay_open_by_themselves() -> None:
     [
         (
             lambda: drawn_net(narrow_text("mobilenet_ssd")), False,
-            "detection_out (DetectionOutput): how many rows it gives depends on values, which torch.export cannot hold",
+            "detection_out (DetectionOutput): its number of rows depends on values, which torch.export cannot express",
         ),
         (lambda: drawn_net(narrow_text("alexnet")), True, "fc6 (InnerProduct): its weights fit one size of image only; "),
     ],

@@ -232,11 +232,11 @@ def test_weights_that_are_float32_by_now_are_stored_so(tmp_path: Path) -> None:
 CHANGED = {
     "a replaced layer": (
         lambda net: setattr(net.layers, "fc", nn.Linear(140, 5)),
-        "fc (InnerProduct): holds a Linear now, so the net cannot be saved",
+        "fc (InnerProduct): is now a Linear, so the net cannot be saved",
     ),
     "a layer gone": (
         lambda net: delattr(net.layers, "fc"),
-        "fc (InnerProduct): is gone from the net's layers; to pass its bottom on, put torch.nn.Identity() at layers.fc",
+        "fc (InnerProduct): is missing from the net's layers; to pass its bottom on, assign torch.nn.Identity() to layers.fc",
     ),
     "a parameter of another shape": (
         lambda net: setattr(net.layer("fc"), "weight", nn.Parameter(torch.zeros(6, 140))),
@@ -244,7 +244,7 @@ CHANGED = {
     ),
     "a layer too many": (
         lambda net: net.layers.add_module("extra", nn.Linear(2, 2)),
-        "net 'norm': layers.extra belongs to no layer of the net and would not run; put it in the place of one",
+        "net 'norm': layers.extra belongs to no layer of the net and would not run; assign it to the name of a layer",
     ),
 }  # fmt: skip
 
@@ -285,7 +285,7 @@ REFUSED = {
         "x.onnx", {"precision": "int4"},
         "precision='int4': choose one of float32, float16, bfloat16, int8",
     ),
-    "a folder that is not there": ("a/x.onnx", {}, "{folder}/a: is no folder; make it first"),
+    "a folder that is not there": ("a/x.onnx", {}, "{folder}/a: is not a folder; create it first"),
     "a folder": ("f.onnx", {}, "{folder}/f.onnx: is a folder; give a file's name"),
 }  # fmt: skip
 
@@ -380,7 +380,7 @@ def test_the_prototxt_beside_it(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(IlgnetError) as caught:
         ir.save(norm_net(), tmp_path / f"x{suffix}")
     assert str(caught.value) == (
-        f"{text}: is there already and holds another net than the one saved; give another name, or remove it"
+        f"{text}: already exists and holds another net than the one saved; give another name, or remove it"
     )
     assert (tmp_path / f"x{suffix}").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"x{suffix}", "x.prototxt"]
@@ -453,7 +453,7 @@ def test_a_data_layer_that_cannot_state_its_shape_is_reported(tmp_path: Path) ->
     options: dict[str, Any] = {"out": tmp_path / "o", "input_shapes": {"data": (4, 3, 9, 7)}}
     report = ir.convert(tmp_path / "a.caffemodel", to=["caffemodel", "hdf5"], **options)
     note = (
-        "data (Data): its text does not give the shapes it was given, so an Input layer stands in its place in the "
+        "data (Data): its text does not state the shapes it was given, so an Input layer replaces it in the "
         "prototxt"
     )
     assert report.notes.count(note) == 1

@@ -93,7 +93,7 @@ def test_audit_and_convert_say_so(files):
 
 REFUSED = (
     "net 'dummy' takes no input, so no image enters it; its data come from made (DummyData): put an Input layer "
-    "there, or convert the net with the shape of that top (input_shapes={{'TOP': (N, C, H, W)}})"
+    "there, or convert the net with the shape of that top (input_shapes={'TOP': (N, C, H, W)})"
 )
 
 

@@ -137,15 +137,15 @@ NO_TENSOR.forward = lambda x: {"x": x}
 REFUSED = {
     "gone": (
         lambda net: delattr(net.layers, "relu"),
-        "relu (ReLU): is gone from the net's layers; to pass its bottom on, put torch.nn.Identity() at layers.relu",
+        "relu (ReLU): is missing from the net's layers; to pass its bottom on, assign torch.nn.Identity() to layers.relu",
     ),
     "None": (
         lambda net: setattr(net.layers, "relu", None),
-        "relu (ReLU): is gone from the net's layers; to pass its bottom on, put torch.nn.Identity() at layers.relu",
+        "relu (ReLU): is missing from the net's layers; to pass its bottom on, assign torch.nn.Identity() to layers.relu",
     ),
     "one more": (
         lambda net: setattr(net.layers, "fc9", nn.Linear(5, 2)),
-        "net 'small': layers.fc9 belongs to no layer of the net and would not run; put it in the place of one",
+        "net 'small': layers.fc9 belongs to no layer of the net and would not run; assign it to the name of a layer",
     ),
     "a parameter that is not read": (
         lambda net: setattr(net.layers.relu, "slope2", nn.Parameter(torch.ones(1))),
@@ -153,11 +153,11 @@ REFUSED = {
     ),
     "two values for a top": (
         lambda net: setattr(net.layers, "relu", TWO_TOPS),
-        "relu (ReLU): Module gives 2 values for 1 tops; give one each",
+        "relu (ReLU): Module returns 2 values for 1 tops; return one per top",
     ),
     "no tensor": (
         lambda net: setattr(net.layers, "relu", NO_TENSOR),
-        "relu (ReLU): Module gives a dict; a layer gives a tensor, or a tuple of them",
+        "relu (ReLU): Module returns a dict; a layer returns a tensor or a tuple of tensors",
     ),
 }
 
@@ -173,7 +173,7 @@ def test_what_cannot_run_is_refused_by_name(net, change, message) -> None:
 CHANGES = {
     "a module": (
         lambda net: setattr(net.layers, "ip", nn.Identity()),
-        "ip (InnerProduct): holds a Identity now",
+        "ip (InnerProduct): is now a Identity",
     ),
     "a blob of another shape": (
         lambda net: setattr(net.layers.ip, "weight", nn.Parameter(torch.ones(3, 24))),

@@ -216,7 +216,12 @@ REFUSED = [
         {"inputs": {"x": 1}},
         "{f}/x.npz: holds no array 'data'; it has x",
     ),
-    ("no npz", lambda f: str(f / "small.onnx"), {"inputs": None}, "{f}/x.npz: is not an npz file of arrays ("),
+    (
+        "no npz",
+        lambda f: str(f / "small.onnx"),
+        {"inputs": None},
+        "{f}/x.npz: is not an npz file of arrays (",
+    ),
 ]
 
 

@@ -234,7 +234,8 @@ def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
     (here / "two.onnx").write_bytes(build_onnx(net).SerializeToString())
     (here / "one.onnx").write_bytes(build_onnx(net, outputs=["e"]).SerializeToString())
     with pytest.raises(
-        IlgnetError, match=r"^two\.onnx takes a_b, a_b and one\.onnx takes a_b; their inputs must be the same$"
+        IlgnetError,
+        match=r"^two\.onnx takes a_b, a_b and one\.onnx takes a_b; their inputs must be the same$",
     ):
         compare_files("two.onnx", "one.onnx")
 

@@ -93,18 +93,18 @@ def test_audit_and_convert_say_so(files):
 
 REFUSED = (
     "net 'dummy' takes no input, so no image enters it; its data come from made (DummyData): put an Input layer "
-    "there, or convert the net with the shape of that top (input_shapes={'TOP': (N, C, H, W)})"
+    "there, or convert the net with the shape of that top ({option})"
 )
 
 
 def test_an_image_that_never_enters_is_refused(files, tmp_path, capsys):
     with pytest.raises(GraphError) as caught:
         ir.score([], files, preprocessing=Preprocessing(size=(6, 6)))
-    assert str(caught.value) == REFUSED
+    assert str(caught.value) == REFUSED.format(option="input_shapes={'TOP': (N, C, H, W)}")
     image = tmp_path / "a.png"
     image.write_bytes(b"")
     assert main(["score", str(image), "--weights", str(files), "--mean-value", "0"]) != 0
-    assert REFUSED in capsys.readouterr().err
+    assert REFUSED.format(option="--shape TOP=N,C,H,W") in capsys.readouterr().err
     parameter = 'layer { name: "w" type: "Parameter" top: "w" parameter_param { shape { dim: 2 dim: 3 } } }'
     with pytest.raises(GraphError, match=r"its data come from w \(Parameter\)"):
         ir.load_net(parse_net(parameter)).image_input()

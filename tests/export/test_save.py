@@ -213,7 +213,9 @@ def test_a_net_of_phase_train_stays_one(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_net_of_phase_train_is_no_onnx_file(tmp_path: Path) -> None:
-    with pytest.raises(IlgnetError, match=r"^drop \(Dropout\): cannot be written as ONNX: it draws anew"):
+    with pytest.raises(
+        IlgnetError, match=r"^drop \(Dropout\): cannot be written as ONNX: it draws random numbers"
+    ):
         ir.save(norm_net(phase="TRAIN"), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +238,8 @@ CHANGED = {
     ),
     "a layer gone": (
         lambda net: delattr(net.layers, "fc"),
-        "fc (InnerProduct): is missing from the net's layers; to pass its bottom on, assign torch.nn.Identity() to layers.fc",
+        "fc (InnerProduct): is missing from the net's layers; "
+        "to pass its bottom on, assign torch.nn.Identity() to layers.fc",
     ),
     "a parameter of another shape": (
         lambda net: setattr(net.layer("fc"), "weight", nn.Parameter(torch.zeros(6, 140))),

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
@@ -179,7 +180,7 @@ def _without_blobs(buffer: memoryview, layer: wire.Field, generation: _Generatio
 def _check_strings(message: Message, where: str) -> None:
     """Raise FormatError for strings that are not UTF-8, which protobuf returns as bytes."""
     for descriptor, value in message.ListFields():
-        values = (value,) if isinstance(value, (Message, str, bytes)) else value
+        values: Any = (value,) if isinstance(value, (Message, str, bytes)) else value
         if descriptor.message_type is not None:
             for inner in values:
                 _check_strings(inner, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +15,8 @@ from ..files import atomic_file
 from ..schema import caffe_pb2
 from . import wire
 from .blob import blob_chunks
+
+Layer = caffe_pb2.LayerParameter | caffe_pb2.V1LayerParameter
 
 _FIRST_FORK_NUMBER = 20_000
 
@@ -34,7 +36,10 @@ def write_caffemodel(
     ``net`` has, and for a net without a required field.
     """
     where = Path(path).name
-    layers = [(100, 7, layer) for layer in net.layer] + [(2, 6, layer) for layer in net.layers]
+    layers: list[tuple[int, int, Layer]] = [
+        *((100, 7, layer) for layer in net.layer),
+        *((2, 6, layer) for layer in net.layers),
+    ]
     check_layers(net, blobs, where)
     if not net.IsInitialized():
         raise WeightsError(f"{where}: the net lacks {net.FindInitializationErrors()[0]}; set it")
@@ -57,7 +62,7 @@ def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.nd
 
     Layers of the same name are distinguished by their include and exclude rules.
     """
-    layers = [*net.layer, *net.layers]
+    layers: list[Layer] = [*net.layer, *net.layers]
     missing = sorted(set(blobs) - {layer.name for layer in layers})
     if missing:
         raise WeightsError(
@@ -80,7 +85,7 @@ def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.nd
 
 def _write_layers(
     file: IO[bytes],
-    layers: list,
+    layers: Iterable[tuple[int, int, Layer]],
     blobs: Mapping[str, Sequence[np.ndarray]],
     legacy: bool,
     where: str,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from ..errors import GraphError, did_you_mean
@@ -48,7 +47,7 @@ def describe_field(field: pb.ForkField) -> str:
     return f"field {field.path}{place}"
 
 
-def refusal(field: pb.ForkField, descriptor: Descriptor) -> str:
+def refusal(field: pb.ForkField, descriptor: Any) -> str:
     """Return the message for an unknown field: its position, the likely intended name, and the remedy."""
     return (
         f"{describe_field(field)} is unknown to Caffe and to this package{_meant(field.path, descriptor)}; "
@@ -101,7 +100,7 @@ def _names_of(path: str) -> Collection[str]:
     return names
 
 
-def _meant(path: str, descriptor: Descriptor) -> str:
+def _meant(path: str, descriptor: Any) -> str:
     for part in without_indices(path).split("."):
         known = descriptor.fields_by_name.get(part)
         if known is None or known.message_type is None:

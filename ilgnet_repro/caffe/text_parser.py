@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -42,7 +42,7 @@ def _schema(descriptor: Descriptor) -> _Schema:
     # is_repeated and is_required replaced label, which newer protobufs lack.
     def has(field: FieldDescriptor, label: str) -> bool:
         new = getattr(field, f"is_{label.lower()}", None)
-        return bool(field.label == getattr(field, f"LABEL_{label}") if new is None else new)
+        return bool(getattr(field, "label", None) == getattr(field, f"LABEL_{label}") if new is None else new)
 
     return _Schema(
         {f.name: (f, has(f, "REPEATED")) for f in descriptor.fields if f.name != _FORK_FIELD},
@@ -63,7 +63,7 @@ def parse_text(text: str, message_class: type[M], file: str) -> M:
 
 
 # The path from the enclosing message that keeps unknown fields (with a final dot), and that message.
-_Keeper = tuple[str, "Message | None"]
+_Keeper = tuple[str, Any]
 
 
 class _Parser:

@@ -116,8 +116,7 @@ def _upgrade_layer(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerP
     for descriptor, _ in connection.ListFields():
         if descriptor.name not in ("bottom", "top", "layer", "fork_field"):
             raise _error(connection, f"{descriptor.name} is outside the V0 layer; move it inside")
-    new = caffe_pb2.V1LayerParameter(bottom=connection.bottom, top=connection.top)
-    new.type = caffe_pb2.V1LayerParameter.LayerType.Value(V0_TYPES[old.type])
+    new = caffe_pb2.V1LayerParameter(bottom=connection.bottom, top=connection.top, type=V0_TYPES[old.type])
     new.fork_field.extend(connection.fork_field)
     for descriptor, value in old.ListFields():
         field = descriptor.name

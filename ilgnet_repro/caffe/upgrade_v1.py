@@ -79,7 +79,9 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
         else:
             target.extend(value)
     new.type = _modern_type(old)
-    for index in range(max(map(len, (old.param, old.blob_share_mode, old.blobs_lr, old.weight_decay)))):
+    for index in range(
+        max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
+    ):
         spec = new.param.add()
         if index < len(old.param):
             spec.name = old.param[index]

@@ -13,7 +13,6 @@ from ilgnet_repro.zoo.catalogue import build
 
 # Parameters and multiply-adds an image, from the papers or counted by hand from the layer sizes.
 KNOWN = [
-    ("ilgnet", 150_938_082, None),
     ("googlenet", 6_998_552, None),
     ("alexnet", 60_965_224, 724_406_816),
     ("vgg16", 138_357_544, 15_470_264_320),
@@ -27,10 +26,6 @@ def test_known_nets(name: str, parameters: int, work: int | None) -> None:
     assert found.parameters == parameters
     if work is not None:
         assert found.multiply_adds == work
-
-
-def test_ilgnet_takes_about_one_point_two_billion_multiply_adds() -> None:
-    assert 1.1e9 < audit(build("ilgnet")).multiply_adds < 1.3e9
 
 
 def test_a_picture_s_share_does_not_depend_on_the_batch() -> None:

@@ -87,8 +87,8 @@ def test_squeezenet_agrees_with_code_that_is_not_ours(tool: str, tmp_path) -> No
 
 
 @pytest.mark.skipif(find_spec("onnx2torch") is None, reason=f"onnx2torch {CROSSCHECK}")
-def test_onnx2torch_agrees_on_ilgnet(tmp_path) -> None:
-    onnx.save(onnx_model("ilgnet"), str(tmp_path / "i.onnx"))
+def test_onnx2torch_agrees_on_googlenet(tmp_path) -> None:
+    onnx.save(onnx_model("googlenet"), str(tmp_path / "i.onnx"))
     found = compare_files(str(tmp_path / "i.onnx"), f"onnx2torch:{tmp_path / 'i.onnx'}")
     assert found.agrees, found.failed or found.first_mismatch
     assert len(found.rows) > 40

@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 import torch
 from small_nets import FULLY_CONVOLUTIONAL, SHARED_TEXT, SMALL_TEXT, net_of, write_weights
-from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
 from ilgnet_repro.errors import IlgnetError
@@ -208,23 +207,6 @@ def test_fast_lrn_gives_the_same_values(size: int, beta: float) -> None:
 
 
 # ---------------------------------------------------------------------- ILGNet, narrow, and refusals
-
-
-def test_ilgnet_at_batches_1_7_and_48() -> None:
-    net = drawn_net(narrow_text("ilgnet"))
-    session = open_session(build_onnx(net).SerializeToString())
-    counts: dict[str, int] = {}
-    for node in build_onnx(net).graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    assert counts["LRN"] == 2
-    assert "Identity" not in counts
-    for batch in (1, 7, 48):
-        x = drawn(batch, 3, 227, 227, seed=batch)
-        with torch.inference_mode():
-            expected = net(data=x)
-        found = session.run(list(expected), {"data": x})
-        for value, wanted in zip(found, expected.values(), strict=True):
-            np.testing.assert_allclose(value, wanted.numpy(), atol=1e-4)
 
 
 OPTIONS_REFUSED = [

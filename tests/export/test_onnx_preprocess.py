@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from small_nets import SMALL_TEXT, write_weights
-from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.graph_build import build_graph
@@ -16,7 +15,6 @@ from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.export.onnx_preprocess import add_preprocessing, find_image_input
 from ilgnet_repro.export.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
-from ilgnet_repro.known import find_model
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
@@ -73,23 +71,6 @@ def test_a_mean_image_without_a_resize_fixes_the_size() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
     np.testing.assert_array_equal(found[0], how(picture[0]))
-
-
-@pytest.mark.parametrize("path", ["whole", "crop"])
-def test_ilgnet_on_both_of_the_authors_paths(path: str) -> None:
-    how = find_model("ava2-weights").preprocessing
-    if path == "crop":
-        mean = np.random.default_rng(3).uniform(80, 120, (3, 256, 256)).astype(np.float32)
-        how = Preprocessing(size=(227, 227), path="crop", resize=(256, 256), mean_image=mean)
-    net = drawn_net(narrow_text("ilgnet"))
-    model = plan_onnx(
-        net, prepare=Prepare("data", lambda writer: add_preprocessing(writer, "data", how, "RGB"))
-    ).proto()
-    picture = np.random.default_rng(4).integers(0, 256, (1, 331, 402, 3), dtype=np.uint8)
-    found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
-    expected = net(data=how(np.ascontiguousarray(picture[0, :, :, ::-1]))[None].copy())
-    (wanted,) = (value.detach().numpy() for value in expected.values())
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
 
 
 def test_the_converted_file_says_what_it_takes(tmp_path) -> None:

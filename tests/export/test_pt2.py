@@ -57,8 +57,8 @@ def test_no_pickle_is_inside_and_the_metadata_are(folder) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_the_batch_is_open(batch: int) -> None:
-    net = drawn_net(narrow_text("ilgnet"))
-    x = torch.randn(batch, 3, 227, 227)
+    net = drawn_net(narrow_text("googlenet"))
+    x = torch.randn(batch, 3, 224, 224)
     module = export(net).module()
     for blob, value in net(data=x).items():
         torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from ..files import map_file
 from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, LayerBlobs, scan_blob
-from .caffemodel_writer import strip_fork_fields, write_caffemodel
+from .caffemodel_writer import missing_field, strip_fork_fields, write_caffemodel
 from .hdf5_model import hdf5_layers
 from .kinds import Kind, expect
 from .layer_types import modern_type_of_v0, modern_type_of_v1
@@ -81,7 +81,7 @@ class CaffeModel:
         strip_fork_fields(net)  # in a file these numbers are some fork's, not this package's
         _check_strings(net, where)
         if not net.IsInitialized():
-            lacking = net.FindInitializationErrors()[0]
+            lacking = missing_field(net)
             raise FormatError(f"{where}: its structure lacks {lacking}; give the prototxt too")
         return net
 

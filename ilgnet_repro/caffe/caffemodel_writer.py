@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from google.protobuf.message import Message
@@ -42,7 +43,7 @@ def write_caffemodel(
     ]
     check_layers(net, blobs, where)
     if not net.IsInitialized():
-        raise WeightsError(f"{where}: the net lacks {net.FindInitializationErrors()[0]}; set it")
+        raise WeightsError(f"{where}: the net lacks {missing_field(net)}; set it")
     outside = caffe_pb2.NetParameter()
     outside.CopyFrom(net)
     outside.ClearField("layer")
@@ -91,8 +92,7 @@ def _write_layers(
     where: str,
 ) -> None:
     for number, blob_number, layer in layers:
-        copy = type(layer)()
-        copy.CopyFrom(layer)
+        copy = deepcopy(layer)
         strip_fork_fields(copy)
         arrays = blobs.get(layer.name, ())
         if layer.name in blobs:
@@ -123,6 +123,11 @@ def split_after(data: bytes, number: int) -> tuple[bytes, bytes]:
         if item.number > number:
             return data[: item.tag], data[item.tag :]
     return data, b""
+
+
+def missing_field(message: Any) -> str:
+    """Return the path of the first required field that a message lacks."""
+    return str(message.FindInitializationErrors()[0])
 
 
 def strip_fork_fields(message: Message) -> None:

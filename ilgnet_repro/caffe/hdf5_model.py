@@ -20,7 +20,7 @@ from ..errors import FormatError, WeightsError, excerpt
 from ..files import deferred_file
 from ..schema import caffe_pb2
 from .blob import LARGEST_COUNT, MOST_AXES, Blob, LayerBlobs, Run
-from .caffemodel_writer import check_layers
+from .caffemodel_writer import Layer, check_layers
 
 _ROOT = "data"
 _MOST_LINKS = 100_000  # groups and arrays of one file
@@ -155,7 +155,8 @@ def write_hdf5_model(
     """
     where = Path(path).name
     check_layers(net, blobs, where)
-    names = list(dict.fromkeys(layer.name for layer in (*net.layers, *net.layer)))
+    layers: list[Layer] = [*net.layers, *net.layer]
+    names = list(dict.fromkeys(layer.name for layer in layers))
     conflict = name_conflict(names, {name: len(arrays) for name, arrays in blobs.items()})
     if conflict:
         raise WeightsError(f"{where}: {conflict}")
@@ -198,4 +199,5 @@ def _h5py(where: str, error: type[FormatError] | type[WeightsError] = FormatErro
         import h5py
     except ImportError as absent:
         raise error(f"{where}: HDF5 weights need h5py; pip install 'ilgnet_repro[hdf5]'") from absent
-    return h5py
+    module: ModuleType = h5py
+    return module

@@ -105,6 +105,7 @@ def quote(value: str | bytes) -> str:
 def format_value(field: FieldDescriptor, value: Any) -> str:
     """Return the text of a scalar: a float with the fewest digits that parse back to the same value."""
     if field.type == FieldDescriptor.TYPE_ENUM:
+        assert field.enum_type is not None
         known = field.enum_type.values_by_number.get(value)
         return known.name if known else str(value)
     if isinstance(value, bool):
@@ -155,6 +156,7 @@ def _float(kind: str, text: str) -> float:
 
 
 def _enum(field: FieldDescriptor, kind: str, text: str) -> int:
+    assert field.enum_type is not None
     names = field.enum_type.values_by_name
     if kind == NAME and text in names:
         return names[text].number

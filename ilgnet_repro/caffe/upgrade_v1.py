@@ -86,7 +86,8 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
         if index < len(old.param):
             spec.name = old.param[index]
         if index < len(old.blob_share_mode):
-            spec.share_mode = old.blob_share_mode[index]
+            mode = caffe_pb2.V1LayerParameter.DimCheckMode.Name(old.blob_share_mode[index])
+            spec.MergeFrom(caffe_pb2.ParamSpec(share_mode=mode))
         if index < len(old.blobs_lr):
             spec.lr_mult = old.blobs_lr[index]
         if index < len(old.weight_decay):

@@ -84,7 +84,7 @@ def main() -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    print("| net | parameters | multiply-adds | test, ms an image | train, ms an image |")
+    print("| net | parameters | multiply-adds | test, ms per image | train, ms per image |")
     print("|---|---|---|---|---|")
     for row in rows:
         print(

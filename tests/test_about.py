@@ -349,10 +349,10 @@ def test_a_crop_of_mixed_sizes():
 def test_a_pil_image_is_turned_as_its_file_is(tmp_path, orientation, how):
     image = pytest.importorskip("PIL.Image")
     path = tmp_path / "turned.jpg"
-    picture = image.fromarray(BGR[:, :, ::-1])
+    image = image.fromarray(BGR[:, :, ::-1])
     exif = image.Exif()
     exif[0x0112] = orientation
-    picture.save(path, quality=100, subsampling=0, exif=exif)
+    image.save(path, quality=100, subsampling=0, exif=exif)
     # PIL's and OpenCV's decoders may differ by a level
     given = prepare(About(preprocessing=how), [path, image.open(path)])
     np.testing.assert_allclose(given[0], given[1], atol=2)

@@ -1,4 +1,4 @@
-"""The audit: it goes on past what is at fault, counts what the rest needs, and says what Caffe reads past."""
+"""The audit: it continues past a fault, counts what the rest needs, and says what Caffe reads past."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TestLog:
         counts = []
         for number, values in enumerate(self.batches[blob or self.accuracy_blob()]):
             count = round(values[0] * size)
-            # Caffe prints six digits, so the product is off by at most size · 5e-7.
+            # Caffe prints six digits, so the product differs by at most size · 5e-7.
             if len(values) != 1 or not abs(values[0] * size - count) <= size * 1e-6:
                 raise FormatError(
                     f"{self.file}: batch {number}: {values[0]} is no count out of {size};"

@@ -118,7 +118,7 @@ def _numbers(line: bytes) -> list[int]:
         # bytes.isdigit is ASCII only; int() alone would take signs, underscores and other digits.
         if not field.isdigit() or len(field) > 10 or int(field) > _LARGEST:
             shown = field[:20].decode("ascii", "backslashreplace")
-            raise ValueError(f"column {column} is {shown!r}; a whole number from 0 to {_LARGEST} is needed")
+            raise ValueError(f"column {column} is {shown!r}; an integer from 0 to {_LARGEST} is needed")
     numbers = [int(field) for field in fields]
     if not any(numbers[2:12]):
         raise ValueError(f"image {numbers[1]} has no votes, so no mean score; remove the row")
@@ -151,7 +151,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[list[int]]:
 def iter_ava(path: str | os.PathLike[str]) -> Iterator[AvaRow]:
     """Each row of AVA.txt in turn, in constant memory.
 
-    Raises DataError naming file and line at the first row that is not 15 whole numbers with a vote.
+    Raises DataError naming file and line at the first row that is not 15 integers with a vote.
     """
     for numbers in _lines(path):
         yield AvaRow(numbers[1], tuple(numbers[2:12]), (numbers[12], numbers[13]), numbers[14])

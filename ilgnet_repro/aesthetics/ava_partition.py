@@ -75,7 +75,7 @@ def _split(rows: np.ndarray, high: np.ndarray, order: str, random: np.random.Ran
 
 
 def _within(table: AvaTable, delta: float) -> np.ndarray:
-    """Whether |mean - 5| < delta, in whole numbers: a mean of 4.9 is not within 0.1 by rounding."""
+    """Whether |mean - 5| < delta, in integers: a mean of 4.9 is not within 0.1 by rounding."""
     if not (math.isfinite(delta) and 0 <= delta < BOUNDARY):
         raise DataError(f"delta {delta}: out of range; use a number from 0 up to, not including, {BOUNDARY}")
     exact = Fraction(str(delta)).limit_denominator(1_000_000)

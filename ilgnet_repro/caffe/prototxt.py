@@ -65,5 +65,5 @@ def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
         raise FormatError(f"{name}: text in {encoding.upper()}; save it as UTF-8")
     if b"\0" in data or not looks_like_text(data[:_HEAD]):
         raise FormatError(f"{name}: a binary file, not text; give the prototxt")
-    # Comments in another encoding are harmless; the parser refuses strings in one, with their position.
+    # Comments in another encoding do not matter; the parser refuses strings in one, with their position.
     return data.decode("utf-8", errors="surrogateescape")

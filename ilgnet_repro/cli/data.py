@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     get.add_argument("--from", dest="folder", metavar="FOLDER", help="copy from here instead of the network")
     get.add_argument("--mirror", metavar="URL", help="fetch URL/path instead of the manifest's address")
     get.add_argument("--proxy", metavar="URL", help="instead of the environment's")
-    get.add_argument("--timeout", type=float, default=30.0, metavar="S", help="longest silence (default 30)")
+    get.add_argument("--timeout", type=float, default=30.0, metavar="S", help="read timeout (default 30)")
     get.add_argument("--tries", type=int, default=5, metavar="N", help="for each address (default 5)")
     verify = actions.add_parser("verify", help="compare size and SHA-256 with the manifest")
     verify.add_argument("names", nargs="*", metavar="NAME")

@@ -56,6 +56,7 @@ def convert(
     (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other options are those of `load`
     and `save`.  Raises IlgnetError for anything wrong with the input.
     """
+    images = pictures  # the keyword keeps its name
     source = Path(weights)
     chosen = read_options(options)
     formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
@@ -76,13 +77,13 @@ def convert(
         written, checks, files = _write(formats, saving, verify, stage, folder, stem)
         deviations: tuple[Deviation, ...] = ()
         if chosen.precision is not None and saving.is_quantized:
-            deviations = measure_deviation(saving, chosen.precision, pictures)
+            deviations = measure_deviation(saving, chosen.precision, images)
         text = prototxt or net.about.prototxt or None
         # The prototxt that was read is kept if its content is the same (`publish`).
         replacing = [
             path for path in files if text is None or not is_same_file(folder / path.name, Path(text))
         ]
-        check_replacing(replacing, folder, [source, text, *pictures])
+        check_replacing(replacing, folder, [source, text, *images])
         publish(files, folder)
     extra_notes = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
     return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)

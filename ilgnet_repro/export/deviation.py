@@ -39,14 +39,14 @@ class Deviation:
 
 
 def measure_deviation(
-    saving: Saving, precision: str, pictures: Sequence[str | os.PathLike[str]] = ()
+    saving: Saving, precision: str, images: Sequence[str | os.PathLike[str]] = ()
 ) -> tuple[Deviation, ...]:
     """Run the net with its original and with its quantized weights, and compare every output.
 
-    ``pictures`` are prepared by the net's preprocessing, one at a time; the default is seeded inputs.
+    ``images`` are prepared by the net's preprocessing, one at a time; the default is seeded inputs.
     Raises IlgnetError where images are given and no preprocessing is known.
     """
-    batches, shown = _inputs(saving, pictures)
+    batches, shown = _inputs(saving, images)
     tallies: dict[str, _Tally] = {}
     with torch.inference_mode():
         for inputs in batches:
@@ -57,10 +57,10 @@ def measure_deviation(
 
 
 def _inputs(
-    saving: Saving, pictures: Sequence[str | os.PathLike[str]]
+    saving: Saving, images: Sequence[str | os.PathLike[str]]
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
     net, how = saving.original, saving.about.preprocessing
-    if not pictures:
+    if not images:
         inputs = seeded_inputs(net, SEEDED_BATCH)
         return [inputs], f"seed {SEED}, not images"
     if how is None:
@@ -73,12 +73,12 @@ def _inputs(
     wanted = (3, *how.size)
     if [shape[1:] for shape in shapes.values()] != [wanted]:
         raise IlgnetError(
-            f"net {net.graph.name!r}: takes more than an image of {wanted}; leave pictures= out",
-            option="pictures",
+            f"net {net.graph.name!r}: takes more than an image of {wanted}; leave images= out",
+            option="images",
         )
     (blob,) = shapes
-    batches = [{blob: torch.from_numpy(how(picture)[None].copy())} for picture in pictures]
-    return batches, f"{len(pictures)} image{'s' if len(pictures) != 1 else ''}"
+    batches = [{blob: torch.from_numpy(how(image)[None].copy())} for image in images]
+    return batches, f"{len(images)} image{'s' if len(images) != 1 else ''}"
 
 
 class _Tally:

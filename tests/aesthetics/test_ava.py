@@ -69,15 +69,15 @@ def changed(column, value):
             "14 columns instead of 15 (index, id, ten vote counts, two tags, challenge)",
         ),
         (GOOD + " 7", "16 columns instead of 15 (index, id, ten vote counts, two tags, challenge)"),
-        (changed(4, "-1"), "column 4 is '-1'; a whole number from 0 to 2147483647 is needed"),
-        (changed(5, "2.5"), "column 5 is '2.5'; a whole number from 0 to 2147483647 is needed"),
-        (changed(6, "1_0"), "column 6 is '1_0'; a whole number from 0 to 2147483647 is needed"),
+        (changed(4, "-1"), "column 4 is '-1'; an integer from 0 to 2147483647 is needed"),
+        (changed(5, "2.5"), "column 5 is '2.5'; an integer from 0 to 2147483647 is needed"),
+        (changed(6, "1_0"), "column 6 is '1_0'; an integer from 0 to 2147483647 is needed"),
         (
             changed(7, "２"),
-            "column 7 is '\\\\xef\\\\xbc\\\\x92'; a whole number from 0 to 2147483647 is needed",
+            "column 7 is '\\\\xef\\\\xbc\\\\x92'; an integer from 0 to 2147483647 is needed",
         ),
-        (changed(2, "2147483648"), "column 2 is '2147483648'; a whole number from 0 to 2147483647 is needed"),
-        (changed(2, "9" * 500), f"column 2 is '{'9' * 20}'; a whole number from 0 to 2147483647 is needed"),
+        (changed(2, "2147483648"), "column 2 is '2147483648'; an integer from 0 to 2147483647 is needed"),
+        (changed(2, "9" * 500), f"column 2 is '{'9' * 20}'; an integer from 0 to 2147483647 is needed"),
         ("7 99" + " 0" * 10 + " 1 2 3", "image 99 has no votes, so no mean score; remove the row"),
         ("", "blank line between rows; remove it"),
         ("x" * 2000, "longer than 1024 bytes; not an AVA.txt"),
@@ -129,6 +129,6 @@ def test_the_streaming_reader_needs_no_memory_a_row(tmp_path):
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert streamed < 200_000  # ten bytes a row
+    assert streamed < 200_000  # ten bytes per row
     assert held < 20_000 * 100
     assert np.array_equal(table.ids, np.arange(1, 20_001))

@@ -86,9 +86,9 @@ def test_ilgnet_on_both_of_the_authors_paths(path: str) -> None:
     model = plan_onnx(
         net, prepare=Prepare("data", lambda writer: add_preprocessing(writer, "data", how, "RGB"))
     ).proto()
-    picture = np.random.default_rng(4).integers(0, 256, (1, 331, 402, 3), dtype=np.uint8)
-    found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
-    expected = net(data=how(np.ascontiguousarray(picture[0, :, :, ::-1]))[None].copy())
+    image = np.random.default_rng(4).integers(0, 256, (1, 331, 402, 3), dtype=np.uint8)
+    found = open_session(model.SerializeToString()).run(None, {"picture": image})[0]
+    expected = net(data=how(np.ascontiguousarray(image[0, :, :, ::-1]))[None].copy())
     (wanted,) = (value.detach().numpy() for value in expected.values())
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
 

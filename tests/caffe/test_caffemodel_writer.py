@@ -41,7 +41,7 @@ def test_recorded_layers_are_written_byte_for_byte(golden, tmp_path):
 TEXT = """name: "n" input: "data" force_backward: true
 layer { name: "c" type: "Convolution" bottom: "data" top: "c" loss_weight: 2 param { lr_mult: 3 }
   include { phase: TEST } convolution_param { num_output: 5 hole: 2 weird: 1 } bn_param { frozen: true } }
-layer { name: "r" type: "ReLU" bottom: "c" top: "c" strange { a: 1 } }"""
+layer { name: "r" type: "ReLU" bottom: "c" top: "c" unknown { a: 1 } }"""
 
 
 def net_and_arrays():

@@ -46,8 +46,8 @@ def test_pictures_in_the_graph(weights, capsys) -> None:
 
 
 def test_the_cost_of_int8_is_shown(weights, capsys) -> None:
-    picture = str(Path(weights).with_name("a.png"))
-    options = ["--precision", "int8", "--mean-value", "100", "--pictures", picture]
+    image = str(Path(weights).with_name("a.png"))
+    options = ["--precision", "int8", "--mean-value", "100", "--pictures", image]
     assert main(["convert", weights, "--to", "safetensors,onnx", *options]) == 0
     shown = capsys.readouterr().out
     assert "deviation with int8 dense weights" in shown

@@ -93,7 +93,7 @@ layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
 layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy" include { phase: TEST } }
 """
-# The batch is the whole database, so that it does not matter at which row a resumed run goes on reading.
+# The batch is the whole database, so that it does not matter at which row a resumed run continues reading.
 SOLVER = """net: "net.prototxt"
 random_seed: 3
 test_iter: 1
@@ -194,8 +194,8 @@ def make_nets(files: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any])
         name = path.relative_to(files).as_posix()
         session = onnxruntime.InferenceSession(name)
         if path.parent.name == "preprocessing":
-            pictures = [cv2.imread(str(p))[..., ::-1] for p in sorted((files / "images").iterdir())]
-            feeds = {"picture": np.stack(pictures)}
+            images = [cv2.imread(str(p))[..., ::-1] for p in sorted((files / "images").iterdir())]
+            feeds = {"picture": np.stack(images)}
             arrays[f"{name}/in/picture"] = feeds["picture"]
         else:
             key = "sized/open" if path.parent.name == "dynamic" else path.stem

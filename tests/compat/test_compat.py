@@ -432,14 +432,14 @@ RUNS = list(EXPECTED["test"])
 
 
 def killed(name: str) -> list[str]:
-    """The command that goes on with a killed run."""
+    """The command that resumes a killed run."""
     return [*EXPECTED["test"][name][:-1], f"{name}_killed", "--resume"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_test_goes_on(tests: Path, name: str) -> None:
     rows = Path(f"{name}_killed/journal.csv").read_text().splitlines()[1:5]
-    if name != "fast":  # whose first images are read again, to state how far it is off
+    if name != "fast":  # whose first images are read again, to state its deviation
         for row in rows:  # What the journal holds is not read again.
             Path("images", next(csv.reader([row]))[0]).unlink()
     assert main(killed(name)) == 0

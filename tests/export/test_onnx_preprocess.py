@@ -42,8 +42,8 @@ SIZES = [(200, 300), (57, 49), (128, 128), (64, 64), (33, 41), (120, 25)]
 
 def graph_of(how: Preprocessing, order: str) -> onnx.ModelProto:
     writer = OnnxWriter({"data": ("N", 3, *how.size)}, ["data"])
-    picture = add_preprocessing(writer, "data", how, order)
-    return assemble(writer, "p", [picture], [value_info("data", ["N", 3, *how.size])]).proto()
+    image = add_preprocessing(writer, "data", how, order)
+    return assemble(writer, "p", [image], [value_info("data", ["N", 3, *how.size])]).proto()
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
@@ -55,10 +55,10 @@ def test_the_pixels_are_those_of_preprocessing(name: str, order: str) -> None:
     session = open_session(model.SerializeToString())
     random = np.random.default_rng(5)
     for height, width in SIZES:
-        pictures = random.integers(30, 256, (2, height, width, 3), dtype=np.uint8)
-        bgr = pictures if order == "BGR" else pictures[..., ::-1]
-        expected = np.stack([how(np.ascontiguousarray(picture)) for picture in bgr])
-        found = session.run(None, {"picture": pictures})[0]
+        images = random.integers(30, 256, (2, height, width, 3), dtype=np.uint8)
+        bgr = images if order == "BGR" else images[..., ::-1]
+        expected = np.stack([how(np.ascontiguousarray(image)) for image in bgr])
+        found = session.run(None, {"picture": images})[0]
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= bound * max(how.scale, 1e-9), (height, width)
 
@@ -68,9 +68,9 @@ def test_a_mean_image_without_a_resize_fixes_the_size() -> None:
     model = graph_of(how, "BGR")
     dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert dims == ["N", 64, 64, 3]
-    picture = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    found = open_session(model.SerializeToString()).run(None, {"picture": picture})[0]
-    np.testing.assert_array_equal(found[0], how(picture[0]))
+    image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    found = open_session(model.SerializeToString()).run(None, {"picture": image})[0]
+    np.testing.assert_array_equal(found[0], how(image[0]))
 
 
 def test_the_converted_file_says_what_it_takes(tmp_path) -> None:

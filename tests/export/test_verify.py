@@ -40,7 +40,7 @@ CASES = [
     ("a shape that broadcasts", [[1, 1]], [1], False, INF, ()),
     ("fewer rows", [], [1], False, INF, ()),
     ("absent", [1, 2], None, False, INF, ()),
-    ("whole numbers", [1, 2], np.array([1, 2], np.int64), True, 0.0, ()),
+    ("integers", [1, 2], np.array([1, 2], np.int64), True, 0.0, ()),
 ]  # fmt: skip
 
 

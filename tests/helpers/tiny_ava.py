@@ -31,7 +31,7 @@ class TinySet:
     ) -> None:
         random = np.random.default_rng(count)
         self.folder = folder
-        # Three bytes an image decide it; all 192 of them random would only take longer.
+        # Three bytes per image decide it; all 192 of them random would only take longer.
         colours = random.integers(0, 256, (count, 3, 1, 1), dtype=np.uint8)
         self.images = np.broadcast_to(colours, (count, 3, SIDE, SIDE)) // 2
         self.images = self.images + random.integers(0, 99, (1, 3, SIDE, SIDE), dtype=np.uint8)

@@ -99,7 +99,7 @@ SIZES = {
 
 def inputs(type_, shapes) -> list[np.ndarray]:
     arrays = [draw(index, *shape) for index, shape in enumerate(shapes)]
-    if type_ in ("BatchReindex", "Upsample"):  # the second bottom holds whole numbers
+    if type_ in ("BatchReindex", "Upsample"):  # the second bottom holds integers
         limit = shapes[0][0] if type_ == "BatchReindex" else 4
         arrays[1] = np.arange(arrays[1].size, dtype=np.float32).reshape(shapes[1]) % limit
     return arrays

@@ -26,7 +26,7 @@ COEFFICIENTS = st.sampled_from([1.0, -1.0, 0.5, -0.25, 2.0, 0.0])
     data=st.data(),
 )
 def test_eltwise(shape, count, operation, with_coeff, seed, data) -> None:
-    # Small whole numbers, so that blobs tie and products meet zeros.
+    # Small integers, so that blobs tie and products meet zeros.
     arrays = [np.random.default_rng(seed + i).integers(-2, 3, shape).astype(np.float32) for i in range(count)]
     coeff = [data.draw(COEFFICIENTS) for _ in arrays] if with_coeff and operation == "SUM" else [1.0] * count
     text = " ".join(f"coeff: {c}" for c in coeff) if with_coeff and operation == "SUM" else ""
@@ -97,21 +97,21 @@ def test_scale_and_bias(shape, learned, with_bias, type_, to_end, data) -> None:
     axis = data.draw(st.integers(0, rank - 1))
     count = data.draw(st.integers(0, rank - axis))
     end = rank if to_end else axis + count
-    laid = shape[axis:end]
+    blob_shape = shape[axis:end]
     stated = -1 if to_end else count
     text = f"axis: {data.draw(st.sampled_from([axis, axis - rank]))} num_axes: {stated}"
-    text += ' filler { type: "uniform" min: -1 max: 1 }' if learned and laid else ""
+    text += ' filler { type: "uniform" min: -1 max: 1 }' if learned and blob_shape else ""
     if type_ == "Scale" and with_bias:
-        text += " bias_term: true" + (' bias_filler { type: "uniform" min: 2 max: 3 }' if laid else "")
-    x, second = draw(1, *shape), draw(2, *laid)
+        text += " bias_term: true" + (' bias_filler { type: "uniform" min: 2 max: 3 }' if blob_shape else "")
+    x, second = draw(1, *shape), draw(2, *blob_shape)
     arrays = [x] if learned else [x, second]
     net = build(type_, [array.shape for array in arrays], f"{type_.lower()}_param {{ {text} }}")
     blobs = [blob.detach().numpy() for blob in net.params.get("op", [])]
-    assert [blob.shape for blob in blobs] == [laid] * (learned + (type_ == "Scale" and with_bias))
+    assert [blob.shape for blob in blobs] == [blob_shape] * (learned + (type_ == "Scale" and with_bias))
     given_ = blobs[0] if learned else second
     expected = np.empty(shape)
     for place in np.ndindex(*shape):
-        part = place[axis:end] if laid else ()
+        part = place[axis:end] if blob_shape else ()
         if type_ == "Bias":
             expected[place] = x[place] + given_[part]
         else:

@@ -1,4 +1,4 @@
-"""OpenCV 4's own Caffe reader as a second witness for layers that Caffe's recordings lack.
+"""OpenCV 4's own Caffe reader as a second reference for layers that Caffe's recordings lack.
 
 tests/layers/test_opencv_shapes.py has Permute, ShuffleChannel, Interp and others, test_opencv_nets.py whole
 nets.  OpenCV cannot run Axpy, which tests/layers/test_math.py holds against its formula.
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import slow_detection as slow
 from one_layer import build, draw, layer_text, run
-from opencv_witness import CLASSES, READS_CAFFE, detection, found_rows, witness
+from opencv_reference import CLASSES, READS_CAFFE, detection, found_rows, reference
 
 if not READS_CAFFE:
     pytest.skip("OpenCV 5 no longer reads Caffe nets", allow_module_level=True)
 
 
-def regions(pictures: int) -> np.ndarray:
+def regions(images: int) -> np.ndarray:
     random = np.random.default_rng(4)
     x, y = np.sort(random.uniform(0, 52, (30, 2)), axis=1), np.sort(random.uniform(0, 36, (30, 2)), axis=1)
-    picture = random.integers(0, pictures, 30)
-    return np.stack([picture, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+    image = random.integers(0, images, 30)
+    return np.stack([image, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
 
 
 X, FEATURE, DATA = draw(1, 2, 6, 4, 5), draw(1, 2, 8, 3, 5), draw(2, 2, 3, 64, 90)
@@ -70,7 +70,7 @@ READ = {
 def test_opencv_agrees(type_, arrays, params, tmp_path):
     shapes = [array.shape for array in arrays]
     net = build(type_, shapes, params)
-    expected = witness(net, layer_text(type_, shapes, params), arrays, tmp_path)
+    expected = reference(net, layer_text(type_, shapes, params), arrays, tmp_path)
     (found,) = run(net, arrays)
     assert found.shape == expected[0].shape
     np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ WRONG = {
 def test_opencv_errs(how, type_, arrays, params, expected, tmp_path):
     shapes = [array.shape for array in arrays]
     net = build(type_, shapes, params)
-    (other,) = witness(net, layer_text(type_, shapes, params), arrays, tmp_path)
+    (other,) = reference(net, layer_text(type_, shapes, params), arrays, tmp_path)
     assert not np.allclose(other, expected, rtol=1e-4, atol=1e-5), f"no longer: {how}"
     np.testing.assert_allclose(run(net, arrays)[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -104,13 +104,13 @@ def test_opencv_errs(how, type_, arrays, params, expected, tmp_path):
 COUNT = 40
 
 
-def predictions(pictures: int, shared: bool) -> list[np.ndarray]:
+def predictions(images: int, shared: bool) -> list[np.ndarray]:
     random = np.random.default_rng(3)
     centre, size = random.uniform(0, 1, (COUNT, 2)), random.uniform(0.1, 0.5, (COUNT, 2))
     boxes = np.concatenate([centre - size / 2, centre + size / 2], 1).ravel()
     priors = np.stack([boxes, np.tile([0.1, 0.1, 0.2, 0.2], COUNT)])[None].astype(np.float32)
-    scores = [random.permutation(COUNT * CLASSES) / (COUNT * CLASSES) for _ in range(pictures)]
-    offsets = draw(3, pictures, COUNT * 4 * (1 if shared else CLASSES))
+    scores = [random.permutation(COUNT * CLASSES) / (COUNT * CLASSES) for _ in range(images)]
+    offsets = draw(3, images, COUNT * 4 * (1 if shared else CLASSES))
     return [offsets, np.array(scores, np.float32), priors]
 
 
@@ -122,16 +122,16 @@ DETECTIONS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize("code_type", ["CORNER", "CENTER_SIZE"])
 @pytest.mark.parametrize("fields", DETECTIONS.values(), ids=DETECTIONS)
-def test_detections(fields, code_type, shared, pictures, tmp_path):
-    arrays = predictions(pictures, shared)
+def test_detections(fields, code_type, shared, images, tmp_path):
+    arrays = predictions(images, shared)
     shapes = [array.shape for array in arrays]
     params = detection(code_type, shared, **fields)
     net = build("DetectionOutput", shapes, params)
-    expected = found_rows(witness(net, layer_text("DetectionOutput", shapes, params), arrays, tmp_path)[0])
+    expected = found_rows(reference(net, layer_text("DetectionOutput", shapes, params), arrays, tmp_path)[0])
     assert len(expected) > 5
     np.testing.assert_allclose(found_rows(run(net, arrays)[0]), expected, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +141,7 @@ def test_opencv_ignores_eta(tmp_path):
     shapes = [array.shape for array in arrays]
     params = detection("CENTER_SIZE", True, nms_threshold=0.9, eta=0.8, top_k=400)
     net = build("DetectionOutput", shapes, params)
-    other = found_rows(witness(net, layer_text("DetectionOutput", shapes, params), arrays, tmp_path)[0])
+    other = found_rows(reference(net, layer_text("DetectionOutput", shapes, params), arrays, tmp_path)[0])
     rules = {"classes": CLASSES, "threshold": 0.9, "code_type": "CENTER_SIZE", "confidence": 0}
     expected = slow.detect(*arrays, eta=0.8, **rules)
     np.testing.assert_allclose(run(net, arrays)[0], expected, rtol=1e-4, atol=1e-5)
@@ -159,7 +159,7 @@ def test_proposals(tmp_path):
     params = f"proposal_param {{ {fields} post_nms_topn: 60 }}"
     net = build("Proposal", shapes, params, 2)
     text = layer_text("Proposal", shapes, params, 2)
-    for found, expected in zip(run(net, arrays), witness(net, text, arrays, tmp_path), strict=True):
+    for found, expected in zip(run(net, arrays), reference(net, text, arrays, tmp_path), strict=True):
         assert len(found) == len(expected) == 60
         expected = expected.reshape(found.shape)  # OpenCV's scores have a second axis
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

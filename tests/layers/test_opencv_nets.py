@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from one_layer import draw, run, run_onnx
-from opencv_witness import CLASSES, READS_CAFFE, detection, found_rows, witness
+from opencv_reference import CLASSES, READS_CAFFE, detection, found_rows, reference
 
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.runtime.load import load_graph
@@ -20,7 +20,7 @@ def layer(type_: str, name: str, bottoms: str, params: str = "", top: str = "") 
     return f'layer {{ name: "{name}" type: "{type_}" {names} top: "{top or name}" {params} }}\n'
 
 
-def picture(*shape: int) -> str:
+def image(*shape: int) -> str:
     dims = " ".join(f"dim: {length}" for length in shape)
     return layer("Input", "in0", "", f"input_param {{ shape {{ {dims} }} }}")
 
@@ -33,7 +33,7 @@ def conv(name: str, bottom: str, count: int, kernel: int, more: str = "", type_:
 
 def small_ssd() -> str:
     """Two feature maps, one of them normalised, with their predictions strung together."""
-    text = picture(2, 3, 48, 64)
+    text = image(2, 3, 48, 64)
     text += conv("conv1", "in0", 8, 3, "stride: 4") + layer("ReLU", "relu1", "conv1", top="conv1")
     text += conv("conv2", "conv1", 12, 3, "stride: 2") + layer("ReLU", "relu2", "conv2", top="conv2")
     scale = 'scale_filler { type: "constant" value: 2 }'
@@ -66,7 +66,7 @@ def small_ssd() -> str:
 
 def mobilenet_block(depthwise: str) -> str:
     """A channel by itself, then across channels, each with BatchNorm, Scale and ReLU."""
-    text = picture(2, 6, 9, 11)
+    text = image(2, 6, 9, 11)
     bottom = "in0"
     for name, more, kernel in (("dw", "group: 6 stride: 2", 3), ("sep", "", 1)):
         text += conv(
@@ -88,7 +88,7 @@ def mobilenet_block(depthwise: str) -> str:
 
 def small_fcn() -> str:
     """Down by pooling, up by a bilinear Deconvolution, cropped to a skip connection and to the image."""
-    text = picture(2, 3, 21, 26)
+    text = image(2, 3, 21, 26)
     text += conv("conv1", "in0", 6, 3) + layer("ReLU", "relu1", "conv1", top="conv1")
     text += layer("Pooling", "pool1", "conv1", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")
     text += layer("Pooling", "pool2", "pool1", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")
@@ -129,7 +129,7 @@ def test_small_nets(text, other, shape, tmp_path):
     net = make(text)
     arrays = [draw(6, *shape)]
     found, through_onnx = run(net, arrays)[0], run_onnx(net, arrays)[0]
-    (expected,) = witness(net, other, arrays, tmp_path)
+    (expected,) = reference(net, other, arrays, tmp_path)
     if "DetectionOutput" in text:
         found, through_onnx, expected = map(found_rows, (found, through_onnx, expected))
         assert len(expected) == 2 * 30

@@ -1,4 +1,4 @@
-"""OpenCV 4's own Caffe reader as a second witness, for the layers it reads (Caffe's recordings lack several).
+"""OpenCV 4's own Caffe reader as a second reference, for the layers it reads (Caffe's recordings lack several).
 
 Left out: Log, where it ignores the parameters (the recordings show Caffe does not); Bias, Reduction, ArgMax,
 BatchReindex, Upsample and Interp with shrink_factor, which it does not read; Tile, Axpy and an even Slice,
@@ -58,9 +58,9 @@ def test_opencv_agrees(type_, shapes, params, tops, tmp_path) -> None:
     path = tmp_path / "net.caffemodel"
     blobs = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
     write_caffemodel(path, parse_net(text), blobs)
-    witness = cv2.dnn.readNetFromCaffe(np.frombuffer(text.encode(), np.uint8), np.fromfile(path, np.uint8))
+    reference = cv2.dnn.readNetFromCaffe(np.frombuffer(text.encode(), np.uint8), np.fromfile(path, np.uint8))
     for index, array in enumerate(arrays):
-        witness.setInput(array, f"in{index}")
-    for found, expected in zip(run(net, arrays), witness.forwardAndRetrieve(["op"])[0], strict=True):
+        reference.setInput(array, f"in{index}")
+    for found, expected in zip(run(net, arrays), reference.forwardAndRetrieve(["op"])[0], strict=True):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -187,7 +187,7 @@ READ = {
     "tuple": ("a: !!python/tuple [1, [2, 3]]", {"a": (1, [2, 3])}),
     "downward tuple": ("a: !!python/tuple\n- 4\n- !!python/tuple [5]", {"a": (4, (5,))}),
     "exponents": ("[1E3, .5e2, -1.e-1, 1e+2, e3, '1e3']", [1000.0, 50.0, -0.1, 100.0, "e3", "1e3"]),
-    "whole numbers": ("[-3, +4, 0x1F, 1_000]", [-3, 4, 31, 1000]),
+    "integers": ("[-3, +4, 0x1F, 1_000]", [-3, 4, 31, 1000]),
     "words that are text": ("[nonesuch, None of them, y]", ["nonesuch", "None of them", "y"]),
     "an anchor that nobody reads": ("a: &x 1", {"a": 1}),
 }

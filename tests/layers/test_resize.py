@@ -74,7 +74,7 @@ def test_upsample_refuses_a_mask_of_another_size(wrong) -> None:
 
 
 def slow_interp(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with the first and last pixels of both images laid over each other."""
+    """Bilinear with the first and last pixels of both images on top of each other."""
     top = np.empty((*x.shape[:2], height, width))
     for row, column in np.ndindex(height, width):
         y = row * (x.shape[2] - 1) / (height - 1) if height > 1 else 0

@@ -51,14 +51,14 @@ PRIORS = {
     ),
     "variances": ("min_size: 30 variance: [0.1, 0.2, 0.3, 0.4]", SQUARE, {"variance": [0.1, 0.2, 0.3, 0.4]}),
     "variance": ("min_size: 30 variance: 0.3", SQUARE, {"variance": [0.3]}),
-    "img_size": ("min_size: 30 img_size: 128", SQUARE, {"picture": (128, 128)}),
-    "img_h": ("min_size: 30 img_h: 128 img_w: 160", SQUARE, {"picture": (128, 160)}),
+    "img_size": ("min_size: 30 img_size: 128", SQUARE, {"image": (128, 128)}),
+    "img_h": ("min_size: 30 img_h: 128 img_w: 160", SQUARE, {"image": (128, 160)}),
 }
 
 
 @pytest.mark.parametrize(("fields", "sizes", "more"), PRIORS.values(), ids=PRIORS)
 def test_prior_box(fields, sizes, more):
-    more = {"picture": PICTURE[2:], "variance": [0.1], **more}
+    more = {"image": PICTURE[2:], "variance": [0.1], **more}
     expected = slow.prior_boxes(FEATURE[2:], sizes=sizes, **more)
     net = build("PriorBox", [FEATURE, PICTURE], f"prior_box_param {{ {fields} }}")
     assert_all_uses(net, [draw(1, *FEATURE), draw(2, *PICTURE)], [expected], rtol=1e-6, atol=1e-6)
@@ -77,15 +77,15 @@ def test_prior_boxes_follow_the_picture():
 COUNT, CLASSES = 40, 4
 
 
-def predictions(seed: int, pictures: int, shared: bool = True) -> list[np.ndarray]:
+def predictions(seed: int, images: int, shared: bool = True) -> list[np.ndarray]:
     """Offsets, scores (no two of an image equal) and default boxes."""
     random = np.random.default_rng(seed)
     centre, size = random.uniform(0, 1, (COUNT, 2)), random.uniform(0.1, 0.5, (COUNT, 2))
     boxes = np.concatenate([centre - size / 2, centre + size / 2], 1).ravel()
     priors = np.stack([boxes, np.tile([0.1, 0.1, 0.2, 0.2], COUNT)])[None].astype(np.float32)
-    scores = [random.permutation(COUNT * CLASSES) / (COUNT * CLASSES) for _ in range(pictures)]
+    scores = [random.permutation(COUNT * CLASSES) / (COUNT * CLASSES) for _ in range(images)]
     return [
-        draw(seed, pictures, COUNT * 4 * (1 if shared else CLASSES)),
+        draw(seed, images, COUNT * 4 * (1 if shared else CLASSES)),
         np.array(scores, np.float32),
         priors,
     ]
@@ -149,12 +149,12 @@ def test_the_threshold_sinks_with_eta():
         build_onnx(net)
 
 
-@pytest.mark.parametrize("pictures", [1, 5])
-def test_detections_of_another_batch(pictures):
+@pytest.mark.parametrize("images", [1, 5])
+def test_detections_of_another_batch(images):
     built = predictions(1, 2)
     rules = detection_param(keep_top_k=7, confidence_threshold=0.3, code_type="CENTER_SIZE")
     net = build("DetectionOutput", [array.shape for array in built], rules)
-    arrays = predictions(5, pictures)
+    arrays = predictions(5, images)
     arrays[1][0] *= 0.2  # nothing in the first image
     expected = slow.detect(*arrays, classes=CLASSES, keep=7, confidence=0.3, code_type="CENTER_SIZE")
     for use in USES:
@@ -236,7 +236,7 @@ REFUSED = {
         "scores [2, 120] must be",
     ),
     "boxes": ("DetectionOutput", [*HEADS[:2], (1, 1, 160)], detection_param(), "must be 1×2×4P"),
-    "pictures": (
+    "images": (
         "DetectionOutput",
         [(3, 160), *HEADS[1:]],
         detection_param(),

@@ -16,14 +16,14 @@ from ilgnet_repro.layers.proposal import make_anchors, quicksort_order
 USES = (run, run_onnx, run_source)
 
 
-def regions(seed: int, count: int, height: float, width: float, pictures: int = 2) -> np.ndarray:
+def regions(seed: int, count: int, height: float, width: float, images: int = 2) -> np.ndarray:
     """Regions whose corners may lie outside the image, and some of no size."""
     random = np.random.default_rng(seed)
     x = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * width, axis=1)
     y = np.sort(random.uniform(-0.2, 1.3, (count, 2)) * height, axis=1)
     x[0], y[0] = x[0, 0], y[0, 0]
-    picture = random.integers(0, pictures, count)
-    return np.stack([picture, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+    image = random.integers(0, images, count)
+    return np.stack([image, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
 
 
 SIZES = st.tuples(st.integers(1, 13), st.integers(1, 13))
@@ -68,7 +68,7 @@ POOLINGS = {
 @pytest.mark.parametrize("type_", POOLINGS)
 def test_pictures_and_regions_are_free(type_):
     net = build(type_, [(2, 8, 6, 7), (4, 5)], POOLINGS[type_])
-    x, rois = draw(1, 3, 8, 6, 7), regions(2, 9, 6, 7, pictures=3)
+    x, rois = draw(1, 3, 8, 6, 7), regions(2, 9, 6, 7, images=3)
     if type_ == "ROIPooling":
         expected, _ = slow.roi_pooling(x, rois, (2, 3), 1)
     else:
@@ -78,7 +78,7 @@ def test_pictures_and_regions_are_free(type_):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
     layer = net.layer("op")
     example = (torch.zeros(2, 8, 6, 7), torch.zeros(4, 5))
-    free = tuple({0: torch.export.Dim(name, min=2)} for name in ("pictures", "regions"))
+    free = tuple({0: torch.export.Dim(name, min=2)} for name in ("images", "regions"))
     exported = torch.export.export(layer, example, dynamic_shapes=dynamic_shapes(layer, free)).module()
     found = exported(torch.from_numpy(x), torch.from_numpy(rois))[0]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -72,9 +72,9 @@ def test_recorded_layers(name: str, tmp_path) -> None:
         np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(name), err_msg=blob)
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 3, 9], ids="{} images".format)
-def test_float32_is_the_exact_net(mixed: CaffeNet, pictures: int) -> None:
-    data = torch.randn(pictures, 3, 19, 23, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("images", [1, 2, 3, 9], ids="{} images".format)
+def test_float32_is_the_exact_net(mixed: CaffeNet, images: int) -> None:
+    data = torch.randn(images, 3, 19, 23, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         exact = mixed(data=data)
     found = fast_net(mixed)(data=data)
@@ -97,15 +97,15 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_
 """
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 7], ids="{} images".format)
+@pytest.mark.parametrize("images", [1, 2, 7], ids="{} images".format)
 @pytest.mark.parametrize("columns", [40, 37], ids=["whole vectors", "no whole vectors"])
 @pytest.mark.parametrize(
     ("precision", "most"), [("float32", 1e-5), ("float16", 2**-11), ("bfloat16", 0.01), ("int8", 0.01)]
 )
-def test_precisions(precision: str, most: float, columns: int, pictures: int) -> None:
+def test_precisions(precision: str, most: float, columns: int, images: int) -> None:
     net = build(LARGE_TEXT.format(columns=columns))
     fast = fast_net(net, precision)
-    data = torch.rand(pictures, 3, 32, columns, generator=torch.Generator().manual_seed(4))
+    data = torch.rand(images, 3, 32, columns, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         exact = net(data=data)["ip"]
     spread = exact.std().item()

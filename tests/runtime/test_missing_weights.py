@@ -190,7 +190,7 @@ SHARED = {
         twins(rows='param { name: "w" } param { name: "v" }'),
         {"a": {0: W, 1: ONE}, "b": {}}, [W, ONE, W, ONE],
     ),
-    "held by the borrower": (twins(), {"a": {0: W, 1: ONE}, "b": {0: W + 2, 1: TWO}}, [W + 2, ONE, W + 2, TWO]),
+    "held by the layer that shares it": (twins(), {"a": {0: W, 1: ONE}, "b": {0: W + 2, 1: TWO}}, [W + 2, ONE, W + 2, TWO]),
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_hdf5_holds_all_other_blobs(layers, message, tmp_path) -> None:
     assert str(caught.value) == f"{path}: {message}; use the prototxt these weights were made with"
 
 
-def test_a_shared_blob_that_only_a_borrower_holds_reaches_an_owner_that_is_drawn(tmp_path) -> None:
+def test_a_shared_blob_that_only_another_layer_holds_reaches_an_owner_that_is_drawn(tmp_path) -> None:
     text = twins('bias_filler { type: "uniform" }')
     path = tmp_path / "w.caffemodel"
     write_caffemodel(path, pb.NetParameter(layer=[pb.LayerParameter(name="b", type="Any")]), {"b": [W, TWO]})

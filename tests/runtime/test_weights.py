@@ -146,10 +146,10 @@ def dense(name: str, value: float, bias: float | None = None) -> Held:
 # The layers of a file in its order, and the shared weight that Caffe ends with.
 COPIES = {
     "equal to the net's order": ([dense("a", 1), dense("b", 2)], 2),
-    "the borrower first": ([dense("b", 2), dense("a", 1)], 1),
+    "the sharing layer first": ([dense("b", 2), dense("a", 1)], 1),
     "one of them twice": ([dense("a", 1), dense("b", 2), dense("a", 3)], 3),
     "only the owner": ([dense("a", 1)], 1),
-    "only the borrower": ([dense("b", 2)], 2),
+    "only the sharing layer": ([dense("b", 2)], 2),
 }
 
 

@@ -1,4 +1,4 @@
-"""Several processes make the run of one; a process killed without warning goes on to the same weights."""
+"""Several processes make the run of one; a process killed without warning resumes to the same weights."""
 
 from __future__ import annotations
 

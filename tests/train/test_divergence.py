@@ -62,7 +62,7 @@ def message_of(folder, resume: str = "out_iter_2.solverstate", remedy: str = "al
 
 
 @pytest.mark.parametrize("rule", ["", "include { phase: TRAIN }"], ids=["loss", "accuracy alone"])
-@pytest.mark.parametrize("allow", [False, True], ids=["stops", "goes on"])
+@pytest.mark.parametrize("allow", [False, True], ids=["stops", "continues"])
 def test_the_best_weights_are_sound(rule, allow, tmp_path):
     """Caffe's Accuracy of NaN scores is 1, better than any other; the test net may have no loss to show them."""
     best = BestWeights()
@@ -222,7 +222,7 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "caffe train"])
-@pytest.mark.parametrize("allow", [False, True], ids=["stops", "goes on"])
+@pytest.mark.parametrize("allow", [False, True], ids=["stops", "continues"])
 def test_the_commands_say_so_and_end_with_1(command, allow, tmp_path, capsys):
     path = tmp_path / "solver.prototxt"
     path.write_text(format_message(solver(tmp_path)))

@@ -135,7 +135,7 @@ def test_later_weights_win_and_ignored_layers_are_logged(tmp_path):
     """Two files: all of Caffe's at step 10, then one layer of step 20 and one the net lacks."""
     later = pb.NetParameter.FromString((SOLVERS / "sgd_fixed_iter_20.caffemodel").read_bytes())
     kept = [layer for layer in later.layer if layer.name == "fc"]
-    kept.append(pb.LayerParameter(name="strange", type="InnerProduct", blobs=kept[0].blobs))
+    kept.append(pb.LayerParameter(name="other", type="InnerProduct", blobs=kept[0].blobs))
     (tmp_path / "fc.caffemodel").write_bytes(pb.NetParameter(name="x", layer=kept).SerializeToString())
     logged = []
 
@@ -151,7 +151,7 @@ def test_later_weights_win_and_ignored_layers_are_logged(tmp_path):
                         input_shapes={"data": (1, 3, 64, 64)})  # fmt: skip
         for mine, theirs in zip(trainer.net.params[layer], held.params[layer], strict=True):
             assert bool((mine == theirs).all())
-    assert logged == ["Ignoring source layer strange"]
+    assert logged == ["Ignoring source layer other"]
 
 
 SPLIT_NET = """name: "s"

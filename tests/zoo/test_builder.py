@@ -111,6 +111,6 @@ def test_layer_is_what_a_user_would_write(name):
     ],
     ids=["enum", "field", "negative"],
 )
-def test_a_mistake_in_a_builder_does_not_pass_in_silence(add):
+def test_a_mistake_in_a_builder_is_refused(add):
     with pytest.raises(ValueError):
         add(NetBuilder("net"))

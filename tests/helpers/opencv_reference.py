@@ -1,4 +1,4 @@
-"""OpenCV 4 as a witness: a net of ours run by its own Caffe reader, with the same weights."""
+"""OpenCV 4 as a reference tool: a net of ours run by its own Caffe reader, with the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READS_CAFFE = hasattr(cv2.dnn, "readNetFromCaffe")
 CLASSES = 4
 
 
-def witness(net: CaffeNet, text: str, arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
+def reference(net: CaffeNet, text: str, arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
     """Run the net in OpenCV with the weights of ours."""
     path = folder / "net.caffemodel"
     blobs = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}

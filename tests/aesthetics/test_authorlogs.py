@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from places import GOLDEN, SHARED
 
 from ilgnet_repro.aesthetics.author_logs import SummaryLine, parse_test_log, read_test_log
 from ilgnet_repro.aesthetics.published import PUBLISHED
@@ -13,8 +12,7 @@ from ilgnet_repro.aesthetics.shuffle import search_seed
 from ilgnet_repro.aesthetics.verdict import analyse_order
 from ilgnet_repro.errors import FormatError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-AUTHORS = Path("/work/shared/ilgnet")
+AUTHORS = SHARED / "ilgnet"
 needs_authors = pytest.mark.skipif(
     not AUTHORS.exists(), reason="the authors' files are not here (no licence)"
 )

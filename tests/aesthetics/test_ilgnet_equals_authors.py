@@ -1,4 +1,4 @@
-"""Our nets and solvers against the authors' own text, where a copy of it is at hand.
+"""Our nets and solvers against the authors' own text, where a copy of it exists.
 
 Both sides are brought to modern form and then compared whole: names, types, bottoms, tops, learning
 rates, fillers, layer fields, data and transform fields.  Two fields are compared to nothing: `source` and
@@ -7,15 +7,14 @@ rates, fillers, layer fields, data and transform fields.  Two fields are compare
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from places import SHARED
 
 from ilgnet_repro.aesthetics import ilgnet, resnet_inception, solvers
 from ilgnet_repro.caffe.prototxt import read_net, read_solver
 from ilgnet_repro.caffe.upgrade import upgrade_net, upgrade_solver
 
-AUTHORS = Path("/work/shared/ilgnet")
+AUTHORS = SHARED / "ilgnet"
 pytestmark = pytest.mark.skipif(
     not AUTHORS.is_dir(), reason=f"the authors' files carry no licence and are not shipped: no {AUTHORS}"
 )

@@ -7,6 +7,8 @@ import torch
 from places import GOLDEN, SHARED
 from small_nets import SMALL_TEXT, write_weights
 
+from ilgnet_repro.layers.support import registry
+
 torch.set_num_threads(1)
 
 
@@ -31,3 +33,10 @@ def folder(tmp_path: Path) -> Path:
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
     return tmp_path
+
+
+@pytest.fixture
+def own_layer_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer types that a test registers are removed after it."""
+    registry.layer_types()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))

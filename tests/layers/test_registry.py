@@ -16,12 +16,7 @@ from ilgnet_repro.layers.support import base, registry
 
 PUBLIC = ("BlobSpec", "Layer", "LayerPlan", "OnnxGraph", "SourceCode")
 
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch) -> None:
-    """What a test registers is gone after it."""
-    registry.layer_types()
-    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+pytestmark = pytest.mark.usefixtures("own_layer_types")
 
 
 def make_gain() -> type[ir.Layer]:

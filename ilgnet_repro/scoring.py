@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .about import prepare
 from .errors import IlgnetError
+from .image_input import prepare
 from .known import ScoreAt
 from .reading.preprocessing import Preprocessing
 from .runtime.load import load

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.about import About, Source, about_net, prepare
+from ilgnet_repro.about import About, Source, about_net
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
+from ilgnet_repro.image_input import prepare
 from ilgnet_repro.known import Identity, ScoreAt, find_model
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.zoo import googlenet, squeezenet, ssd
@@ -347,14 +348,14 @@ def test_a_crop_of_mixed_sizes():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("how", [WHOLE, Preprocessing((7, 7), path="crop")], ids=["whole", "crop"])
 def test_a_pil_image_is_turned_as_its_file_is(tmp_path, orientation, how):
-    image = pytest.importorskip("PIL.Image")
+    pil = pytest.importorskip("PIL.Image")
     path = tmp_path / "turned.jpg"
-    image = image.fromarray(BGR[:, :, ::-1])
-    exif = image.Exif()
+    image = pil.fromarray(BGR[:, :, ::-1])
+    exif = pil.Exif()
     exif[0x0112] = orientation
     image.save(path, quality=100, subsampling=0, exif=exif)
     # PIL's and OpenCV's decoders may differ by a level
-    given = prepare(About(preprocessing=how), [path, image.open(path)])
+    given = prepare(About(preprocessing=how), [path, pil.open(path)])
     np.testing.assert_allclose(given[0], given[1], atol=2)
     assert np.ptp(given[0]) > 50
 

@@ -29,11 +29,13 @@ ROOMS = {
     "reading": {"errors", "files", "pages", "schema", "caffe", "layers"},
     "known": {"errors", "manifest", "schema", "caffe", "reading"},
     "about": {"errors", "files", "schema", "reading", "known"},
+    "image_input": {"errors", "reading", "about"},
     "runtime": {
         "errors", "files", "precisions", "process", "schema", "caffe", "layers", "zoo", "reading", "known", "about",
+        "image_input",
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
-    "scoring": {"errors", "reading", "known", "about", "runtime"},
+    "scoring": {"errors", "reading", "known", "about", "image_input", "runtime"},
     "export": {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime",

@@ -11,15 +11,7 @@ from ilgnet_repro import known
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError
-from ilgnet_repro.known import (
-    Identity,
-    KnownModel,
-    assumed,
-    assumed_note,
-    find_model,
-    identify,
-    known_models,
-)
+from ilgnet_repro.known import Identity, KnownModel, assumed, assumed_note, find_model, identify, known_models
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.zoo import alexnet, googlenet, squeezenet
 from ilgnet_repro.zoo.catalogue import build, builders

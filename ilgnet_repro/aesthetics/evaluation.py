@@ -28,10 +28,10 @@ from .context import (
 )
 from .journal import Journal, is_journal
 from .labelled_images import LabelledImages
+from .partition_scores import read_scores
 from .protocol_run import run_protocol, scorer
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
 from .results import COLUMNS, RunResult, csv_line, is_run, write_table
-from .scores import read_scores
 
 JOURNAL = "journal.csv"
 _COMPARED = 16  # images on which the fast path is compared with the exact net

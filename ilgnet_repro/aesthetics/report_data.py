@@ -9,11 +9,11 @@ import numpy as np
 
 from ..errors import DataError
 from .author_logs import TestLog
+from .caffe_shuffle import caffe_shuffle
 from .metrics import FIGURES, Metrics, evaluate
 from .proportions import Compatibility, Interval, McNemar, Measured, mcnemar, wilson
 from .published import PUBLISHED, PublishedFigure, compare_with_published
 from .results import RunResult
-from .shuffle import caffe_shuffle
 from .verdict import Verdict, batch_counts, compare_batches
 
 RANDOM_WEIGHTS = "Seeded random weights: these figures test the program and say nothing about ILGNet."

@@ -21,14 +21,7 @@ from . import charts
 from .labelled_images import StoredImages
 from .proportions import McNemar
 from .published import AVA2_VAL_IN_AVA1_TRAIN
-from .report_data import (
-    RANDOM_WEIGHTS,
-    Report,
-    accuracy_rows,
-    confusion_rows,
-    figure_rows,
-    report_values,
-)
+from .report_data import RANDOM_WEIGHTS, Report, accuracy_rows, confusion_rows, figure_rows, report_values
 from .results import Source
 from .verdict import Verdict
 

@@ -1,4 +1,4 @@
-"""Unknown fields (of forks): dropped where the caller ignores them, otherwise refused by name and position."""
+"""Fields that no schema lists, kept by the text parser: here dropped, or refused with a remedy."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ..caffe.graph import Graph, Node
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import layer_types, make_layer
-from ..reading.feed import Stream
+from ..reading.data_layer_batches import Stream
 from ..reading.parallel import ordered_map
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace) -> int:
     from ..aesthetics import ava_partition as partition
-    from ..aesthetics import scores
+    from ..aesthetics import partition_scores as scores
     from ..aesthetics.ava import read_ava
     from ..files import check_outputs
 

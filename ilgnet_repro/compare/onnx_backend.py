@@ -1,4 +1,4 @@
-"""An ONNX file as a backend: ONNX Runtime runs it, and every node's output can be compared."""
+"""An ONNX file for `compare` only: every node's output can be requested from ONNX Runtime."""
 
 from __future__ import annotations
 

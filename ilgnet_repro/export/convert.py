@@ -18,8 +18,8 @@ from ..runtime.load import load_caffe
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
-from .deviation import Deviation, measure_deviation
 from .formats import Format, check_options, find_format, read_options
+from .quantization_deviation import Deviation, measure_deviation
 from .replacing import check_replacing
 from .report import ConversionReport, Written
 from .save import publish, staging

@@ -15,7 +15,7 @@ from ..caffe.wire import encode_header
 from ..errors import IlgnetError
 from ..files import atomic_file
 from ..runtime.safetensors_file import tensor_bytes
-from .onnx_writer import OnnxModel, tensor_header
+from .onnx_graph import OnnxModel, tensor_header
 
 # protobuf cannot read messages of 2 GiB or more.
 SINGLE_FILE_LIMIT = (1 << 31) - 1

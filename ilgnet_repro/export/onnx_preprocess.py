@@ -17,7 +17,7 @@ from onnx import TensorProto
 from ..errors import IlgnetError
 from ..layers.support.base import Shape, integers
 from ..reading.preprocessing import Preprocessing
-from .onnx_writer import OnnxWriter, value_info
+from .onnx_graph import OnnxWriter, value_info
 
 IMAGE_INPUT = "picture"
 ORDERS = ("RGB", "BGR")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..about import Source
-from .deviation import Deviation
+from .quantization_deviation import Deviation
 from .verify import Verification
 
 

@@ -15,8 +15,8 @@ from ..caffe.upgrade import upgrade_net
 from ..errors import IlgnetError, printable
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
+from .changed_weights import present_about
 from .formats import check_options, format_of, read_options
-from .provenance import present_about
 from .saving import Progress, SaveOptions, make_saving
 
 PathLike = str | os.PathLike[str]

@@ -14,8 +14,8 @@ from ..runtime.runnable import Runnable
 from ..runtime.seeded_inputs import SEED
 from .formats import Format
 from .onnx_file import write_onnx
+from .onnx_graph import OnnxModel, Prepare, plan_onnx
 from .onnx_preprocess import IMAGE_INPUT, add_preprocessing, find_image_input
-from .onnx_writer import OnnxModel, Prepare, plan_onnx
 from .saving import Saving
 
 _IMAGE_SIZE = (240, 320)

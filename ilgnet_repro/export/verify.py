@@ -1,4 +1,4 @@
-"""Verifying a written file: it and the net run on the same seeded inputs, and their outputs are compared."""
+"""Verification: what was written is opened again and compared with the net within a tolerance, on seeded inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image lists: rows of ``path label``, memory-mapped and read by index."""
+"""Image lists: rows of ``path label``, kept on disk, read by index, shuffled by a seed."""
 
 from __future__ import annotations
 

@@ -12,14 +12,7 @@ from ..errors import DataError
 from ..files import check_output
 from .datum import datum_image, encoded_datum, hwc_to_chw, parse_datum, raw_datum
 from .image_list import ImageList, ListRow, image_path
-from .images import (
-    LARGEST_SIDE,
-    check_encode_type,
-    encode_image,
-    guess_encode_type,
-    has_encoding,
-    read_image,
-)
+from .images import LARGEST_SIDE, check_encode_type, encode_image, guess_encode_type, has_encoding, read_image
 from .lmdb_build_journal import BadRow, Journal
 from .lmdb_read import key_text, row_key, split_key
 from .lmdb_write import MAX_KEY, LmdbWriter

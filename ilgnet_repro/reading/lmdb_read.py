@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .datum import DatumHeader, datum_header, datum_image, parse_datum
-from .lmdb_environment import WINDOW, Environment, open_environment
+from .lmdb_read_environment import WINDOW, Environment, open_environment
 
 
 class Row(NamedTuple):

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..about import About, prepare
+from ..about import About
 from ..caffe.graph import Graph, Node
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
+from ..image_input import prepare
 from ..layers.support.base import Layer, Shape
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
 from .parameters import check_memory, register_blobs
-from .placed import Placed
 from .plan import NetPlan, plan_net
+from .replaced_layer import Placed
 from .schedule import Schedule, Step, make_schedule
 
 EXACT = "the exact net"
@@ -396,8 +397,8 @@ class CaffeNet(nn.Module):
     def prepare(self, images: Any, **options: Any) -> Tensor:
         """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
 
-        The options are those of `about.prepare`.  Raises DataError for anything but images, and where the preprocessing
-        is not known.
+        The options are those of `image_input.prepare`.  Raises DataError for anything but images, and
+        where the preprocessing is not known.
         """
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 

@@ -1,4 +1,4 @@
-"""An ONNX file as a net: ONNX Runtime runs it."""
+"""An ONNX file as a net: ONNX Runtime runs it, for load, score, test and verification."""
 
 from __future__ import annotations
 

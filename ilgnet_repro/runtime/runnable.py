@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..about import About, prepare
+from ..about import About
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
+from ..image_input import prepare
 from .calls import as_tensor, names, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where the length is open
@@ -95,7 +96,7 @@ class FileNet:
         return self.inputs[0]
 
     def prepare(self, images: Any, **options: Any) -> Tensor:
-        """Prepare images as the file takes them; see `about.prepare`."""
+        """Prepare images as the file takes them; see `image_input.prepare`."""
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 
     def __call__(

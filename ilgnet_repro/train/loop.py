@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..caffe.prototxt import format_message
 from ..errors import DivergedError, GraphError, SolverError
-from ..reading.feed import Feed
+from ..reading.data_layer_batches import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from . import snapshot as snapshots

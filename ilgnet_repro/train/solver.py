@@ -1,4 +1,4 @@
-"""A solver prototxt as frozen settings: every field is supported, or refused by name."""
+"""A solver prototxt as frozen settings, with the graphs of its nets: every field is honoured, or refused by name."""
 
 from __future__ import annotations
 

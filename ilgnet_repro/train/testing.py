@@ -8,7 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from ..reading.feed import Feed
+from ..reading.data_layer_batches import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from .distributed import ProcessGroup

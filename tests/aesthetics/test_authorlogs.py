@@ -7,8 +7,8 @@ import pytest
 from places import GOLDEN, SHARED
 
 from ilgnet_repro.aesthetics.author_logs import SummaryLine, parse_test_log, read_test_log
+from ilgnet_repro.aesthetics.caffe_shuffle import search_seed
 from ilgnet_repro.aesthetics.published import PUBLISHED
-from ilgnet_repro.aesthetics.shuffle import search_seed
 from ilgnet_repro.aesthetics.verdict import analyse_order
 from ilgnet_repro.errors import FormatError
 

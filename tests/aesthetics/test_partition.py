@@ -15,7 +15,7 @@ from ilgnet_repro.aesthetics.ava_partition import (
     read_excluded,
     write_partition,
 )
-from ilgnet_repro.aesthetics.scores import read_scores, scores_of, write_scores
+from ilgnet_repro.aesthetics.partition_scores import read_scores, scores_of, write_scores
 from ilgnet_repro.cli import partition as command
 from ilgnet_repro.errors import DataError
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from ilgnet_repro.aesthetics.author_logs import TestLog, parse_test_log
+from ilgnet_repro.aesthetics.caffe_shuffle import caffe_shuffle
 from ilgnet_repro.aesthetics.metrics import cross_entropy
 from ilgnet_repro.aesthetics.report_data import RANDOM_WEIGHTS, build_report
 from ilgnet_repro.aesthetics.report_page import folder, render, thumbnails, write_report
 from ilgnet_repro.aesthetics.results import BatchRow, ImageResults, RunResult, Source
-from ilgnet_repro.aesthetics.shuffle import caffe_shuffle
 from ilgnet_repro.errors import DataError, FormatError
 
 IMAGES = Path(__file__).parents[1] / "golden" / "pipeline" / "images"

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ilgnet_repro.aesthetics.shuffle import FALLBACK_SEEDS, caffe_shuffle, search_seed
+from ilgnet_repro.aesthetics.caffe_shuffle import FALLBACK_SEEDS, caffe_shuffle, search_seed
 
 # Recorded from boost::mt19937 and boost::uniform_int<ptrdiff_t>, row n − 1 down to 1, in C++.
 SHORT = {

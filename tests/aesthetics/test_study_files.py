@@ -9,8 +9,8 @@ from zoo_weights import drawn_net, narrow_text
 
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.hdf5_model import write_hdf5_model
+from ilgnet_repro.export.onnx_graph import Prepare, build_onnx, plan_onnx
 from ilgnet_repro.export.onnx_preprocess import add_preprocessing
-from ilgnet_repro.export.onnx_writer import Prepare, build_onnx, plan_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.to_pt2 import export
 from ilgnet_repro.export.to_python import load_module

@@ -95,7 +95,7 @@ def test_onnx2torch_agrees_on_googlenet(tmp_path) -> None:
 
 
 def onnx_model(name: str) -> onnx.ModelProto:
-    from ilgnet_repro.export.onnx_writer import build_onnx
+    from ilgnet_repro.export.onnx_graph import build_onnx
 
     return build_onnx(drawn_net(narrow_text(name)))
 

@@ -215,7 +215,7 @@ layer { name: "q" type: "Power" bottom: "a_b" top: "e" power_param { scale: 3 } 
 def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Path) -> None:
     """Two inputs that make one argument name; a blob with an @ that no layer in place replaces."""
     from ilgnet_repro.compare.comparison import compare_files
-    from ilgnet_repro.export.onnx_writer import build_onnx
+    from ilgnet_repro.export.onnx_graph import build_onnx
 
     net = CaffeNet(build_graph(parse_net(ALIKE)))
     metadata = {"caffe.net": ALIKE} if known else {}
@@ -228,7 +228,7 @@ def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Pa
 
 def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
     from ilgnet_repro.compare.comparison import compare_files
-    from ilgnet_repro.export.onnx_writer import build_onnx
+    from ilgnet_repro.export.onnx_graph import build_onnx
 
     net = CaffeNet(build_graph(parse_net(ALIKE)))
     (here / "two.onnx").write_bytes(build_onnx(net).SerializeToString())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.layers_table import END, START, main, replaced, table
+from ilgnet_repro.export.layers_page import END, START, main, replaced, table
 from ilgnet_repro.layers.support.registry import layer_types
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,7 +32,7 @@ def test_the_page_holds_the_table_of_today(name: str) -> None:
     if START not in text:
         pytest.skip(f"{name} has no place for the table")
     held = text.split(START)[1].split(END)[0]
-    assert table() in held, f"run: python -m ilgnet_repro.export.layers_table --write {name}"
+    assert table() in held, f"run: python -m ilgnet_repro.export.layers_page --write {name}"
 
 
 def test_what_is_around_the_markers_stays() -> None:

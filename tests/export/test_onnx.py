@@ -15,7 +15,7 @@ from small_nets import FULLY_CONVOLUTIONAL, SHARED_TEXT, SMALL_TEXT, net_of, wri
 import ilgnet_repro as ir
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.export import onnx_file
-from ilgnet_repro.export.onnx_writer import build_onnx, plan_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx, plan_onnx
 from ilgnet_repro.runtime.onnx_net import open_session
 
 

@@ -13,8 +13,8 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export.onnx_graph import OnnxWriter, Prepare, assemble, plan_onnx, value_info
 from ilgnet_repro.export.onnx_preprocess import add_preprocessing, find_image_input
-from ilgnet_repro.export.onnx_writer import OnnxWriter, Prepare, assemble, plan_onnx, value_info
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session

@@ -13,7 +13,7 @@ from golden_cases import NAMES, read_case, tolerance
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.onnx_net import open_session
 

@@ -12,7 +12,7 @@ import torch
 
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.compare.comparison import Comparison, _row
-from ilgnet_repro.export.deviation import _Tally
+from ilgnet_repro.export.quantization_deviation import _Tally
 from ilgnet_repro.export.verify import compare
 from ilgnet_repro.runtime.difference import differ
 

@@ -9,7 +9,7 @@ import torch
 from zoo_weights import NETS, drawn_net, narrow_text
 
 from ilgnet_repro.caffe.prototxt import parse_net
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.fold import fold

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 from ilgnet_repro.caffe.prototxt import parse_net
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.layers.support.base import Layer
 from ilgnet_repro.runtime.load import load_graph

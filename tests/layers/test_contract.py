@@ -12,7 +12,7 @@ from golden_cases import NAMES, Case, read_case
 
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.layers.support.base import BlobSpec, Layer, LayerPlan
 from ilgnet_repro.layers.support.registry import layer_types

@@ -12,7 +12,7 @@ import torch
 from golden_cases import NAMES, SHAPED_BY_VALUES, Case, read_case, tolerance
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.runtime.net import CaffeNet
 

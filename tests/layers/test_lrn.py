@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from layer_nets import check, draw, one_layer
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 
 
 def slow_lrn(x, size, alpha, beta, *, k, within):

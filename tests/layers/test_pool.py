@@ -13,7 +13,7 @@ from one_layer import run, run_onnx, run_source
 from slow_pooling import LOWEST, slow_counts, slow_pool
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.layers.proposal import ProposalLayer
 from ilgnet_repro.layers.python_layer import PythonLayer, register_python_layer

@@ -10,7 +10,7 @@ import slow_detection as slow
 from one_layer import assert_all_uses, build, draw, run, run_onnx, run_source
 
 from ilgnet_repro.errors import LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 
 USES = (run, run_onnx, run_source)
 FEATURE, PICTURE = (2, 8, 3, 5), (2, 3, 64, 90)

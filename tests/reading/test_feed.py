@@ -13,7 +13,7 @@ import torch
 
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.reading.feed import Feed
+from ilgnet_repro.reading.data_layer_batches import Feed
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.testing import _own_passes

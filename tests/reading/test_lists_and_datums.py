@@ -189,7 +189,8 @@ def test_reader_by_number_and_key(golden):
 
 @pytest.mark.parametrize("window", [1, 30_000], ids=["every-row", "few-rows"])
 def test_reading_is_the_same_however_often_the_map_is_given_back(window, golden, monkeypatch):
-    from ilgnet_repro.reading import lmdb_environment, lmdb_read
+    from ilgnet_repro.reading import lmdb_read
+    from ilgnet_repro.reading import lmdb_read_environment as lmdb_environment
 
     path = golden / "pipeline" / "raw64_lmdb"
     rows = list(LmdbReader(path))

@@ -19,7 +19,7 @@ from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.caffe_tool.test import caffe_test
 from ilgnet_repro.caffe_tool.time import caffe_time
 from ilgnet_repro.errors import GraphError, LayerError
-from ilgnet_repro.export.onnx_writer import build_onnx
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.to_pt2 import export
 from ilgnet_repro.runtime.modes import as_loaded

@@ -1,4 +1,4 @@
-"""Whether a net that is saved still has the weights of the file it was loaded from, and what is said of it if not."""
+"""Whether the weights of a net that is saved are still those of the file it was loaded from, and the note if not."""
 
 from __future__ import annotations
 

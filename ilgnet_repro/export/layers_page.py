@@ -1,4 +1,4 @@
-"""The table of supported layers, made from the classes: `python -m ilgnet_repro.export.layers_table --write FILE`.
+"""The table of supported layers, made from the classes: `python -m ilgnet_repro.export.layers_page --write FILE`.
 
 It goes between two markers, `<!-- layers:start -->` and `<!-- layers:end -->`; without ``--write`` it is printed.
 """
@@ -18,7 +18,7 @@ from ..layers.support.base import Layer
 from ..layers.support.registry import layer_types
 
 START, END = "<!-- layers:start -->", "<!-- layers:end -->"
-COMMAND = "python -m ilgnet_repro.export.layers_table --write"
+COMMAND = "python -m ilgnet_repro.export.layers_page --write"
 YES, NO = "✓", "–"
 HEAD = ("layer", "torch", "gradient", "ONNX", "source")
 
@@ -69,7 +69,7 @@ def replaced(text: str, name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table or write it into pages; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ilgnet_repro.export.layers_table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ilgnet_repro.export.layers_page", description=__doc__)
     parser.add_argument("--write", nargs="+", default=[], metavar="FILE", help="pages that hold the markers")
     options = parser.parse_args(arguments)
     try:

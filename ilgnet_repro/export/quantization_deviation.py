@@ -1,4 +1,4 @@
-"""The deviation of quantized weights: the outputs of both nets on the same inputs, compared."""
+"""What quantized weights cost: the outputs of both nets on the same images, compared."""
 
 from __future__ import annotations
 

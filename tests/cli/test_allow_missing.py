@@ -10,7 +10,6 @@ import pytest
 
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.cli.test import _command
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 TEXT = """
@@ -100,11 +99,3 @@ def test_audit_tells_what_is_filled(capsys) -> None:
     out = capsys.readouterr().out
     assert "weights: not in the file, filled as the prototxt says: scale (constant 2)" in out
     assert "fc8: the weights file has no blobs for it" in out
-
-
-def test_the_command_of_a_test_names_each_layer() -> None:
-    from argparse import Namespace
-
-    args = Namespace(dataset="own", weights="w", allow_missing=["a", "b c"], fast=False)
-    assert _command(args) == "ilgnet test own --weights w --allow-missing a --allow-missing 'b c'"
-    assert _command(Namespace(dataset="own", allow_missing=[])) == "ilgnet test own"

@@ -144,29 +144,6 @@ def test_compare_any_pair(first: str, second: str) -> None:
     assert main(["compare", first, second]) == 0
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_test(name: str, capsys) -> None:
-    text = SMALL_TEXT.replace("dim: 7", "dim: 9").replace("num_output: 5", "num_output: 2")
-    write_weights(Path("two.caffemodel"), text)
-    Path("two.prototxt").write_text(text)
-    assert main(["convert", "two.caffemodel", "--to", "safetensors,onnx,pt2,hdf5"]) == 0
-    Path("list.txt").write_text("a.png 0\nb.png 1\nc.png 1\n")
-    options = [
-        "--list",
-        "list.txt",
-        "--pictures",
-        ".",
-        "--mean-value",
-        "100",
-        "--resize",
-        "12",
-        "--out",
-        "run",
-    ]
-    assert main(["test", "own", "--weights", name.replace("net", "two"), *options]) == 0
-    assert Path("run/run.json").is_file()
-
-
 def test_an_onnx_file_that_prepares_images_takes_several_sizes(capsys) -> None:
     options = ["--to", "onnx", "--with-preprocessing", "--mean-value", "104,117,123", "--out", "prepared"]
     assert main(["convert", "net.caffemodel", *options]) == 0

@@ -101,7 +101,6 @@ def test_escaped(text, line, lines, page) -> None:
 
 # What is run in a folder with NAME.png, 1.png and their list; DB and the like are outputs of the ones before.
 COMMANDS = [
-    ("check", ["partition", "check", "l.txt", "--pictures", ".", "--bad", f"{NAME}.bad"], 1),
     ("make", ["lmdb", "make", "./", "l.txt", f"{NAME}_db"], 0),
     ("info", ["lmdb", "info", f"{NAME}_db"], 0),
     ("export", ["lmdb", "export", f"{NAME}_db", f"{NAME}_out"], 0),
@@ -145,7 +144,6 @@ def test_commands_take_names_of_any_bytes(tmp_path) -> None:
     }, err[-500:]
     assert "\x1b" not in out + err
     assert r"caf\udce9\x1b[31m" in out
-    assert (tmp_path / f"{NAME}.bad").read_bytes() == os.fsencode(f"no{NAME}.png missing\n")
     page = (tmp_path / f"{NAME}.html").read_bytes().decode()
     assert "\x1b" not in page and r"caf\udce9\x1b[31m.png" in page
     assert (tmp_path / f"{NAME}_out" / f"{NAME}.png").exists()

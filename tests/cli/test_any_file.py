@@ -256,11 +256,11 @@ REFUSED = {
     ),
     "compare --prototxt": (
         ["compare", "net.onnx", "net.pt2", "--prototxt", "net.prototxt"],
-        "net.onnx and net.pt2: neither is made of Caffe weights, so --prototxt does not apply; leave it out",
+        "net.onnx and net.pt2: neither is Caffe weights, so --prototxt does not apply; leave it out",
     ),
     "compare --stage": (
         ["compare", "net.onnx", "net.pt2", "--stage", "deploy"],
-        "net.onnx and net.pt2: neither is made of Caffe weights, so --stage does not apply; leave it out",
+        "net.onnx and net.pt2: neither is Caffe weights, so --stage does not apply; leave it out",
     ),
     "convert prototxt weights": (
         ["convert", "net.prototxt", "net.caffemodel", "--out", "o"],

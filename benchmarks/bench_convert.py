@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Each measurement is a process of its own, so that none inherits another's memory; the clock starts after
+# Each measurement is a separate process, so that none inherits another's memory; the clock starts after
 # the imports.
 PRELUDE = """
 import json, sys, threading, time, torch
@@ -90,7 +90,7 @@ def lengthen(weights: Path, size: int) -> None:
 
 
 def main() -> int:
-    """Measure and print a line each."""
+    """Measure, and print one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--repeat", type=int, default=5)

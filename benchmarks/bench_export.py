@@ -2,7 +2,7 @@
 
     python benchmarks/bench_export.py ilgnet.caffemodel [--to onnx pt2 python safetensors]
 
-Each format is written by a process of its own.  Memory is anonymous memory (what a memory map of the weights
+Each format is written by a separate process.  Memory is anonymous memory (what a memory map of the weights
 takes can be given back at any time, and is not counted), sampled every 5 ms, less what the imports took.
 """
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Images a second of ILGNet at batches 1 and 16: OpenCV 4, the exact net, the fast path in each precision.
+"""Images per second of ILGNet at batches 1 and 16: OpenCV 4, the exact net, the fast path in each precision.
 
     python benchmarks/bench_inference.py [--rounds 40] [--threads 2] [--torch-compile] [--json FILE]
 
 All run in turns, in one process, on the same weights (seeded, those that tests/golden was recorded with) and
 the recorded images; each one's best round counts, since other programs on the machine only ever slow a
 round down.  Deviations are from the exact net: on the two recorded images, and on the hundred of
-golden/ilgnet/val_lmdb where the authors' mean file is at hand (../shared).
+golden/ilgnet/val_lmdb if the authors' mean file is available (../shared).
 """
 
 import argparse

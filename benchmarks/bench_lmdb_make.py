@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Making an encoded 256x256 LMDB from JPEGs, against a bare cv2.imread + resize + imencode loop.
 
-Prints images a second and two ratios: builder on one core over the bare loop (wanted: 0.9 or more), and
+Prints images per second and two ratios: builder on one core over the bare loop (wanted: 0.9 or more), and
 all cores over one core, beside what the bare loop itself gains from as many threads (the machine's ceiling).
 Rounds alternate, and the best of each counts, so that a busy machine disturbs all alike.
 """
@@ -40,7 +40,7 @@ def bare(path: str) -> int:
 
 
 def rates(work: Callable[[], object]) -> tuple[float, float]:
-    """Images a second by the clock, and a second of processor time, which other programs do not use up."""
+    """Images per second of wall time, and per second of processor time, which other programs do not affect."""
     clock, processor = time.perf_counter(), time.process_time()
     work()
     return IMAGES / (time.perf_counter() - clock), IMAGES / (time.process_time() - processor)
@@ -67,7 +67,7 @@ def main() -> None:
                 clock, processor = rates(work)
                 best[name] = max(best[name][0], clock), max(best[name][1], processor)
     for name, (clock, processor) in best.items():
-        print(f"{name:22} {clock:8.0f} images/s, {processor:8.0f} a second of processor time")
+        print(f"{name:22} {clock:8.0f} images/s, {processor:8.0f} per second of processor time")
     bare_loop, bare_all, builder, all_cores = best.values()
     one = [own / other for own, other in zip(builder, bare_loop, strict=True)]
     threads, ceiling = all_cores[0] / builder[0], bare_all[0] / bare_loop[0]

@@ -109,7 +109,7 @@ def one_round(net: CaffeNet, other: Callable[[Tensor], Tensor], x: Tensor, turns
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure both nets and print a line each."""
+    """Measure both nets, and print one line for each."""
     tune_process()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Reading LMDBs of 256x256 images as ILGNet's input, against ten times what the net consumes.
 
-The net takes 31 images a second in Caffe on two cores; the reader is wanted at 310 or more. Every image
-is decoded, freed of its mean image, cropped to 227 and put in a tensor, in this process alone.
+The net takes 31 images per second in Caffe on two cores; the reader is wanted at 310 or more. Every image
+is decoded, the mean image subtracted, cropped to 227 and copied to a tensor, in this process only.
 """
 
 import sys

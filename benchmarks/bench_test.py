@@ -1,12 +1,12 @@
-"""Images a second of `ilgnet test` (protocol full, batch 48) beside the bare forward pass and OpenCV 4's.
+"""Images per second of `ilgnet test` (protocol full, batch 48) beside the bare forward pass and OpenCV 4's.
 
     python benchmarks/bench_test.py ilgnet.caffemodel [--pictures 192] [--encoded] [--rounds 3] [--fast float16]
 
-All are measured in turns, in one process, on the same machine; OpenCV only runs the net, on images that are
-ready. Three figures say how near the test comes to the bare pass of its own net: the ratio of their best
+All are measured alternately, in one process, on the same machine; OpenCV only runs the net, on images that are
+ready. Three figures compare the test with the forward pass of its net alone: the ratio of their best
 rounds; that of their processor times, which other programs on the machine disturb less; and the share of the
-test's time that was spent inside the net.  Where Caffe 1.0 makes 31 images a second of ILGNet, OpenCV makes
-36 at batch 16, so that 1.3 times Caffe is 1.12 times OpenCV.
+test's time that was spent inside the net.  Caffe 1.0 runs ILGNet at 31 images per second and OpenCV at
+36 at batch 16, so 1.3 times Caffe is 1.12 times OpenCV.
 """
 
 from __future__ import annotations

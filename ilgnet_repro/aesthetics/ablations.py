@@ -31,12 +31,12 @@ def plain_block(net: NetBuilder, module: str, bottom: str) -> str:
 
 
 def without_local(net: NetBuilder, data: str) -> str:
-    """ILGNet's scores from the global head only."""
+    """The class scores of ILGNet from the global head only."""
     return ilgnet.scores(net, data, local=False)
 
 
 def without_inception(net: NetBuilder, data: str) -> str:
-    """ILGNet's scores from plain convolutions."""
+    """The class scores of ILGNet from plain convolutions."""
     return ilgnet.scores(net, data, block=plain_block)
 
 
@@ -108,7 +108,7 @@ def googlenet_whole_train_val() -> caffe_pb2.NetParameter:
 
 
 def ilgnet_without_local() -> caffe_pb2.NetParameter:
-    """ILGNet whose global features alone decide."""
+    """ILGNet with its global features only."""
     return _variant_deploy("ILGNet_without_local", without_local)
 
 
@@ -118,7 +118,7 @@ def ilgnet_without_local_train_val() -> caffe_pb2.NetParameter:
 
 
 def ilgnet_without_inception() -> caffe_pb2.NetParameter:
-    """ILGNet with plain convolutions for Inception modules."""
+    """ILGNet with plain convolutions in place of Inception modules."""
     return _variant_deploy("ILGNet_without_inception", without_inception)
 
 

@@ -74,7 +74,7 @@ class TestLog:
         return tuple(counts)
 
     def accuracy_blob(self) -> str:
-        """The blob that holds the accuracy; raises FormatError if no blob or more than one could."""
+        """The blob with the accuracy; raises FormatError if no blob or more than one could."""
         losses = {line.blob for line in self.summary if line.weight is not None}
         names = [
             name
@@ -87,7 +87,7 @@ class TestLog:
 
 
 def read_test_log(path: str | os.PathLike[str]) -> TestLog:
-    """Read a `caffe test` log; raises FormatError if it cannot be read or holds no batch."""
+    """Read a `caffe test` log; raises FormatError if it cannot be read or contains no batch."""
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:

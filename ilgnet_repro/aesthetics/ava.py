@@ -1,4 +1,4 @@
-"""AVA.txt: one row per image, with the ten vote counts that everything else is made from.
+"""AVA.txt: one row per image, with the ten vote counts from which everything else is computed.
 
 Columns, separated by blanks: index, image id, the counts of the votes 1 to 10, two semantic tags,
 challenge id (Murray, Marchesotti, Perronnin: AVA, CVPR 2012).
@@ -18,7 +18,7 @@ from ..errors import DataError
 COLUMNS = 15
 SCORES = np.arange(1, 11, dtype=np.int64)
 _LONGEST_LINE = 1024
-_LARGEST = 2**31 - 1  # every number is kept in 32 bits, which is also what makes the sums below exact
+_LARGEST = 2**31 - 1  # every number fits 32 bits, so the sums below are exact
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class AvaTable:
     def stds(self) -> np.ndarray:
         """Standard deviation of each image's votes, float64 (N,)."""
         counts = self.counts
-        # In float64 from here: with 2^31 votes the product would leave 64 bits.
+        # In float64 from here: with 2^31 votes the product would overflow 64 bits.
         variance = (self.votes @ SCORES**2) / counts - self.means**2
         return np.sqrt(np.maximum(variance, 0.0))
 
@@ -99,11 +99,11 @@ class AvaTable:
         return self.votes / self.counts[:, None]
 
     def take(self, rows: np.ndarray) -> AvaTable:
-        """The given rows (indices or a mask) as a table of their own."""
+        """The given rows (indices or a mask) as a new table."""
         return AvaTable(self.file, self.ids[rows], self.votes[rows], self.tags[rows], self.challenges[rows])
 
     def without(self, ids: set[int]) -> AvaTable:
-        """The table less the images of these ids (missing or corrupt ones, say)."""
+        """The table without the images of these ids (missing or corrupt ones, say)."""
         return self.take(~np.isin(self.ids, np.fromiter(ids, np.int64, len(ids))))
 
 
@@ -126,7 +126,7 @@ def _numbers(line: bytes) -> list[int]:
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[list[int]]:
-    """The numbers of each line; line k of the file is item k - 1, for blank lines may only end it."""
+    """The numbers of each line; line k of the file is item k - 1, since blank lines are allowed only at its end."""
     blank = 0
     try:
         with open(path, "rb") as file:

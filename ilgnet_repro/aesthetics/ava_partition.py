@@ -1,4 +1,4 @@
-"""Seeded AVA1 and AVA2 partitions, standing for the authors' unseeded programs.
+"""Seeded AVA1 and AVA2 partitions, in place of the authors' unseeded programs.
 
 A draw depends on the images, their votes and the seed only: rows are put in the order of their ids
 first, and the random stream is the one NumPy promises never to change (RandomState, NEP 19).
@@ -24,7 +24,7 @@ PUBLISHED_VAL_SIZES = (4_000, 16_000)  # low, high: the class sizes of the autho
 ORDERS = ("class", "shuffled")
 BOUNDARY = 5
 
-LISTS = ("train.txt", "val.txt")  # what a partition is written as
+LISTS = ("train.txt", "val.txt")  # the files of a partition
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Partition:
-    """Train and val lists over one table; ``dropped`` training images lay within delta of the cut."""
+    """Train and val lists over one table; ``dropped`` training images were within delta of the cut."""
 
     train: Split
     val: Split

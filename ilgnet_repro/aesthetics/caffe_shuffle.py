@@ -45,7 +45,7 @@ class SeedSearch:
 
     @property
     def found(self) -> int | None:
-        """The seed that stands out (p below 0.01), else None."""
+        """The seed that is significantly best (p below 0.01), else None."""
         return self.best[0].seed if self.best and self.p_value < 0.01 else None
 
 

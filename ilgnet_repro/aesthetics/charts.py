@@ -1,4 +1,4 @@
-"""The report's charts, as SVG that takes the page's own text colour."""
+"""The report's charts, as SVG in the page's text colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .metrics import Metrics
 
-# Drawn in these, then exchanged for the page's CSS colours, so that one chart serves light and dark.
+# Drawn in these, then replaced by the page's CSS colours, so that one chart suits light and dark.
 _TEXT, _FIRST, _SECOND, _GRID = "#010203", "#010204", "#010205", "#010206"
 _CSS = {
     _TEXT: "currentColor",
@@ -23,7 +23,7 @@ _CSS = {
 
 @dataclass(frozen=True)
 class Chart:
-    """An ``<svg>`` element, from the attributes of its start tag on, and what is read out for it."""
+    """An ``<svg>`` element, from the attributes of its start tag on, and its text for screen readers."""
 
     rest_of_svg: str
     description: str
@@ -37,7 +37,7 @@ def _draw(name: str, description: str, size: tuple[float, float], paint: Callabl
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,  # the same ids at every run: the same report for the same result
+        "svg.hashsalt": name,  # the same ids in every run, so that equal results have equal reports
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,
@@ -61,7 +61,7 @@ def _draw(name: str, description: str, size: tuple[float, float], paint: Callabl
     svg = svg[svg.index("<svg ") + len("<svg ") :]
     for drawn, css in _CSS.items():
         svg = svg.replace(drawn, css)
-    # Several charts share one page, and ids must not meet.
+    # Several charts share one page, so ids must be unique.
     for mark in ('id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}{name}-")
     return Chart(svg, description)

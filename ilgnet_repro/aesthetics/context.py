@@ -1,4 +1,4 @@
-"""What a run's files are, by their checksums, and what is to be warned of."""
+"""What a run's files are, by their checksums, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .releases import Release, default_folder, file_sha256, find_release, known_
 from .results import Source
 
 RANDOM_MARK = "RANDOM weights"
-"""A net with this in its name says that it was not trained."""
+"""A net with this in its name states that it was not trained."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def identify_weights(path: str | os.PathLike[str], net: Runnable) -> Weights:
 
 
 def weights_warnings(weights: Weights, dataset: str) -> list[str]:
-    """Warn of weights that are no released ones, where a released dataset is tested."""
+    """Warn of weights that are not released ones, where a released dataset is tested."""
     if weights.random or weights.release is not None or dataset not in PUBLISHED:
         return []
     return [
@@ -146,7 +146,7 @@ def choose_mean(
 
 
 def _expected_mean(dataset: str, weights: Weights) -> Release | None:
-    """A mean goes with the training list: that of the weights, if it is known."""
+    """A mean belongs to the training list: that of the weights, if it is known."""
     trained_on = weights.release.trained_on if weights.release else None
     name = trained_on.removesuffix("-train") if trained_on else dataset
     return find_release(f"{name}-mean") if name in PUBLISHED else None

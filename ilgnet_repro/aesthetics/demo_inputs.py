@@ -1,4 +1,4 @@
-"""What `make demo` runs on: nets with random weights, and labelled images it draws itself."""
+"""What `make demo` runs on: nets with random weights, and labelled images that it generates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ILGNET_BYTES = 603_752_328  # of the weights alone
 
 
 def check_folder(folder: Path) -> None:
-    """Raise IlgnetError unless ``folder`` is absent, empty or of an earlier demo: what it holds is replaced."""
+    """Raise IlgnetError unless ``folder`` is absent, empty or of an earlier demo: its content is replaced."""
     if not folder.is_dir() or any(_is_demo(folder / name) for name in (WEIGHTS, SMALL_WEIGHTS)):
         return
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Getting released files from the network or a folder: checked, and whole or absent under their name."""
+"""Fetches released files from the network or a folder: checked, and complete or absent under their name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def get(
     release: Release, target: Path, *, folder: Path | None = None, mirror: str | None = None, proxy: str | None = None,
     timeout: float = 30, tries: int = 5, pause: float = 1, progress: Callable[[int], None] = lambda held: None,
 ) -> None:  # fmt: skip
-    """Fetch a release into ``target``, or copy it from ``folder``; a good copy already there is left alone.
+    """Fetch a release into ``target``, or copy it from ``folder``; a good copy that exists is kept.
 
     ``mirror`` replaces the manifest's addresses (MIRROR/path), ``proxy`` that of the environment; ``target.part`` is
     resumed. ``pause`` seconds lie between two tries, twice as long each time. Raises DownloadError with each failure.
@@ -40,7 +40,7 @@ def get(
         if folder:
             with atomic_path(target) as temporary:
                 shutil.copyfile(sources[0], temporary)
-                if found := fault(release, temporary):  # the copy is checked: what was written is what counts
+                if found := fault(release, temporary):  # the copy is checked, not its source
                     raise DownloadError(f"{sources[0]}: changed while it was copied ({found}); run again")
             return progress(release.size)
         opener = web.build_opener(web.ProxyHandler({"http": proxy, "https": proxy} if proxy else None))
@@ -99,19 +99,19 @@ def _fetch(
         raise ConnectionError(f"stopped after {held} of {release.size} bytes")
     if (digest := file_sha256(part)) != release.sha256:
         part.unlink()
-        kind = ConnectionError if resumed else DownloadError  # the bytes of an earlier run may be to blame
+        kind = ConnectionError if resumed else DownloadError  # the bytes of an earlier run may be the cause
         raise kind(f"serves SHA-256 {digest} where the manifest says {release.sha256}")
 
 
 def _ask(file: IO[bytes], timeout: float, request: Callable[..., Any], *words: Any) -> Any:
-    """What the server answers, and its failures in words; see `_fetch`."""
+    """The server's response, with its failures as messages; see `_fetch`."""
     try:
         return request(*words)
     except HTTPError as error:
         error.close()
         code, told = error.code, f"answers HTTP {error.code}"
         if code == 416:
-            file.truncate(0)  # the bytes held are not those of the file
+            file.truncate(0)  # the bytes so far are not those of the file
         if code < 400:
             told = f"redirects in a circle or out of http (HTTP {code})"
         raise (ConnectionError if code >= 500 or code in (408, 416, 429) else DownloadError)(told) from None

@@ -1,4 +1,4 @@
-"""`ilgnet test`: a protocol run on a weights file, with all that its result needs to be understood."""
+"""`ilgnet test`: a protocol run on a weights file, with the context of its result."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> 
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether a folder holds a run's result, or what a run that was interrupted left."""
+    """Whether a folder contains a run's result, or that of an interrupted run."""
     run, journal = folder / "run.json", folder / JOURNAL
     return (run.is_file() and is_run(run)) or (journal.is_file() and is_journal(journal))
 
@@ -210,7 +210,7 @@ def _side(net: Runnable) -> int:
 
 
 def _departures(test: Test) -> list[str]:
-    """Say where a run called `published` is not what was published."""
+    """Warn where a run called `published` differs from what was published."""
     if test.protocol.batches is None or test.dataset not in BATCH_SIZES:
         return []
     usual = (test.protocol.batches, BATCH_SIZES[test.dataset])

@@ -1,4 +1,4 @@
-"""A CSV journal of per-image results that outlives a killed run."""
+"""A CSV journal of per-image results that is valid after a killed run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Journal:
         lines = content.split(b"\n")
         self.rows: list[Row] = []
         kept = 0
-        # A journal killed within its first line holds nothing yet; anything else that differs is not ours.
+        # A journal killed within its first line is still empty; anything else that differs is not ours.
         if content and not heading.startswith(content):
             if lines[0] + b"\n" != heading:
                 self._file.close()
@@ -63,7 +63,7 @@ class Journal:
             self._write(heading)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write ``rows`` and wait until the disk has them."""
+        """Write ``rows`` and wait until they are on disk (fsync)."""
         self._write(b"".join(_sealed(row_fields(row)) for row in rows))
 
     def _write(self, data: bytes) -> None:
@@ -89,7 +89,7 @@ class Journal:
 
 
 def _sealed(fields: Sequence[str | int | float]) -> bytes:
-    # A line break within a name would split its row: it is spelt out, and so is the backslash then.
+    # A line break within a name would split its row: it is escaped, and so is the backslash then.
     plain = csv_line(fields).removesuffix("\n")
     text = (
         plain.replace("\\", "\\\\")

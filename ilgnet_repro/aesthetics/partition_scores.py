@@ -1,4 +1,4 @@
-"""Mean scores and vote counts beside a partition, so that regression and EMD need not go back to AVA.txt."""
+"""Mean scores and vote counts beside a partition, so that regression and EMD do not need AVA.txt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The named ways to test a two-class net on AVA: which images, how prepared, how counted."""
+"""The named ways to test a two-class net on AVA: which images are read, and how they are prepared and counted."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ class Preparation:
 
     @property
     def stage(self) -> tuple[int, int]:
-        """The size images are brought to before the crop: the mean image's own, where there is one."""
+        """The size that images are resized to before the crop: the mean image's own, where there is one."""
         image = self.mean.image
         return (self.resize, self.resize) if image is None else (image.shape[1], image.shape[2])
 
     @property
     def one(self) -> Preprocessing:
-        """What is done to each image alone."""
+        """The preparation of each single image."""
         size = (self.side, self.side)
         if self.protocol.whole:
             return Preprocessing(size=size, mean_value=self.mean.channels)

@@ -1,4 +1,4 @@
-"""The figures published for ILGNet, as its authors' logs have them, and how ours compares."""
+"""The figures published for ILGNet, as in its authors' logs, and how ours compares."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PublishedFigure:
 
     @property
     def counted_twice(self) -> int:
-        """Images such a run reads twice, the database wrapping round to its start."""
+        """Images that such a run reads twice, because the database wraps to its start."""
         return self.full_iterations * self.batch_size - self.rows
 
 

@@ -51,7 +51,7 @@ def releases() -> tuple[Release, ...]:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
-        if "model" in fields:  # the size and digest stand with what else is known of the model
+        if "model" in fields:  # the size and digest are with the model's other data
             model = find_model(fields.pop("model"))
             assert model is not None
             fields |= {"size": model.size, "sha256": model.digests[0].removeprefix("sha256:")}
@@ -129,7 +129,7 @@ def fault(release: Release, path: str | os.PathLike[str]) -> str | None:
 
 
 def addresses_of(release: Release, mirror: str | None = None) -> list[str]:
-    """Where to fetch a release: MIRROR/path, or what the manifest says.
+    """Where to fetch a release: MIRROR/path, or the manifest's addresses.
 
     Raises DownloadError where that is nowhere, or neither http nor https.
     """

@@ -102,7 +102,7 @@ def _against_other(run: RunResult, other: RunResult) -> McNemar:
 
 
 def report_values(report: Report) -> dict[str, Any]:
-    """The report as a dictionary that JSON can hold; the images themselves stay in the run's table."""
+    """The report as a dictionary for JSON; the images themselves stay in the run's table."""
     run, figure = report.run, report.figure
     about = {name: value for name, value in run.to_dict().items() if name != "pictures"}
     interval = wilson(run.correct, run.count)
@@ -141,7 +141,7 @@ def _range(interval: Interval | None) -> str:
 
 
 def accuracy_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """The accuracy as the protocol counts it, that published and that of always answering high.
+    """The accuracy as the protocol counts it, the published one and that of always answering high.
 
     Each row is name, value, right answers of all, and 95 % Wilson interval.
     """

@@ -26,7 +26,7 @@ from .results import Source
 from .verdict import Verdict
 
 ImageLoader = Callable[[str], "np.ndarray | None"]
-"""Gives a listed image as (H, W, 3) BGR uint8, or None if it has none."""
+"""Returns a listed image as (H, W, 3) BGR uint8, or None if there is none."""
 
 THUMBNAIL_SIDE = 160
 

@@ -56,7 +56,7 @@ def add(net: NetBuilder, name: str, shortcut: str, residual: str) -> str:
 
 
 def wide_inception(net: NetBuilder, module: str, bottom: str) -> str:
-    """Modules 2a, 2b: 3×3, 5×5 and 1×1 branches, joined and projected to 128 channels."""
+    """Modules 2a, 2b: 3×3, 5×5 and 1×1 branches, concatenated and projected to 128 channels."""
     block = f"inception_{module}"
     three = conv_prelu(net, block, "3x3_reduce", bottom, 32, kernel_size=1)
     three = conv_prelu(net, block, "3x3", three, 64, kernel_size=3, pad=1)
@@ -68,7 +68,7 @@ def wide_inception(net: NetBuilder, module: str, bottom: str) -> str:
 
 
 def narrow_inception(net: NetBuilder, module: str, bottom: str) -> str:
-    """Modules 3a, 3b: 1×1 and 3×3 branches, joined and projected to 256 channels."""
+    """Modules 3a, 3b: 1×1 and 3×3 branches, concatenated and projected to 256 channels."""
     block = f"inception_{module}"
     one = conv_prelu(net, block, "1x1", bottom, 128, kernel_size=1)
     three = conv_prelu(net, block, "3x3_reduce", bottom, 64, kernel_size=1)

@@ -1,4 +1,4 @@
-"""What a test run leaves behind: results per image and per batch, as JSON, CSV and Parquet."""
+"""The results of a test run: per image and per batch, as JSON, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _batch(values: Mapping[str, Any]) -> BatchRow:
 
 
 EXACT = "the exact net"
-_KEYS = {"images": "pictures"}  # the fields whose key in run.json is another word, from before
+_KEYS = {"images": "pictures"}  # fields whose key in run.json keeps an earlier name
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class RunResult:
         return sum(batch.size for batch in self.batches)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold; NaN mean scores become None."""
+        """A dictionary for JSON; NaN mean scores become None."""
         values = {_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         scores = self.images.mean_score
         return values | {
@@ -201,7 +201,7 @@ class RunResult:
             raise FormatError(f"{file}: not a run's result ({error}); write it with `ilgnet test`") from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the run as JSON, whole or not at all."""
+        """Write the run as JSON, complete or not at all."""
         with atomic_file(path, "w") as file:
             file.write(json_text(self.to_dict()))
 
@@ -222,7 +222,7 @@ Row = tuple[str, int, float, float, float]  # the mean score is NaN where unknow
 
 
 def write_table(path: str | os.PathLike[str], images: ImageResults) -> None:
-    """Write CSV, or Parquet where the name ends in .parquet; the file appears whole or not at all."""
+    """Write CSV, or Parquet where the name ends in .parquet; the file is complete or absent."""
     if Path(path).suffix == ".parquet":
         _write_parquet(path, images)
         return
@@ -293,7 +293,7 @@ def csv_line(fields: Sequence[str | int | float]) -> str:
 
 
 def parse_row(fields: Sequence[str], place: str) -> Row:
-    """The row that ``row_fields`` spelt; raises FormatError naming ``place``."""
+    """The row that ``row_fields`` wrote; raises FormatError naming ``place``."""
     try:
         name, label, probability, loss, score = fields
         return name, int(label), float(probability), float(loss), float(score) if score else math.nan

@@ -37,7 +37,7 @@ def ava1(train_net: str = "train.prototxt", test_net: str = "val.prototxt") -> c
 
 
 def ava1_own_nets() -> caffe_pb2.SolverParameter:
-    """`ava1` for its own nets: it has databases and a batch size of its own."""
+    """`ava1` for its own nets: it has its own databases and batch size."""
     return ava1("ava1_train.prototxt", "ava1_val.prototxt")
 
 

@@ -1,4 +1,4 @@
-"""A learnable aesthetic task made on the spot: images whose label follows from composition and colour.
+"""A generated, learnable aesthetic task: images whose label follows from composition and colour.
 
 Each image has one subject on a plain ground.  It is good (1) when the subject stands on a crossing of
 the thirds *and* its colour is the opposite of the ground's; it is bad (0) when either fails, so neither
@@ -160,7 +160,7 @@ def trunk_net() -> pb.NetParameter:
 
 
 def reduced_ilgnet() -> pb.NetParameter:
-    """ILGNet with its two local heads and its global one, all reduced."""
+    """ILGNet with its two local heads and its global one, all narrower."""
     net = NetBuilder("reduced_ILGNet")
     _data(net, "train_lmdb", "TRAIN", True)
     tops = _trunk(net, _data(net, "val_lmdb", "TEST", False))

@@ -10,7 +10,7 @@ import numpy as np
 
 from .proportions import compare_proportions
 
-LEVEL = 0.01  # a difference this unlikely by chance is called one
+LEVEL = 0.01  # a difference less likely than this is called significant
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def compare_batches(
     spread = 2 * batch_size * pooled * (1 - pooled)
     statistic = float(((mine - log) ** 2).sum() / spread) if spread else None
     batches_p = None if statistic is None else float(chi2_law.sf(statistic, batches))
-    # The mean difference is subtracted first: weights or a mean file a little off shift every batch alike.
+    # The mean difference is subtracted first: slightly different weights or mean files shift every batch alike.
     around_shift = float(((mine - log - (mine - log).mean()) ** 2).sum())
     same_rows = bool(spread) and float(chi2_law.cdf(around_shift / spread, batches - 1)) < LEVEL / 10
     if (mine == log).all():
@@ -105,7 +105,7 @@ def compare_batches(
 
 
 def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str, ...]:
-    """The likely causes. Reports hold these texts as data, so their spelling stays."""
+    """The likely causes. Reports contain these texts as data, so their spelling stays."""
     if verdict == "identical":
         return ("Every batch agrees: same weights, same pictures in the same order, same preprocessing.",)
     if verdict == "compatible" and same_rows:
@@ -131,7 +131,7 @@ def _explain(verdict: str, same_rows: bool, ours: int, theirs: int) -> tuple[str
         " are in AVA1's train list.",
     )
     if same_rows:
-        # The batches rise and fall with the log's, yet the totals are apart: a shift, not other images.
+        # The batches rise and fall with the log's, but the totals differ: a shift, not other images.
         return paths
     better = "fewer" if ours < theirs else "more"
     return (f"Our run has {better} right answers than chance allows.", unknown_order, other_class, *paths)
@@ -147,7 +147,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class OrderAnalysis:
-    """What a log's counts say about the order of its rows, with no net at hand.
+    """What a log's counts show about the order of its rows, without a net.
 
     ``high_rows`` of the rows read have label 1 in this order. ``dispersion`` is Σ (k − n p)² / (n p (1 − p))
     over the batches with its two-sided ``dispersion_p``: near 1 where every batch is a like sample.

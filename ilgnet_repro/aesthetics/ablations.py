@@ -2,9 +2,9 @@
 
 - the first third (to inception_4a), two thirds (to inception_4d) and the whole of GoogLeNet, two classes;
 - ILGNet without the local heads;
-- ILGNet without Inception: a 1×1 and a 3×3 convolution stand for each module.
+- ILGNet without Inception: a 1×1 and a 3×3 convolution replace each module.
 
-The paper does not print the last one.  Here the 3×3 gives as many channels as the module it replaces and
+The paper does not print the last one.  Here the 3×3 has as many channels as the module it replaces and
 the 1×1 before it is as wide as makes the two equal the module's parameters within 1 %, so that the two
 nets differ in the shape of the block and in nothing else.
 """

@@ -36,7 +36,7 @@ class TestLog:
 
     ``batches[blob][k]`` are the values of batch k, several where the blob has several. ``net_text`` is the
     net as Caffe printed it, ``batch_size`` and ``source`` those of its data layer; all three None where the
-    log does not hold the net. ``fallback_seed`` says that Caffe found no source of entropy.
+    log does not contain the net. ``fallback_seed``: Caffe found no source of entropy.
     """
 
     __test__ = False  # not a test class, whatever pytest makes of the name
@@ -55,7 +55,7 @@ class TestLog:
     def counts(self, blob: str | None = None, batch_size: int | None = None) -> tuple[int, ...]:
         """Correct images of each batch: the printed accuracy times the batch size, rounded.
 
-        ``blob`` may be left out where one printed blob lies in [0, 1] and no loss has its name. Raises
+        ``blob`` may be left out where one printed blob is in [0, 1] and no loss has its name. Raises
         FormatError if the batch size is unknown or the values are no multiples of 1 / batch size.
         """
         size = batch_size or self.batch_size

@@ -36,7 +36,7 @@ class SeedSearch:
     """The seeds tried, best first (a few of them), and what chance alone would give.
 
     ``p_value`` is that of the best one-sided correlation times the number of seeds tried, at most 1: how
-    often a log with nothing to do with any of these orders would give as good a best.
+    often a log unrelated to all of these orders would have as good a best.
     """
 
     tried: int
@@ -59,7 +59,7 @@ def search_seed(
     """Try every seed's order of the list on the log's per-batch ``counts``.
 
     ``per_row`` (N,) holds a 0 or 1 for each row of the list in the order released: whether our run got it
-    right, or, where no weights are at hand, its label: a net that finds one class easier than the other
+    right, or, without weights, its label: a net that finds one class easier than the other
     scores higher in batches with more of it. 20,000 rows take about three minutes for all seeds on one core.
 
     Raises ValueError if the list is shorter than the batches, or ``counts`` or ``per_row`` do not vary.

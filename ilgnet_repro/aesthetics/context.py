@@ -29,7 +29,7 @@ RANDOM_MARK = "RANDOM weights"
 class Weights:
     """A weights file; ``release`` is the released file it is or comes from, ``random`` its own word.
 
-    What was done to a release's weights on the way (folded, fewer bits) stands in the source's ``known_as``; weights
+    How a release's weights were changed (folded, fewer bits) is in the source's ``known_as``; weights
     that were trained on since come from no release.
     """
 

@@ -48,7 +48,7 @@ def make_random_ilgnet(
 ) -> int:
     """Write a full-size ILGNet caffemodel (604 MB) of seeded random weights; return its size in bytes.
 
-    The net's name inside the file says what it is.
+    The net's name in the file states that it is random.
     """
     return _make_random(ilgnet.deploy(), LABEL, path, seed, progress)
 

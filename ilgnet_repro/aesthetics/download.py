@@ -24,7 +24,7 @@ def get(
     """Fetch a release into ``target``, or copy it from ``folder``; a good copy that exists is kept.
 
     ``mirror`` replaces the manifest's addresses (MIRROR/path), ``proxy`` that of the environment; ``target.part`` is
-    resumed. ``pause`` seconds lie between two tries, twice as long each time. Raises DownloadError with each failure.
+    resumed. ``pause`` seconds pass between two tries, twice as many each time. Raises DownloadError with each failure.
     """
     failures, part = [], target.with_name(target.name + ".part")
     try:

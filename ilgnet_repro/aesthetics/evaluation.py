@@ -91,7 +91,7 @@ def run_test(
 ) -> RunResult:
     """Run a test; write run.json, pictures.csv and, where images could not be read, bad.txt into ``out``.
 
-    ``net`` holds ``weights``. With ``resume`` an interrupted run continues from its journal;
+    ``net`` was loaded from ``weights``. With ``resume`` an interrupted run continues from its journal;
     the result is identical. Raises IlgnetError in one line.
     """
     started = time.monotonic()

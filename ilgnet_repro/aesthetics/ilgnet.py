@@ -1,6 +1,6 @@
 """ILGNet (Jin et al., arXiv 1610.02256): GoogLeNet to inception_4a, with local and global features concatenated.
 
-Two local heads look at whole early blobs (``temp1`` at inception_3a, ``temp2`` at inception_3b), a global
+Two local heads read whole early blobs (``temp1`` at inception_3a, ``temp2`` at inception_3b), a global
 one at the ``loss1`` branch (``temp3``).  Their 1024 features decide between low (0) and high (1) quality.
 Layer for layer and field for field these are the nets the authors released, in modern form.
 """

@@ -35,7 +35,7 @@ class LabelledImages(Protocol):
 
 
 class ListedImages:
-    """The rows of a list file, their images under ``root``. Raises DataError for a label but 0 and 1."""
+    """The rows of a list file, their images under ``root``. Raises DataError for a label other than 0 and 1."""
 
     order = "as given"
 
@@ -58,7 +58,7 @@ class ListedImages:
 
 
 class StoredImages:
-    """The rows of a Caffe LMDB in key order, which is how Caffe reads it.
+    """The rows of a Caffe LMDB in key order, in which Caffe reads it.
 
     Its list is written out again from keys and labels: a database made of a released list is known by it.
     """
@@ -77,7 +77,7 @@ class StoredImages:
         text = "\n".join(f"{name} {label}" for name, label in zip(names, labels, strict=True)).encode(
             "utf-8", "surrogateescape"
         )
-        # The released lists have no line break behind the last row.
+        # The released lists have no line break after the last row.
         digests = [hashlib.sha256(text).hexdigest(), hashlib.sha256(text + b"\n").hexdigest()]
         self.sha256 = next((digest for digest in digests if known_release(digest)), digests[1])
         self.release = known_release(self.sha256)
@@ -89,7 +89,7 @@ class StoredImages:
     def image(self, row: int) -> np.ndarray:
         stored = self._reader[row]
         datum = stored.datum()
-        # A grey file is read in colour; raw pixels are what they are.
+        # A grey file is decoded in colour; raw pixels keep their channels.
         image = datum_image(datum, key_text(stored.key), True if datum.encoded else None)
         return image.transpose(1, 2, 0)
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from .proportions import Measured, missing, proportion
 
-# Caffe's SoftmaxWithLoss takes the logarithm of no less than FLT_MIN.
+# Caffe's SoftmaxWithLoss clamps the probability to at least FLT_MIN before the logarithm.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of the reliability diagram: the images whose probability of index 1 lies in [low, high)."""
+    """One bin of the reliability diagram: the images whose probability of index 1 is in [low, high)."""
 
     low: float
     high: float
@@ -69,7 +69,7 @@ def cross_entropy(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = 10) -> tuple[Bin, ...]:
-    """The reliability diagram in equal-width bins; the last bin takes 1.0 too."""
+    """The reliability diagram in equal-width bins; the last bin includes 1.0."""
     index = np.minimum((np.asarray(probability, np.float64) * bins).astype(int), bins - 1)
     table = []
     for k in range(bins):
@@ -171,7 +171,7 @@ def _against(
     return function(probability[known], np.asarray(scores, np.float64)[known])
 
 
-# What a report shows of `Metrics`: the words, the field, and whether it is a share.
+# What a report shows of `Metrics`: title, field, and whether it is a proportion.
 FIGURES = (
     ("accuracy, each image once", "accuracy", True),
     ("loss, mean −log p", "loss", False),

@@ -17,7 +17,7 @@ from .releases import Release, known_release, releases, shared_rows
 
 @dataclass(frozen=True)
 class ListReport:
-    """What a list holds. ``class_sizes`` counts rows by label; ``runs`` is the number of stretches of one
+    """The content of a list. ``class_sizes`` counts rows by label; ``runs`` is the number of stretches of one
     label, ``first_run`` the length of the first; ``duplicates`` are the paths with more than one row."""
 
     file: str
@@ -32,12 +32,12 @@ class ListReport:
 
     @property
     def sorted_by_class(self) -> bool:
-        """Whether each of several classes stands in one stretch."""
+        """Whether there are several classes, each in one stretch."""
         return 1 < len(self.class_sizes) == self.runs
 
     @property
     def order_note(self) -> str | None:
-        """One line on what sorting by class does to a test that stops early; None for a mixed list."""
+        """One line on the effect of sorting by class on a test that stops early; None for a mixed list."""
         if not self.sorted_by_class:
             return None
         return (
@@ -47,7 +47,7 @@ class ListReport:
 
 
 def check_list(path: str | os.PathLike[str]) -> ListReport:
-    """Read a list through. Raises DataError for a bad row (with its line) or a list without rows."""
+    """Read a whole list. Raises DataError for a bad row (with its line) or a list without rows."""
     rows = ImageList(path)
     if not len(rows):
         raise DataError(f"{path}: no rows; write `path label` lines")
@@ -121,8 +121,8 @@ def warn_contaminated(weights_release: Release | None, partition_release: Releas
 
 @dataclass(frozen=True)
 class ImageReport:
-    """Paths (as the list has them) whose file is ``missing``, ``corrupt`` (no decoder takes it) or
-    ``truncated`` (it decodes, with grey where its end is cut off, which Caffe takes without a word)."""
+    """Paths (as the list has them) whose file is ``missing``, ``corrupt`` (it cannot be decoded) or
+    ``truncated`` (it decodes, with grey where its end is cut off, which Caffe accepts without a warning)."""
 
     checked: int
     missing: tuple[str, ...]
@@ -131,7 +131,7 @@ class ImageReport:
 
     @property
     def bad(self) -> dict[str, str]:
-        """Fault by path, for a list of what to leave out."""
+        """Defect by path, for a list of images to leave out."""
         kinds = ("missing", "corrupt", "truncated")
         return {name: kind for kind in kinds for name in getattr(self, kind)}
 
@@ -167,7 +167,7 @@ def _image_fault(folder: str | os.PathLike[str], name: str) -> tuple[str, str | 
 
 
 def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG's last scan, or a PNG, has no end mark. Trailing bytes after the mark are no fault."""
+    """Whether a JPEG's last scan, or a PNG, has no end mark. Trailing bytes after the mark are allowed."""
     if data.startswith(b"\xff\xd8"):
         # Inside a scan 0xff is followed by 0 or a restart mark, so these two cannot occur by chance there.
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")

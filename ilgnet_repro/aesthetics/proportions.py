@@ -57,7 +57,7 @@ def proportion(correct: int, count: int, what: str = "image") -> Measured:
 
 @dataclass(frozen=True)
 class Compatibility:
-    """Whether two proportions could be one: Fisher's exact test and the z statistic behind it."""
+    """Whether two proportions could be equal: Fisher's exact test and the z statistic."""
 
     difference: float
     z: float | None
@@ -88,7 +88,7 @@ def compare_proportions(
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two runs on the same images: how many only one of them got right, and what that says."""
+    """Two runs on the same images: how many only one of them got right, and the test of the difference."""
 
     only_first: int
     only_second: int

@@ -22,14 +22,14 @@ from .protocols import Preparation
 from .results import BatchRow, ImageResults, Row, from_rows
 
 Scorer = Callable[[Tensor], Tensor]
-"""Takes (N, 3, side, side), gives the probabilities (N, 2) of low and high."""
+"""Takes (N, 3, side, side), returns the probabilities (N, 2) of low and high."""
 
 _OFF_ONE = 1e-3  # how far from 1 the sum of two float32 (or bfloat16) probabilities may be
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found; ``bad`` are the images that could not be read, with the reason, each once."""
+    """The result of a run; ``bad`` are the images that could not be read, with the reason, each once."""
 
     images: ImageResults
     batches: tuple[BatchRow, ...]
@@ -64,7 +64,7 @@ def scorer(net: Runnable, device: str = "cpu") -> Scorer:
 
 @dataclass(frozen=True)
 class _Read:
-    """One row as it was read: its input, or None and why not."""
+    """One row as it was read: its input, or None with the reason."""
 
     row: int
     values: np.ndarray | None
@@ -93,7 +93,7 @@ def run_protocol(
     if batch_size < 1 or (batches is not None and batches < 1):
         raise IlgnetError(f"{batches} batches of {batch_size}: must be 1 or more")
     rows: list[Row] = list(journal.rows) if journal else []
-    # A batch that is in the journal in part is run again whole: its rows must not depend on the interruption.
+    # A batch that is in the journal in part is run again completely: its rows must not depend on the interruption.
     end = _end_of_batches(rows, batch_size)
     in_journal = len(rows) - end
     del rows[end:]
@@ -182,7 +182,7 @@ def _rows(
             rows.append((name, label, math.nan, math.nan, math.nan))
             continue
         both = next(scores)
-        # Not 1 − p: a float32 p near 1 has lost what the loss of the other label is made of.
+        # Not 1 − p: a float32 p near 1 has lost the digits of 1 − p.
         loss = -math.log(max(float(both[label]), SMALLEST_PROBABILITY))
         rows.append((name, label, min(float(both[1]), 1.0), loss, mean_score(name)))
     return rows

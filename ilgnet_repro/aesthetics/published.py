@@ -17,7 +17,7 @@ class PublishedFigure:
     ``rows`` and ``high_rows`` describe the whole released val list, of which the run read only the first
     ``iterations * batch_size`` images of its database. ``shuffle_candidate`` is the one seed of Caffe's
     shuffle under which the log's batches follow the labels (docs/reproducing.md has the evidence: a
-    chance of 1 in 300 to be none); None where no seed stands out.
+    probability of 1 in 300 of coincidence); None where no seed is clearly best.
     """
 
     dataset: str

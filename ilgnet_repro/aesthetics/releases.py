@@ -131,7 +131,7 @@ def fault(release: Release, path: str | os.PathLike[str]) -> str | None:
 def addresses_of(release: Release, mirror: str | None = None) -> list[str]:
     """Where to fetch a release: MIRROR/path, or the manifest's addresses.
 
-    Raises DownloadError where that is nowhere, or neither http nor https.
+    Raises DownloadError where there is no address, or one that is neither http nor https.
     """
     found = [f"{mirror.rstrip('/')}/{release.path}"] if mirror else list(release.addresses)
     if not found:

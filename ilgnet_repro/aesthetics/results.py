@@ -283,9 +283,9 @@ def row_fields(row: Row) -> list[str | int | float]:
 
 
 def csv_line(fields: Sequence[str | int | float]) -> str:
-    """One line of CSV, texts quoted, for a name may hold a line break.
+    """One line of CSV, texts quoted, since a name may contain a line break.
 
-    Numbers are spelt so that they read back exactly: a resumed run equals a whole one.
+    Numbers are written so that they read back exactly: a resumed run equals an uninterrupted one.
     """
     buffer = io.StringIO()
     csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(fields)

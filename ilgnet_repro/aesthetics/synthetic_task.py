@@ -1,8 +1,8 @@
 """A generated, learnable aesthetic task: images whose label follows from composition and colour.
 
-Each image has one subject on a plain ground.  It is good (1) when the subject stands on a crossing of
-the thirds *and* its colour is the opposite of the ground's; it is bad (0) when either fails, so neither
-place nor colour alone gives the label.  A reduced ILGNet learns it in minutes on one core: first a trunk on
+Each image has one subject on a plain background.  It is good (1) when the subject is on a crossing of
+the thirds *and* its colour is the opposite of the background's; it is bad (0) when either fails, so neither
+position nor colour alone determines the label.  A narrow ILGNet learns it in minutes on one core: first a trunk on
 the subject's colour, as GoogLeNet learned ImageNet, then the whole net, fine-tuned from that trunk.
 """
 

@@ -46,7 +46,7 @@ def batch_counts(
 ) -> tuple[int, ...]:
     """Right answers in each batch of a `caffe test` over rows (N,) bool, which wraps at the end of the list.
 
-    ``order[k]`` is the row that the database holds at place k; without it the rows are as given.
+    ``order[k]`` is the row at position k of the database; without it the rows are as given.
     Raises ValueError on an empty list.
     """
     if len(correct) == 0:

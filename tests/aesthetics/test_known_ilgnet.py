@@ -98,7 +98,7 @@ def test_a_score_is_of_an_output():
 
 def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
     about = about_net(ilgnet.val(), MINE)
-    assert about.notes[0].startswith("data (Data): its images' preprocessing is not read: mean_file ")
+    assert about.notes[0].startswith("data (Data): its preprocessing is not read: mean_file ")
     assert about.notes[1:] == (BY_LAYERS,)
     assert about.preprocessing.mean_value == AVA1.preprocessing.mean_value
 

@@ -252,7 +252,7 @@ def test_mean_scores_reach_the_rows(small: TinySet) -> None:
 class NetOf:
     """Called like a CaffeNet, and gives what it was made with for every picture."""
 
-    inputs, outputs = ("data",), ("prob",)
+    inputs, outputs, fixed_batch = ("data",), ("prob",), None
 
     def __init__(self, *values: float) -> None:
         self.values = values

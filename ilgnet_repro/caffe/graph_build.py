@@ -13,6 +13,7 @@ from .dummy_inputs import dummies_to_inputs
 from .fork_fields import check_net_fields, check_rule_fields, drop_fields
 from .graph import Graph, Node, Value, unused_name
 from .phase_rules import is_included, net_state, settle_rules
+from .prototxt import format_message
 from .shared_memory import (
     Blob,
     Memory,
@@ -287,3 +288,9 @@ def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | Non
     text = resolve_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
     text = dummies_to_inputs(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
     return build_graph(text, phase, level=level, stages=stages)
+
+
+def graph_text(graph: Graph, state: pb.NetState) -> str:
+    """Return a net as Caffe prints it when it builds one: its state and the layers of its phase."""
+    layers = [node.layer for node in graph.layers]
+    return format_message(pb.NetParameter(name=graph.name, state=state, layer=layers)).rstrip()

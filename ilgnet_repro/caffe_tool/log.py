@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import TextIO
 
 from ..caffe.graph import Graph
-from ..caffe.prototxt import format_message
+from ..caffe.graph_build import graph_text
+from ..caffe.phase_rules import net_state
 from ..errors import printable_lines
-from ..schema import caffe_pb2 as pb
 from ..train.observe import Forward, Observer, Output, Run, Test, Updated
 
 Log = Callable[[str, str], None]
@@ -32,17 +32,10 @@ def ostream(value: float) -> str:
     return f"{value:g}"
 
 
-def net_text(graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> str:
-    """The net as Caffe prints it when building it: the layers of this phase, with the state."""
-    state = pb.NetState(phase=pb.TRAIN if graph.phase == "TRAIN" else pb.TEST, level=level, stage=stages)
-    net = pb.NetParameter(name=graph.name, state=state)
-    net.layer.extend(node.layer for node in graph.layers)
-    return format_message(net).rstrip("\n")
-
-
 def log_net(log: Log, graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> None:
     """Log the net that is about to be built."""
-    log("net.cpp:53", f"Initializing net from parameters: \n{net_text(graph, level, stages)}")
+    text = graph_text(graph, net_state(graph.phase, level, stages))
+    log("net.cpp:53", f"Initializing net from parameters: \n{text}")
 
 
 def log_built(log: Log, graph: Graph) -> None:

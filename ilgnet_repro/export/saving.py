@@ -13,9 +13,8 @@ from ..about import About
 from ..caffe.graph import Graph
 from ..caffe.prototxt import format_message
 from ..files import json_text
-from ..layers.support.base import Layer
 from ..runtime.fold import fold
-from ..runtime.net import CaffeNet
+from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.net_file import FORMAT
 from ..runtime.plan import NetPlan, plan_net
 from ..runtime.quantize import (
@@ -29,7 +28,6 @@ from ..runtime.quantize import (
 )
 from ..version import __version__
 
-Arrays = dict[str, list[np.ndarray]]
 Progress = Callable[[int], None] | None
 
 
@@ -186,17 +184,6 @@ def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
             if one is not None:
                 found[node.name] = one
     return found
-
-
-def float_arrays(net: CaffeNet) -> Arrays:
-    """Return every blob as a float32 array by layer name, in Caffe's order; float32 blobs are not copied."""
-    return {
-        node.name: _float_blobs(net.layer(node.name)) for node in net.graph if net.layer(node.name).blob_names
-    }
-
-
-def _float_blobs(layer: Layer) -> list[np.ndarray]:
-    return [blob.detach().to("cpu", torch.float32).numpy() for blob in layer.blobs]
 
 
 def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:

@@ -9,10 +9,11 @@ from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.prototxt import format_message
 from ..files import atomic_file
+from ..runtime.net import float_arrays
 from ..runtime.runnable import Runnable
 from ..runtime.weights import take_weights
 from .formats import Format
-from .saving import Saving, float_arrays
+from .saving import Saving
 from .stated_text import shape_notes, stated_text
 
 

@@ -26,7 +26,7 @@ from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
 from .calls import shapes_by_name
 from .find import Found, find_net, read_net_text
-from .net import CaffeNet
+from .net import CaffeNet, float_arrays
 from .net_file import read_net_file
 from .origin import Origin
 from .plan import NetPlan, plan_net
@@ -65,7 +65,7 @@ def load(
 
     ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the
     ``.safetensors`` files of this package become a `CaffeNet`, ``.onnx`` and ``.pt2`` files a `FileNet` with the same call.
-     Weights are memory-mapped, not copied.  ``net.about`` holds what is known of the net.
+    Weights are memory-mapped, not copied.  ``net.about`` holds what is known of the net.
 
     ``phase`` is TEST unless the file says otherwise.  ``input_shapes`` overrides or supplies the shapes of inputs, by
     top name.  ``ignore_fields``, ``crop``, ``carry_state`` and ``allow_missing`` are those of `load_net`.  With
@@ -115,7 +115,7 @@ def load_caffe(
         _refuse_unused(path, allow_missing=allow_missing, ignore_fields=ignored)
         return _load_net_file(path, Choices(phase or "", level, stages, input_shapes, (), crop), carry_state)
     choices = Choices(phase or "TEST", level, stages, input_shapes, ignored, crop)
-    model = open_weights(path)
+    model = _open_kind(path, kind)
     found = find_net(model, prototxt)
     return _assemble(
         found,
@@ -202,7 +202,11 @@ def _origin(prototxt: PathLike | pb.NetParameter) -> str:
 
 def open_weights(path: PathLike) -> WeightsFile:
     """Open a weights file: a caffemodel, Caffe's HDF5 form, or a safetensors file of this package."""
-    if expect_or_named(path, *_CAFFE_KINDS, what="weights") is not Kind.SAFETENSORS:
+    return _open_kind(path, expect_or_named(path, *_CAFFE_KINDS, what="weights"))
+
+
+def _open_kind(path: PathLike, kind: Kind) -> WeightsFile:
+    if kind is not Kind.SAFETENSORS:
         return open_caffemodel(path)
     net = _load_net_file(path, Choices(""))
     return ArrayFile(Path(path), net.name, layers_of(net))
@@ -227,12 +231,12 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
 
 def layers_of(net: CaffeNet) -> tuple[ArrayLayer, ...]:
     """Return a net's layers in the form of a weights file."""
+    arrays = float_arrays(net)
     return tuple(
-        ArrayLayer(node.name, node.type, tuple(
-            ArrayBlob(blob.detach().cpu().float().numpy()) for blob in layer.blobs
-        ))
-        for node in net.graph if (layer := net.layer(node.name)).blob_names
-    )  # fmt: skip
+        ArrayLayer(node.name, node.type, tuple(map(ArrayBlob, arrays[node.name])))
+        for node in net.graph
+        if node.name in arrays
+    )
 
 
 def _assemble(
@@ -249,7 +253,7 @@ def _assemble(
         fit = fit_weights(plan.blobs, model.layers, plan.owners)
         arrays = take_weights(
             plan.blobs, model.layers, source=str(model.path), owners=plan.owners, allow_missing=allow_missing,
-            seed=seed,
+            seed=seed, fit=fit,
         )  # fmt: skip
         extra, filled = fit.extra, fit.notes
         notes += filled

@@ -463,6 +463,14 @@ class CaffeNet(nn.Module):
         return self._intake.value(inputs, name, torch.float32 if name in self._integers else dtype, device)
 
 
+def float_arrays(net: CaffeNet) -> dict[str, list[np.ndarray]]:
+    """Return every blob as a float32 array by layer name, in Caffe's order; float32 blobs are not copied."""
+    return {
+        name: [blob.detach().to("cpu", torch.float32).numpy() for blob in blobs]
+        for name, blobs in net.params.items()
+    }
+
+
 class TensorNet(nn.Module):
     """A `CaffeNet` as a module from tensor to tensor, for tools that do not use blob names."""
 

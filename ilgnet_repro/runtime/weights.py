@@ -146,18 +146,19 @@ def take_weights(
     allow_missing: bool | Collection[str] = (),
     owners: Owners | None = None,
     seed: int | None = None,
+    fit: Fit | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """Return the arrays of every layer in the shapes the net needs; those of the file are views, not copies.
 
     Blobs that layers share (``owners``) are one array: of several copies in a file Caffe takes the last, as it
     copies each of them into the same memory.  Missing blobs are filled where the filler is not random (`Fit.filled`),
     and drawn from ``seed`` for the layers that ``allow_missing`` names.  With True (fine-tuning) the layers that the
-    file lacks are left out.
+    file lacks are left out.  ``fit`` is what `fit_weights` returned, where the caller has it.
 
     Raises WeightsError, by layer name, where a layer's blobs have another shape and where the file lacks a layer that
     is not allowed to be missing.
     """
-    fit = fit_weights(specs, layers, owners)
+    fit = fit or fit_weights(specs, layers, owners)
     by_name = () if isinstance(allow_missing, bool) else check_allowed(specs, allow_missing)
     counts = Counter(layer.name for layer in layers if layer.blobs)
     repeated = [name for name, count in counts.items() if count > 1]

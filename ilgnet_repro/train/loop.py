@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..caffe.graph_build import graph_text
 from ..caffe.prototxt import format_message
 from ..errors import DivergedError, GraphError, SolverError
 from ..reading.data_layer_batches import Feed
@@ -22,7 +23,7 @@ from .nets import build_net, check_layer_names, check_splitting, learnables
 from .observe import Forward, Observer, Output, Updated, log_outputs
 from .precision import Precision
 from .signals import Requests
-from .solver import Settings, net_text
+from .solver import Settings
 from .testing import Tester, output_values
 from .updates import Updater
 
@@ -106,7 +107,7 @@ class Trainer:
         settings, group = self.settings, self.group
         source = settings.train_net
         self.log("train_net", f"Creating training net {source.label}")
-        self.log("net", "Initializing net from parameters: \n" + net_text(source))
+        self.log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
         accumulate = self.options.accumulate
         self.feed = Feed(
             source.graph, settings.root, self.seed, rank=group.rank, world=group.world, accumulate=accumulate

@@ -15,7 +15,7 @@ from ..errors import SolverError, WeightsError
 from ..layers.norm import BatchNorm
 from ..layers.support.base import Layer, Shape
 from ..runtime.load import open_weights, read_matrices
-from ..runtime.net import CaffeNet
+from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.plan import NetPlan, plan_net
 from ..runtime.weights import fit_weights, take_weights
 from .updates import Learnable
@@ -34,9 +34,12 @@ def trained_arrays(
     arrays: dict[str, list[np.ndarray]] = {}
     for file in files:
         layers = open_weights(file).layers
-        for name in fit_weights(plan.blobs, layers, plan.owners).extra:
+        fit = fit_weights(plan.blobs, layers, plan.owners)
+        for name in fit.extra:
             note(f"Ignoring source layer {name}")
-        found = take_weights(plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners)
+        found = take_weights(
+            plan.blobs, layers, source=str(file), allow_missing=True, owners=plan.owners, fit=fit
+        )
         arrays.update(found)
         for (
             (name, index),
@@ -122,7 +125,8 @@ def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -
             raise WeightsError(
                 f"layer {name} differs in the train net and a test net; give its blobs the same shapes"
             )
-    values = {name: [blob.detach().cpu().float().numpy() for blob in blobs] for name, blobs in shared.items()}
+    arrays = float_arrays(train)
+    values = {name: arrays[name] for name in shared}
     net = read_matrices(CaffeNet(plan, values, seed=0, carry_state=True))
     for name in shared:
         net.layer(name).tie_blobs(train.layer(name))

@@ -11,7 +11,7 @@ from typing import Any
 from ..caffe.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
 from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
-from ..caffe.prototxt import format_message, read_net, read_solver
+from ..caffe.prototxt import read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
 from ..errors import SolverError
 from ..schema import caffe_pb2 as pb
@@ -255,9 +255,3 @@ def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) ->
     phase = pb.Phase.Name(merged.phase)
     graph = build_graph(upgrade_net(net), phase, level=merged.level, stages=merged.stage)
     return NetSource(label, graph, merged)
-
-
-def net_text(source: NetSource) -> str:
-    """Return a net as Caffe prints it when it builds one: its state and the layers of its phase."""
-    layers = [node.layer for node in source.graph.layers]
-    return format_message(pb.NetParameter(name=source.graph.name, state=source.state, layer=layers)).rstrip()

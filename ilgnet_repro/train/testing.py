@@ -8,6 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ..caffe.graph_build import graph_text
 from ..reading.data_layer_batches import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
@@ -15,7 +16,7 @@ from .distributed import ProcessGroup
 from .nets import build_test_net, check_splitting
 from .observe import Log, Output, Test, log_outputs
 from .precision import Precision
-from .solver import Settings, net_text
+from .solver import Settings
 
 
 class Tester:
@@ -39,7 +40,7 @@ class Tester:
         for index, test_net in enumerate(settings.test_nets):
             source = test_net.source
             log("test_net", f"Creating test net (#{index}) specified by {source.label}")
-            log("net", "Initializing net from parameters: \n" + net_text(source))
+            log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
             feed = Feed(source.graph, settings.root, seed)
             self.nets.append(
                 build_test_net(source.graph, feed.shapes(), train_net).to(device, precision.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from output_cases import (
     check_accepted,
     check_files_of_others_stay,
     check_input_is_no_output,
+    enter_copy,
     make_inputs,
     refused,
 )
@@ -31,10 +31,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(made, tmp_path / "w")
-    monkeypatch.chdir(tmp_path / "w")
-    Path("elsewhere").mkdir()
-    return tmp_path / "w"
+    return enter_copy(made, tmp_path, monkeypatch)
 
 
 # A command whose last argument is its output, and the input that the output is.

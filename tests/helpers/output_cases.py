@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +115,12 @@ def check_files_of_others_stay(
     assert all(Path(name).read_bytes() == MINE for name in names)
     for name in names:
         Path(name).unlink()
+
+
+def enter_copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy made inputs, with an empty folder ``elsewhere`` beside them, and change the working directory there."""
+    folder = tmp_path / "w"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    (folder / "elsewhere").mkdir()
+    return folder

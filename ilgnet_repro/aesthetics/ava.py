@@ -6,6 +6,7 @@ challenge id (Murray, Marchesotti, Perronnin: AVA, CVPR 2012).
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class AvaRow:
         count = sum(self.votes)
         first = sum(score * votes for score, votes in enumerate(self.votes, 1))
         second = sum(score * score * votes for score, votes in enumerate(self.votes, 1))
-        return float(count * second - first * first) ** 0.5 / count
+        return math.sqrt(count * second - first * first) / count
 
     @property
     def distribution(self) -> tuple[float, ...]:
@@ -73,7 +74,8 @@ class AvaTable:
     @property
     def counts(self) -> np.ndarray:
         """Number of votes of each image, int64 (N,)."""
-        return self.votes.sum(axis=1, dtype=np.int64)
+        counts: np.ndarray = self.votes.sum(axis=1, dtype=np.int64)
+        return counts
 
     @property
     def totals(self) -> np.ndarray:
@@ -83,7 +85,8 @@ class AvaTable:
     @property
     def means(self) -> np.ndarray:
         """Mean score of each image, float64 (N,)."""
-        return self.totals / self.counts
+        means: np.ndarray = self.totals / self.counts
+        return means
 
     @property
     def stds(self) -> np.ndarray:
@@ -91,12 +94,14 @@ class AvaTable:
         counts = self.counts
         # In float64 from here: with 2^31 votes the product would overflow 64 bits.
         variance = (self.votes @ SCORES**2) / counts - self.means**2
-        return np.sqrt(np.maximum(variance, 0.0))
+        stds: np.ndarray = np.sqrt(np.maximum(variance, 0.0))
+        return stds
 
     @property
     def distributions(self) -> np.ndarray:
         """Share of the votes for each score, float64 (N, 10); rows sum to 1."""
-        return self.votes / self.counts[:, None]
+        shares: np.ndarray = self.votes / self.counts[:, None]
+        return shares
 
     def take(self, rows: np.ndarray) -> AvaTable:
         """The given rows (indices or a mask) as a new table."""

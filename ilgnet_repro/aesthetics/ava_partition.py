@@ -80,7 +80,8 @@ def _within(table: AvaTable, delta: float) -> np.ndarray:
         raise DataError(f"delta {delta}: out of range; use a number from 0 up to, not including, {BOUNDARY}")
     exact = Fraction(str(delta)).limit_denominator(1_000_000)
     distance = np.abs(table.totals - BOUNDARY * table.counts)
-    return distance * exact.denominator < exact.numerator * table.counts
+    within: np.ndarray = distance * exact.denominator < exact.numerator * table.counts
+    return within
 
 
 def partition_ava1(

@@ -97,7 +97,8 @@ def _correlations(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
     columns = columns - columns.mean(axis=0)
     target = target - target.mean()
     norms = np.linalg.norm(columns, axis=0)
-    return (target @ columns) / np.where(norms > 0, norms * np.linalg.norm(target), np.inf)
+    found: np.ndarray = (target @ columns) / np.where(norms > 0, norms * np.linalg.norm(target), np.inf)
+    return found
 
 
 def _family_p(correlation: float, batches: int, tried: int) -> float:

@@ -270,4 +270,5 @@ def _shares(votes: np.ndarray) -> np.ndarray:
     totals = votes.sum(axis=1, keepdims=True)
     if (totals == 0).any():
         raise ValueError(f"row {int(np.flatnonzero(totals == 0)[0])} has no vote")
-    return votes / totals
+    shares: np.ndarray = votes / totals
+    return shares

@@ -35,7 +35,8 @@ class ScoreTable:
     @property
     def distributions(self) -> np.ndarray:
         """Share of the votes for each score 1 to 10, float64 (N, 10)."""
-        return self.votes / self.votes.sum(axis=1, keepdims=True)
+        shares: np.ndarray = self.votes / self.votes.sum(axis=1, keepdims=True)
+        return shares
 
 
 def scores_of(partition: Partition, table: AvaTable) -> ScoreTable:

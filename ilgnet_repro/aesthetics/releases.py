@@ -95,7 +95,8 @@ def shared_rows(train: str, partition: str) -> int:
     """
     for table in _manifest()["overlap"]:
         if (table["train"], table["partition"]) == (train, partition):
-            return table["rows"]
+            rows: int = table["rows"]
+            return rows
     raise DataError(f"{train} and {partition}: the manifest does not count their overlap")
 
 

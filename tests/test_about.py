@@ -59,12 +59,12 @@ def _plain(about):
 
 
 @pytest.mark.parametrize(("about", "metadata"), METADATA.values(), ids=METADATA)
-def test_metadata_there_and_back(about, metadata):
+def test_metadata_round_trip(about, metadata):
     assert about.to_metadata() == metadata
     assert _plain(About.from_metadata(metadata)) == _plain(about)
 
 
-def test_everything_at_once_comes_back():
+def test_all_metadata_at_once_round_trip():
     metadata = FULL.to_metadata()
     assert list(metadata) == ["source", "preprocessing", "about"]
     assert _plain(About.from_metadata({"other": "x", **metadata})) == _plain(FULL)
@@ -113,7 +113,7 @@ def test_metadata_that_is_not_ours(metadata, message):
     assert isinstance(caught.value, FormatError | DataError)
 
 
-def test_a_repr_has_one_line_an_item():
+def test_a_repr_has_one_line_per_item():
     assert repr(About()) == "About:\n  preprocessing: unknown"
     assert repr(FULL).splitlines() == [
         "About:",
@@ -181,7 +181,7 @@ KNOWN = {  # text, shape, file -> mean, assumed, model, notes
 
 
 @pytest.mark.parametrize(("make", "identity", "mean", "assumed", "model", "notes"), KNOWN.values(), ids=KNOWN)
-def test_what_is_known_of_a_net(make, identity, mean, assumed, model, notes):
+def test_what_is_known_about_a_net(make, identity, mean, assumed, model, notes):
     about = about_net(make(), identity, net="G", outputs=("loss1/loss",))
     assert (about.preprocessing and about.preprocessing.mean_value) == mean
     assert (about.assumed, about.model) == (assumed, model.name if model else "")
@@ -195,7 +195,7 @@ def test_what_is_known_of_a_net(make, identity, mean, assumed, model, notes):
 
 
 @pytest.mark.parametrize(("side", "mean"), [(227, FACE.preprocessing.mean_value), (224, None)])
-def test_a_model_known_by_its_name_alone(side, mean):
+def test_a_model_known_only_by_its_name(side, mean):
     """Its digest was never published: its name counts, unless the net is of another size."""
     text, shape = _fed(side)
     about = about_net(text, Identity(FACE.files[0], 12, suspected=FACE), shape=shape)
@@ -215,7 +215,7 @@ def test_a_score_is_of_an_output():
         assert about_net(googlenet.deploy(), outputs=("prob",)).score == row.score
 
 
-def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
+def test_with_a_missing_mean_file_the_assumed_preprocessing_stays_and_both_are_reported():
     text = googlenet.train_val()
     for layer in text.layer[:2]:
         del layer.transform_param.mean_value[:]
@@ -226,7 +226,7 @@ def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
     assert about.preprocessing.mean_value == IMAGENET
 
 
-def test_what_is_assumed_is_said_again_by_the_file_that_was_written():
+def test_assumptions_are_repeated_when_the_written_file_is_loaded():
     about = about_net(googlenet.deploy(), MINE, outputs=("prob",))
     assert About.from_metadata(about.to_metadata()).notes == (BY_LAYERS,)
     known = about_net(squeezenet.deploy(), Identity("x", 1, SHA, SQUEEZENET), outputs=("pool10",))
@@ -327,7 +327,7 @@ def test_no_images(images):
     assert prepare(About(preprocessing=WHOLE), images).shape == (0, 3, 9, 7)
 
 
-def test_another_size_than_the_preprocessings_own():
+def test_another_size_than_the_preprocessing_states():
     how = Preprocessing((5, 11), mean_value=WHOLE.mean_value, scale=0.5)
     np.testing.assert_allclose(prepare(About(preprocessing=how), BGR, size=(9, 7))[0], EXPECTED, atol=2e-5)
 
@@ -347,7 +347,7 @@ def test_a_crop_of_mixed_sizes():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("how", [WHOLE, Preprocessing((7, 7), path="crop")], ids=["whole", "crop"])
-def test_a_pil_image_is_turned_as_its_file_is(tmp_path, orientation, how):
+def test_a_pil_image_is_rotated_like_its_file(tmp_path, orientation, how):
     pil = pytest.importorskip("PIL.Image")
     path = tmp_path / "turned.jpg"
     image = pil.fromarray(BGR[:, :, ::-1])
@@ -428,38 +428,38 @@ WRONG = {  # what is given, preprocessing, message
 
 
 @pytest.mark.parametrize(("make", "how", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_no_image(tmp_path, make, how, message):
+def test_refused_images(tmp_path, make, how, message):
     with pytest.raises(DataError) as caught:
         prepare(About(preprocessing=how), make(tmp_path))
     assert str(caught.value) == message.format(folder=tmp_path)
 
 
-def test_a_pil_image_cut_short(tmp_path):
+def test_a_truncated_pil_image(tmp_path):
     with pytest.raises(DataError, match=r"^image 1 of 1: cannot be decoded \(.*\); give a JPEG or PNG$"):
         prepare(About(preprocessing=WHOLE), _cut_pil(tmp_path))
 
 
-def test_more_images_than_memory():
+def test_more_images_than_fit_in_memory():
     one = np.broadcast_to(np.zeros((1, 1), np.uint8), (1 << 18, 1, 1))
     with pytest.raises(DataError) as caught:
         prepare(About(preprocessing=Preprocessing((32_766, 32_766))), one[..., None])
     assert str(caught.value) == "262144 images do not fit in memory; prepare fewer at a time"
 
 
-def test_a_tensor_goes_to_the_net_itself():
+def test_a_tensor_is_refused():
     torch = pytest.importorskip("torch")
     with pytest.raises(DataError) as caught:
         prepare(About(preprocessing=WHOLE), torch.zeros(1, 3, 9, 7))
     assert str(caught.value) == "images: is of type torch.Tensor; give paths, uint8 arrays or PIL images"
 
 
-def test_an_order_that_is_none():
+def test_an_unknown_channel_order():
     with pytest.raises(DataError) as caught:
         prepare(About(preprocessing=WHOLE), BGR, order="GBR")
     assert str(caught.value) == "order 'GBR': the channels of an array are in the order BGR or RGB"
 
 
-def test_a_net_of_which_nothing_is_known():
+def test_a_net_about_which_nothing_is_known():
     with pytest.raises(DataError) as caught:
         prepare(About(), Path("a.png"), net="small")
     assert str(caught.value) == (

@@ -170,7 +170,7 @@ def test_imports_go_one_way(path: Path) -> None:
     assert used <= ROOMS[room], f"{path.name} imports {used - ROOMS[room]}"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     edges = {
         module: {one.module for one in imported if one.module != module}
         for module, imported in read_imports().items()
@@ -178,7 +178,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert circles(edges) == []
 
 
-def test_no_room_imports_itself_by_way_of_others() -> None:
+def test_no_folder_imports_itself_through_others() -> None:
     edges: dict[str, set[str]] = {}
     for module, imported in read_imports().items():
         for other in (one.module for one in imported):
@@ -188,7 +188,7 @@ def test_no_room_imports_itself_by_way_of_others() -> None:
     assert circles(edges) == []
 
 
-def test_imports_within_functions_are_in_the_table() -> None:
+def test_imports_inside_functions_are_in_the_table() -> None:
     found = {
         (module.partition(".")[2], one.module.partition(".")[2])
         for module, imported in read_imports().items()
@@ -231,12 +231,12 @@ def test_every_form_of_import_is_seen(name: str) -> None:
     ],
     ids=["none", "two and one outside", "three, and two more"],
 )
-def test_circles_are_found(edges: dict[str, str], expected: list[list[str]]) -> None:
+def test_import_cycles_are_found(edges: dict[str, str], expected: list[list[str]]) -> None:
     assert circles(edges) == expected
 
 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_rooms_without_torch(room: str) -> None:
+def test_folders_without_torch(room: str) -> None:
     for path in FILES:
         if room_of(path) == room:
             assert "torch" not in imports(path), path
@@ -250,7 +250,7 @@ def test_importing_them_imports_no_torch() -> None:
     assert done.stdout == "False\n"
 
 
-def test_every_room_is_in_the_architecture_page() -> None:
+def test_every_folder_is_in_the_architecture_page() -> None:
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
     for room in NAMES:
         assert f"`{room}" in text, f"docs/architecture.md does not name {room}"

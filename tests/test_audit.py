@@ -28,7 +28,7 @@ def test_known_nets(name: str, parameters: int, work: int | None) -> None:
         assert found.multiply_adds == work
 
 
-def test_a_picture_s_share_does_not_depend_on_the_batch() -> None:
+def test_multiply_adds_per_image_do_not_depend_on_the_batch() -> None:
     net = parse_net(SMALL_TEXT)
     one, seven = audit(net), audit(net, input_shapes={"data": (7, 3, 9, 7)})
     assert (one.multiply_adds, one.blob_bytes) == (seven.multiply_adds, seven.blob_bytes)
@@ -36,7 +36,7 @@ def test_a_picture_s_share_does_not_depend_on_the_batch() -> None:
     assert one.blob_bytes == 4 * (3 * 9 * 7 + 2 * 4 * 7 * 5 + 4 * 3 * 2 + 5 + 5)
 
 
-def test_an_idle_message_is_told_not_refused() -> None:
+def test_an_unread_message_is_reported_not_refused() -> None:
     text = SMALL_TEXT.replace('type: "ReLU"', 'type: "ReLU" pooling_param { kernel_size: 3 }')
     found = audit(parse_net(text))
     assert found.problems == ()
@@ -46,7 +46,7 @@ def test_an_idle_message_is_told_not_refused() -> None:
     )
 
 
-def test_it_goes_on_past_a_fault() -> None:
+def test_it_continues_past_a_fault() -> None:
     text = SMALL_TEXT.replace("kernel_size: 3 weight", "kernel_size: 30 weight").replace(
         '"Softmax"', '"Soft"'
     )
@@ -58,7 +58,7 @@ def test_it_goes_on_past_a_fault() -> None:
     )
 
 
-def test_misfits_are_named(tmp_path) -> None:
+def test_layers_that_do_not_fit_are_named(tmp_path) -> None:
     write_weights(tmp_path / "w.caffemodel")
     text = SMALL_TEXT.replace('name: "ip"', 'name: "fc"').replace("num_output: 4", "num_output: 3")
     found = audit(parse_net(text), open_caffemodel(tmp_path / "w.caffemodel"))

@@ -25,7 +25,7 @@ def test_messages(error, expected) -> None:
     assert str(error) == expected
 
 
-def test_a_long_message_keeps_its_ends() -> None:
+def test_a_long_message_keeps_its_start_and_end() -> None:
     text = str(IlgnetError("start" + "x" * 5000 + "end"))
     assert len(text) < 1010
     assert text.startswith("start")

@@ -34,7 +34,7 @@ LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 2**31 - 1)
     ],
     ids=["told", "an older library", "refused", "set by the user", "a tunable", "another system"],
 )
-def test_only_the_gnu_library_is_told(platform, stated, refused, heard, told, monkeypatch) -> None:
+def test_only_the_gnu_library_is_tuned(platform, stated, refused, heard, told, monkeypatch) -> None:
     calls: list[tuple[int, int]] = []
 
     class Library:
@@ -52,7 +52,7 @@ def test_only_the_gnu_library_is_told(platform, stated, refused, heard, told, mo
     assert calls == heard
 
 
-def test_a_library_without_the_call_is_left_alone(monkeypatch) -> None:
+def test_a_library_without_the_call_is_not_changed(monkeypatch) -> None:
     monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())  # as musl's
     assert process.tune_allocator.__wrapped__() is False
 
@@ -81,7 +81,7 @@ print(faults(5))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is told")
-def test_no_pass_of_a_tuned_process_takes_its_memory_from_the_kernel_anew() -> None:
+def test_passes_of_a_tuned_process_reuse_its_memory() -> None:
     def faults(**stated: str) -> int:
         clean = {name: value for name, value in os.environ.items() if name not in process.OVERRIDE_ENV_VARS}
         done = subprocess.run(

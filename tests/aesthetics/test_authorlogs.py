@@ -78,7 +78,7 @@ def test_blob_of_several_values_and_lines_without_prefix() -> None:
     assert log.accuracy_blob() == "a"
 
 
-def test_log_cut_short_says_so() -> None:
+def test_a_truncated_log_is_reported() -> None:
     text = (GOLDEN / "pipeline/test_tiny.log").read_text()
     log = parse_test_log(text[: text.index("Batch 5")])
     assert (log.iterations, log.complete, log.loss, log.summary) == (5, False, None, ())

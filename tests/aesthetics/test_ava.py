@@ -98,7 +98,7 @@ def changed(column, value):
         "twice",
     ],
 )
-def test_a_bad_row_is_told_with_file_and_line(tmp_path, line, message):
+def test_a_bad_row_is_reported_with_file_and_line(tmp_path, line, message):
     path = write(tmp_path, "\n".join([ROWS[0], ROWS[1], line, ROWS[2]]))
     with pytest.raises(DataError) as error:
         read_ava(path)
@@ -113,12 +113,12 @@ def test_a_file_without_rows_is_refused(tmp_path, text):
     assert str(error.value) == f"{path}: no rows; give the path of AVA.txt"
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"AVA.txt: cannot be read \(No such file or directory\)"):
         read_ava(tmp_path / "AVA.txt")
 
 
-def test_the_streaming_reader_needs_no_memory_a_row(tmp_path):
+def test_the_streaming_readers_memory_does_not_grow_with_rows(tmp_path):
     path = write(tmp_path, "".join(f"{i} {i} 0 1 5 17 38 36 15 6 5 1 1 22 1396\n" for i in range(1, 20_001)))
     tracemalloc.start()
     try:

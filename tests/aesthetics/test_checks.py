@@ -30,7 +30,7 @@ from ilgnet_repro.reading.image_list import ImageList
     ],
     ids=["sorted", "mixed", "one-class", "twice"],
 )
-def test_what_a_list_holds(tmp_path, rows, sizes, order, duplicates):
+def test_contents_of_a_list(tmp_path, rows, sizes, order, duplicates):
     path = tmp_path / "list.txt"
     path.write_text(rows)
     report = check_list(path)
@@ -145,7 +145,7 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_bad_images_are_told_apart(images, workers):
+def test_bad_images_are_classified(images, workers):
     told = []
     report = check_images(ImageList(images), images.parent, workers, told.append)
     assert report.missing == ("absent.jpg",)
@@ -160,7 +160,7 @@ def ilgnet(*words):
     return command.run(parser.parse_args(["partition", "check", *map(str, words)]))
 
 
-def test_the_command_tells_bad_images_and_lists_them(images, capsys):
+def test_the_command_reports_and_lists_bad_images(images, capsys):
     bad = images.parent / "bad.txt"
     words = [images, "--pictures", images.parent, "--bad", bad]
     assert ilgnet(*words) == 1
@@ -177,7 +177,7 @@ def test_the_command_tells_bad_images_and_lists_them(images, capsys):
     [("c.jpg 0\nd.jpg 1\n", 0, 0), ("b.jpg 0\nd.jpg 1\n", 1, 1)],
     ids=["apart", "overlap"],
 )
-def test_the_command_tells_overlap(tmp_path, capsys, second, code, shared):
+def test_the_command_reports_overlap(tmp_path, capsys, second, code, shared):
     first, other = tmp_path / "train.txt", tmp_path / "val.txt"
     first.write_text("a.jpg 0\nb.jpg 1\n")
     other.write_text(second)

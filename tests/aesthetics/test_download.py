@@ -281,7 +281,7 @@ def test_a_length_that_no_int_holds_is_refused(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stalled_download_goes_on_from_where_it_stopped(server, tmp_path):
+def test_a_stalled_download_resumes_where_it_stopped(server, tmp_path):
     target = tmp_path / "sample.bin"
     with pytest.raises(DownloadError):
         fetch(server, "stalls", target, tries=1)
@@ -291,7 +291,7 @@ def test_a_stalled_download_goes_on_from_where_it_stopped(server, tmp_path):
     assert target.read_bytes() == BODY
 
 
-def test_no_byte_beyond_the_size_is_read(server, tmp_path, monkeypatch):
+def test_no_byte_past_the_size_is_read(server, tmp_path, monkeypatch):
     asked = []
     read1 = HTTPResponse.read1
 
@@ -333,7 +333,7 @@ def test_a_good_copy_is_not_fetched_again_and_a_wrong_one_is_replaced(server, tm
 
 
 @pytest.mark.parametrize("where", ["option", "environment"])
-def test_the_proxy_is_asked(server, tmp_path, monkeypatch, where):
+def test_the_proxy_is_used(server, tmp_path, monkeypatch, where):
     if where == "environment":
         monkeypatch.setenv("http_proxy", server.address)
         monkeypatch.setenv("no_proxy", "")
@@ -375,7 +375,7 @@ def test_the_proxy_is_asked(server, tmp_path, monkeypatch, where):
     ],
     ids=["no-address", "file-mirror", "no-room", "bad-port", "nobody-there"],
 )
-def test_refused_before_a_byte(tmp_path, release, options, message):
+def test_refused_before_downloading(tmp_path, release, options, message):
     with pytest.raises(DownloadError) as error:
         get(release, tmp_path / "sample.bin", **{**FAST, **options})
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -390,7 +390,7 @@ def test_a_target_that_cannot_be_written(server, tmp_path):
         fetch(server, "good", tmp_path / "file" / "sample.bin")
 
 
-def test_pauses_double(server, tmp_path, monkeypatch):
+def test_delays_between_tries_double(server, tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(DownloadError):

@@ -47,7 +47,7 @@ def test_net_equals_the_authors(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_our_nets_are_modern_already(name):
+def test_our_nets_need_no_upgrade(name):
     """The comparison upgrades both sides; ours must not need it."""
     net = NETS[name][1]()
     assert upgrade_net(net) == net

@@ -73,7 +73,7 @@ def test_the_authors_other_path(net, recorded) -> None:
     np.testing.assert_allclose(high, recorded["transformer_high_probability"][0], rtol=RELATIVE, atol=1e-5)
 
 
-def test_a_hundred_scores(net, recorded, golden, authors) -> None:
+def test_hundred_recorded_scores(net, recorded, golden, authors) -> None:
     transform = Transform(crop_size=227, mean=read_mean(authors / "mean" / "AVA2_mean.binaryproto"))
     found = []
     images = [row.image()[0] for row in LmdbReader(golden / "ilgnet" / "val_lmdb")]

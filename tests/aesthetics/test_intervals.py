@@ -28,7 +28,7 @@ def test_wilson_refuses(correct: int, count: int) -> None:
         wilson(correct, count)
 
 
-def test_nothing_counted() -> None:
+def test_no_observations() -> None:
     assert wilson(0, 0) is None
     assert compare_proportions(0, 0, 3, 4) is None
     assert proportion(0, 0, "image of label 1").reason == "no image of label 1"

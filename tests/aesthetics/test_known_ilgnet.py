@@ -77,7 +77,7 @@ def test_what_is_known_of_ilgnet(identity, model, is_assumed, notes):
     assert (about.labels, about.score) == (model.labels, model.score)
 
 
-def test_what_is_assumed_is_said_again_by_the_file_that_was_written():
+def test_assumptions_are_repeated_when_the_written_file_is_loaded():
     about = about_net(ilgnet.deploy(), MINE, outputs=("loss1/loss",))
     assert About.from_metadata(about.to_metadata()).notes == (BY_LAYERS,)
     known = about_net(ilgnet.deploy(), Identity("x", 1, SHA, AVA2), outputs=("loss1/loss",))
@@ -96,7 +96,7 @@ def test_a_score_is_of_an_output():
     assert about_net(ilgnet.val(), outputs=("loss1/top-1",)).score is None
 
 
-def test_a_mean_file_that_is_missing_leaves_what_is_assumed_and_says_both():
+def test_with_a_missing_mean_file_the_assumed_preprocessing_stays_and_both_are_reported():
     about = about_net(ilgnet.val(), MINE)
     assert about.notes[0].startswith("data (Data): its preprocessing is not read: mean_file ")
     assert about.notes[1:] == (BY_LAYERS,)

@@ -42,7 +42,7 @@ def test_the_manifest_names_every_release_once():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_entry_is_whole(name):
+def test_an_entry_is_complete(name):
     release = find_release(name)
     assert re.fullmatch("[0-9a-f]{64}", release.sha256)
     assert release.size > 0
@@ -59,7 +59,7 @@ def test_an_entry_is_whole(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("weights")])
-def test_an_entry_is_that_of_the_authors_file(authors, name):
+def test_an_entry_describes_the_authors_file(authors, name):
     release = find_release(name)
     data = (authors / release.path).read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (release.size, release.sha256)
@@ -111,7 +111,7 @@ def test_select(asked, given):
     assert [release.name for release in select(asked)] == given
 
 
-def test_an_unknown_name_is_told_with_the_known_ones():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(DataError) as error:
         select(["ava1-val", "ava3"])
     known = ", ".join(NAMES)
@@ -132,7 +132,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
     ],
     ids=["missing", "short", "pointer", "wrong-bytes"],
 )
-def test_what_is_wrong_with_a_copy(tmp_path, content, told):
+def test_faults_of_a_copy(tmp_path, content, told):
     path = tmp_path / "solver"
     if content is not None:
         path.write_bytes(content)
@@ -156,7 +156,7 @@ def ilgnet(*words):
     return command.run(parser.parse_args(["data", *map(str, words)]))
 
 
-def test_where_tells_how_to_get_what_is_behind_a_cloud_drive(tmp_path, capsys):
+def test_where_explains_downloads_from_cloud_drives(tmp_path, capsys):
     assert ilgnet("where", "ava2-weights", "--dest", tmp_path) == 0
     text = capsys.readouterr().out
     assert "no direct address is known" in text

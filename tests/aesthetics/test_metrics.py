@@ -66,7 +66,7 @@ def test_calibration_bins_by_hand() -> None:
     assert evaluate(probability, labels).calibration_error.value == pytest.approx(by_hand)
 
 
-def test_tie_is_wrong_for_both_labels() -> None:
+def test_a_tie_is_wrong_for_both_labels() -> None:
     got = evaluate(np.array([0.5, 0.5]), np.array([0, 1]))
     assert (got.correct, got.ties, got.confusion) == (0, 2, ((0, 1), (1, 0)))
 

@@ -261,7 +261,7 @@ def test_excluded_images_are_left_out(tmp_path, capsys):
     assert str(error.value) == f"{bad}:2: 'portrait' is no image id; write ID or ID.jpg"
 
 
-def test_lists_that_are_there_are_kept_unless_forced(tmp_path):
+def test_existing_lists_are_kept_unless_forced(tmp_path):
     table = table_of(60, 80)
     made = partition_ava2(table, 1)
     (tmp_path / "val.txt").write_text("mine")

@@ -155,7 +155,7 @@ def test_a_run_wraps(small: TinySet, workers: int) -> None:
 
 @pytest.mark.parametrize("batches", [None, 5], ids=["full", "published"])
 @pytest.mark.parametrize("bad", [(), (0, 6, 12)], ids=["all good", "three bad"])
-def test_a_journal_cut_anywhere_gives_the_same(
+def test_a_journal_truncated_anywhere_gives_the_same_result(
     small: TinySet, batches: int | None, bad: tuple[int, ...]
 ) -> None:
     for row in bad:
@@ -174,7 +174,7 @@ def test_a_journal_cut_anywhere_gives_the_same(
         assert path.read_bytes().splitlines() == [line.rstrip() for line in lines]
 
 
-def test_bad_images_are_left_out_and_told(small: TinySet) -> None:
+def test_bad_images_are_skipped_and_reported(small: TinySet) -> None:
     images = small.folder / "images"
     (images / small.names[1]).unlink()
     (images / small.names[5]).write_bytes((images / small.names[5]).read_bytes()[:40])
@@ -264,7 +264,7 @@ class NetOf:
         return {"prob": inputs["data"].new_tensor([self.values]).repeat(len(inputs["data"]), 1)}
 
 
-def test_any_net_called_alike_will_do(small: TinySet) -> None:
+def test_any_object_called_like_a_net_is_accepted(small: TinySet) -> None:
     images = open_images("own", images=small.folder / "images", list_file=small.folder / "val.txt")
     preparation = Preparation(PROTOCOLS["full"], CROP, Mean(small.mean))
     found = run_protocol(scorer(NetOf(0.25, 0.75)), images, preparation, 4)

@@ -160,7 +160,7 @@ def test_log_longer_than_the_run_gives_no_verdict() -> None:
     assert build_report(_run(100), _log([30] * 5, 50)).verdicts == ()
 
 
-def test_beside_another_run() -> None:
+def test_compared_with_another_run() -> None:
     run = _run(4, batch_size=2)
     wrong = ImageResults(run.images.names, run.images.labels, 1 - run.images.probability, run.images.loss)
     report = build_report(run, other=_run(4, batch_size=2, images=wrong), other_name="the <other>")
@@ -176,7 +176,7 @@ def test_runs_over_other_images_are_refused() -> None:
         build_report(_run(), other=empty)
 
 
-def test_empty_run_has_a_page_all_the_same() -> None:
+def test_an_empty_run_has_a_page_too() -> None:
     page = Page(render(build_report(_run(0))))
     assert page.open == [] and "no image" in page.words and not page.all("svg")
 
@@ -187,7 +187,7 @@ def test_page_and_json_must_be_two_files(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_images_outside_or_broken(tmp_path: Path) -> None:
+def test_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     read = folder(tmp_path)
     assert [read(name) for name in ("empty.jpg", "none.jpg", "a\0b")] == [None] * 3

@@ -67,7 +67,7 @@ def test_partition_warnings(of, partition, dataset, protocol, expected) -> None:
         assert "\n" not in warning
 
 
-def test_a_run_that_wraps_is_told() -> None:
+def test_a_run_that_wraps_gives_a_warning() -> None:
     images = Listed(title="val.txt", sha256="", release=None, labels=np.array([0, 1, 1]))
     found = partition_warnings(images, "own", weights(), PROTOCOLS["published"], 4)
     assert found == ["wrapped: 4 images are read of a list of 3, some more than once"]
@@ -139,7 +139,7 @@ def test_mean_without_files(tmp_path: Path, home: Path) -> None:
 @pytest.mark.parametrize(
     "name, random", [("ILGNet with RANDOM weights, made by …", True), ("GoogleNet", False)]
 )
-def test_random_weights_say_so(tmp_path: Path, name: str, random: bool) -> None:
+def test_random_weights_are_reported(tmp_path: Path, name: str, random: bool) -> None:
     tiny = TinySet(tmp_path, 3, name=name)
     net = load(tiny.weights, tmp_path / "tiny.prototxt")
     known = identify_weights(tiny.weights, net)
@@ -150,7 +150,7 @@ def test_random_weights_say_so(tmp_path: Path, name: str, random: bool) -> None:
 @pytest.mark.parametrize(
     "name, random", [("ILGNet with RANDOM weights, made by …", True), ("GoogleNet", False)]
 )
-def test_converted_random_weights_say_so_too(tmp_path: Path, name: str, random: bool) -> None:
+def test_converted_random_weights_are_reported_too(tmp_path: Path, name: str, random: bool) -> None:
     from ilgnet_repro.export.convert import convert
 
     tiny = TinySet(tmp_path, 3, name=name)
@@ -175,7 +175,7 @@ def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pyt
         assert images.labels.tolist() == tiny.labels.tolist()
 
 
-def test_the_released_lists_are_opened_by_name(authors: Path, home: Path) -> None:
+def test_released_lists_are_opened_by_name(authors: Path, home: Path) -> None:
     with pytest.raises(IlgnetError, match="the released list is not there; `ilgnet data get ava2-val`"):
         open_images("ava2", images="images")
     path = home / find_release("ava2-val").path
@@ -231,7 +231,7 @@ CONVERTED = {  # options of save, whether the weights are changed before -> how 
 
 
 @pytest.mark.parametrize(("options", "is_changed", "known_as"), CONVERTED.values(), ids=CONVERTED)
-def test_converted_weights_are_known_by_what_they_were_made_of(
+def test_converted_weights_are_recognized_by_their_source(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

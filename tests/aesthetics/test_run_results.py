@@ -141,7 +141,7 @@ def test_bad_run(tmp_path: Path, change, message: str) -> None:
         RunResult.read(tmp_path / "run.json")
 
 
-def test_journal_gives_back_what_it_got(tmp_path: Path) -> None:
+def test_journal_round_trip(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", "key") as journal:
         assert journal.rows == []
         journal.append(ROWS[:3])
@@ -165,7 +165,7 @@ def test_journal_cut_anywhere_keeps_whole_lines(tmp_path: Path) -> None:
         assert path.read_bytes() == content, cut
 
 
-def test_journal_drops_everything_from_a_spoilt_line(tmp_path: Path) -> None:
+def test_journal_drops_everything_from_a_damaged_line(tmp_path: Path) -> None:
     path = tmp_path / "j"
     with Journal(path, "key") as journal:
         journal.append(ROWS)
@@ -179,7 +179,7 @@ def test_journal_drops_everything_from_a_spoilt_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [None, b"some other file\nof two lines\n"], ids=["another key", "no journal"]
 )
-def test_journal_of_another_run_is_refused_and_left_alone(tmp_path: Path, content: bytes | None) -> None:
+def test_journal_of_another_run_is_refused_and_not_changed(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "j"
     if content is None:
         with Journal(path, "other") as journal:
@@ -192,7 +192,7 @@ def test_journal_of_another_run_is_refused_and_left_alone(tmp_path: Path, conten
     assert path.read_bytes() == before
 
 
-def test_journal_outlives_a_kill(tmp_path: Path) -> None:
+def test_journal_survives_a_kill(tmp_path: Path) -> None:
     program = (
         "import sys; from ilgnet_repro.aesthetics.journal import Journal\n"
         "journal = Journal(sys.argv[1], 'key')\n"

@@ -54,7 +54,7 @@ def test_search_finds_the_seed(errors: int) -> None:
     assert search.best[0].correlation > search.best[1].correlation
 
 
-def test_search_finds_nothing_where_nothing_is() -> None:
+def test_search_finds_no_seed_in_random_order() -> None:
     correct, counts = _world(9999, 0)
     search = search_seed(correct, counts, 16, range(1000, 1700))
     assert search.found is None and search.p_value > 0.01

@@ -34,7 +34,7 @@ LIGHT_COMMANDS = {
 
 
 @pytest.mark.parametrize("arguments", LIGHT_COMMANDS.values(), ids=LIGHT_COMMANDS)
-def test_they_import_neither_torch_nor_what_reports_need(arguments: list[str], tmp_path: Path) -> None:
+def test_they_import_neither_torch_nor_report_modules(arguments: list[str], tmp_path: Path) -> None:
     rows = (f"{k} {k} {' '.join(str(1 + k * v % 7) for v in range(10))} 0 0 1" for k in range(1, 31))
     (tmp_path / "AVA.txt").write_text("\n".join(rows) + "\n")
     run_light(arguments, tmp_path)

@@ -22,7 +22,7 @@ def test_every_listed_net_is_in_the_catalogue() -> None:
     assert "ilgnet" in listed("nets")
 
 
-def test_nothing_else_is_shipped_under_prototxt():
+def test_no_other_file_is_shipped_under_prototxt():
     found = {path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.prototxt")}
     assert found == set(TEXTS)
 
@@ -132,7 +132,7 @@ def test_plain_block_is_as_large_as_its_inception_module(module):
     assert abs(size("ilgnet_without_inception", "plain") - inception) < 0.01 * inception
 
 
-def test_without_local_lacks_the_two_local_heads_and_nothing_else():
+def test_without_local_lacks_only_the_two_local_heads():
     names = {layer.name for layer in build("ilgnet").layer}
     left = {layer.name for layer in build("ilgnet_without_local").layer}
     gone = {f"temp{i}{part}" for i in (1, 2) for part in ("", "_relu", "_drop")} | {"temp"}

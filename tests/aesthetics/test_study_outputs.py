@@ -52,7 +52,7 @@ ITSELF = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("arguments", "source"), ITSELF.values(), ids=ITSELF)
-def test_an_input_is_no_output(folder, capsys, arguments, source, name) -> None:
+def test_an_input_is_refused_as_output(folder, capsys, arguments, source, name) -> None:
     if arguments[:3] == ["partition", "check", "AVA.txt"]:
         shutil.copy("list.txt", "AVA.txt")  # two lists
     check_input_is_no_output(capsys, folder, arguments, NAMES[name](source))
@@ -98,7 +98,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize(("files", "arguments", "message"), STRANGERS.values(), ids=STRANGERS)
-def test_files_of_others_stay(folder, capsys, files, arguments, message) -> None:
+def test_unrelated_files_are_not_replaced(folder, capsys, files, arguments, message) -> None:
     check_files_of_others_stay(capsys, folder, files, arguments, message)
 
 

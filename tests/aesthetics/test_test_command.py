@@ -65,7 +65,7 @@ def test_files_and_tables(tiny: TinySet, capsys: pytest.CaptureFixture, table: s
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_the_fast_path_says_how_far_it_is_off(
+def test_the_fast_path_reports_its_deviation(
     tiny: TinySet, capsys: pytest.CaptureFixture, precision: str
 ) -> None:
     assert main(command(tiny, "--out", "exact", "--batch-size", "7")) == 0
@@ -127,7 +127,7 @@ I1121 11:00:00.000000  7 caffe.cpp:281] Running for 3 iterations.
 """
 
 
-def test_report_beside_a_log(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
+def test_report_compared_with_a_log(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
     assert main(command(tiny, "--protocol", "published", "--batches", "3", "--batch-size", "4")) == 0
     ours = [batch.correct for batch in RunResult.read("own_published/run.json").batches]
     for name, theirs, verdict in (
@@ -145,7 +145,7 @@ def test_report_beside_a_log(tiny: TinySet, capsys: pytest.CaptureFixture) -> No
         assert ("compared with the log, rows as given: identical" in printed) == (verdict == "identical")
 
 
-def test_a_log_without_its_net_cannot_be_laid_beside(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
+def test_a_log_without_its_net_cannot_be_compared(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
     assert main(command(tiny)) == 0
     Path("log.txt").write_text("Batch 0, accuracy = 0.75\nLoss: 0.5\naccuracy = 0.75\n")
     assert main(["report", "own_full/run.json", "--log", "log.txt"]) == 1
@@ -180,7 +180,7 @@ def test_one_line_for_what_is_wrong(
     assert not Path("own_full/run.json").exists()
 
 
-def test_another_runs_journal_is_not_taken_up(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
+def test_another_runs_journal_is_not_resumed(tiny: TinySet, capsys: pytest.CaptureFixture) -> None:
     Path("own_full").mkdir()
     journal = Path("own_full/journal.csv")
     journal.write_text('"ilgnet_repro journal","something else",00000000\n')

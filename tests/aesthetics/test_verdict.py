@@ -40,13 +40,13 @@ def test_verdict(ours: np.ndarray, verdict: str, same_rows: bool, words: str) ->
     assert got.total_p == pytest.approx(fisher_exact(table).pvalue)
 
 
-def test_expected_equal_is_what_independent_runs_show() -> None:
+def test_expected_agreement_equals_that_of_independent_runs() -> None:
     runs = np.random.default_rng(3).binomial(50, 0.8, (2, 4000))
     got = compare_batches(runs[0].tolist(), runs[1].tolist(), 50)
     assert got.expected_equal == pytest.approx((runs[0] == runs[1]).sum(), rel=0.1)
 
 
-def test_all_right_has_no_spread() -> None:
+def test_all_correct_has_no_spread() -> None:
     got = compare_batches([5, 5], [5, 5], 5)
     assert (got.verdict, got.chi2, got.correlation) == ("identical", None, None)
 
@@ -74,7 +74,7 @@ def test_order_with_one_class_first() -> None:
     assert got.always_high_p == pytest.approx(tail)
 
 
-def test_order_that_the_answers_follow() -> None:
+def test_order_that_matches_the_counts() -> None:
     labels = (np.random.default_rng(2).random(1000) < 0.5).astype(int)
     counts = labels.reshape(20, 50).sum(axis=1)
     got = analyse_order(labels, counts.tolist(), 50)
@@ -84,7 +84,7 @@ def test_order_that_the_answers_follow() -> None:
 
 
 @pytest.mark.parametrize("labels, counts", [([], [1, 2]), ([1], [1])], ids=["no row", "one batch"])
-def test_too_little_to_analyse(labels: list[int], counts: list[int]) -> None:
+def test_too_few_batches_to_analyse(labels: list[int], counts: list[int]) -> None:
     with pytest.raises(ValueError, match="too few"):
         analyse_order(np.array(labels), counts, 5)
 

@@ -31,7 +31,7 @@ def test_recorded_means_are_read_and_written_byte_for_byte(golden, tmp_path, nam
     assert (tmp_path / "out").read_bytes() == path.read_bytes()
 
 
-def test_modern_form_is_read(tmp_path):
+def test_the_modern_format_is_read(tmp_path):
     (tmp_path / "m").write_bytes(blob(floats(1, 2, 3, 4, 5, 6), 3, 2))
     assert read_blob(tmp_path / "m").tolist() == [[1, 2], [3, 4], [5, 6]]
 

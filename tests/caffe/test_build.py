@@ -63,7 +63,7 @@ def test_outputs(layers, expected) -> None:
     assert graph(*layers).outputs == expected
 
 
-def test_repeated_layer_names_stay_apart() -> None:
+def test_repeated_layer_names_stay_distinct() -> None:
     made = graph(layer("r", "ReLU", "x", "a"), layer("r", "ReLU", "a", "b"))
     assert [node.name for node in made] == ["in", "r", "r#2"]
 
@@ -117,7 +117,7 @@ def test_an_empty_phase_is_refused() -> None:
         build_graph(parse_net('name: "n" layer { name: "x" type: "Input" include { phase: TEST } }'), "TRAIN")
 
 
-def test_values_are_told_from_blobs_by_the_graph() -> None:
+def test_the_graph_distinguishes_values_from_blobs() -> None:
     """``replaced`` names what an in-place layer writes over, whatever an ``@`` in a blob's own name suggests."""
     graph = build_graph(
         parse_net("""
@@ -156,9 +156,7 @@ MADE_LAYERS = {
 
 
 @pytest.mark.parametrize(("text", "shapes", "names"), MADE_LAYERS.values(), ids=MADE_LAYERS)
-def test_a_layer_that_is_made_takes_no_name_of_the_nets_own(
-    text: str, shapes: dict, names: list[str]
-) -> None:
+def test_a_generated_layer_takes_no_name_of_the_net(text: str, shapes: dict, names: list[str]) -> None:
     """Weights are found by name, so the net's own layer keeps it."""
     net = load_net(parse_net(text), input_shapes=shapes)
     assert [node.name for node in net.graph] == names
@@ -166,7 +164,7 @@ def test_a_layer_that_is_made_takes_no_name_of_the_nets_own(
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_module_has_the_name_of_its_layer_where_that_can_be_one(order: int) -> None:
+def test_a_module_is_named_like_its_layer_where_that_is_valid(order: int) -> None:
     names = ["a_b", "a.b", "a/b", "_", "", "a.b#2"][::order]
     net = load_net(
         parse_net(INPUT + "".join(layer(name, "ReLU", "x", f"t{i}") for i, name in enumerate(names)))

@@ -117,7 +117,7 @@ def test_generations(tmp_path, data, kind):
     np.testing.assert_array_equal(found.blobs[0].array(), np.arange(6))
 
 
-def test_layers_of_one_name_are_all_kept(tmp_path):
+def test_layers_of_the_same_name_are_all_kept(tmp_path):
     model = open_caffemodel(
         write(tmp_path, layer("a", blob(SIX, 6)) + layer("a") + layer("data", kind="Data"))
     )
@@ -151,7 +151,7 @@ LIES["in pieces"] = (chunk(5, floats(1)) * 65_537 + shape(65_537), "are in over 
 
 
 @pytest.mark.parametrize(("data", "message"), LIES.values(), ids=LIES)
-def test_lies_in_a_blob(tmp_path, data, message):
+def test_inconsistent_blobs_are_refused(tmp_path, data, message):
     with pytest.raises(FormatError) as caught:
         open_caffemodel(write(tmp_path, layer("conv1", data)))
     assert message in str(caught.value)
@@ -182,7 +182,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("data", "message"), FILES.values(), ids=FILES)
-def test_files_that_are_none(tmp_path, data, message):
+def test_files_that_are_not_weights(tmp_path, data, message):
     with pytest.raises(FormatError) as caught:
         open_caffemodel(write(tmp_path, data))
     assert message in str(caught.value)
@@ -190,7 +190,7 @@ def test_files_that_are_none(tmp_path, data, message):
 
 
 @pytest.mark.parametrize("make", ["missing", "folder"])
-def test_paths_that_are_no_file(tmp_path, make):
+def test_paths_that_are_not_files(tmp_path, make):
     path = tmp_path / "x.caffemodel"
     if make == "folder":
         path.mkdir()
@@ -220,7 +220,7 @@ def test_every_recorded_file_reads_as_protobuf_reads_it(golden):
         assert model.structure() == expected
 
 
-def test_structure_drops_numbers_that_are_ours_alone(tmp_path):
+def test_structure_drops_field_numbers_of_this_package(tmp_path):
     data = chunk(100, chunk(1, "a") + chunk(20216, number(7, 1)) + chunk(20000, chunk(1, "x.y")))
     assert open_caffemodel(write(tmp_path, data)).structure().layer[0] == caffe_pb2.LayerParameter(name="a")
 
@@ -237,7 +237,7 @@ STRUCTURES = {
 
 
 @pytest.mark.parametrize(("data", "message"), STRUCTURES.values(), ids=STRUCTURES)
-def test_structures_that_cannot_be_told(tmp_path, data, message):
+def test_structures_that_cannot_be_determined(tmp_path, data, message):
     model = open_caffemodel(write(tmp_path, data))
     with pytest.raises(FormatError) as caught:
         model.structure()
@@ -245,7 +245,7 @@ def test_structures_that_cannot_be_told(tmp_path, data, message):
     assert "give the prototxt too" in str(caught.value)
 
 
-def test_a_large_file_is_only_looked_over(tmp_path):
+def test_only_the_headers_of_a_large_file_are_read(tmp_path):
     """3 GB with a hole where the weights are: its values are not read."""
     count = 3 * 2**28
     tail = chunk(7, chunk(1, varint(count // 2**10) + varint(2**10)))

@@ -49,7 +49,7 @@ def net_and_arrays():
     return parse_net(TEXT), {"c": [rng.random((5, 2, 3, 4), np.float32), rng.random(5, np.float32)]}
 
 
-def test_forks_fields_stay_out_and_the_net_as_it_was(tmp_path):
+def test_fields_of_forks_are_not_written_and_the_net_is_unchanged(tmp_path):
     net, arrays = net_and_arrays()
     before = net.SerializeToString()
     write_caffemodel(tmp_path / "x", net, arrays)
@@ -114,7 +114,7 @@ def refuse(tmp_path, net, arrays, message, error: type[IlgnetError], **options):
     assert [path.name for path in tmp_path.iterdir()] == ["x.caffemodel"]
 
 
-def test_refuses_weights_of_no_layer(tmp_path):
+def test_refuses_weights_of_an_unknown_layer(tmp_path):
     net, arrays = net_and_arrays()
     message = "x.caffemodel: weights for layer fc7, which is not in the net; rename or remove them"
     refuse(tmp_path, net, arrays | {"fc7": []}, message, WeightsError)
@@ -153,7 +153,7 @@ TWICE = 'layer {{ name: "{0}" type: "InnerProduct" {1} }} layer {{ name: "{0}" t
         ("", "InnerProduct", "have no name"),
     ],
 )
-def test_two_layers_of_one_name_are_refused(name, type_, what, tmp_path):
+def test_two_layers_of_the_same_name_are_refused(name, type_, what, tmp_path):
     """The blobs of one would be written to both, and whoever reads them could not tell."""
     net = parse_net(TWICE.format(name, "", type_, ""))
     with pytest.raises(WeightsError) as raised:
@@ -171,7 +171,7 @@ def test_two_layers_of_one_name_are_refused(name, type_, what, tmp_path):
         ("", "exclude { phase: TEST }", [1, 1]),
     ],
 )
-def test_one_layer_for_each_phase_is_no_repetition(first, second, blobs, tmp_path):
+def test_one_layer_per_phase_may_have_the_same_name(first, second, blobs, tmp_path):
     net = parse_net(TWICE.format("ip", first, "InnerProduct", second))
     write_caffemodel(tmp_path / "a.caffemodel", net, {"ip": [np.ones((2, 3), np.float32)]})
     assert [len(layer.blobs) for layer in open_caffemodel(tmp_path / "a.caffemodel").layers] == blobs

@@ -125,7 +125,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("text", "options", "wanted"), TOLD.values(), ids=TOLD)
-def test_told_by_the_text(text, options, wanted):
+def test_geometry_recognized_from_the_text(text, options, wanted):
     assert offsets(text, **options)["crop"] == wanted
     build_graph(upgrade_net(parse_net(text)), **options)
 

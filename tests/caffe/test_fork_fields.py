@@ -100,7 +100,7 @@ def test_blobs_in_the_text_are_refused() -> None:
     assert str(caught.value) == "p (PReLU): blobs in a prototxt are not read; put them in a caffemodel"
 
 
-def test_stages_of_the_text_count_beside_those_asked_for() -> None:
+def test_stages_of_the_text_are_added_to_those_given() -> None:
     one, two = (
         f'layer {{ name: "{s}" type: "ReLU" bottom: "x" top: "{s}" include {{ stage: "{s}" }} }}'
         for s in ("deploy", "other")
@@ -123,7 +123,7 @@ TEXTS_WITHOUT_LAYERS = {
 
 
 @pytest.mark.parametrize(("field", "message"), TEXTS_WITHOUT_LAYERS.values(), ids=TEXTS_WITHOUT_LAYERS)
-def test_a_text_of_unknown_fields_alone_is_named(tmp_path, field, message) -> None:
+def test_a_text_of_only_unknown_fields_is_refused_by_name(tmp_path, field, message) -> None:
     path = tmp_path / "x.prototxt"
     path.write_text(f"\n{field}: 0.1")
     with pytest.raises(IlgnetError) as caught:
@@ -131,7 +131,7 @@ def test_a_text_of_unknown_fields_alone_is_named(tmp_path, field, message) -> No
     assert str(caught.value) == message.format(path=path)
 
 
-def test_audit_lists_every_unknown_block_and_goes_on() -> None:
+def test_audit_lists_every_unknown_block_and_continues() -> None:
     net = parse_net(
         INPUT
         + 'lyaer { name: "a" } lyaer { name: "b" } mode: 2\nlayer { name: "b" type: "Foo" bottom: "x" top: "b" }'

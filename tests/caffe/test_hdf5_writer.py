@@ -29,7 +29,7 @@ def net_of(*names: str) -> pb.NetParameter:
 NET = net_of("data", *BLOBS)
 
 
-def test_a_group_a_layer_and_a_float32_array_a_blob(tmp_path) -> None:
+def test_a_group_per_layer_and_a_float32_array_per_blob(tmp_path) -> None:
     path = tmp_path / "x.caffemodel.h5"
     write_hdf5_model(path, NET, BLOBS)
     with h5py.File(path) as file:
@@ -48,7 +48,7 @@ def test_a_group_a_layer_and_a_float32_array_a_blob(tmp_path) -> None:
             np.testing.assert_array_equal(one, np.asarray(other, np.float32))
 
 
-def test_the_same_net_gives_the_same_bytes_in_the_form_of_caffes_time(tmp_path) -> None:
+def test_the_same_net_gives_the_same_bytes_in_the_format_of_caffes_time(tmp_path) -> None:
     for name in ("one.h5", "other.h5"):
         write_hdf5_model(tmp_path / name, NET, BLOBS)
     data = (tmp_path / "one.h5").read_bytes()
@@ -59,7 +59,7 @@ def test_the_same_net_gives_the_same_bytes_in_the_form_of_caffes_time(tmp_path) 
             assert h5py.h5o.get_info(item.id).mtime == 0
 
 
-def test_blobs_of_another_layer_are_left_to_it(tmp_path) -> None:
+def test_blobs_owned_by_another_layer_are_not_stored(tmp_path) -> None:
     path = tmp_path / "x.h5"
     blobs = {"a": BLOBS["conv"], "b": BLOBS["conv"]}
     write_hdf5_model(path, net_of("a", "b"), blobs, owners={("b", 0)})
@@ -88,7 +88,7 @@ def test_names_that_cannot_be_stored_leave_no_file(layers, counts, message, tmp_
     assert str(caught.value) == message and not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch) -> None:
+def test_a_refused_write_leaves_the_existing_file(tmp_path, monkeypatch) -> None:
     path = tmp_path / "x.h5"
     path.write_bytes(b"before")
     with pytest.raises((WeightsError, IlgnetError)):

@@ -62,7 +62,7 @@ def test_refuses_other_layouts(tmp_path):
         open_caffemodel(tmp_path / "x.h5")
 
 
-def test_refuses_half_a_file(tmp_path):
+def test_refuses_a_truncated_file(tmp_path):
     path = make(tmp_path / "x.h5", {"a/0": np.zeros((64, 64), np.float32)})
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(FormatError, match="damaged HDF5"):

@@ -251,7 +251,7 @@ def test_links_in_hdf5_are_not_followed(tmp_path) -> None:
     assert kind_of(tmp_path / "x.h5") is Kind.HDF5
 
 
-def test_a_database_is_known_by_its_folder(tmp_path) -> None:
+def test_a_database_is_recognized_by_its_folder(tmp_path) -> None:
     write(tmp_path, FILES["lmdb"][1], "data.mdb")
     with pytest.raises(FormatError, match="is an LMDB database, not weights; give the weights file"):
         open_caffemodel(tmp_path)
@@ -308,7 +308,7 @@ LOADED = {
 
 
 @pytest.mark.parametrize(("reader", "names"), LOADED.items(), ids=LOADED)
-def test_each_reader_takes_its_own_kinds_under_any_name(tmp_path, reader, names) -> None:
+def test_each_reader_accepts_its_own_kinds_under_any_name(tmp_path, reader, names) -> None:
     for name in names:
         for suffix in SUFFIXES:
             READERS[reader][0](write(tmp_path, FILES[name][1], f"x{suffix}"))
@@ -369,7 +369,7 @@ NOT_COMPARED = {
 
 
 @pytest.mark.parametrize(("kind", "data"), NOT_COMPARED.values(), ids=NOT_COMPARED)
-def test_compare_refuses_what_is_no_net(tmp_path, kind, data) -> None:
+def test_compare_refuses_files_without_a_net(tmp_path, kind, data) -> None:
     path = write(tmp_path, data, "x.onnx")
     with pytest.raises(IlgnetError) as caught:
         open_backend(str(path))
@@ -402,7 +402,7 @@ def test_snapshots_by_content(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["caffemodel", "caffemodel-v1", "onnx", "solverstate", "mean", "prototxt", "safetensors",
                                   "zip", "html", "lfs-pointer", "torch-legacy", "png"])  # fmt: skip
-def test_every_beginning_of_a_file_has_a_kind(tmp_path, name) -> None:
+def test_every_prefix_of_a_file_has_a_kind(tmp_path, name) -> None:
     data = FILES[name][1]
     for length in range(0, min(len(data), 300), 1 if len(data) < 150 else 3):
         kind_of(write(tmp_path, data[:length]))
@@ -416,7 +416,7 @@ def test_parts_of_a_file_have_a_kind(tmp_path, name) -> None:
         kind_of(write(tmp_path, data[:length] + bytes(len(data) - length)))
 
 
-def test_changed_bytes_raise_nothing(tmp_path) -> None:
+def test_changed_bytes_raise_no_exception(tmp_path) -> None:
     rng = np.random.default_rng(11)
     for _, data in FILES.values():
         for _ in range(3 if data else 0):
@@ -441,7 +441,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_files_take_neither_memory_nor_time(tmp_path, data) -> None:
+def test_hostile_files_take_little_memory_and_time(tmp_path, data) -> None:
     path = write(tmp_path, data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
@@ -459,7 +459,7 @@ def test_a_large_file_is_not_read(tmp_path) -> None:
     assert kind_of(path) is Kind.CAFFEMODEL
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path) -> None:
     os.mkfifo(tmp_path / "x.caffemodel")
     with pytest.raises(
         FormatError, match=r"x\.caffemodel: is not a plain file \(a pipe or device\); save its"

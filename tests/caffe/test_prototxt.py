@@ -192,7 +192,7 @@ def test_refuses_files(tmp_path, content, message, read):
     assert "x.prototxt" in str(caught.value)
 
 
-def test_refuses_text_beyond_any_net():
+def test_refuses_text_larger_than_any_net():
     with pytest.raises(ParseError, match="no prototxt has over"):
         parse_net("#" * (16 << 20) + "##")
 

@@ -74,6 +74,6 @@ def test_floats_are_written_in_the_fewest_digits(value):
         assert abs(shorter) > 3.4028235e38 or struct.pack("<f", shorter) != struct.pack("<f", value)
 
 
-def test_not_a_number_survives():
+def test_nan_round_trips():
     message = caffe_pb2.FillerParameter(value=float("nan"))
     assert math.isnan(parse_message(format_message(message), caffe_pb2.FillerParameter).value)

@@ -49,7 +49,7 @@ def check(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_blob_holds_what_its_memory_holds_after_the_pass(seed) -> None:
+def test_every_blob_equals_its_memory_after_the_pass(seed) -> None:
     made = random_net(seed)
     net = load_net(parse_net(made.text))
     assert net.outputs == tuple(sorted(made.unread))
@@ -293,7 +293,7 @@ def test_an_input_keeps_its_name_where_a_layer_writes_it() -> None:
     assert [entry.name for entry in build_onnx(net, outputs=["o"]).graph.input] == ["x"]
 
 
-def test_made_names_never_equal_the_nets_own() -> None:
+def test_generated_names_never_equal_names_of_the_net() -> None:
     text = INPUT + layer("c", "Power", "x", "a", "power_param { shift: 1 }") + layer("b", "TanH", "x", "a@c")
     text += layer("r", "ReLU", "a", "a") + layer("e", "Eltwise", "a a@c", "o")
     net = load_net(parse_net(text))
@@ -304,7 +304,7 @@ def test_made_names_never_equal_the_nets_own() -> None:
     ]  # fmt: skip
 
 
-def test_repeated_layer_names_pass_by_real_ones() -> None:
+def test_numbering_of_repeated_layers_avoids_existing_names() -> None:
     text = layer("a", "ReLU", "x", "p") + layer("a", "TanH", "x", "q") + layer("a#2", "AbsVal", "x", "s")
     graph = load_graph(parse_net(INPUT + text + layer("", "BNLL", "x", "t") + layer("", "ELU", "x", "u")))
     assert [node.name for node in graph] == ["in", "a", "a#3", "a#2", "", "#2"]

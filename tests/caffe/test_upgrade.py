@@ -159,7 +159,7 @@ def test_net(old, modern):
     assert upgrade_net(upgrade_net(net)) == upgrade_net(net)
 
 
-def test_notes_tell_each_step():
+def test_notes_name_each_step():
     notes: list[str] = []
     upgrade_net(
         parse_net(
@@ -181,7 +181,7 @@ def test_notes_tell_each_step():
     assert quiet == []
 
 
-def test_forks_fields_are_carried_over():
+def test_fields_of_forks_are_kept():
     net = upgrade_net(
         parse_net(
             'fog: 1 layers { layer { name: "c" type: "conv" a: 1 } b { c: 2 } }'
@@ -270,7 +270,7 @@ def test_authors_nets(authors, name, count):
     assert not net.layers
 
 
-def test_authors_val_net_is_what_their_caffe_made_of_it(authors):
+def test_authors_val_net_is_upgraded_as_their_caffe_did(authors):
     """Caffe printed the upgraded net at the head of its log, with the state of the phase added."""
     log = (authors / "results" / "AVA1_result.txt").read_text()
     text = log.split("Initializing net from parameters: \n")[1]

@@ -32,6 +32,6 @@ def test_solver(old, modern):
     assert solver.SerializeToString() == before
 
 
-def test_solver_of_two_types_is_refused():
+def test_a_solver_with_two_types_is_refused():
     with pytest.raises(FormatError, match="solver: type Adam and solver_type are both given; keep only type"):
         upgrade_solver(parse_solver('type: "Adam" solver_type: SGD'))

@@ -208,7 +208,7 @@ def test_what_cannot_be_tested(tmp_path, monkeypatch, capsys, type_, fields, arr
     assert message in found["error"].splitlines()[-1]
 
 
-def test_pictures_of_two_sizes_do_not_make_a_batch(tmp_path, monkeypatch, capsys) -> None:
+def test_images_of_two_sizes_do_not_form_a_batch(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     write_list(tmp_path)
     cv2.imwrite("1.png", np.zeros((9, 9, 3), np.uint8))

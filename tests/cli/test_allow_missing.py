@@ -56,7 +56,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_a_layer_that_would_be_drawn_stops_until_it_is_allowed(arguments, capsys) -> None:
+def test_a_layer_that_would_be_drawn_is_refused_until_allowed(arguments, capsys) -> None:
     Path("out").mkdir()
     np.savez("rows.npz", data=np.ones((1, 3, 9, 7), np.float32))
     assert main(arguments) == 1
@@ -73,7 +73,7 @@ def test_a_layer_that_would_be_drawn_stops_until_it_is_allowed(arguments, capsys
         assert notes == [f"note: {FILLED}", f"note: {DRAWN}"]
 
 
-def test_a_conversion_reports_what_it_filled_and_writes_the_same_again(capsys) -> None:
+def test_a_conversion_reports_filled_layers_and_is_reproducible(capsys) -> None:
     found = []
     for name in ("one", "two"):
         Path(name).mkdir()
@@ -94,7 +94,7 @@ def test_a_conversion_reports_what_it_filled_and_writes_the_same_again(capsys) -
     )
 
 
-def test_audit_tells_what_is_filled(capsys) -> None:
+def test_audit_reports_filled_layers(capsys) -> None:
     assert main(["audit", "half.prototxt", "half.caffemodel"]) == 1
     out = capsys.readouterr().out
     assert "weights: not in the file, filled as the prototxt says: scale (constant 2)" in out

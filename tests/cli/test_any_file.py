@@ -311,7 +311,7 @@ def test_audit_takes_its_files_in_any_order(capsys) -> None:
     assert shown[0] == shown[1]
 
 
-def test_candidates_are_held_against_a_safetensors_file_too(capsys) -> None:
+def test_candidates_are_compared_with_a_safetensors_file_too(capsys) -> None:
     Path("staged.prototxt").write_text(STAGED)
     assert main(["audit", "net.safetensors", "--candidates", "net.prototxt", "staged.prototxt"]) == 0
     assert re.search(r"^net\.prototxt: fits$", capsys.readouterr().out, re.MULTILINE)
@@ -378,7 +378,7 @@ def test_a_folder_without_weights(capsys) -> None:
     assert refused(capsys, "convert", "empty", "--out", "o") == message
 
 
-def test_results_of_one_name(capsys) -> None:
+def test_results_of_the_same_name(capsys) -> None:
     Path("a").mkdir()
     Path("b").mkdir()
     for place in ("a", "b"):
@@ -457,7 +457,7 @@ def test_an_interrupted_conversion_keeps_what_is_finished(monkeypatch, capsys) -
     assert [path.name for path in Path("o").iterdir()] == ["net.onnx"]
 
 
-def test_an_option_that_no_format_takes_stops_before_the_first_file(capsys) -> None:
+def test_an_option_that_no_format_has_is_refused_before_the_first_file(capsys) -> None:
     message = "format 'tflite' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5"
     assert (
         refused(capsys, "convert", "net.caffemodel", "net.safetensors", "--to", "tflite", "--out", "o")

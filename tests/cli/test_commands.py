@@ -155,7 +155,7 @@ def test_a_wrong_option_ends_with_1_and_help_with_0(capsys) -> None:
     assert run(capsys, "--help")[0] == 0
 
 
-def test_faults_of_ours_and_interruptions_have_their_own_status(capsys) -> None:
+def test_internal_errors_and_interruptions_have_separate_statuses(capsys) -> None:
     def broken() -> int:
         raise KeyError("x")
 
@@ -167,7 +167,7 @@ def test_faults_of_ours_and_interruptions_have_their_own_status(capsys) -> None:
     assert guarded(interrupted) == 130
 
 
-def test_help_does_not_import_what_is_heavy() -> None:
+def test_help_imports_no_heavy_module() -> None:
     code = (
         "import sys; from ilgnet_repro.cli.main import main; main(['--help']);"
         "heavy = {'torch', 'cv2', 'onnx', 'sklearn', 'scipy', 'matplotlib', 'numpy', 'rich'} & set(sys.modules);"
@@ -184,9 +184,7 @@ DATA_COMMANDS = {
 
 
 @pytest.mark.parametrize("arguments", DATA_COMMANDS.values(), ids=DATA_COMMANDS)
-def test_data_commands_import_neither_torch_nor_what_reports_need(
-    arguments: list[str], tmp_path: Path
-) -> None:
+def test_data_commands_import_neither_torch_nor_report_modules(arguments: list[str], tmp_path: Path) -> None:
     run_light(arguments, tmp_path)
 
 

@@ -30,12 +30,12 @@ def weights(tmp_path: Path) -> str:
     return str(tmp_path / "small.caffemodel")
 
 
-def test_the_command_lists_what_the_writers_have() -> None:
+def test_the_command_lists_the_writers_options() -> None:
     assert NAMES == FORMATS
     assert [find_format(name).name for name in NAMES] == list(NAMES)
 
 
-def test_pictures_in_the_graph(weights, capsys) -> None:
+def test_preprocessing_in_the_graph(weights, capsys) -> None:
     options = ["--with-preprocessing", "--input-order", "BGR", "--mean-value", "1,2,3", "--verify", "--json"]
     assert main(["convert", weights, "--to", "onnx", *options]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -45,7 +45,7 @@ def test_pictures_in_the_graph(weights, capsys) -> None:
     assert (model.graph.input[0].name, kind.elem_type) == ("picture", onnx.TensorProto.UINT8)
 
 
-def test_the_cost_of_int8_is_shown(weights, capsys) -> None:
+def test_the_deviation_of_int8_is_shown(weights, capsys) -> None:
     image = str(Path(weights).with_name("a.png"))
     options = ["--precision", "int8", "--mean-value", "100", "--pictures", image]
     assert main(["convert", weights, "--to", "safetensors,onnx", *options]) == 0
@@ -85,7 +85,7 @@ def test_any_size_and_folding(tmp_path, capsys) -> None:
     ],
     ids=["a dense layer", "a format that cannot", "an unknown format"],
 )
-def test_refusals_leave_nothing(weights, options, message, capsys) -> None:
+def test_refusals_leave_no_file(weights, options, message, capsys) -> None:
     before = sorted(path.name for path in Path(weights).parent.iterdir())
     assert main(["convert", weights, *options]) == 1
     assert capsys.readouterr().err.strip().startswith(f"ilgnet: {message}")

@@ -70,7 +70,7 @@ def test_commands_show_names_as_text(text: str, shown: str, tmp_path: Path, monk
         assert not [line for line in output.splitlines() if line.startswith("problem: y")]
 
 
-def test_a_terminal_gets_colours_of_ours_only() -> None:
+def test_a_terminal_gets_only_the_commands_colours() -> None:
     from rich.table import Table
 
     stream = io.StringIO()

@@ -76,7 +76,7 @@ def test_the_parser_of_one_command_is_that_of_all(command: str) -> None:
     ],
     ids=["nothing", "unknown", "version", "a command", "an option before the command"],
 )
-def test_every_way_to_begin(words, status, shown, capsys) -> None:
+def test_every_way_to_start(words, status, shown, capsys) -> None:
     assert main(words) == status
     streams = capsys.readouterr()
     assert shown in streams.out + streams.err
@@ -113,7 +113,7 @@ def test_the_core_names_neither_the_net_nor_the_data_set_of_the_study() -> None:
         ("AVATAR", False),
     ],
 )
-def test_which_lines_name_them(line: str, is_found: bool) -> None:
+def test_lines_that_name_the_study_are_found(line: str, is_found: bool) -> None:
     assert bool(STUDY_NAME.search(OWN_NAME.sub("", line))) is is_found
 
 

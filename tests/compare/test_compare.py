@@ -47,7 +47,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("form", "blobs"), FORMS)
-def test_every_form_agrees_with_the_caffemodel(files, monkeypatch, form: str, blobs: list[str]) -> None:
+def test_every_format_agrees_with_the_caffemodel(files, monkeypatch, form: str, blobs: list[str]) -> None:
     monkeypatch.chdir(files)
     found = compare_files("small.safetensors", form)
     assert found.failed is None
@@ -58,21 +58,21 @@ def test_every_form_agrees_with_the_caffemodel(files, monkeypatch, form: str, bl
 
 
 @pytest.mark.parametrize("form", ["small.caffemodel", "small.safetensors", "small.onnx", "small.pt2"])
-def test_a_kind_is_found_by_content(files, form: str) -> None:
+def test_a_kind_is_detected_by_content(files, form: str) -> None:
     for suffix in (".caffemodel", ".h5", ".safetensors", ".onnx", ".pt2", ".prototxt", ".json", ""):
         renamed = (files / form).rename(files / f"renamed{suffix}")
         assert compare_files(str(renamed), str(renamed)).agrees, suffix
         renamed.rename(files / form)
 
 
-def test_in_place_values_can_be_asked_for(files) -> None:
+def test_in_place_values_can_be_requested(files) -> None:
     found = compare_files(str(files / "small.safetensors"), str(files / "small.onnx"), in_place=True)
     assert [row.blob for row in found.rows] == ["conv@conv", *BLOBS]
     assert found.agrees
 
 
 @pytest.mark.parametrize("tool", ["opencv", pytest.param("caffe2onnx", marks=needs("caffe2onnx"))])
-def test_squeezenet_agrees_with_code_that_is_not_ours(tool: str, tmp_path) -> None:
+def test_squeezenet_agrees_with_independent_code(tool: str, tmp_path) -> None:
     text = narrow_text("squeezenet")
     net = drawn_net(text)
     blobs = {name: [blob.detach().numpy() for blob in values] for name, values in net.params.items()}
@@ -147,7 +147,7 @@ def test_rows(first, second, largest, agrees) -> None:
     assert row.agrees is agrees
 
 
-def test_nothing_compared_is_no_agreement() -> None:
+def test_without_compared_values_nets_do_not_agree() -> None:
     row = BlobRow("b", (1,), (1,), 0.0, 0.0, 1.0, True)
     assert Comparison("a", "b", "", 1e-4, (row,)).agrees
     assert not Comparison("a", "b", "", 1e-4, ()).agrees
@@ -173,7 +173,7 @@ def test_a_reference_tool_that_fails_is_reported_as_such(folder, capsys) -> None
     assert (found["agrees"], found["rows"]) == (False, [])
 
 
-def test_an_absent_reference_tool_is_reported_with_what_to_run(folder, monkeypatch) -> None:
+def test_a_missing_reference_tool_is_reported_with_its_install_command(folder, monkeypatch) -> None:
     from ilgnet_repro.compare import reference_tools
 
     monkeypatch.setattr(reference_tools, "find_spec", lambda name: None)
@@ -183,7 +183,7 @@ def test_an_absent_reference_tool_is_reported_with_what_to_run(folder, monkeypat
     assert not found.agrees
 
 
-def test_a_file_with_its_weights_outside(files, monkeypatch) -> None:
+def test_a_file_with_external_weights(files, monkeypatch) -> None:
     monkeypatch.setattr(onnx_file, "SINGLE_FILE_LIMIT", 1000)
     ir.convert(files / "small.caffemodel", to=("onnx",))
     assert (files / "small.onnx.data").exists()
@@ -242,7 +242,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(files, second, options, 
     assert "\n" not in str(caught.value)
 
 
-def test_two_nets_are_no_pair(files, tmp_path) -> None:
+def test_two_nets_that_do_not_match(files, tmp_path) -> None:
     text = SMALL_TEXT.replace('"data"', '"image"')
     other = tmp_path / "o.caffemodel"
     write_weights(other, text)
@@ -288,7 +288,7 @@ def test_weights_that_are_not_beside_the_model_are_refused(location: str, place:
     assert str(caught.value) == f"{path}: keeps 'w' in {shown}, which is no file beside it"
 
 
-def test_onnx2torch_sees_numbers_for_names(files, tmp_path) -> None:
+def test_onnx2torch_gets_numbers_instead_of_names(files, tmp_path) -> None:
     """Its modules are called by the file's names, which torch writes into code unescaped."""
     from ilgnet_repro.compare.run_onnx2torch import rename
     from ilgnet_repro.runtime.onnx_net import open_session

@@ -234,7 +234,7 @@ def needs(name: str) -> None:
         pytest.skip("the pt2 file was written for torch 2.13")
 
 
-def test_compare_tells_other_weights(files: None, tmp_path: Path) -> None:
+def test_compare_finds_other_weights(files: None, tmp_path: Path) -> None:
     np.savez(tmp_path / "inputs.npz", **inputs_of("photo"))
     pair = ["plain/photo.safetensors", "int8/photo.safetensors"]
     compare = ["compare", *pair, "--inputs", str(tmp_path / "inputs.npz")]
@@ -260,7 +260,7 @@ AGAIN = {
 
 
 @pytest.mark.parametrize("folder", AGAIN)
-def test_the_same_command_writes_what_readers_of_those_files_look_for(
+def test_the_same_command_writes_what_readers_of_those_files_expect(
     files: None, tmp_path: Path, folder: str
 ) -> None:
     """Programs of users know tensors, metadata, inputs and outputs by name."""
@@ -330,7 +330,7 @@ def test_weights_of_a_snapshot_load(runs: None, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "state"), [("sgd", "net_iter_4"), ("adam", "latest")])
-def test_a_killed_training_run_goes_on(runs: None, name: str, state: str) -> None:
+def test_a_killed_training_run_resumes(runs: None, name: str, state: str) -> None:
     """Tables, best weights and the last snapshot are those of a run that was never killed."""
     end = ending(name)
     recorded = EXPECTED["train"][name]
@@ -348,7 +348,7 @@ def test_a_killed_training_run_goes_on(runs: None, name: str, state: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_caffe_train_goes_on_from_a_snapshot(runs: None, name: str) -> None:
+def test_caffe_train_resumes_from_a_snapshot(runs: None, name: str) -> None:
     end = ending(name)
     state = f"{name}/net_iter_8.solverstate{end}"
     assert main(["caffe", "train", "-solver", f"{name}.prototxt", "-snapshot", state]) == 0
@@ -437,7 +437,7 @@ def killed(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_killed_test_goes_on(tests: Path, name: str) -> None:
+def test_a_killed_test_resumes(tests: Path, name: str) -> None:
     rows = Path(f"{name}_killed/journal.csv").read_text().splitlines()[1:5]
     if name != "fast":  # whose first images are read again, to state its deviation
         for row in rows:  # What the journal holds is not read again.
@@ -455,7 +455,7 @@ def test_the_journal_of_other_options_is_refused(tests: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_test_run_anew_gives_the_same_and_replaces_its_own_files(tests: Path, name: str) -> None:
+def test_a_repeated_test_gives_the_same_and_replaces_its_own_files(tests: Path, name: str) -> None:
     old = tests / "old"
     shutil.copytree(name, old)
     assert main(EXPECTED["test"][name]) == 0
@@ -475,7 +475,7 @@ def test_reports(tests: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out.count("\n") > 5
 
 
-def test_mean_scores_and_lists_by_a_seed(tests: Path) -> None:
+def test_seeded_mean_scores_and_lists(tests: Path) -> None:
     assert main([*EXPECTED["partition"], "again", "--scores", "again/scores.csv"]) == 0
     for path in sorted(Path("lists").iterdir()):
         assert Path("again", path.name).read_bytes() == path.read_bytes()
@@ -501,7 +501,7 @@ def left_out(path: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["half", "anew"])
-def test_a_killed_build_goes_on_and_a_new_one_gives_the_same(databases: None, name: str) -> None:
+def test_a_killed_build_resumes_and_a_new_one_gives_the_same(databases: None, name: str) -> None:
     assert (Path("half.partial") / "build.json").is_file()
     assert main([*EXPECTED["lmdb"], name]) == 0
     assert list(rows_of(name)) == list(rows_of("whole"))

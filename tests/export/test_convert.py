@@ -54,7 +54,7 @@ def test_the_same_input_gives_the_same_file(folder) -> None:
     assert (folder / "small.safetensors").read_bytes() == first
 
 
-def test_preprocessing_travels_in_the_file(folder) -> None:
+def test_preprocessing_is_stored_in_the_file(folder) -> None:
     mean = np.random.default_rng(1).uniform(0, 255, (3, 12, 12)).astype(np.float32)
     stated = Preprocessing(size=(9, 9), path="crop", resize=(12, 12), mean_image=mean, scale=0.5, order="RGB")
     ir.convert(folder / "small.caffemodel", preprocessing=stated)
@@ -71,7 +71,7 @@ def test_shared_parameters_are_stored_once_and_stay_shared(tmp_path) -> None:
     assert net.params["a"][0] is net.params["b"][0]
 
 
-def test_back_to_a_caffemodel_is_stable(folder, tmp_path) -> None:
+def test_converting_back_to_a_caffemodel_is_stable(folder, tmp_path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -102,7 +102,7 @@ def test_a_sibling_of_the_same_name_comes_before_deploy(folder) -> None:
     assert ir.convert(folder / "small.caffemodel").prototxt.endswith("small.prototxt")
 
 
-def test_metadata_is_plain_text_that_any_safetensors_reader_sees(folder) -> None:
+def test_any_safetensors_reader_shows_the_metadata(folder) -> None:
     from safetensors import safe_open
 
     ir.convert(folder / "small.caffemodel")
@@ -160,7 +160,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("damage", "options", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
-def test_refused_in_one_line_and_nothing_is_left(folder, damage, options, message) -> None:
+def test_refused_in_one_line_without_leaving_files(folder, damage, options, message) -> None:
     damage(folder)
     before = names(folder)
     if "out" in options:
@@ -172,12 +172,12 @@ def test_refused_in_one_line_and_nothing_is_left(folder, damage, options, messag
     assert names(folder) == before
 
 
-def test_an_ignored_field_passes(folder) -> None:
+def test_an_ignored_field_is_accepted(folder) -> None:
     damage_prototxt(folder, "kernel_size: 3 weight", "kernel_size: 3 foo: 1 weight")
     ir.convert(folder / "small.caffemodel", ignore_fields=["convolution_param.foo"], verify=True)
 
 
-def test_a_failed_verification_leaves_nothing(folder, monkeypatch) -> None:
+def test_a_failed_verification_leaves_no_file(folder, monkeypatch) -> None:
     from ilgnet_repro.export import to_safetensors as export_safetensors
 
     def another(paths, saving):

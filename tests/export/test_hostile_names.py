@@ -150,7 +150,7 @@ def test_every_form_is_written_and_verified(evil: str, place: str, here: Path) -
 # ---------------------------------------------------------------------- blobs that look like made-up names
 
 
-def test_a_blob_named_like_an_in_place_value_stays_its_own(here: Path) -> None:
+def test_a_blob_named_like_an_in_place_value_stays_separate(here: Path) -> None:
     text_net = pb.NetParameter(name="n")
     text_net.layer.add(name="in", type="Input", top=["x"]).input_param.shape.add().dim.extend((1, 3))
     for name, bottom, top, shift in (
@@ -212,7 +212,7 @@ layer { name: "q" type: "Power" bottom: "a_b" top: "e" power_param { scale: 3 } 
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of our own", "without the net's text"])
-def test_compare_finds_inputs_and_blobs_by_their_own_names(known: bool, here: Path) -> None:
+def test_compare_finds_inputs_and_blobs_by_name(known: bool, here: Path) -> None:
     """Two inputs that make one argument name; a blob with an @ that no layer in place replaces."""
     from ilgnet_repro.compare.comparison import compare_files
     from ilgnet_repro.export.onnx_graph import build_onnx
@@ -240,7 +240,7 @@ def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
         compare_files("two.onnx", "one.onnx")
 
 
-def test_tensors_of_layers_named_like_blobs_stay_apart(here: Path) -> None:
+def test_tensors_of_layers_named_like_blobs_stay_separate(here: Path) -> None:
     """A key is LAYER.BLOB; no blob's name has a dot, so that no two are the same whatever the layers are called."""
     names = ["a", "a.weight", "a.weight.weight", "a_weight", "a.weight_scale", "preprocessing/mean_image"]
     text = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'

@@ -13,7 +13,7 @@ from ilgnet_repro.layers.support.registry import layer_types
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_one_row_a_type_in_order() -> None:
+def test_one_row_per_type_in_order() -> None:
     lines = table().splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == list(layer_types())
     assert "| `Convolution` | ✓ | ✓ | ✓ | ✓ |" in lines
@@ -24,7 +24,7 @@ def test_one_row_a_type_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["docs/layers.md", "README.md"])
-def test_the_page_holds_the_table_of_today(name: str) -> None:
+def test_the_page_contains_the_current_table(name: str) -> None:
     page = ROOT / name
     if not page.is_file():
         pytest.skip(f"{name} is not part of this copy")
@@ -35,7 +35,7 @@ def test_the_page_holds_the_table_of_today(name: str) -> None:
     assert table() in held, f"run: python -m ilgnet_repro.export.layers_page --write {name}"
 
 
-def test_what_is_around_the_markers_stays() -> None:
+def test_text_around_the_markers_is_kept() -> None:
     text = replaced(f"before\n{START}\nformer table\n{END}\nafter", "page.md")
     assert text.startswith(f"before\n{START}\n")
     assert text.endswith(f"{END}\nafter")

@@ -32,7 +32,7 @@ def drawn(*shape: int, seed: int = 1) -> np.ndarray:
 # ---------------------------------------------------------------------- the file
 
 
-def test_the_streamed_file_is_the_model_and_is_clean(folder) -> None:
+def test_the_streamed_file_equals_the_model_and_passes_the_checker(folder) -> None:
     ir.convert(folder / "small.caffemodel", to=("onnx",), verify=True)
     path = folder / "small.onnx"
     onnx.checker.check_model(str(path), full_check=True)
@@ -114,7 +114,7 @@ layer { name: "e" type: "Exp" bottom: "s1" top: "e" }
     ],
     ids=["no one reads it", "an output"],
 )
-def test_layers_that_pass_a_value_on_add_no_node(rest: str, operators: list[str]) -> None:
+def test_layers_that_do_nothing_add_no_node(rest: str, operators: list[str]) -> None:
     net = net_of(PASSED_ON % rest)
     model = build_onnx(net)
     assert [node.op_type for node in model.graph.node] == operators
@@ -169,13 +169,13 @@ NEEDS_SIZE = [
 @pytest.mark.parametrize(
     ("text", "message"), [row[1:] for row in NEEDS_SIZE], ids=[row[0] for row in NEEDS_SIZE]
 )
-def test_a_layer_that_needs_the_size_is_named(text: str, message: str) -> None:
+def test_a_layer_that_needs_a_fixed_size_is_named(text: str, message: str) -> None:
     with pytest.raises(IlgnetError) as caught:
         build_onnx(net_of(text), dynamic_size=True)
     assert str(caught.value).startswith(message)
 
 
-def test_a_layer_whose_nodes_hold_the_size_is_named(monkeypatch) -> None:
+def test_a_layer_whose_nodes_fix_the_size_is_named(monkeypatch) -> None:
     from ilgnet_repro.layers.activation import ReLU
     from ilgnet_repro.layers.support.base import integers
 
@@ -226,7 +226,7 @@ OPTIONS_REFUSED = [
     [row[1:] for row in OPTIONS_REFUSED],
     ids=[row[0] for row in OPTIONS_REFUSED],
 )
-def test_what_cannot_be_done_is_refused_and_leaves_nothing(folder, to, options, message) -> None:
+def test_unsupported_options_are_refused_without_leaving_files(folder, to, options, message) -> None:
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(IlgnetError) as caught:
         ir.convert(folder / "small.caffemodel", to=to, **options)
@@ -250,7 +250,7 @@ def test_an_operator_onnx_lacks_leaves_no_file(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_runtime_that_is_absent_is_said(folder, monkeypatch) -> None:
+def test_a_missing_runtime_is_reported(folder, monkeypatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -275,7 +275,7 @@ ODD_NAMES = [
 @pytest.mark.parametrize(
     ("blobs", "layers"), [row[1:] for row in ODD_NAMES], ids=[row[0] for row in ODD_NAMES]
 )
-def test_odd_names_stay_apart(blobs: tuple[str, ...], layers: tuple[str, ...]) -> None:
+def test_odd_names_stay_distinct(blobs: tuple[str, ...], layers: tuple[str, ...]) -> None:
     def quoted(name: str) -> str:
         return name.replace("\\", "\\\\").replace('"', '\\"')
 

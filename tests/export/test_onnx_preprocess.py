@@ -73,7 +73,7 @@ def test_a_mean_image_without_a_resize_fixes_the_size() -> None:
     np.testing.assert_array_equal(found[0], how(image[0]))
 
 
-def test_the_converted_file_says_what_it_takes(tmp_path) -> None:
+def test_the_converted_file_states_its_input(tmp_path) -> None:
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "small.prototxt").write_text(SMALL_TEXT)
     how = Preprocessing(size=(9, 7), mean_value=(1.0, 2.0, 3.0))
@@ -115,7 +115,7 @@ def with_images(place: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("place", ["given", "between"])
-def test_a_blob_inside_the_net_may_be_called_picture(place: str) -> None:
+def test_an_inner_blob_may_be_called_picture(place: str) -> None:
     model = with_images(place)
     onnx.checker.check_model(model, full_check=True)
     assert [entry.name for entry in model.graph.input] == ["picture", "extra"]
@@ -152,7 +152,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("shapes", "how", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
-def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> None:
+def test_a_net_that_does_not_accept_the_image_is_refused(shapes, how, message) -> None:
     with pytest.raises(IlgnetError) as caught:
         find_image_input(shapes, how, "n")
     assert str(caught.value).startswith(message)
@@ -169,7 +169,7 @@ def test_a_net_that_takes_no_such_picture_is_refused(shapes, how, message) -> No
     ],
     ids=["order", "mean of another size"],
 )  # fmt: skip
-def test_preprocessing_that_makes_no_sense_is_refused(how, order, message) -> None:
+def test_invalid_preprocessing_is_refused(how, order, message) -> None:
     with pytest.raises(IlgnetError) as caught:
         graph_of(how, order)
     assert str(caught.value) == message

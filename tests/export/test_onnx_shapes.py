@@ -251,7 +251,7 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("inputs", "layers", "taken", "given", "others"), MOVED.values(), ids=MOVED)
-def test_the_batch_is_declared_where_it_goes(inputs, layers, taken, given, others) -> None:
+def test_the_batch_axis_is_declared_where_it_moves(inputs, layers, taken, given, others) -> None:
     net = net_of(inputs, layers)
     assert declared(build_onnx(net)) == (taken, given)
     for shapes in (inputs, others):
@@ -320,7 +320,7 @@ SIZED = {
 
 
 @pytest.mark.parametrize(("inputs", "layers", "taken", "given", "others"), SIZED.values(), ids=SIZED)
-def test_sizes_are_declared_where_they_go(inputs, layers, taken, given, others) -> None:
+def test_sizes_are_declared_where_they_move(inputs, layers, taken, given, others) -> None:
     net = net_of(inputs, layers)
     assert declared(build_onnx(net, dynamic_size=True)) == (taken, given)
     for shapes in (inputs, others):

@@ -79,7 +79,9 @@ CHANGES: dict[str, tuple[Callable[[CaffeNet], object], bool]] = {
 
 @pytest.mark.parametrize("through", ["caffemodel", "safetensors"])
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_release_only_while_it_is_one(released: Path, tmp_path: Path, case: str, through: str) -> None:
+def test_weights_count_as_a_release_only_until_changed(
+    released: Path, tmp_path: Path, case: str, through: str
+) -> None:
     change, is_kept = CHANGES[case]
     net = ir.load(released)
     assert (net.about.source.release, net.about.assumed, net.about.score.meaning) == (
@@ -110,7 +112,7 @@ def replaced(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [os.remove, replaced])
-def test_a_file_that_is_gone_or_another_vouches_for_nothing(
+def test_a_missing_or_replaced_file_proves_nothing(
     released: Path, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     net = ir.load(released)
@@ -130,7 +132,7 @@ DERIVED = {
 
 
 @pytest.mark.parametrize("case", DERIVED)
-def test_what_derives_from_a_release_says_how(released: Path, tmp_path: Path, case: str) -> None:
+def test_derived_weights_state_how_they_were_derived(released: Path, tmp_path: Path, case: str) -> None:
     options, derived = DERIVED[case]
     saved = ir.save(ir.load(released), tmp_path / "x.safetensors", **options)[0]
     report = ir.convert(released, out=tmp_path / "o", **options)
@@ -142,7 +144,7 @@ def test_what_derives_from_a_release_says_how(released: Path, tmp_path: Path, ca
     assert ir.load(again).about.source.derived == derived
 
 
-def test_a_net_with_the_layers_of_a_release_is_only_assumed_to_be_it(
+def test_a_net_with_a_releases_layers_is_only_assumed_to_be_that_release(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("ilgnet_repro.about.assumed", lambda text: known.known_models()[0])
@@ -180,7 +182,7 @@ def test_a_net_as_a_module_from_tensor_to_tensor(folder: Path) -> None:
         torch.testing.assert_close(traced(x + 1), module(x + 1))
 
 
-def test_images_are_prepared_as_the_net_takes_them(released: Path, tmp_path: Path) -> None:
+def test_images_are_prepared_for_the_net(released: Path, tmp_path: Path) -> None:
     net = ir.load(released)
     pixels = np.random.default_rng(2).integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)  # of the net's own size
     expected = torch.from_numpy(pixels.astype(np.float32) - np.float32([10, 20, 30])).permute(0, 3, 1, 2)
@@ -216,7 +218,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" }
 
 
 @pytest.mark.parametrize("to", ["safetensors", "caffemodel", "hdf5", "onnx", "pt2", "python"])
-def test_what_losses_read_is_given(tmp_path: Path, to: str) -> None:
+def test_inputs_of_losses_are_given(tmp_path: Path, to: str) -> None:
     own = (
         SMALL_TEXT.split("\n")[2]
         + LOSSES[LOSSES.index('layer { name: "ip"') : LOSSES.index('layer { name: "loss"')]

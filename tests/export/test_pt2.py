@@ -45,7 +45,7 @@ def test_it_runs_without_this_package(folder, tmp_path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected.detach().numpy(), rtol=1e-5)
 
 
-def test_no_pickle_is_inside_and_the_metadata_are(folder) -> None:
+def test_it_contains_metadata_and_no_pickle(folder) -> None:
     ir.convert(folder / "small.caffemodel", to=("pt2",))
     with zipfile.ZipFile(folder / "small.pt2") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -64,7 +64,7 @@ def test_the_batch_is_open(batch: int) -> None:
         torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)
 
 
-def test_the_size_is_open_where_asked() -> None:
+def test_the_size_is_open_on_request() -> None:
     net = net_of(FULLY_CONVOLUTIONAL)
     module = export(net, dynamic_size=True).module()
     x = torch.randn(2, 3, 40, 33)
@@ -72,7 +72,7 @@ def test_the_size_is_open_where_asked() -> None:
         torch.testing.assert_close(module(data=x)[blob], value, rtol=1e-4, atol=1e-5)
 
 
-def test_inputs_of_different_lengths_stay_open_by_themselves() -> None:
+def test_inputs_of_different_lengths_have_separate_open_axes() -> None:
     net = net_of(
         'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 8 dim: 9 } } }\n'
         'layer { name: "rois" type: "Input" top: "rois" input_param { shape { dim: 4 dim: 5 } } }\n'
@@ -94,7 +94,7 @@ def test_inputs_of_different_lengths_stay_open_by_themselves() -> None:
     ],
     ids=["rows by values", "a fixed size"],
 )  # fmt: skip
-def test_what_torch_cannot_hold_is_refused_in_one_line(net, size, message) -> None:
+def test_what_torch_export_cannot_store_is_refused_in_one_line(net, size, message) -> None:
     with pytest.raises(IlgnetError) as caught:
         export(net(), dynamic_size=size)
     assert str(caught.value).startswith(message)

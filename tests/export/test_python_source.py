@@ -131,7 +131,7 @@ layer { name: "q" type: "Silence" bottom: "l" }
 """
 
 
-def test_awkward_names_become_identifiers_of_their_own(tmp_path) -> None:
+def test_awkward_names_become_unique_identifiers(tmp_path) -> None:
     net = net_of(AWKWARD)
     source = build_source(net)
     assert source.arguments == {"input": "input_"}
@@ -158,7 +158,7 @@ def test_names_of_files_and_classes(function, given: str, expected: str) -> None
     assert function(given) == expected
 
 
-def test_the_files_are_used_as_their_docstring_says(tmp_path) -> None:
+def test_the_written_files_work_as_their_docstring_says(tmp_path) -> None:
     name = 'x"""\\ evil\nname'
     text = SMALL_TEXT.replace('name: "small"', 'name: "x\\"\\"\\"\\\\ evil\\nname"', 1)
     assert parse_net(text).name == name

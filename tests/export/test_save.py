@@ -179,20 +179,20 @@ def check_saved(net: CaffeNet, path: Path, tolerance: float, **options: Any) -> 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("case", LIVE)
-def test_a_net_is_saved_as_it_is(tmp_path: Path, case: str, suffix: str) -> None:
+def test_a_net_is_saved_in_its_current_state(tmp_path: Path, case: str, suffix: str) -> None:
     make, tolerance = LIVE[case]
     check_saved(make(tmp_path), tmp_path / f"x{suffix}", tolerance)
 
 
 @pytest.mark.parametrize("case", EXPORTED)
-def test_a_net_is_exported_as_it_is(tmp_path: Path, case: str) -> None:
+def test_a_net_is_exported_in_its_current_state(tmp_path: Path, case: str) -> None:
     make, tolerance = LIVE[case]
     check_saved(make(tmp_path), tmp_path / "x.pt2", tolerance)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("case", ["after a step", "half", "int8", "statistics moved"])
-def test_a_net_is_folded_as_it_is(tmp_path: Path, case: str, suffix: str) -> None:
+def test_a_net_is_folded_in_its_current_state(tmp_path: Path, case: str, suffix: str) -> None:
     make, tolerance = LIVE[case]
     paths = check_saved(make(tmp_path), tmp_path / f"x{suffix}", tolerance, fold=True)
     if suffix in EXACT:
@@ -212,7 +212,7 @@ def test_a_net_of_phase_train_stays_one(tmp_path: Path, suffix: str) -> None:
             assert torch.equal(blob, other)
 
 
-def test_a_net_of_phase_train_is_no_onnx_file(tmp_path: Path) -> None:
+def test_a_net_of_phase_train_is_not_exported_to_onnx(tmp_path: Path) -> None:
     with pytest.raises(
         IlgnetError, match=r"^drop \(Dropout\): cannot be written as ONNX: it draws random numbers"
     ):
@@ -220,7 +220,7 @@ def test_a_net_of_phase_train_is_no_onnx_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_float32_by_now_are_stored_so(tmp_path: Path) -> None:
+def test_weights_converted_to_float32_are_stored_as_float32(tmp_path: Path) -> None:
     net = quantized("float16", tmp_path).float()
     ir.save(net, tmp_path / "x.safetensors")
     weight = net.params["fc"][0]
@@ -254,7 +254,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".pt2"])
 @pytest.mark.parametrize("case", CHANGED)
-def test_what_is_no_caffe_net_any_more_is_refused(tmp_path: Path, case: str, suffix: str) -> None:
+def test_a_net_changed_beyond_caffe_is_refused(tmp_path: Path, case: str, suffix: str) -> None:
     change, message = CHANGED[case]
     net = norm_net()
     change(net)
@@ -294,7 +294,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_call_that_is_refused(tmp_path: Path, case: str) -> None:
+def test_refused_calls(tmp_path: Path, case: str) -> None:
     name, options, message = REFUSED[case]
     (tmp_path / "f.onnx").mkdir()
     with pytest.raises(IlgnetError) as caught:
@@ -307,7 +307,7 @@ def test_a_call_that_is_refused(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", EXACT)
-def test_onto_the_file_that_the_net_is_mapped_from(folder: Path, suffix: str) -> None:
+def test_saving_over_the_file_that_the_net_is_mapped_from(folder: Path, suffix: str) -> None:
     net = ir.load(folder / "small.caffemodel")
     if suffix != ".caffemodel":
         net = ir.load(ir.save(net, folder / f"small{suffix}")[0])
@@ -334,7 +334,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_leaves_existing_files_unchanged(tmp_path: Path, suffix: str) -> None:
     net = norm_net()
     first = {path: path.read_bytes() for path in ir.save(net, tmp_path / f"x{suffix}")}
     stepped(net)
@@ -353,7 +353,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_an_exception_in_a_writer_leaves_nothing(
+def test_an_exception_in_a_writer_leaves_no_file(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any, **named: Any) -> None:
@@ -425,7 +425,7 @@ TRIPS = {
 
 @pytest.mark.parametrize("suffix", [".caffemodel", ".caffemodel.h5"])
 @pytest.mark.parametrize("case", TRIPS)
-def test_there_and_back(tmp_path: Path, case: str, suffix: str) -> None:
+def test_round_trip(tmp_path: Path, case: str, suffix: str) -> None:
     text, given, shape = TRIPS[case]
     height, width = shape[2:]
     own = SMALL_TEXT.replace("dim: 9 dim: 7", f"dim: {height} dim: {width}")

@@ -69,7 +69,7 @@ def test_compare_agrees_only_with_what_it_compared(expected, found, equal, left_
     assert Comparison("a", "b", "", 1e-4, (row,)).agrees is (equal is True)
 
 
-def test_the_worst_output_is_the_one_worst_for_its_size() -> None:
+def test_the_worst_output_is_the_worst_relative_to_its_size() -> None:
     """A difference of 0.5 is nothing among values of 10,000, and 0.4 is much among values of 1."""
     expected = {"large": torch.tensor([1e4, 1.0]), "small": torch.tensor([1.0, 0.5])}
     found = {"large": np.array([1e4, 1.5]), "small": np.array([1.0, 0.9])}
@@ -77,7 +77,7 @@ def test_the_worst_output_is_the_one_worst_for_its_size() -> None:
     assert (check.blob, check.is_equal) == ("small", False)
 
 
-def test_one_output_of_two_without_a_finite_value_is_said() -> None:
+def test_an_output_without_a_finite_value_is_reported() -> None:
     expected = {"nan": torch.tensor([NAN]), "b": torch.tensor([1.0])}
     check = compare(Path("x.onnx"), expected, {"nan": np.array([NAN]), "b": np.array([1.0])}, "")
     assert check.is_equal and check.not_compared == ("nan: no value is finite",)
@@ -102,7 +102,7 @@ def test_the_mean_is_of_what_was_compared() -> None:
     ],
     ids=["two batches", "NaN", "overflow", "rows", "scalar", "empty"],
 )
-def test_what_reduced_weights_cost(batches, largest, rows, changed, left_out) -> None:
+def test_the_deviation_of_reduced_precision_weights(batches, largest, rows, changed, left_out) -> None:
     tally = _Tally()
     for wanted, found in batches:
         tally.add(np.asarray(wanted, np.float32), np.asarray(found, np.float32))
@@ -161,7 +161,7 @@ def test_convert_says_what_it_did_not_compare(type_, value, equal, said, weights
     assert ("not compared" in out) is (said is not None) and "-1 " not in out
 
 
-def test_compare_of_nets_that_give_nan_is_no_agreement(weights, capsys, tmp_path) -> None:
+def test_nets_that_return_nan_do_not_agree(weights, capsys, tmp_path) -> None:
     path = weights("Softmax", NAN)
     assert main(["convert", str(path), "--to", "onnx", "--out", str(tmp_path)]) == 0
     capsys.readouterr()
@@ -186,7 +186,7 @@ layer { name: "lstm" type: "LSTM" bottom: "embed" bottom: "cont" top: "lstm"
 """
 
 
-def test_every_form_is_given_words_of_the_net(tmp_path, capsys) -> None:
+def test_every_format_gets_the_inputs_the_net_accepts(tmp_path, capsys) -> None:
     """The text of the net tells what its inputs are, in the files that hold it too."""
     from ilgnet_repro.caffe.caffemodel import write_caffemodel
     from ilgnet_repro.caffe.prototxt import parse_net

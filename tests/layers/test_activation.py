@@ -85,7 +85,7 @@ def test_function_and_derivative(case):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_other_precisions_are_kept(case, dtype):
+def test_other_dtypes_are_kept(case, dtype):
     body, function, _ = CASES[case]
     top = one_layer(body, X.shape).layer("op")(torch.from_numpy(X).to(dtype))[0]
     assert top.dtype == dtype
@@ -120,7 +120,7 @@ def test_prelu_starts_at_a_quarter():
     assert one_layer('type: "PReLU" prelu_param { channel_shared: true }', (2, 3)).params["op"][0].shape == ()
 
 
-def test_dropout_in_training_scales_what_it_keeps():
+def test_dropout_in_training_scales_the_kept_values():
     net = one_layer('type: "Dropout" dropout_param { dropout_ratio: 0.7 }', (100, 3, 70), phase="TRAIN")
     x = np.ones((100, 3, 70), np.float32)
     torch.manual_seed(1)

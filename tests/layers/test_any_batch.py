@@ -28,7 +28,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_batch_is_free(name):
+def test_any_batch(name):
     net = one_layer(BODIES[name], (2, 3, 6, 7))
     layer = net.layer("op")
     dynamic = dynamic_shapes(layer, [{0: torch.export.Dim("batch", min=1)}])

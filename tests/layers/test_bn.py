@@ -58,7 +58,7 @@ def bn(fields, rows=0):
         "bare_inference",
     ],
 )
-def test_bn_kind_is_told_by_the_fields(fields, rows, phase, kind, blobs):
+def test_the_fields_determine_the_bn_kind(fields, rows, phase, kind, blobs):
     net = one_layer(bn(fields, rows), (2, 3, 4, 5), phase=phase)
     assert net.layer("op").kind == kind
     assert len(net.params["op"]) == blobs
@@ -114,7 +114,7 @@ def test_bn_with_stored_statistics(shape, inverse):
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["variance", "inverse_std"])
-def test_bn_training_moves_the_stored_statistics(inverse):
+def test_bn_training_updates_the_stored_statistics(inverse):
     slope, bias, mean, variance = four_blobs()
     x = draw(2, 3, 4, 5)
     fields = f"{SLOPE} momentum: 0.75 {'fourth_blob: INVERSE_STD' if inverse else ''}"
@@ -133,7 +133,7 @@ def test_bn_training_moves_the_stored_statistics(inverse):
     np.testing.assert_array_equal(moved[0], slope)
 
 
-def test_frozen_bn_neither_learns_nor_moves():
+def test_frozen_bn_neither_learns_nor_updates_statistics():
     blobs = list(four_blobs())
     net = one_layer(bn(SLOPE + " frozen: true"), (2, 3, 4, 5), phase="TRAIN", blobs=[b.copy() for b in blobs])
     run(net, [draw(2, 3, 4, 5)])
@@ -155,7 +155,7 @@ def test_segnets_two_blobs(mode, shape):
     check(net, x, normed * scale + shift, rtol=1e-4, atol=1e-5)
 
 
-def test_negative_variances_are_warned_of():
+def test_negative_variances_give_a_warning():
     slope, bias, mean, variance = four_blobs()
     variance[0, 1] = -0.1
     with pytest.warns(
@@ -168,7 +168,7 @@ def test_negative_variances_are_warned_of():
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 3, 1, 1)], ids=str)
-def test_bn_takes_files_of_any_fork_but_not_of_another_size(shape, tmp_path):
+def test_bn_loads_files_of_any_fork_but_not_of_another_size(shape, tmp_path):
     layer = f'layer {{ name: "op" bottom: "a" top: "top" {bn(SLOPE)} }}'
     text = (
         'layer { name: "a" type: "Input" top: "a" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 5 } } } '
@@ -190,7 +190,7 @@ def test_bn_takes_files_of_any_fork_but_not_of_another_size(shape, tmp_path):
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-def test_the_authors_second_net_builds(phase, authors):
+def test_the_authors_second_net_loads(phase, authors):
     graph = load_graph(authors / "ILGNet_v4.prototxt", phase=phase)
     specs = plan_net(graph).blobs
     normed = [specs[node.name] for node in graph if node.type == "BN"]
@@ -205,7 +205,7 @@ def bn_file(tmp_path, count):
 
 
 @pytest.mark.parametrize(("count", "kind"), [(4, "stored"), (2, "batch")])
-def test_where_the_text_shows_no_kind_the_files_blobs_decide(count, kind, tmp_path):
+def test_if_the_text_is_ambiguous_the_files_blobs_determine_the_kind(count, kind, tmp_path):
     text, path = bn_file(tmp_path, count)
     net = load_net(text, path)
     assert (net.layer("op").kind, net.layer("op").eps) == (kind, pytest.approx(0.001))

@@ -67,5 +67,5 @@ FORKS = """Axpy BN DepthwiseConvolution DetectionOutput Interp Normalize PSROIPo
 ROIPooling ReLU6 ShuffleChannel SmoothL1Loss Upsample"""
 
 
-def test_every_type_is_there() -> None:
+def test_every_type_is_registered() -> None:
     assert sorted({*CAFFE.split(), *FORKS.split()} - set(layer_types())) == []

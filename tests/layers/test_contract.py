@@ -44,7 +44,7 @@ def changed(before: dict[str, dict[str, str]], net: CaffeNet) -> dict[str, list[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_changes_a_layer(name: str, tmp_path) -> None:
+def test_no_call_changes_a_layer(name: str, tmp_path) -> None:
     case: Case = read_case(name)
     net = case.net(tmp_path)
     before = state(net)
@@ -65,7 +65,7 @@ def test_nothing_changes_a_layer(name: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_layers_serve_other_sizes(name: str) -> None:
+def test_the_same_layers_run_at_other_sizes(name: str) -> None:
     case = read_case(name)
     graph = load_graph(parse_net(case.text), phase=case.phase)
     plan = plan_net(graph)
@@ -84,7 +84,7 @@ def test_the_same_layers_serve_other_sizes(name: str) -> None:
         assert found[0] == found[1]
 
 
-def test_no_class_has_a_rule_of_the_older_kind() -> None:
+def test_no_class_uses_the_old_contract() -> None:
     for type_, cls in layer_types().items():
         for rule in ("top_shapes", "multiply_adds", "refresh_borrowed"):
             assert not hasattr(cls, rule), f"{type_} has {rule}"
@@ -100,7 +100,7 @@ layer { name: "sound" type: "Sigmoid" bottom: "x" top: "s" }
 """
 
 
-def test_faults_are_gathered_and_what_is_behind_them_left_out() -> None:
+def test_faults_are_collected_and_the_layers_after_them_skipped() -> None:
     graph = load_graph(parse_net(TWO_FAULTS))
     faults: list[LayerError] = []
     plan = plan_net(graph, faults=faults)
@@ -138,13 +138,13 @@ def test_another_number_of_axes_is_refused_by_name() -> None:
         plan.at({"x": (3, 5, 7)})
 
 
-def test_a_layer_that_states_nothing_gives_tops_like_its_bottoms() -> None:
+def test_by_default_tops_have_the_shapes_of_the_bottoms() -> None:
     made = Layer.plan(None, (2, 3), (4,))
     assert made == LayerPlan(((2, 3), (4,)))
     assert BlobSpec("w", (1,)).learned
 
 
-def test_a_schedule_is_made_once_for_a_set_of_blobs(monkeypatch) -> None:
+def test_a_schedule_is_built_once_per_set_of_blobs(monkeypatch) -> None:
     net = CaffeNet(
         load_graph(parse_net(TWO_FAULTS.replace("kernel_size: 9", "kernel_size: 2").replace("pad: 2", "")))
     )

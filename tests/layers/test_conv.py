@@ -125,7 +125,7 @@ def test_bottoms_share_the_weights():
 
 
 @pytest.mark.parametrize("fields", ["", "group: 4", "group: 1"], ids=["absent", "stated", "wrong"])
-def test_depthwise_is_a_group_a_channel_whatever_group_says(fields):
+def test_depthwise_has_one_group_per_channel_regardless_of_the_group_field(fields):
     body = (
         f'type: "DepthwiseConvolution" convolution_param {{ num_output: 8 kernel_size: 3 pad: 1 {fields} }}'
     )
@@ -153,7 +153,7 @@ def test_hole_is_dilation(fields, same):
 
 
 @pytest.mark.parametrize("fields", ["kernel_size: 3 stride: 2 pad: 1 group: 2", "kernel_size: 3 dilation: 2"])
-def test_opencv_convolves_alike(fields, tmp_path):
+def test_opencv_convolves_equally(fields, tmp_path):
     fields = f"num_output: 4 {fields}"
     text = (
         'input: "in0" input_shape { dim: 1 dim: 6 dim: 9 dim: 8 } layer { name: "op" type: "Convolution" '

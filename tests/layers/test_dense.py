@@ -64,7 +64,7 @@ def test_embed(bias_term) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 9], ids=["below", "above"])
-def test_embed_refuses_an_index_that_is_not_there(wrong) -> None:
+def test_embed_refuses_an_index_out_of_range(wrong) -> None:
     net = build("Embed", [(2,)], "embed_param { input_dim: 9 num_output: 4 }")
     with pytest.raises(
         LayerError, match=rf"op \(Embed\): index {wrong} is out of range; it must be from 0 to 8"
@@ -89,7 +89,7 @@ def test_source_is_what_a_person_would_write(shape, params, made, called) -> Non
     assert made in text and f"top0 = {called}\n" in text
 
 
-def test_multiply_adds_count_each_weight_once_a_row() -> None:
+def test_multiply_adds_count_each_weight_once_per_row() -> None:
     net = build("InnerProduct", [(2, 3, 4, 5)], "inner_product_param { num_output: 7 axis: 2 }")
     assert net.layer("op").plan((2, 3, 4, 5)).multiply_adds == 2 * 3 * 20 * 7
     net = build("Embed", [(2, 3)], "embed_param { input_dim: 9 num_output: 4 }")

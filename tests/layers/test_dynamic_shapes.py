@@ -131,7 +131,7 @@ def test_another_size(type_, params, tops, built, given) -> None:
 
 
 @pytest.mark.parametrize(("type_", "params", "tops", "built", "given"), BATCHES.values(), ids=BATCHES)
-def test_export_with_a_batch_that_may_change(type_, params, tops, built, given) -> None:
+def test_export_with_a_dynamic_batch_axis(type_, params, tops, built, given) -> None:
     net = build(type_, built, params, tops)
     arrays = {f"in{index}": torch.from_numpy(value) for index, value in enumerate(inputs(type_, built))}
     # Lengths of 1 would be fixed by torch itself.

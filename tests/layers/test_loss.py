@@ -119,7 +119,7 @@ def test_infogain_matrix_from_its_source(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("type_", "lowest"), [("SoftmaxWithLoss", 2.0**-126), ("InfogainLoss", 1e-20)], ids=["FLT_MIN", "1e-20"]
 )
-def test_logarithm_has_a_floor_and_the_gradient_flows_on(type_, lowest):
+def test_the_logarithm_is_clamped_and_the_gradient_is_not(type_, lowest):
     x, labels = np.array([[-300, 0, 0], [1, 2, 3]], F32), np.array([0, 2], F32)
     given = [x, labels] + ([np.eye(3, dtype=F32)] if type_ == "InfogainLoss" else [])
     net = build(type_, [array.shape for array in given])
@@ -129,7 +129,7 @@ def test_logarithm_has_a_floor_and_the_gradient_flows_on(type_, lowest):
     np.testing.assert_allclose(gradients(net, given, np.array(1, F32))[0], slope, rtol=1e-5, atol=1e-7)
 
 
-def test_multinomial_floor_keeps_its_slope():
+def test_the_clamped_multinomial_loss_keeps_its_slope():
     x, labels = np.array([[0, 1], [0.5, 0.5]], F32), np.array([0, 1], F32)
     net = build("MultinomialLogisticLoss", [(2, 2), (2,)])
     assert_all_uses(net, [x, labels], [np.asarray((20 * np.log(10) + np.log(2)) / 2, F32)])
@@ -205,7 +205,7 @@ def test_smooth_l1_refuses_what_forks_read_differently(field):
     )
 
 
-def test_euclidean_takes_other_shapes_of_as_many_values():
+def test_euclidean_accepts_other_shapes_with_the_same_count():
     a, b = draw(1, 3, 4, 2), draw(2, 3, 8)
     expected = ((a.reshape(3, 8) - b) ** 2).sum() / 6
     assert_all_uses(build("EuclideanLoss", [a.shape, b.shape]), [a, b], [np.asarray(expected, F32)])
@@ -214,7 +214,7 @@ def test_euclidean_takes_other_shapes_of_as_many_values():
 @pytest.mark.parametrize("top_k", [1, 2, 5])
 @pytest.mark.parametrize("ignore", [None, 3])
 @pytest.mark.parametrize("ties", [False, True])
-def test_accuracy_counts_rivals(top_k, ignore, ties):
+def test_accuracy_counts_higher_scores(top_k, ignore, ties):
     x = whole(4, 3, *SCORES) if ties else draw(4, *SCORES)
     hits, seen = np.zeros(5), np.zeros(5)
     for index, classes in positions(SCORES, 1):
@@ -229,7 +229,7 @@ def test_accuracy_counts_rivals(top_k, ignore, ties):
     assert_all_uses(net, [x, LABELS], expected)
 
 
-def test_nothing_counted_gives_zero():
+def test_no_counted_label_gives_zero():
     x, labels = draw(1, 3, 4), np.full(3, 2, F32)
     assert run(build("Accuracy", [(3, 4), (3,)], "accuracy_param { ignore_label: 2 }"), [x, labels])[0] == 0
     assert (
@@ -278,13 +278,13 @@ def test_refused(type_, shapes, params, message):
 
 @pytest.mark.parametrize("type_", ["SoftmaxWithLoss", "Accuracy", "HingeLoss", "MultinomialLogisticLoss"])
 @pytest.mark.parametrize("label", [-1, 5])
-def test_labels_that_are_no_class(type_, label):
+def test_labels_out_of_range(type_, label):
     net = build(type_, [(3, 5), (3,)])
     with pytest.raises(LayerError, match=rf"op \({type_}\): label {label} is none of the 5 classes 0 to 4"):
         run(net, [np.abs(draw(1, 3, 5)), np.array([0, label, 1], F32)])
 
 
-def test_unread_matrix_says_how_to_read_it():
+def test_an_unread_matrix_is_refused_with_the_remedy():
     net = build("InfogainLoss", [(3, 5), (3,)], 'infogain_loss_param { source: "gain" }')
     with pytest.raises(LayerError, match=r"matrix gain was not read; use load_net, or set_matrix"):
         run(net, [draw(1, 3, 5), np.zeros(3, F32)])
@@ -305,7 +305,7 @@ TRACED: dict[str, list[tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("type_", TRACED)
-def test_exports_with_a_free_batch(type_):
+def test_exports_with_an_open_batch(type_):
     layer = build(type_, TRACED[type_]).layer("op")
     batch = torch.export.Dim("batch", min=2)
     example = tuple(torch.zeros(shape) for shape in TRACED[type_])

@@ -45,7 +45,7 @@ def test_lrn_equals_slow_loops(*, shape, size, alpha, beta, k, within):
     check(net, x, slow_lrn(x, size, alpha, beta, k=k, within=within))
 
 
-def test_lrn_is_one_onnx_node_and_survives_large_values():
+def test_lrn_is_one_onnx_node_and_handles_large_values():
     net = one_layer('type: "LRN" lrn_param { alpha: 1e-4 }', (2, 9, 4, 5))
     assert [node.op_type for node in build_onnx(net).graph.node] == ["LRN"]
     x = 5000 * draw(2, 9, 4, 5)

@@ -57,7 +57,7 @@ def test_eltwise(shape, count, operation, with_coeff, seed, data) -> None:
 
 
 @pytest.mark.parametrize("stable", ["true", "false"])
-def test_the_gradient_of_a_product_is_finite_at_zero_either_way(stable) -> None:
+def test_the_gradient_of_a_product_is_finite_at_zero_in_both_modes(stable) -> None:
     net = build("Eltwise", [(3,)] * 2, f"eltwise_param {{ operation: PROD stable_prod_grad: {stable} }}")
     x, y = np.array([0, 2, 3], np.float32), np.array([5, 0, 7], np.float32)
     found = gradients(net, [x, y], np.ones(3, np.float32))
@@ -166,7 +166,7 @@ EACH = {
 
 
 @pytest.mark.parametrize(("type_", "params", "formula"), EACH.values(), ids=EACH)
-def test_of_each_value(type_, params, formula) -> None:
+def test_elementwise(type_, params, formula) -> None:
     x = draw(1, 2, 3, 4)
     net = build(type_, [x.shape], f"{type_.lower()}_param {{ {params} }}")
     expected = np.array([formula(float(value)) for value in x.flat]).reshape(x.shape)

@@ -105,7 +105,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("type_", "params", "message"), REFUSED)
-def test_what_makes_no_number_is_refused(type_: str, params: str, message: str) -> None:
+def test_invalid_parameters_are_refused(type_: str, params: str, message: str) -> None:
     with pytest.raises(LayerError) as caught:
         build(type_, [X.shape], params)
     assert str(caught.value) == message
@@ -141,7 +141,7 @@ def test_the_written_source_runs_and_agrees(case: str) -> None:
     "value",
     [math.inf, -math.inf, math.nan, 0.1, (0.7, math.inf, 3), (math.nan,), [1.5, [-math.inf]], None, "MEAN"],
 )
-def test_a_value_is_written_as_an_expression_of_its_own(value: object) -> None:
+def test_a_value_is_written_as_a_separate_expression(value: object) -> None:
     text = exact(value)
     names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     assert names <= {"math"}

@@ -83,7 +83,7 @@ def test_nvidias_eps_is_at_least_1e_5(fields, eps):
 @pytest.mark.parametrize("stated", ["", "use_global_stats: true", "use_global_stats: false"])
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize("fields", [fields for fields, _ in NVIDIAS.values()], ids=NVIDIAS)
-def test_the_phase_alone_decides_in_nvidias(fields, phase, stated):
+def test_only_the_phase_decides_in_nvidias(fields, phase, stated):
     layer = one_layer(
         f'type: "BatchNorm" batch_norm_param {{ {fields} {stated} }}', (3, 4), phase=phase
     ).layer("op")
@@ -130,7 +130,7 @@ def test_nvidias_first_two_passes_copy_the_batchs_statistics(count):
     ],
     ids=[*NVIDIAS, "bvlc"],
 )
-def test_audit_says_whose_batch_norm_it_is(fields, note):
+def test_audit_names_the_fork_of_a_batch_norm(fields, note):
     text = layer_text("BatchNorm", [(3, 4)], f"batch_norm_param {{ {fields} }}")
     assert audit(parse_net(text)).layers[1].note == note
 
@@ -154,7 +154,7 @@ def test_batch_norm_of_one_axis_has_one_channel():
     )
 
 
-def test_training_moves_the_sums_as_caffe_does():
+def test_training_updates_the_sums_as_in_caffe():
     x = draw(3, 2, 4, 5)
     net = one_layer(
         'type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.75 }', x.shape, phase="TRAIN"
@@ -180,7 +180,7 @@ def test_training_moves_the_sums_as_caffe_does():
     ],
     ids=["train", "train_stored", "test_batch", "test_stored"],
 )
-def test_a_pass_on_batch_statistics_moves_the_sums_in_either_phase(phase, stated, moves):
+def test_a_pass_on_batch_statistics_updates_the_sums_in_either_phase(phase, stated, moves):
     given = [np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros(1, np.float32)]
     net = one_layer(f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase, blobs=given)
     run(net, [draw(3, 2, 4)])
@@ -188,13 +188,13 @@ def test_a_pass_on_batch_statistics_moves_the_sums_in_either_phase(phase, stated
     assert [blob.tolist() for blob in given] == [[0, 0], [0, 0], [0]]  # the caller's arrays stay
 
 
-def test_one_value_a_channel_trains_to_zero():
+def test_one_value_per_channel_trains_to_zero():
     net = one_layer('type: "BatchNorm"', (1, 3), phase="TRAIN")
     assert run(net, [draw(1, 3)])[0].tolist() == [[0.0] * 3]
     assert torch.isfinite(net.params["op"][1]).all()  # m / (m - 1) is not taken for m = 1
 
 
-def test_opencv_reads_batch_norm_alike(tmp_path):
+def test_opencv_computes_batch_norm_equally(tmp_path):
     body = 'name: "op" type: "BatchNorm" bottom: "a" top: "top" batch_norm_param { eps: 0.001 }'
     text = f'input: "a" input_shape {{ dim: 2 dim: 3 dim: 4 dim: 5 }} layer {{ {body} }}'
     blobs = [draw(3, seed=1), draw(3, seed=2) ** 2 + 0.5, np.array([2.0], np.float32)]

@@ -77,7 +77,7 @@ def test_happynears_equals_its_formula(shape, bp_norm, kind, tops):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d", "4d"])
-def test_yjxiongs_takes_the_length_of_the_whole_item(shape):
+def test_yjxiongs_divides_by_the_norm_of_the_whole_item(shape):
     x = draw(*shape)
     length = np.sqrt((x.reshape(3, -1) ** 2).sum(1)).reshape(3, *[1] * (len(shape) - 1))
     net = one_layer('type: "Normalize" normalize_param { across_spatial: true }', shape)
@@ -126,7 +126,7 @@ IN_DOUBT = (
 
 
 @pytest.mark.parametrize("with_file", [False, True], ids=["no_file", "no_blob"])
-def test_refused_in_doubt(with_file, tmp_path):
+def test_refused_if_ambiguous(with_file, tmp_path):
     path = weights(tmp_path, scale=False) if with_file else None
     with pytest.raises(LayerError) as caught:
         load_net(parse_net(TEXT % ""), path)
@@ -200,7 +200,7 @@ def test_other_ranks_are_refused(fields, shape):
     assert str(caught.value) == f"op (Normalize): bottom {list(shape)} has {len(shape)} axes; it takes 2 to 4"
 
 
-def test_a_zero_item_is_zero():
+def test_an_item_of_zeros_stays_zero():
     assert (
         run(one_layer('type: "Normalize"', (2, 3)), [np.zeros((2, 3), np.float32)])[0].tolist()
         == [[[[0.0]]] * 3] * 2

@@ -93,7 +93,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("how", "type_", "arrays", "params", "expected"), WRONG.values(), ids=WRONG)
-def test_opencv_errs(how, type_, arrays, params, expected, tmp_path):
+def test_known_opencv_errors(how, type_, arrays, params, expected, tmp_path):
     shapes = [array.shape for array in arrays]
     net = build(type_, shapes, params)
     (other,) = reference(net, layer_text(type_, shapes, params), arrays, tmp_path)

@@ -39,7 +39,7 @@ def text(method, kernel, stride, pad, ceil_mode):
 
 @settings(max_examples=60, deadline=None)
 @given(geometries(), st.sampled_from(["MAX", "AVE", "STOCHASTIC"]))
-def test_pooling_equals_slow_loops_in_all_four_uses(geometry, method):
+def test_pooling_equals_slow_loops_in_all_four_forms(geometry, method):
     size, kernel, stride, pad, ceil_mode = geometry
     if method == "STOCHASTIC":
         pad = (0, 0)
@@ -67,7 +67,7 @@ def test_mask_is_the_index_in_the_plane(geometry):
 
 @settings(max_examples=40, deadline=None)
 @given(geometries())
-def test_gradient_of_ties_goes_to_the_first_maximum(geometry):
+def test_the_gradient_of_a_tie_flows_to_the_first_maximum(geometry):
     size, kernel, stride, pad, ceil_mode = geometry
     x = np.round(draw(1, 2, *size)).astype(np.float32)  # many ties
     _, mask = slow_pool(x, "MAX", kernel, stride, pad, ceil_mode=ceil_mode)
@@ -119,7 +119,7 @@ def test_source_is_what_a_person_would_write(fields, expected):
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE", "STOCHASTIC"])
-def test_global_pooling_takes_the_plane_it_is_given(method):
+def test_global_pooling_covers_a_plane_of_any_size(method):
     net = one_layer(f'type: "Pooling" pooling_param {{ pool: {method} global_pooling: true }}', (2, 3, 5, 7))
     for size in ((5, 7), (4, 9)):
         x = np.abs(draw(2, 3, *size))
@@ -157,7 +157,7 @@ def test_empty_windows_are_lowest_and_nan_as_in_caffe():
     assert np.isnan(found[:, :, 1]).all()
 
 
-def test_stochastic_draws_in_proportion():
+def test_stochastic_pooling_samples_in_proportion():
     torch.manual_seed(0)
     x = np.array([1.0, 2.0, 0.0, 5.0], np.float32).reshape(1, 1, 2, 2).repeat(20000, 0)
     body = 'type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 2 }'
@@ -252,7 +252,7 @@ def test_pooling_refuses_other_ranks_and_masks_of_averages():
 
 
 @pytest.mark.parametrize("fields", ["kernel_size: 3 stride: 2", "kernel_size: 3 stride: 2 pad: 1"])
-def test_opencv_pools_alike(fields):
+def test_opencv_pools_equally(fields):
     text = (
         'input: "a" input_shape { dim: 2 dim: 3 dim: 9 dim: 12 } '
         f'layer {{ name: "op" type: "Pooling" bottom: "a" top: "top" pooling_param {{ {fields} }} }}'
@@ -287,7 +287,7 @@ AVERAGES = {
         if name != "gap" or not dynamic
     ],
 )
-def test_averages_hold_nothing_that_consumers_compute_differently(fields, size, dynamic_size):
+def test_averages_avoid_attributes_that_consumers_compute_differently(fields, size, dynamic_size):
     """ONNX Runtime 1.22 to 1.24 and OpenCV 4 differ in ceil_mode and count_include_pad (docs/migrating.md).
 
     Without VALID, ONNX Runtime makes a Pad and an AveragePool one node that counts the padding wrongly.

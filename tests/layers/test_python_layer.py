@@ -95,7 +95,7 @@ def test_the_proposal_layer_is_registered():
     ) == (9, 16, (6000, 300))
 
 
-def test_a_later_class_takes_the_names():
+def test_a_later_class_replaces_the_names():
     @register_python_layer("test_layers", "Twice")
     class First(PythonLayer):
         def forward(self, x):
@@ -110,7 +110,7 @@ def test_a_later_class_takes_the_names():
     np.testing.assert_array_equal(run(net, [np.ones((2, 3), np.float32)])[0], np.full((2, 3), 2))
 
 
-def test_what_a_class_lacks_is_said():
+def test_a_missing_method_is_reported():
     net = build("Python", [(2, 3), (4, 5)], python_param(), tops=2)
     with pytest.raises(
         LayerError, match="cannot be written as ONNX: its class was written without the method onnx"

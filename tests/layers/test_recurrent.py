@@ -74,7 +74,7 @@ def test_steps(type_, values, static, exposed):
 
 
 @pytest.mark.parametrize("type_", ["RNN", "LSTM"])
-def test_number_of_steps_and_streams_is_free(type_):
+def test_any_number_of_steps_and_streams(type_):
     net = build(
         type_, [(STEPS, STREAMS, 6), (STEPS, STREAMS)], f"recurrent_param {{ num_output: 4 {FILLERS} }}"
     )
@@ -156,7 +156,7 @@ def test_state_for_other_numbers_of_streams(type_):
 
 
 @pytest.mark.parametrize("type_", ["RNN", "LSTM"])
-def test_state_lives_with_the_net(type_):
+def test_the_state_belongs_to_the_net(type_):
     """A copy has a state of its own; a state left by inference mode serves training; half keeps it."""
     net = recurrent_net(type_, carry_state=True)
     x, cont = draw(1, 4, STREAMS, 6), np.ones((4, STREAMS), np.float32)
@@ -184,7 +184,7 @@ def test_exposed_state_is_never_carried():
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_no_fast_net_of_a_net_that_carries_its_state():
+def test_a_net_that_carries_its_state_has_no_fast_form():
     with pytest.raises(
         GraphError, match="was loaded with carry_state; a fast net starts each pass of RNN and LSTM"
     ):
@@ -197,12 +197,12 @@ def test_no_fast_net_of_a_net_that_carries_its_state():
         np.testing.assert_allclose(feed(fast, x, cont), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_audit_says_that_the_state_goes_on():
+def test_audit_reports_that_the_state_is_carried():
     found = audit(parse_net(layer_text("LSTM", [(2, 3, 6), (2, 3)], PARAMS)))
     assert [row.note for row in found.layers if row.type == "LSTM"] == [STATE_NOTE]
 
 
-def test_convert_says_that_files_start_from_zeros(tmp_path):
+def test_convert_reports_that_files_start_from_zeros(tmp_path):
     net = recurrent_net("LSTM")
     text = layer_text("LSTM", [(2, STREAMS, 6), (2, STREAMS)], PARAMS)
     (tmp_path / "x.prototxt").write_text(text)

@@ -52,12 +52,12 @@ def test_the_names_are_public(name: str) -> None:
     assert "register_layer" in ir.__all__ and ir.register_layer is registry.register_layer
 
 
-def test_the_names_are_imported_when_used() -> None:
+def test_the_names_are_imported_on_first_use() -> None:
     code = "import sys, ilgnet_repro; assert 'torch' not in sys.modules; ilgnet_repro.Layer; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_own_type_runs_learns_and_exports() -> None:
+def test_a_custom_type_runs_learns_and_exports() -> None:
     made = make_gain()
     assert ir.register_layer("ChannelGain", "Gain")(made) is made
     x, gain = draw(1, 2, 3, 4, 5), draw(2, 3, 1, 1)
@@ -81,7 +81,7 @@ def test_an_own_type_runs_learns_and_exports() -> None:
         ("param { lr_mult: 1 } param { lr_mult: 2 }", "has 2 param rows for 1 blobs; remove the extra rows"),
     ],
 )
-def test_an_own_type_refuses_what_it_does_not_read(params: str, message: str) -> None:
+def test_a_custom_type_refuses_what_it_does_not_read(params: str, message: str) -> None:
     ir.register_layer("ChannelGain")(make_gain())
     with pytest.raises(LayerError) as caught:
         build("ChannelGain", [(2, 3, 4, 5)], params)

@@ -48,7 +48,7 @@ def test_upsample(height, width, which, seed) -> None:
     np.testing.assert_array_equal(gradients(net, [x, mask], diff)[0], back)
 
 
-def test_upsample_undoes_the_pooling_whose_mask_it_takes() -> None:
+def test_upsample_inverts_the_pooling_that_made_its_mask() -> None:
     text = """
     layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 8 dim: 6 } } }
     layer { name: "pool" type: "Pooling" bottom: "x" top: "p" top: "mask"

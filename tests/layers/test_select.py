@@ -85,7 +85,7 @@ def test_batch_reindex_repeats_and_sums_gradients() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 4], ids=["below", "above"])
-def test_batch_reindex_refuses_a_picture_that_is_not_there(wrong) -> None:
+def test_batch_reindex_refuses_an_index_out_of_range(wrong) -> None:
     net = build("BatchReindex", [(4, 3), (2,)])
     with pytest.raises(
         LayerError, match=rf"op \(BatchReindex\): image number {wrong} is out of range.* 0 to 3"
@@ -97,7 +97,7 @@ def test_batch_reindex_refuses_a_picture_that_is_not_there(wrong) -> None:
 @pytest.mark.parametrize(
     "selector", [[1, 0, -2, 0, 0.5], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], ids=["some", "none", "all"]
 )
-def test_filter_keeps_pictures_whose_selector_is_not_zero(selector, use) -> None:
+def test_filter_keeps_images_whose_selector_is_not_zero(selector, use) -> None:
     x, y = draw(1, 5, 3, 2), draw(2, 5, 4)
     chosen = np.array(selector, np.float32).reshape(5, 1, 1)
     net = build("Filter", [x.shape, y.shape, chosen.shape], tops=2)

@@ -102,7 +102,7 @@ def test_shuffle_channel(group, each, rest) -> None:
     assert_all_uses(net, [x], [expected.reshape(*shape, *[1] * (2 - len(rest)))])
 
 
-def test_a_length_stated_for_the_batch_is_kept_like_caffe_keeps_it() -> None:
+def test_a_length_stated_for_the_batch_is_kept_as_in_caffe() -> None:
     net = build("Reshape", [(2, 6)], "reshape_param { shape { dim: 2 dim: -1 dim: 3 } }")
     assert net.blob_shapes(in0=(4, 6))["top0"] == (2, 4, 3)
 

@@ -64,7 +64,7 @@ def test_prior_box(fields, sizes, more):
     assert_all_uses(net, [draw(1, *FEATURE), draw(2, *PICTURE)], [expected], rtol=1e-6, atol=1e-6)
 
 
-def test_prior_boxes_follow_the_picture():
+def test_prior_boxes_scale_with_the_image():
     net = build("PriorBox", [FEATURE, PICTURE], "prior_box_param { min_size: 30 }")
     arrays = [draw(1, 1, 8, 4, 7), draw(2, 1, 3, 80, 100)]
     expected = slow.prior_boxes((4, 7), (80, 100), SQUARE, [0.1])
@@ -132,7 +132,7 @@ def test_detection_output(fields, rules, shared, code_type):
     assert expected.shape[2] <= net.shapes["top0"][2]
 
 
-def test_the_threshold_sinks_with_eta():
+def test_the_threshold_falls_with_eta():
     arrays = predictions(3, 2)
     net = build(
         *("DetectionOutput", [array.shape for array in arrays]),

@@ -83,7 +83,7 @@ IDLE = {
 
 
 @pytest.mark.parametrize(("net", "names"), IDLE.values(), ids=IDLE)
-def test_idle_messages_are_named(net, names):
+def test_unread_messages_are_named(net, names):
     found = audit(parse_net(net))
     assert not found.problems
     assert [row.note for row in found.layers if row.name == "op"] == [f"{names} is not read by this type"]
@@ -102,7 +102,7 @@ def test_messages_that_are_read(net):
     assert not any(row.note for row in audit(parse_net(net)).layers)
 
 
-def test_convert_names_idle_messages(tmp_path):
+def test_convert_names_unread_messages(tmp_path):
     net = text("Convolution", CONV % "" + " relu_param { negative_slope: 0.1 }")
     (tmp_path / "x.prototxt").write_text(net)
     blobs = {"op": [np.ones((4, 3, 3, 3), np.float32), np.ones(4, np.float32)]}

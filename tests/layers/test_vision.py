@@ -66,7 +66,7 @@ POOLINGS = {
 
 
 @pytest.mark.parametrize("type_", POOLINGS)
-def test_pictures_and_regions_are_free(type_):
+def test_any_number_of_images_and_regions(type_):
     net = build(type_, [(2, 8, 6, 7), (4, 5)], POOLINGS[type_])
     x, rois = draw(1, 3, 8, 6, 7), regions(2, 9, 6, 7, images=3)
     if type_ == "ROIPooling":
@@ -85,7 +85,7 @@ def test_pictures_and_regions_are_free(type_):
 
 
 @pytest.mark.parametrize("type_", POOLINGS)
-def test_a_region_of_no_picture_is_refused(type_):
+def test_a_region_of_an_unknown_image_is_refused(type_):
     net = build(type_, [(2, 8, 6, 7), (1, 5)], POOLINGS[type_])
     with pytest.raises(LayerError, match="a region's image number 2 is out of range; it must be from 0 to 1"):
         run(net, [draw(1, 2, 8, 6, 7), np.array([[2, 0, 0, 3, 3]], np.float32)])
@@ -153,7 +153,7 @@ def test_proposal(fields, top_n, threshold, least, info):
     assert len(expected[0]) <= net.shapes["top0"][0]
 
 
-def test_small_regions_keep_their_place_with_score_0():
+def test_small_regions_keep_their_position_with_score_0():
     """Every region is smaller than `min_size`; as many stay as may (PVANet's recorded case has these fields)."""
     net = build("Proposal", [(1, 4, 2, 3), (1, 8, 2, 3), (1, 4)], "proposal_param { ratio: 1 scale: 1 scale: 1.5 "
                 "min_size: 200 post_nms_topn: 5 }", tops=2)  # fmt: skip
@@ -187,7 +187,7 @@ def test_proposals_at_another_size():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_regions_reach_the_pooling():
+def test_regions_are_pooled():
     """As in Faster R-CNN's net: proposals, the number of which only the run knows, into ROIPooling."""
     from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_graph

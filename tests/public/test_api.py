@@ -151,7 +151,7 @@ def test_train_in_torch_and_save(files: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_layer_types")
-def test_a_layer_type_of_the_users(files: Path) -> None:
+def test_a_layer_type_defined_by_the_user(files: Path) -> None:
     @ir.register_layer("PublicGain")
     class Gain(ir.Layer):
         """x times a learned factor per channel and a stated one."""

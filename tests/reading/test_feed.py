@@ -60,7 +60,7 @@ def test_rows_come_in_key_order_and_wrap(images):
     assert torch.equal(got, images[[i % ROWS for i in range(35)]])
 
 
-def test_a_pass_is_known_from_its_number():
+def test_a_pass_is_determined_by_its_number():
     feed = feed_of(data_layer(transform="crop_size: 48 mirror: true"))
     for late, early in zip(passes(feed, 3, first=6), passes(feed, 9)[6:], strict=True):
         assert torch.equal(late["data"], early["data"])
@@ -71,7 +71,7 @@ def test_a_pass_is_known_from_its_number():
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, 1), (1, 3), (2, 3)])
-def test_shares_make_up_the_batch_without_overlap(world, accumulate):
+def test_processes_split_the_batch_without_overlap(world, accumulate):
     text = data_layer(batch=6, transform="crop_size: 40 mirror: true")
     whole = [sorted(row.sum().item() for row in batch["data"]) for batch in passes(feed_of(text), 5)]
     ranks = [
@@ -86,7 +86,7 @@ def test_shares_make_up_the_batch_without_overlap(world, accumulate):
         assert sorted(row.sum().item() for part in own for row in part) == expected
 
 
-def test_shuffle_takes_each_row_once_an_epoch(images):
+def test_shuffle_reads_each_row_once_per_epoch(images):
     feed = feed_of(data_layer(batch=8, extra="shuffle: true"), seed=4)
     got = torch.cat([batch["data"] for batch in passes(feed, 6)])
     order = [int((images == row).flatten(1).all(1).nonzero()[0]) for row in got]
@@ -94,7 +94,7 @@ def test_shuffle_takes_each_row_once_an_epoch(images):
     assert order[:ROWS] != order[ROWS:] and order[:ROWS] != list(range(ROWS))
 
 
-def test_rand_skip_starts_elsewhere_the_same_each_time(images):
+def test_rand_skip_starts_at_a_reproducible_row(images):
     got = passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"]
     skipped = int((images == got[0]).flatten(1).all(1).nonzero()[0])
     assert 0 < skipped < 20
@@ -102,7 +102,7 @@ def test_rand_skip_starts_elsewhere_the_same_each_time(images):
     assert torch.equal(got, passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"])
 
 
-def test_picture_lists(tmp_path):
+def test_image_lists(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (9, 7, 3)).astype(np.uint8))
@@ -115,7 +115,7 @@ def test_picture_lists(tmp_path):
     np.testing.assert_array_equal(first["d"][0].numpy(), expected)
 
 
-def test_hdf5_files_one_behind_the_other(tmp_path):
+def test_hdf5_files_one_after_the_other(tmp_path):
     for name, start, rows in (("a.h5", 0, 3), ("b.h5", 3, 4)):
         with h5py.File(tmp_path / name, "w") as file:
             file["x"] = np.arange(start, start + rows)[:, None] * np.ones((1, 2))
@@ -128,7 +128,7 @@ def test_hdf5_files_one_behind_the_other(tmp_path):
     assert passes(feed, 1)[0]["x"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
-def test_hdf5_datasets_of_anything_but_numbers_are_refused(tmp_path):
+def test_hdf5_datasets_that_are_not_numeric_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = ["a", "b", "c"]
         file["y"] = np.arange(3)
@@ -140,7 +140,7 @@ def test_hdf5_datasets_of_anything_but_numbers_are_refused(tmp_path):
     )
 
 
-def test_processes_share_the_batches_of_a_test():
+def test_processes_split_the_batches_of_a_test():
     """Two tests of five passes by three processes: each pass once, and those of a test in that test."""
     shares = [list(islice(_own_passes(2, 5, rank, 3), 4 if rank < 2 else 2)) for rank in range(3)]
     assert shares == [[10, 13, 15, 18], [11, 14, 16, 19], [12, 17]]
@@ -168,7 +168,7 @@ def test_refused_by_name(text, message):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_by_name():
+def test_a_batch_that_cannot_be_split_is_refused_by_name():
     with pytest.raises(IlgnetError) as raised:
         feed_of(data_layer(batch=7), world=2)
     message = (

@@ -69,7 +69,7 @@ def test_decoded_as_by_opencv(tmp_path, data, flag) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: None], ids=["folder", "pipe", "absent"])
-def test_no_file_is_no_image(tmp_path, make) -> None:
+def test_a_missing_file_is_no_image(tmp_path, make) -> None:
     make(tmp_path / NAME)
     assert decode_file(tmp_path / NAME, cv2.IMREAD_COLOR) is None
     assert decode_file(f"{tmp_path}/a\0b", cv2.IMREAD_COLOR) is None

@@ -75,7 +75,7 @@ def test_list_larger_than_a_block(tmp_path):
 @pytest.mark.parametrize(
     ("root", "path"), [("a/", "a/b.jpg"), ("a", "a/b.jpg"), ("", "b.jpg")], ids=["slash", "none", "no-root"]
 )
-def test_roots_join_as_caffes(root, path):
+def test_roots_are_joined_as_in_caffe(root, path):
     assert image_path(root, "b.jpg") == path
 
 
@@ -188,7 +188,7 @@ def test_reader_by_number_and_key(golden):
 
 
 @pytest.mark.parametrize("window", [1, 30_000], ids=["every-row", "few-rows"])
-def test_reading_is_the_same_however_often_the_map_is_given_back(window, golden, monkeypatch):
+def test_releasing_the_map_does_not_change_what_is_read(window, golden, monkeypatch):
     from ilgnet_repro.reading import lmdb_read
     from ilgnet_repro.reading import lmdb_read_environment as lmdb_environment
 
@@ -218,7 +218,7 @@ def test_mean_over_many_rows_is_exact_and_caffes_rounding_is_not(tmp_path):
     assert not np.array_equal(exact, total / np.float32(9))
 
 
-def test_mean_refuses_unequal_sizes_and_nothing(golden, tmp_path):
+def test_mean_refuses_unequal_sizes_and_no_rows(golden, tmp_path):
     with pytest.raises(DataError, match=r"00000001_0001.jpg is 3x81x108, the first row 3x65x103; build it"):
         compute_mean(golden / "pipeline" / "raw_native_lmdb")
     with pytest.raises(DataError, match="has no rows"):
@@ -241,13 +241,13 @@ def test_bad_mean_files(name, content, error, tmp_path):
         read_mean(tmp_path / name)
 
 
-def test_mean_file_of_pickles_is_not_opened(tmp_path):
+def test_a_pickled_mean_file_is_not_opened(tmp_path):
     np.save(tmp_path / "m.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(DataError, match="is not an npy file"):
         read_mean(tmp_path / "m.npy")
 
 
-def test_export_gives_files_and_a_list_that_build_the_same_again(golden, tmp_path):
+def test_exported_files_and_list_rebuild_the_database(golden, tmp_path):
     source = golden / "pipeline" / "raw64_lmdb"
     assert export_lmdb(source, tmp_path / "out") == 24
     from ilgnet_repro.reading.lmdb_build import build_lmdb
@@ -258,7 +258,7 @@ def test_export_gives_files_and_a_list_that_build_the_same_again(golden, tmp_pat
     assert names[1] == "0001.jpg.png" and names[12] == "sub dir/with space.png"
 
 
-def test_export_keeps_encoded_bytes_and_doubles_apart(tmp_path):
+def test_export_keeps_encoded_bytes_and_separates_duplicates(tmp_path):
     png = cv2.imencode(".png", PICTURE.transpose(1, 2, 0))[1].tobytes()
     floats = np.ones((2, 3, 4), np.float32)
     rows = [
@@ -272,7 +272,7 @@ def test_export_keeps_encoded_bytes_and_doubles_apart(tmp_path):
     assert np.array_equal(np.load(tmp_path / "out" / "f.npy"), floats)
 
 
-def test_export_stays_in_its_folder(tmp_path):
+def test_export_writes_only_into_its_folder(tmp_path):
     path = database(tmp_path / "db", [(b"00000000_../evil.png", raw_datum(PICTURE, 0))])
     with pytest.raises(DataError, match="leaves the folder"):
         export_lmdb(path, tmp_path / "out")

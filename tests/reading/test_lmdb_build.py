@@ -67,7 +67,7 @@ def test_shuffle_is_seeded_and_numbers_follow_it(images, tmp_path):
     ],
     ids=["jpeg-is-jpg", "suffix-in-lower-case", "other-kind", "one-side-only", "resized"],
 )
-def test_own_bytes_are_kept_only_where_nothing_changes(name, options, suffix, tmp_path):
+def test_a_files_bytes_are_kept_only_where_nothing_changes(name, options, suffix, tmp_path):
     image = cv2.resize(np.arange(60, dtype=np.uint8).reshape(4, 5, 3), (10, 8))
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
     (tmp_path / name).write_bytes(data)
@@ -129,7 +129,7 @@ def test_a_key_longer_than_lmdbs_is_a_bad_row(images, tmp_path):
     assert report.stored == 1 and "longer than an LMDB key (511 bytes)" in report.bad[0].reason
 
 
-def test_target_that_exists_is_left_alone(images, tmp_path):
+def test_an_existing_target_is_not_changed(images, tmp_path):
     listed = write_list(images, ["0.png"])
     build_lmdb(images, listed, tmp_path / "db")
     before = contents(tmp_path / "db")
@@ -148,7 +148,7 @@ def test_resume_refuses_other_flags(images, tmp_path):
         build_lmdb(images, write_list(images, ["0.png"]), tmp_path / "db")
 
 
-def test_two_builds_of_one_database_do_not_meet(images, tmp_path):
+def test_two_builds_of_one_database_do_not_interfere(images, tmp_path):
     def second(*_):
         build_lmdb(images, listed, tmp_path / "db")
 
@@ -210,7 +210,7 @@ def test_killed_builds_resume_to_the_same_database(images, tmp_path):
 
 
 @pytest.mark.parametrize("at", ["rename", "rmdir"])
-def test_interrupted_at_the_very_end(at, images, tmp_path, monkeypatch):
+def test_interrupted_in_the_last_steps(at, images, tmp_path, monkeypatch):
     """After each of the last steps the next run finishes, or finds the database whole."""
     from ilgnet_repro.reading import lmdb_build_journal as journal
 

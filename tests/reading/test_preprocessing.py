@@ -81,7 +81,7 @@ def test_wrong_mean_images(mean, message) -> None:
     ],
     ids=["one", "three", "fraction", "negative-scale", "whole-scale", "resize", "mean-image", "largest"],
 )  # fmt: skip
-def test_right_numbers_come_back_from_json(fields) -> None:
+def test_valid_numbers_round_trip_through_json(fields) -> None:
     made = Preprocessing(**{"size": (9, 7), **fields})
     again = Preprocessing.from_json(made.to_json(), made.mean_image)
     assert again.to_json() == made.to_json()
@@ -195,7 +195,7 @@ def test_numbers_of_other_commands(folder, capsys, command, message) -> None:
 
 
 @pytest.mark.parametrize("batch", [0, -1, 65_537, 10**20])
-def test_batches_that_cannot_be(folder, capsys, batch) -> None:
+def test_impossible_batches(folder, capsys, batch) -> None:
     assert (
         main(["score", "images", "--weights", "net.caffemodel", "--order", "BGR", "--batch", str(batch)]) == 1
     )

@@ -116,7 +116,7 @@ def _fields(how):
 
 
 @pytest.mark.parametrize(("text", "size", "fields", "notes"), STATED.values(), ids=STATED)
-def test_what_is_stated(text, size, fields, notes):
+def test_stated_preprocessing(text, size, fields, notes):
     how, said = preprocessing_of(parse_net(text + TAIL), "TEST", size)
     assert _fields(how) == _fields(Preprocessing(path="crop", **fields))
     kind = "AnnotatedData" if "Annotated" in text else text.rpartition('type: "')[2].partition('"')[0]
@@ -159,7 +159,7 @@ def test_old_texts(text):
      'layer { name: "data" type: "DummyData" top: "data" dummy_data_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }'],
     ids=["Input", "input", "HDF5Data", "DummyData"],
 )  # fmt: skip
-def test_layers_that_say_nothing(text):
+def test_layers_that_state_no_preprocessing(text):
     assert preprocessing_of(upgrade_net(parse_net(text + TAIL))) == (None, ())
 
 
@@ -198,7 +198,7 @@ def test_a_mean_image_without_a_crop(tmp_path):
     assert np.array_equal(how(image), image.transpose(2, 0, 1).astype(np.float32) - mean)
 
 
-def test_images_go_through_it_as_through_caffes_data_layer():
+def test_images_are_prepared_as_by_caffes_data_layer():
     """Resized as cv::resize does, cropped, minus the mean, times the scale; not square and not cropped too."""
     image = np.random.default_rng(4).integers(0, 256, (31, 23, 3), dtype=np.uint8)
     how, _ = preprocessing_of(parse_net(STATED["crop, mean and scale of resized images"][0]))
@@ -274,7 +274,7 @@ UNREAD = {  # text, input's size -> reason
 
 
 @pytest.mark.parametrize(("text", "size", "reason"), UNREAD.values(), ids=UNREAD)
-def test_what_cannot_be_read_is_said(tmp_path, text, size, reason):
+def test_unreadable_preprocessing_is_reported(tmp_path, text, size, reason):
     write_mean(tmp_path / "m.binaryproto", MEAN)
     (tmp_path / "text.binaryproto").write_text("no mean")
     how, said = preprocessing_of(parse_net(text + TAIL), "TEST", size, tmp_path)

@@ -28,7 +28,7 @@ def test_crop_path_is_caffes(number, golden, recorded, released_mean):
     np.testing.assert_allclose(made, recorded[f"in/{number}"], rtol=0, atol=1e-4)
 
 
-def test_whole_picture_path_is_the_authors(golden, recorded, released_mean):
+def test_whole_image_path_is_the_authors(golden, recorded, released_mean):
     image, _ = LmdbReader(golden / "ilgnet" / "val_lmdb")[0].image()
     unit = bgr_to_unit(image.transpose(1, 2, 0))
     made = preprocess(unit, (227, 227), released_mean.mean((1, 2)))
@@ -120,7 +120,7 @@ def test_batch_and_single_are_caffes_rule(transform, dtype):
     assert np.array_equal(batch, single) and np.array_equal(batch, rule)
 
 
-def test_draws_cover_the_range_and_the_centre_is_caffes():
+def test_random_crops_cover_the_range_and_the_centre_is_caffes():
     draw = Transform("TRAIN", crop_size=8, mirror=True).draw((10, 13), 4000, np.random.default_rng(0))
     assert set(draw.mirror) == {0, 1} and set(draw.top) == {0, 1, 2} and set(draw.left) == set(range(6))
     assert np.bincount(draw.left).min() > 500 and 0.45 < draw.mirror.mean() < 0.55

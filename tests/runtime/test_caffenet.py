@@ -41,7 +41,7 @@ def test_names_and_shapes(net) -> None:
     assert net.blob_shapes(data=(5, 3, 12, 10))["pool"] == (5, 4, 6, 5)
 
 
-def test_a_blob_is_what_the_last_in_place_layer_wrote(net, data) -> None:
+def test_a_blob_has_the_value_of_the_last_in_place_layer(net, data) -> None:
     blobs = net(data=data, blobs=["conv", "conv@conv.1", "prob"])
     assert list(blobs) == ["conv", "conv@conv.1", "prob"]
     assert blobs["conv@conv.1"].min() < 0
@@ -72,7 +72,7 @@ def test_other_precisions(net, data, dtype, tolerance) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_indices_stay_whole_in_bfloat16() -> None:
+def test_indices_stay_exact_in_bfloat16() -> None:
     text = """
     layer { name: "row" type: "Input" top: "row" input_param { shape { dim: 3 } } }
     layer { name: "embed" type: "Embed" bottom: "row" top: "out"
@@ -94,7 +94,7 @@ def test_state_dict_round_trip(net, data) -> None:
     torch.testing.assert_close(other(data=data)["prob"], net(data=data)["prob"], rtol=0, atol=0)
 
 
-def test_the_same_seed_fills_alike() -> None:
+def test_the_same_seed_gives_the_same_values() -> None:
     first, second = (CaffeNet(build_graph(parse_net(TEXT)), seed=4) for _ in range(2))
     for left, right in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(left, right)

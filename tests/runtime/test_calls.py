@@ -50,7 +50,7 @@ BY_ITSELF = {
 
 
 @pytest.mark.parametrize("form", BY_ITSELF.values(), ids=BY_ITSELF)
-def test_the_only_input_may_come_by_itself(net, data, form) -> None:
+def test_a_single_input_may_be_passed_without_its_name(net, data, form) -> None:
     wanted = net(data=data)["prob"]
     torch.testing.assert_close(net(form(data))["prob"], wanted, rtol=0, atol=0)
     torch.testing.assert_close(fast_net(net)(form(data))["prob"], wanted)
@@ -58,7 +58,7 @@ def test_the_only_input_may_come_by_itself(net, data, form) -> None:
     torch.testing.assert_close(net.run(form(data)).blobs["prob"], wanted, rtol=0, atol=0)
 
 
-def test_a_loss_takes_its_inputs_by_name_alone() -> None:
+def test_a_loss_takes_its_inputs_by_name_only() -> None:
     made = load(LOSS)
     a, b = torch.ones(2, 3, 5, 4), torch.zeros(2, 3, 5, 4)
     assert made.loss({"a": a}, b=b).item() == 3 * 5 * 4 / 2
@@ -108,13 +108,13 @@ def test_a_wrong_input_is_named(net, form, call, message) -> None:
     assert str(caught.value) == message or (message[0] == "(" and str(caught.value).endswith(message))
 
 
-def test_run_and_deviation_take_no_unknown_input(net) -> None:
+def test_run_and_deviation_refuse_unknown_inputs(net) -> None:
     for use in (lambda: net.run({"data": X, "label": X}), lambda: fast_net(net).deviation(data=X, label=X)):
         with pytest.raises(IlgnetError, match=r"^'label' is no input of net 'small'; it has 'data'$"):
             use()
 
 
-def test_channels_last_does_not_pass_for_a_flattened_blob() -> None:
+def test_channels_last_is_not_taken_for_a_flattened_blob() -> None:
     with pytest.raises(IlgnetError, match="is 2x5x4x3, which is N x H x W x C"):
         load(MLP)(torch.zeros(2, 5, 4, 3))
 
@@ -144,14 +144,14 @@ WITH_SHAPES = {
 
 
 @pytest.mark.parametrize("use", WITH_SHAPES.values(), ids=WITH_SHAPES)
-def test_a_shape_of_no_input_is_refused(use) -> None:
+def test_a_shape_for_an_unknown_input_is_refused(use) -> None:
     use({"data": (2, 3, 9, 7)})
     with pytest.raises(IlgnetError) as caught:
         use({"image": (1, 3, 9, 7)})
     assert str(caught.value) == NO_IMAGE
 
 
-def test_what_is_no_shape_is_refused() -> None:
+def test_an_invalid_shape_is_refused() -> None:
     with pytest.raises(IlgnetError) as caught:
         load(SMALL_TEXT, input_shapes={"data": (1, 3, 9.5, 7)})
     assert str(caught.value) == (
@@ -159,7 +159,7 @@ def test_what_is_no_shape_is_refused() -> None:
     )
 
 
-def test_the_command_line_names_a_shape_of_no_input(tmp_path, capsys) -> None:
+def test_the_command_line_refuses_a_shape_for_an_unknown_input(tmp_path, capsys) -> None:
     path = tmp_path / "n.prototxt"
     path.write_text(SMALL_TEXT)
     assert main(["audit", str(path), "--shape", "dat=1,3,9,7"]) == 1
@@ -207,7 +207,7 @@ def test_a_net_without_parameters_computes_in_float32(layer, formula, kind) -> N
             torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-4)
 
 
-def test_a_net_without_parameters_is_converted_like_any_other() -> None:
+def test_a_net_without_parameters_is_converted() -> None:
     made = load(TWO).double()
     assert made(a=np.ones((2, 3, 5, 4), np.uint8), b=torch.ones(2, 3, 5, 4))["o"].dtype == torch.float64
     made.float()
@@ -218,7 +218,7 @@ def test_a_net_without_parameters_is_converted_like_any_other() -> None:
         fast_net(made.double())
 
 
-def test_dummy_data_is_of_the_nets_type() -> None:
+def test_dummy_data_has_the_nets_dtype() -> None:
     text = (
         MLP
         + """
@@ -232,7 +232,7 @@ def test_dummy_data_is_of_the_nets_type() -> None:
     assert found["o"].dtype == torch.float64
 
 
-def test_an_input_that_a_layer_in_place_follows_goes_by_its_name() -> None:
+def test_an_input_followed_by_an_in_place_layer_keeps_its_name() -> None:
     double = 'layer { name: "p" type: "Power" bottom: "x" top: "x" power_param { scale: 2 } }'
     text = MLP.replace('layer { name: "ip"', f'{double} layer {{ name: "ip"')
     made = load(text, input_shapes={"x": (1, 3, 5, 4)})

@@ -77,7 +77,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("change", "dtype", "atol"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_changed_net_gives_its_numbers(make, change, dtype, atol) -> None:
+def test_a_changed_net_gives_its_new_outputs(make, change, dtype, atol) -> None:
     wanted = make()
     found = change(make())
     with torch.no_grad():

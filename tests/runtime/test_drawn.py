@@ -98,7 +98,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("inputs", "layers", "name", "check"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
-def test_an_input_holds_what_its_readers_take(inputs, layers, name, check) -> None:
+def test_a_drawn_input_holds_values_that_its_readers_accept(inputs, layers, name, check) -> None:
     net = net_of(inputs, layers)
     drawn = seeded_inputs(net)
     assert check(drawn[name].numpy()), drawn[name]
@@ -106,7 +106,7 @@ def test_an_input_holds_what_its_readers_take(inputs, layers, name, check) -> No
         assert bool(value.isfinite().all())
 
 
-def test_image_sizes_fit_what_proposals_are_made_of() -> None:
+def test_image_sizes_fit_the_proposals() -> None:
     net = net_of(
         {"s": (1, 18, 3, 5), "d": (1, 36, 3, 5), "im_info": (1, 3)},
         layer("Proposal", "s d im_info", param="proposal_param { feat_stride: 16 min_size: 4 }"),
@@ -119,7 +119,7 @@ def test_image_sizes_fit_what_proposals_are_made_of() -> None:
     assert len(regions_found) > 1 and bool(regions_found.isfinite().all())
 
 
-def test_default_boxes_are_boxes() -> None:
+def test_default_boxes_are_valid_boxes() -> None:
     param = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.4 } keep_top_k: 9 }"
     net = net_of(
         {"l": (1, 40), "c": (1, 30), "p": (1, 2, 40)}, layer("DetectionOutput", "l c p", param=param)
@@ -129,7 +129,7 @@ def test_default_boxes_are_boxes() -> None:
     assert bool((variances == torch.tensor([0.1, 0.1, 0.2, 0.2])).all())
 
 
-def test_a_seed_draws_the_same_again() -> None:
+def test_a_seed_draws_the_same_values_again() -> None:
     net = net_of({"x": (2, 3, 4, 5), "l": (2,)}, layer("HingeLoss", "x l"))
     plan = plan_net(net.graph)
     first, again, other = (draw_inputs(plan, net.graph, ["x", "l"], seed) for seed in (7, 7, 8))

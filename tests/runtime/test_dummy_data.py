@@ -39,7 +39,7 @@ def pooled(net, x):
     return torch.nn.functional.conv2d(x, weight, bias).mean((2, 3), keepdim=True)
 
 
-def test_made_up_unless_given():
+def test_dummy_data_is_generated_unless_given():
     net = ir.load_net(parse_net(TWO), seed=3)
     assert net.inputs == () and net.optional_inputs == ("data", "more")
     made = net()
@@ -97,7 +97,7 @@ REFUSED = (
 )
 
 
-def test_an_image_that_never_enters_is_refused(files, tmp_path, capsys):
+def test_an_image_that_is_never_read_is_refused(files, tmp_path, capsys):
     with pytest.raises(GraphError) as caught:
         ir.score([], files, preprocessing=Preprocessing(size=(6, 6)))
     assert str(caught.value) == REFUSED.format(option="input_shapes={'TOP': (N, C, H, W)}")
@@ -110,7 +110,7 @@ def test_an_image_that_never_enters_is_refused(files, tmp_path, capsys):
         ir.load_net(parse_net(parameter)).image_input()
 
 
-def test_caffe_test_feeds_a_top_of_a_stated_shape(files, tmp_path, capsys):
+def test_caffe_test_fills_a_top_of_a_stated_shape(files, tmp_path, capsys):
     x = draw(1, 3, 8, 7).numpy()
     np.savez(tmp_path / "rows.npz", data=x)
     prototxt = str(files.with_suffix(".prototxt"))

@@ -130,7 +130,7 @@ def test_float16_holds_weights_of_any_size(engine: str, factor: float, monkeypat
     assert 0 < fast_net(net, "float16").deviation(data=data)["ip"] < 2**-11 * spread
 
 
-def test_weights_stored_as_int8_are_taken_as_they_are() -> None:
+def test_weights_stored_as_int8_are_used_unchanged() -> None:
     net = build(LARGE_TEXT.format(columns=40))
     layer = net.layer("ip")
     stored = quantize_weights(layer.weight.detach().numpy(), "int8")
@@ -183,7 +183,7 @@ def test_compiling_changes_nothing(mixed: CaffeNet, tmp_path, monkeypatch) -> No
     assert max(fast.deviation(data=data).values()) < 1e-5
 
 
-def test_without_a_compiler_it_says_so_and_runs(mixed: CaffeNet, monkeypatch) -> None:
+def test_without_a_compiler_it_logs_that_and_runs(mixed: CaffeNet, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.warns(
         RuntimeWarning, match="runs uncompiled: no C\\+\\+ compiler 'no-such-compiler' on the PATH"
@@ -193,7 +193,7 @@ def test_without_a_compiler_it_says_so_and_runs(mixed: CaffeNet, monkeypatch) ->
     assert max(fast.deviation(data=torch.ones(2, 3, 19, 23)).values()) < 1e-5
 
 
-def test_a_compiler_that_fails_is_told(mixed: CaffeNet, monkeypatch) -> None:
+def test_a_compiler_failure_is_reported(mixed: CaffeNet, monkeypatch) -> None:
     def compiled(module):
         def fail(*values):
             raise RuntimeError("first line\nsecond line")
@@ -223,7 +223,7 @@ def test_nothing_to_compile() -> None:
     [(float("nan"), np.nan), (float("inf"), np.nan), (0.5, 0.0)],
     ids=["NaN", "infinite", "finite"],
 )
-def test_a_deviation_is_of_what_was_compared(value, found) -> None:
+def test_a_deviation_covers_only_compared_values(value, found) -> None:
     """Where no value is finite nothing was compared: no deviation of 0."""
     text = """layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4 } }"""

@@ -61,7 +61,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_no_change_of_the_exact_net_is_seen(text, change) -> None:
+def test_changes_of_the_exact_net_do_not_reach_the_fast_net(text, change) -> None:
     net = ir.load_net(parse_net(text), seed=4)
     data = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(2))
     if "bn" in net.params:
@@ -89,7 +89,7 @@ def test_large_dense_layers_too(precision) -> None:
     torch.testing.assert_close(fast(torch.ones(2, 1100))["ip"], wanted, rtol=0, atol=0)
 
 
-def test_a_fast_net_does_not_touch_the_exact_one() -> None:
+def test_a_fast_net_does_not_change_the_exact_net() -> None:
     net = ir.load_net(parse_net(TEXTS["plain"]), seed=4)
     exact = {id(p) for p in net.parameters()} | {p.data_ptr() for p in net.parameters()}
     fast = fast_net(net)
@@ -115,7 +115,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("use", "what"), REFUSED.values(), ids=REFUSED)
-def test_a_fast_net_stays_as_it_is(use, what) -> None:
+def test_a_fast_net_cannot_be_changed(use, what) -> None:
     fast = fast_net(ir.load_net(parse_net(TEXTS["plain"]), seed=4))
     with pytest.raises(IlgnetError) as caught:
         use(fast)

@@ -103,7 +103,7 @@ def test_folded_nets_give_the_same_numbers(text, gone, dropped, outputs) -> None
 
 
 @pytest.mark.parametrize("text", [row[1] for row in KEPT], ids=[row[0] for row in KEPT])
-def test_what_others_read_stays(text) -> None:
+def test_values_that_other_layers_read_stay(text) -> None:
     net, result = folded(text)
     assert (result.folded, result.dropped) == ((), ())
     assert [node.name for node in result.graph] == [node.name for node in net.graph]

@@ -124,7 +124,7 @@ WAYS: dict[str, Callable[[CaffeNet, Seen], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # the net itself gives a dict
 @pytest.mark.parametrize("way", WAYS)
-def test_every_layer_is_seen_at_each_pass_and_no_longer(way: str, net: CaffeNet) -> None:
+def test_hooks_see_every_layer_of_each_pass_until_removed(way: str, net: CaffeNet) -> None:
     seen: Seen = []
     plain = net(x())["twice"]
     with WAYS[way](net, seen):
@@ -137,14 +137,14 @@ def test_every_layer_is_seen_at_each_pass_and_no_longer(way: str, net: CaffeNet)
     assert len(seen) == 2 * len(LAYERS)
 
 
-def test_what_a_hook_returns_takes_the_place_of_the_tops(net: CaffeNet) -> None:
+def test_a_hooks_return_value_replaces_the_tops(net: CaffeNet) -> None:
     plain = net(x())["twice"]
     with _removed(net.layers.conv.register_forward_hook(lambda m, bottoms, tops: (tops[0] + 1,))):
         torch.testing.assert_close(net(x())["twice"], plain + 2)
     assert torch.equal(net(x())["twice"], plain)
 
 
-def test_a_hook_that_another_layers_hook_adds_is_called_in_the_same_pass(net: CaffeNet) -> None:
+def test_a_hook_added_by_another_layers_hook_is_called_in_the_same_pass(net: CaffeNet) -> None:
     seen: Seen = []
     handles: list[Any] = []
 
@@ -172,7 +172,7 @@ def test_a_trace_names_the_layers(net: CaffeNet) -> None:
     assert "conv" in str(traced.net.graph)
 
 
-def test_a_parameter_that_a_hook_or_a_person_replaces_is_the_one_that_is_read(net: CaffeNet) -> None:
+def test_a_parameter_that_a_hook_or_user_replaces_is_used(net: CaffeNet) -> None:
     plain = net(x())["twice"]
     net.layers.conv.weight = nn.Parameter(net.layers.conv.weight.detach() * 3)
     torch.testing.assert_close(net(x())["twice"], plain * 3)

@@ -76,7 +76,7 @@ FILLED = {
 
 
 @pytest.mark.parametrize(("text", "blobs", "how"), FILLED.values(), ids=FILLED)
-def test_a_layer_whose_stated_fillers_draw_nothing_is_filled_and_told(text, blobs, how, make) -> None:
+def test_a_layer_with_constant_fillers_is_filled_and_reported(text, blobs, how, make) -> None:
     path = make(HELD)
     net = load_net(parse_net(text), path)
     assert len(net.params["op"]) == len(blobs)
@@ -119,7 +119,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "names", "message"), REFUSED.values(), ids=REFUSED)
-def test_any_other_layer_stops_the_load_by_name(text, names, message, make) -> None:
+def test_any_other_missing_layer_is_refused_by_name(text, names, message, make) -> None:
     path = make(HELD, names=names)
     with pytest.raises(WeightsError) as caught:
         load_net(parse_net(text), path)
@@ -147,7 +147,7 @@ def test_allow_missing_names_layers(allowed, message, make) -> None:
     assert str(caught.value) == message
 
 
-def test_allow_missing_says_nothing_of_shapes_and_needs_a_file(make) -> None:
+def test_allow_missing_does_not_cover_shapes_and_needs_a_file(make) -> None:
     text = op("InnerProduct", GAUSSIAN)
     wrong = {**HELD, "op": [np.ones((6, 40), "f"), np.ones(6, "f")]}
     with pytest.raises(WeightsError, match="layer op, blob 0 is 6x40 in the file and 7x40 in the net"):
@@ -231,7 +231,7 @@ def test_hdf5_holds_all_other_blobs(layers, message, tmp_path) -> None:
     assert str(caught.value) == f"{path}: {message}; use the prototxt these weights were made with"
 
 
-def test_a_shared_blob_that_only_another_layer_holds_reaches_an_owner_that_is_drawn(tmp_path) -> None:
+def test_a_shared_blob_stored_with_another_layer_is_loaded_into_a_drawn_owner(tmp_path) -> None:
     text = twins('bias_filler { type: "uniform" }')
     path = tmp_path / "w.caffemodel"
     write_caffemodel(path, pb.NetParameter(layer=[pb.LayerParameter(name="b", type="Any")]), {"b": [W, TWO]})
@@ -243,7 +243,7 @@ def test_a_shared_blob_that_only_another_layer_holds_reaches_an_owner_that_is_dr
         np.testing.assert_array_equal(net.params["b"][1].detach(), TWO)
 
 
-def test_of_several_files_the_last_copy_of_a_shared_blob_counts(tmp_path) -> None:
+def test_with_several_files_the_last_copy_of_a_shared_blob_is_used(tmp_path) -> None:
     for name, factor in (("a", 1), ("b", 2)):
         message = pb.NetParameter(layer=[pb.LayerParameter(name=name, type="Any")])
         write_caffemodel(tmp_path / f"{name}.caffemodel", message, {name: [W * factor, ONE]})
@@ -253,7 +253,7 @@ def test_of_several_files_the_last_copy_of_a_shared_blob_counts(tmp_path) -> Non
         np.testing.assert_array_equal(net.params["a"][0].detach(), W * factor)
 
 
-def test_what_is_filled_does_not_take_more_memory_than_there_is(make) -> None:
+def test_filled_layers_do_not_exceed_the_memory(make) -> None:
     text = op("InnerProduct", "inner_product_param { num_output: 50000000 weight_filler { value: 1 } }")
     layers = "".join(
         f'layer {{ name: "op{i}" type: "InnerProduct" bottom: "c" top: "y{i}" inner_product_param {{ '

@@ -105,7 +105,7 @@ def test_a_mode_gives_what_the_phase_gives(body, shape) -> None:
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize(("body", "shape"), KEPT.values(), ids=KEPT)
-def test_what_the_text_decides_is_not_switched(body, shape, phase) -> None:
+def test_modes_stated_in_the_text_are_not_switched(body, shape, phase) -> None:
     wanted = outcome(made(body, shape, phase), shape)
     for mode in (True, False):
         assert_same(outcome(made(body, shape, phase).train(mode), shape), wanted)
@@ -150,7 +150,7 @@ def test_statistics_that_a_fork_does_not_keep_are_refused_in_eval() -> None:
     )
 
 
-def test_layers_read_the_mode_in_forward_alone() -> None:
+def test_layers_read_the_mode_only_in_forward() -> None:
     """What is planned and written is the phase's, and what a pass does is the mode's."""
     wrong = []
     for path in sorted(Path(layers.__file__).parent.glob("*.py")):
@@ -232,7 +232,7 @@ def test_a_solver_trains_in_the_mode_of_its_phase() -> None:
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-def test_all_modules_begin_in_the_mode_of_the_phase(phase) -> None:
+def test_all_modules_start_in_the_mode_of_the_phase(phase) -> None:
     net = loaded(phase)
     for one in (net, copy.deepcopy(net)):
         assert {module.training for module in one.modules()} == {phase == "TRAIN"}
@@ -242,7 +242,7 @@ def test_all_modules_begin_in_the_mode_of_the_phase(phase) -> None:
     assert net.eval() is net
 
 
-def test_a_module_put_in_place_keeps_its_mode_until_it_is_switched() -> None:
+def test_a_replacement_module_keeps_its_mode_until_it_is_switched() -> None:
     net = loaded()
     net.layers.drop = torch.nn.Dropout(0.5)
     assert net.layers.drop.training
@@ -252,7 +252,7 @@ def test_a_module_put_in_place_keeps_its_mode_until_it_is_switched() -> None:
     assert not net.eval().layers.drop.training
 
 
-def test_the_mode_comes_back_after_an_error() -> None:
+def test_the_mode_is_restored_after_an_error() -> None:
     net = loaded().train()
     net.layers.bn.eval()
     with pytest.raises(ZeroDivisionError), as_loaded(net):

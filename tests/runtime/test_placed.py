@@ -47,7 +47,7 @@ def replace(way, net, new) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_module_put_in_place_runs(way, net, data) -> None:
+def test_a_replacement_module_runs(way, net, data) -> None:
     new = head()
     before = net(data=data, blobs=["pool"])["pool"]
     replace(way, net, new)
@@ -68,19 +68,19 @@ def test_identity_passes_the_bottom_on(net, data) -> None:
     torch.testing.assert_close(net(data=data, blobs=["conv"])["conv"], raw)
 
 
-def test_a_module_at_an_input_prepares_what_is_fed(net, data) -> None:
+def test_a_module_at_an_input_transforms_the_input(net, data) -> None:
     wanted = net(data=data / 255)["prob"]
     net.layers.data = nn.Module()
     net.layers.data.forward = lambda x: x / 255
     torch.testing.assert_close(net(data=data)["prob"], wanted)
 
 
-def test_a_module_may_take_another_size(net) -> None:
+def test_a_module_may_accept_another_size(net) -> None:
     net.layers.pool = nn.AdaptiveAvgPool2d((3, 2))
     assert net(data=torch.zeros(1, 3, 30, 20))["prob"].shape == (1, 5)
 
 
-def test_a_loss_put_in_place_counts(data) -> None:
+def test_a_replacement_loss_is_counted(data) -> None:
     text = SMALL_TEXT.replace(
         '"Softmax" bottom: "ip" top: "prob"', '"EuclideanLoss" bottom: "ip" bottom: "ip" top: "loss"'
     )
@@ -91,7 +91,7 @@ def test_a_loss_put_in_place_counts(data) -> None:
     torch.testing.assert_close(made.loss(data=data), wanted)
 
 
-def test_parametrized_and_pruned_blobs_are_what_runs(net, data) -> None:
+def test_parametrized_and_pruned_blobs_are_used(net, data) -> None:
     before = net(data=data)["prob"]
     parametrizations.weight_norm(net.layers.ip, "weight")
     torch.testing.assert_close(net(data=data)["prob"], before)
@@ -106,7 +106,7 @@ def test_parametrized_and_pruned_blobs_are_what_runs(net, data) -> None:
     torch.testing.assert_close(fast_net(net)(data=data)["prob"], net(data=data)["prob"])
 
 
-def test_a_new_parameter_is_what_runs(net, data) -> None:
+def test_a_new_parameter_is_used(net, data) -> None:
     pool = net(data=data, blobs=["pool"])["pool"].flatten(1)
     net.layers.ip.weight = nn.Parameter(torch.full((5, 24), 0.5))
     torch.testing.assert_close(
@@ -189,7 +189,7 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
-def test_what_goes_by_the_text_is_refused_by_name(net, change, message, use) -> None:
+def test_functions_that_read_the_text_refuse_by_name(net, change, message, use) -> None:
     change(net)
     with pytest.raises(IlgnetError) as caught:
         USES[use](net)

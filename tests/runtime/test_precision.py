@@ -93,7 +93,7 @@ def test_stored_loaded_and_run_quantized(tmp_path, text: str, precision: str) ->
     )
 
 
-def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
+def test_the_deviation_is_measured_on_given_images(tmp_path) -> None:
     write_weights(tmp_path / "s.caffemodel")
     (tmp_path / "s.prototxt").write_text(SMALL_TEXT.replace('"Softmax"', '"Sigmoid"'))
     names = [str(tmp_path / f"{index}.png") for index in range(3)]
@@ -113,7 +113,7 @@ def test_the_cost_is_measured_on_given_pictures(tmp_path) -> None:
     assert report.to_json()["deviations"][0]["rows"] == 3
 
 
-def test_pictures_without_preprocessing_are_refused(folder) -> None:
+def test_images_without_preprocessing_are_refused(folder) -> None:
     with pytest.raises(IlgnetError, match="images cannot be prepared, its preprocessing is unknown"):
         ir.convert(folder / "small.caffemodel", precision="int8", pictures=["a.png"])
     assert not (folder / "small.safetensors").exists()

@@ -210,7 +210,7 @@ def rewrite(source: Path, target_: Path, edit: Callable[[Parts], Any]) -> None:
             archive.writestr(f"n/{name}", data)
 
 
-def test_a_file_written_anew_is_read(small: Path) -> None:
+def test_a_rewritten_file_is_read(small: Path) -> None:
     rewrite(small / "small.pt2", small / "n.pt2", lambda parts: None)
     assert compare_files("small.safetensors", "n.pt2").agrees
 
@@ -248,7 +248,7 @@ def test_compare_refuses_in_one_line(small: Path, capsys) -> None:
     assert not os.path.exists("PWNED")
 
 
-def test_torchs_loader_is_given_no_pickle(small: Path) -> None:
+def test_torchs_loader_gets_no_pickle(small: Path) -> None:
     rewrite(small / "small.pt2", small / "n.pt2", put("data/sample_inputs/model.pt", PICKLE))
     with pytest.raises(IlgnetError, match="a pickle; pickles are not read"):
         reopen([small / "n.pt2"], None)  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_packed_members_are_refused(small: Path) -> None:
         read_pt2("n.pt2")
 
 
-def test_a_member_twice_is_refused(small: Path) -> None:
+def test_a_repeated_member_is_refused(small: Path) -> None:
     with zipfile.ZipFile("small.pt2", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
         archive.writestr(name, b"{}")
@@ -275,7 +275,7 @@ def test_a_member_twice_is_refused(small: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 100, 2000, -10, -1])
-def test_a_file_cut_short_is_refused(length: int, archive_bytes: bytes, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(length: int, archive_bytes: bytes, tmp_path: Path) -> None:
     (tmp_path / "n.pt2").write_bytes(archive_bytes[:length])
     with pytest.raises(IlgnetError) as caught:
         read_pt2(tmp_path / "n.pt2")
@@ -321,6 +321,6 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("text", UNSAFE)
-def test_anything_else_is_refused(text: str) -> None:
+def test_other_expressions_are_refused(text: str) -> None:
     with pytest.raises(IlgnetError, match="more than arithmetic on sizes"):
         check_expression("n.pt2", text)

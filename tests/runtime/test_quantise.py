@@ -28,20 +28,20 @@ def test_int8_spans_each_output(plane) -> None:
     assert steps.max() <= (0.501 if plane is None else 1.001)
 
 
-def test_errors_of_a_channel_cancel() -> None:
+def test_rounding_errors_of_a_channel_cancel() -> None:
     given = weights()
     found = quantize_rows(given, "int8", PLANE)
     left = (found.dequantize() - given).view(37, 5, 77).double().sum(2) / found.scale[:, None]
     assert left.abs().max() <= 0.51  # half a step in total, for any number of weights
 
 
-def test_flat_bfloat16_is_to_nearest() -> None:
+def test_flat_bfloat16_rounds_to_nearest() -> None:
     given = weights()
     assert torch.equal(quantize_rows(given, "bfloat16").values, given.bfloat16())
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_smooth_features_meet_smaller_errors(precision: str) -> None:
+def test_smooth_features_have_smaller_errors(precision: str) -> None:
     given = weights()
     rows, columns = np.mgrid[0:7, 0:11]
     features = torch.from_numpy(

@@ -154,7 +154,7 @@ def test_every_blob_of_a_type_is_shared_by_its_name(type_, first, second, blobs)
     assert all(one is other for one, other in zip(net.params["a"], net.params["b"], strict=True))
 
 
-def test_types_share_with_each_other_and_a_layer_with_itself() -> None:
+def test_layers_of_different_types_and_one_layer_itself_may_share() -> None:
     text = """
     layer { name: "i" type: "Input" top: "i" input_param { shape { dim: 4 } } }
     layer { name: "e" type: "Embed" bottom: "i" top: "e" param { name: "w" }

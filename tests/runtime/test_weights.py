@@ -53,14 +53,14 @@ OLD = [
 @pytest.mark.parametrize(
     "layers", [WHOLE, OLD, [*WHOLE, Held("extra", [Blob((9,))])]], ids=["modern", "2013", "extra"]
 )
-def test_what_fits_is_taken_in_the_nets_shapes(layers) -> None:
+def test_matching_blobs_are_loaded_in_the_nets_shapes(layers) -> None:
     arrays = take_weights(NET, layers)
     assert {name: [a.shape for a in blobs] for name, blobs in arrays.items()} == {
         "conv": [(4, 3, 5, 2), (4,)], "ip": [(7, 6)], "scalar": [()],
     }  # fmt: skip
 
 
-def test_an_extra_layer_is_told() -> None:
+def test_an_extra_layer_is_reported() -> None:
     fit = fit_weights(NET, [*WHOLE, Held("extra", [Blob((9,))])])
     assert (fit.extra, fit.is_whole) == (("extra",), True)
 
@@ -107,7 +107,7 @@ def test_refused(layers, message) -> None:
     assert str(caught.value) == message
 
 
-def test_fine_tuning_may_lack_layers_but_not_misshape_them() -> None:
+def test_fine_tuning_allows_missing_layers_but_not_other_shapes() -> None:
     assert list(take_weights(NET, without("ip"), allow_missing=True)) == ["conv", "scalar"]
     with pytest.raises(WeightsError):
         take_weights(NET, [Held("ip", [Blob((6, 7))])], allow_missing=True)
@@ -155,7 +155,7 @@ COPIES = {
 
 @pytest.mark.parametrize("mode", ["", "share_mode: PERMISSIVE"], ids=["strict", "permissive"])
 @pytest.mark.parametrize(("layers", "wanted"), COPIES.values(), ids=COPIES)
-def test_of_several_copies_of_a_shared_blob_the_last_in_the_file_counts(layers, wanted, mode) -> None:
+def test_the_last_copy_of_a_shared_blob_in_the_file_is_used(layers, wanted, mode) -> None:
     plan = plan_net(twins(second=mode))
     arrays = take_weights(plan.blobs, layers, owners=plan.owners)
     assert {name: float(blobs[0].mean()) for name, blobs in arrays.items()} == {"a": wanted, "b": wanted}
@@ -164,7 +164,7 @@ def test_of_several_copies_of_a_shared_blob_the_last_in_the_file_counts(layers, 
     np.testing.assert_array_equal(net.params["b"][0].detach(), np.full((3, 3), wanted))
 
 
-def test_blobs_of_their_own_stay_apart_and_must_be_there() -> None:
+def test_unshared_blobs_stay_separate_and_are_required() -> None:
     plan = plan_net(twins(bias=True))
     layers = [dense("a", 1, bias=4), dense("b", 2, bias=5)]
     arrays = take_weights(plan.blobs, layers, owners=plan.owners)
@@ -174,7 +174,7 @@ def test_blobs_of_their_own_stay_apart_and_must_be_there() -> None:
     assert str(caught.value) == "f: holds no weights for b; use the prototxt these weights were made with"
 
 
-def test_load_net_takes_the_last_copy_of_a_file(tmp_path) -> None:
+def test_load_net_uses_the_last_copy_in_a_file(tmp_path) -> None:
     text = twins().nodes
     message = pb.NetParameter(layer=[node.layer for node in text])
     path = tmp_path / "w.caffemodel"
@@ -200,7 +200,7 @@ def test_audit_names_a_layer_that_cannot_share() -> None:
 
 
 @pytest.mark.parametrize("empty", [0, 1], ids=["before", "after"])
-def test_a_layer_of_the_same_name_without_blobs_is_passed_over(empty) -> None:
+def test_a_layer_of_the_same_name_without_blobs_is_skipped(empty) -> None:
     held = [Held("conv", [Blob((4, 3, 5, 2)), Blob((4,))])]
     held.insert(empty, Held("conv"))
     taken = take_weights({"conv": NET["conv"]}, held)
@@ -215,7 +215,7 @@ def test_a_layer_of_the_same_name_without_blobs_is_passed_over(empty) -> None:
     ],
     ids=["one shape", "two shapes"],
 )
-def test_layers_of_one_name_are_told_apart_by_nobody(shapes, what) -> None:
+def test_layers_of_the_same_name_are_refused(shapes, what) -> None:
     """Caffe copies both of the file into the first of the net; the remedy is a name for each."""
     specs = {name: [BlobSpec("weight", shape)] for name, shape in zip(("ip", "ip#2"), shapes, strict=True)}
     with pytest.raises(WeightsError) as raised:

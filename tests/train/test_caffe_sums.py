@@ -51,7 +51,7 @@ def test_same_values_and_gradients(function, shape, weights, geometry, with_bias
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
 
 
-def test_one_product_a_picture(monkeypatch) -> None:
+def test_one_product_per_image(monkeypatch) -> None:
     shapes = []
 
     def product(a, b):

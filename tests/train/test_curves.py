@@ -11,7 +11,7 @@ from ilgnet_repro.train.curves import TEST, TRAIN, _escape_mathtext, draw_curves
 
 
 @pytest.mark.parametrize("name", [r"$\bad{$", "$x^$loss", "a$b", "loss\x1b[31m", "_loss", "\\", "x\ny"])
-def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+def test_a_name_is_not_evaluated(name: str, tmp_path: Path) -> None:
     (tmp_path / TRAIN).write_text("iteration,learning_rate,loss,smoothed_loss\n0,0.1,2,2\n1,0.1,1,1.5\n")
     quoted = '"' + name.replace('"', '""') + '"'
     (tmp_path / TEST).write_text(f"iteration,{quoted},accuracy\n0,2,0.5\n1,1,0.75\n", newline="")

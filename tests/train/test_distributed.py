@@ -62,7 +62,7 @@ def weights(path: Path) -> list[np.ndarray]:
     return [blob.array() for layer in open_caffemodel(path).layers for blob in layer.blobs]
 
 
-def test_two_processes_make_the_recorded_run(workplace):
+def test_two_processes_repeat_the_recorded_run(workplace):
     write_solver(workplace, "sgd_iter_size")
     arguments = command(workplace, "--weights", "tiny_init.caffemodel", processes=2)
     subprocess.run(

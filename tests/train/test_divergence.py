@@ -63,7 +63,7 @@ def message_of(folder, resume: str = "out_iter_2.solverstate", remedy: str = "al
 
 @pytest.mark.parametrize("rule", ["", "include { phase: TRAIN }"], ids=["loss", "accuracy alone"])
 @pytest.mark.parametrize("allow", [False, True], ids=["stops", "continues"])
-def test_the_best_weights_are_sound(rule, allow, tmp_path):
+def test_the_best_weights_are_finite(rule, allow, tmp_path):
     """Caffe's Accuracy of NaN scores is 1, better than any other; the test net may have no loss to show them."""
     best = BestWeights()
     trainer = Trainer(make_settings(solver(tmp_path, rule)), Options(allow_nonfinite=allow), [best])
@@ -89,7 +89,7 @@ def test_the_best_weights_are_sound(rule, allow, tmp_path):
         (0, True, [f"out_iter_{number}.solverstate" for number in (2, 4, 6, 8)]),
     ],
 )
-def test_diverged_snapshots_push_out_none_that_is_sound(keep, allow, kept, tmp_path):
+def test_diverged_snapshots_displace_no_finite_one(keep, allow, kept, tmp_path):
     trainer = Trainer(make_settings(solver(tmp_path)), Options(keep=keep, allow_nonfinite=allow))
     if allow:
         trainer.solve()
@@ -114,14 +114,14 @@ def test_a_run_that_diverges_at_its_end_says_so(display, last, tmp_path):
     assert "out_iter_2.solverstate" in snapshots(tmp_path)
 
 
-def test_weights_that_are_not_finite_end_a_run_without_a_last_loss(tmp_path):
+def test_nonfinite_weights_end_a_run_without_a_last_loss(tmp_path):
     plain = {"max_iter": 1, "display": 0, "snapshot": 0, "test_interval": 0, "test_iter": [], "base_lr": 1e30}
     message = solver(tmp_path, "loss_weight: 1e30", **plain)
     with pytest.raises(DivergedError, match="iteration 1: the weights are not finite"):
         Trainer(make_settings(message)).solve()
 
 
-def test_a_sound_run_keeps_what_it_kept(tmp_path):
+def test_a_finite_run_keeps_its_snapshots(tmp_path):
     """The twin: the same run at a rate that does not jump."""
     best = BestWeights()
     trainer = Trainer(make_settings(solver(tmp_path, gamma=0.5)), Options(keep=1), [best])
@@ -159,7 +159,7 @@ def test_a_diverged_snapshot_is_resumed_only_on_request(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_best_that_an_earlier_version_kept_is_not_the_best(value, tmp_path):
+def test_a_nonfinite_best_of_an_earlier_version_is_ignored(value, tmp_path):
     (tmp_path / "out_best.json").write_text(
         json.dumps({"output": "acc", "iteration": 4, "value": value, "tested": 6, "tests_since": 0})
     )
@@ -193,7 +193,7 @@ class _Stopped:
         ("loss", 1.0, [(2.0, True), (math.nan, True), (3.0, True)], (0, 2.0, 2), 1),
     ],
 )
-def test_values_that_are_not_finite_never_win(name, weight, tests, best, saved, tmp_path):
+def test_nonfinite_values_are_never_the_best(name, weight, tests, best, saved, tmp_path):
     trainer = _Stopped(Trainer(make_settings(solver(tmp_path))))
     observer = BestWeights(name)
     for iteration, (value, finite) in enumerate(tests):
@@ -210,7 +210,7 @@ def test_patience_counts_tests_without_a_finite_one(tmp_path):
     assert trainer.reasons == ["no finite test of acc in 2 tests"] and observer.best is None
 
 
-def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
+def test_finite_and_diverged_snapshots_are_counted_separately(tmp_path):
     for number in (2, 4, 6, 8, 10):
         for kind in ("solverstate", "caffemodel"):
             (tmp_path / f"out_iter_{number}.{kind}").touch()
@@ -223,7 +223,7 @@ def test_snapshots_of_a_kind_are_counted_apart(tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "caffe train"])
 @pytest.mark.parametrize("allow", [False, True], ids=["stops", "continues"])
-def test_the_commands_say_so_and_end_with_1(command, allow, tmp_path, capsys):
+def test_the_commands_report_it_and_exit_with_1(command, allow, tmp_path, capsys):
     path = tmp_path / "solver.prototxt"
     path.write_text(format_message(solver(tmp_path)))
     flag = "--solver" if command == "train" else "-solver"
@@ -244,7 +244,7 @@ def test_the_commands_say_so_and_end_with_1(command, allow, tmp_path, capsys):
         assert (tmp_path / "out_log" / "curves.png").is_file()
 
 
-def test_proving_the_last_snapshot_leaves_the_net_alone(tmp_path):
+def test_checking_the_last_snapshot_does_not_change_the_net(tmp_path):
     """The pass that shows its loss would move BatchNorm's statistics, which the snapshot already holds."""
     message = solver(tmp_path, gamma=0.5, display=0, test_interval=0, test_iter=[], max_iter=2)
     norm = message.net_param.layer.add(name="norm", type="BatchNorm", bottom=["h"], top=["h"])

@@ -74,7 +74,7 @@ def test_normal_families(text, mean, variance):
     assert abs(inside - 0.6827) < 0.006
 
 
-def test_sparse_gaussian_keeps_so_many_inputs_an_output():
+def test_sparse_gaussian_keeps_the_stated_inputs_per_output():
     values = filled('type: "gaussian" std: 2 sparse: 12', (50, 800))
     kept = values[values != 0]
     # Each value stays with probability 12 / 50.
@@ -82,7 +82,7 @@ def test_sparse_gaussian_keeps_so_many_inputs_an_output():
     check_moments(kept, 0.0, 4.0)
 
 
-def test_positive_unitball_sums_to_one_an_output():
+def test_positive_unitball_sums_to_one_per_output():
     values = filled('type: "positive_unitball"', (6, 5, 4, 3))
     assert (values >= 0).all() and values.unique().numel() > 300
     torch.testing.assert_close(values.reshape(6, -1).sum(1), torch.ones(6))

@@ -147,7 +147,7 @@ def test_average_loss_is_the_mean_of_the_last_iterations(tmp_path):
     np.testing.assert_allclose([mean.losses[i] for i in range(20)], expected, rtol=1e-6)
 
 
-def test_no_test_at_first_where_it_is_off(tmp_path):
+def test_no_initial_test_where_it_is_off(tmp_path):
     """And the second test's rows are then those the first would have read."""
     trace, _ = run(settings_of("sgd_exp", tmp_path, test_initialization=False, max_iter=10))
     assert list(trace.tests) == [10]
@@ -168,7 +168,7 @@ def test_test_compute_loss(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 6])
-def test_accumulation_changes_nothing_but_memory(accumulate, tmp_path):
+def test_accumulation_changes_only_memory(accumulate, tmp_path):
     whole, one = run(settings_of("adagrad", tmp_path, max_iter=10))
     parts, other = run(settings_of("adagrad", tmp_path, max_iter=10), options=Options(accumulate=accumulate))
     np.testing.assert_allclose(list(parts.losses.values()), list(whole.losses.values()), rtol=1e-5)
@@ -294,7 +294,7 @@ layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" 
     [("batch_norm_param { use_global_stats: false }", 4 + 3 * 2), ("", 4)],
     ids=["stated_for_both_phases", "by_phase"],
 )
-def test_tests_on_batch_statistics_move_those_of_the_train_net(fields, passes, tmp_path):
+def test_tests_on_batch_statistics_update_those_of_the_train_net(fields, passes, tmp_path):
     (tmp_path / "net.prototxt").write_text(BATCH_STATISTICS % fields)
     solver = tmp_path / "solver.prototxt"
     solver.write_text(

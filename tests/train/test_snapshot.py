@@ -58,7 +58,7 @@ def test_retention_keeps_the_newest(tmp_path):
     assert trainer.snapshots.latest() == tmp_path / "sgd_fixed_iter_18.solverstate"
 
 
-def test_the_newest_whole_snapshot_counts(tmp_path):
+def test_the_newest_complete_snapshot_is_used(tmp_path):
     for name in (
         "run_iter_4.solverstate",
         "run_iter_4.caffemodel",
@@ -111,7 +111,7 @@ def broken_state(kind: str, folder: Path) -> Path:
         ("cut short", "run_iter_10.solverstate"),
     ],
 )
-def test_states_that_do_not_fit_are_refused_and_change_nothing(kind, message, tmp_path):
+def test_states_that_do_not_fit_are_refused_without_changes(kind, message, tmp_path):
     trainer = Trainer(settings_of("sgd_fixed", tmp_path))
     before = [parameter.detach().clone() for parameter in trainer.net.parameters()]
     with pytest.raises(IlgnetError) as raised:
@@ -121,7 +121,7 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(kind, message, tm
         assert bool((mine == theirs).all())
 
 
-def test_a_folder_that_is_not_there_is_refused_before_training(tmp_path):
+def test_a_missing_folder_is_refused_before_training(tmp_path):
     with pytest.raises(IlgnetError, match="its folder is missing or read-only; make"):
         Trainer(settings_of("sgd_fixed", tmp_path / "absent"))
 
@@ -131,7 +131,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         Trainer(settings_of("sgd_fixed", tmp_path, weights=(str(PIPELINE / "tiny_crop.caffemodel"),)))
 
 
-def test_later_weights_win_and_ignored_layers_are_logged(tmp_path):
+def test_later_weights_take_precedence_and_ignored_layers_are_logged(tmp_path):
     """Two files: all of Caffe's at step 10, then one layer of step 20 and one the net lacks."""
     later = pb.NetParameter.FromString((SOLVERS / "sgd_fixed_iter_20.caffemodel").read_bytes())
     kept = [layer for layer in later.layer if layer.name == "fc"]
@@ -197,7 +197,7 @@ layer { name: "x_in_0_split" type: "EuclideanLoss" bottom: "z" bottom: "x" top: 
 """
 
 
-def test_a_snapshots_loss_weights_are_those_of_each_layer_whatever_the_names():
+def test_a_snapshots_loss_weights_follow_layers_not_names():
     net = net_message(load_net(parse_net(ALIKE_NET), phase="TRAIN", seed=1))
     assert [(layer.name, layer.type, list(layer.loss_weight)) for layer in net.layer] == [
         ("in", "Input", []),
@@ -209,12 +209,12 @@ def test_a_snapshots_loss_weights_are_those_of_each_layer_whatever_the_names():
     ]
 
 
-def test_the_cases_are_all_there():
+def test_all_cases_are_present():
     assert len(NAMES) == 15
 
 
 @pytest.mark.parametrize("prefix", ["run", "übung"])
-def test_hdf5_strings_end_in_the_zero_that_caffe_reads_up_to(prefix, tmp_path):
+def test_hdf5_strings_are_null_terminated_as_caffe_reads_them(prefix, tmp_path):
     """As `H5LTmake_dataset_string` stores them: a scalar C string of strlen + 1 bytes, null terminated."""
     state = tmp_path / "run.solverstate.h5"
     name = f"{prefix}_iter_7.caffemodel.h5"
@@ -266,9 +266,7 @@ def named_settings(first: str, second: str, type_: str, folder: Path, **changes:
     ],
     ids=["twice", "none", "one without weights"],
 )  # fmt: skip
-def test_layers_that_no_file_could_tell_apart_are_refused_at_the_start(
-    first, second, type_, message, tmp_path
-):
+def test_layers_of_the_same_name_are_refused_at_the_start(first, second, type_, message, tmp_path):
     with pytest.raises(SolverError) as raised:
         Trainer(named_settings(first, second, type_, tmp_path))
     assert str(raised.value) == (
@@ -278,7 +276,7 @@ def test_layers_that_no_file_could_tell_apart_are_refused_at_the_start(
 
 @pytest.mark.parametrize("hdf5", [False, True], ids=["binary", "hdf5"])
 @pytest.mark.parametrize("second", ["ip2", "ip#2", "loss_"])
-def test_layers_of_names_of_their_own_are_stored(second, hdf5, tmp_path):
+def test_layers_with_unique_names_are_stored(second, hdf5, tmp_path):
     """The twin of the refusals: the snapshot of each iteration is there, and holds both layers."""
     settings = named_settings("ip", second, "InnerProduct", tmp_path, snapshot_hdf5=hdf5)
     Trainer(settings).solve()
@@ -299,7 +297,7 @@ def test_layers_of_names_of_their_own_are_stored(second, hdf5, tmp_path):
         ("a", "b/./c", "layer 'b/./c': not a valid name in HDF5; rename it, or remove "),
     ],
 )  # fmt: skip
-def test_names_that_hdf5_cannot_hold_are_refused_at_the_start(first, second, message, tmp_path):
+def test_names_that_hdf5_cannot_store_are_refused_at_the_start(first, second, message, tmp_path):
     with pytest.raises(SolverError) as raised:
         Trainer(named_settings(first, second, "InnerProduct", tmp_path, snapshot_hdf5=True))
     assert str(raised.value).startswith(message)

@@ -88,7 +88,7 @@ def test_older_and_unused_fields_are_noted(read):
     )
 
 
-def test_paths_start_here_or_at_the_solver(read, tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_working_or_the_solvers_folder(read, tmp_path, monkeypatch):
     read('net: "net.prototxt"')
     assert str(solver_root("s.prototxt")) == "."
     monkeypatch.chdir(tmp_path.parent)
@@ -126,7 +126,7 @@ def test_refused_by_name(read, text, message):
     assert f"solver: {message}" in str(raised.value)
 
 
-def test_a_net_that_is_not_there(read):
+def test_a_missing_net_file(read):
     with pytest.raises(IlgnetError, match=r"absent\.prototxt"):
         read('net: "absent.prototxt"')
 
@@ -153,7 +153,7 @@ def test_policies(text):
     assert [rates[iteration] for iteration in (0, 3, 7)] == pytest.approx(POLICIES[text], rel=1e-6)
 
 
-def test_multistep_takes_one_step_an_iteration():
+def test_multistep_takes_at_most_one_step_per_iteration():
     policy = make_policy(
         parse_solver('base_lr: 1 lr_policy: "multistep" gamma: 0.5 stepvalue: 2 stepvalue: 2')
     )
@@ -185,6 +185,6 @@ def test_policies_refused(text, message):
     assert f"solver: {message}" in str(raised.value)
 
 
-def test_a_rate_to_start_from_is_needed():
+def test_a_base_learning_rate_is_required():
     with pytest.raises(SolverError, match="solver: base_lr is missing; set the initial learning rate"):
         make_policy(parse_solver('lr_policy: "fixed"'))

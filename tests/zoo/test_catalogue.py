@@ -36,7 +36,7 @@ def test_text_reads_back_as_the_same_net(name):
 
 
 @pytest.mark.parametrize("name", catalogue.builders())
-def test_net_is_modern_and_sound(name):
+def test_every_net_is_modern_and_valid(name):
     net = catalogue.build(name)
     assert upgrade_net(net) == net
     for phase in ("TRAIN", "TEST"):
@@ -78,7 +78,7 @@ def test_without_write_the_names_are_listed(capsys):
     assert capsys.readouterr().out.split() == list(catalogue.builders())
 
 
-def test_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert catalogue.main(["--write", "--out", str(tmp_path / "file")]) == 1
     error = capsys.readouterr().err

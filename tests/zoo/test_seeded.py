@@ -22,7 +22,7 @@ SMALL = parse_net(
 SHAPES = {"conv": [(5, 3, 2, 4), (5,)], "fc": [(7, 11), (7,)], "up": [(3, 2, 4, 4)]}
 
 
-def test_layers_come_in_the_order_of_the_net_with_their_shapes():
+def test_layers_are_in_net_order_with_their_shapes():
     net = googlenet.deploy()
     shapes = count(net)[1]
     first = [(name, [b.shape for b in blobs]) for name, blobs in islice(seeded_blobs(net, shapes), 9)]
@@ -43,7 +43,7 @@ def test_small_net_follows_the_recipe():
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_given_bias_replaces_the_drawn_one_and_leaves_the_rest_alone():
+def test_a_given_bias_replaces_only_the_drawn_bias():
     values = np.loadtxt(GOLDEN / "classifier_bias.txt")
     shapes = {"conv": [(5, 3, 2, 4), (5,)], "fc": [(2, 11), (2,)], "up": [(3, 2, 4, 4)]}
     drawn = dict(seeded_blobs(SMALL, shapes))

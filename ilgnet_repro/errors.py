@@ -15,10 +15,14 @@ def one_of(names: Iterable[str]) -> str:
     return " or ".join(([", ".join(listed[:-1])] if listed[:-1] else []) + listed[-1:])
 
 
+_MESSAGE_ENDING = re.compile(r"_param(?:eter)?s?$")
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return `` (did you mean NAME?)`` with the one of ``names`` closest to ``name``, or "" if none is close."""
-    known = {other.casefold(): other for other in names}
-    close = get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+    # The ending that all parameter messages share says nothing about how alike two of them are.
+    known = {_MESSAGE_ENDING.sub("", other.casefold()): other for other in names}
+    close = get_close_matches(_MESSAGE_ENDING.sub("", name.casefold()), known, n=1, cutoff=0.7)
     return f" (did you mean {known[close[0]]}?)" if close else ""
 
 

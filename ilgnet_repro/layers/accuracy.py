@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers, uses
-from .support.labels import check_label_count, check_labels, ignored_label, label_rows, label_rows_onnx
+from .support.labels import check_label_count, check_labels, label_rows, label_rows_onnx
 from .support.registry import register_layer
 
 
@@ -43,7 +43,10 @@ class Accuracy(Layer):
     has_gradient = False
 
     def setup(self, scores: int, labels: int) -> None:
-        self.ignore = ignored_label(self.param)
+        ignored = self.param.ignore_label
+        if len(ignored) > 1:
+            raise self.error(f"ignore_label is given {len(ignored)} times; keep one")
+        self.ignore: int | None = ignored[0] if ignored else None
         self.dim = self.axis(self.param.axis, scores)
         self.functions = (accuracy, class_accuracy)[: len(self.node.tops)]
 

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from golden_cases import NAMES, SHAPED_BY_VALUES, Case, read_case, tolerance
+from golden_cases import FORK_NAMES, NAMES, NOT_YET, SHAPED_BY_VALUES, Case, read_case, tolerance
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
@@ -17,13 +17,14 @@ from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.runtime.net import CaffeNet
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[*NAMES, *(name for name in FORK_NAMES if name not in NOT_YET)])
 def case(request: pytest.FixtureRequest) -> Case:
     return read_case(request.param)
 
 
-def test_there_are_284_cases() -> None:
+def test_there_are_284_cases_and_309_of_forks() -> None:
     assert len(NAMES) == 284
+    assert len(FORK_NAMES) == 309
     assert sum(read_case(name).has_gradient for name in NAMES) == 264
 
 

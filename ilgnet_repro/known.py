@@ -161,7 +161,8 @@ _BLOB_FIELDS = {
     "Deconvolution": "convolution_param",
     "InnerProduct": "inner_product_param",
 }
-Layers = tuple[tuple[object, ...], ...]
+BlobFields = tuple[int | tuple[int, ...], ...]
+Layers = tuple[tuple[str | int | tuple[int, ...], ...], ...]
 Sizes = tuple[tuple[int, ...], ...]
 
 
@@ -216,7 +217,7 @@ def _signature(text: pb.NetParameter) -> tuple[Layers, Sizes]:
     return tuple((layer.name, layer.type, *_blob_fields(layer)) for layer in net.layer if layer.bottom), sizes
 
 
-def _blob_fields(layer: pb.LayerParameter) -> tuple[object, ...]:
+def _blob_fields(layer: pb.LayerParameter) -> BlobFields:
     message = _BLOB_FIELDS.get(layer.type)
     if message is None:
         return ()

@@ -131,7 +131,7 @@ def run_protocol(
             in_journal = max(0, in_journal - len(fresh))
         done += len(good)
         progress(done)
-    stream.close()  # type: ignore[attr-defined]  # it is a generator; its threads end here
+    stream.close()  # its threads end here
     if not done:
         reason = next(iter(faults.values()))
         raise DataError(f"{images.title}: none of its {len(images):,} images can be read: {reason}")

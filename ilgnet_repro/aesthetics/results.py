@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class ImageResults:
             )
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> NoReturn:
+        raise TypeError("image results have no hash: they are equal by the values of their arrays")
 
     @property
     def correct(self) -> np.ndarray:
@@ -314,7 +315,7 @@ def _pyarrow() -> Any:
 
 def _write_parquet(path: str | os.PathLike[str], images: ImageResults) -> None:
     pyarrow = _pyarrow()
-    columns: dict[str, object] = {
+    columns: dict[str, Sequence[str] | np.ndarray] = {
         "name": [_plain(name) for name in images.names.tolist()],
         "label": images.labels,
         "probability": images.probability,

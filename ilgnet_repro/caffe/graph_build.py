@@ -242,7 +242,11 @@ def _value_names(nodes: Iterable[Node]) -> dict[Value, str]:
 
 def _repeated(names: Iterable[str]) -> str:
     seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    for name in names:
+        if name in seen:
+            break
+        seen.add(name)
+    return name
 
 
 def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> str:

@@ -36,7 +36,7 @@ _SINGLE = {"n": 10, "t": 9, "r": 13, "a": 7, "b": 8, "f": 12, "v": 11, "\\": 92,
 _PRINTED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", '"': '\\"'}
 
 
-def read_value(field: FieldDescriptor, kind: str, text: str) -> object:
+def read_value(field: FieldDescriptor, kind: str, text: str) -> bool | int | float | str | bytes:
     """Return the value of a scalar field from its token; a string is one or more quoted pieces.
 
     Raises ValueError with the value and the remedy; the caller adds the position.

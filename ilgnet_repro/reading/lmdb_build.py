@@ -138,7 +138,8 @@ def build_lmdb(
                 start = 0 if last is None else split_key(last)[0] + 1
                 journal.keep_bad_before(start)
                 items = ((number, images[number]) for number in range(start, len(images)))
-                made = ordered_map(partial(_build_row, os.fspath(root), options), items, workers)
+                build = partial(_build_row, os.fspath(root), options)
+                made: Iterable[_BuiltRow] = ordered_map(build, items, workers)
                 if options.check_size:
                     made = _check_sizes(made, _first_size(writer))
                 _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)

@@ -74,7 +74,7 @@ def _is_image_layer(layer: pb.LayerParameter) -> bool:
     )
 
 
-def _preparation(layer: pb.LayerParameter) -> tuple[object, ...]:
+def _preparation(layer: pb.LayerParameter) -> tuple[bytes, tuple[int, ...]]:
     """The fields that determine how a layer prepares its images, not where they come from."""
     image = layer.image_data_param
     memory = layer.memory_data_param

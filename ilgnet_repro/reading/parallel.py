@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -20,7 +20,7 @@ def cores() -> int:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, chunk: int = 8
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Like ``map``, on threads (default: one per core): OpenCV and LMDB release the interpreter lock.
 
     At most ``4 * workers`` chunks are in flight, so memory does not grow with the number of items.

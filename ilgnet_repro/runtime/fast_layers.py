@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.dense import InnerProduct
 from ..layers.support.base import Layer, Shape
 from .quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
 
@@ -51,7 +52,7 @@ class Conv(nn.Module):
 
 def own_copy(layer: Layer) -> Layer:
     """Return a layer in `eval()` with copies of its blobs (shared ones included) that need no gradient."""
-    copies: dict[int, object] = {
+    copies: dict[int, Tensor] = {
         id(blob): nn.Parameter(blob.detach().clone(), requires_grad=False) for blob in layer.parameters()
     }
     for value in vars(layer).values():
@@ -89,9 +90,9 @@ class Dense(nn.Module):
     bias: Tensor | None
     packed: Tensor | None
 
-    def __init__(self, layer: Layer, bottom: Shape, relu: bool) -> None:
+    def __init__(self, layer: InnerProduct, bottom: Shape, relu: bool) -> None:
         super().__init__()
-        self.start: int = layer.start  # type: ignore[assignment]
+        self.start = layer.start
         self.relu = relu
         is_image = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
         self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_image else None
@@ -100,7 +101,7 @@ class Dense(nn.Module):
         self.register_buffer("packed", None, persistent=False)
         self.pack_weights(layer)
 
-    def pack_weights(self, layer: Layer) -> None:
+    def pack_weights(self, layer: InnerProduct) -> None:
         """Copy and pack the layer's weights."""
         self._pack(_rows(layer), torch.backends.mkldnn.is_available())
 
@@ -139,7 +140,7 @@ class Dense(nn.Module):
 class Bfloat16Dense(Dense):
     """Weights, activations and each product's sum rounded to bfloat16; the sums themselves are float32."""
 
-    def pack_weights(self, layer: Layer) -> None:
+    def pack_weights(self, layer: InnerProduct) -> None:
         weight = quantize_rows(_rows(layer), "bfloat16", self.plane).values
         self._pack(weight, torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -154,7 +155,7 @@ class Float16Dense(Dense):
     small ones are not subnormal.
     """
 
-    def pack_weights(self, layer: Layer) -> None:
+    def pack_weights(self, layer: InnerProduct) -> None:
         weight = _rows(layer)
         largest = weight.abs().max()
         exponent = FLOAT16_TOP - int(torch.frexp(largest).exponent) if torch.isfinite(largest) else 0
@@ -184,7 +185,7 @@ class Int8Dense(Dense):
 
     scale: Tensor
 
-    def pack_weights(self, layer: Layer) -> None:
+    def pack_weights(self, layer: InnerProduct) -> None:
         stored = quantized_blob(layer, WEIGHT)
         if stored is None or stored.scale is None or stored.axis != 0:
             stored = quantize_rows(_rows(layer), "int8", self.plane)
@@ -208,13 +209,13 @@ class Int8Dense(Dense):
 _KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, "int8": Int8Dense}
 
 
-def fast_dense(layer: Layer, bottom: Shape, precision: str, relu: bool) -> Dense:
+def fast_dense(layer: InnerProduct, bottom: Shape, precision: str, relu: bool) -> Dense:
     """Return the fast module of a dense layer; only large layers are quantized."""
     is_large = layer.blob(WEIGHT).numel() > LARGEST_KEPT_FLOAT
     return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
 
 
-def _rows(layer: Layer) -> Tensor:
+def _rows(layer: InnerProduct) -> Tensor:
     """Return the weights with one row per output; no copy where they already have that form."""
     weight = layer.blob(WEIGHT).detach()
     return weight.t().contiguous() if output_axis(layer.node.layer) == 1 else weight

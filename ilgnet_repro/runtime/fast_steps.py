@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..caffe.graph import Node, Value
+from ..layers.dense import InnerProduct
 from ..layers.support.base import Layer
 from ..schema import caffe_pb2 as pb
 from .fast_layers import LRN, Conv, can_pack, fast_dense, own_copy
@@ -70,7 +71,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
     """Return a faster module for a layer and the ReLU after it, or None where there is none."""
     if can_pack(layer):
         return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
-    if node.type == "InnerProduct":
+    if isinstance(layer, InnerProduct):
         return fast_dense(layer, net.plan.value_shapes[node.bottoms[0]], precision, relu)
     if node.type == "LRN" and layer.is_across and not relu:
         return LRN(layer)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,9 @@ from ..caffe.kinds import Kind, expect
 from ..errors import FormatError, IlgnetError
 from ..files import utf8_path
 from .runnable import FileNet, OpenShape
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 def open_net(path: Path) -> FileNet:
@@ -131,7 +134,7 @@ def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
         raise IlgnetError(f"{path}: keeps {tensor.name!r} in {location!r}, which is no file beside it")
 
 
-def open_session(model: Path | bytes, folder: Path | None = None):  # type: ignore[no-untyped-def]
+def open_session(model: Path | bytes, folder: Path | None = None) -> InferenceSession:
     """Return an ONNX Runtime session on the CPU.  Raises IlgnetError where it cannot be opened."""
     try:
         import onnxruntime
@@ -141,7 +144,6 @@ def open_session(model: Path | bytes, folder: Path | None = None):  # type: igno
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    given: Any = model
     try:
         with ExitStack() as stack:
             if folder is not None:
@@ -149,7 +151,10 @@ def open_session(model: Path | bytes, folder: Path | None = None):  # type: igno
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", place
                 )
-            if isinstance(model, Path):
+            given: str | bytes
+            if isinstance(model, bytes):
+                given = model
+            else:
                 # Through the folder: a model over 2 GB has its weights in a file beside it.
                 given = os.path.join(stack.enter_context(utf8_path(model.parent)), model.name)
                 given = stack.enter_context(utf8_path(given))

@@ -68,7 +68,7 @@ def write_safetensors(
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor, little-endian in C order; a contiguous tensor is not copied."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return flat.view(torch.uint8).numpy().data
 
 
 def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:

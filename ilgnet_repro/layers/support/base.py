@@ -267,7 +267,7 @@ class Layer(nn.Module):
 
     # ------------------------------------------------------------------ for the net
 
-    def fresh(self, copies: Mapping[int, Any] | None = None) -> Self:
+    def fresh(self, copies: Mapping[int, Tensor] | None = None) -> Self:
         """Return a copy for one net; nets made from one plan share only the nodes.
 
         ``copies`` holds existing copies by the id of their original, like the memo of `copy.deepcopy`.

@@ -52,7 +52,7 @@ def normalization(layer: Layer, default: str) -> str:
     return default
 
 
-def ignored_label(param: pb.LossParameter | pb.AccuracyParameter) -> int | None:
+def ignored_label(param: pb.LossParameter) -> int | None:
     """Return `ignore_label`, or None."""
     return param.ignore_label if param.HasField("ignore_label") else None
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import DataError, IlgnetError
 from ..reading.datum import datum_image
-from ..reading.image_list import ImageList, image_path
-from ..reading.lmdb_read import LmdbReader, key_text, split_key
+from ..reading.lmdb_read import key_text, split_key
+from ..reading.rows import DatabaseRows, ListRows
 from .releases import Release, default_folder, find_release, known_release
 
 
@@ -40,12 +40,12 @@ class ListedImages:
     order = "as given"
 
     def __init__(self, list_file: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> None:
-        rows = ImageList(list_file)
+        self._rows = ListRows(list_file, root)
+        rows = self._rows.images
         if not len(rows):
             raise DataError(f"{list_file}: no rows; write `path label` lines")
         self.names, labels = zip(*rows, strict=True)
         self.labels = _two_classes(np.array(labels, np.int64), self.names, str(list_file))
-        self.root = os.fspath(root)
         self.title = str(list_file)
         self.sha256 = rows.digest()
         self.release = known_release(self.sha256)
@@ -54,7 +54,7 @@ class ListedImages:
         return len(self.names)
 
     def image(self, row: int) -> str:
-        return image_path(self.root, self.names[row])
+        return self._rows.where(row)
 
 
 class StoredImages:
@@ -64,9 +64,9 @@ class StoredImages:
     """
 
     def __init__(self, database: str | os.PathLike[str]) -> None:
-        self._reader = LmdbReader(database)
+        self._rows = DatabaseRows(database)
         names, labels = [], []
-        for key, head in self._reader.headers():
+        for key, head in self._rows.reader.headers():
             names.append(_name(key))
             labels.append(head.label)
         if not names:
@@ -87,7 +87,7 @@ class StoredImages:
         return len(self.names)
 
     def image(self, row: int) -> np.ndarray:
-        stored = self._reader[row]
+        stored = self._rows.reader[row]
         datum = stored.datum()
         # A grey file is decoded in colour; raw pixels keep their channels.
         image = datum_image(datum, key_text(stored.key), True if datum.encoded else None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import layer_types, make_layer
 from ..reading.data_layer_batches import Stream
-from ..reading.parallel import ordered_map
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input
 
@@ -66,7 +65,7 @@ class TestFeed:
                         f"the shape of {top!r} is that of its source's rows; omit it",
                     )
         self._readers: list[_Reader] = [
-            _SourceReader(Stream(node, Path(root), seed), workers if node.type != "HDF5Data" else 1)
+            _SourceReader(Stream(node, Path(root), seed), workers)
             if node.type in SOURCES
             else _ArrayReader(node, arrays, shapes or {})
             for node in nodes
@@ -93,18 +92,9 @@ class _SourceReader:
         return self._stream.shapes(self._stream.batch_size)
 
     def batches(self, count: int) -> Iterator[dict[str, Tensor]]:
-        size, tops = self._stream.batch_size, self._stream.node.top_names
-        rows = ordered_map(self._stream.__getitem__, range(count * size), self._workers)
-        for _ in range(count):
-            columns = zip(*(next(rows) for _ in range(size)), strict=True)
-            yield {top: _tensor(column) for top, column in zip(tops, columns, strict=True)}
-
-
-def _tensor(values: Sequence[Any]) -> Tensor:
-    try:
-        return torch.from_numpy(np.stack([np.asarray(value, np.float32) for value in values]))
-    except ValueError as error:
-        raise DataError(f"images of one batch differ in size ({error}); resize or crop them alike") from error
+        size = self._stream.batch_size
+        positions = (range(number * size, (number + 1) * size) for number in range(count))
+        return self._stream.batches(positions, self._workers)
 
 
 class _ArrayReader:

@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="split each batch into N passes, with the same result",
     )
-    add("--workers", type=int, metavar="N", help="processes that read ahead (default 0, or 4 with a GPU)")
+    add("--workers", type=int, metavar="N", help="threads that read ahead (default 0, or 4 with a GPU)")
     add(
         "--device",
         metavar="D",

@@ -1,4 +1,4 @@
-"""Training batches for a net's data layers; the rows of a pass depend on its number only.
+"""Batches for a net's data layers: lists of positions, which depend on the number of the pass only.
 
 Caffe reads rows in order and wraps after the last one, so the rows of a pass follow from its number.  A
 resumed run therefore reads the same rows as an uninterrupted one, and several processes split a batch
@@ -7,19 +7,18 @@ without overlap.  (Caffe itself starts at the first row again when it resumes.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import count, tee
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, count, islice, tee
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..caffe.graph import Graph, Node
-from ..errors import LayerError
+from ..errors import DataError, LayerError
 from ..layers.support.registry import layer_types
+from .parallel import ordered_map
 from .sources import Row, Source, open_source
 
 Shape = tuple[int, ...]
@@ -28,7 +27,7 @@ Shape = tuple[int, ...]
 _SKIP, _SHUFFLE, _TRANSFORM = range(3)
 
 
-class Stream(Dataset[Row]):
+class Stream:
     """The infinite row sequence of one data layer: ``stream[position]`` is the row that Caffe reads there."""
 
     def __init__(self, node: Node, root: Path, seed: int) -> None:
@@ -53,26 +52,35 @@ class Stream(Dataset[Row]):
     def _shuffled(self, epoch: int, index: int) -> int:
         if not self.shuffle:
             return index
-        if self._order is None or self._order[0] != epoch:
+        cached = self._order  # read once: another thread may replace it
+        if cached is None or cached[0] != epoch:
             order = np.random.default_rng((self.seed, _SHUFFLE, epoch)).permutation(len(self.source))
-            self._order = epoch, order
-        return int(self._order[1][index])
+            self._order = cached = epoch, order
+        return int(cached[1][index])
 
     def shapes(self, rows: int) -> dict[str, Shape]:
         """Return the shape of each top for a batch of ``rows``, taken from the first row."""
         first = self[0]
         return {top: (rows, *np.shape(value)) for top, value in zip(self.node.top_names, first, strict=True)}
 
+    def batches(
+        self, batches: Iterable[Sequence[int]], workers: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the tops of each batch, a list of positions; ``workers`` threads (default: one per core) read ahead."""
+        listed, read = tee(batches)
+        rows = ordered_map(
+            self.__getitem__, chain.from_iterable(read), 1 if self.source.in_order else workers
+        )
+        for positions in listed:
+            columns = zip(*islice(rows, len(positions)), strict=True)
+            yield {top: _stack(column) for top, column in zip(self.node.top_names, columns, strict=True)}
 
-class _Positions(Sampler[list[int]]):
-    """For each pass, the positions of this rank's rows: every ``world``-th row of the batch."""
 
-    def __init__(self, passes: Iterable[int], batch: int, rank: int, world: int) -> None:
-        self.passes, self.batch, self.rank, self.world = passes, batch, rank, world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in self.passes:
-            yield list(range(number * self.batch + self.rank, (number + 1) * self.batch, self.world))
+def _stack(rows: Sequence[np.ndarray | float]) -> Tensor:
+    try:
+        return torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in rows]))
+    except ValueError as error:
+        raise DataError(f"images of one batch differ in size ({error}); resize or crop them alike") from error
 
 
 class Feed:
@@ -104,24 +112,22 @@ class Feed:
     def batches(self, passes: Iterable[int] | int = 0, workers: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the tops of each pass: of those listed, or of all passes from a number on.
 
-        ``workers`` is the number of processes that read ahead; it affects the speed only.
+        ``workers`` threads read ahead if there are two or more; it affects the speed only.
         """
         if isinstance(passes, int):
             passes = count(passes)
         if not self.streams:  # only DummyData
             yield from ({} for _ in passes)
             return
-        loaders: list[Any] = []
-        for stream, numbers in zip(self.streams, tee(passes, len(self.streams)), strict=True):
-            positions = _Positions(numbers, stream.batch_size // self.accumulate, self.rank, self.world)
-            # By default a loader draws its workers' seed from torch's global random state; it must stay untouched.
-            loader = DataLoader(
-                stream, batch_sampler=positions, num_workers=workers, generator=torch.Generator()
-            )
-            loaders.append(iter(loader))
-        for parts in zip(*loaders, strict=True):
-            yield {
-                top: value
-                for stream, values in zip(self.streams, parts, strict=True)
-                for top, value in zip(stream.node.top_names, values, strict=True)
-            }
+        numbers = tee(passes, len(self.streams))
+        parts = [
+            stream.batches(map(self._positions(stream), own), max(workers, 1))
+            for stream, own in zip(self.streams, numbers, strict=True)
+        ]
+        for tops in zip(*parts, strict=True):
+            yield {top: value for part in tops for top, value in part.items()}
+
+    def _positions(self, stream: Stream) -> Callable[[int], Sequence[int]]:
+        """For the number of a pass, the positions of this rank's rows: every ``world``-th row of the batch."""
+        size = stream.batch_size // self.accumulate
+        return lambda number: range(number * size + self.rank, (number + 1) * size, self.world)

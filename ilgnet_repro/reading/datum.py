@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from ..caffe.wire import BYTES, fields
 from ..errors import DataError
 from ..schema import caffe_pb2
-from .images import suffix_of
+from .images import decode, suffix_of
 
 MAX_SIDE = 1 << 20
 """Largest height, width or channel count accepted; a row that states more is damaged."""
@@ -116,10 +116,7 @@ def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
     import cv2
 
     flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[colour]
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    except cv2.error:
-        image = None
+    image = decode(data, flag)
     if image is None:
         raise DataError(f"{where}: the encoded image cannot be decoded; rebuild the row from its file")
     if image.dtype != np.uint8:

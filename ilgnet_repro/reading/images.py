@@ -16,24 +16,30 @@ LARGEST_SIDE = 32_766  # limit of OpenCV's resize
 _JPEG_END = b"\xff\xd9" * 0x8001
 
 
+def decode(data: bytes, flag: int) -> np.ndarray | None:
+    """Return what ``cv2.imdecode`` does with the bytes of an image file; None if they are not an image."""
+    import cv2
+
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    except (ValueError, MemoryError, cv2.error):
+        return None
+
+
 def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
     """Return what ``cv2.imread`` with ``flag`` would, for a file of any name; None if it is missing or not an image.
 
     The file is read here and decoded from memory: OpenCV aborts the process on a name that is not UTF-8. A
     truncated JPEG is decoded as far as it goes, as in Caffe.
     """
-    import cv2
-
     try:
         if not os.path.isfile(path):  # a pipe would block
             return None
         with open(path, "rb") as file:
             data = file.read()
-        if data.startswith(b"\xff\xd8"):
-            data += _JPEG_END
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    except (OSError, ValueError, MemoryError, cv2.error):
+    except (OSError, ValueError, MemoryError):
         return None
+    return decode(data + _JPEG_END if data.startswith(b"\xff\xd8") else data, flag)
 
 
 def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = None) -> np.ndarray:

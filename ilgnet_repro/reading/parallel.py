@@ -24,7 +24,7 @@ def ordered_map(
     """Like ``map``, on threads (default: one per core): OpenCV and LMDB release the interpreter lock.
 
     At most ``4 * workers`` chunks are in flight, so memory does not grow with the number of items.
-    An exception of ``function`` is raised at its chunk's place in the order.
+    An exception of ``function`` is raised at its item's place in the order.
     """
     workers = workers if workers and workers > 0 else cores()
     if workers == 1:
@@ -32,17 +32,28 @@ def ordered_map(
         return
     source = iter(items)
     pool = ThreadPoolExecutor(workers)
-    pending: deque[Future[list[Result]]] = deque()
+    pending: deque[Future[tuple[list[Result], Exception | None]]] = deque()
     try:
         while True:
             while len(pending) < 4 * workers and (block := list(islice(source, chunk))):
                 pending.append(pool.submit(_map_chunk, function, block))
             if not pending:
                 return
-            yield from pending.popleft().result()
+            results, error = pending.popleft().result()
+            yield from results
+            if error is not None:
+                raise error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    return [function(item) for item in items]
+def _map_chunk(
+    function: Callable[[Item], Result], items: list[Item]
+) -> tuple[list[Result], Exception | None]:
+    """The results of the items up to the first that raises, and its exception."""
+    results: list[Result] = []
+    try:
+        results.extend(map(function, items))
+    except Exception as error:
+        return results, error
+    return results, None

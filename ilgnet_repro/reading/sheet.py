@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
 from .datum import chw_to_hwc
-from .image_list import ImageList, image_path
-from .images import read_image
-from .lmdb_read import LmdbReader, key_text, split_key
 from .parallel import ordered_map
+from .rows import ImageRows, open_rows
 
 THUMBNAIL = 112
 """Side of the square a sample is fitted into, in pixels."""
@@ -45,14 +42,6 @@ class Sheet:
     samples: dict[int, tuple[Sample, ...]]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Labels of all rows, and a function that loads one row's name and image (height, width[, channels])."""
-
-    labels: np.ndarray
-    load: Callable[[int], tuple[str, np.ndarray]]
-
-
 def make_sheet(
     source: str | os.PathLike[str],
     root: str | os.PathLike[str] = "",
@@ -68,12 +57,13 @@ def make_sheet(
     """
     if per_label < 0 or sizes_of < 0 or not 0 <= seed < 1 << 32:
         raise DataError(f"per_label {per_label}, sizes_of {sizes_of}, seed {seed}: none may be negative")
-    where = _lmdb_source(source) if Path(source).is_dir() else _list_source(source, root)
-    if not len(where.labels):
+    where = open_rows(source, root)
+    labels = where.labels()
+    if not len(labels):
         raise DataError(f"{source}: has no rows; give a list or database with rows")
-    counts = Counter(where.labels.tolist())
-    order = np.random.RandomState(seed).permutation(len(where.labels))
-    shown = {label: order[where.labels[order] == label][:per_label].tolist() for label in sorted(counts)}
+    counts = Counter(labels.tolist())
+    order = np.random.RandomState(seed).permutation(len(labels))
+    shown = {label: order[labels[order] == label][:per_label].tolist() for label in sorted(counts)}
     chosen = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
     found: dict[int, Sample] = {}
     unreadable = []
@@ -84,7 +74,7 @@ def make_sheet(
             unreadable.append(result)
     return Sheet(
         title=str(source),
-        rows=len(where.labels),
+        rows=len(labels),
         labels=dict(sorted(counts.items())),
         sizes=tuple(sample.size for sample in found.values()),
         unreadable=tuple(unreadable),
@@ -92,12 +82,15 @@ def make_sheet(
     )
 
 
-def _sample(source: _Source, row: int) -> Sample | str:
+def _sample(rows: ImageRows, number: int) -> Sample | str:
     """The sample of a row, or why there is none."""
     import cv2
 
     try:
-        name, image = source.load(row)
+        chw, label = rows.image(number)
+        if chw.dtype != np.uint8 or chw.shape[0] not in (1, 3, 4):
+            raise DataError(f"{rows.where(number)}: is not an 8-bit image of 1, 3 or 4 channels")
+        name, image = rows.name(number), chw_to_hwc(chw)
     except DataError as error:
         return str(error)
     height, width = image.shape[:2]
@@ -106,30 +99,7 @@ def _sample(source: _Source, row: int) -> Sample | str:
     scale = min(THUMBNAIL / width, THUMBNAIL / height)
     fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
     thumbnail = cv2.resize(image[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
-    return Sample(name, int(source.labels[row]), (width, height), thumbnail)
-
-
-def _list_source(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> _Source:
-    images = ImageList(path)
-
-    def load(row: int) -> tuple[str, np.ndarray]:
-        name = images[row].path
-        return name, read_image(image_path(root, name))
-
-    return _Source(np.fromiter((row.label for row in images), np.int64, len(images)), load)
-
-
-def _lmdb_source(path: str | os.PathLike[str]) -> _Source:
-    reader = LmdbReader(path)
-
-    def load(row: int) -> tuple[str, np.ndarray]:
-        stored = reader[row]
-        image, _ = stored.image()
-        if image.dtype != np.uint8 or image.shape[0] not in (1, 3, 4):
-            raise DataError(f"{key_text(stored.key)}: is not an 8-bit image of 1, 3 or 4 channels")
-        return split_key(stored.key)[1], chw_to_hwc(image)
-
-    return _Source(np.fromiter((header.label for _, header in reader.headers()), np.int64, len(reader)), load)
+    return Sample(name, label, (width, height), thumbnail)
 
 
 def histogram(values: np.ndarray, bins: int = 24) -> Iterator[tuple[int, int, int]]:

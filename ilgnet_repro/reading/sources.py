@@ -11,79 +11,76 @@ import numpy as np
 from ..caffe.graph import Node
 from ..errors import DataError, LayerError
 from ..schema import caffe_pb2 as pb
-from .datum import hwc_to_chw
-from .image_list import ImageList, image_path
-from .images import read_image
-from .lmdb_read import LmdbReader
+from .rows import DatabaseRows, ImageRows, ListRows
 from .transforms import Transform
 
 Row = tuple[np.ndarray | float, ...]
 
 
 class Source(Protocol):
-    """Rows by index, one value per top; ``draws`` is whether reading one needs a random generator."""
+    """Rows by index, one value per top.
+
+    ``draws`` is whether reading one needs a random generator, ``in_order`` whether one thread must read them.
+    """
 
     draws: bool
+    in_order: bool
 
     def __len__(self) -> int: ...
     def row(self, index: int, rng: np.random.Generator | None) -> Row: ...
 
 
-class LmdbSource:
-    """A Data layer's database, in key order."""
+class ImageSource:
+    """Images and labels of a Data or ImageData layer, each image by the layer's ``transform_param``.
 
-    def __init__(self, node: Node, root: Path) -> None:
-        param = node.layer.data_param
-        folder = Path(root, param.source)
-        if param.backend != pb.DataParameter.LMDB and not (folder / "data.mdb").is_file():
-            raise LayerError(
-                node.name,
-                node.type,
-                f"backend LEVELDB of {param.source} is not read; make an LMDB with `ilgnet lmdb make`",
-            )
-        self.reader = LmdbReader(folder)
+    ``colour`` is how images are decoded: None keeps the channels of an encoded row.
+    """
+
+    in_order = False
+
+    def __init__(self, node: Node, root: Path, rows: ImageRows, colour: bool | None = None) -> None:
         self.transform = Transform.from_param(node.layer.transform_param, node.phase, root)
+        self.rows, self.colour = rows, self.transform.colour if colour is None else colour
         self.draws = self.transform.random
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.rows)
 
     def row(self, index: int, rng: np.random.Generator | None) -> Row:
-        image, label = self.reader[index].image(self.transform.colour)
+        image, label = self.rows.image(index, self.colour)
         return self.transform(image, rng), float(label)
 
 
-class ListSource:
-    """An ImageData layer's list of image files."""
-
-    def __init__(self, node: Node, root: Path) -> None:
-        param = node.layer.image_data_param
-        if bool(param.new_height) != bool(param.new_width):
-            raise LayerError(node.name, node.type, "new_height and new_width must be set together")
-        self.images = ImageList(Path(root, param.source))
-        self.folder = (
-            param.root_folder
-            if Path(param.root_folder).is_absolute()
-            else str(Path(root)) + "/" + param.root_folder
+def _database_source(node: Node, root: Path) -> ImageSource:
+    """A Data layer's database."""
+    param = node.layer.data_param
+    folder = Path(root, param.source)
+    if param.backend != pb.DataParameter.LMDB and not (folder / "data.mdb").is_file():
+        raise LayerError(
+            node.name,
+            node.type,
+            f"backend LEVELDB of {param.source} is not read; make an LMDB with `ilgnet lmdb make`",
         )
-        self.colour = param.is_color
-        self.size = (param.new_height, param.new_width) if param.new_height else None
-        self.transform = Transform.from_param(node.layer.transform_param, node.phase, root)
-        self.draws = self.transform.random
+    return ImageSource(node, root, DatabaseRows(folder))
 
-    def __len__(self) -> int:
-        return len(self.images)
 
-    def row(self, index: int, rng: np.random.Generator | None) -> Row:
-        path, label = self.images[index]
-        image = read_image(image_path(self.folder, path), self.colour, self.size)
-        return self.transform(hwc_to_chw(image), rng), float(label)
+def _list_source(node: Node, root: Path) -> ImageSource:
+    """An ImageData layer's list of image files."""
+    param = node.layer.image_data_param
+    if bool(param.new_height) != bool(param.new_width):
+        raise LayerError(node.name, node.type, "new_height and new_width must be set together")
+    folder = param.root_folder
+    if not Path(folder).is_absolute():
+        folder = str(Path(root)) + "/" + folder
+    size = (param.new_height, param.new_width) if param.new_height else None
+    return ImageSource(node, root, ListRows(Path(root, param.source), folder, size), param.is_color)
 
 
 class Hdf5Source:
     """An HDF5Data layer's files, concatenated; each top is the dataset of its name."""
 
     draws = False
+    in_order = True  # one file is in memory at a time
 
     def __init__(self, node: Node, root: Path) -> None:
         self._where = f"{node.name} ({node.type})"
@@ -143,8 +140,8 @@ class Hdf5Source:
 
 # Data layers that read files; all their messages have source and batch_size.
 SOURCES: dict[str, Callable[[Node, Path], Source]] = {
-    "Data": LmdbSource,
-    "ImageData": ListSource,
+    "Data": _database_source,
+    "ImageData": _list_source,
     "HDF5Data": Hdf5Source,
 }
 

@@ -33,7 +33,7 @@ class Options:
     """Options that a Caffe solver does not have.
 
     ``accumulate`` splits each batch into that many passes with the same result; ``keep`` is the number of
-    snapshots kept (0: all); ``workers`` is the number of processes that read ahead; ``device`` is torch's
+    snapshots kept (0: all); ``workers`` is the number of threads that read ahead; ``device`` is torch's
     name, by default the solver's choice if there is a GPU.  With ``allow_nonfinite`` a run continues, as in
     Caffe, after a loss that is NaN or infinite; otherwise it stops.
     """

@@ -53,7 +53,7 @@ class Tester:
         self._batches: list[Iterator[dict[str, Tensor]]] = []
 
     def seek(self, iteration: int, workers: int) -> None:
-        """Move the data to the position after all tests before ``iteration``; ``workers`` processes read ahead."""
+        """Move the data to the position after all tests before ``iteration``; ``workers`` threads read ahead."""
         settings = self._settings
         done = -(-iteration // settings.test_interval) if settings.test_interval else 0
         if iteration and not settings.test_initialization:

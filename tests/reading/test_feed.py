@@ -94,6 +94,15 @@ def test_shuffle_reads_each_row_once_per_epoch(images):
     assert order[:ROWS] != order[ROWS:] and order[:ROWS] != list(range(ROWS))
 
 
+@pytest.mark.parametrize("extra", ["shuffle: true", "rand_skip: 9", "shuffle: true rand_skip: 9"])
+def test_threads_that_read_ahead_change_no_row(extra):
+    """Over six epochs, so that threads read rows of two epochs at once."""
+    text = data_layer(extra=extra, transform="crop_size: 40 mirror: true")
+    alone, ahead = (passes(feed_of(text, seed=3), 30, workers=workers) for workers in (0, 5))
+    for expected, batch in zip(alone, ahead, strict=True):
+        assert all(torch.equal(batch[top], expected[top]) for top in ("data", "label"))
+
+
 def test_rand_skip_starts_at_a_reproducible_row(images):
     got = passes(feed_of(data_layer(extra="rand_skip: 20"), seed=2), 1)[0]["data"]
     skipped = int((images == got[0]).flatten(1).all(1).nonzero()[0])
@@ -126,6 +135,35 @@ def test_hdf5_files_one_after_the_other(tmp_path):
     assert feed.shapes() == {"x": (4, 2), "y": (4,)}
     assert [batch["y"].tolist() for batch in passes(feed, 2)] == [[0, 1, 2, 3], [4, 5, 6, 0]]
     assert passes(feed, 1)[0]["x"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    rows = torch.cat([batch["y"] for batch in passes(feed, 40, workers=4)])
+    assert rows.tolist() == [number % 7 for number in range(160)]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_images_of_several_sizes_in_a_batch_are_refused(tmp_path, workers):
+    for number, sides in enumerate([(9, 7), (9, 7), (8, 7)]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((*sides, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("0.png 5\n1.png 1\n2.png 3\n")
+    feed = feed_of(layer("ImageData", "d", "l", 'source: "list.txt" batch_size: 2'), tmp_path)
+    batches = feed.batches(0, workers)
+    assert next(batches)["l"].tolist() == [5, 1]
+    with pytest.raises(IlgnetError) as raised:
+        next(batches)
+    assert str(raised.value) == (
+        "images of one batch differ in size (all input arrays must have the same shape); resize or crop them alike"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_broken_image_is_named_in_its_batch(tmp_path, workers):
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((9, 7, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("0.png 5\n0.png 1\n1.png 3\n")
+    feed = feed_of(layer("ImageData", "d", "l", 'source: "list.txt" batch_size: 2'), tmp_path)
+    batches = feed.batches(0, workers)
+    assert next(batches)["l"].tolist() == [5, 1]
+    with pytest.raises(IlgnetError) as raised:
+        next(batches)
+    assert str(raised.value) == f"{tmp_path}/1.png: no such file; remove the row or replace the image"
 
 
 def test_hdf5_datasets_that_are_not_numeric_are_refused(tmp_path):

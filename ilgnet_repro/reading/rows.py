@@ -1,0 +1,95 @@
+"""Labelled images by row number, of a list with its folder or of a database: the one way to read a row."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .datum import hwc_to_chw
+from .image_list import ImageList, image_path
+from .images import read_image
+from .lmdb_read import LmdbReader, key_text, split_key
+
+
+class ImageRows(Protocol):
+    """Images and labels by row number, from 0, in Caffe's reading order. Safe to read from several threads."""
+
+    def __len__(self) -> int: ...
+
+    def labels(self) -> np.ndarray:
+        """The label of each row; no image is read."""
+        ...
+
+    def name(self, number: int) -> str:
+        """The path of a row's image as its list states it."""
+        ...
+
+    def where(self, number: int) -> str:
+        """How messages name a row."""
+        ...
+
+    def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
+        """A row's image as (channels, height, width) and its label; ``colour`` as in ``datum_image``."""
+        ...
+
+
+class ListRows:
+    """The rows of a list file, their images under ``root``, resized to ``size`` (height, width) if given.
+
+    Images are decoded in colour unless ``colour`` is False, as Caffe decodes them.
+    """
+
+    def __init__(
+        self,
+        list_file: str | os.PathLike[str],
+        root: str | os.PathLike[str] = "",
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.images, self.root, self.size = ImageList(list_file), os.fspath(root), size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self) -> np.ndarray:
+        return np.fromiter((row.label for row in self.images), np.int64, len(self))
+
+    def name(self, number: int) -> str:
+        return self.images[number].path
+
+    def where(self, number: int) -> str:
+        """The path of a row's image file."""
+        return image_path(self.root, self.name(number))
+
+    def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
+        name, label = self.images[number]
+        return hwc_to_chw(read_image(image_path(self.root, name), colour is not False, self.size)), label
+
+
+class DatabaseRows:
+    """The rows of a Caffe LMDB, in key order."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.reader = LmdbReader(folder)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def labels(self) -> np.ndarray:
+        return np.fromiter((header.label for _, header in self.reader.headers()), np.int64, len(self))
+
+    def name(self, number: int) -> str:
+        return split_key(self.reader.key(number))[1]
+
+    def where(self, number: int) -> str:
+        return key_text(self.reader.key(number))
+
+    def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
+        return self.reader[number].image(colour)
+
+
+def open_rows(source: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> ListRows | DatabaseRows:
+    """The rows of an LMDB folder, or of a list file whose images are under ``root``."""
+    return DatabaseRows(source) if Path(source).is_dir() else ListRows(source, root)

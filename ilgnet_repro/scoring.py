@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 
@@ -15,7 +15,7 @@ from .errors import IlgnetError
 from .image_input import prepare
 from .known import ScoreAt
 from .reading.preprocessing import Preprocessing
-from .runtime.load import load
+from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
 from .runtime.runnable import Runnable, run_rows
 
@@ -44,7 +44,7 @@ def score(
     *,
     preprocessing: Preprocessing | None = None,
     batch: int = BATCH,
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> list[Score]:
     """Return each image's score, in the order given; ``images`` are files and folders, or one of them.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ..caffe.graph import Value
 from ..errors import IlgnetError, LayerError
 from ..layers.lrn import lrn_as_convolution
-from ..layers.support.base import Layer, Shape
+from ..layers.support.base import Attribute, Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.quantize import QuantizedWeight, quantized_blob
 from ..runtime.safetensors_file import tensor_bytes
@@ -71,7 +70,7 @@ class _Node:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Attribute]
     body: _Body | None = None
 
 
@@ -117,12 +116,12 @@ class OnnxWriter:
 
     # ------------------------------------------------------------------ called by layers
 
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def node(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         if op in self._expanded:
             return self._expanded[op](self, *inputs, **attributes)
         return self.nodes(op, inputs, 1, **attributes)[0]
 
-    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Attribute) -> list[str]:
         return self._add(op, inputs, outputs, attributes)
 
     def scan(
@@ -182,7 +181,7 @@ class OnnxWriter:
         op: str,
         inputs: Sequence[str],
         outputs: int,
-        attributes: Mapping[str, Any],
+        attributes: Mapping[str, Attribute],
         body: _Body | None = None,
     ) -> list[str]:
         self._count += 1
@@ -291,7 +290,9 @@ class OnnxWriter:
             )
             nodes = [self._proto(inner) for inner in node.body.nodes]
             attributes["body"] = helper.make_graph(nodes, "step", given, results)
-        return helper.make_node(node.op, inputs, outputs, name=node.name, **attributes)
+        proto = helper.make_node(node.op, inputs, outputs, name=node.name)
+        proto.attribute.extend(helper.make_attribute(key, attributes[key]) for key in sorted(attributes))
+        return proto
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from ..errors import IlgnetError
-from ..layers.support.base import Shape, integers
+from ..layers.support.base import Attribute, Shape, integers
 from ..reading.preprocessing import Preprocessing
 from .onnx_graph import OnnxWriter, value_info
 
@@ -89,7 +89,7 @@ class _Nodes:
 
     writer: OnnxWriter
 
-    def __call__(self, op: str, *inputs: str, **attributes: object) -> str:
+    def __call__(self, op: str, *inputs: str, **attributes: Attribute) -> str:
         return self.writer.node(op, list(inputs), **attributes)
 
     def longs(self, *values: int) -> str:

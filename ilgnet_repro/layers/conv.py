@@ -10,7 +10,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.base import Attribute, BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.registry import register_layer
 from .support.shapes import Kept, reshape_onnx
 
@@ -112,7 +112,7 @@ class Spatial(Layer):
     ) -> str:
         """Add a convolution; ONNX has one batch axis, so all axes before `axis` are flattened into it."""
         leading = self.channel_axis
-        attributes = {
+        attributes: dict[str, Attribute] = {
             "kernel_shape": self.kernel, "strides": self.stride, "pads": self.pad * 2,
             "dilations": self.dilation, "group": group,
         }  # fmt: skip

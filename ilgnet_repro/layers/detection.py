@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import (
+    Attribute,
     Layer,
     LayerPlan,
     OnnxGraph,
@@ -173,7 +174,7 @@ class _DetectionGraph:
     def __init__(self, graph: OnnxGraph, layer: DetectionOutput) -> None:
         self.graph, self.layer = graph, layer
 
-    def node(self, op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+    def node(self, op: str, *inputs: str | np.ndarray, **attributes: Attribute) -> str:
         names = [self.graph.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
         return self.graph.node(op, names, **attributes)
 

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from .python_layer import PythonLayer, register_python_layer
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers, uses
+from .support.base import (
+    Attribute,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    exact,
+    integers,
+    numbers,
+    uses,
+)
 from .support.boxes import greedy_nms
 from .support.registry import register_layer
 
@@ -180,7 +191,7 @@ class _Proposals(Layer):
     def onnx(self, graph: OnnxGraph, scores: str, deltas: str, info: str) -> list[str]:
         from onnx import TensorProto
 
-        def node(op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        def node(op: str, *inputs: str | np.ndarray, **attributes: Attribute) -> str:
             names = [graph.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
             return graph.node(op, names, **attributes)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..about import About, about_net
 from ..caffe.binaryproto import read_blob
@@ -47,6 +47,21 @@ PathLike = str | os.PathLike[str]
 LONGEST_NAME = 200  # characters kept of the net's name in the weights file
 
 
+class LoadOptions(TypedDict, total=False):
+    """The options of `load` and `score`, by keyword."""
+
+    prototxt: PathLike | pb.NetParameter | None
+    phase: str | None
+    level: int
+    stages: Iterable[str]
+    input_shapes: Mapping[str, Shape] | None
+    ignore_fields: Iterable[str]
+    allow_missing: Collection[str]
+    crop: str | None
+    carry_state: bool
+    sha256: bool
+
+
 def load(
     path: PathLike,
     prototxt: PathLike | pb.NetParameter | None = None,
@@ -72,7 +87,7 @@ def load(
     ``sha256`` the file is hashed even if no known file has its size.  Raises IlgnetError.
     """
     kind = expect_or_named(path, *_LOADED, what="a net with its weights")
-    chosen = {
+    chosen: LoadOptions = {
         "prototxt": prototxt, "phase": phase, "level": level, "stages": tuple(stages), "input_shapes": input_shapes,
         "ignore_fields": tuple(ignore_fields), "allow_missing": allow_missing, "crop": crop,
         "carry_state": carry_state, "sha256": sha256,
@@ -85,7 +100,7 @@ def load(
                 )
         net: FileNet = import_module(f"{__package__}.{_OTHER_ENGINES[kind]}").open_net(Path(path))
         return net
-    return load_caffe(path, **chosen)  # type: ignore[arg-type]
+    return load_caffe(path, **chosen)
 
 
 # Imported when used: importing onnx takes a third of a second.

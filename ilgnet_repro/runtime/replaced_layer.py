@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..caffe.graph import Node
 from ..errors import LayerError
-from ..layers.support.base import Layer
+from ..layers.support.base import Layer, OnnxGraph, SourceCode
 from ..layers.support.registry import layer_types
 
 
@@ -59,10 +59,10 @@ class Placed:
         """Make a LayerError that names the layer."""
         return LayerError(self.node.name, self.node.type, message, option=option)
 
-    def onnx(self, graph: Any, *bottoms: str) -> list[str]:
+    def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
         """Refused: only Caffe layers can be written."""
         raise self.error(f"is now a {self.kind}, which cannot be written as ONNX")
 
-    def source(self, code: Any, *bottoms: str) -> list[str]:
+    def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         """Refused: only Caffe layers can be written."""
         raise self.error(f"is now a {self.kind}, which cannot be written as Python")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
+from google.protobuf.message import Message
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -18,6 +19,8 @@ from ...errors import LayerError
 from ...schema import caffe_pb2 as pb
 
 Shape = tuple[int, ...]
+# The value of an ONNX node's attribute; a Message is a TensorProto.
+Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | Message
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class LayerPlan:
 class OnnxGraph(Protocol):
     """The methods of the ONNX writer that a layer's `onnx` may call."""
 
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def node(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         """Add a node with one output and return that output's name; an input may be "" (absent)."""
 
-    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Attribute) -> list[str]:
         """Add a node with several outputs and return their names."""
 
     def scan(

@@ -15,8 +15,11 @@ def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[i
     """Yield a function that takes the amount done so far.
 
     ``unit="bytes"`` shows sizes and speed, any other unit the rate per second.
-    Nothing is drawn if stderr is not a terminal.
+    Nothing is drawn, and rich is not imported, if stderr is not a terminal.
     """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,

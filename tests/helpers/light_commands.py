@@ -1,4 +1,4 @@
-"""Runs a command that must import neither torch nor what only reports need."""
+"""Runs a command that must import neither torch nor what only reports, tables and progress bars need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CODE = """
 import json, sys
 from ilgnet_repro.cli.main import main
 status = main(json.loads(sys.argv[1]))
-heavy = {'torch', 'onnx', 'sklearn', 'scipy', 'matplotlib', 'jinja2'} & set(sys.modules)
+heavy = {'torch', 'onnx', 'sklearn', 'scipy', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)
 sys.exit(f'imported: {heavy}' if heavy else status)
 """
 

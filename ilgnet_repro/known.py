@@ -15,7 +15,7 @@ from typing import Any
 
 from .caffe.upgrade import upgrade_net
 from .errors import DataError
-from .manifest import listed, manifests, resolve
+from .manifest import listed, model_rows, resolve
 from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
 
@@ -83,7 +83,7 @@ class Identity:
 def known_models() -> tuple[KnownModel, ...]:
     """Return every listed model, in the order of the manifests."""
     labels = listed("labels")
-    return tuple(_read_row(row, labels) for manifest in manifests() for row in manifest.get("model", ()))
+    return tuple(_read_row(row, labels) for row in model_rows())
 
 
 def _read_row(row: dict[str, Any], lists: dict[str, list[str]]) -> KnownModel:

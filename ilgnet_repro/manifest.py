@@ -27,6 +27,11 @@ def listed(table: str) -> dict[str, Any]:
     return {key: value for manifest in manifests() for key, value in manifest.get(table, {}).items()}
 
 
+def model_rows() -> tuple[dict[str, Any], ...]:
+    """Return the rows of known models, as they are in the manifests."""
+    return tuple(row for manifest in manifests() for row in manifest.get("model", ()))
+
+
 def resolve(function: str) -> Any:
     """Import and return the function named ``module:function``."""
     module, _, name = function.partition(":")

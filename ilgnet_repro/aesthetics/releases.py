@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, DownloadError
-from ..known import find_model
+from ..manifest import model_rows
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
 
@@ -46,15 +46,15 @@ def _manifest() -> dict[str, Any]:
 def releases() -> tuple[Release, ...]:
     """Every released file, in the order of the manifest."""
     repository = _manifest()["repository"]
+    models = {row["name"]: row for row in model_rows()}
     found = []
     for table in _manifest()["release"]:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
         if "model" in fields:  # the size and digest are with the model's other data
-            model = find_model(fields.pop("model"))
-            assert model is not None
-            fields |= {"size": model.size, "sha256": model.digests[0].removeprefix("sha256:")}
+            model = models[fields.pop("model")]
+            fields |= {"size": model["size"], "sha256": model["digests"][0].removeprefix("sha256:")}
         seen_at = fields.pop("seen_at", None)
         commits = (repository["commit"], seen_at) if seen_at else ()
         addresses = tuple(f"{repository['address']}/{commit}/{table['path']}" for commit in commits)

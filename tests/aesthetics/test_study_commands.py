@@ -40,6 +40,10 @@ def test_they_import_neither_torch_nor_report_modules(arguments: list[str], tmp_
     run_light(arguments, tmp_path)
 
 
+def test_released_files_are_listed_without_numpy(tmp_path: Path) -> None:
+    run_light(["data", "where"], tmp_path, "numpy", "google.protobuf")
+
+
 def test_the_page_of_all_commands_is_up_to_date() -> None:
     text = document.PAGE.read_text(encoding="utf-8")
     assert text == document.page(), "docs/commands.md is old: python -m ilgnet_repro.cli.document --write"

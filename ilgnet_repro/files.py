@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 from zipfile import BadZipFile
 
 from .errors import FormatError, IlgnetError
@@ -141,7 +141,7 @@ def atomic_file(path: PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def deferred_file(path: PathLike) -> Iterator[IO[bytes]]:
+def deferred_file(path: PathLike) -> Iterator[io.RawIOBase]:
     """Yield an open file whose content appears under ``path`` only if the block and every write succeed.
 
     Writing to it never raises: the first error is recorded, and raised as an IlgnetError when the block ends.
@@ -149,7 +149,7 @@ def deferred_file(path: PathLike) -> Iterator[IO[bytes]]:
     """
     with atomic_path(path) as temporary, open(temporary, "r+b", buffering=0) as raw:
         target = _DeferredFile(raw)
-        yield cast(IO[bytes], target)
+        yield target
         if target.failure is not None:
             raise target.failure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -268,6 +269,41 @@ def test_nothing_is_evaluated(call: str) -> None:
 def test_never_imported(module: str) -> None:
     for path in FILES:
         assert module not in imports(path), path
+
+
+def test_types_are_checked_strictly() -> None:
+    """No line is excluded from the check, and no type is stated by a cast."""
+    config = configparser.ConfigParser()
+    config.read(PACKAGE.parent / "setup.cfg")
+    assert config.getboolean("mypy", "strict")
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "# type: ignore" not in text, path
+        assert "# mypy: " not in text, path
+        assert not uses_of_cast(text), path
+
+
+def uses_of_cast(text: str) -> list[int]:
+    """Return the lines that import or use typing's `cast`."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if (isinstance(node, ast.ImportFrom) and "cast" in (name.name for name in node.names))
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) == "typing.cast")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from typing import Any, cast", [1]),
+        ("import typing\ntyping.cast(int, 1)", [2]),
+        ("memoryview(b'').cast('B')", []),
+    ],
+    ids=["from", "attribute", "another cast"],
+)
+def test_uses_of_cast_are_found(text: str, expected: list[int]) -> None:
+    assert uses_of_cast(text) == expected
 
 
 def test_each_folder_says_what_lives_there_in_one_sentence() -> None:

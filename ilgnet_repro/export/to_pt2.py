@@ -48,7 +48,7 @@ class _ByName(nn.Module):
 def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` returns the outputs by Caffe's names."""
     program = export(saving.net, dynamic_size=saving.options.dynamic_size)
-    with deferred_file(path) as file:
+    with deferred_file(path) as raw, io.BufferedWriter(raw) as file:
         torch.export.save(program, file, extra_files={METADATA_FILE: json_text(saving.metadata())})
     return [path]
 

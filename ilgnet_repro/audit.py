@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from .caffe.crops import resolve_crops
 from .caffe.dummy_inputs import dummies_to_inputs
@@ -78,6 +78,15 @@ class Audit:
         return {**asdict(self), "problems": self.problems}
 
 
+class AuditOptions(TypedDict, total=False):
+    """The options that `audit_files` passes on to `audit`."""
+
+    level: int
+    stages: Iterable[str]
+    ignore_fields: Iterable[str]
+    crop: str | None
+
+
 def audit(
     net: pb.NetParameter,
     weights: WeightsFile | None = None,
@@ -140,7 +149,7 @@ def audit(
 
 def audit_files(
     prototxt: pb.NetParameter | None, weights: str | Path | None, *, phase: str | None = None,
-    input_shapes: Mapping[str, Shape] | None = None, **options: Any,
+    input_shapes: Mapping[str, Shape] | None = None, **options: Unpack[AuditOptions],
 ) -> Audit:  # fmt: skip
     """Audit a net with a weights file; without a net, the file's own or the one that `find_net` returns.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from .about import About
 from .errors import DataError, printable
 from .reading.images import LARGEST_SIDE
 from .reading.preprocessing import ORDERS, Preprocessing, read_bgr
+
+
+class PrepareOptions(TypedDict, total=False):
+    """The options of a net's `prepare`, by keyword."""
+
+    preprocessing: Preprocessing | None
+    size: tuple[int, int] | None
+    order: str
 
 
 def prepare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import precisions
 from ..caffe.graph import Value
 from ..errors import GraphError, IlgnetError
+from ..image_input import PrepareOptions
 from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ
@@ -118,7 +119,7 @@ class FastNet(nn.Module):
         """What computes it."""
         return f"fast path, large dense weights in {self.precision}"
 
-    def prepare(self, images: Any, **options: Any) -> Tensor:
+    def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images as `CaffeNet.prepare`."""
         return self.exact.prepare(images, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..about import About
 from ..caffe.graph import Graph, Node
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
-from ..image_input import prepare
+from ..image_input import PrepareOptions, prepare
 from ..layers.support.base import Layer, Shape
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
@@ -394,7 +394,7 @@ class CaffeNet(nn.Module):
             )
         return found[0]
 
-    def prepare(self, images: Any, **options: Any) -> Tensor:
+    def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
 
         The options are those of `image_input.prepare`.  Raises DataError for anything but images, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..about import About
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
-from ..image_input import prepare
+from ..image_input import PrepareOptions, prepare
 from .calls import as_tensor, names, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where the length is open
@@ -95,7 +95,7 @@ class FileNet:
             )
         return self.inputs[0]
 
-    def prepare(self, images: Any, **options: Any) -> Tensor:
+    def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images as the file takes them; see `image_input.prepare`."""
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 

@@ -1,6 +1,14 @@
-"""Names of the precisions of weights and of training; this module does not import torch."""
+"""The precisions of weights and of training, by name; this module does not import torch."""
+
+from .errors import IlgnetError
 
 # For large dense weights, in a fast net and in a saved file.
 WEIGHTS = ("float32", "float16", "bfloat16", "int8")
 # For training; "caffe" sums in the order of Caffe's CPU code.
 TRAINING = ("float32", "caffe", "float64", "bfloat16", "float16")
+
+
+def check_weights_precision(precision: str) -> None:
+    """Raise IlgnetError for a name that is not in `WEIGHTS`."""
+    if precision not in WEIGHTS:
+        raise IlgnetError(f"precision={precision!r}: choose one of {', '.join(WEIGHTS)}", option="precision")

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ilgnet_repro"
 # Each folder or module of the package, and those that it may import; an image of it is in docs/architecture.md.
 ROOMS = {
     "version": set(),
-    "precisions": set(),
+    "precisions": {"errors"},
     "manifest": set(),
     "errors": set(),
     "process": set(),

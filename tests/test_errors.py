@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ilgnet_repro.cli._flags import for_command
+from ilgnet_repro.cli._options import for_command
 from ilgnet_repro.errors import IlgnetError, LayerError, ParseError
 
 

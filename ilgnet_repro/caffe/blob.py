@@ -1,17 +1,21 @@
-"""BlobProto: an array with its shape, located by offset in a memory-mapped file and viewed without a copy."""
+"""BlobProto: an array with its shape, within a memory-mapped file or as a mean file (`.binaryproto`) of its own."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import FormatError
+from ..files import atomic_file, map_file
 from ..schema import caffe_pb2
 from . import wire
+from .kinds import Kind, expect
 
 MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
 LARGEST_COUNT = 2**31 - 1  # counts are int there
@@ -186,3 +190,29 @@ def _check_count(shape: tuple[int, ...], held: int, where: str) -> None:
         raise FormatError(
             f"{where}: shape {written} needs {needed:,} values, the file has {held:,}; fetch the file again"
         )
+
+
+# ---------------------------------------------------------------------- mean files
+
+
+def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a BlobProto file: float32 (float64 for ``double_data``) in the shape it declares.
+
+    A mean file is (1, channels, height, width).  The values are a view of the memory-mapped file.
+    Raises FormatError if the file is not a BlobProto or its shape and number of values disagree.
+    """
+    name = Path(path).name
+    expect(path, Kind.BINARYPROTO, Kind.UNKNOWN, what="a mean file")
+    buffer = map_file(path)
+    return scan_blob(buffer, 0, len(buffer), name).array()
+
+
+def write_blob(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write an array of up to four axes in the num/channels/height/width form of mean files.
+
+    Missing leading axes become 1.  The file is complete or absent.
+    """
+    _, chunks = blob_chunks(np.asarray(array), legacy=True, where=Path(path).name)
+    with atomic_file(path) as file:
+        for chunk in chunks:
+            file.write(chunk)

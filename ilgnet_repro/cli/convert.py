@@ -14,11 +14,11 @@ from .. import precisions
 from ..errors import IlgnetError, printable
 from ..files import json_text
 from ._console import add_row, results_console, say
-from ._flags import for_command
 from ._options import (
     add_allow_missing,
     add_net_options,
     add_preprocessing_options,
+    for_command,
     read_preprocessing,
     read_shapes,
     read_stages,
@@ -27,7 +27,7 @@ from ._options import (
 if TYPE_CHECKING:
     from ..about import Source
     from ..caffe.kinds import Kind
-    from ..export.report import ConversionReport
+    from ..export.convert import ConversionReport
     from ..export.saving import SaveOptions
     from ..reading.preprocessing import Preprocessing
     from ..runtime.net import CaffeNet
@@ -214,7 +214,7 @@ def _weights_in(folder: Path) -> tuple[list[Path], int]:
 
 def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
     from ..export.convert import convert
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     weights = source.path
     size = weights.stat().st_size if weights.is_file() else 0
@@ -286,8 +286,8 @@ def _check_places(
     args: argparse.Namespace, source: Given, results: dict[Path, Path], inputs: set[Path]
 ) -> None:
     """Refuse to overwrite the result of another of the files, or one of the files."""
-    from ..export.convert import stem_of
     from ..export.formats import find_format
+    from ..runtime.find import stem_of
 
     for name in args.to.split(","):
         place = find_format(name).path(source.out, stem_of(source.path))

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _get(chosen: tuple[Any, ...], folder: Path, args: argparse.Namespace) -> int:
     from ..aesthetics.download import get
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     options = {name: getattr(args, name) for name in ("mirror", "proxy", "timeout", "tries")}
     source = Path(args.folder).expanduser() if args.folder else None

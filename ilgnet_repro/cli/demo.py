@@ -82,7 +82,7 @@ def _make_weights(folder: Path, small: bool) -> Path:
         make_random_ilgnet,
         make_random_small_net,
     )
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     if small:
         weights = folder / SMALL_WEIGHTS

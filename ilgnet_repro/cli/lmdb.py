@@ -109,7 +109,7 @@ def _make(args: argparse.Namespace) -> int:
     from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.lmdb_build import BuildOptions, build_lmdb
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     tune_process()
     check_backend(args.backend)
@@ -171,7 +171,7 @@ def _check(args: argparse.Namespace) -> int:
     from ..reading.image_list import ImageList
     from ..reading.lmdb_check import check_lmdb
     from ..reading.lmdb_read import LmdbReader
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     tune_process()
     images = ImageList(args.list, args.seed) if args.list else None
@@ -197,7 +197,7 @@ def _check(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from ..reading.lmdb_export import export_lmdb
     from ..reading.lmdb_read import LmdbReader
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     with progress_bar("exporting", len(LmdbReader(args.database))) as bar:
         rows = export_lmdb(args.database, args.folder, lambda done, rows: bar(done))

@@ -11,7 +11,7 @@ from importlib import import_module
 from ..errors import IlgnetError
 from ..version import __version__
 from ._console import escaping_streams
-from ._flags import for_command
+from ._options import for_command
 
 FOLDER = os.path.dirname(__file__)
 # Command -> module of this folder (with `add_parser` and `run`), in the order of the help; existing files only.

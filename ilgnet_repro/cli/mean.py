@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ..process import tune_process
         from ..reading.lmdb_read import LmdbReader
-        from ._progress import progress_bar
+        from ._console import progress_bar
 
         tune_process()
         with progress_bar("summing", len(LmdbReader(args.input))) as bar:

@@ -176,7 +176,7 @@ def _check_images(path: str, args: argparse.Namespace) -> Any:
     from ..aesthetics.partition_checks import check_images
     from ..process import tune_process
     from ..reading.image_list import ImageList
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     tune_process()
     rows = ImageList(path)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ..process import tune_process
     from ..runtime.load import load
     from ..scoring import check_batch, expand, score_with
-    from ._progress import progress_bar
+    from ._console import progress_bar
 
     tune_process()
     check_batch(args.batch)

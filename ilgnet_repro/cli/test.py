@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
     from ..aesthetics.report_data import build_report, report_values
     from ..files import check_outputs
     from ..process import tune_process
+    from ._console import progress_bar
     from ._figures import print_report
-    from ._progress import progress_bar
 
     tune_process()
     images = open_images(args.dataset, images=args.pictures, list_file=args.list, database=args.lmdb)

@@ -65,7 +65,7 @@ def _open(shape: Sequence[int]) -> tuple[int | None, ...]:
 def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
     net = load_caffe(
         path,
-        choices.prototxt,
+        prototxt=choices.prototxt,
         allow_missing=choices.allow_missing,
         level=choices.level,
         stages=choices.stages,

@@ -1,32 +1,72 @@
-"""`convert`: load, save, verify; writes all files or none."""
+"""`convert`: load, save, verify; writes all files or none, and reports it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from ..about import About
+from ..about import About, Source
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
+from ..runtime.find import stem_of
 from ..runtime.load import load_caffe
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from .formats import Format, check_options, find_format, read_options
+from .publish import check_replacing, create_folder, is_same_file, publish, staging
 from .quantization_deviation import Deviation, measure_deviation
-from .replacing import check_replacing
-from .report import ConversionReport, Written
-from .save import publish, staging
 from .saving import Progress, SaveOptions, Saving, make_saving
 from .verify import Verification, verify_files
 
 PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file that a conversion wrote."""
+
+    format: str
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The result of `convert`."""
+
+    source: Source | None
+    net: str
+    prototxt: str
+    phase: str
+    layers: int
+    parameters: int
+    outputs: tuple[str, ...]
+    extra_layers: tuple[str, ...]  # in the file but not in the net; Caffe ignores them too
+    notes: tuple[str, ...]
+    written: tuple[Written, ...]
+    verified: tuple[Verification, ...]
+    preprocessing: str | None
+    deviations: tuple[Deviation, ...] = ()  # of quantized weights, per output
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every verified file returned the original's outputs."""
+        return all(check.is_equal for check in self.verified)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            **asdict(self),
+            "source": self.source.to_json() if self.source else None,
+            "verified": [{**asdict(check), "equal": check.is_equal} for check in self.verified],
+        }
 
 
 def convert(
@@ -62,7 +102,7 @@ def convert(
     formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
     check_options(formats, chosen)
     net = load_caffe(
-        source, prototxt, phase=phase, level=level, stages=stages, input_shapes=input_shapes,
+        source, prototxt=prototxt, phase=phase, level=level, stages=stages, input_shapes=input_shapes,
         ignore_fields=ignore_fields, allow_missing=allow_missing, crop=crop, sha256=sha256,
     )  # fmt: skip
     if callable(preprocessing) and not isinstance(preprocessing, Preprocessing):
@@ -89,45 +129,12 @@ def convert(
     return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)
 
 
-def stem_of(weights: Path) -> str:
-    """Return the stem of the names of a weights file's results."""
-    name = weights.name
-    for suffix in (".caffemodel.h5", ".weights.safetensors"):
-        if name.lower().endswith(suffix) and name.lower() != suffix:
-            return name[: -len(suffix)]
-    return weights.stem
-
-
 def _check_names(source: Path, targets: Sequence[Path]) -> None:
     for target in targets:
         if target.resolve() == source.resolve():
             raise IlgnetError(
                 f"{source}: would be written over itself; give another folder as out=", option="out"
             )
-
-
-def is_same_file(path: Path, text: Path) -> bool:
-    """Return whether a path is the prototxt ``text``."""
-    return path.suffix == ".prototxt" and path.is_file() and text.is_file() and path.samefile(text)
-
-
-@contextmanager
-def create_folder(folder: Path) -> Iterator[None]:
-    """Create a folder if it does not exist; remove it again if the block fails and leaves it empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IlgnetError(
-            f"{folder}: cannot be made ({error.strerror}); give another as out=", option="out"
-        ) from error
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _write(

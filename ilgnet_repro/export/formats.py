@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import precisions
 from ..errors import IlgnetError, did_you_mean
+from ..precisions import check_weights_precision
 from ..runtime.runnable import Runnable
 from .saving import Options, SaveOptions, Saving
 
@@ -82,11 +82,8 @@ def read_options(given: SaveOptions) -> Options:
                 f"option {name!r} is unknown{did_you_mean(name, known)}; use {', '.join(known)}"
             )
     options = Options(**given)
-    if options.precision not in (None, *precisions.WEIGHTS):
-        raise IlgnetError(
-            f"precision={options.precision!r}: choose one of {', '.join(precisions.WEIGHTS)}",
-            option="precision",
-        )
+    if options.precision is not None:
+        check_weights_precision(options.precision)
     if options.with_preprocessing and options.dynamic_size:
         raise IlgnetError(
             "dynamic_size=True: the preprocessing resizes every image to one size; leave one of the two out",

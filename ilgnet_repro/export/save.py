@@ -1,22 +1,24 @@
-"""`save`: writes a net to files, all of them or none."""
+"""`save`: writes a net to files, all of them or none, with what is still known of it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from ..caffe.prototxt import read_net
-from ..caffe.upgrade import upgrade_net
-from ..errors import IlgnetError, printable
+import numpy as np
+import torch
+
+from ..about import About
+from ..errors import IlgnetError
+from ..runtime.load import open_weights
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from .changed_weights import present_about
+from ..runtime.origin import Origin
+from ..runtime.weights import take_weights
 from .formats import check_options, format_of, read_options
+from .publish import publish, staging
 from .saving import Progress, SaveOptions, make_saving
 
 PathLike = str | os.PathLike[str]
@@ -47,48 +49,35 @@ def save(
         return publish(written, target.parent)
 
 
-def publish(written: Sequence[Path], folder: Path) -> tuple[Path, ...]:
-    """Move finished files into place, each main file after those it needs; return their new paths.
+def present_about(net: CaffeNet) -> About:
+    """Return what is known of a net in its present state.
 
-    An existing prototxt with the same content is kept.  Raises IlgnetError where its content differs.
+    If its weights have changed since loading, the file's digest and release no longer apply and are removed, and what
+    they proved is marked as assumed.  Values are compared, because edits of `.data` change no version counter.
     """
-    kept = {path for path in written if path.suffix == ".prototxt" and _is_same_net(path, folder / path.name)}
-    for path in reversed(written):
-        if path not in kept:
-            try:
-                os.replace(path, folder / path.name)
-            except OSError as error:
-                raise IlgnetError(f"{folder / path.name}: cannot be written ({error.strerror})") from error
-    return tuple(folder / path.name for path in written)
+    about = net.about
+    source = about.source
+    if source is None or not (source.release or source.sha256) or _is_unchanged(net):
+        return about
+    return replace(
+        about, source=replace(source, sha256=None, release=None).after("changed"),
+        assumed=about.assumed or bool(about.model),
+    )  # fmt: skip
 
 
-def _is_same_net(path: Path, target: Path) -> bool:
-    if not os.path.lexists(target):
+def _is_unchanged(net: CaffeNet) -> bool:
+    """Return whether every blob equals the one in the net's file, and that file is unchanged."""
+    origin = net.origin
+    if origin is None or Origin.of(origin.path) != origin:
         return False
+    plan = net.plan
     try:
-        same = upgrade_net(read_net(target)) == read_net(path)
-    except (IlgnetError, OSError):
-        same = False
-    if not same:
-        raise IlgnetError(
-            f"{target}: already exists and holds another net than the one saved; give another name, or remove it"
-        )
-    return True
-
-
-@contextmanager
-def staging(folder: Path, stem: str) -> Iterator[Path]:
-    """Yield a hidden temporary folder beside the results, removed when the block ends."""
-    try:
-        path = Path(tempfile.mkdtemp(prefix=f".{stem}.", dir=folder))
-    except OSError as error:
-        raise IlgnetError(
-            f"{folder}: cannot be written ({error.strerror}); give another as out=", option="out"
-        ) from error
-    try:
-        yield path
-    except IlgnetError as error:  # name the file that the caller gave
-        error.args = (str(error).replace(printable(str(path)), printable(str(folder))),)
-        raise
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        layers = open_weights(origin.path).layers
+        stored = take_weights(plan.blobs, layers, source=str(origin.path), owners=plan.owners)
+    except IlgnetError:
+        return False
+    return all(
+        np.array_equal(blob.detach().to("cpu", torch.float32).numpy(), array, equal_nan=True)
+        for name, blobs in net.params.items()
+        for blob, array in zip(blobs, stored[name], strict=True)
+    )

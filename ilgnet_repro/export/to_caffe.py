@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.prototxt import format_message
+from ..errors import IlgnetError
 from ..files import atomic_file
-from ..runtime.net import float_arrays
+from ..layers.support.base import Layer, Shape
+from ..layers.support.registry import make_layer
+from ..runtime.find import text_beside
+from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.runnable import Runnable
 from ..runtime.weights import take_weights
+from ..schema import caffe_pb2 as pb
 from .formats import Format
 from .saving import Saving
-from .stated_text import shape_notes, stated_text
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
@@ -31,7 +36,7 @@ def write_hdf5(saving: Saving, path: Path) -> list[Path]:
 
 
 def _write_text(saving: Saving, path: Path) -> Path:
-    text = path.with_name(f"{path.name.removesuffix('.h5').removesuffix('.caffemodel')}.prototxt")
+    text = text_beside(path)
     with atomic_file(text, "w") as file:
         file.write(format_message(stated_text(saving.net)))
     return text
@@ -51,3 +56,74 @@ def notes(saving: Saving) -> tuple[str, ...]:
 
 FORMAT = Format("caffemodel", ".caffemodel", write, reopen, notes=notes)
 HDF5 = Format("hdf5", ".caffemodel.h5", write_hdf5, reopen, notes=notes)
+
+
+def stated_text(net: CaffeNet) -> pb.NetParameter:
+    """Return the net's text with the shapes of its present inputs; layers of other phases are unchanged."""
+    return _state_shapes(net)[0]
+
+
+def shape_notes(net: CaffeNet) -> tuple[str, ...]:
+    """Return what `stated_text` changed besides shapes, one line each."""
+    return _state_shapes(net)[1]
+
+
+def _state_shapes(net: CaffeNet) -> tuple[pb.NetParameter, tuple[str, ...]]:
+    text, notes = pb.NetParameter(), []
+    text.CopyFrom(net.graph.text)
+    nodes = list(net.graph.layers)
+    for stated in text.layer:
+        if not nodes or stated != nodes[0].layer:
+            continue  # of another phase
+        node = nodes.pop(0)
+        layer = net.plan.layers[node.name]
+        shapes = [net.plan.value_shapes[top] for top in node.tops]
+        if not layer.is_input or _own_shapes(layer) == shapes:
+            continue
+        if stated.type != "Input":
+            if _takes_batch(layer, stated, shapes):
+                continue
+            notes.append(
+                f"{node.name} ({node.type}): its text does not state the shapes it was given, so an Input layer replaces "
+                "it in the prototxt"
+            )
+            _become_input(stated)
+        stated.input_param.ClearField("shape")
+        for shape in shapes:
+            stated.input_param.shape.add(dim=shape)
+    return text, tuple(notes)
+
+
+def _own_shapes(layer: Layer) -> list[Shape] | None:
+    """Return the shapes that a layer's text states, or None."""
+    try:
+        return [tuple(shape) for shape in layer.plan().tops]
+    except IlgnetError:
+        return None
+
+
+def _takes_batch(layer: Layer, stated: pb.LayerParameter, shapes: Sequence[Shape]) -> bool:
+    """Whether the shapes differ from the layer's own only in the batch, which is then written into the text."""
+    other = pb.LayerParameter()
+    other.CopyFrom(stated)
+    getattr(other, layer.message).batch_size = shapes[0][0]
+    if _own_shapes(make_layer(replace(layer.node, layer=other))) != list(shapes):
+        return False
+    stated.CopyFrom(other)
+    return True
+
+
+def _become_input(stated: pb.LayerParameter) -> None:
+    """Turn a layer that reads a source into an Input layer; a Data layer keeps its transform_param."""
+    kept = [
+        "name",
+        "type",
+        "top",
+        "include",
+        "exclude",
+        *(["transform_param"] if stated.type == "Data" else []),
+    ]
+    for field, _ in stated.ListFields():
+        if field.name not in kept:
+            stated.ClearField(field.name)
+    stated.type = "Input"

@@ -1,12 +1,15 @@
-"""LRN, local response normalisation, and its ONNX form as a convolution."""
+"""LRN, local response normalisation: the layer, its modules of the fast path, its ONNX form as a convolution."""
 
 from __future__ import annotations
 
 import math
+from functools import reduce
+from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
@@ -100,6 +103,73 @@ class LRN(Layer):
             values.append(literal(self.param.k))
         function = lrn_across_channels if self.is_across else lrn_within_channel
         return [f"{code.helper(function)}({x}, {', '.join(values)})"]
+
+
+# ---------------------------------------------------------------------- fast path
+
+
+class FastLRN(nn.Module):
+    """Each value divided by (k + alpha / size · sum of squares over neighbouring channels)^beta."""
+
+    def __init__(self, layer: LRN) -> None:
+        super().__init__()
+        param = layer.param
+        self.arguments = (
+            int(param.local_size),
+            param.alpha / param.local_size,
+            float(param.beta),
+            float(param.k),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (lrn_in_place(x, *self.arguments),)
+
+
+class CompiledLRN(nn.Module):
+    """LRN over a channels-last blob in two steps: padding along the channels, then a compiled loop.
+
+    The padding is outside the compiled function: torch.compile would fuse it, with a bounds check for every channel.
+    """
+
+    def __init__(self, lrn: FastLRN) -> None:
+        super().__init__()
+        self.size, *self.rest = lrn.arguments
+        self.divided: Any = torch.compile(divided_by_window)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x = x.permute(0, 2, 3, 1)
+        padded = F.pad(x, (self.size // 2, self.size // 2))
+        return (self.divided(padded, self.size, *self.rest).permute(0, 3, 1, 2),)
+
+
+def lrn_in_place(x: Tensor, size: int, factor: float, beta: float, k: float) -> Tensor:
+    """LRN that reuses two buffers; windows are clipped at the first and last channel."""
+    squares = x.square()
+    total = squares.mul(factor).add_(k)
+    channels = x.shape[1]
+    for shift in range(1, min(size // 2, channels - 1) + 1):
+        total[:, shift:].add_(squares[:, :-shift], alpha=factor)
+        total[:, :-shift].add_(squares[:, shift:], alpha=factor)
+    if beta == 0.75:
+        root = torch.rsqrt(total, out=total)
+        torch.sqrt(root, out=squares)
+        return squares.mul_(root).mul_(x)
+    return total.pow_(-beta).mul_(x)
+
+
+def divided_by_window(padded: Tensor, size: int, factor: float, beta: float, k: float) -> Tensor:
+    """LRN over the last axis of a blob padded with ``size // 2`` zeros on both sides."""
+    channels = padded.shape[-1] - size + 1
+    windows = [padded[..., shift : shift + channels] for shift in range(size)]
+    total = k + factor * reduce(torch.add, [window.square() for window in windows])
+    middle = windows[size // 2]
+    if beta == 0.75:
+        root = total.rsqrt()
+        return middle * root * root.sqrt()
+    return middle * total.pow(-beta)
+
+
+# ---------------------------------------------------------------------- ONNX
 
 
 def lrn_as_convolution(graph: OnnxGraph, x: str, *, size: int, alpha: float, beta: float, bias: float) -> str:

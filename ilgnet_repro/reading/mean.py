@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..caffe.binaryproto import read_blob, write_blob
+from ..caffe.blob import read_blob, write_blob
 from ..caffe.kinds import Kind, kind_of
 from ..errors import DataError, FormatError
 from ..files import atomic_file

@@ -9,10 +9,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import precisions
 from ..caffe.graph import Value
-from ..errors import GraphError, IlgnetError
+from ..errors import GraphError
 from ..image_input import PrepareOptions
+from ..precisions import check_weights_precision
 from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ
@@ -32,13 +32,10 @@ def fast(
 
     ``compile`` compiles elementwise layers and LRN with torch.compile; ``log`` receives its progress.
 
-    Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for a
-    precision that is not in `precisions.WEIGHTS`.
+    Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for an
+    unknown precision.
     """
-    if precision not in precisions.WEIGHTS:
-        raise IlgnetError(
-            f"precision={precision!r}: choose one of {', '.join(precisions.WEIGHTS)}", option="precision"
-        )
+    check_weights_precision(precision)
     if net.graph.phase != "TEST":
         raise GraphError(
             f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"

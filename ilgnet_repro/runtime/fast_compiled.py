@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..caffe.graph import Value
+from ..layers.lrn import CompiledLRN, FastLRN
 from ..layers.support.base import Layer
 from ..process import environment
-from .fast_layers import LRN, CompiledLRN, Conv, Dense
+from .fast_layers import Conv, Dense
 from .fast_steps import Step, run_steps
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
@@ -55,7 +56,7 @@ def compile_steps(
     ``log`` receives progress.
     """
     grouped = _group(steps, kept)
-    count = sum(isinstance(step.module, (StepGroup, LRN)) for step in grouped)
+    count = sum(isinstance(step.module, (StepGroup, FastLRN)) for step in grouped)
     if not count:
         log("nothing in this net gains by being compiled")
         return list(steps), 0.0
@@ -78,7 +79,7 @@ def compile_steps(
 def _compiled(module: nn.Module) -> Any:
     if isinstance(module, StepGroup):
         return torch.compile(module)
-    return CompiledLRN(module) if isinstance(module, LRN) else module
+    return CompiledLRN(module) if isinstance(module, FastLRN) else module
 
 
 def _uncompiled(steps: Sequence[Step], reason: str) -> tuple[list[Step], float]:
@@ -108,6 +109,6 @@ def _group(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
 
 def _is_worth_compiling(module: nn.Module) -> bool:
     """Whether compiling makes a module faster; layers that read neighbouring values become slower."""
-    if isinstance(module, (Conv, Dense, LRN)):
+    if isinstance(module, (Conv, Dense, FastLRN)):
         return False
     return not (isinstance(module, Layer) and module.node.type in ("Pooling", "Concat", "Slice", "Softmax"))

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from ..caffe.graph import Node, Value
 from ..layers.dense import InnerProduct
+from ..layers.lrn import LRN, FastLRN
 from ..layers.support.base import Layer
 from ..schema import caffe_pb2 as pb
-from .fast_layers import LRN, Conv, can_pack, fast_dense, own_copy
+from .fast_layers import Conv, can_pack, fast_dense, own_copy
 from .fold import fold
 from .net import CaffeNet
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
 _NO_OPS = {"Dropout", "Split"}  # in phase TEST
-# Layers that process each image separately, besides the modules of fast_layers.py.
+# Layers that process each image separately, besides the fast modules.
 _PER_IMAGE = {
     *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
     *("Sigmoid", "TanH", "Swish"),
@@ -73,8 +74,8 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
         return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
     if isinstance(layer, InnerProduct):
         return fast_dense(layer, net.plan.value_shapes[node.bottoms[0]], precision, relu)
-    if node.type == "LRN" and layer.is_across and not relu:
-        return LRN(layer)
+    if isinstance(layer, LRN) and layer.is_across and not relu:
+        return FastLRN(layer)
     return None
 
 
@@ -115,7 +116,7 @@ def _is_per_image(module: Any) -> bool:
         kind = module.node.type
         layer: Any = module
         return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and layer.dim > 0)
-    return isinstance(module, (Conv, LRN))
+    return isinstance(module, (Conv, FastLRN))
 
 
 def run_steps(

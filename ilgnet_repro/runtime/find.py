@@ -53,11 +53,21 @@ def find_net(model: WeightsFile, prototxt: str | os.PathLike[str] | pb.NetParame
 
 
 def _siblings(weights: Path) -> list[Path]:
-    stem = weights.name
-    for suffix in (".h5", ".caffemodel"):  # x.caffemodel.h5 and x.caffemodel go with x.prototxt
-        stem = stem.removesuffix(suffix)
-    own = weights.with_name(f"{stem}.prototxt") if stem != weights.name else weights.with_suffix(".prototxt")
-    return [own, weights.with_name("deploy.prototxt")]
+    return [text_beside(weights), weights.with_name("deploy.prototxt")]
+
+
+def text_beside(weights: Path) -> Path:
+    """Return the path of the prototxt that goes with a weights file: x.prototxt for x.caffemodel and x.caffemodel.h5."""
+    return weights.with_name(f"{stem_of(weights)}.prototxt")
+
+
+def stem_of(weights: Path) -> str:
+    """Return a weights file's name without its suffix, from which the names of its prototxt and results are made."""
+    name = weights.name
+    for suffix in (".caffemodel.h5", ".weights.safetensors"):
+        if name.lower().endswith(suffix) and name.lower() != suffix:
+            return name[: -len(suffix)]
+    return weights.stem
 
 
 def _upgraded(text: pb.NetParameter, origin: str, model: WeightsFile) -> Found:

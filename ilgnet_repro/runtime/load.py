@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from ..about import About, about_net
-from ..caffe.binaryproto import read_blob
+from ..caffe.blob import read_blob
 from ..caffe.caffemodel import open_caffemodel
 from ..caffe.dummy_inputs import DUMMY_NOTE
 from ..caffe.graph import Graph
@@ -100,7 +100,7 @@ def load(
                 )
         net: FileNet = import_module(f"{__package__}.{_OTHER_ENGINES[kind]}").open_net(Path(path))
         return net
-    return load_caffe(path, **chosen)
+    return _load_caffe(path, kind, **chosen)
 
 
 # Imported when used: importing onnx takes a third of a second.
@@ -109,8 +109,14 @@ _CAFFE_KINDS = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
 _LOADED = (*_CAFFE_KINDS, *_OTHER_ENGINES)
 
 
-def load_caffe(
+def load_caffe(path: PathLike, **options: Unpack[LoadOptions]) -> CaffeNet:
+    """Load a Caffe net like `load`; refuse files of other engines (ONNX, pt2)."""
+    return _load_caffe(path, expect_or_named(path, *_CAFFE_KINDS, what="Caffe weights"), **options)
+
+
+def _load_caffe(
     path: PathLike,
+    kind: Kind,
     prototxt: PathLike | pb.NetParameter | None = None,
     *,
     phase: str | None = None,
@@ -123,8 +129,6 @@ def load_caffe(
     carry_state: bool = False,
     sha256: bool = False,
 ) -> CaffeNet:
-    """Load a Caffe net like `load`; refuse files of other engines (ONNX, pt2)."""
-    kind = expect_or_named(path, *_CAFFE_KINDS, what="Caffe weights")
     stages, ignored = tuple(stages), tuple(ignore_fields)
     if kind is Kind.SAFETENSORS and prototxt is None:
         _refuse_unused(path, allow_missing=allow_missing, ignore_fields=ignored)

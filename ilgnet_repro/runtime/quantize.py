@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import precisions
 from ..errors import IlgnetError
 from ..layers.support.base import Layer
+from ..precisions import check_weights_precision
 from ..schema import caffe_pb2 as pb
 from .plan import NetPlan
 
@@ -62,6 +62,7 @@ def quantize_weights(array: np.ndarray, precision: str, axis: int = 0) -> Quanti
     Raises IlgnetError for an unknown precision, for float16 where a weight is past its range, and for int8
     where one is not finite.
     """
+    check_weights_precision(precision)
     weights = torch.from_numpy(np.asarray(array, dtype=np.float32))
     pieces = range(0, weights.shape[0], max(1, ROWS_AT_ONCE // max(weights.shape[1], 1)))
     step = pieces.step
@@ -77,10 +78,7 @@ def quantize_weights(array: np.ndarray, precision: str, axis: int = 0) -> Quanti
                 )
             values[start : start + step] = piece
         return QuantizedWeight(values, None, axis)
-    if precision != "int8":
-        raise IlgnetError(
-            f"precision={precision!r}: choose one of {', '.join(precisions.WEIGHTS)}", option="precision"
-        )
+    assert precision == "int8", "float32 weights are not quantized"
     largest = torch.zeros(weights.shape[axis])
     for start in pieces:
         check_finite(weights[start : start + step])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ilgnet_repro.caffe.binaryproto import write_blob
+from ilgnet_repro.caffe.blob import write_blob
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.reading.datum import raw_datum

@@ -23,7 +23,7 @@ import safetensors.numpy
 import torch
 from wire_bytes import blob, chunk, floats, layer, number, shape, varint
 
-from ilgnet_repro.caffe.binaryproto import read_blob
+from ilgnet_repro.caffe.blob import read_blob
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.kinds import Kind, expect, kind_of, refusal
 from ilgnet_repro.caffe.prototxt import read_net, read_solver

@@ -161,7 +161,7 @@ def make_nets(files: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any])
     os.chdir(files)
     write_images(files / "images", 3, seed=1)
     random = np.random.default_rng(2)
-    from ilgnet_repro.caffe.binaryproto import write_blob
+    from ilgnet_repro.caffe.blob import write_blob
 
     write_blob(files / "mean.binaryproto", random.uniform(90, 130, (1, 3, 8, 8)).astype(np.float32))
     for name, text in NETS.items():

@@ -368,11 +368,12 @@ def test_an_exception_in_a_writer_leaves_no_file(
 # ------------------------------------------------------------------------- the prototxt beside a caffemodel
 
 
-@pytest.mark.parametrize("suffix", [".caffemodel", ".caffemodel.h5"])
+@pytest.mark.parametrize("suffix", [".caffemodel", ".caffemodel.h5", ".CAFFEMODEL", ".CaffeModel.H5"])
 def test_the_prototxt_beside_it(tmp_path: Path, suffix: str) -> None:
     paths = ir.save(norm_net(), tmp_path / f"x{suffix}")
     text = tmp_path / "x.prototxt"
     assert paths == (tmp_path / f"x{suffix}", text)
+    assert ir.load(paths[0]).about.prototxt == str(text)
     # One that says the same in other words stays as it is.
     text.write_text("# mine\n" + NORM_TEXT)
     ir.save(stepped(norm_net()), tmp_path / f"x{suffix}")

@@ -27,7 +27,7 @@ from damage import damaged
 from fuzz_seeds import seeds
 
 from ilgnet_repro.audit import audit
-from ilgnet_repro.caffe.binaryproto import read_blob, write_blob
+from ilgnet_repro.caffe.blob import read_blob, write_blob
 from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver, read_net, read_solver
 from ilgnet_repro.caffe.solverstate import read_solverstate, write_solverstate

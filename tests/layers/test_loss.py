@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layer_nets import one_layer
 from one_layer import assert_all_uses, build, draw, dynamic_shapes, gradients, layer_text, run
 
-from ilgnet_repro.caffe.binaryproto import write_blob
+from ilgnet_repro.caffe.blob import write_blob
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.runtime.load import load_net
 

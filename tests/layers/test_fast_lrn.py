@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ilgnet_repro.runtime.fast_layers import divided_by_window, lrn_in_place
+from ilgnet_repro.layers.lrn import divided_by_window, lrn_in_place
 
 
 def slow_lrn(x: np.ndarray, size: int, factor: float, beta: float, k: float) -> np.ndarray:

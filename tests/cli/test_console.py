@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from ilgnet_repro.cli._progress import progress_bar
+from ilgnet_repro.cli._console import progress_bar
 
 
 class Stream(io.StringIO):

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from wire_bytes import blob, chunk, floats, number
 
-from ilgnet_repro.caffe.binaryproto import read_blob, write_blob
+from ilgnet_repro.caffe.blob import read_blob, write_blob
 from ilgnet_repro.errors import FormatError
 from ilgnet_repro.schema import caffe_pb2
 

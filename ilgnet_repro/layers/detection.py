@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .support.base import (
-    Attribute,
     Layer,
     LayerPlan,
     OnnxGraph,
@@ -23,6 +22,7 @@ from .support.base import (
     uses,
 )
 from .support.boxes import decode_boxes, greedy_nms
+from .support.detections import node_writer, rows_or_blank
 from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
@@ -172,11 +172,7 @@ class _DetectionGraph:
     """The nodes of one DetectionOutput: the best of each class, suppression, the best of each image."""
 
     def __init__(self, graph: OnnxGraph, layer: DetectionOutput) -> None:
-        self.graph, self.layer = graph, layer
-
-    def node(self, op: str, *inputs: str | np.ndarray, **attributes: Attribute) -> str:
-        names = [self.graph.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
-        return self.graph.node(op, names, **attributes)
+        self.graph, self.layer, self.node = graph, layer, node_writer(graph)
 
     def decoded(self, loc: str, priors: str, count: int) -> str:
         """Add `decode_boxes`: N×P×(1 or classes)×4."""
@@ -261,13 +257,4 @@ class _DetectionGraph:
         number = node("Cast", image, to=TensorProto.FLOAT)
         found = node("Concat", number, label, score, corners, axis=1)
 
-        # Where nothing is detected, one row per image instead.
-        images = node("Shape", loc, start=0, end=1)
-        numbered = node("Range", np.array(0), node("Squeeze", images), np.array(1))
-        first = node("Unsqueeze", node("Cast", numbered, to=TensorProto.FLOAT), integers(1))
-        blank = node("Expand", numbers([-1] * 6)[None], node("Concat", images, integers(6), axis=0))
-        count = node("Shape", found, start=0, end=1)
-        length = node("Where", node("Equal", count, integers(0)), images, count)
-        everything = node("Concat", found, node("Concat", first, blank, axis=1), axis=0)
-        rows = node("Slice", everything, integers(0), length, integers(0))
-        return node("Reshape", rows, integers(1, 1, -1, 7))
+        return rows_or_blank(self.graph, found, loc)

@@ -1,4 +1,4 @@
-"""Layers that change the shape or order of values: Flatten, Reshape, Tile, Permute, ShuffleChannel."""
+"""Layers that change the shape or order of values: Flatten, Reshape, Tile, Permute, Transpose, ShuffleChannel."""
 
 from __future__ import annotations
 
@@ -157,6 +157,23 @@ class Permute(Layer):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         return [f"{x}.permute({', '.join(map(str, self.order))})"]
+
+
+@register_layer("Transpose")
+class Transpose(Permute):
+    """The axes in the order of `dim`, which lists all of them.
+
+    Source: caffe_ocr and CTPN, src/caffe/layers/transpose_layer.cpp.
+    """
+
+    message = "transpose_param"
+    fields = ("dim",)
+
+    def setup(self, rank: int) -> None:
+        order = tuple(self.param.dim)
+        if sorted(order) != list(range(rank)):
+            raise self.error(f"dim {list(order)} must list each axis of a blob of {rank} axes once")
+        self.order = order
 
 
 @register_layer("ShuffleChannel")

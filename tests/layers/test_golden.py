@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from golden_cases import FORK_NAMES, NAMES, NOT_YET, SHAPED_BY_VALUES, Case, read_case, tolerance
+from golden_cases import FORK_NAMES, NAMES, NOT_YET, ROWS_IN_OTHER_ORDER_IN_ONNX, Case, read_case, tolerance
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
@@ -35,9 +35,15 @@ def test_outputs_and_gradients(case: Case, tmp_path) -> None:
     }
     done = net.run(inputs, tuple(case.outputs))
     assert set(net.outputs) == set(case.outputs)
+    by_values = {
+        top for node, layer in net.steps(net.outputs) if layer.sized_by_values for top in node.top_names
+    }
     for blob, expected in case.outputs.items():
         assert tuple(done.blobs[blob].shape) == expected.shape
-        assert net.shapes[blob] == expected.shape or case.name in SHAPED_BY_VALUES
+        if blob in by_values:  # the plan gives the most it can be
+            assert all(np.less_equal(expected.shape, net.shapes[blob]))
+        else:
+            assert net.shapes[blob] == expected.shape
         np.testing.assert_allclose(
             done.blobs[blob].detach().numpy(), expected, **tolerance(case.name), err_msg=blob
         )
@@ -82,9 +88,10 @@ def test_onnx(case: Case, tmp_path) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(None, {entry.name: case.inputs[entry.name] for entry in session.get_inputs()})
     for entry, value in zip(session.get_outputs(), found, strict=True):
-        np.testing.assert_allclose(
-            value, case.outputs[entry.name], **tolerance(case.name), err_msg=entry.name
-        )
+        expected = case.outputs[entry.name]
+        if case.name in ROWS_IN_OTHER_ORDER_IN_ONNX:
+            value, expected = (np.array(sorted(rows.tolist())) for rows in (value, expected))
+        np.testing.assert_allclose(value, expected, **tolerance(case.name), err_msg=entry.name)
 
 
 def test_source(case: Case, tmp_path) -> None:

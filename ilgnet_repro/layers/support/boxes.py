@@ -7,20 +7,28 @@ from torch import Tensor
 
 
 def greedy_nms(
-    boxes: Tensor, threshold: float, *, pixel: float = 0.0, eta: float = 1.0, limit: int | None = None
+    boxes: Tensor,
+    threshold: float,
+    *,
+    pixel: float = 0.0,
+    eta: float = 1.0,
+    limit: int | None = None,
+    drop_equal: bool = False,
 ) -> Tensor:
     """Return the indices of boxes (sorted best first) that overlap no better kept box by more than the threshold.
 
-    ``pixel`` is 1 where corners are pixels that belong to the box, 0 where they are its edges.  With
-    ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, SSD's adaptive NMS.
+    With ``drop_equal`` an overlap equal to the threshold is too much.  ``pixel`` is 1 where corners are pixels that
+    belong to the box, 0 where they are its edges.
+    With ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, SSD's adaptive NMS.
     """
     x1, y1, x2, y2 = boxes.unbind(1)
     areas = (x2 - x1 + pixel).clamp(min=0) * (y2 - y1 + pixel).clamp(min=0)
-    most = torch.zeros_like(areas)  # the greatest overlap with any kept box
+    most = torch.full_like(areas, -1)  # the greatest overlap with any kept box
     kept: list[int] = []
     start = 0
     while len(kept) != limit:
-        candidates = (most[start:] <= threshold).nonzero()
+        left = most[start:]
+        candidates = (left < threshold if drop_equal else left <= threshold).nonzero()
         if not len(candidates):
             break
         best = start + int(candidates[0])

@@ -104,7 +104,7 @@ def load(
 
 
 # Imported when used: importing onnx takes a third of a second.
-_OTHER_ENGINES = {Kind.ONNX: "onnx_net", Kind.PT2: "pt2_net"}
+_OTHER_ENGINES = {Kind.ONNX: "onnx_net", Kind.PT2: "pt2_file"}
 _CAFFE_KINDS = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
 _LOADED = (*_CAFFE_KINDS, *_OTHER_ENGINES)
 

@@ -1,4 +1,4 @@
-"""Reading a pt2 file as data: its weights, its list of operators and its names; nothing in it is run as code.
+"""A pt2 file as a net, read as data: weights, a list of operators and names; nothing in it is run as code.
 
 `torch.export.load` unpickles some members of an archive, evaluates its symbolic expressions and guards, and looks
 operators up by any dotted path, so it is only safe for trusted files.  Here a file is refused unless
@@ -7,7 +7,6 @@ operators up by any dotted path, so it is only safe for trusted files.  Here a f
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import operator
@@ -18,13 +17,17 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..about import About
 from ..caffe.kinds import Kind, expect
-from ..errors import IlgnetError
+from ..errors import FormatError, IlgnetError
+from .pt2_expressions import is_size_arithmetic, symbolic_expressions
+from .runnable import FileNet
 
 METADATA_FILE = "ilgnet_repro.json"
 
@@ -82,19 +85,6 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "math.ceil": math.ceil, "math.floor": math.floor, "math.trunc": math.trunc,
 }  # fmt: skip
 
-# The functions that sympy prints the expressions of sizes with.
-_SYMPY = """
-    Symbol Integer Float Rational Add Mul Pow Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv FloatTrueDiv
-    ToFloat TruncToInt FloorToInt CeilToInt RoundToInt Where Abs And Or Not Equality Unequality Eq Ne LessThan
-    StrictLessThan GreaterThan StrictGreaterThan max min
-"""
-_FUNCTIONS = frozenset(_SYMPY.split())
-_EXPRESSION_NODES = (
-    ast.Expression, ast.Load, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop,
-    ast.cmpop, ast.keyword,
-)  # fmt: skip
-LONGEST_EXPRESSION = 20_000
-
 
 @dataclass(frozen=True)
 class Pt2Program:
@@ -149,6 +139,25 @@ class _Node:
                 values[names.get("name") or names["as_name"]] = value
 
 
+def open_net(path: Path) -> FileNet:
+    """Open a pt2 file written by `save`.  Raises IlgnetError for one that is damaged or not known to be safe."""
+    program = read_pt2(path)
+
+    def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        return program.run(given)
+
+    try:
+        stated = dict(program.metadata)
+        if json.loads(stated.get("preprocessing", "{}")).get("has_mean_image"):
+            del stated["preprocessing"]  # the mean image is not stored in the file
+        about = About.from_metadata(stated)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: its metadata are not as this package writes them ({error})") from error
+    return FileNet(
+        path.name, "torch.export", about, tuple(program.inputs), program.outputs, program.inputs, run
+    )
+
+
 def check_members(path: str | os.PathLike[str]) -> None:
     """Refuse an archive with a member that torch would unpickle or run, or that `ilgnet convert` does not write."""
     with _opened(path) as archive:
@@ -199,7 +208,7 @@ def _members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str
             if entry["use_pickle"]:
                 raise _refused(path, f"keeps {name!r} as a pickle; pickles are not read")
     model = json.loads(archive.read(members[_MODEL]))
-    for text in (*_expressions(model), *model.get("guards_code", ())):
+    for text in (*symbolic_expressions(model), *model.get("guards_code", ())):
         check_expression(path, text)
     return members
 
@@ -355,70 +364,12 @@ def _tensors(
     return tensors
 
 
-# ---------------------------------------------------------------------- expressions
-
-
-def _expressions(document: Any) -> Iterator[Any]:
-    """Yield each symbolic expression of a document, at any depth."""
-    open_: list[Any] = [document]
-    while open_:
-        found = open_.pop()
-        if isinstance(found, dict):
-            if "expr_str" in found:
-                yield found["expr_str"]
-            open_ += found.values()
-        elif isinstance(found, list):
-            open_ += found
-
-
 def check_expression(path: str | os.PathLike[str], text: Any) -> None:
-    """Refuse an expression that is more than arithmetic on sizes: torch evaluates it with sympy, and runs guards.
-
-    The grammar: numbers, operators and comparisons; sympy's functions by name; symbols; ``L['input'].size()[0]``.
-    """
-    try:
-        tree = ast.parse(text, mode="eval") if len(text) <= LONGEST_EXPRESSION else None
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        tree = None
-    if tree is None or not all(_is_arithmetic(node) for node in _nodes(tree.body)):
-        shown = str(text)[:80]
-        raise _refused(path, f"holds the expression {shown!r}, which is more than arithmetic on sizes")
-
-
-def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of an expression; an input's size is one part."""
-    open_ = [tree]
-    while open_:
-        node = open_.pop()
-        yield node
-        if not _is_size(node) and not _is_symbol(node):
-            open_ += ast.iter_child_nodes(node)
-
-
-def _is_arithmetic(node: ast.AST) -> bool:
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, bool | int | float)
-    if isinstance(node, ast.Name):
-        return node.id in _FUNCTIONS or re.fullmatch(r"[suz]\d+", node.id) is not None
-    if isinstance(node, ast.Call) and not _is_symbol(node):
-        return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS - {"Symbol"}
-    return isinstance(node, _EXPRESSION_NODES) or _is_size(node) or _is_symbol(node)
-
-
-def _is_symbol(node: ast.AST) -> bool:
-    """Symbol('s17', positive=True, integer=True)."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Symbol"):
-        return False
-    name = node.args[0].value if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) else None
-    flags = all(isinstance(word.value, ast.Constant) and word.arg for word in node.keywords)
-    return isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII) is not None and flags
-
-
-def _is_size(node: ast.AST) -> bool:
-    """L['data'].size()[2]."""
-    return isinstance(node, ast.Subscript) and bool(
-        re.fullmatch(r"L\['\w+'\]\.size\(\)\[\d+\]", ast.unparse(node), re.ASCII)
-    )
+    """Refuse an expression that is more than arithmetic on sizes: torch evaluates it with sympy, and runs guards."""
+    if not is_size_arithmetic(text):
+        raise _refused(
+            path, f"holds the expression {str(text)[:80]!r}, which is more than arithmetic on sizes"
+        )
 
 
 def _refused(path: str | os.PathLike[str], why: str) -> IlgnetError:

@@ -21,13 +21,23 @@ def c_round(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.floor(x.abs() + 0.5)
 
 
-def roi_pooling(x: Tensor, rois: Tensor, pooled: tuple[int, int], scale: float) -> Tensor:
+def widened(rois: Tensor, pad_ratio: float) -> Tensor:
+    """Return regions (image, x1, y1, x2, y2) that reach further by a share of their width and height on each side."""
+    rois = rois.to(torch.promote_types(rois.dtype, torch.float32))
+    image, low, high = rois.split([1, 2, 2], 1)
+    pad = (high - low + 1) * pad_ratio
+    return torch.cat([image, low - pad, high + pad], 1)
+
+
+def roi_pooling(
+    x: Tensor, rois: Tensor, pooled: tuple[int, int], scale: float, pad_ratio: float = 0
+) -> Tensor:
     """Return the maximum of each bin of each region (image, x1, y1, x2, y2 in pixels of the net's input).
 
     The bins of a region overlap and differ in size.  A bin's maximum is that of four windows with sides
     of powers of two, from tables computed once for all regions.
     """
-    corners = c_round(rois[:, 1:].to(torch.promote_types(rois.dtype, torch.float32)) * scale)
+    corners = c_round(widened(rois, pad_ratio)[:, 1:] * scale)
     spans = []
     for axis in (0, 1):  # rows, columns
         first, last = corners[:, 1 - axis], corners[:, 3 - axis]
@@ -94,13 +104,27 @@ def psroi_pooling(x: Tensor, rois: Tensor, outputs: int, group: int, scale: floa
     return torch.where(area > 0, sums / area.clamp(min=1), 0).to(x.dtype)
 
 
-uses(roi_pooling, c_round)
+uses(roi_pooling, c_round, widened)
 uses(psroi_pooling, c_round)
 
 # ---------------------------------------------------------------------- layers
 
 
-class _RegionPooling(Layer):
+def widened_onnx(graph: OnnxGraph, rois: str, pad_ratio: float) -> str:
+    """Add `widened` of the regions as R×5."""
+    rois = graph.node("Reshape", [rois, graph.constant(integers(-1, 5))])
+    if not pad_ratio:
+        return rois
+    lengths = graph.constant(integers(1, 2, 2))
+    image, low, high = graph.nodes("Split", [rois, lengths], 3, axis=1)
+    size = graph.node("Add", [graph.node("Sub", [high, low]), graph.constant(numbers(1))])
+    pad = graph.node("Mul", [size, graph.constant(numbers(pad_ratio))])
+    return graph.node(
+        "Concat", [image, graph.node("Sub", [low, pad]), graph.node("Add", [high, pad])], axis=1
+    )
+
+
+class _Regions(Layer):
     """Bottoms: N×C×H×W, and R×5: an image's number and a region's corners in pixels, inclusive."""
 
     bottom_count = (2, 2)
@@ -117,37 +141,44 @@ class _RegionPooling(Layer):
         return rois
 
 
-@register_layer("ROIPooling")
-class ROIPooling(_RegionPooling):
-    """Max pooling of regions to one size (Girshick, ICCV 2015), with its rounding of corners and bins."""
+class RegionPooling(_Regions):
+    """Layers that read `roi_pooling_param`; `pad_ratio`, of Cascade R-CNN, widens the regions."""
 
     message = "roi_pooling_param"
-    fields = ("pooled_h", "pooled_w", "spatial_scale")
+    fields = ("pooled_h", "pooled_w", "spatial_scale", "pad_ratio")
 
     def setup(self, x: int, rois: int) -> None:
-        self.pooled = (self.param.pooled_h, self.param.pooled_w)
+        self.pooled: tuple[int, int] = (self.param.pooled_h, self.param.pooled_w)
+        self.pad_ratio: float = self.param.pad_ratio
         if not all(self.pooled):
             raise self.error(f"pooled_h {self.pooled[0]} and pooled_w {self.pooled[1]} must be over 0")
+
+
+@register_layer("ROIPooling")
+class ROIPooling(RegionPooling):
+    """Max pooling of regions to one size (Girshick, ICCV 2015), with its rounding of corners and bins."""
 
     def plan(self, x: Shape, rois: Shape) -> LayerPlan:
         self._check(x, rois)
         return LayerPlan([(rois[0], x[1], *self.pooled)])
 
     def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor]:
-        return (roi_pooling(x, self._regions(x, rois), self.pooled, self.param.spatial_scale),)
+        return (
+            roi_pooling(x, self._regions(x, rois), self.pooled, self.param.spatial_scale, self.pad_ratio),
+        )
 
     def onnx(self, graph: OnnxGraph, x: str, rois: str) -> list[str]:
-        rois = graph.node("Reshape", [rois, graph.constant(integers(-1, 5))])
+        rois = widened_onnx(graph, rois, self.pad_ratio)
         scale = self.param.spatial_scale
         return [graph.node("MaxRoiPool", [x, rois], pooled_shape=self.pooled, spatial_scale=scale)]
 
     def source(self, code: SourceCode, x: str, rois: str) -> list[str]:
-        scale = literal(self.param.spatial_scale)
-        return [f"{code.helper(roi_pooling)}({x}, {rois}.flatten(1), {self.pooled}, {scale})"]
+        rest = literal(self.param.spatial_scale) + (f", {literal(self.pad_ratio)}" if self.pad_ratio else "")
+        return [f"{code.helper(roi_pooling)}({x}, {rois}.flatten(1), {self.pooled}, {rest})"]
 
 
 @register_layer("PSROIPooling")
-class PSROIPooling(_RegionPooling):
+class PSROIPooling(_Regions):
     """Position-sensitive average pooling of regions (Dai et al., NIPS 2016) to group_size² bins."""
 
     message = "psroi_pooling_param"

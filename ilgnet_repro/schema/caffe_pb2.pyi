@@ -1662,7 +1662,7 @@ class CTCDecoderParameter(_message.Message):
     def __init__(self, blank_index: _Optional[int] = ..., ctc_merge_repeated: bool = ...) -> None: ...
 
 class CTCLossParameter(_message.Message):
-    __slots__ = ("blank_index", "ctc_merge_repeated", "preprocess_collapse_repeated", "output_delay", "alphabet_size", "time_step", "blank_label")
+    __slots__ = ("blank_index", "ctc_merge_repeated", "preprocess_collapse_repeated", "output_delay", "alphabet_size", "time_step", "blank_label", "loss_calculation_t")
     BLANK_INDEX_FIELD_NUMBER: _ClassVar[int]
     CTC_MERGE_REPEATED_FIELD_NUMBER: _ClassVar[int]
     PREPROCESS_COLLAPSE_REPEATED_FIELD_NUMBER: _ClassVar[int]
@@ -1670,6 +1670,7 @@ class CTCLossParameter(_message.Message):
     ALPHABET_SIZE_FIELD_NUMBER: _ClassVar[int]
     TIME_STEP_FIELD_NUMBER: _ClassVar[int]
     BLANK_LABEL_FIELD_NUMBER: _ClassVar[int]
+    LOSS_CALCULATION_T_FIELD_NUMBER: _ClassVar[int]
     blank_index: int
     ctc_merge_repeated: bool
     preprocess_collapse_repeated: bool
@@ -1677,7 +1678,8 @@ class CTCLossParameter(_message.Message):
     alphabet_size: int
     time_step: int
     blank_label: int
-    def __init__(self, blank_index: _Optional[int] = ..., ctc_merge_repeated: bool = ..., preprocess_collapse_repeated: bool = ..., output_delay: _Optional[int] = ..., alphabet_size: _Optional[int] = ..., time_step: _Optional[int] = ..., blank_label: _Optional[int] = ...) -> None: ...
+    loss_calculation_t: int
+    def __init__(self, blank_index: _Optional[int] = ..., ctc_merge_repeated: bool = ..., preprocess_collapse_repeated: bool = ..., output_delay: _Optional[int] = ..., alphabet_size: _Optional[int] = ..., time_step: _Optional[int] = ..., blank_label: _Optional[int] = ..., loss_calculation_t: _Optional[int] = ...) -> None: ...
 
 class DeephiResizeParameter(_message.Message):
     __slots__ = ("new_height", "new_width", "scale_h", "scale_w", "resize_type")
@@ -1982,14 +1984,16 @@ class MultiBoxLossParameter(_message.Message):
     def __init__(self, loc_loss_type: _Optional[_Union[MultiBoxLossParameter.LocLossType, str]] = ..., conf_loss_type: _Optional[_Union[MultiBoxLossParameter.ConfLossType, str]] = ..., loc_weight: _Optional[float] = ..., num_classes: _Optional[int] = ..., share_location: bool = ..., match_type: _Optional[_Union[MultiBoxLossParameter.MatchType, str]] = ..., overlap_threshold: _Optional[float] = ..., use_prior_for_matching: bool = ..., background_label_id: _Optional[int] = ..., use_difficult_gt: bool = ..., do_neg_mining: bool = ..., neg_pos_ratio: _Optional[float] = ..., neg_overlap: _Optional[float] = ..., code_type: _Optional[_Union[PriorBoxParameter.CodeType, str]] = ..., encode_variance_in_target: bool = ..., map_object_to_agnostic: bool = ..., ignore_cross_boundary_bbox: bool = ..., bp_inside: bool = ..., mining_type: _Optional[_Union[MultiBoxLossParameter.MiningType, str]] = ..., nms_param: _Optional[_Union[NonMaximumSuppressionParameter, _Mapping]] = ..., sample_size: _Optional[int] = ..., use_prior_for_nms: bool = ...) -> None: ...
 
 class NmsParameter(_message.Message):
-    __slots__ = ("threshold", "max_peaks", "num_parts")
+    __slots__ = ("threshold", "max_peaks", "num_parts", "num_peak")
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     MAX_PEAKS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PEAK_FIELD_NUMBER: _ClassVar[int]
     threshold: float
     max_peaks: int
     num_parts: int
-    def __init__(self, threshold: _Optional[float] = ..., max_peaks: _Optional[int] = ..., num_parts: _Optional[int] = ...) -> None: ...
+    num_peak: int
+    def __init__(self, threshold: _Optional[float] = ..., max_peaks: _Optional[int] = ..., num_parts: _Optional[int] = ..., num_peak: _Optional[int] = ...) -> None: ...
 
 class Pooling3DParameter(_message.Message):
     __slots__ = ("pool", "kernel_size", "kernel_depth", "stride", "temporal_stride", "pad", "temporal_pad")

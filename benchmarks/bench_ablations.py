@@ -2,7 +2,7 @@
 
     python benchmarks/bench_ablations.py [--batch 8] [--repeat 5] [--json]
 
-Times are milliseconds of one core's time an image (not of the clock, which other programs would lengthen),
+Times are milliseconds of one core's time per image (not of the clock, which other programs would lengthen),
 the least of ``--repeat`` passes of one batch, weights from the fillers: test is a forward pass of the deploy
 net, train a forward and a backward pass of the training net.
 """

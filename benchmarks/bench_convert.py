@@ -67,7 +67,7 @@ Best = dict[str, tuple[float, float]]
 
 
 def measure(work: dict[str, str], weights: Path, folder: str, image: str, repeat: int) -> Best:
-    """Return the best seconds and the most memory of each, in turn, so that a busy moment falls on all alike."""
+    """Return the best seconds and the most memory of each, in turn, so that other load affects all equally."""
     best: Best = {}
     for _ in range(repeat):
         for name, code in work.items():
@@ -82,7 +82,7 @@ def measure(work: dict[str, str], weights: Path, folder: str, image: str, repeat
 
 
 def lengthen(weights: Path, size: int) -> None:
-    """Bring a caffemodel to a size by a last ``name``, which counts in place of the first."""
+    """Pad a caffemodel to a size with a last ``name`` field, which overrides the first."""
     missing = size - weights.stat().st_size - 3
     assert 128 <= missing < 1 << 14, f"{weights} is {missing + 3} bytes short of a release's size"
     with open(weights, "ab") as file:

@@ -3,7 +3,7 @@
     python benchmarks/bench_export.py ilgnet.caffemodel [--to onnx pt2 python safetensors]
 
 Each format is written by a separate process.  Memory is anonymous memory (what a memory map of the weights
-takes can be given back at any time, and is not counted), sampled every 5 ms, less what the imports took.
+takes can be released at any time, and is not counted), sampled every 5 ms, less what the imports took.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FORMATS = ("safetensors", "onnx", "python", "pt2", "caffemodel")
 
 
 def anonymous_mb() -> float:
-    """This process's own memory, files it has mapped apart."""
+    """This process's own memory, without mapped files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
-    raise SystemExit("this system does not say how much memory is anonymous")
+    raise SystemExit("this system does not report anonymous memory")
 
 
 def measure(weights: str, name: str, folder: str) -> dict[str, float]:

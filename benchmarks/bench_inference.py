@@ -85,7 +85,7 @@ def machine():
 
 
 def make_runners(files, whole):
-    """Each contender's function from a batch to probabilities, and the seconds it took to make ready."""
+    """Each candidate's function from a batch to probabilities, and its setup time in seconds."""
     net, ready, runners = load_net(*files), {}, {}
 
     def through(model):

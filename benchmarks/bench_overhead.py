@@ -37,7 +37,7 @@ layer { name: "ip1" type: "InnerProduct" bottom: "pool2" top: "ip1" inner_produc
 layer { name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }
 layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
 layer { name: "prob" type: "Softmax" bottom: "ip2" top: "prob" }
-"""  # noqa: E501 — one layer a line
+"""  # noqa: E501 — one layer per line
 
 
 def bare(net: CaffeNet) -> Callable[[Tensor], Tensor]:
@@ -67,9 +67,12 @@ def bare(net: CaffeNet) -> Callable[[Tensor], Tensor]:
                 ceil_mode=window.ceil_mode,
             )
         else:
-            run = {"ReLU": F.relu, "Softmax": partial(F.softmax, dim=1), "Concat": _concat, "Dropout": _same}[
-                node.type
-            ]
+            run = {
+                "ReLU": F.relu,
+                "Softmax": partial(F.softmax, dim=1),
+                "Concat": _concat,
+                "Dropout": _identity,
+            }[node.type]
         operations.append((run, tuple(places[value] for value in node.bottoms), places[node.tops[0]]))
 
     def forward(x: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ def _concat(*parts: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _same(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_test.py ilgnet.caffemodel [--pictures 192] [--encoded] [--rounds 3] [--fast float16]
 
 All are measured alternately, in one process, on the same machine; OpenCV only runs the net, on images that are
-ready. Three figures compare the test with the forward pass of its net alone: the ratio of their best
+ready. Three figures compare the test with only the forward pass of its net: the ratio of their best
 rounds; that of their processor times, which other programs on the machine disturb less; and the share of the
 test's time that was spent inside the net.  Caffe 1.0 runs ILGNet at 31 images per second and OpenCV at
 36 at batch 16, so 1.3 times Caffe is 1.12 times OpenCV.
@@ -120,7 +120,7 @@ def main() -> None:
     print(f"best: forward {1 / forward:.1f}, test {1 / test:.1f} images/s: ratio {forward / test:.3f}")
     print(f"OpenCV {1 / opencv:.1f} images/s: the test makes {opencv / test:.2f} times as many")
     times = f"forward {forward_cpu:.4f} s, test {test_cpu:.4f} s"
-    print(f"processor time an image: {times}: ratio {forward_cpu / test_cpu:.3f}")
+    print(f"processor time per image: {times}: ratio {forward_cpu / test_cpu:.3f}")
     print(f"share of the test's time inside the net: {max(row[5] for row in rounds):.3f}")
 
 

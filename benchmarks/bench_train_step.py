@@ -2,8 +2,8 @@
 
     python benchmarks/bench_train_step.py [--steps 15] [--json]
 
-Steps of the two alternate, so that whatever else the machine does slows both.  Prints the median step
-(forward, backward and update) and the median update alone, in milliseconds, and their ratios.
+Steps of the two alternate, so that other work of the machine slows both.  Prints the median step
+(forward, backward and update) and the median of the update only, in milliseconds, and their ratios.
 """
 
 from __future__ import annotations

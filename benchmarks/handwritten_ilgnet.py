@@ -1,4 +1,4 @@
-"""ILGNet written by hand in torch, as someone without a converter would: what the exported file is held against."""
+"""ILGNet written by hand in torch, as without a converter: the baseline of the exported file."""
 
 from __future__ import annotations
 

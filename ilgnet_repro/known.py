@@ -169,8 +169,8 @@ Sizes = tuple[tuple[int, ...], ...]
 def assumed(text: pb.NetParameter) -> KnownModel | None:
     """Return the model whose net has the layers of ``text`` (names, types and blob shapes), or None.
 
-    This is a guess: a net trained on other data may have the same layers.  Whoever uses the model's preprocessing or
-    labels adds `assumed_note`.  Of several models with these layers the first one listed is returned;
+    This is a guess: a net trained on other data may have the same layers.  Callers that use the model's preprocessing or
+    labels add `assumed_note`.  Of several models with these layers the first one listed is returned;
     a model with another input size does not match, because its preprocessing would not fit.
     """
     layers, sizes = _signature(text)

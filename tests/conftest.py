@@ -1,4 +1,4 @@
-"""Where the recorded cases are, and a single torch thread so that runs beside each other stay fast."""
+"""Where the recorded cases are, and a single torch thread so that parallel runs stay fast."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What travels with a net beside its weights, and images made into the blob it takes."""
+"""What is stored with a net's weights, and how images become its input blob."""
 
 import io
 import json
@@ -133,7 +133,7 @@ def test_a_repr_stays_short_and_printable():
     assert lines[3] == "  note: one\\ntwo"
 
 
-# ------------------------------------------------------------------------------------- what is known
+# ------------------------------------------------------------------------------------- known models
 
 GOOGLENET, SQUEEZENET = find_model("bvlc_googlenet"), find_model("squeezenet_v1.1")
 SSD = find_model("mobilenet-ssd")
@@ -158,7 +158,7 @@ PLAIN = STATED.replace("ImageData", "Input").replace("transform_param { mean_val
 
 
 def _fed(side):
-    """A net of which only its input's size is told."""
+    """A net that states only its input's size."""
     return parse_net(PLAIN), (1, 3, side, side)
 
 
@@ -196,7 +196,7 @@ def test_what_is_known_about_a_net(make, identity, mean, assumed, model, notes):
 
 @pytest.mark.parametrize(("side", "mean"), [(227, FACE.preprocessing.mean_value), (224, None)])
 def test_a_model_known_only_by_its_name(side, mean):
-    """Its digest was never published: its name counts, unless the net is of another size."""
+    """Its digest was never published: its name is used, unless the net has another size."""
     text, shape = _fed(side)
     about = about_net(text, Identity(FACE.files[0], 12, suspected=FACE), shape=shape)
     assert (about.preprocessing and about.preprocessing.mean_value) == mean
@@ -283,7 +283,7 @@ def _pil(rgb_or_grey, mode=None):
     return image if mode is None else image.convert(mode)
 
 
-IMAGES = {  # what is given, how many images, what each is
+IMAGES = {  # the argument, the number of images, each image
     "a path": (lambda folder: _png(folder, BGR), 1, EXPECTED),
     "a path as text": (lambda folder: str(_png(folder, BGR)), 1, EXPECTED),
     "paths": (lambda folder: [_png(folder, BGR), str(_png(folder, BGR, "b.png"))], 2, EXPECTED),
@@ -337,7 +337,7 @@ def test_preprocessing_given_for_the_call():
 
 
 def test_a_crop_of_mixed_sizes():
-    """Each image is resized by itself; the crop is central, the odd pixel left over below and to the right."""
+    """Each image is resized separately; the crop is central, the odd pixel left over below and to the right."""
     how = Preprocessing((4, 4), path="crop", mean_value=(7.0,))
     larger = RNG.integers(0, 256, (13, 8, 3), dtype=np.uint8)
     blob = prepare(About(preprocessing=how), [BGR, larger])
@@ -360,7 +360,7 @@ def test_a_pil_image_is_rotated_like_its_file(tmp_path, orientation, how):
     assert np.ptp(given[0]) > 50
 
 
-# -------------------------------------------------------------------------------- what is no image
+# -------------------------------------------------------------------------------- refused images
 
 
 def _text_file(folder):
@@ -374,7 +374,7 @@ def _cut_pil(folder):
 
 
 CROP = Preprocessing((9, 9), path="crop")
-WRONG = {  # what is given, preprocessing, message
+WRONG = {  # the argument, preprocessing, message
     "absent": (lambda _: "none.png", WHOLE, "none.png: no such file"),
     "no name": (lambda _: "", WHOLE, "'': no such file"),
     "a folder": (lambda folder: folder, WHOLE, "{folder}: is a folder; give its files"),

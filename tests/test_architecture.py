@@ -1,4 +1,4 @@
-"""Imports go one way: what docs/architecture.md draws, held against every import statement."""
+"""Imports go one way: the diagram of docs/architecture.md, checked against every import statement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ilgnet_repro"
 
-# Each folder or module of the package, and those that it may import; an image of it is in docs/architecture.md.
-ROOMS = {
+# Each folder or module of the package, and those that it may import; docs/architecture.md draws it.
+ALLOWED_IMPORTS = {
     "version": set(),
     "precisions": {"errors"},
     "manifest": set(),
@@ -45,21 +45,21 @@ ROOMS = {
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
 }  # fmt: skip
-# The study stands on the core; only the command line knows it.
+# The study uses the core; only the command line knows the study.
 STUDY = "aesthetics"
-# Torch stays out of what reads files and text, so that it can be used without it.
+# The modules that read files and text do not import torch, so that they can be used without it.
 WITHOUT_TORCH = (
     "version", "precisions", "manifest", "errors", "files", "pages", "process", "schema", "caffe", "zoo", "known",
 )  # fmt: skip
 
 
-def room_of(path: Path) -> str:
+def folder_of(path: Path) -> str:
     part = path.relative_to(PACKAGE).parts[0]
     return part.removesuffix(".py")
 
 
 def imports(path: Path) -> set[str]:
-    """Return the rooms and outside packages that a file imports, anywhere in it."""
+    """Return the folders and outside packages that a file imports, anywhere in it."""
     found = set()
     depth = len(path.relative_to(PACKAGE).parts) - 1
     for node in ast.walk(ast.parse(path.read_text())):
@@ -77,7 +77,7 @@ def imports(path: Path) -> set[str]:
             elif node.level == depth + 1:  # from the package's root
                 found.update(parts[:1] or [alias.name for alias in node.names])
             else:
-                found.add(room_of(path))
+                found.add(folder_of(path))
     return found
 
 
@@ -88,7 +88,7 @@ LAZY = ("cli",)  # a command imports what it needs when it runs, so that `ilgnet
 
 @dataclass(frozen=True)
 class Import:
-    """One module of the package that another imports, wherever in the file the statement stands."""
+    """One module of the package that another imports, wherever the import statement is in the file."""
 
     module: str
     line: int
@@ -119,7 +119,7 @@ def module_imports(tree: ast.Module, package: str, modules: Collection[str]) -> 
 
 
 def circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
-    """Return the groups of modules (or rooms) that import each other, however long the way round."""
+    """Return the groups of modules (or folders) that import each other, directly or through others."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -155,20 +155,22 @@ def read_imports() -> dict[str, list[Import]]:
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
-NAMES = {room_of(path) for path in FILES}
+NAMES = {folder_of(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
 def test_imports_go_one_way(path: Path) -> None:
-    room = room_of(path)
-    used = (imports(path) & NAMES) - {room}
-    if room in ("cli", "__main__"):
+    folder = folder_of(path)
+    used = (imports(path) & NAMES) - {folder}
+    if folder in ("cli", "__main__"):
         return
-    if room == STUDY:
+    if folder == STUDY:
         assert not used & {"cli", "tools"}, f"{path.name} imports the command line"
         return
-    assert room in ROOMS, f"room {room} is not in this test's table, nor in docs/architecture.md"
-    assert used <= ROOMS[room], f"{path.name} imports {used - ROOMS[room]}"
+    assert folder in ALLOWED_IMPORTS, (
+        f"folder {folder} is not in this test's table, nor in docs/architecture.md"
+    )
+    assert used <= ALLOWED_IMPORTS[folder], f"{path.name} imports {used - ALLOWED_IMPORTS[folder]}"
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -236,16 +238,16 @@ def test_import_cycles_are_found(edges: dict[str, str], expected: list[list[str]
     assert circles(edges) == expected
 
 
-@pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_folders_without_torch(room: str) -> None:
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_folders_without_torch(folder: str) -> None:
     for path in FILES:
-        if room_of(path) == room:
+        if folder_of(path) == folder:
             assert "torch" not in imports(path), path
 
 
 def test_importing_them_imports_no_torch() -> None:
-    """By whatever way: also by what they import."""
-    modules = [module_of(path) for path in FILES if room_of(path) in WITHOUT_TORCH]
+    """Directly or through other modules."""
+    modules = [module_of(path) for path in FILES if folder_of(path) in WITHOUT_TORCH]
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -253,8 +255,8 @@ def test_importing_them_imports_no_torch() -> None:
 
 def test_every_folder_is_in_the_architecture_page() -> None:
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    for room in NAMES:
-        assert f"`{room}" in text, f"docs/architecture.md does not name {room}"
+    for folder in NAMES:
+        assert f"`{folder}" in text, f"docs/architecture.md does not name {folder}"
 
 
 @pytest.mark.parametrize("call", ["eval", "exec", "compile", "__import__"])

@@ -1,4 +1,4 @@
-"""The audit: it continues past a fault, counts what the rest needs, and says what Caffe reads past."""
+"""The audit: it continues past a fault, counts what the rest needs, and names what Caffe does not read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.zoo.catalogue import build
 
-# Parameters and multiply-adds an image, from the papers or counted by hand from the layer sizes.
+# Parameters and multiply-adds per image, from the papers or counted by hand from the layer sizes.
 KNOWN = [
     ("googlenet", 6_998_552, None),
     ("alexnet", 60_965_224, 724_406_816),
@@ -74,7 +74,7 @@ def test_nothing_to_audit_is_refused() -> None:
         audit_files(None, None)
 
 
-TWINS = """
+SAME_NAMES = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
 layer { name: "a" type: "Pooling" bottom: "x" top: "p" pooling_param { kernel_size: 2 pad: %d } }
 layer { name: "a" type: "Pooling" bottom: "x" top: "q" pooling_param { kernel_size: 2 pad: %d } }
@@ -85,7 +85,7 @@ layer { name: "a" type: "Pooling" bottom: "x" top: "q" pooling_param { kernel_si
 def test_a_fault_is_that_of_one_layer_where_two_have_its_name(
     pads: tuple[int, int], faulty: tuple[int, ...]
 ) -> None:
-    rows = audit(parse_net(TWINS % pads)).layers
+    rows = audit(parse_net(SAME_NAMES % pads)).layers
     assert [row.name for row in rows] == ["in", "a", "a#2"]
     assert tuple(index for index, row in enumerate(rows) if row.problem) == faulty
     assert all(row.problem.startswith(f"{row.name} (Pooling): ") for row in rows if row.problem)

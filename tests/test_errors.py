@@ -67,7 +67,7 @@ def test_a_command_spells_the_option_as_its_flag(option, message, expected) -> N
 
 
 def test_every_error_is_a_public_name() -> None:
-    """In a process of its own: another test may have imported the module already."""
+    """In a child process: another test may have imported the module already."""
     program = (
         "import sys, ilgnet_repro as ir\n"
         "assert ir.errors.IlgnetError is ir.IlgnetError\n"

@@ -1,4 +1,4 @@
-"""Files: standard JSON, here and wherever the package writes JSON."""
+"""Files: every JSON that the package writes is standard JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known models: the manifest, files told by their digests, and nets by their layers."""
+"""Known models: the manifest, files recognized by their digests, and nets by their layers."""
 
 import hashlib
 import os
@@ -91,7 +91,7 @@ NAMED = KnownModel("named", "Named", ("named.caffemodel",), digests=(f"sha1:{SHA
 BARE = KnownModel("bare", "Bare", ("bare.caffemodel",))
 SUM, OTHER_SUM = SHA256, hashlib.sha256(OTHER).hexdigest()
 
-FILES = {  # models, name, content, sha256 asked for -> digest, model, suspected
+FILES = {  # models, name, content, sha256 requested -> digest, model, suspected
     "the size and the digest are a model's": ((SIZED,), "mine.bin", CONTENT, False, SUM, SIZED, None),
     "the digest published is a SHA-1": ((SIZED_SHA1,), "mine.bin", CONTENT, False, SUM, SIZED_SHA1, None),
     "only the size is a model's: fine-tuned": ((SIZED,), "tuned.bin", OTHER, False, OTHER_SUM, None, None),
@@ -101,7 +101,7 @@ FILES = {  # models, name, content, sha256 asked for -> digest, model, suspected
     "no size is known: another name": ((NAMED,), "mine.bin", CONTENT, False, None, None, None),
     "no digest is known: suspected": ((BARE,), "bare.caffemodel", CONTENT, False, None, None, BARE),
     "nothing alike": ((SIZED, NAMED, BARE), "mine.bin", b"x", False, None, None, None),
-    "nothing alike, but asked": ((BARE,), "mine.bin", CONTENT, True, SUM, None, None),
+    "nothing similar, but requested": ((BARE,), "mine.bin", CONTENT, True, SUM, None, None),
     "an empty file": ((SIZED,), "mine.bin", b"", True, hashlib.sha256(b"").hexdigest(), None, None),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The library leaves its process alone; what `tune_process` sets, and that no value changes by it."""
+"""Importing the library does not change process settings; what `tune_process` sets, without changing results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 2**31 - 1)
 
 
 @pytest.mark.parametrize(
-    ("platform", "stated", "refused", "heard", "told"),
+    ("platform", "stated", "refused", "settings", "tuned"),
     [
         ("linux", {}, [], [LATE, KEEP], True),
         ("linux", {}, [LATE], [LATE, EARLY, KEEP], True),
@@ -32,9 +32,9 @@ LATE, EARLY, KEEP = (-3, 256 * MIB), (-3, 32 * MIB), (-1, 2**31 - 1)
         ("linux", {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000"}, [], [], False),
         ("darwin", {}, [], [], False),
     ],
-    ids=["told", "an older library", "refused", "set by the user", "a tunable", "another system"],
+    ids=["tuned", "an older library", "refused", "set by the user", "a tunable", "another system"],
 )
-def test_only_the_gnu_library_is_tuned(platform, stated, refused, heard, told, monkeypatch) -> None:
+def test_only_the_gnu_library_is_tuned(platform, stated, refused, settings, tuned, monkeypatch) -> None:
     calls: list[tuple[int, int]] = []
 
     class Library:
@@ -48,8 +48,8 @@ def test_only_the_gnu_library_is_tuned(platform, stated, refused, heard, told, m
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(process.sys, "platform", platform)
     monkeypatch.setattr(process.ctypes, "CDLL", lambda name: Library())
-    assert process.tune_allocator.__wrapped__() is told
-    assert calls == heard
+    assert process.tune_allocator.__wrapped__() is tuned
+    assert calls == settings
 
 
 def test_a_library_without_the_call_is_not_changed(monkeypatch) -> None:
@@ -80,7 +80,7 @@ print(faults(5))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is tuned")
 def test_passes_of_a_tuned_process_reuse_its_memory() -> None:
     def faults(**stated: str) -> int:
         clean = {name: value for name, value in os.environ.items() if name not in process.OVERRIDE_ENV_VARS}
@@ -122,19 +122,19 @@ def test_pages_are_whole_ones_of_the_process_own_memory(monkeypatch, tmp_path) -
 )  # fmt: skip
 def test_only_new_memory_is_moved_in_unbroken_stretches(refused, moved, calls, monkeypatch) -> None:
     """96 MiB in a row, 16 of them there before: 48 and 32 are new. The 30 MiB elsewhere are not worth it."""
-    heard: list[tuple[int, int]] = []
+    advised: list[tuple[int, int]] = []
 
     class Library:
         def madvise(self, start, size, advice) -> int:
             assert size.value == 2 * MIB
-            heard.append((advice, start.value // MIB))
-            return -1 if heard[-1] in refused else 0
+            advised.append((advice, start.value // MIB))
+            return -1 if advised[-1] in refused else 0
 
     monkeypatch.setattr(process.ctypes, "CDLL", lambda *name, **options: Library())
     monkeypatch.setattr(process, "private_pages", lambda: {*range(100, 148), *range(200, 215)})
     assert process.use_huge_pages(set(range(124, 132))) == moved * MIB
-    assert len(heard) == calls
-    assert {start for _, start in heard} == {*range(200, 248, 2), *range(264, 296, 2)}
+    assert len(advised) == calls
+    assert {start for _, start in advised} == {*range(200, 248, 2), *range(264, 296, 2)}
 
 
 def test_nothing_is_done_without_madvise(monkeypatch) -> None:
@@ -144,7 +144,7 @@ def test_nothing_is_done_without_madvise(monkeypatch) -> None:
     process.trim_heap()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked for large pages")
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are requested only on Linux")
 def test_moved_memory_holds_what_it_held() -> None:
     before = process.private_pages()
     taken = mmap.mmap(-1, 96 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -179,7 +179,7 @@ def test_the_library_changes_nothing_of_its_process(tmp_path) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such settings")
 def test_tune_process_sets_what_it_says_and_nothing_else(tmp_path) -> None:
-    """The twin: that the snapshots see a change."""
+    """The opposite case: the snapshots show a change."""
     found, stderr = snapshots(tmp_path, "tuned")
     assert set(found["changed"]) - {"huge pages"} == {"malloc", "OpenCV"}  # a kernel may have no huge pages
     assert found["changed"]["malloc"][1][:2] == [[False, False], [False, False]]

@@ -39,7 +39,7 @@ class TestLog:
     log does not contain the net. ``fallback_seed``: Caffe found no source of entropy.
     """
 
-    __test__ = False  # not a test class, whatever pytest makes of the name
+    __test__ = False  # not a pytest test class
 
     file: str
     iterations: int
@@ -74,7 +74,7 @@ class TestLog:
         return tuple(counts)
 
     def accuracy_blob(self) -> str:
-        """The blob with the accuracy; raises FormatError if no blob or more than one could."""
+        """The blob with the accuracy; raises FormatError unless exactly one blob may be it."""
         losses = {line.blob for line in self.summary if line.weight is not None}
         names = [
             name
@@ -98,7 +98,7 @@ def read_test_log(path: str | os.PathLike[str]) -> TestLog:
 def parse_test_log(text: str, file: str = "<text>") -> TestLog:
     """Parse the text of a `caffe test` log, with or without glog's prefixes.
 
-    A log cut short is read as far as it goes, with ``complete`` False. Raises FormatError if it holds no
+    A truncated log is read as far as it goes, with ``complete`` False. Raises FormatError if it holds no
     batch or a batch is missing between others.
     """
     announced: int | None = None

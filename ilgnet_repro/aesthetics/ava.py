@@ -1,6 +1,6 @@
 """AVA.txt: one row per image, with the ten vote counts from which everything else is computed.
 
-Columns, separated by blanks: index, image id, the counts of the votes 1 to 10, two semantic tags,
+Columns, separated by spaces: index, image id, the counts of the votes 1 to 10, two semantic tags,
 challenge id (Murray, Marchesotti, Perronnin: AVA, CVPR 2012).
 """
 

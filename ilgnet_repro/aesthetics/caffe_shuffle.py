@@ -33,7 +33,7 @@ class SeedScore:
 
 @dataclass(frozen=True)
 class SeedSearch:
-    """The seeds tried, best first (a few of them), and what chance alone would give.
+    """The seeds tried, best first (a few of them), and the result that chance would give.
 
     ``p_value`` is that of the best one-sided correlation times the number of seeds tried, at most 1: how
     often a log unrelated to all of these orders would have as good a best.

@@ -30,7 +30,7 @@ class Chart:
 
 
 def _draw(name: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Chart:
-    """The chart of what ``paint`` does to one pair of axes."""
+    """The chart that ``paint`` draws on one pair of axes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def calibration(metrics: Metrics) -> Chart | None:
 
 
 def histogram(probability: np.ndarray, labels: np.ndarray) -> Chart | None:
-    """How the probabilities of the two labels are spread; None without any image."""
+    """Histograms of the probabilities of the two labels; None without any image."""
     if not len(labels):
         return None
     edges = np.linspace(0, 1, 41)

@@ -27,7 +27,7 @@ RANDOM_MARK = "RANDOM weights"
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file; ``release`` is the released file it is or comes from, ``random`` its own word.
+    """A weights file; ``release`` is the released file it is or comes from, ``random`` what the file states.
 
     How a release's weights were changed (folded, fewer bits) is in the source's ``known_as``; weights
     that were trained on since come from no release.

@@ -23,8 +23,8 @@ from .context import RANDOM_MARK
 
 LABEL = f"ILGNet with {RANDOM_MARK}, made by ilgnet_repro's demo: not trained, its scores mean nothing"
 SMALL_LABEL = f"a small net with {RANDOM_MARK}, made by ilgnet_repro's demo: its scores mean nothing"
-WEIGHTS, SMALL_WEIGHTS = "ilgnet_random.caffemodel", "small_random.caffemodel"  # what a demo makes first
-ILGNET_BYTES = 603_752_328  # of the weights alone
+WEIGHTS, SMALL_WEIGHTS = "ilgnet_random.caffemodel", "small_random.caffemodel"  # what a demo writes first
+ILGNET_BYTES = 603_752_328  # of the weights only
 
 
 def check_folder(folder: Path) -> None:

@@ -109,16 +109,16 @@ def _ask(file: IO[bytes], timeout: float, request: Callable[..., Any], *words: A
         return request(*words)
     except HTTPError as error:
         error.close()
-        code, told = error.code, f"answers HTTP {error.code}"
+        code, reason = error.code, f"answers HTTP {error.code}"
         if code == 416:
             file.truncate(0)  # the bytes so far are not those of the file
         if code < 400:
-            told = f"redirects in a circle or out of http (HTTP {code})"
-        raise (ConnectionError if code >= 500 or code in (408, 416, 429) else DownloadError)(told) from None
+            reason = f"redirects in a circle or out of http (HTTP {code})"
+        raise (ConnectionError if code >= 500 or code in (408, 416, 429) else DownloadError)(reason) from None
     except (InvalidURL, ValueError) as error:
         raise DownloadError(f"cannot be asked for ({error})") from None
     except (HTTPException, OSError) as error:
         cause = error.reason if isinstance(error, URLError) else None
-        told = f"cannot be reached ({cause})" if cause else f"broke off ({type(error).__name__})"
-        told = f"was silent for {timeout:g} s" if isinstance(cause or error, TimeoutError) else told
-        raise ConnectionError(told) from None
+        reason = f"cannot be reached ({cause})" if cause else f"broke off ({type(error).__name__})"
+        reason = f"was silent for {timeout:g} s" if isinstance(cause or error, TimeoutError) else reason
+        raise ConnectionError(reason) from None

@@ -46,7 +46,7 @@ class Test:
     of mean scores as `ilgnet partition --scores` writes it; ``table`` is csv or parquet.
     """
 
-    __test__ = False  # not a test class, whatever pytest makes of the name
+    __test__ = False  # not a pytest test class
 
     dataset: str
     protocol: Protocol

@@ -79,13 +79,15 @@ def _read_npz(path: str | os.PathLike[str]) -> ScoreTable:
         with np.load(path, allow_pickle=False) as arrays:
             table = ScoreTable(**{name: arrays[name] for name in ScoreTable.__dataclass_fields__})
     except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: not a scores file ({str(error).splitlines()[0]}); write it anew") from error
+        raise DataError(
+            f"{path}: not a scores file ({str(error).splitlines()[0]}); write it again"
+        ) from error
     count = table.ids.shape[:1]
     if any(a.shape != count for n, a in vars(table).items() if n != "votes") or table.votes.shape != (
         *count,
         10,
     ):
-        raise DataError(f"{path}: its columns are not of one length; write it anew")
+        raise DataError(f"{path}: its columns differ in length; write it again")
     return table
 
 

@@ -67,7 +67,7 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """How a protocol makes a net's input of side ``side``: each image alone, then a batch's views."""
+    """How a protocol makes a net's input of side ``side``: each image by itself, then a batch's views."""
 
     protocol: Protocol
     side: int

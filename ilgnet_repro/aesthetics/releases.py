@@ -137,7 +137,7 @@ def addresses_of(release: Release, mirror: str | None = None) -> list[str]:
     found = [f"{mirror.rstrip('/')}/{release.path}"] if mirror else list(release.addresses)
     if not found:
         raise DownloadError(
-            f"{release.name}: is at cloud drives only; `ilgnet data where {release.name}` tells how to get it"
+            f"{release.name}: is at cloud drives only; `ilgnet data where {release.name}` explains how to get it"
         )
     for address in found:
         if not address.lower().startswith(("http://", "https://")):
@@ -166,5 +166,5 @@ def find_in_folder(release: Release, folder: Path) -> Path:
             return path
         if found != "missing":
             faults.append(f"{path} {'is' if found.startswith('a ') else 'has'} {found}")
-    told = "; ".join(faults) or f"neither {release.path} nor any file of {release.size} bytes is there"
-    raise DownloadError(f"{release.name}: not in {folder}: {told}; fetch it again")
+    reason = "; ".join(faults) or f"neither {release.path} nor any file of {release.size} bytes is there"
+    raise DownloadError(f"{release.name}: not in {folder}: {reason}; fetch it again")

@@ -2,8 +2,8 @@
 
 Each image has one subject on a plain background.  It is good (1) when the subject is on a crossing of
 the thirds *and* its colour is the opposite of the background's; it is bad (0) when either fails, so neither
-position nor colour alone determines the label.  A narrow ILGNet learns it in minutes on one core: first a trunk on
-the subject's colour, as GoogLeNet learned ImageNet, then the whole net, fine-tuned from that trunk.
+position nor colour determines the label without the other.  A narrow ILGNet learns it in minutes on one core: first
+a trunk on the subject's colour, as GoogLeNet learned ImageNet, then the whole net, fine-tuned from that trunk.
 """
 
 from __future__ import annotations

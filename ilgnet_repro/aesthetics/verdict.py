@@ -150,7 +150,7 @@ class OrderAnalysis:
     """What a log's counts show about the order of its rows, without a net.
 
     ``high_rows`` of the rows read have label 1 in this order. ``dispersion`` is Σ (k − n p)² / (n p (1 − p))
-    over the batches with its two-sided ``dispersion_p``: near 1 where every batch is a like sample.
+    over the batches with its two-sided ``dispersion_p``: near 1 where all batches are similar samples.
     ``label_correlation`` is that of right answers with label-1 images over the batches, None where either
     never varies; ``always_high`` is what answering "high" to each row would have scored, and
     ``always_high_p`` the probability that a random subset of the list scored at least the log's total so.

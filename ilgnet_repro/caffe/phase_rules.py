@@ -42,7 +42,7 @@ def settle_rules(net: pb.NetParameter, level: int, stages: tuple[str, ...]) -> p
     """Return ``net`` for one level and set of stages: the remaining rules depend only on the phase.
 
     Needed where the text is saved without the level and stages it was selected for: Caffe takes the level only
-    from its caller, so the text alone would be a different net.
+    from its caller, so the text without them would be a different net.
     """
     state = net_state("TEST", level, (*net.state.stage, *stages))
     result = pb.NetParameter()

@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, verify or tell; 0, or 1 where verify found a fault."""
+    """Fetch, verify or locate; 0, or 1 where verify found a fault."""
     from ..aesthetics import releases as manifest
 
     chosen = manifest.select(args.names)

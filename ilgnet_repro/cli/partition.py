@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
             help=f"of the rows: label 0 first, or mixed (default {default}, as the authors')",
         )
         make.add_argument("--scores", metavar="FILE", help="also write mean scores and votes (.csv or .npz)")
-        make.add_argument("--exclude", metavar="LIST", help="image ids to leave out, one a line")
+        make.add_argument("--exclude", metavar="LIST", help="image ids to leave out, one per line")
         make.add_argument("--force", action="store_true", help="replace lists that are there")
         make.add_argument("--json", action="store_true", help="print the counts as JSON")
         if name == "ava1":
@@ -115,7 +115,7 @@ def _make(args: argparse.Namespace) -> int:
         if made.dropped:
             say(f"{made.dropped:,} training images dropped: within {args.delta:g} of 5")
     if args.order == "class":
-        print("note: sorted by class; a test that stops early sees label 0 alone", file=sys.stderr)
+        print("note: sorted by class; a test that stops early sees only label 0", file=sys.stderr)
     return 0
 
 

@@ -36,7 +36,7 @@ class Backend:
 
     ``blobs`` are the names it can compute, in order; ``run`` takes inputs by name and
     the blobs to return.  Names are Caffe's; ``blob@layer`` is a blob before an in-place layer replaced it.
-    ``graph`` is the net, where its text is known; ``reads_text`` tells whether it was built from `TextChoices`.
+    ``graph`` is the net, where its text is known; ``reads_text`` states whether it was built from `TextChoices`.
     """
 
     spec: str

@@ -259,8 +259,8 @@ class OnnxWriter:
         """
         called = self._called.get(value)
         makes = value in self._made_here and called is None
-        goes_on = value in self._made and called not in self._outputs
-        if makes or (goes_on and (blob in self._outputs or called in self._replaced)):
+        can_be_renamed = value in self._made and called not in self._outputs
+        if makes or (can_be_renamed and (blob in self._outputs or called in self._replaced)):
             self._called[value] = blob
         elif blob in self._outputs:
             self._nodes.append(_Node(self._unused(f"{blob}:Identity"), "Identity", (value,), (blob,), {}))

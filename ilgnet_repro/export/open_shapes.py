@@ -105,7 +105,7 @@ class _Plans:
         return dict(plan.shapes)
 
     def open_axes(self, starts: list[Axis], others: list[Axis], lengths: Lengths) -> list[Axis]:
-        """Open each of ``starts``: alone, or with those of ``others`` of the same length that must change with it.
+        """Open each of ``starts``: separately, or with those of ``others`` of the same length that must change with it.
 
         Returns those that stay fixed.
         """
@@ -164,7 +164,7 @@ class _Plans:
 
 
 def _groups(start: Axis, alike: list[Axis]) -> Iterator[tuple[Axis, ...]]:
-    """Yield an axis alone, with one or two others, and with all others of the same axis number."""
+    """Yield an axis by itself, with one or two others, and with all others of the same axis number."""
     for count in range(3):
         yield from ((start, *others) for others in combinations(alike, count))
     yield (start, *(axis for axis in alike if axis[1] == start[1]))

@@ -134,7 +134,7 @@ def _named_layers(net: CaffeNet) -> nn.Module:
 
 
 def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
-    """Load what was written with torch alone; nothing in it is a pickle."""
+    """Load the written file with torch only; nothing in it is a pickle."""
     check_members(paths[0])
     with utf8_path(paths[0]) as name:
         module = torch.export.load(name).module()

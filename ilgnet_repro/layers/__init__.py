@@ -1,1 +1,1 @@
-"""Registered Caffe layer types, one class a type, one file a type or close family."""
+"""Registered Caffe layer types, one class per type, one file per type or close family."""

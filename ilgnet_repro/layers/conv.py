@@ -67,7 +67,7 @@ class Spatial(Layer):
                 raise self.error(f"states both {field} and {short}_h/{short}_w; state one kind")
             if count != 2:
                 raise self.error(f"{short}_h and {short}_w need two spatial axes; this blob has {count}")
-            # stride_h alone leaves stride_w at 0 in Caffe, and is refused below.
+            # without stride_w, stride_h leaves it at 0 in Caffe, and is refused below.
             pair = (getattr(self.param, f"{short}_h"), getattr(self.param, f"{short}_w"))
             if not all(self.param.HasField(f"{short}_{a}") for a in "hw") and short != "pad":
                 raise self.error(f"states only one of {short}_h and {short}_w; state both")

@@ -193,7 +193,7 @@ def mean_variance_norm(x: Tensor, groups: int, eps: float) -> Tensor:
     centred = rows - rows.mean(2, keepdim=True)
     variance = centred.square().mean(2, keepdim=True)
     deviation = variance.detach().sqrt() + eps
-    # Caffe's gradient divides by this sum where the exact one divides by the deviation alone (0 / 0 for a
+    # Caffe's gradient divides by this sum where the exact one divides only by the deviation (0 / 0 for a
     # constant group): the second term is 0 and has that gradient.
     deviation = deviation + (variance - variance.detach()) / (2 * deviation)
     return (centred / deviation).view_as(x)

@@ -73,7 +73,7 @@ def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, T
     return reorder(own), own
 
 
-LARGEST_KEPT_FLOAT = 1 << 20  # weights; smaller layers take too little time to be worth a rounding error
+LARGEST_UNQUANTIZED = 1 << 20  # weights; smaller layers take too little time to be worth a rounding error
 IMAGES_PER_CALL = 4  # per int8 product: the kernel processes no more in one pass
 FLOAT16_TOP = 15  # weights are scaled below this power of two, with room for rounding up in float16
 PACKED_FOR = 16  # the batch size given to packing; the packed weights work for any other
@@ -210,7 +210,7 @@ _KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, 
 
 def fast_dense(layer: InnerProduct, bottom: Shape, precision: str, relu: bool) -> Dense:
     """Return the fast module of a dense layer; only large layers are quantized."""
-    is_large = layer.blob(WEIGHT).numel() > LARGEST_KEPT_FLOAT
+    is_large = layer.blob(WEIGHT).numel() > LARGEST_UNQUANTIZED
     return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
 
 

@@ -205,7 +205,7 @@ def load_graph(
     change the result; the path of an unknown message includes all its fields.  A DummyData top with a
     shape in ``input_shapes`` becomes an input.  ``crop`` is the rule for Crop layers that state no offset where the
     text leaves it open: "bvlc" (0) or "geometry" (forks: from the layers).
-    ``held`` are the layers of the weights file: their blob counts tell the kind of a layer whose text leaves it open.
+    ``held`` are the layers of the weights file: their blob counts determine the kind of a layer whose text leaves it open.
     """
     choices = Choices(phase, level, tuple(stages), input_shapes, tuple(ignore_fields), crop)
     return choose_graph(resolve_kinds(upgrade_net(_text(prototxt)), blob_counts(held)), choices)

@@ -16,7 +16,7 @@ def as_loaded(net: Any) -> Iterator[None]:
     """Put a net into the mode of its phase, and restore every module's own mode afterwards.
 
     The mode is `train()` in phase TRAIN, and `eval()` in phase TEST and for nets that are not Caffe's.  Modules that
-    replaced a layer are switched as well.  A net that is not a torch module has no mode and is left alone.
+    replaced a layer are switched as well.  A net that is not a torch module has no mode and is not changed.
     """
     if not isinstance(net, nn.Module):
         yield

@@ -166,7 +166,7 @@ def check_members(path: str | os.PathLike[str]) -> None:
 
 def read_pt2(path: str | os.PathLike[str]) -> Pt2Program:
     """Read an archive.  Raises IlgnetError for one that is damaged, or that has content not known to be safe."""
-    # The reader below has a better message for a damaged or foreign archive.
+    # The reader below has a better message for a damaged or unknown archive.
     expect(path, Kind.PT2, Kind.ZIP, Kind.TORCH, Kind.EMPTY, Kind.UNKNOWN, what="an exported PyTorch program")
     with _opened(path) as archive:
         return _program(path, archive, _members(path, archive))

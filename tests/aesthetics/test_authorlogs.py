@@ -139,7 +139,7 @@ def test_authors_rows_in_list_order(name: str, high_rows: int, correlation: floa
 
 @needs_authors
 def test_candidate_seed_of_the_ava1_log() -> None:
-    """Among a slice of the seeds the candidate stands out; docs/reproducing.md tells of all 104,729."""
+    """The candidate is the best of a slice of the seeds; docs/reproducing.md reports all 104,729."""
     log = read_test_log(AUTHORS / "results" / "AVA1_result.txt")
     search = search_seed(_labels("ava1"), log.counts(), 50, range(1100, 1300))
     assert search.best[0].seed == PUBLISHED["ava1"].shuffle_candidate

@@ -132,7 +132,7 @@ def images(tmp_path):
     files = {
         "good.jpg": jpeg,
         "trailing.jpg": jpeg + b"\0" * 9,
-        "a blank.png": png,
+        "a space.png": png,
         "cut.jpg": jpeg[: len(jpeg) * 3 // 4],
         "text.jpg": b"<html>not found</html>",
         "empty.jpg": b"",
@@ -146,12 +146,12 @@ def images(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_bad_images_are_classified(images, workers):
-    told = []
-    report = check_images(ImageList(images), images.parent, workers, told.append)
+    progress = []
+    report = check_images(ImageList(images), images.parent, workers, progress.append)
     assert report.missing == ("absent.jpg",)
     assert report.corrupt == ("text.jpg", "empty.jpg")
     assert report.truncated == ("cut.jpg",)
-    assert (report.checked, told) == (7, list(range(1, 8)))
+    assert (report.checked, progress) == (7, list(range(1, 8)))
 
 
 def ilgnet(*words):
@@ -184,8 +184,8 @@ def test_the_command_reports_overlap(tmp_path, capsys, second, code, shared):
     assert ilgnet(first, other) == code
     assert capsys.readouterr().out.endswith(f"{shared} rows of {other} are in {first}\n")
     assert ilgnet(first, other, "--json") == code
-    told = json.loads(capsys.readouterr().out)
-    assert (told["overlaps"], told["faulty"]) == (
+    progress = json.loads(capsys.readouterr().out)
+    assert (progress["overlaps"], progress["faulty"]) == (
         [{"lists": [str(first), str(other)], "rows": shared}],
         bool(code),
     )

@@ -1,4 +1,4 @@
-"""The commands ``ilgnet lmdb | mean | sheet`` and their tools, as people type them."""
+"""The commands ``ilgnet lmdb | mean | sheet`` and their tools, as users type them."""
 
 import base64
 import json
@@ -51,8 +51,8 @@ def test_tools_take_caffes_own_flags(golden, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert (tmp_path / "m").read_bytes() == (pipeline / "raw64_mean.binaryproto").read_bytes()
-    said = [line.split("] ", 1)[1] for line in (pipeline / "mean_raw64.log").read_text().splitlines()]
-    assert done.stdout.splitlines() == said[-4:]  # Caffe's lines, word for word
+    reported = [line.split("] ", 1)[1] for line in (pipeline / "mean_raw64.log").read_text().splitlines()]
+    assert done.stdout.splitlines() == reported[-4:]  # Caffe's lines, word for word
 
 
 def test_make_info_check_export(golden, tmp_path, capsys):
@@ -96,8 +96,8 @@ def test_wrong_input_is_one_line(arguments, message, capsys, tmp_path, monkeypat
 def test_mean_converts_and_prints(golden, tmp_path, capsys):
     source = str(golden / "pipeline" / "png48_mean.binaryproto")
     assert main(["mean", source, str(tmp_path / "m.npy"), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["shape"] == [3, 48, 48] and [f"{value:g}" for value in said["channels"]] == [
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["shape"] == [3, 48, 48] and [f"{value:g}" for value in reported["channels"]] == [
         "129.656",
         "116.6",
         "117.54",
@@ -119,8 +119,8 @@ def test_sheet_counts_and_shows(kind, golden, tmp_path, capsys):
         source += ["--per-label", "3"]
     pages = [str(tmp_path / "page.html"), str(tmp_path / "page.png")]
     assert main(["sheet", *source, "--out", pages[0], "--out", pages[1], "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["labels"], len(said["unreadable"])) == (labels, unreadable)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["labels"], len(reported["unreadable"])) == (labels, unreadable)
     text = (tmp_path / "page.html").read_text()
     thumbnails = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     assert len(thumbnails) == shown and "http" not in text.replace("http://www.w3.org", "")

@@ -1,4 +1,4 @@
-"""Downloads against a loopback server that truncates, stalls, lies and serves wrong bytes; and --from."""
+"""Downloads against a loopback server that truncates, stalls, and serves wrong lengths and bytes; and --from."""
 
 import argparse
 import errno
@@ -27,14 +27,14 @@ SILENT = {"stalls": {"timeout": 1}, "mute": {"timeout": 1}}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by the first part of the path: one behaviour a name."""
+    """Answers by the first part of the path: one behaviour per name."""
 
     def log_message(self, *args):
         pass
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
-        # A proxy is asked for a whole address, whose second part is empty.
+        # A proxy receives a whole address, whose second part is empty.
         behaviour = self.path.split("/")[1] or "good"
         with suppress(BrokenPipeError, ConnectionResetError):
             getattr(self, behaviour.replace("-", "_"))()
@@ -349,7 +349,7 @@ def test_the_proxy_is_used(server, tmp_path, monkeypatch, where):
         (
             RELEASE,
             {},
-            "sample: is at cloud drives only; `ilgnet data where sample` tells how to get it",
+            "sample: is at cloud drives only; `ilgnet data where sample` explains how to get it",
         ),
         (
             RELEASE,

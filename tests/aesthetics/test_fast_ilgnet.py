@@ -43,7 +43,7 @@ def test_probabilities(net: CaffeNet, precision: str, most: float) -> None:
     for image, probabilities in zip(images, expected, strict=True):
         found = fast(data=torch.from_numpy(image))[HIGH][0]
         np.testing.assert_allclose(found, probabilities, rtol=0, atol=most)
-    # Three of one image, one of the other: a batch gives what each image alone gives.
+    # Three of one image, one of the other: a batch gives the results of single images.
     batch = fast(data=torch.from_numpy(np.concatenate([images[0]] * 3 + [images[1]])))[HIGH]
     np.testing.assert_allclose(batch, np.stack([expected[0]] * 3 + [expected[1]]), rtol=0, atol=most)
 

@@ -1,4 +1,4 @@
-"""ILGNet whole, with the seeded weights Caffe ran on: fifteen blobs and a hundred scores."""
+"""The whole ILGNet with the seeded weights that Caffe used: fifteen blobs and a hundred scores."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_the_authors_own_texts(authors, name):
     assert assumed(read_net(authors / f"{name}.prototxt")).name == "ava1-weights"
 
 
-# ------------------------------------------------------------------------------------- what is known of a net
+# ------------------------------------------------------------------------------------- what is known about a net
 
 AVA1, AVA2 = find_model("ava1-weights"), find_model("ava2-weights")
 SHA = "ab" * 32

@@ -1,4 +1,4 @@
-"""The manifest against the authors' files, its two copies, and the look-ups others build on."""
+"""The manifest against the authors' files, its two copies, and its look-up functions."""
 
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ LISTS = {"ava1-train": 235_529, "ava1-val": 20_000, "ava2-train": 25_553, "ava2-
 
 
 def test_the_installed_manifest_and_the_one_at_the_top_are_equal():
-    """But for the two models: their size and digest stand in models.toml, which the core reads too."""
+    """Except for the two models: their size and digest are in models.toml, which the core reads too."""
     installed = resources.files("ilgnet_repro.aesthetics").joinpath("manifest.toml").read_text("utf-8")
     table, top = tomllib.loads(installed), tomllib.loads((ROOT / "data" / "manifest.toml").read_text("utf-8"))
     for release in table["release"]:
@@ -97,7 +97,7 @@ def test_known_release(sha256, name):
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"),
+    ("names", "given"),
     [
         ([], NAMES),
         (["val"], ["val"]),
@@ -107,8 +107,8 @@ def test_known_release(sha256, name):
     ],
     ids=["all", "name", "kind", "name-and-kind", "twice"],
 )
-def test_select(asked, given):
-    assert [release.name for release in select(asked)] == given
+def test_select(names, given):
+    assert [release.name for release in select(names)] == given
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
@@ -123,7 +123,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "missing"),
         (b"x" * 280, "280 bytes instead of 281"),
@@ -132,11 +132,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
     ],
     ids=["missing", "short", "pointer", "wrong-bytes"],
 )
-def test_faults_of_a_copy(tmp_path, content, told):
+def test_faults_of_a_copy(tmp_path, content, message):
     path = tmp_path / "solver"
     if content is not None:
         path.write_bytes(content)
-    assert fault(SOLVER, path) == told
+    assert fault(SOLVER, path) == message
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_tie_rule_is_caffes() -> None:
         scores, labels, accuracy = case["in/x"], case["in/l"].astype(int), float(case["out/o"])
     of_label = scores[np.arange(len(labels)), labels]
     best_other = np.array([np.delete(row, label).max() for row, label in zip(scores, labels, strict=True)])
-    share = np.where(of_label == best_other, 0.5, np.where(of_label > best_other, 1.0, 0.0))
-    assert is_correct(share, np.ones(len(share), int)).mean() == accuracy
+    credit = np.where(of_label == best_other, 0.5, np.where(of_label > best_other, 1.0, 0.0))
+    assert is_correct(credit, np.ones(len(credit), int)).mean() == accuracy
 
 
 def test_loss_is_clamped_at_flt_min() -> None:

@@ -77,7 +77,7 @@ def test_ava2_has_the_published_counts(published):
     assert (len(made.train), len(made.val)) == (25_553, 25_553)
     assert np.add(made.train.class_sizes, made.val.class_sizes).tolist() == [25_553, 25_553]
     assert not set(made.train.rows.tolist()) & set(made.val.rows.tolist())
-    # Halved as a whole: about even classes, which only a fault would put 1,000 (12 deviations) off.
+    # Halved as a whole: about even classes, from which only a bug could deviate by 1,000 (12 deviations).
     assert abs(made.train.class_sizes[0] - 12_776) < 1_000
 
 
@@ -222,11 +222,11 @@ def test_the_command_writes_lists_and_scores(tmp_path, capsys, suffix):
     )
     words = ["ava1", ava, "--out", out, "--seed", 4, "--val-sizes", 30, 50, "--scores", scores, "--json"]
     assert ilgnet(*words) == 0
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     means = exact_means(table)
     lists = {name: (out / f"{name}.txt").read_text().splitlines() for name in ("train", "val")}
-    assert {name: told[name]["rows"] for name in lists} == {"train": 620, "val": 80}
-    assert told["train"]["class_sizes"] == [270, 350]
+    assert {name: report[name]["rows"] for name in lists} == {"train": 620, "val": 80}
+    assert report["train"]["class_sizes"] == [270, 350]
     for line in lists["train"] + lists["val"]:
         image, label = line.split(" ")
         assert int(label) == (means[int(image.removesuffix(".jpg"))] > 5)

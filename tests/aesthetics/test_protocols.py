@@ -47,15 +47,15 @@ def read_run(folder: Path) -> RunResult:
     return RunResult.read(folder / "run.json")
 
 
-def same(first: RunResult, second: RunResult) -> bool:
-    """Equal but for the time they took and the folder they were written to."""
+def comparable(first: RunResult, second: RunResult) -> bool:
+    """Equal except for their time and output folder."""
     mine, other = first.to_dict(), second.to_dict()
     for values in (mine, other):
         values["elapsed"] = values["command"] = None
     return mine == other
 
 
-# Denominators and batches as the issue has them: 2,500, 2,400, 20,000, 25,553 (533 batches, the last of 17).
+# Denominators and batches: 2,500, 2,400, 20,000, 25,553 (533 batches, the last of 17).
 COUNTS = {
     "ava1 published": ("ava1", "published", 2_500, 50, 50),
     "ava2 published": ("ava2", "published", 2_400, 50, 48),
@@ -118,7 +118,7 @@ def test_killed_and_resumed(ava: dict[str, TinySet], tmp_path: Path) -> None:
     assert journal.stat().st_size >= 300_000
     subprocess.run([*command, str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     assert main([*command[3:-1], "--out", str(tmp_path / "whole")]) == 0
-    assert same(read_run(folder), read_run(tmp_path / "whole"))
+    assert comparable(read_run(folder), read_run(tmp_path / "whole"))
     assert (folder / "pictures.csv").read_bytes() == (tmp_path / "whole" / "pictures.csv").read_bytes()
     assert not journal.exists()
 
@@ -250,7 +250,7 @@ def test_mean_scores_reach_the_rows(small: TinySet) -> None:
 
 
 class NetOf:
-    """Called like a CaffeNet, and gives what it was made with for every image."""
+    """Called like a CaffeNet, and returns the given probabilities for every image."""
 
     inputs, outputs, fixed_batch = ("data",), ("prob",), None
 

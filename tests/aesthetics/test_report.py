@@ -1,4 +1,4 @@
-"""The report's page and JSON: complete, escaped, readable by a screen reader, honest about weights."""
+"""The report's page and JSON: complete, escaped, readable by a screen reader, and clear about random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVIL = "<script>alert(1)</script>&.jpg"
 
 
 class Page(HTMLParser):
-    """Counts what a reader would meet, and checks that every element is closed."""
+    """Counts the elements that a reader encounters, and checks that every element is closed."""
 
     VOID = ("meta", "img", "br")
 

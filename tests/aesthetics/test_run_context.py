@@ -1,4 +1,4 @@
-"""What a run warns of, and what it says its files are."""
+"""Warnings of a run, and how it describes its files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_run_that_wraps_gives_a_warning() -> None:
 UNKNOWN = {
     "released": (weights("ava2-weights"), "ava2", 0),
     "unknown": (weights(), "ava2", 1),
-    "random, which is said elsewhere": (weights(random=True), "ava1", 0),
+    "random, which is reported elsewhere": (weights(random=True), "ava1", 0),
     "own images": (weights(), "own", 0),
 }
 
@@ -101,7 +101,7 @@ def test_mean_of_the_weights(authors: Path, home: Path) -> None:
     full, whole = PROTOCOLS["full"], PROTOCOLS["resize"]
     with pytest.raises(IlgnetError, match="`ilgnet data get ava1-mean`, or give mean=FILE"):
         choose_mean("ava1", full, weights())
-    # Weights trained on AVA1 take AVA1's mean, whatever they are tested on.
+    # Weights trained on AVA1 need AVA1's mean, for any test list.
     with pytest.raises(IlgnetError, match="ava1-mean"):
         choose_mean("ava2", full, weights("ava1-weights"))
     path = home / find_release("ava1-mean").path

@@ -1,4 +1,4 @@
-"""Results on disk: round trips as CSV, Parquet and JSON, and a journal that is killed."""
+"""Results on disk: round trips as CSV, Parquet and JSON, and a journal of a killed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the study's commands may write over: never their inputs, and never a file that they did not make."""
+"""Files that the study's commands may overwrite: never their inputs, and never a file that they did not write."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_accepted(folder, arguments, again) -> None:
 
 
 # Files of the user's that have the names a command would choose, and the command.
-STRANGERS = {
+UNRELATED = {
     "synthetic": (["task/solver.prototxt"], ["synthetic", "task"],
                   "task/solver.prototxt: is already there; remove it or give another folder"),
     "demo": (["mine/list.txt"], ["demo", "--small", "--out", "mine"],
@@ -97,7 +97,7 @@ STRANGERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "arguments", "message"), STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize(("files", "arguments", "message"), UNRELATED.values(), ids=UNRELATED)
 def test_unrelated_files_are_not_replaced(folder, capsys, files, arguments, message) -> None:
     check_files_of_others_stay(capsys, folder, files, arguments, message)
 

@@ -117,7 +117,7 @@ def test_report_of_two_runs(tiny: TinySet, capsys: pytest.CaptureFixture) -> Non
     assert (values["mcnemar"]["only_first"], values["mcnemar"]["only_second"]) == only
     assert f"right only here {only[0]}, only there {only[1]}" in printed
     assert page.count("data:image/jpeg;base64,") >= 16
-    # Every section says it, for it may be read alone.
+    # Every section states it, since it may be read separately.
     assert page.count("Seeded random weights") == page.count("<section>")
 
 
@@ -206,7 +206,7 @@ def test_interrupted(tiny: TinySet, capsys: pytest.CaptureFixture, monkeypatch: 
     assert main(command(tiny, "--batch-size", "4")) == 130
     assert "with --resume continues" in capsys.readouterr().err
     assert main(command(tiny, "--batch-size", "4", "--resume")) == 0
-    # Two batches were kept: of the six, four are left.
+    # Two batches were kept: four of the six remain.
     assert len(seen) == 3 + 4
     resumed = RunResult.read("own_full/run.json")
     assert main(command(tiny, "--batch-size", "4", "--out", "whole")) == 0

@@ -24,14 +24,14 @@ layer {{ name: "prob" type: "Softmax" bottom: "ip" top: "prob" }}
 
 
 class TinySet:
-    """``count`` images of noise, the labels' share of 1 as given, and all files of a test in ``folder``."""
+    """``count`` images of noise, the given fraction of labels 1, and all files of a test in ``folder``."""
 
     def __init__(
         self, folder: Path, count: int, high: float = 0.5, sort: bool = False, name: str = "tiny"
     ) -> None:
         random = np.random.default_rng(count)
         self.folder = folder
-        # Three bytes per image decide it; all 192 of them random would only take longer.
+        # Three bytes per image determine the score; 192 random ones would only take longer.
         colours = random.integers(0, 256, (count, 3, 1, 1), dtype=np.uint8)
         self.images = np.broadcast_to(colours, (count, 3, SIDE, SIDE)) // 2
         self.images = self.images + random.integers(0, 99, (1, 3, SIDE, SIDE), dtype=np.uint8)
@@ -89,6 +89,6 @@ class TinySet:
         return 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
 
     def arguments(self, *more: str) -> list[str]:
-        """Of ``ilgnet test``, but for the dataset and the images."""
+        """Arguments of ``ilgnet test``, without the dataset and the images."""
         return ["--weights", str(self.weights), "--prototxt", str(self.folder / "tiny.prototxt"),
                 "--mean", str(self.mean_file), *more]  # fmt: skip

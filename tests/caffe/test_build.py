@@ -1,4 +1,4 @@
-"""Nodes from layers: unique values for in-place tops, Caffe's order of outputs, and what forms no net."""
+"""Nodes from layers: unique values for in-place tops, Caffe's order of outputs, and layers that form no valid net."""
 
 import dataclasses
 
@@ -118,7 +118,7 @@ def test_an_empty_phase_is_refused() -> None:
 
 
 def test_the_graph_distinguishes_values_from_blobs() -> None:
-    """``replaced`` names what an in-place layer writes over, whatever an ``@`` in a blob's own name suggests."""
+    """``replaced`` names the value that an in-place layer overwrites, also where a blob's own name has an ``@``."""
     graph = build_graph(
         parse_net("""
             layer { name: "in" type: "Input" top: "x" top: "a@b" }

@@ -1,4 +1,4 @@
-"""Weights files: every form Caffe ever wrote is read, every lie is refused by layer and blob."""
+"""Weights files: every form Caffe ever wrote is read, inconsistent blobs are refused by layer and blob."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_layers_of_the_same_name_are_all_kept(tmp_path):
     assert [(found.name, len(found.blobs)) for found in model.layers] == [("a", 1), ("a", 0), ("data", 0)]
 
 
-LIES = {
+INCONSISTENT = {
     "too few values": (
         blob(bytes(4 * 9000), 64, 3, 7, 7),
         "x.caffemodel: layer conv1, blob 0: shape 64x3x7x7 needs 9,408 values, the file has 9,000; ",
@@ -147,10 +147,10 @@ LIES = {
     "field zero": (b"\x02\x00", "field number 0"),
     "in pieces": (b"\x2a\x04" + floats(1) + b"", "shape () needs 1 values"),
 }
-LIES["in pieces"] = (chunk(5, floats(1)) * 65_537 + shape(65_537), "are in over 65,536 pieces")
+INCONSISTENT["in pieces"] = (chunk(5, floats(1)) * 65_537 + shape(65_537), "are in over 65,536 pieces")
 
 
-@pytest.mark.parametrize(("data", "message"), LIES.values(), ids=LIES)
+@pytest.mark.parametrize(("data", "message"), INCONSISTENT.values(), ids=INCONSISTENT)
 def test_inconsistent_blobs_are_refused(tmp_path, data, message):
     with pytest.raises(FormatError) as caught:
         open_caffemodel(write(tmp_path, layer("conv1", data)))
@@ -246,7 +246,7 @@ def test_structures_that_cannot_be_determined(tmp_path, data, message):
 
 
 def test_only_the_headers_of_a_large_file_are_read(tmp_path):
-    """3 GB with a hole where the weights are: its values are not read."""
+    """A sparse file of 3 GB without stored weights: its values are not read."""
     count = 3 * 2**28
     tail = chunk(7, chunk(1, varint(count // 2**10) + varint(2**10)))
     values = b"\x2a" + varint(count * 4)

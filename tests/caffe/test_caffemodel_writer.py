@@ -1,4 +1,4 @@
-"""Written files are Caffe's byte for byte, whole or absent."""
+"""Written files equal Caffe's byte for byte, and are complete or absent."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ TWICE = 'layer {{ name: "{0}" type: "InnerProduct" {1} }} layer {{ name: "{0}" t
     ],
 )
 def test_two_layers_of_the_same_name_are_refused(name, type_, what, tmp_path):
-    """The blobs of one would be written to both, and whoever reads them could not tell."""
+    """The blobs of one would be written to both, and a reader could not distinguish them."""
     net = parse_net(TWICE.format(name, "", type_, ""))
     with pytest.raises(WeightsError) as raised:
         write_caffemodel(tmp_path / "a.caffemodel", net, {name: [np.ones((2, 3), np.float32)]})

@@ -1,4 +1,4 @@
-"""Offsets of Crop layers that state none: BVLC's 0 or the forks' geometry, told by the text, chosen, or refused."""
+"""Offsets of Crop layers that state none: BVLC's 0 or the forks' geometry, recognized from the text, chosen, or refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GEOMETRY = {
     "none, recorded": (conv("x", "c", "kernel_size: 3 pad: 1"), "c x", (0, 0)),
     "rows and columns": (conv("x", "c", "kernel_h: 3 kernel_w: 5 pad_h: 4 pad_w: 3"), "c x", (3, 1)),
     "dilation": (conv("x", "c", "kernel_size: 3 dilation: 2 pad: 5"), "c x", (3, 3)),
-    "behind another Crop": (
+    "after another Crop": (
         conv("x", "c", "kernel_size: 1 pad: 4")
         + layer("Crop", "c x", "d", "crop_param { offset: 3 offset: 1 }"), "d x", (1, 3),
     ),
@@ -82,7 +82,7 @@ def test_geometry(layers, bottoms, wanted):
     )
 
 
-# What no fork could align is BVLC's, and refused where geometry was asked for.
+# Bottoms that no fork could align: BVLC's rule, refused where geometry was requested.
 UNALIGNED = {
     "scale": (pool("x", "p"), "x p", "'x' and 'p' differ in scale, by 0.5"),
     "half a value": (conv("x", "c", "kernel_size: 4 pad: 3"), "c x", "'x' would start 1.5 values into 'c'"),
@@ -115,16 +115,16 @@ layers { name: "up" type: DECONVOLUTION bottom: "p" top: "d"
   convolution_param { num_output: 2 kernel_size: 4 stride: 2 } }
 layers { name: "crop" type: CROP bottom: "d" bottom: "x" top: "o" }"""
 STATED = INPUT + conv("x", "c", "kernel_size: 1 pad: 3") + (CROP % ("c", "x"))[:-1] + "crop_param { %s } }"
-TOLD = {
+RECOGNIZED = {
     "V1, which only forks had": (V1, {}, (5, 5)),
-    "V1, but BVLC's asked for": (V1, {"crop": "bvlc"}, (0,)),
+    "V1, but BVLC's requested": (V1, {"crop": "bvlc"}, (0,)),
     "offset": (STATED % "offset: 1 offset: 2", {}, (1, 2)),
     "offset stays": (STATED % "offset: 1 offset: 2", {"crop": "geometry"}, (1, 2)),
     "crop_param, which only BVLC has": (STATED % "axis: 2", {}, ()),
 }
 
 
-@pytest.mark.parametrize(("text", "options", "wanted"), TOLD.values(), ids=TOLD)
+@pytest.mark.parametrize(("text", "options", "wanted"), RECOGNIZED.values(), ids=RECOGNIZED)
 def test_geometry_recognized_from_the_text(text, options, wanted):
     assert offsets(text, **options)["crop"] == wanted
     build_graph(upgrade_net(parse_net(text)), **options)

@@ -1,4 +1,4 @@
-"""Fields that no schema lists, wherever they stand: refused by name and place, or let pass by name."""
+"""Fields that no schema lists, anywhere in a text: refused by name and position, or ignored by name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ REFUSED = {
         f"r (ReLU): field include[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",
         "include.phas",
     ),
-    # An exclude rule that states nothing matches every state: the layer itself would be gone.
+    # An empty exclude rule matches every state: the layer itself would be excluded.
     "an exclude rule": (
         INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" exclude { phas: TRAIN } }',
         f"r (ReLU): field exclude[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",

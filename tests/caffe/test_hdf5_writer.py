@@ -1,4 +1,4 @@
-"""Weights written as Caffe's `Net::ToHDF5` writes them, and files that would cost more than they hold."""
+"""Weights written as Caffe's `Net::ToHDF5` writes them, and refusals of invalid or expensive writes."""
 
 from __future__ import annotations
 

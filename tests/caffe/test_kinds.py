@@ -1,4 +1,4 @@
-"""The kind of a file is told by its content, whatever its suffix, and the wrong kind is refused as what it is."""
+"""The kind of a file is detected by its content, not its suffix, and the wrong kind is refused by name."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ FILES: dict[str, tuple[Kind, bytes]] = {
     "python": (Kind.PYTHON, b'#!/usr/bin/env python3\n"""A net."""\n\nimport torch\n'),
     "python-docstring": (Kind.PYTHON, b'# made by hand\n"""A net."""\nimport torch\n'),
     "html": (Kind.HTML, PAGE),
-    "html-after-blanks": (Kind.HTML, b"\xef\xbb\xbf\n\n <!-- saved from -->\n<HTML lang=en></HTML>"),
+    "html-after-spaces": (Kind.HTML, b"\xef\xbb\xbf\n\n <!-- saved from -->\n<HTML lang=en></HTML>"),
     "xhtml": (Kind.HTML, b'<?xml version="1.0"?>\n<html xmlns="http://www.w3.org/1999/xhtml"></html>'),
     "xml": (Kind.XML, b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'),
     "json": (Kind.JSON, b'{"message": "Not Found"}'),
@@ -204,7 +204,7 @@ def long_name(text: str) -> bytes:
 LOOK_ALIKES: dict[str, tuple[Kind, bytes]] = {
     "a net named as a page": (Kind.CAFFEMODEL, long_name("<!DOCTYPE html><html>")),
     "a net named as a prototxt": (Kind.CAFFEMODEL, long_name(NET.strip())),
-    "a net whose name has the length of a blank": (Kind.CAFFEMODEL, chunk(1, "<html>".ljust(32)) + layer("ip")),
+    "a net whose name has the length of a space": (Kind.CAFFEMODEL, chunk(1, "<html>".ljust(32)) + layer("ip")),
     "a prototxt after comments": (Kind.PROTOTXT, b"# <html>\n# import torch\n# base_lr: 1\n" + NET.encode()),
     "a prototxt with a mark": (Kind.PROTOTXT, b"\xef\xbb\xbf" + NET.encode()),
     "a prototxt in UTF-16": (Kind.PROTOTXT, NET.encode("utf-16")),
@@ -212,14 +212,14 @@ LOOK_ALIKES: dict[str, tuple[Kind, bytes]] = {
     "a prototxt with Windows lines": (Kind.PROTOTXT, NET.replace("\n", "\r\n").encode()),
     "a prototxt that breaks off": (Kind.PROTOTXT, NET.encode() + b"layer { name: 'x"),
     "a net with a solver's word in a layer": (Kind.PROTOTXT, b'layer { name: "a" type: "ReLU" } # base_lr: 1'),
-    "a net behind a fork's solver-like field": (Kind.PROTOTXT, b"snapshot: 1\n" + NET.encode()),
-    "a net behind an unknown block": (Kind.PROTOTXT, b"engine { layer_net: 1 base_lr: 2 }\n" + OLD_NET.encode()),
+    "a net after a fork's solver-like field": (Kind.PROTOTXT, b"snapshot: 1\n" + NET.encode()),
+    "a net after an unknown block": (Kind.PROTOTXT, b"engine { layer_net: 1 base_lr: 2 }\n" + OLD_NET.encode()),
     "a solver that holds its net": (Kind.SOLVER, b"net_param { " + NET.encode() + b"} max_iter: 5"),
-    "a solver behind a fork's field": (Kind.SOLVER, b'eval_type: "detection"\n' + SOLVER.encode()),
+    "a solver after a fork's field": (Kind.SOLVER, b'eval_type: "detection"\n' + SOLVER.encode()),
     "a text that begins with a bracket": (Kind.TEXT, b"{ name: no JSON"),
-    "blanks alone": (Kind.TEXT, b" \n\t\n"),
+    "only spaces": (Kind.TEXT, b" \n\t\n"),
     "a page after a comment without end": (Kind.XML, b"<!-- <html>"),
-    "brackets alone": (Kind.TEXT, b"{{{{ }}}}"),
+    "only brackets": (Kind.TEXT, b"{{{{ }}}}"),
     "words about importing": (Kind.TEXT, b"How to use the net:\nimport caffe\n"),
     "a page in UTF-16": (Kind.HTML, PAGE.decode().encode("utf-16")),
     "a list of the length of a blob": (Kind.TEXT, b"*" + bytes((40,)) + b"a" * 40),
@@ -267,7 +267,7 @@ READERS: dict[str, tuple[Callable[[Path], object], set[Kind], str]] = {
     "onnx": (read_model, {Kind.ONNX}, "an ONNX model"),
     "pt2": (read_pt2, {Kind.PT2}, "an exported PyTorch program"),
 }
-# What a reader lets through to tell in its own words what is wrong, with the place.
+# Files that the readers accept first, to report the fault with its position.
 OWN_WORDS = {
     "weights": {Kind.HDF5},
     "net": {Kind.TEXT},
@@ -430,7 +430,7 @@ HOSTILE = {
     "fields without end": number(9, 1) * 500_000,
     "layers without end": b"\x12\x00" * 500_000,
     "brackets without end": b"a{" * 500_000,
-    "blanks without end": b" " * 3_000_000,
+    "millions of spaces": b" " * 3_000_000,
     "comments without end": b"<!---->" * 300_000,
     "an open comment": b"<!--" * 300_000,
     "lines of a comment": b"#\n" * 700_000,
@@ -453,7 +453,7 @@ def test_hostile_files_take_little_memory_and_time(tmp_path, data) -> None:
 def test_a_large_file_is_not_read(tmp_path) -> None:
     path = tmp_path / "x.caffemodel"
     weights = chunk(1, "net") + b"\xa2\x06"
-    with open(path, "wb") as file:  # a layer of 5 GB of nothing, which takes no room on disk
+    with open(path, "wb") as file:  # a sparse file of 5 GB, which takes no space on disk
         file.write(weights + varint(5 << 30))
         file.truncate(6 << 30)
     assert kind_of(path) is Kind.CAFFEMODEL

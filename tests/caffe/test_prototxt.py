@@ -1,4 +1,4 @@
-"""The text reader: what it takes equals what protobuf's own reader takes, what it refuses says where."""
+"""The text reader: accepts what protobuf's own reader accepts, and refuses the rest with the position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ilgnet_repro.schema import caffe_pb2
 # Text that protobuf reads too: the expected message is protobuf's.
 ACCEPTED = {
     "braces": 'layer { name: "a" type: "ReLU" }',
-    "no blank": 'layer{name:"a"relu_param{negative_slope:0.1}}',
+    "no space": 'layer{name:"a"relu_param{negative_slope:0.1}}',
     "angles": 'layer < name: "a" relu_param < negative_slope: .5 > >',
     "colon before brace": "input_shape: { dim: 1 dim: 3 }",
     "list of numbers": "input_dim: [1, 3, 227, 229]",
@@ -52,9 +52,9 @@ def test_reads_as_protobuf(text):
     assert text_format.Parse(format_message(expected), caffe_pb2.NetParameter()) == expected
 
 
-# What the C++ reader, Caffe's, takes and the Python one does not.
+# Text that Caffe's C++ reader accepts and the Python one does not.
 CAFFE_ONLY = {
-    "sign with a blank": ("input_dim: - 5", caffe_pb2.NetParameter(input_dim=[-5])),
+    "sign and space": ("input_dim: - 5", caffe_pb2.NetParameter(input_dim=[-5])),
     "characters by number": (r'name: "\u00e4\U0001F600"', caffe_pb2.NetParameter(name="ä😀")),
     "escaped question mark": (r'name: "\?"', caffe_pb2.NetParameter(name="?")),
 }

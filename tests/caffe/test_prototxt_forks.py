@@ -1,4 +1,4 @@
-"""Fields of forks: kept with path, text and place; written back under their names."""
+"""Fields of forks: kept with path, text and position; written back under their names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver
 from ilgnet_repro.errors import ParseError
 
-KEPT = {
+UNKNOWN_FIELDS = {
     "scalar": ("layer {\n  colour: 3\n}", [("colour", "3", 2, 3)]),
     "string as written": ("layer { a: 'x' \"y\" }", [("a", "'x' \"y\"", 1, 9)]),
     "negative": ("layer { a: - inf }", [("a", "-inf", 1, 9)]),
@@ -32,7 +32,7 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize(("text", "expected"), KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize(("text", "expected"), UNKNOWN_FIELDS.values(), ids=UNKNOWN_FIELDS)
 def test_kept(text, expected):
     net = parse_net(text)
     assert [(f.path, f.text, f.line, f.column) for f in net.layer[0].fork_field] == expected

@@ -1,4 +1,4 @@
-"""Any message of the schema survives being written and read again, and reads the same in protobuf."""
+"""Any message of the schema is unchanged after writing and reading, and protobuf reads it equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Include and exclude rules: which layers a state lets in, as Caffe's FilterNet."""
+"""Include and exclude rules: which layers a state includes, as in Caffe's FilterNet."""
 
 import pytest
 

@@ -56,7 +56,7 @@ def test_every_blob_equals_its_memory_after_the_pass(seed) -> None:
     inputs = {name: torch.from_numpy(values.copy()) for name, values in made.inputs.items()}
     blobs = net(inputs, blobs=list(made.blobs))
     check(made.blobs, {name: value.numpy() for name, value in blobs.items()})
-    torch.testing.assert_close(inputs["x"], torch.from_numpy(made.inputs["x"]))  # the caller's is left alone
+    torch.testing.assert_close(inputs["x"], torch.from_numpy(made.inputs["x"]))  # the caller's is not changed
 
 
 @pytest.mark.parametrize("use", ["onnx", "source", "fast"])
@@ -91,7 +91,7 @@ def test_folding_changes_no_output(seed) -> None:
     check({name: made.blobs[name] for name in sorted(made.unread)}, outputs_of(net, "torch", inputs))
 
 
-# ---------------------------------------------------------------------- what Caffe refuses, and what we do
+# ---------------------------------------------------------------------- refusals
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 5 } } }\n'
 
@@ -240,7 +240,7 @@ GRADIENTS = [  # text, outputs whose gradient is 1, the gradients of x and y
         "coefficients in place", layer("e", "Eltwise", "x y", "x", "eltwise_param { coeff: 3 coeff: -2 }"),
         lambda x, y: (3 * np.ones_like(x), -6 * np.ones_like(y)),
     ),
-    # Flatten gives its bottom the gradient memory of its top, and what lay there before is the Concat's bottom's.
+    # Flatten gives c the gradient memory of f; x keeps the memory that c had before, which nothing fills.
     ("Concat, Flatten", layer("c", "Concat", "x", "c") + layer("f", "Flatten", "c", "f"), lambda x, y: (0 * x, 0 * y)),
     (
         "Reshape, ReLU in place, Flatten",

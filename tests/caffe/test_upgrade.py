@@ -1,4 +1,4 @@
-"""Old nets and solvers become what Caffe makes of them: each step against text written by hand."""
+"""Old nets and solvers are upgraded as in Caffe: each step against text written by hand."""
 
 from __future__ import annotations
 

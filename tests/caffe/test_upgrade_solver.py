@@ -1,4 +1,4 @@
-"""Old solvers become what Caffe makes of them."""
+"""Old solvers are upgraded as in Caffe."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def write_npz(folder: Path) -> None:
     np.savez(folder / "rows.npz", data=ROWS, label=LABELS)
 
 
-# The layer's own fields, what writes its source, and the flags: each feeds the same five rows.
+# The layer's own fields, the function that writes its source, and the flags: each reads the same five rows.
 LAYERS = {
     "Data": ('data_param { source: "db" batch_size: 2 backend: LMDB }', write_lmdb, []),
     "ImageData": ('image_data_param { source: "list.txt" batch_size: 2 root_folder: "./" }', write_list, []),
@@ -129,7 +129,7 @@ layer { name: "sum" type: "Reduction" bottom: "flat" top: "sum" reduction_param 
 def run_layer(type_: str, fields: str, flags: list[str], capsys, head: str = HEAD) -> dict:
     tops = 'top: "data" top: "label"'
     Path("net.prototxt").write_text(f'name: "n" layer {{ name: "d" type: "{type_}" {tops} {fields} }} {head}')
-    # Caffe wants a weights file for a net without weights too; the layer in it is none of the net's.
+    # Caffe requires a weights file for a net without weights too; its layer is not in the net.
     other = 'layer { name: "other" type: "InnerProduct" bottom: "x" top: "y" }'
     write_caffemodel("other.caffemodel", parse_net(other), {"other": [np.ones((1, 1), np.float32)]})
     flags = ["-model", "net.prototxt", "-weights", "other.caffemodel", "-iterations", "4", "-json", *flags]
@@ -250,7 +250,7 @@ def test_time(golden, monkeypatch, capsys) -> None:
 
 
 def test_commands_carry_the_state_of_an_lstm(tmp_path, monkeypatch, capsys):
-    """A sequence read in three passes has the losses it has in one, as in Caffe: testing and training."""
+    """A sequence read in three passes has the same losses as in one, as in Caffe: testing and training."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(6)
     marks = np.ones((15, 2), np.float32)

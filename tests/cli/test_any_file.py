@@ -1,4 +1,4 @@
-"""Every command takes any file that holds a net; what does not apply is refused by name, in the command's own flags."""
+"""Every command takes any file that holds a net; options that do not apply are refused by flag."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def files() -> list[str]:
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The one line of a refusal that leaves nothing behind."""
+    """The single line of a refusal that leaves no file."""
     before = files()
     assert main([*arguments]) == 1
     err = capsys.readouterr().err
@@ -86,7 +86,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[0].removeprefix("ilgnet: ")
 
 
-# ---------------------------------------------------------------------- what is taken
+# ---------------------------------------------------------------------- accepted files
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -212,7 +212,7 @@ def test_an_onnx_file_that_images_do_not_fit(shape, options, message, capsys) ->
     )
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- refusals
 
 ORIGINAL = "give the .caffemodel, .caffemodel.h5 or .safetensors file that it was made from"
 PROGRAM = "is an exported PyTorch program (.pt2)"
@@ -383,7 +383,7 @@ def test_results_of_the_same_name(capsys) -> None:
     Path("b").mkdir()
     for place in ("a", "b"):
         shutil.copy("net.prototxt", place)
-    Path("a/net.caffemodel").write_text("{}")  # it fails, and so takes no name
+    Path("a/net.caffemodel").write_text("{}")  # it fails, so its name stays free
     shutil.copy("net.caffemodel", "b")
     arguments = [
         "convert",

@@ -1,4 +1,4 @@
-"""What a file says reaches the terminal as text: no markup, no emoji, no control sequence, no line of its own."""
+"""Names from files reach the terminal as text: no markup, no emoji, no control sequence, no extra line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ilgnet_repro.cli._console import add_row, make_console
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.schema import caffe_pb2 as pb
 
-# What is given, and how it is shown.
+# The text, and how it is shown.
 TEXTS = {
     "markup": ("[red]x[/red]", "[red]x[/red]"),
     "a closing tag": ("[/x]", "[/x]"),

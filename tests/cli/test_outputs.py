@@ -1,4 +1,4 @@
-"""What a command may write over: never its inputs, and never a file that it did not make."""
+"""Files that a command may overwrite: never its inputs, and never a file that it did not write."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_accepted(folder, arguments) -> None:
 
 
 # Files of the user's that have the names a command would choose, and the command.
-STRANGERS = {
+UNRELATED = {
     "export": (["out.partial/mine.txt"], ["lmdb", "export", "db", "out"], None),
     "make": (["new.partial/mine.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
              "new.partial: is not an unfinished build by this program; remove it"),
@@ -117,7 +117,7 @@ STRANGERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "arguments", "message"), STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize(("files", "arguments", "message"), UNRELATED.values(), ids=UNRELATED)
 def test_unrelated_files_are_not_replaced(folder, capsys, files, arguments, message) -> None:
     check_files_of_others_stay(capsys, folder, files, arguments, message)
     if message is not None:

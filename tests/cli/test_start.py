@@ -1,4 +1,4 @@
-"""What a command imports before it works, and that the core's commands work where those of the study are absent."""
+"""Modules that a command imports before it works, and the core's commands without those of the study."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_without_compared_values_nets_do_not_agree() -> None:
 
 
 def test_a_reference_tool_that_fails_is_reported_as_such(folder, capsys) -> None:
-    # OpenCV does not know the layer; ours does.
+    # OpenCV does not know the layer; this package does.
     text = SMALL_TEXT.replace(
         'layer { name: "prob" type: "Softmax"', 'layer { name: "prob" type: "Threshold"'
     )
@@ -289,7 +289,7 @@ def test_weights_that_are_not_beside_the_model_are_refused(location: str, place:
 
 
 def test_onnx2torch_gets_numbers_instead_of_names(files, tmp_path) -> None:
-    """Its modules are called by the file's names, which torch writes into code unescaped."""
+    """Its modules have the file's names, which torch writes into code unescaped."""
     from ilgnet_repro.compare.run_onnx2torch import rename
     from ilgnet_repro.runtime.onnx_net import open_session
 

@@ -93,7 +93,7 @@ layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
 layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy" include { phase: TEST } }
 """
-# The batch is the whole database, so that it does not matter at which row a resumed run continues reading.
+# The batch is the whole database, so that the row at which a resumed run continues does not matter.
 SOLVER = """net: "net.prototxt"
 random_seed: 3
 test_iter: 1
@@ -121,7 +121,7 @@ def run(*arguments: str) -> str:
 
 
 def killed(arguments: list[str], prepare: Callable[[Callable[[], None]], None]) -> None:
-    """Run a command in a process that ends at once where ``prepare`` has it call what it is given."""
+    """Run a command in a process that ends at once when it calls the function given to ``prepare``."""
     child = os.fork()
     if not child:
         try:
@@ -301,7 +301,7 @@ def make_test(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def make_lmdb(folder: Path, facts: dict[str, Any]) -> None:
-    """A database that is whole, one that is finished but for its name, and one whose build was killed."""
+    """A complete database, one that only lacks its final name, and one whose build was killed."""
     from ilgnet_repro.reading import lmdb_build as build
     from ilgnet_repro.reading.lmdb_write import LmdbWriter
 
@@ -323,7 +323,7 @@ def make_lmdb(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def make_training(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Runs killed in their ninth iteration; what they would have come to."""
+    """Runs killed in their ninth iteration, and their uninterrupted results."""
     from ilgnet_repro.train.curves import CsvLog
 
     folder.mkdir()
@@ -360,7 +360,7 @@ def make_training(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, 
 
 
 def make() -> None:
-    """Write everything anew."""
+    """Write everything again."""
     torch.set_num_threads(1)
     files = HERE / "files"
     shutil.rmtree(files, ignore_errors=True)
@@ -373,7 +373,7 @@ def make() -> None:
     make_training(files / "train", arrays, facts)
     np.savez_compressed(HERE / "expected.npz", **arrays)
     (HERE / "expected.json").write_text(json.dumps(facts, indent=1) + "\n")
-    # No tool changes the line ends of what checksums are taken of.
+    # Git must not change the line ends of files that have checksums.
     (files / ".gitattributes").write_text("* -text\n")
 
 

@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote still load, score, compare, resume and report, with the numbers of then.
+"""Files that earlier versions wrote still load, score, compare, resume and report, with the results recorded then.
 
 Only what users call is used here: the commands, `load`, `load_net`, `score` and `convert`. See README.md.
 """
@@ -113,7 +113,7 @@ def run_onnx(path: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def test_every_file_is_in_a_table() -> None:
-    """A file that no test opens would prove nothing."""
+    """A file that no test opens would test nothing."""
     folder = HERE / "files"
     found = {p.relative_to(folder).as_posix() for p in folder.glob("*/*.safetensors")}
     weights = {"plain/photo.weights.safetensors", "plain/shared.weights.safetensors"}
@@ -307,7 +307,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ending(name: str) -> str:
-    """The ending of a solver's snapshots."""
+    """The suffix of a solver's snapshots."""
     if name == "adam":
         pytest.importorskip("h5py", reason="HDF5 snapshots need the extra `hdf5`")
         return ".h5"
@@ -440,7 +440,7 @@ def killed(name: str) -> list[str]:
 def test_a_killed_test_resumes(tests: Path, name: str) -> None:
     rows = Path(f"{name}_killed/journal.csv").read_text().splitlines()[1:5]
     if name != "fast":  # whose first images are read again, to state its deviation
-        for row in rows:  # What the journal holds is not read again.
+        for row in rows:  # Rows in the journal are not read again.
             Path("images", next(csv.reader([row]))[0]).unlink()
     assert main(killed(name)) == 0
     assert_same_run(tests / f"{name}_killed", tests / name)
@@ -470,7 +470,7 @@ def test_reports(tests: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     old = {key: value for key, value in recorded["values"].items() if key not in TEXTS}
     old["run"] = {key: value for key, value in old["run"].items() if key not in {"elapsed"}}
     assert_close(values, old, name)
-    # What an old run.json says of itself is shown as it stands.
+    # The statements of an old run.json are shown unchanged.
     assert recorded["values"]["run"]["versions"]["torch"] in page
     assert capsys.readouterr().out.count("\n") > 5
 
@@ -500,7 +500,7 @@ def left_out(path: str) -> list[list[str]]:
     return [line.split("\t")[:3] for line in Path(path).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["half", "anew"])
+@pytest.mark.parametrize("name", ["half", "again"])
 def test_a_killed_build_resumes_and_a_new_one_gives_the_same(databases: None, name: str) -> None:
     assert (Path("half.partial") / "build.json").is_file()
     assert main([*EXPECTED["lmdb"], name]) == 0

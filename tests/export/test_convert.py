@@ -1,4 +1,4 @@
-"""The converter: the prototxt found, the files whole, the numbers unchanged, and refusals that leave nothing."""
+"""The converter: the prototxt found, complete files, unchanged outputs, and refusals that leave no file."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
 layer { name: "prob" type: "Softmax" bottom: "conv" top: "prob" }
 """
 ONCE = {"open_caffemodel": 1, "upgrade_net": 1, "build_graph": 1, "make_layer": 4}
-# A safetensors file is loaded as any is, text and all; of Caffe's own files only the weights are read again.
+# A safetensors file is loaded whole, with its text; of Caffe's own files only the weights are read again.
 FORMATS = {
     "safetensors": {"build_graph": 1, "make_layer": 4},
     "caffemodel": {"open_caffemodel": 1},

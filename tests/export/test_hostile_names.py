@@ -1,4 +1,4 @@
-"""Names that a file chose, in every place of a net: no written form runs them, and every form keeps its numbers."""
+"""Names that a file chooses, everywhere in a net: no written format runs them, and the outputs stay the same."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WEIGHT = np.random.default_rng(4).standard_normal((2, 3, 1, 1)).astype(np.float3
 
 
 def message_of(place: str, name: str) -> pb.NetParameter:
-    """Input, 1x1 convolution, ReLU in place, LRN, Power; the name stands for one place of it."""
+    """Input, 1x1 convolution, ReLU in place, LRN, Power; the name replaces one of its names."""
     names = {
         key: name if key == place else default
         for key, default in zip(PLACES, ("c", "y", "d", "n"), strict=True)
@@ -147,7 +147,7 @@ def test_every_form_is_written_and_verified(evil: str, place: str, here: Path) -
     assert not list(here.parent.glob("PWNED"))
 
 
-# ---------------------------------------------------------------------- blobs that look like made-up names
+# ---------------------------------------------------------------------- blobs that look like generated names
 
 
 def test_a_blob_named_like_an_in_place_value_stays_separate(here: Path) -> None:
@@ -213,7 +213,7 @@ layer { name: "q" type: "Power" bottom: "a_b" top: "e" power_param { scale: 3 } 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of our own", "without the net's text"])
 def test_compare_finds_inputs_and_blobs_by_name(known: bool, here: Path) -> None:
-    """Two inputs that make one argument name; a blob with an @ that no layer in place replaces."""
+    """Two inputs with the same argument name; a blob with an @ that no layer in place replaces."""
     from ilgnet_repro.compare.comparison import compare_files
     from ilgnet_repro.export.onnx_graph import build_onnx
 
@@ -241,7 +241,7 @@ def test_compare_refuses_two_inputs_for_one(here: Path) -> None:
 
 
 def test_tensors_of_layers_named_like_blobs_stay_separate(here: Path) -> None:
-    """A key is LAYER.BLOB; no blob's name has a dot, so that no two are the same whatever the layers are called."""
+    """A key is LAYER.BLOB; no blob's name has a dot, so all keys differ for any names of layers."""
     names = ["a", "a.weight", "a.weight.weight", "a_weight", "a.weight_scale", "preprocessing/mean_image"]
     text = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
     for index, name in enumerate(names):
@@ -260,7 +260,7 @@ def test_tensors_of_layers_named_like_blobs_stay_separate(here: Path) -> None:
                 torch.testing.assert_close(theirs, mine, rtol=0, atol=0 if precision == "float32" else 0.02)
 
 
-# ---------------------------------------------------------------------- the pieces
+# ---------------------------------------------------------------------- helper functions
 
 
 @pytest.mark.parametrize("name", [*EVIL.values(), "x" * 500])

@@ -1,4 +1,4 @@
-"""The generated table: one row a type, and the pages that hold it are as it would be written now."""
+"""The generated table: one row per type, and the pages that contain it are up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files: one file or two, streamed, batch and size open, weights shared, nothing left over."""
+"""ONNX files: one file or two, streamed, batch and size open, weights shared, no file left over."""
 
 from __future__ import annotations
 
@@ -262,12 +262,12 @@ def test_a_missing_runtime_is_reported(folder, monkeypatch) -> None:
 
 # ---------------------------------------------------------------------- names
 
-# Blobs and layers named like the writer's own values, alike, or with signs that it uses itself.
+# Blobs and layers named like the writer's own values, like each other, or with characters that it uses itself.
 ODD_NAMES = [
     ("a blob like a constant", ("x", "const_0", "const_1", "const_2"), ("a", "b", "c")),
     ("a blob like a node's output", ("x", "a:Mul_1", "b:Add_2", "b:Mul_1"), ("a", "b", "c")),
     ("a blob like a parameter", ("x", "c.weight", "c.bias", "c.weight'"), ("a", "b", "c")),
-    ("blank and quoted", ("x", " ", '"', "'"), (" ", "'", "\\")),
+    ("space and quoted", ("x", " ", '"', "'"), (" ", "'", "\\")),
     ("dots, slashes and at signs", ("x", "a@b", "a/b", "a.b"), ("a@b", "a/b", "a.b")),
 ]
 

@@ -94,7 +94,7 @@ def test_the_converted_file_states_its_input(tmp_path) -> None:
     assert json.loads(metadata["preprocessing"])["mean_value"] == [1.0, 2.0, 3.0]
 
 
-# ---------------------------------------------------------------------- a net that has a blob called image
+# ---------------------------------------------------------------------- a net with a blob called picture
 
 CALLED_PICTURE = """
 layer {{ name: "in" type: "Input" top: "{given}" input_param {{ shape {{ dim: 1 dim: 3 dim: 24 dim: 24 }} }} }}

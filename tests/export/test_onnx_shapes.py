@@ -21,7 +21,7 @@ Dims = dict[str, tuple[int | str | None, ...]]
 
 
 def net_of(inputs: Mapping[str, tuple[int, ...]], layers: str) -> CaffeNet:
-    """Inputs by name and shape, then layers without the word `layer`, one a line."""
+    """Inputs by name and shape, then layers without the word `layer`, one per line."""
     text = "".join(
         f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ '
         f"{' '.join(f'dim: {length}' for length in shape)} }} }} }}\n"
@@ -47,7 +47,7 @@ def declared(model: onnx.ModelProto) -> tuple[Dims, Dims]:
 
 
 def disagreements(found: Dims, shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int]) -> list:
-    """The blobs whose shape is none that the declared one allows; open lengths without a name may be any."""
+    """The blobs whose shape the declared one does not allow; open lengths without a name may have any value."""
     return [
         (name, dims, shapes[name])
         for name, dims in found.items()
@@ -93,7 +93,7 @@ def numbered(shape: tuple[int, ...], count: int = 2) -> np.ndarray:
     return (np.arange(np.prod(shape)) % count).reshape(shape).astype(np.float32)
 
 
-# ---------------------------------------------------------------------- where the batch goes
+# ---------------------------------------------------------------------- the batch axis
 
 IMAGE = {"x": (2, 3, 4, 5)}
 WIDE = (
@@ -122,7 +122,7 @@ MOVED = {
         'name: "s" type: "Softmax" bottom: "ip" top: "s" softmax_param { axis: 2 }',
         {"x": ("N", 3, 4, 5)}, {"s": (5, "N", 6)}, {"x": (7, 3, 4, 5)},
     ),
-    "a recurrent layer behind a Permute": (
+    "a recurrent layer after a Permute": (
         {**IMAGE, "cont": (5, 2)}, WIDE + 'name: "l" type: "LSTM" bottom: "p" bottom: "cont" top: "l"'
         ' recurrent_param { num_output: 6 }',
         {"x": ("N", 3, 4, 5), "cont": (5, "N")}, {"l": (5, "N", 6)}, {"x": (7, 3, 4, 5), "cont": (5, 7)},

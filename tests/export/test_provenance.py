@@ -1,4 +1,4 @@
-"""Where a saved net's weights are from: a release only while they are its own, and by its layers only said to be assumed."""
+"""Where a saved net's weights come from: a release only while unchanged; by its layers a model is only assumed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def step(net: CaffeNet) -> None:
 
 
 def data_edit(net: CaffeNet) -> None:
-    net.params["conv"][0].data[0, 0, 0, 0] += 1  # counts no version
+    net.params["conv"][0].data[0, 0, 0, 0] += 1  # does not raise the version counter
 
 
 def new_parameter(net: CaffeNet) -> None:
@@ -166,7 +166,7 @@ def test_a_net_with_a_releases_layers_is_only_assumed_to_be_that_release(
         assert note in " ".join(capsys.readouterr().err.split())
 
 
-# ------------------------------------------------------------------------- a module, a text, a line each
+# ------------------------------------------------------------------------- modules and texts
 
 
 def test_a_net_as_a_module_from_tensor_to_tensor(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""pt2 files: opened by torch alone, batch and size open, no pickle inside, refusals by layer."""
+"""pt2 files: opened by torch without this package, batch and size open, no pickle inside, refusals by layer."""
 
 from __future__ import annotations
 

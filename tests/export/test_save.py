@@ -1,4 +1,4 @@
-"""`ir.save`: whatever was done to a net since it was loaded, each format holds it as it is now, or refuses it by name."""
+"""`ir.save`: after any change of a loaded net, each format stores its current state or refuses it by name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def with_new_parameter() -> CaffeNet:
     net = norm_net()
     layer = net.layer("fc")
     layer.weight = nn.Parameter(layer.weight.detach() * 2 + 0.01)
-    layer.bias.data += 0.5  # counts no version
+    layer.bias.data += 0.5  # does not raise the version counter
     return net
 
 
@@ -126,7 +126,7 @@ LIVE: dict[str, tuple[Callable[[Path], CaffeNet], float]] = {
 }  # fmt: skip
 SUFFIXES = (".safetensors", ".caffemodel", ".caffemodel.h5", ".onnx", ".py")
 EXACT = SUFFIXES[:3]  # what this package runs itself
-# Exporting takes most of a second, so not each of the nets.
+# Exporting takes most of a second, so only some of the nets.
 EXPORTED = (
     "after a step",
     "shared in another shape",
@@ -150,7 +150,7 @@ def run_files(
 
 
 def present(net: CaffeNet, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a copy of the net gives in the mode it was loaded in, whatever mode and type it is in."""
+    """The outputs of a float32 copy of the net in the mode it was loaded in."""
     net = copy.deepcopy(net)
     dtype = net.computes_in[0]
     with torch.no_grad(), as_loaded(net):
@@ -270,7 +270,7 @@ REFUSED = {
         "{folder}/x.pth: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
         ".caffemodel.h5",
     ),
-    "a suffix alone": (
+    "only a suffix": (
         ".onnx", {},
         "{folder}/.onnx: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
         ".caffemodel.h5",
@@ -303,7 +303,7 @@ def test_refused_calls(tmp_path: Path, case: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["f.onnx"]
 
 
-# ------------------------------------------------------------------------------- whole files, or none
+# ------------------------------------------------------------------------------- complete files, or none
 
 
 @pytest.mark.parametrize("suffix", EXACT)
@@ -319,7 +319,7 @@ def test_saving_over_the_file_that_the_net_is_mapped_from(folder: Path, suffix: 
     assert path.stat().st_ino != inode
     assert torch.equal(net(given)["prob"], expected)
     assert torch.equal(ir.load(path)(given)["prob"], expected)
-    ir.save(net, path)  # and once more, from weights whose file has no name any more
+    ir.save(net, path)  # and once more, from weights whose file was replaced
     assert torch.equal(ir.load(path)(given)["prob"], expected)
 
 
@@ -374,7 +374,7 @@ def test_the_prototxt_beside_it(tmp_path: Path, suffix: str) -> None:
     text = tmp_path / "x.prototxt"
     assert paths == (tmp_path / f"x{suffix}", text)
     assert ir.load(paths[0]).about.prototxt == str(text)
-    # One that says the same in other words stays as it is.
+    # A text of the same net is not replaced.
     text.write_text("# mine\n" + NORM_TEXT)
     ir.save(stepped(norm_net()), tmp_path / f"x{suffix}")
     assert text.read_text() == "# mine\n" + NORM_TEXT

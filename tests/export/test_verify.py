@@ -70,7 +70,7 @@ def test_compare_agrees_only_with_what_it_compared(expected, found, equal, left_
 
 
 def test_the_worst_output_is_the_worst_relative_to_its_size() -> None:
-    """A difference of 0.5 is nothing among values of 10,000, and 0.4 is much among values of 1."""
+    """A difference of 0.5 is small among values of 10,000, and 0.4 is large among values of 1."""
     expected = {"large": torch.tensor([1e4, 1.0]), "small": torch.tensor([1.0, 0.5])}
     found = {"large": np.array([1e4, 1.5]), "small": np.array([1.0, 0.9])}
     check = compare(Path("x.onnx"), expected, found, "")
@@ -96,7 +96,7 @@ def test_the_mean_is_of_what_was_compared() -> None:
         ([([[1.0, 2.0]], [[1.0, 2.5]]), ([[3.0, 1.0]], [[1.0, 3.0]])], 2.0, 2, 1, ""),
         ([([[NAN, NAN]], [[NAN, NAN]])], None, 1, 0, "no value is finite"),
         ([([[1.0, 2.0]], [[1.0, INF]])], INF, 1, 0, ""),
-        ([([[1.0], [2.0]], [[1.0]])], INF, 2, 2, ""),  # as many rows as values decide
+        ([([[1.0], [2.0]], [[1.0]])], INF, 2, 2, ""),  # the number of rows depends on values
         ([(1.5, 1.25)], 0.25, 1, 0, ""),  # a loss
         ([(np.zeros((0, 4)), np.zeros((0, 4)))], None, 0, 0, "no values"),
     ],
@@ -187,7 +187,7 @@ layer { name: "lstm" type: "LSTM" bottom: "embed" bottom: "cont" top: "lstm"
 
 
 def test_every_format_gets_the_inputs_the_net_accepts(tmp_path, capsys) -> None:
-    """The text of the net tells what its inputs are, in the files that hold it too."""
+    """The net's text determines its inputs, also in files that contain the text."""
     from ilgnet_repro.caffe.caffemodel import write_caffemodel
     from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_net

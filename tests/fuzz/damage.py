@@ -1,4 +1,4 @@
-"""The damage a file may suffer, and well-formed files with content nobody meant."""
+"""Damage to files, and well-formed files with random content."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOKEN = re.compile(r'"[^"\n]*"|\w+|\s+|.', re.DOTALL)
 
 
 def damage_bytes(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """One damage any file may suffer."""
+    """One damage that suits any file."""
     out = bytearray(data)
     place = rng.randrange(len(out) + 1)
     kind = rng.randrange(6)
@@ -74,7 +74,7 @@ def _varints(data: bytes, start: int, stop: int, depth: int) -> Iterator[tuple[i
                 if depth < 4 and item.stop - item.start < 4096:
                     yield from _varints(data, item.start, item.stop, depth + 1)
     except IlgnetError:
-        return  # the bytes were no message after all
+        return  # the bytes were not a message
 
 
 def damage_words(data: bytes, rng: random.Random) -> bytes:
@@ -114,7 +114,7 @@ def damage_fields(kind: str, data: bytes, rng: random.Random) -> bytes:
 
 
 def _set_any_field(message: Message, rng: random.Random) -> None:
-    while True:  # down to a message somewhere inside
+    while True:  # a nested message
         inner = []
         for field, value in message.ListFields():
             if field.message_type is not None and field.name != "fork_field":

@@ -4,7 +4,7 @@
 
 Real files are damaged (bytes flipped, cut off, spliced, lengths edited, words swapped) and given to every
 target of their kind.  A case fails if anything but IlgnetError is raised, if the message has more than one
-line, if a file is left behind, if one case takes over ten seconds, or if memory runs over the limit.
+line, if a file is left over, if one case takes over ten seconds, or if memory runs over the limit.
 Further stages join by a row in STAGES.
 """
 
@@ -102,7 +102,7 @@ def _plan(path: Path, out: Path) -> None:
 
 
 def _convert(path: Path, out: Path) -> None:
-    """Damaged weights beside the net that their own bytes tell of."""
+    """Damaged weights beside a net derived from their own structure."""
     folder = path.with_suffix(".d")
     folder.mkdir()
     try:
@@ -116,7 +116,7 @@ def _convert(path: Path, out: Path) -> None:
         weights.rename(path)
         left = sorted(entry.name for entry in folder.iterdir() if entry.name != "x.prototxt")
         shutil.rmtree(folder)
-    assert not left, f"left behind: {left}"
+    assert not left, f"left over: {left}"
 
 
 FORMATS: list[Target] = [
@@ -126,7 +126,7 @@ FORMATS: list[Target] = [
     Target("binaryproto, rewrite", "binaryproto", _binaryproto),
     Target("solverstate, rewrite", "solverstate", _solverstate),
 ]
-# These build on the formats; some seeds, sound as files, form no net that can be built.
+# These use the formats; some seeds are valid files whose net cannot be built.
 STAGES: list[Target] = [
     Target("audit", "net", _audit),
     Target("graph and shapes", "net", _plan),
@@ -147,15 +147,15 @@ def attempt(target: Target, data: bytes, folder: Path, number: int) -> tuple[boo
         if len(str(error).splitlines()) != 1 or len(str(error)) > 2000:
             problem = f"a message of several lines or too long: {str(error)[:3000]!r}"
         elif out.exists():  # nothing may be refused once the result is written
-            problem = f"a file was left behind, or what was written is refused: {error}"
+            problem = f"a file was left over, or what was written is refused: {error}"
         refused = True
         out.unlink(missing_ok=True)
-    except Exception:  # any other type is the very thing looked for
+    except Exception:  # any other type is what the fuzzer looks for
         problem = traceback.format_exc()
     path.unlink()
     left = [entry.name for entry in folder.iterdir()]
     if problem is None and left:
-        problem = f"left behind: {left}"
+        problem = f"left over: {left}"
     if problem is None and time.monotonic() - began > SECONDS_A_CASE:
         problem = f"took {time.monotonic() - began:.0f} s"
     return refused, problem

@@ -1,4 +1,4 @@
-"""Sound files to damage: golden ones, and nets of each generation written here."""
+"""Valid files to damage: golden ones, and nets of each generation written here."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_formats
 
 
-def test_seeds_are_sound(tmp_path):
+def test_seeds_are_valid(tmp_path):
     for target in fuzz_formats.FORMATS:
         for number, data in enumerate(fuzz_formats.seeds()[target.kind]):
             refused, problem = fuzz_formats.attempt(target, data, tmp_path, number)

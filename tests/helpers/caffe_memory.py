@@ -1,6 +1,6 @@
-"""Caffe's buffers simulated in numpy: small random nets whose blobs really lie in shared memory.
+"""Caffe's buffers simulated in numpy: small random nets whose blobs really share memory.
 
-Slow and independent of the package: a layer that shares its bottom's memory gives out a view of it, a layer
+Slow and independent of the package: a layer that shares its bottom's memory returns a view of it, a layer
 in place writes into it, and every blob is looked at after the whole pass, as Caffe's callers do.
 """
 

@@ -37,7 +37,7 @@ def is_of_the_study(path: Path) -> bool:
 
 
 def copy_core(target: Path) -> None:
-    """Copy what git tracks, and new files that it does not ignore, but the study."""
+    """Copy the files that git tracks and new files that it does not ignore, without the study."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     for path in map(Path, map(os.fsdecode, listed.split(b"\0")[:-1])):

@@ -39,7 +39,7 @@ TOLERANCE = {"default": (1e-4, 1e-5)}
 # Cases whose rows have equal scores, which PVANet's unstable sort puts into another order than ONNX: the same rows.
 ROWS_IN_OTHER_ORDER_IN_ONNX = {"Proposal-pva_defaults", "Proposal-pva_min_size_big"}
 
-# Places of recorded gradients that are no result of Caffe's but a stray write, and what belongs there.
+# Elements of recorded gradients that an out-of-bounds write of Caffe changed, and the right values.
 # A max pooling window without a pixel (stride over kernel) has mask -1, so its gradient lands on the
 # last element of the plane before (for the first plane, outside the blob).  No window reaches [14, 13].
 STRAY = {("sweep1-091-Pooling", "x"): ((..., 14, 13), 0.0)}

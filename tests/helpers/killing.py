@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 TRIES = 8
-PATIENCE = 300.0  # seconds until a program that gets nowhere is given up
+PATIENCE = 300.0  # seconds after which a program without progress fails
 
 
 def kill_midway(
@@ -18,7 +18,7 @@ def kill_midway(
     """Run ``command`` and kill it once ``is_midway``.
 
     On a busy machine it may end before this process gets to look again; then ``start_over`` puts everything
-    back as it was, and it is run anew.
+    back as it was, and it is run again.
     """
     for _ in range(TRIES):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)

@@ -37,7 +37,7 @@ def check(net, x, expected, rtol=1e-5, atol=1e-6):
 
 
 def by_channel(values, rank):
-    """Shape one value a channel so that it broadcasts over a blob."""
+    """Shape one value per channel so that it broadcasts over a blob."""
     return np.asarray(values).reshape(1, -1, *[1] * (rank - 2))
 
 

@@ -1,4 +1,4 @@
-"""Runs a command that must import neither torch nor what only reports, tables and progress bars need."""
+"""Runs a command that must import neither torch nor modules that only reports, tables and progress bars need."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def build(type_: str, shapes: Sequence[Shape], params: str = "", tops: int = 1) 
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
-    """Draw float32 values of that shape; no two are equal but by chance."""
+    """Draw float32 values of that shape; all are distinct, except by chance."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""OpenCV 4 as a reference tool: a net of ours run by its own Caffe reader, with the same weights."""
+"""OpenCV 4 as a reference tool: one of our nets run by its own Caffe reader, with the same weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 def reference(net: CaffeNet, text: str, arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
-    """Run the net in OpenCV with the weights of ours."""
+    """Run the net in OpenCV with our weights."""
     path = folder / "net.caffemodel"
     blobs = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
     write_caffemodel(path, parse_net(text), blobs)

@@ -1,4 +1,4 @@
-"""What a command may write over: a folder of its inputs, every way to name one, and a refusal that changes no byte."""
+"""What a command may overwrite: a folder of its inputs, every way to name one, and a refusal that changes no byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Paths that several tests use."""
 
 from pathlib import Path
 

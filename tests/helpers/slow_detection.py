@@ -1,4 +1,4 @@
-"""What SSD, Fast, Faster R-CNN and R-FCN compute with boxes, box by box and pixel by pixel."""
+"""The boxes of SSD, Fast and Faster R-CNN and R-FCN in slow loops, box by box and pixel by pixel."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ LOWEST = np.finfo(np.float32).min
 
 
 def slow_counts(size, kernel, stride, pad, ceil_mode):
-    """How many windows Caffe lays, from its documentation of ceil, floor and the clip."""
+    """The number of Caffe's windows, from its documentation of ceil, floor and the clip."""
     counts = [
         (ceil if ceil_mode else floor)((n + 2 * p - k) / s) + 1
         for n, k, s, p in zip(size, kernel, stride, pad, strict=True)

@@ -54,7 +54,7 @@ def read_log(path: Path) -> Trace:
 
 
 class Recorder(Observer):
-    """Collects our own run in the same form, unrounded."""
+    """Records a run of this package in the same form, unrounded."""
 
     def __init__(self) -> None:
         self.trace = Trace()
@@ -86,7 +86,7 @@ def settings_of(name: str, folder: Path, **changes: object) -> Settings:
 def run(
     settings: Settings, *, resume: Path | None = None, options: Options | None = None
 ) -> tuple[Trace, Trainer]:
-    """Run a solver to its end and return what it told."""
+    """Run a solver to its end and return its trace."""
     recorder = Recorder()
     trainer = Trainer(settings, options, [recorder])
     if resume is not None:

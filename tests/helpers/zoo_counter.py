@@ -1,4 +1,4 @@
-"""Blob and parameter shapes of a modern net by plain arithmetic, apart from the package's own shape rules."""
+"""Blob and parameter shapes of a modern net by plain arithmetic, independent of the package's shape rules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _boxes(p):
 
 
 def count(net, phase="TEST"):
-    """(blob name -> shape, layer name -> parameter shapes) of the layers that stand in ``phase``."""
+    """(blob name -> shape, layer name -> parameter shapes) of the layers that ``phase`` includes."""
     shapes, params = {}, {}
     for layer in net.layer:
         if layer.include and {0: "TRAIN", 1: "TEST"}[layer.include[0].phase] != phase:
@@ -112,7 +112,7 @@ def count(net, phase="TEST"):
 
 
 def learned(net):
-    """How many numbers are learned: all but BatchNorm's statistics."""
+    """The number of learned values: all except BatchNorm's statistics."""
     _, params = count(net)
     kinds = {layer.name: layer.type for layer in net.layer}
     return sum(prod(s) for name, blobs in params.items() if kinds[name] not in STATISTICS for s in blobs)

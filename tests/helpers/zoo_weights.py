@@ -21,7 +21,7 @@ NETS = (
 def narrow_text(name: str) -> pb.NetParameter:
     """A net of the zoo with an eighth of the channels, wherever their number is a multiple of 32.
 
-    A last Softmax is left out: it would hide differences behind probabilities of 0 and 1.
+    A last Softmax is left out: its probabilities of 0 and 1 would hide differences.
     """
     net = pb.NetParameter()
     net.CopyFrom(build(name))
@@ -38,7 +38,7 @@ def narrow_text(name: str) -> pb.NetParameter:
 
 
 def drawn_net(text: pb.NetParameter, seed: int = 11) -> CaffeNet:
-    """The net with weights that keep values of every layer within sight of one another."""
+    """The net with weights that keep the values of all layers at similar magnitudes."""
     graph = build_graph(text)
     specs = plan_net(graph).blobs
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Activations against formulas and their derivatives, at the corners too, and what they refuse."""
+"""Activations against formulas and their derivatives, at kinks too, and refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from one_layer import gradients, run, run_onnx, run_source
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.source_writer import build_source
 
-# Values on both sides of every corner that the cases have, and on the corners themselves.
+# Values on both sides of every kink of the functions, and at the kinks themselves.
 X = np.concatenate([draw(2, 3, 4, 4).ravel() * 3, [-3, -1, -0.5, 0, 0.5, 1, 2, 3, 6, 30, -30, 100]]).astype(
     np.float32
 ).reshape(2, 3, 18)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The forks' BN in each of its kinds: how the text tells them apart, their formulas, and what is refused."""
+"""The forks' BN in each of its kinds: how the text determines the kind, their formulas, and refusals."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ilgnet_repro.errors import IlgnetError, LayerError
 from ilgnet_repro.layers.support.base import Layer
 from ilgnet_repro.layers.support.registry import layer_types, make_layer, register_layer
 
-# Its output has as many rows as the selector has ones: a shape that only running tells.
+# Its output has as many rows as the selector has ones: a shape known only at run time.
 DATA_DEPENDENT = {"Filter"}
 ONE_A_TYPE = {name.split("-")[0]: name for name in NAMES if not name.startswith("sweep")}
 
@@ -57,7 +57,7 @@ def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
     assert str(caught.value) == f"y ({type_}): layer type is unknown; {hint}"
 
 
-# The layers that compute in BVLC Caffe 1.0, and those of the forks that the nets people deployed need.
+# The computing layers of BVLC Caffe 1.0, and the forks' layers that widely deployed nets need.
 CAFFE = """AbsVal Accuracy ArgMax BNLL BatchNorm BatchReindex Bias Clip Concat ContrastiveLoss Convolution Crop Data
 Deconvolution Dropout DummyData ELU Eltwise Embed EuclideanLoss Exp Filter Flatten HDF5Data HDF5Output HingeLoss
 Im2col ImageData InfogainLoss InnerProduct Input LRN LSTM Log MVN MemoryData MultinomialLogisticLoss PReLU Parameter

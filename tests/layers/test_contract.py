@@ -1,4 +1,4 @@
-"""The layer contract: fields are read once, and nothing that is asked of a layer afterwards changes it."""
+"""The layer contract: fields are read once, and no later call changes a layer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
 
-# What a pass may change: BatchNorm's statistics and the state that RNN and LSTM carry lie in these two.
+# What a pass may change: BatchNorm's statistics and the state that RNN and LSTM carry are in these two.
 TENSORS = ("_buffers", "_parameters")
 
 
 def state(net: CaffeNet) -> dict[str, dict[str, str]]:
-    """Every layer's attributes, tensors apart."""
+    """Every layer's attributes except tensors."""
     return {
         node.name: {key: repr(value) for key, value in vars(layer).items() if key not in TENSORS}
         for node, layer in net.steps(tuple(net.outputs), with_loss=True)
@@ -34,7 +34,7 @@ def state(net: CaffeNet) -> dict[str, dict[str, str]]:
 
 
 def changed(before: dict[str, dict[str, str]], net: CaffeNet) -> dict[str, list[str]]:
-    """The attributes that are others than before, by layer."""
+    """The attributes that changed, by layer."""
     after = state(net)
     return {
         name: [key for key in {*values, *after[name]} if values.get(key) != after[name].get(key)]
@@ -94,7 +94,7 @@ TWO_FAULTS = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
 layer { name: "c" type: "Convolution" bottom: "x" top: "c"
   convolution_param { num_output: 4 kernel_size: 9 weight_filler { type: "xavier" } } }
-layer { name: "behind" type: "ReLU" bottom: "c" top: "r" }
+layer { name: "after" type: "ReLU" bottom: "c" top: "r" }
 layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { kernel_size: 2 pad: 2 } }
 layer { name: "sound" type: "Sigmoid" bottom: "x" top: "s" }
 """

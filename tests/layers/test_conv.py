@@ -1,4 +1,4 @@
-"""Convolution and Deconvolution against slow loops in all uses, and what they refuse."""
+"""Convolution and Deconvolution against slow loops in every form, and refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ilgnet_repro.errors import LayerError
 
 
 def slow_convolution(x, weight, bias, geometry, group):
-    """Sum over every tap by itself; ``geometry`` is (stride, pad, dilation), one number an axis each."""
+    """Sum over every tap separately; ``geometry`` is (stride, pad, dilation), one number per axis each."""
     stride, pad, dilation = geometry
     kernel = weight.shape[2:]
     axes = range(len(kernel))
@@ -39,7 +39,7 @@ def slow_convolution(x, weight, bias, geometry, group):
 
 
 def slow_deconvolution(x, weight, bias, geometry, group):
-    """Lay every input value's weighted kernel over the output, then cut the padding away."""
+    """Add every input value's weighted kernel to the output, then crop the padding."""
     stride, pad, dilation = geometry
     kernel = weight.shape[2:]
     axes = range(len(kernel))

@@ -48,7 +48,7 @@ def test_inner_product(shape, outputs, transpose, bias_term, data) -> None:
 
 @pytest.mark.parametrize("bias_term", ["true", "false"])
 def test_embed(bias_term) -> None:
-    # 6.9: Caffe casts to int, which cuts off.
+    # 6.9: Caffe casts to int, which truncates.
     x = np.array([[0, 8, 3], [3, 3, 6.9]], np.float32)
     params = f"embed_param {{ input_dim: 9 num_output: 4 bias_term: {bias_term} {FILLERS} }}"
     net = build("Embed", [x.shape], params)
@@ -58,7 +58,7 @@ def test_embed(bias_term) -> None:
         for row in x
     ]
     assert_all_uses(net, [x], [np.array(rows)])
-    # Each row learns from every place that picked it.
+    # A row's gradient is the sum over every index that selected it.
     net({"in0": x})["top0"].sum().backward()
     assert weight.grad[:, 0].tolist() == [1, 0, 0, 3, 0, 0, 1, 0, 1]
 
@@ -73,7 +73,7 @@ def test_embed_refuses_an_index_out_of_range(wrong) -> None:
 
 
 WRITTEN = {
-    "pictures": ((2, 3, 4, 5), "", "self.op = nn.Linear(60, 7)", "self.op(in0.flatten(1))"),
+    "images": ((2, 3, 4, 5), "", "self.op = nn.Linear(60, 7)", "self.op(in0.flatten(1))"),
     "flat": ((2, 3), "", "self.op = nn.Linear(3, 7)", "self.op(in0)"),
     "last axis": ((2, 3, 4, 5), "axis: -1", "self.op = nn.Linear(5, 7)", "self.op(in0)"),
     "transposed": ((2, 3), "transpose: true bias_term: false", "nn.Linear(3, 7, bias=False)", "self.op(in0)"),

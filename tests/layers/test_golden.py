@@ -72,7 +72,7 @@ def test_outputs_and_gradients(case: Case, tmp_path) -> None:
 
 
 def first_refusal(net: CaffeNet, use: str) -> str:
-    """Why a use is impossible, as the layer classes of the net say; empty where it is possible."""
+    """Why a form is impossible, as the layer classes of the net state; empty if it is possible."""
     return next((reason for _, layer in net.steps(net.outputs) if (reason := getattr(layer, use))), "")
 
 

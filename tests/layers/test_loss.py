@@ -48,7 +48,7 @@ def test_softmax_loss_is_the_sum_over_single_labels(shape, axis, mode, ignore, s
     axis %= len(shape)
     left = shape[:axis] + shape[axis + 1 :]
     if not axis and left[0] != shape[0]:
-        axis = 1  # Caffe wants as many images in both bottoms
+        axis = 1  # Caffe requires the same number of images in both bottoms
         left = [shape[0], *shape[2:]]
     x, labels = draw(seed, *shape), whole(seed, shape[axis], *left)
     total, counted = 0.0, 0

@@ -26,7 +26,7 @@ COEFFICIENTS = st.sampled_from([1.0, -1.0, 0.5, -0.25, 2.0, 0.0])
     data=st.data(),
 )
 def test_eltwise(shape, count, operation, with_coeff, seed, data) -> None:
-    # Small integers, so that blobs tie and products meet zeros.
+    # Small integers, so that there are ties and products with zeros.
     arrays = [np.random.default_rng(seed + i).integers(-2, 3, shape).astype(np.float32) for i in range(count)]
     coeff = [data.draw(COEFFICIENTS) for _ in arrays] if with_coeff and operation == "SUM" else [1.0] * count
     text = " ".join(f"coeff: {c}" for c in coeff) if with_coeff and operation == "SUM" else ""
@@ -44,7 +44,7 @@ def test_eltwise(shape, count, operation, with_coeff, seed, data) -> None:
             for i, gradient in enumerate(back):
                 gradient[place] = diff[place] * np.prod(values[:i] + values[i + 1 :])
         else:
-            # Caffe keeps the second of the first two unless the first is greater, then what is greater still.
+            # Caffe keeps the second of the first two unless the first is greater, then any greater value.
             winner = 0 if values[0] > values[1] else 1
             for i in range(2, count):
                 winner = i if values[i] > values[winner] else winner
@@ -139,11 +139,11 @@ def test_reduction(shape, operation, coeff, data) -> None:
     x.flat[0] = 0  # where ASUM has no slope and Caffe's is 0
     top, back = np.zeros(shape[:axis]), np.empty(shape)
     diff = draw(2, *shape[:axis])
-    share = 1 / np.prod(shape[axis:]) if operation == "MEAN" else 1
+    factor = 1 / np.prod(shape[axis:]) if operation == "MEAN" else 1
     for place in np.ndindex(*shape):
         v = float(x[place])
         term, slope = {"ASUM": (abs(v), np.sign(v)), "SUMSQ": (v * v, 2 * v)}.get(
-            operation, (v * share, share)
+            operation, (v * factor, factor)
         )
         top[place[:axis]] += coeff * term
         back[place] = coeff * slope * diff[place[:axis]]

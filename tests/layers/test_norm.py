@@ -21,7 +21,7 @@ from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
 
-# What shows NVIDIA's BatchNorm, and how many blobs it then has.
+# The fields that identify NVIDIA's BatchNorm, and its number of blobs.
 NVIDIAS = {
     "scale_bias": ("scale_bias: true", 5),
     "scale_filler": ("scale_filler { value: 1 }", 5),
@@ -185,7 +185,7 @@ def test_a_pass_on_batch_statistics_updates_the_sums_in_either_phase(phase, stat
     net = one_layer(f'type: "BatchNorm" batch_norm_param {{ {stated} }}', (3, 2, 4), phase=phase, blobs=given)
     run(net, [draw(3, 2, 4)])
     assert net.params["op"][2].item() == float(moves)
-    assert [blob.tolist() for blob in given] == [[0, 0], [0, 0], [0]]  # the caller's arrays stay
+    assert [blob.tolist() for blob in given] == [[0, 0], [0, 0], [0]]  # the caller's arrays are not changed
 
 
 def test_one_value_per_channel_trains_to_zero():

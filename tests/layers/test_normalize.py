@@ -1,4 +1,4 @@
-"""The forks' Normalize in each of its kinds: how text and file tell them apart, formulas, gradients, refusals."""
+"""The forks' Normalize in each of its kinds: how text and file determine the kind, formulas, gradients, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wide(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("across", [True, False], ids=["across_spatial", "each_position"])
-@pytest.mark.parametrize("shared", [True, False], ids=["one_scale", "a_scale_a_channel"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one_scale", "a_scale_per_channel"])
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 5)], ids=["2d", "4d"])
 def test_ssds_equals_its_formula(shape, across, shared):
     x = draw(*shape).astype(np.float64)

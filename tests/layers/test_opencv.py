@@ -25,7 +25,7 @@ def regions(images: int) -> np.ndarray:
 
 X, FEATURE, DATA = draw(1, 2, 6, 4, 5), draw(1, 2, 8, 3, 5), draw(2, 2, 3, 64, 90)
 GAUSSIAN = 'weight_filler { type: "gaussian" } bias_filler { type: "gaussian" }'
-# OpenCV demands a variance, and clips unless told not to.
+# OpenCV requires a variance, and clips unless `clip` is false.
 PRIORS = {
     "one": "min_size: 30",
     "ratios": "min_size: 30 max_size: 60 aspect_ratio: 2 aspect_ratio: 3",
@@ -39,7 +39,7 @@ VARIANCE = "variance: 0.1 variance: 0.2 variance: 0.3 variance: 0.4"
 READ = {
     "Normalize": ("Normalize", [X], "norm_param { }"),
     "Normalize positions": ("Normalize", [X], "norm_param { across_spatial: false }"),
-    "Normalize with a scale a channel": (
+    "Normalize with a scale per channel": (
         *("Normalize", [X]),
         'norm_param { across_spatial: false channel_shared: false scale_filler { type: "gaussian" } }',
     ),
@@ -76,7 +76,7 @@ def test_opencv_agrees(type_, arrays, params, tmp_path):
     np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)
 
 
-# Where OpenCV is wrong: how, the layer, and Caffe's answer by the slow formula.
+# Where OpenCV is wrong: how, the layer, and Caffe's result by the slow formula.
 WRONG = {
     "PriorBox broken size": (
         "it keeps 30.84 where the SSD fork cuts it to 30",

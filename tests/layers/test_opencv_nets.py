@@ -1,4 +1,4 @@
-"""Small nets of the kinds people deployed, run by OpenCV 4's own Caffe reader with the same weights."""
+"""Small nets of widely deployed kinds, run by OpenCV 4's own Caffe reader with the same weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def conv(name: str, bottom: str, count: int, kernel: int, more: str = "", type_:
 
 
 def small_ssd() -> str:
-    """Two feature maps, one of them normalised, with their predictions strung together."""
+    """Two feature maps, one of them normalised, with their predictions concatenated."""
     text = image(2, 3, 48, 64)
     text += conv("conv1", "in0", 8, 3, "stride: 4") + layer("ReLU", "relu1", "conv1", top="conv1")
     text += conv("conv2", "conv1", 12, 3, "stride: 2") + layer("ReLU", "relu2", "conv2", top="conv2")
@@ -65,7 +65,7 @@ def small_ssd() -> str:
 
 
 def mobilenet_block(depthwise: str) -> str:
-    """A channel by itself, then across channels, each with BatchNorm, Scale and ReLU."""
+    """A depthwise and a pointwise convolution, each with BatchNorm, Scale and ReLU."""
     text = image(2, 6, 9, 11)
     bottom = "in0"
     for name, more, kernel in (("dw", "group: 6 stride: 2", 3), ("sep", "", 1)):
@@ -103,7 +103,7 @@ def small_fcn() -> str:
 
 
 def make(text: str) -> CaffeNet:
-    """Build the net with seeded weights; statistics get values of their own, for a filler leaves them 0."""
+    """Build the net with seeded weights; statistics get separate values, since a filler leaves them 0."""
     net = CaffeNet(load_graph(parse_net(text)), seed=5)
     for name, blobs in net.params.items():
         if name.endswith("_bn"):
@@ -112,7 +112,7 @@ def make(text: str) -> CaffeNet:
     return net
 
 
-# OpenCV reads no DepthwiseConvolution: it gets a Convolution with a group a channel.
+# OpenCV reads no DepthwiseConvolution: it gets a Convolution with one group per channel.
 NETS = {
     "MobileNet block": (
         mobilenet_block("DepthwiseConvolution"),

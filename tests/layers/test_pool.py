@@ -265,12 +265,12 @@ def test_opencv_pools_equally(fields):
     )
 
 
-# ---------------------------------------------------------------------- what other consumers make of the file
+# ---------------------------------------------------------------------- other consumers of the file
 
 AVERAGES = {
-    "overhang": ("kernel_size: 3 stride: 2", (16, 18)),
+    "window past the edge": ("kernel_size: 3 stride: 2", (16, 18)),
     "pad": ("kernel_size: 3 stride: 1 pad: 1", (7, 9)),
-    "pad, overhang": ("kernel_h: 5 kernel_w: 3 stride: 3 pad_h: 2 pad_w: 1", (9, 8)),
+    "pad, window past the edge": ("kernel_h: 5 kernel_w: 3 stride: 3 pad_h: 2 pad_w: 1", (9, 8)),
     "pad, rounded down": ("kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR", (8, 7)),
     "pad over half the kernel": ("kernel_size: 3 stride: 2 pad: 2", (7, 10)),
     "gap": ("kernel_size: 2 stride: 3", (8, 11)),
@@ -302,7 +302,7 @@ def test_averages_avoid_attributes_that_consumers_compute_differently(fields, si
 
 CV_READS = {
     **{name: (f'type: "Pooling" pooling_param {{ pool: AVE {fields} }}', size) for name, (fields, size) in AVERAGES.items()},
-    "maximum, overhang": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 }', (8, 9)),
+    "maximum, window past the edge": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 }', (8, 9)),
     "maximum, pad": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 pad: 1 }', (8, 9)),
     "stochastic": ('type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 }', (8, 9)),
     "pyramid": ('type: "SPP" spp_param { pyramid_height: 3 pool: AVE }', (7, 9)),

@@ -20,7 +20,7 @@ from ilgnet_repro.layers.support.param_str import parse_param_str
 
 @register_python_layer("test_layers", "Swap")
 class Swap(PythonLayer):
-    """Gives its two bottoms in the other order, the first of them scaled."""
+    """Returns its two bottoms in reverse order, the first of them scaled."""
 
     bottom_count = (2, 2)
     top_count = (2, 2)
@@ -57,7 +57,7 @@ def test_a_registered_class_runs_and_learns():
 
 @register_python_layer("test_layers", "Gains")
 class Gains(PythonLayer):
-    """Multiplies each column by a learned number, and says how it is exported."""
+    """Multiplies each column by a learned number, and defines its export."""
 
     no_onnx = no_source = ""
 
@@ -208,7 +208,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 UNREAD = {
     "no key": (": 1", "line 1, column 1: while parsing a block mapping, expected <block end>, but found ':'"),
     "no dict": ("[8, 16]", "'[8, 16]' is not a dict; write key: value"),
-    "no blank": ("a:1", "'a:1' is not a dict; write key: value"),
+    "no space": ("a:1", "'a:1' is not a dict; write key: value"),
     "a number as key": ("1: 2", "the key '1' is not a string; write key: value"),
     "a list as key": ("? [1]\n: 2", "line 1, column 3: while constructing a mapping, found unhashable key"),
     "open list": ("a: 1\nb: [1, 2", "line 2, column 9: while parsing a flow sequence, expected ',' or ']'"),

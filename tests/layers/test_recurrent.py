@@ -28,7 +28,7 @@ def sigmoid(x):
 
 
 def slow(net, x, cont, static=None, states=()):
-    """Each stream by itself, each step by itself, in double precision: outputs, then the last states."""
+    """One stream and one step at a time, in double precision: outputs, then the last states."""
     type_ = net.graph.node("op").type
     blobs = [blob.detach().numpy().astype(np.float64) for blob in net.params["op"]]
     outputs = np.zeros((len(x), x.shape[1], OUTPUTS))
@@ -120,7 +120,7 @@ def feed(net, x, cont):
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize("type_", ["RNN", "LSTM"])
 def test_loaded_with_carry_state(type_, phase):
-    """Caffe's way: three passes of 2 steps are one of 6, whatever the marks say; each has its own graph."""
+    """Caffe's way: three passes of 2 steps equal one of 6, with any sequence marks; each has its own graph."""
     net = recurrent_net(type_, phase=phase, carry_state=True)
     assert net.carries_state and [layer.node.name for layer in net.stateful_layers] == ["op"]
     x, cont = draw(1, 6, STREAMS, 6), marks(2, 6)
@@ -151,20 +151,20 @@ def test_state_for_other_numbers_of_streams(type_):
     # Streams 0 and 1 have seen steps 0 to 3; stream 2's state is that of the first pass.
     (third,) = slow(net, x[[0, 1, 4, 5], 2:3], cont[:4, 2:3])
     check(4, STREAMS, np.concatenate([whole[4:6, :2], third[2:]], axis=1))
-    (anew,) = slow(net, x[6:], cont[6:])
-    check(6, 5, anew)
+    (restarted,) = slow(net, x[6:], cont[6:])
+    check(6, 5, restarted)
 
 
 @pytest.mark.parametrize("type_", ["RNN", "LSTM"])
 def test_the_state_belongs_to_the_net(type_):
-    """A copy has a state of its own; a state left by inference mode serves training; half keeps it."""
+    """A copy has its own state; training accepts a state from inference mode; half keeps the state."""
     net = recurrent_net(type_, carry_state=True)
     x, cont = draw(1, 4, STREAMS, 6), np.ones((4, STREAMS), np.float32)
     (whole,) = slow(net, x, cont)
     with torch.inference_mode():
         feed(net, x[:2], cont[:2])
-    twin = copy.deepcopy(net)
-    for one in (net, twin):
+    clone = copy.deepcopy(net)
+    for one in (net, clone):
         top = feed(one, x[2:], cont[2:])
         np.testing.assert_allclose(top.detach(), whole[2:], rtol=1e-4, atol=1e-5)
         top.sum().backward()

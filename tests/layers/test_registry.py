@@ -1,4 +1,4 @@
-"""Layer types of people's own: written with the package's public names alone, registered once each."""
+"""Custom layer types: written with public names only, each registered once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_type_is_registered_once(type_: str) -> None:
         caught.value
     )
     assert str(caught.value).endswith("; give one of them another name")
-    assert registry.layer_types() == before  # "New" is not left behind
+    assert registry.layer_types() == before  # "New" is not registered
 
 
 def test_a_built_in_type_is_known_before_any_net_is_loaded() -> None:

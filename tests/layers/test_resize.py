@@ -35,7 +35,7 @@ def test_upsample(height, width, which, seed) -> None:
     text, size = SIZES[which]
     tall, wide = size(height, width)
     x = draw(seed, 2, 3, height, width)
-    # Indices may repeat: windows that overlap share their maximum, and the last one written stays.
+    # Indices may repeat: overlapping windows may have the same maximum, and the last one written remains.
     mask = np.random.default_rng(seed).integers(0, tall * wide, x.shape).astype(np.float32)
     expected = np.zeros((2, 3, tall, wide), np.float32)
     diff, back = draw(seed + 1, *expected.shape), np.empty_like(x)
@@ -74,7 +74,7 @@ def test_upsample_refuses_a_mask_of_another_size(wrong) -> None:
 
 
 def slow_interp(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with the first and last pixels of both images on top of each other."""
+    """Bilinear with the first and last pixels of both images aligned."""
     top = np.empty((*x.shape[:2], height, width))
     for row, column in np.ndindex(height, width):
         y = row * (x.shape[2] - 1) / (height - 1) if height > 1 else 0

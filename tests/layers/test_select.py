@@ -36,7 +36,7 @@ def test_crop(shape, data) -> None:
         expected[place] = x[tuple(origin)]
         origins[tuple(origin)] = place[0] + 1
     assert_all_uses(net, [x, like], [expected])
-    # The gradient goes back to where each value came from, and nowhere else.
+    # The gradient flows only to the elements that were selected.
     diff = np.broadcast_to(np.arange(1, len(expected) + 1).reshape(-1, *[1] * (rank - 1)), expected.shape)
     found, none = gradients(net, [x, like], np.ascontiguousarray(diff, np.float32))
     np.testing.assert_array_equal(found, origins)

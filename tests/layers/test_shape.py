@@ -40,14 +40,14 @@ def test_reshape(shape, data) -> None:
     rank = len(shape)
     start = data.draw(st.integers(0, rank))
     end = data.draw(st.integers(start, rank))
-    # Any way to write the replaced part: its own lengths, some as 0 and one as -1, with ones put between.
+    # Any way to write the replaced part: its own lengths, some as 0 and one as -1, with ones inserted.
     middle = list(shape[start:end])
     stated = [data.draw(st.sampled_from([length, 0])) for length in middle]
     if stated and data.draw(st.booleans()):
         stated[data.draw(st.integers(0, len(stated) - 1))] = -1
     ones = data.draw(st.integers(0, 2))
     stated += [1] * ones
-    if len(middle) > 1 and data.draw(st.booleans()):  # or all of it joined
+    if len(middle) > 1 and data.draw(st.booleans()):  # or merge all of it
         stated, middle, ones = [-1], [int(np.prod(middle))], 0
     dims = " ".join(f"dim: {length}" for length in stated)
     axis = data.draw(st.sampled_from([start, start - rank - 1]))

@@ -210,7 +210,7 @@ REFUSED = {
         "bottom [2, 8] must be N×C×H×W",
     ),
     "no classes": ("DetectionOutput", HEADS, "", "num_classes is 0 or absent"),
-    "background alone": (
+    "only background": (
         "DetectionOutput",
         HEADS,
         "detection_output_param { num_classes: 1 }",

@@ -24,7 +24,7 @@ def text(type_, params, bottoms=1):
 
 
 CONV = "convolution_param { num_output: 4 kernel_size: 3 %s }"
-# What Caffe's Net::Init or the layer itself stops at.
+# Messages for which Caffe's Net::Init or the layer itself aborts.
 REFUSED = {
     "transform_param": (HDF5 % "transform_param { scale: 0.5 }", "does not transform data; remove transform_param"),
     "empty transform_param": (HDF5 % "transform_param { }", "does not transform data; remove transform_param"),
@@ -72,7 +72,7 @@ def test_taken(net):
     assert not found.problems and not any(row.note for row in found.layers)
 
 
-# Caffe passes over these and gives the same numbers; audit names them.
+# Caffe ignores these and gives the same numbers; audit names them.
 IDLE = {
     "of another": (text("Pooling", "pooling_param { kernel_size: 2 } lrn_param { alpha: 2 }"), "lrn_param"),
     "two": (text("ReLU", "pooling_param { pad: 1 } lrn_param { alpha: 2 }"), "lrn_param, pooling_param"),

@@ -123,7 +123,7 @@ PROPOSALS = {
 }
 
 
-# What is resized by which factors: image height, width and R-FCN's one scale, or PVANet's of height and width.
+# The factors of each resize: image height, width and R-FCN's single scale, or PVANet's two.
 INFOS = {
     "one scale": (40, 48, 1),
     "large scale": (40, 48, 3),
@@ -154,7 +154,7 @@ def test_proposal(fields, top_n, threshold, least, info):
 
 
 def test_small_regions_keep_their_position_with_score_0():
-    """Every region is smaller than `min_size`; as many stay as may (PVANet's recorded case has these fields)."""
+    """Every region is smaller than `min_size`; the maximum number is kept (PVANet's recorded case has these fields)."""
     net = build("Proposal", [(1, 4, 2, 3), (1, 8, 2, 3), (1, 4)], "proposal_param { ratio: 1 scale: 1 scale: 1.5 "
                 "min_size: 200 post_nms_topn: 5 }", tops=2)  # fmt: skip
     scores, deltas = network_outputs(3, 2, 2, 3)
@@ -164,7 +164,7 @@ def test_small_regions_keep_their_position_with_score_0():
 
 
 def test_order_of_equal_scores_is_that_of_the_sort():
-    """Part by part as PVANet's `sort_box` swaps; a stable sort would keep the rows of one score in order."""
+    """In the order of PVANet's `sort_box` swaps; a stable sort would keep rows of equal scores in order."""
     random = np.random.default_rng(0)
     stable = 0
     for _ in range(60):
@@ -188,7 +188,7 @@ def test_proposals_at_another_size():
 
 
 def test_regions_are_pooled():
-    """As in Faster R-CNN's net: proposals, the number of which only the run knows, into ROIPooling."""
+    """As in Faster R-CNN's net: proposals, whose number is known only at run time, into ROIPooling."""
     from ilgnet_repro.caffe.prototxt import parse_net
     from ilgnet_repro.runtime.load import load_graph
     from ilgnet_repro.runtime.net import CaffeNet

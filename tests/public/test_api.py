@@ -1,4 +1,4 @@
-"""The package as users call it: `import ilgnet_repro as ir`, and nothing else of it."""
+"""The package as users call it: `import ilgnet_repro as ir`, and no other module of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each pass reads: Caffe's order, shares without overlap, places after a resume, and every source."""
+"""What each pass reads: Caffe's order, batches split without overlap, positions after a resume, every source."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def layer(type_: str, first: str, second: str, fields: str) -> str:
     return f'layer {{ name: "{first}" type: "{type_}" {tops} {PARAMS[type_]}_param {{ {fields} }} }}'
 
 
-def feed_of(text: str, root: Path = PIPELINE, phase: str = "TRAIN", seed: int = 0, **share: int) -> Feed:
-    return Feed(load_graph(parse_net('name: "n"' + text), phase=phase), root, seed, **share)
+def feed_of(text: str, root: Path = PIPELINE, phase: str = "TRAIN", seed: int = 0, **options: int) -> Feed:
+    return Feed(load_graph(parse_net('name: "n"' + text), phase=phase), root, seed, **options)
 
 
 def passes(feed: Feed, count: int, first: int = 0, workers: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -180,8 +180,8 @@ def test_hdf5_datasets_that_are_not_numeric_are_refused(tmp_path):
 
 def test_processes_split_the_batches_of_a_test():
     """Two tests of five passes by three processes: each pass once, and those of a test in that test."""
-    shares = [list(islice(_own_passes(2, 5, rank, 3), 4 if rank < 2 else 2)) for rank in range(3)]
-    assert shares == [[10, 13, 15, 18], [11, 14, 16, 19], [12, 17]]
+    numbers = [list(islice(_own_passes(2, 5, rank, 3), 4 if rank < 2 else 2)) for rank in range(3)]
+    assert numbers == [[10, 13, 15, 18], [11, 14, 16, 19], [12, 17]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files of any name, and what `decode_file` gives held against OpenCV's own reader of files."""
+"""Files of any name, and `decode_file` compared with OpenCV's own file reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(suffix: str, *options: int) -> bytes:
 
 
 def turned(orientation: int) -> bytes:
-    """A JPEG whose EXIF says how the camera was held."""
+    """A JPEG whose EXIF states the camera's orientation."""
     tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
     segment = b"Exif\0\0" + tiff
     return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + encoded(".jpg")[2:]
@@ -99,7 +99,7 @@ def test_escaped(text, line, lines, page) -> None:
     assert (printable(text), printable_lines(text), html) == (line, lines, page)
 
 
-# What is run in a folder with NAME.png, 1.png and their list; DB and the like are outputs of the ones before.
+# Commands run in a folder with NAME.png, 1.png and their list; DB and others are outputs of earlier ones.
 COMMANDS = [
     ("make", ["lmdb", "make", "./", "l.txt", f"{NAME}_db"], 0),
     ("info", ["lmdb", "info", f"{NAME}_db"], 0),
@@ -114,7 +114,7 @@ COMMANDS = [
     ("time", ["caffe", "time", "-model", f"{NAME}.prototxt", "-iterations", "1"], 0),
 ]  # fmt: skip
 
-# One process for all of them: a name that ends a command would end it.
+# One process for all of them: a name that crashes a command would end it.
 SCRIPT = """
 import json, os, sys
 from ilgnet_repro.cli.main import main

@@ -35,7 +35,7 @@ def database(folder, rows):
         ("é.jpg 7\n", [("é.jpg", 7)]),
         ("", []),
     ],
-    ids=["plain", "blanks", "tabs-and-crlf", "utf8", "empty"],
+    ids=["plain", "spaces", "tabs-and-crlf", "utf8", "empty"],
 )
 def test_list_rows(text, rows, tmp_path):
     (tmp_path / "list.txt").write_bytes(text.encode())
@@ -204,7 +204,7 @@ def test_releasing_the_map_does_not_change_what_is_read(window, golden, monkeypa
 
 
 def test_mean_over_many_rows_is_exact_and_caffes_rounding_is_not(tmp_path):
-    """Sums past 2**24 lose units in float32; a slow loop in float32 stands for Caffe's."""
+    """Sums past 2**24 lose units in float32; a slow loop in float32 serves as Caffe's."""
     values = np.random.default_rng(0).choice(np.array([16_777_213.0, 3.0, 1.0], np.float32), (9, 1, 2, 3))
     values[0] = 16_777_213
     rows = [(b"%08d_x" % number, raw_datum(value, 0)) for number, value in enumerate(values)]

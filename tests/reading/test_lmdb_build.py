@@ -22,7 +22,7 @@ from ilgnet_repro.reading.lmdb_read import LmdbReader
 
 @pytest.fixture
 def images(tmp_path):
-    """Eight images of 11 rows by 14 and one of 9 by 5, in a folder of their own."""
+    """Eight images of 11 rows by 14 and one of 9 by 5, in a separate folder."""
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def test_killed_builds_resume_to_the_same_database(images, tmp_path):
     chance, began = random.Random(3), []
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        process.stderr.readline()  # "skipped: row 5", or a later one: it is at work
+        process.stderr.readline()  # "skipped: row 5", or a later one: the build is running
         try:
             process.communicate(timeout=chance.uniform(0, 0.3))
         except subprocess.TimeoutExpired:
@@ -211,7 +211,7 @@ def test_killed_builds_resume_to_the_same_database(images, tmp_path):
 
 @pytest.mark.parametrize("at", ["rename", "rmdir"])
 def test_interrupted_in_the_last_steps(at, images, tmp_path, monkeypatch):
-    """After each of the last steps the next run finishes, or finds the database whole."""
+    """After each of the last steps the next run finishes, or finds the database complete."""
     from ilgnet_repro.reading import lmdb_build_journal as journal
 
     def stop(*_):

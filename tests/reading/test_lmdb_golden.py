@@ -42,7 +42,7 @@ def test_database_is_caffes(name, golden, tmp_path):
 
 
 def same_fields(own, other):
-    """Every field set alike and equal, but for the image, which is compared as pixels."""
+    """The same fields set to equal values, except for the image, which is compared as pixels."""
     kept = [(field.name, value) for field, value in own.ListFields() if field.name != "data"]
     assert kept == [(field.name, value) for field, value in other.ListFields() if field.name != "data"]
 
@@ -72,8 +72,8 @@ def test_mean_is_caffes_byte_for_byte(name, caffe_rounding, golden, tmp_path):
     write_mean(tmp_path / "mean.binaryproto", mean.image)
     recorded = pipeline / f"{name}_mean.binaryproto"
     assert (tmp_path / "mean.binaryproto").read_bytes() == recorded.read_bytes()
-    said = [line.split()[-1] for line in (pipeline / f"mean_{name}.log").read_text().splitlines()]
-    assert [f"{value:g}" for value in mean.channels] == said[-3:]
+    logged = [line.split()[-1] for line in (pipeline / f"mean_{name}.log").read_text().splitlines()]
+    assert [f"{value:g}" for value in mean.channels] == logged[-3:]
     write_mean(tmp_path / "mean.npy", mean.image)
     assert np.array_equal(read_mean(tmp_path / "mean.npy"), read_mean(recorded))
 

@@ -139,9 +139,9 @@ COMMAND_LINE = {
     "size below 0": ("--order BGR --size -9", "--size -9: give a number of pixels from 1 to 32766"),
     "size beyond": ("--order BGR --size 99999999", "--size 99999999: give a number of pixels from 1 to 32766"),
     "resize 0": ("--path crop --resize 0", "--resize 0: give a number of pixels from 1 to 32766"),
-    "size alone": ("--size 9", "--size: goes with --mean-value, --scale, --order or --path; add one"),
-    "resize alone": ("--resize 9", "--resize: goes with --mean-value, --scale, --order or --path; add one"),
-    "resize of whole": ("--order RGB --resize 12", "--resize 12: goes with --path crop; add it"),
+    "only size": ("--size 9", "--size: goes with --mean-value, --scale, --order or --path; add one"),
+    "only resize": ("--resize 9", "--resize: goes with --mean-value, --scale, --order or --path; add one"),
+    "resize with path whole": ("--order RGB --resize 12", "--resize 12: goes with --path crop; add it"),
     "crop beyond": (
         "--path crop --resize 8", "preprocessing: images of 8x8 are smaller than the crop of 9; increase resize",
     ),

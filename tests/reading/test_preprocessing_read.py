@@ -1,4 +1,4 @@
-"""What a net's own data layer says of its images: read as preprocessing, or said why not."""
+"""The preprocessing that a net's own data layer states: read, or reported why not."""
 
 from pathlib import Path
 
@@ -117,17 +117,17 @@ def _fields(how):
 
 @pytest.mark.parametrize(("text", "size", "fields", "notes"), STATED.values(), ids=STATED)
 def test_stated_preprocessing(text, size, fields, notes):
-    how, said = preprocessing_of(parse_net(text + TAIL), "TEST", size)
+    how, reported = preprocessing_of(parse_net(text + TAIL), "TEST", size)
     assert _fields(how) == _fields(Preprocessing(path="crop", **fields))
     kind = "AnnotatedData" if "Annotated" in text else text.rpartition('type: "')[2].partition('"')[0]
-    assert said == tuple(f"data ({kind}): {note}" for note in notes)
+    assert reported == tuple(f"data ({kind}): {note}" for note in notes)
 
 
 def test_the_other_phase():
     text = layer("ImageData", "crop_size: 7", SIZED, "include { phase: TRAIN }") + TAIL
-    how, said = preprocessing_of(parse_net(text), "TRAIN")
+    how, reported = preprocessing_of(parse_net(text), "TRAIN")
     assert how.size == (7, 7)
-    assert said[1:] == (
+    assert reported[1:] == (
         "data (ImageData): Caffe crops at random in phase TRAIN; preprocessing takes the centre",
     )
     assert preprocessing_of(parse_net(text), "TEST") == (None, ())
@@ -165,7 +165,7 @@ def test_layers_that_state_no_preprocessing(text):
 
 # ----------------------------------------------------------------------------------------- mean files
 
-PLACES = {  # mean_file, where the file lies, whether in the working directory
+PLACES = {  # mean_file, where the file is, whether in the working directory
     "beside the prototxt": ("mean.binaryproto", "net/mean.binaryproto"),
     "below the prototxt": ("data/mean.binaryproto", "net/data/mean.binaryproto"),
     "beside it by its bare name": ("../../ava/mean.binaryproto", "net/mean.binaryproto"),
@@ -179,13 +179,13 @@ def test_a_mean_file_is_found(tmp_path, monkeypatch, name, place):
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     write_mean(place, MEAN)
     text = layer("Data", f'crop_size: 9 mean_file: "{name}"') + TAIL
-    how, said = preprocessing_of(parse_net(text), folder=Path("net"))
+    how, reported = preprocessing_of(parse_net(text), folder=Path("net"))
     assert (how.size, how.resize) == ((9, 9), (12, 12))
     assert np.array_equal(how.mean_image, MEAN)
     notes = [f"{READ}image resized to 12x12, centre crop of 9x9, BGR minus a mean image"]
     if not Path(name).is_file() and not Path("net", name).is_file():
         notes.append(f"mean_file {name} does not exist; {place} is read instead")
-    assert said == tuple(f"data (Data): {note}" for note in notes)
+    assert reported == tuple(f"data (Data): {note}" for note in notes)
 
 
 def test_a_mean_image_without_a_crop(tmp_path):
@@ -212,7 +212,7 @@ def test_images_are_prepared_as_by_caffes_data_layer():
     assert np.array_equal(how(image), cv2.resize(image, (7, 9)).transpose(2, 0, 1).astype(np.float32))
 
 
-# ------------------------------------------------------------------------------------ what is not read
+# ------------------------------------------------------------------------------------ not read
 
 LOST = "is neither beside the prototxt nor in the working directory; state the mean"
 UNREAD = {  # text, input's size -> reason
@@ -277,35 +277,35 @@ UNREAD = {  # text, input's size -> reason
 def test_unreadable_preprocessing_is_reported(tmp_path, text, size, reason):
     write_mean(tmp_path / "m.binaryproto", MEAN)
     (tmp_path / "text.binaryproto").write_text("no mean")
-    how, said = preprocessing_of(parse_net(text + TAIL), "TEST", size, tmp_path)
+    how, reported = preprocessing_of(parse_net(text + TAIL), "TEST", size, tmp_path)
     kind = text.partition('type: "')[2].partition('"')[0]
     start = f"data ({kind}): its preprocessing is not read: "
     assert how is None
-    assert len(said) == 1 and said[0].startswith(start) and "\n" not in said[0]
+    assert len(reported) == 1 and reported[0].startswith(start) and "\n" not in reported[0]
     if reason is not None:
-        assert said[0] == start + reason
+        assert reported[0] == start + reason
 
 
 def test_a_net_of_one_channel():
     text = parse_net(layer("Data", "crop_size: 9"))
     assert preprocessing_of(text, channels=3)[0].size == (9, 9)
-    said = "the net's input has 1 channels, preprocessing has 3"
+    reported = "the net's input has 1 channels, preprocessing has 3"
     assert preprocessing_of(text, channels=1) == (
-        None, (f"data (Data): its preprocessing is not read: {said}",),
+        None, (f"data (Data): its preprocessing is not read: {reported}",),
     )  # fmt: skip
 
 
 def test_layers_that_differ():
     text = layer("ImageData", "crop_size: 9", SIZED) + layer("ImageData", "crop_size: 7", SIZED) + TAIL
-    said = "data, data: prepare images differently, so no preprocessing is read from them"
-    assert preprocessing_of(parse_net(text)) == (None, (said,))
+    reported = "data, data: prepare images differently, so no preprocessing is read from them"
+    assert preprocessing_of(parse_net(text)) == (None, (reported,))
 
 
 def test_the_authors_texts_name_a_mean_file_that_is_elsewhere(authors):
     from ilgnet_repro.caffe.prototxt import read_net
 
-    how, said = preprocessing_of(upgrade_net(read_net(authors / "val.prototxt")), folder=authors)
+    how, reported = preprocessing_of(upgrade_net(read_net(authors / "val.prototxt")), folder=authors)
     assert how is None
-    assert said == (
+    assert reported == (
         f"data (Data): its preprocessing is not read: mean_file ../../data/AVA2/mean.binaryproto {LOST}",
     )

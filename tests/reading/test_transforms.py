@@ -48,7 +48,7 @@ def test_whole_image_path_is_the_authors(golden, recorded, released_mean):
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resize_is_scikit_images(shape, size, channels):
-    """As pycaffe calls it: shifted to [0, 1], order 1, mode constant; it had no smoothing in Caffe's days."""
+    """As pycaffe calls it: shifted to [0, 1], order 1, mode constant; the version of Caffe's time had no smoothing."""
     transform = pytest.importorskip("skimage.transform")
     image = np.random.default_rng(0).normal(3, 7, (*shape, channels)).astype(np.float32)
     low, high = image.min(), image.max()
@@ -78,7 +78,7 @@ def test_load_image_is_rgb_in_zero_to_one(name, shape, golden):
 
 
 def slow(image, transform, mirror, top, left):
-    """Caffe's loop: the mean belongs to the source pixel, the mirror to the place it goes to."""
+    """Caffe's loop: the mean belongs to the source pixel, the mirror to the target pixel."""
     channels, height, width = image.shape
     high, wide = (transform.crop_size,) * 2 if transform.crop_size else (height, width)
     result = np.empty((channels, high, wide), np.float32)

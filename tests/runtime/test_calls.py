@@ -1,4 +1,4 @@
-"""Calls of a net: inputs by name or in place, of any number type, blobs and shapes by name; all else refused."""
+"""Calls of a net: inputs by name or in place, of any number type, blobs and shapes by name; everything else is refused."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_the_command_line_refuses_a_shape_for_an_unknown_input(tmp_path, capsys)
     assert "--shape data=2,3,9,7: the shape of data is given twice" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------ what numbers a net computes in
+# ------------------------------------------------------------------ the dtype that a net computes in
 
 KINDS = [np.uint8, np.int16, np.int64, np.bool_, np.float64, np.float16, np.uint16]
 WITHOUT_PARAMETERS = {

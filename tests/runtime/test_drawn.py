@@ -1,4 +1,4 @@
-"""The inputs that are drawn: what reads them says what they hold."""
+"""Drawn inputs: the layers that read them determine their values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def regions(images: int, height: float, width: float):
 # name, inputs, layers, the input looked at, what it must be
 CASES = [
     ("Embed", {"x": (3, 7)}, layer("Embed", "x", param="embed_param { num_output: 4 input_dim: 6 }"), "x", whole(6)),
-    ("Embed behind Reshape and Split", {"x": (2, 21)},
+    ("Embed after Reshape and Split", {"x": (2, 21)},
      layer("Reshape", "x", "r", "reshape_param { shape { dim: 7 dim: 6 } }") + layer("Split", "r", "s t")
      + layer("Embed", "t", "out", "embed_param { num_output: 4 input_dim: 6 }")
      + layer("Silence", "s", ""), "x", whole(6)),

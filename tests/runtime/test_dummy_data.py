@@ -1,4 +1,4 @@
-"""Nets whose data a DummyData layer makes up: fed by name, fed by a stated shape, or said and refused."""
+"""Nets whose data a DummyData layer generates: given by name, given by a stated shape, or reported and refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(*shape):
 
 
 def pooled(net, x):
-    """What the net makes of an image, by hand: the mean of a convolution."""
+    """The net's output for an image, by hand: the mean of a convolution."""
     weight, bias = net.params["conv"]
     return torch.nn.functional.conv2d(x, weight, bias).mean((2, 3), keepdim=True)
 
@@ -69,7 +69,7 @@ def test_a_stated_shape_makes_an_input():
 
 @pytest.fixture
 def files(tmp_path):
-    """A caffemodel and its prototxt, whose image a DummyData layer makes up."""
+    """A caffemodel and its prototxt, whose image a DummyData layer generates."""
     net = ir.load_net(parse_net(ONE), seed=3)
     (tmp_path / "x.prototxt").write_text(ONE)
     blobs = {name: [blob.detach().numpy() for blob in own] for name, own in net.params.items()}
@@ -79,10 +79,10 @@ def files(tmp_path):
 
 def test_audit_and_convert_say_so(files):
     assert audit(parse_net(ONE)).layers[0].note == DUMMY_NOTE
-    said = f"made (DummyData): {DUMMY_NOTE}"
-    assert said in ir.convert(files).notes
+    note = f"made (DummyData): {DUMMY_NOTE}"
+    assert note in ir.convert(files).notes
     report = ir.convert(files, to=("safetensors", "onnx"), input_shapes={"data": (1, 3, 6, 6)}, verify=True)
-    assert said not in report.notes
+    assert note not in report.notes
     assert "made (DummyData): data has a given shape, so it is an input" in report.notes
     net = ir.load(files.with_suffix(".safetensors"))
     x = draw(1, 3, 6, 6)

@@ -1,4 +1,4 @@
-"""The fast path against Caffe's records and the exact net: same numbers, stated errors, and what it refuses."""
+"""The fast path against Caffe's records and the exact net: the same outputs, stated errors, and refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build(text: str, phase: str = "TEST") -> CaffeNet:
     return CaffeNet(build_graph(parse_net(text), phase), seed=5)
 
 
-# Whatever may be fused, folded, dropped, sliced or not changed, in one net; every size differs.
+# Every layer that may be fused, folded, dropped, sliced or left unchanged, in one net; every size differs.
 MIXED_TEXT = """
 name: "mixed"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 19 dim: 23 } } }
@@ -84,8 +84,8 @@ def test_float32_is_the_exact_net(mixed: CaffeNet, images: int) -> None:
         torch.testing.assert_close(found[name], blob, rtol=1e-5, atol=1e-6)
 
 
-# A dense layer of more than 2^20 weights behind 32 channels of 32 × 40, which loses bits; with 37 columns
-# its rows are no whole number of the int8 kernel's vectors.
+# A dense layer of more than 2^20 weights after 32 channels of 32 × 40, which loses bits; with 37 columns
+# its rows are not a multiple of the int8 kernel's vectors.
 LARGE_TEXT = """
 name: "large"
 layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 2 dim: 3 dim: 32 dim: {columns} }} }} }}

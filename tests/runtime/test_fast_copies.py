@@ -1,4 +1,4 @@
-"""A fast net has memory of its own: whatever becomes of the exact net, its numbers stay; it itself stays where it is."""
+"""A fast net has its own memory: changes of the exact net do not reach it, and it cannot be changed or moved."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CHANGES = {
     "meta": lambda net: net.to("meta"),
     "shared memory": lambda net: net.share_memory(),
     "a state dict": lambda net: net.load_state_dict({k: v + 1 for k, v in net.state_dict().items()}),
-    "given back": lambda net: [setattr(p, "data", torch.empty(0)) for p in net.parameters()],
+    "freed": lambda net: [setattr(p, "data", torch.empty(0)) for p in net.parameters()],
 }
 
 
@@ -72,7 +72,7 @@ def test_changes_of_the_exact_net_do_not_reach_the_fast_net(text, change) -> Non
     wanted = fast(data)["out"].clone()
     torch.testing.assert_close(wanted, net(data)["out"])
     change(net)
-    junk = [torch.full((5000,), 7.0) for _ in range(50)]  # takes what was given back
+    junk = [torch.full((5000,), 7.0) for _ in range(50)]  # takes the freed memory
     torch.testing.assert_close(fast(data)["out"], wanted, rtol=0, atol=0)
     assert len(junk) == 50
 

@@ -1,4 +1,4 @@
-"""Folding: fewer layers, the same numbers, and nothing folded that others read."""
+"""Folding: fewer layers, the same outputs, and no layer folded whose top others read."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ FOLDED = [  # text, layers folded, layers dropped, the outputs' names
     ("split, ReLU in place, the other read before", SPLIT + (RELU % ("s2", "o")).replace('"r"', '"r2"')
      + RELU % ("s1", "s1"), [], ["s"], ["o", "s1"]),
 ]  # fmt: skip
-KEPT = [
+NOT_FOLDED = [
     ("read by two", CONV.format(type="Convolution", more="") + APART + RELU % ("c", "o")),
-    ("behind a ReLU", CONV.format(type="Convolution", more="") + RELU % ("c", "c") + NORM),
+    ("after a ReLU", CONV.format(type="Convolution", more="") + RELU % ("c", "c") + NORM),
     ("the batch's own statistics", CONV.format(type="Convolution", more="")
      + NORM.replace("}", "batch_norm_param { use_global_stats: false } }")),
     ("another axis", CONV.format(type="Convolution", more="")
@@ -102,7 +102,7 @@ def test_folded_nets_give_the_same_numbers(text, gone, dropped, outputs) -> None
         torch.testing.assert_close(again(x=x)[blob], wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", [row[1] for row in KEPT], ids=[row[0] for row in KEPT])
+@pytest.mark.parametrize("text", [row[1] for row in NOT_FOLDED], ids=[row[0] for row in NOT_FOLDED])
 def test_values_that_other_layers_read_stay(text) -> None:
     net, result = folded(text)
     assert (result.folded, result.dropped) == ((), ())
@@ -110,7 +110,7 @@ def test_values_that_other_layers_read_stay(text) -> None:
 
 
 def test_a_name_used_again_is_refused() -> None:
-    # Without the Dropout, the sum would read what the in-place ReLU made of "c".
+    # Without the Dropout, the sum would read "c" after the in-place ReLU.
     text = DENSE.format(more="") + DROP % ("c", "d") + RELU % ("c", "c")
     text += 'layer { name: "e" type: "Eltwise" bottom: "c" bottom: "d" top: "o" }'
     with pytest.raises(
@@ -149,7 +149,7 @@ AFFINE = {
 
 
 def random_text(seed: int) -> str:
-    """A net of layers that fold, pass on or write in place; a blob is written in place where none has read it."""
+    """A net of layers that fold, do nothing or write in place; a blob is written in place if no layer has read it."""
     draw = random.Random(seed)
     lines, blobs, read = [INPUT], ["x"], set()
     for number in range(draw.randint(4, 11)):

@@ -1,4 +1,4 @@
-"""What torch lets a person hang on a module happens at each pass, though a net without any runs its layers directly."""
+"""Hooks of torch modules run at each pass, although a net without hooks runs its layers directly."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _forward_of_an_instance(net: CaffeNet, seen: Seen) -> Iterator[None]:
 
 
 @contextmanager
-def _compiled_alone(net: CaffeNet, seen: Seen) -> Iterator[None]:
+def _compiled_separately(net: CaffeNet, seen: Seen) -> Iterator[None]:
     for name in LAYERS:
         layer = net.layer(name)
         layer._compiled_call_impl = lambda *b, layer=layer: _note(seen, layer) or layer._call_impl(*b)
@@ -118,7 +118,7 @@ WAYS: dict[str, Callable[[CaffeNet, Seen], Any]] = {
     "global backward pre-hook": _everywhere("register_module_full_backward_pre_hook"),
     "call of a tracer": _call_of_a_tracer,
     "forward of an instance": _forward_of_an_instance,
-    "compiled alone": _compiled_alone,
+    "compiled separately": _compiled_separately,
 }
 
 

@@ -1,4 +1,4 @@
-"""Layers and blobs that a weights file lacks: shared ones, filled ones, and those that stop the load by name."""
+"""Layers and blobs that a weights file lacks: shared ones, filled ones, and those for which the load is refused by name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def bilinear(size: int) -> np.ndarray:
     )
 
 
-# The text of a layer that the file lacks, the blobs that Caffe fills it with, and how that is told.
+# The text of a layer that the file lacks, the blobs that Caffe fills it with, and how that is reported.
 FILLED = {
     "bilinear": (
         op("Deconvolution", """convolution_param { num_output: 2 group: 2 kernel_size: 4 stride: 2 pad: 1 bias_term: false
@@ -156,7 +156,7 @@ def test_allow_missing_does_not_cover_shapes_and_needs_a_file(make) -> None:
         load_net(parse_net(text), allow_missing=["op"])
 
 
-def twins(filler: str = "", rows: str = 'param { name: "w" }') -> str:
+def two_sharing(filler: str = "", rows: str = 'param { name: "w" }') -> str:
     """Two dense layers that share the blobs that their rows name: the weight, not the biases."""
     ip = f"inner_product_param {{ num_output: 3 {filler} }}"
     return (
@@ -181,16 +181,18 @@ def hdf5(path, layers):
 
 # The text, the layers of a file as Caffe's ToHDF5 leaves them, and each layer's blobs.
 SHARED = {
-    "one of two blobs": (twins(), {"a": {0: W, 1: ONE}, "b": {1: TWO}}, [W, ONE, W, TWO]),
+    "one of two blobs": (two_sharing(), {"a": {0: W, 1: ONE}, "b": {1: TWO}}, [W, ONE, W, TWO]),
     "the second blob": (
-        twins(rows='param { } param { name: "w" }'),
+        two_sharing(rows='param { } param { name: "w" }'),
         {"a": {0: W, 1: ONE}, "b": {0: W + 1}}, [W, ONE, W + 1, ONE],
     ),
     "all of them": (
-        twins(rows='param { name: "w" } param { name: "v" }'),
+        two_sharing(rows='param { name: "w" } param { name: "v" }'),
         {"a": {0: W, 1: ONE}, "b": {}}, [W, ONE, W, ONE],
     ),
-    "held by the layer that shares it": (twins(), {"a": {0: W, 1: ONE}, "b": {0: W + 2, 1: TWO}}, [W + 2, ONE, W + 2, TWO]),
+    "held by the layer that shares it": (
+        two_sharing(),
+        {"a": {0: W, 1: ONE}, "b": {0: W + 2, 1: TWO}}, [W + 2, ONE, W + 2, TWO]),
 }  # fmt: skip
 
 
@@ -227,12 +229,12 @@ NOT_SHARED = {
 def test_hdf5_holds_all_other_blobs(layers, message, tmp_path) -> None:
     path = hdf5(tmp_path / "w.h5", layers)
     with pytest.raises(WeightsError) as caught:
-        load_net(parse_net(twins()), path)
+        load_net(parse_net(two_sharing()), path)
     assert str(caught.value) == f"{path}: {message}; use the prototxt these weights were made with"
 
 
 def test_a_shared_blob_stored_with_another_layer_is_loaded_into_a_drawn_owner(tmp_path) -> None:
-    text = twins('bias_filler { type: "uniform" }')
+    text = two_sharing('bias_filler { type: "uniform" }')
     path = tmp_path / "w.caffemodel"
     write_caffemodel(path, pb.NetParameter(layer=[pb.LayerParameter(name="b", type="Any")]), {"b": [W, TWO]})
     for net in (
@@ -247,7 +249,7 @@ def test_with_several_files_the_last_copy_of_a_shared_blob_is_used(tmp_path) -> 
     for name, factor in (("a", 1), ("b", 2)):
         message = pb.NetParameter(layer=[pb.LayerParameter(name=name, type="Any")])
         write_caffemodel(tmp_path / f"{name}.caffemodel", message, {name: [W * factor, ONE]})
-    graph = build_graph(parse_net(twins()))
+    graph = build_graph(parse_net(two_sharing()))
     for order, factor in (("ab", 2), ("ba", 1)):
         net = build_net(graph, {}, [tmp_path / f"{name}.caffemodel" for name in order], seed=1)
         np.testing.assert_array_equal(net.params["a"][0].detach(), W * factor)

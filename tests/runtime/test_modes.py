@@ -1,4 +1,4 @@
-"""`train()` and `eval()`: what they switch, what they leave, and what gives the phase's numbers in either."""
+"""`train()` and `eval()`: what they switch and what they do not, and which calls always use the phase's mode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SWITCHED = {  # the layer, its bottom's shape
     "BN with moving_average": ('type: "BN" bn_param { moving_average: true }', IMAGES),
     "BN with inverse deviations": (f'type: "BN" bn_param {{ fourth_blob: INVERSE_STD {SLOPES} }}', IMAGES),
 }  # fmt: skip
-KEPT = {
+NOT_SWITCHED = {
     "use_global_stats: true": ('type: "BatchNorm" batch_norm_param { use_global_stats: true }', IMAGES),
     "use_global_stats: false": ('type: "BatchNorm" batch_norm_param { use_global_stats: false }', IMAGES),
     "frozen BN": (f'type: "BN" bn_param {{ frozen: true {SLOPES} }}', IMAGES),
@@ -57,12 +57,12 @@ KEPT = {
     "MAX pooling": ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 }', IMAGES),
     "MAX pyramid": ('type: "SPP" spp_param { pyramid_height: 2 }', IMAGES),
 }
-# Recorded cases of these types hold what train() or eval() switch.
+# Recorded cases of these types contain values that train() or eval() switch.
 SWITCHING_TYPES = {"BatchNorm", "Dropout"}
 
 
 def made(body: str, shape: tuple[int, ...], phase: str):
-    """The layer as a net, with statistics as of a trained one."""
+    """The layer as a net, with statistics like those of a trained net."""
     net = one_layer(body, shape, phase=phase)
     layer = net.layer("op")
     values = {"mean": (0.3, -0.2, 0.1), "variance": (0.5, 1.25, 2.0), "fourth_blob": (0.5, 1.25, 2.0)}
@@ -104,7 +104,7 @@ def test_a_mode_gives_what_the_phase_gives(body, shape) -> None:
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-@pytest.mark.parametrize(("body", "shape"), KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize(("body", "shape"), NOT_SWITCHED.values(), ids=NOT_SWITCHED)
 def test_modes_stated_in_the_text_are_not_switched(body, shape, phase) -> None:
     wanted = outcome(made(body, shape, phase), shape)
     for mode in (True, False):
@@ -151,7 +151,7 @@ def test_statistics_that_a_fork_does_not_keep_are_refused_in_eval() -> None:
 
 
 def test_layers_read_the_mode_only_in_forward() -> None:
-    """What is planned and written is the phase's, and what a pass does is the mode's."""
+    """Plans and written files depend on the phase, a pass depends on the mode."""
     wrong = []
     for path in sorted(Path(layers.__file__).parent.glob("*.py")):
         for function in ast.walk(ast.parse(path.read_text())):

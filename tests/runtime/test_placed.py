@@ -1,4 +1,4 @@
-"""What `net.layers` holds is what runs: modules and parameters put in place, and what cannot be done with them."""
+"""A net runs the modules in `net.layers`: replaced modules and parameters, and what is refused with them."""
 
 from __future__ import annotations
 

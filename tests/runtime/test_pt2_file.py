@@ -1,4 +1,4 @@
-"""pt2 files as data: what `ilgnet convert` writes is read and run, and whatever could run code is refused unrun."""
+"""pt2 files as data: files of `ilgnet convert` are read and run; anything that could run code is refused first."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from ilgnet_repro.runtime.python_names import argument_name
 
 REMEDY = "; only pt2 files as `ilgnet convert` writes them are read"
 
-# ---------------------------------------------------------------------- what is read
+# ---------------------------------------------------------------------- accepted files
 
-# Between them: integer results, several outputs, tuples, sizes worked out, dtypes, scalars, constants, checks.
+# Between them: integer results, several outputs, tuples, computed sizes, dtypes, scalars, constants, checks.
 CASES = (
     "Accuracy-per_class", "ArgMax-top2_val", "BatchNorm-2d", "Im2col-basic", "LRN-within", "Pooling-max_mask", "SPP-max3",
     "SigmoidCrossEntropyLoss-ignore", "Slice-points", "SoftmaxWithLoss-ignore",
@@ -72,12 +72,12 @@ def test_it_agrees_with_torchs_own_loader(tmp_path: Path) -> None:
 
 def test_every_operator_named_is_torchs() -> None:
     assert not [name for name in OPERATORS if not hasattr(torch.ops.aten, name)]
-    # Each gives new values: none writes through an argument, reads a file or takes memory by its address.
+    # Each returns new values: none writes to an argument, reads a file or accesses memory by address.
     assert not [name for name in OPERATORS if name.endswith("_") and not name.endswith("__")]
     assert not OPERATORS & {"from_file", "save", "set_", "as_strided", "resize_", "_unsafe_index", "set_data"}
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- refused files
 
 
 class Boom:
@@ -154,7 +154,7 @@ HOSTILE = {
     "a custom object": (put("data/constants/custom_obj_0", PICKLE), "holds 'n/data/constants/custom_obj_0', which "),
     "compiled code": (put("data/aotinductor/model/x.so", b"\x7fELF"), "holds 'n/data/aotinductor/model/x.so', which "),
     "a second model": (put("models/other.json", b"{}"), "holds 'n/models/other.json', which "),
-    "a foreign member": (put("readme", b"x"), "holds 'n/readme', which `ilgnet convert` does not write; "),
+    "an unknown member": (put("readme", b"x"), "holds 'n/readme', which `ilgnet convert` does not write; "),
     "a member outside": (put("../n/models/model.json", b"x"), "holds 'n/../n/models/model.json', which "),
     "an expression": (size_of_input(RUNS), f'holds the expression "{RUNS}", which is more than arithmetic on sizes'),
     "an attribute": (size_of_input("().__class__.__base__"), "holds the expression '().__class__.__base__', which "),

@@ -23,7 +23,7 @@ def test_int8_spans_each_output(plane) -> None:
     assert found.values.dtype == torch.int8
     assert found.values.shape == given.shape
     np.testing.assert_allclose(found.scale, np.abs(given.numpy()).max(1) / 127, rtol=1e-6)
-    # Half a step when rounded to nearest, one step with the error of the weight before.
+    # Half a step when rounded to nearest, one step with the error of the previous weight.
     steps = (found.dequantize() - given).abs() / found.scale[:, None]
     assert steps.max() <= (0.501 if plane is None else 1.001)
 

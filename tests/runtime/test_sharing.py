@@ -27,7 +27,7 @@ def test_one_parameter_whose_gradient_is_the_sum() -> None:
     assert net.params["a"][0] is net.params["b"][0]
     x = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     net.loss(x=x).backward()
-    # d/dW of sum((x Wᵀ) Wᵀ), written out: one term for each place W stands in.
+    # d/dW of sum((x Wᵀ) Wᵀ), written out: one term for each use of W.
     w = net.params["a"][0].detach().numpy().astype(np.float64)
     ones, rows = np.ones((2, 3)), x.numpy().astype(np.float64)
     expected = ones.T @ (rows @ w.T) + (ones @ w).T @ rows
@@ -112,7 +112,7 @@ def test_three_named_rows_of_batch_norm_share_its_statistics(phase) -> None:
     with torch.no_grad():
         net(inputs)
     mean, variance, factor = np.zeros(3), np.zeros(3), 0.0
-    for value in inputs.values():  # the batch of a, then that of b, into one set of blobs
+    for value in inputs.values():  # the batch of a, then that of b, both into the shared blobs
         rows = value.double().numpy().swapaxes(0, 1).reshape(3, -1)
         mean = 0.999 * mean + rows.mean(1)
         variance = 0.999 * variance + rows.var(1, ddof=1)

@@ -1,4 +1,4 @@
-"""Weights held against a net by layer name and shape: what fits, and what stops a load, by name."""
+"""Weights matched with a net by layer name and shape: what fits, and what is refused by name."""
 
 from dataclasses import dataclass, field
 
@@ -128,7 +128,7 @@ class Values:
         return self.values
 
 
-def twins(*, bias: bool = False, second: str = "") -> Graph:
+def two_sharing(*, bias: bool = False, second: str = "") -> Graph:
     """Two dense layers, a before b, that share their weight."""
     text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }'
     for name, bottom, mode in (("a", "x", ""), ("b", "a", second)):
@@ -143,7 +143,7 @@ def dense(name: str, value: float, bias: float | None = None) -> Held:
     return Held(name, blobs if bias is None else [*blobs, Values(np.full(3, bias, np.float32))])
 
 
-# The layers of a file in its order, and the shared weight that Caffe ends with.
+# The layers of a file in its order, and the shared weight that Caffe uses in the end.
 COPIES = {
     "equal to the net's order": ([dense("a", 1), dense("b", 2)], 2),
     "the sharing layer first": ([dense("b", 2), dense("a", 1)], 1),
@@ -156,7 +156,7 @@ COPIES = {
 @pytest.mark.parametrize("mode", ["", "share_mode: PERMISSIVE"], ids=["strict", "permissive"])
 @pytest.mark.parametrize(("layers", "wanted"), COPIES.values(), ids=COPIES)
 def test_the_last_copy_of_a_shared_blob_in_the_file_is_used(layers, wanted, mode) -> None:
-    plan = plan_net(twins(second=mode))
+    plan = plan_net(two_sharing(second=mode))
     arrays = take_weights(plan.blobs, layers, owners=plan.owners)
     assert {name: float(blobs[0].mean()) for name, blobs in arrays.items()} == {"a": wanted, "b": wanted}
     net = CaffeNet(plan.graph, arrays)
@@ -165,7 +165,7 @@ def test_the_last_copy_of_a_shared_blob_in_the_file_is_used(layers, wanted, mode
 
 
 def test_unshared_blobs_stay_separate_and_are_required() -> None:
-    plan = plan_net(twins(bias=True))
+    plan = plan_net(two_sharing(bias=True))
     layers = [dense("a", 1, bias=4), dense("b", 2, bias=5)]
     arrays = take_weights(plan.blobs, layers, owners=plan.owners)
     assert [float(arrays[name][1][0]) for name in "ab"] == [4, 5]
@@ -175,7 +175,7 @@ def test_unshared_blobs_stay_separate_and_are_required() -> None:
 
 
 def test_load_net_uses_the_last_copy_in_a_file(tmp_path) -> None:
-    text = twins().nodes
+    text = two_sharing().nodes
     message = pb.NetParameter(layer=[node.layer for node in text])
     path = tmp_path / "w.caffemodel"
     write_caffemodel(
@@ -191,7 +191,7 @@ def test_load_net_uses_the_last_copy_in_a_file(tmp_path) -> None:
 
 
 def test_audit_names_a_layer_that_cannot_share() -> None:
-    layers = [node.layer for node in twins().nodes]
+    layers = [node.layer for node in two_sharing().nodes]
     layers[2].inner_product_param.num_output = 4
     assert audit(pb.NetParameter(layer=layers)).problems == (
         "b (InnerProduct): blob 0 shares 'w' with a but its shape differs (4x3 here, 3x3 there); "

@@ -1,4 +1,4 @@
-"""Several processes make the run of one; a process killed without warning resumes to the same weights."""
+"""Several processes give the run of one; a process killed without warning resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAIN = [str(ROOT / "tools" / "train.py"), "--solver", "solver.prototxt", "--out
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder like a user's: the tiny net and its data, and room for a solver."""
+    """A folder like a user's, with the tiny net and its data."""
     for name in ("tiny.prototxt", "raw64_lmdb", "raw64_mean.binaryproto", "tiny_init.caffemodel"):
         (tmp_path / name).symlink_to(PIPELINE / name)
     return tmp_path
@@ -107,7 +107,7 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace):
 
 
 def test_torchrun_restarts_from_the_last_snapshot(workplace):
-    """One of two processes is killed; torchrun starts both again, and the weights are as if nothing happened."""
+    """One of two processes is killed; torchrun starts both again, and the weights are those of an uninterrupted run."""
     write_solver(workplace, "adagrad", max_iter=90, snapshot=6, test_interval=0, test_iter=0)
     text = (workplace / "solver.prototxt").read_text()
     (workplace / "solver.prototxt").write_text(text.replace("test_iter: 0\n", "").replace("test_iter: 0", ""))

@@ -31,7 +31,7 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "h" top: "ip"
 layer {{ name: "acc" type: "Accuracy" bottom: "ip" bottom: "label" top: "acc" include {{ phase: TEST }} }}
 layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" {rule} }}
 """
-# The rate of iteration 3 is 1e25 times the one before: iteration 4 sees a loss of NaN, made of finite weights.
+# The rate of iteration 3 is 1e25 times the one before: iteration 4 sees a loss of NaN, computed with finite weights.
 SOLVER = {
     "base_lr": 0.01, "lr_policy": "multistep", "gamma": 1e25, "stepvalue": [3, 1000], "max_iter": 8, "display": 1,
     "test_iter": [1], "test_interval": 2, "snapshot": 2, "random_seed": 1,
@@ -39,7 +39,7 @@ SOLVER = {
 
 
 def solver(folder, rule: str = "", **changes: object) -> pb.SolverParameter:
-    """The message of such a run; ``rule`` is the loss layer's include rule."""
+    """The settings of such a run; ``rule`` is the loss layer's include rule."""
     net = parse_net(NET.format(data=PIPELINE / "raw64_lmdb", rule=rule))
     return pb.SolverParameter(net_param=net, snapshot_prefix=str(folder / "out"), **{**SOLVER, **changes})
 
@@ -48,7 +48,7 @@ def snapshots(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("out_iter_*.solverstate"))
 
 
-def is_sound(path) -> bool:
+def is_finite(path) -> bool:
     return all(
         np.isfinite(blob.array()).all() for layer in open_caffemodel(path).layers for blob in layer.blobs
     )
@@ -61,10 +61,10 @@ def message_of(folder, resume: str = "out_iter_2.solverstate", remedy: str = "al
     )
 
 
-@pytest.mark.parametrize("rule", ["", "include { phase: TRAIN }"], ids=["loss", "accuracy alone"])
+@pytest.mark.parametrize("rule", ["", "include { phase: TRAIN }"], ids=["loss", "only accuracy"])
 @pytest.mark.parametrize("allow", [False, True], ids=["stops", "continues"])
 def test_the_best_weights_are_finite(rule, allow, tmp_path):
-    """Caffe's Accuracy of NaN scores is 1, better than any other; the test net may have no loss to show them."""
+    """Caffe's Accuracy of NaN scores is 1, better than any other; the test net may have no loss that shows the NaN."""
     best = BestWeights()
     trainer = Trainer(make_settings(solver(tmp_path, rule)), Options(allow_nonfinite=allow), [best])
     if allow:
@@ -76,7 +76,7 @@ def test_the_best_weights_are_finite(rule, allow, tmp_path):
         assert str(raised.value) == message_of(tmp_path)
         assert trainer.iteration == 4 and trainer.reason == "iteration 4: the loss is nan"
     assert best.best.iteration in (0, 2) and best.best.value < 1
-    assert is_sound(tmp_path / "out_best.caffemodel")
+    assert is_finite(tmp_path / "out_best.caffemodel")
     assert json.loads((tmp_path / "out_best.json").read_text())["iteration"] == best.best.iteration
 
 
@@ -122,7 +122,7 @@ def test_nonfinite_weights_end_a_run_without_a_last_loss(tmp_path):
 
 
 def test_a_finite_run_keeps_its_snapshots(tmp_path):
-    """The twin: the same run at a rate that does not jump."""
+    """The opposite case: the same run with a rate that does not jump."""
     best = BestWeights()
     trainer = Trainer(make_settings(solver(tmp_path, gamma=0.5)), Options(keep=1), [best])
     trainer.solve()
@@ -171,7 +171,7 @@ def test_a_nonfinite_best_of_an_earlier_version_is_ignored(value, tmp_path):
 
 
 class _Stopped:
-    """What `BestWeights` asks of a trainer."""
+    """The trainer's attributes that `BestWeights` uses."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.settings, self.net, self.reasons = trainer.settings, trainer.net, []
@@ -245,7 +245,7 @@ def test_the_commands_report_it_and_exit_with_1(command, allow, tmp_path, capsys
 
 
 def test_checking_the_last_snapshot_does_not_change_the_net(tmp_path):
-    """The pass that shows its loss would move BatchNorm's statistics, which the snapshot already holds."""
+    """The pass that computes the loss would update BatchNorm's statistics, which the snapshot already has."""
     message = solver(tmp_path, gamma=0.5, display=0, test_interval=0, test_iter=[], max_iter=2)
     norm = message.net_param.layer.add(name="norm", type="BatchNorm", bottom=["h"], top=["h"])
     del message.net_param.layer[-1]

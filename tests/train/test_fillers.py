@@ -89,7 +89,7 @@ def test_positive_unitball_sums_to_one_per_output():
 
 
 def bilinear_weight(x: float, y: float, size: int) -> float:
-    """The weight at a place of a kernel that enlarges by ceil(size / 2), a value at a time."""
+    """The weight at a position of a kernel that upsamples by ceil(size / 2), one value at a time."""
     factor = math.ceil(size / 2)
     centre = (2 * factor - 1 - factor % 2) / (2.0 * factor)
     return (1 - abs(x / factor - centre)) * (1 - abs(y / factor - centre))

@@ -33,7 +33,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-# What comes and goes with the time of day, and the prefetching threads that we have not.
+# Times of day, and the lines of Caffe's prefetching threads, which this package does not have.
 PREFIX = re.compile(r"^I\d+ [\d:.]+ +\d+ ")
 LINES = re.compile(r"(caffe|solver|sgd_solver)\.cpp:|net.cpp:(244|257)")
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
@@ -148,7 +148,7 @@ def test_average_loss_is_the_mean_of_the_last_iterations(tmp_path):
 
 
 def test_no_initial_test_where_it_is_off(tmp_path):
-    """And the second test's rows are then those the first would have read."""
+    """The second test then reads the rows that the first would have read."""
     trace, _ = run(settings_of("sgd_exp", tmp_path, test_initialization=False, max_iter=10))
     assert list(trace.tests) == [10]
     resumed, _ = run(settings_of("sgd_exp", tmp_path, test_initialization=False, weights=()),

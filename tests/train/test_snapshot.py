@@ -1,4 +1,4 @@
-"""Snapshots: HDF5 and binary, retention, what is refused, and the message a net is written from."""
+"""Snapshots: HDF5 and binary, retention, refusals, and the message from which a net is written."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_layers_of_the_same_name_are_refused_at_the_start(first, second, type_, 
 @pytest.mark.parametrize("hdf5", [False, True], ids=["binary", "hdf5"])
 @pytest.mark.parametrize("second", ["ip2", "ip#2", "loss_"])
 def test_layers_with_unique_names_are_stored(second, hdf5, tmp_path):
-    """The twin of the refusals: the snapshot of each iteration is there, and holds both layers."""
+    """The accepted counterpart: the snapshot of each iteration is there, and holds both layers."""
     settings = named_settings("ip", second, "InnerProduct", tmp_path, snapshot_hdf5=hdf5)
     Trainer(settings).solve()
     (path,) = tmp_path.glob("run_iter_2.caffemodel*")

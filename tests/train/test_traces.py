@@ -12,10 +12,10 @@ from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train import caffe_sums
 from ilgnet_repro.train.loop import Options
 
-# In float64 nothing of our own is rounded, so these numbers hold on every machine.
+# In float64 the package's rounding is negligible, so these numbers hold on every machine.
 DOUBLE = Options(precision="float64")
 # Runs at rates so high that rounding decides which unit of a ReLU or a pooling window is the greatest: from
-# the step given, float32 sums in another order (other libraries, other processors) may take another way.
+# the step given, float32 sums in another order (other libraries, other processors) may diverge.
 SENSITIVE = {"sgd_clip": 9, "sgd_l1": 4, "sgd_sigmoid": 13, "nesterov": 6}
 
 LOSSES = {"rtol": 1e-4, "atol": 1e-6}

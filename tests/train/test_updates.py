@@ -1,4 +1,4 @@
-"""Update rules against their formulas in float64, one value at a time; the traces hold them against Caffe."""
+"""Update rules against their formulas in float64, one value at a time; the traces compare them with Caffe."""
 
 from __future__ import annotations
 

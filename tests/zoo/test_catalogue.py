@@ -1,4 +1,4 @@
-"""The catalogue: every net is sound and survives its own text; the files shipped are what it writes."""
+"""The catalogue: every net is valid and equals its written text; the shipped files are what it writes."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ SHAPES = [
     ("mobilenet_v2", "conv6_3/linear/bn", (1, 320, 7, 7)),
     ("ssd300", "conv4_3_norm", (1, 512, 38, 38)),
     ("ssd300", "conv9_2", (1, 256, 1, 1)),
-    ("ssd300", "mbox_priorbox", (1, 2, 4 * 8732)),  # the paper's 8732 boxes a class
+    ("ssd300", "mbox_priorbox", (1, 2, 4 * 8732)),  # the paper's 8732 boxes per class
     ("ssd300", "mbox_conf_softmax", (1, 8732, 21)),
     ("mobilenet_ssd", "mbox_priorbox", (1, 2, 4 * 1917)),
     ("fcn8s", "score", (1, 21, 500, 500)),
 ]
 
 
-# Layers by which released weights find their place: Caffe copies weights by layer name.
+# Layer names of released weights: Caffe copies weights by layer name.
 NAMES = {
     "alexnet": "conv1 norm1 pool1 conv5 fc6 drop7 fc8 prob",
     "vgg16": "conv1_1 relu1_1 conv5_3 pool5 fc6 relu6 drop6 fc8",
@@ -81,7 +81,7 @@ def test_blob_shape(name, blob, shape):
 
 
 def test_mobilenet_ssd_fills_its_released_file():
-    """The released weights are 23,147,564 bytes; all but some 100 a layer are float32 parameters."""
+    """The released weights are 23,147,564 bytes; all but about 100 per layer are float32 parameters."""
     net = build("mobilenet_ssd")
     rest = 23_147_564 - 4 * learned(net)
     assert 0 < rest < 200 * len(net.layer)

@@ -1,4 +1,4 @@
-"""Activations: functions of each value, Dropout, and Softmax over one axis."""
+"""Activations: functions of each value, and Softmax over one axis."""
 
 from __future__ import annotations
 
@@ -13,51 +13,77 @@ from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCo
 from .support.registry import register_layer
 
 
+def limited_relu(x: Tensor, slope: float, limit: float) -> Tensor:
+    """Return the (leaky) ReLU, at most ``limit``; the fork passes the gradient of values above it too."""
+    top = F.leaky_relu(x, slope)
+    return torch.where(top > limit, limit + (top - top.detach()).nan_to_num(), top)
+
+
 @register_layer("ReLU")
 class ReLU(Layer):
-    """max(x, 0) + negative_slope · min(x, 0)."""
+    """max(x, 0) + negative_slope · min(x, 0), at most upper_limit where that is not 0 (Cambricon's Caffe)."""
 
     message = "relu_param"
     in_place = True
-    fields = ("negative_slope",)
+    fields = ("negative_slope", "upper_limit")
 
     def setup(self, rank: int) -> None:
         self.slope: float = self.param.negative_slope
+        self.limit: int = self.param.upper_limit
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is max(x, 0)."""
+        return not (self.slope or self.limit)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        if self.limit:
+            return (limited_relu(x, self.slope, self.limit),)
         return (F.leaky_relu(x, self.slope) if self.slope else torch.relu(x),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
-        if self.slope:
-            return [graph.node("LeakyRelu", [x], alpha=self.slope)]
-        return [graph.node("Relu", [x])]
+        top = graph.node("LeakyRelu", [x], alpha=self.slope) if self.slope else graph.node("Relu", [x])
+        return [graph.node("Min", [top, graph.constant(numbers(self.limit))]) if self.limit else top]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.limit:
+            return [f"{code.helper(limited_relu)}({x}, {literal(self.slope)}, {literal(self.limit)})"]
         slope = f", {literal(self.slope)}" if self.slope else ""
         return [f"F.{'leaky_relu' if self.slope else 'relu'}({x}{slope})"]
 
 
 @register_layer("ReLU6")
 class ReLU6(Layer):
-    """min(max(x, 0), threshold), the MobileNet forks' layer; no gradient at 0 and at the threshold."""
+    """min(max(x, 0) + negative_slope · min(x, 0), threshold); no gradient at the threshold and above.
+
+    Both fields are of forks (MobileNet and its YOLO); without a slope there is no gradient at 0 either.
+    """
 
     message = "relu6_param"
     in_place = True
-    fields = ("threshold",)
+    fields = ("threshold", "negative_slope")
 
     def setup(self, rank: int) -> None:
         self.threshold: float = self.param.threshold
+        self.slope: float = self.param.negative_slope
         if not self.threshold > 0:
             raise self.error(f"threshold {self.threshold:g} must be over 0")
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        if self.slope:
+            return (F.hardtanh(F.leaky_relu(x, self.slope), -math.inf, self.threshold),)
         return (F.hardtanh(x, 0.0, self.threshold),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         limits = [graph.constant(numbers([value]).reshape(())) for value in (0.0, self.threshold)]
+        if self.slope:
+            return [graph.node("Min", [graph.node("LeakyRelu", [x], alpha=self.slope), limits[1]])]
         return [graph.node("Clip", [x, *limits])]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.slope:
+            leaky = f"F.leaky_relu({x}, {literal(self.slope)})"
+            return [f"F.hardtanh({leaky}, -math.inf, {literal(self.threshold)})"]
         if self.threshold == 6:
             return [f"F.relu6({x})"]
         return [f"F.hardtanh({x}, 0.0, {literal(self.threshold)})"]
@@ -116,7 +142,7 @@ class ELU(Layer):
         return [f"F.elu({x}{alpha})"]
 
 
-class _Function(Layer):
+class Function(Layer):
     """A function without parameters, by the names of its torch function and its ONNX operator."""
 
     in_place = True
@@ -135,7 +161,7 @@ class _Function(Layer):
 
 
 @register_layer("Sigmoid")
-class Sigmoid(_Function):
+class Sigmoid(Function):
     """1 / (1 + exp(−x))."""
 
     message = "sigmoid_param"
@@ -143,7 +169,7 @@ class Sigmoid(_Function):
 
 
 @register_layer("TanH")
-class TanH(_Function):
+class TanH(Function):
     """The hyperbolic tangent."""
 
     message = "tanh_param"
@@ -151,14 +177,14 @@ class TanH(_Function):
 
 
 @register_layer("BNLL")
-class BNLL(_Function):
+class BNLL(Function):
     """log(1 + exp(x)), the binomial normal log likelihood."""
 
     torch_name, onnx_name = "F.softplus", "Softplus"
 
 
 @register_layer("AbsVal")
-class AbsVal(_Function):
+class AbsVal(Function):
     """|x|; its gradient at 0 is 0."""
 
     in_place = False  # Caffe refuses it
@@ -234,34 +260,6 @@ class Threshold(Layer):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         return [f"({x} > {literal(self.param.threshold)}).to({x}.dtype)"]
-
-
-@register_layer("Dropout")
-class Dropout(Layer):
-    """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else they pass unchanged.
-
-    Uses torch's default generator: seed it with `torch.manual_seed`.
-    """
-
-    message = "dropout_param"
-    in_place = True
-    fields = ("dropout_ratio",)
-
-    def setup(self, rank: int) -> None:
-        self.ratio: float = self.param.dropout_ratio
-        if not 0 <= self.ratio < 1:
-            raise self.error(f"dropout_ratio {self.ratio:g} must be at least 0 and below 1")
-        if self.is_train:
-            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (F.dropout(x, self.ratio, training=True) if self.training else x,)
-
-    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
-        return [x]
-
-    def source(self, code: SourceCode, x: str) -> list[str]:
-        return [f"F.dropout({x}, {literal(self.ratio)})"] if self.is_train else [x]
 
 
 @register_layer("Softmax")

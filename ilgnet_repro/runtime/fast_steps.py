@@ -80,11 +80,11 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
 
 
 def _following_relu(net: CaffeNet, node: Node) -> Node | None:
-    """Return the ReLU (without a negative slope) that is the only reader of a layer's only top, or None."""
+    """Return the plain ReLU (no negative slope, no limit) that is the only reader of a layer's only top, or None."""
     if len(node.tops) != 1 or node.tops[0] in map(net.graph.value, net.outputs):
         return None
     readers = net.graph.consumers(node.tops[0])
-    if len(readers) != 1 or readers[0].type != "ReLU" or net.layer(readers[0].name).slope:
+    if len(readers) != 1 or readers[0].type != "ReLU" or not net.layer(readers[0].name).is_plain:
         return None
     return readers[0]
 

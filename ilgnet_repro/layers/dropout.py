@@ -1,0 +1,152 @@
+"""Layers that draw random numbers in training: Dropout, SpatialDropout, and Insanity (randomized leaky ReLU)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
+from .support.registry import register_layer
+
+DRAWS_IN_TEST = "sample_weights_test draws random numbers in each pass"
+
+
+class _Dropout(Layer):
+    """Values are zeroed at random; uses torch's default generator: seed it with `torch.manual_seed`."""
+
+    in_place = True
+
+    def _check_ratio(self, ratio: float) -> float:
+        if not 0 <= ratio < 1:
+            raise self.error(f"dropout_ratio {ratio:g} must be at least 0 and below 1")
+        return ratio
+
+
+@register_layer("Dropout")
+class Dropout(_Dropout):
+    """In training, values are zeroed at random and the rest scaled by 1 / (1 − ratio); else they pass unchanged.
+
+    Fields of forks: with ``scale_train: false`` the kept values are not scaled in training, and all are multiplied by
+    1 − ratio otherwise (CTPN); with ``sample_weights_test`` phase TEST draws as TRAIN does (SegNet).
+    """
+
+    message = "dropout_param"
+    fields = ("dropout_ratio", "scale_train", "sample_weights_test")
+
+    def setup(self, rank: int) -> None:
+        self.ratio = self._check_ratio(self.param.dropout_ratio)
+        self.scales_train: bool = self.param.scale_train
+        self.always_draws: bool = self.param.sample_weights_test
+        if self.is_train:
+            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
+        elif self.always_draws:
+            self.no_onnx = DRAWS_IN_TEST
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if self.training or self.always_draws:
+            kept = F.dropout(x, self.ratio, training=True)
+            return (kept if self.scales_train else kept * (1 - self.ratio),)
+        return (x if self.scales_train else x * (1 - self.ratio),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        if self.scales_train:
+            return [x]
+        return [graph.node("Mul", [x, graph.constant(numbers(1 - self.ratio))])]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        ratio = literal(self.ratio)
+        top = f"F.dropout({x}, {ratio})" if self.is_train or self.always_draws else x
+        return [top if self.scales_train else f"{top} * (1 - {ratio})"]
+
+
+def drop_channels(x: Tensor, ratio: float) -> Tensor:
+    """Zero whole channels at random and scale the others by 1 / (1 - ratio)."""
+    return x * F.dropout(x.new_ones(x.shape[0], x.shape[1], *[1] * (x.dim() - 2)), ratio)
+
+
+@register_layer("SpatialDropout")
+class SpatialDropout(_Dropout):
+    """In training, whole channels are zeroed at random and the others scaled by 1 / (1 − ratio).
+
+    The ratio is that of ``dropout_param`` or, in some versions, ``spatial_dropout_param``.
+    Source: intel/caffe, spatial_dropout_layer.cpp; Tompson et al., 2015.
+    """
+
+    message = "dropout_param"
+    other_messages = ("spatial_dropout_param",)
+    fields = ("dropout_ratio",)
+
+    def setup(self, rank: int) -> None:
+        text = self.node.layer
+        if text.HasField("dropout_param") and text.HasField("spatial_dropout_param"):
+            raise self.error("states both dropout_param and spatial_dropout_param; keep one")
+        stated = text.spatial_dropout_param if text.HasField("spatial_dropout_param") else self.param
+        self.ratio = self._check_ratio(stated.dropout_ratio)
+        if self.is_train:
+            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
+
+    def plan(self, x: Shape) -> LayerPlan:
+        if len(x) < 2:
+            raise self.error(f"bottom {list(x)} has no channel axis; it takes 2 axes or more")
+        return LayerPlan([x])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (drop_channels(x, self.ratio) if self.training else x,)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [x]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"{code.helper(drop_channels)}({x}, {literal(self.ratio)})" if self.is_train else x]
+
+
+def random_leaky_relu(x: Tensor, least: float, greatest: float) -> Tensor:
+    """Divide each negative value by a number of its own, drawn between the two."""
+    return torch.where(x > 0, x, x / torch.empty_like(x).uniform_(least, greatest))
+
+
+@register_layer("Insanity")
+class Insanity(Layer):
+    """Randomized leaky ReLU: in training each negative value is divided by a number drawn from [lb, ub].
+
+    Otherwise all are divided by the logarithmic mean (ub − lb) / (log|ub| − log|lb|).
+    Source: happynear/caffe-windows, insanity_layer.cpp; Xu et al., 2015.
+    """
+
+    message = "insanity_param"
+    in_place = True
+    fields = ("lb", "ub")
+
+    def setup(self, rank: int) -> None:
+        self.least: float = self.param.lb
+        self.greatest: float = self.param.ub
+        if not self.least < self.greatest or 0 in (self.least, self.greatest):
+            raise self.error(f"lb {self.least:g} must be below ub {self.greatest:g}, and neither 0")
+        logarithms = math.log(abs(self.greatest)), math.log(abs(self.least))
+        if logarithms[0] == logarithms[1]:
+            raise self.error(f"lb {self.least:g} and ub {self.greatest:g} have no logarithmic mean")
+        self.slope = (logarithms[0] - logarithms[1]) / (self.greatest - self.least)
+        if self.is_train:
+            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
+
+    def plan(self, x: Shape) -> LayerPlan:
+        if len(x) < 2:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 2 or more")
+        return LayerPlan([x])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if self.training:
+            return (random_leaky_relu(x, self.least, self.greatest),)
+        return (F.leaky_relu(x, self.slope),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("LeakyRelu", [x], alpha=self.slope)]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.is_train:
+            limits = f"{literal(self.least)}, {literal(self.greatest)}"
+            return [f"{code.helper(random_leaky_relu)}({x}, {limits})"]
+        return [f"F.leaky_relu({x}, {self.slope!r})"]

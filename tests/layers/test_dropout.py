@@ -1,0 +1,123 @@
+"""The random layers of forks and Dropout's fields of forks, by their statistics and by what they leave alone."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from layer_nets import draw, one_layer
+from one_layer import gradients, run, run_onnx, run_source
+
+from ilgnet_repro.errors import LayerError
+
+X = np.ones((40, 30, 5, 4), np.float32)
+
+
+def drawn(net) -> np.ndarray:
+    torch.manual_seed(1)
+    return run(net, [X])[0]
+
+
+def test_scale_train_false_scales_in_the_test_phase_only():
+    body = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 scale_train: false }'
+    found = drawn(one_layer(body, X.shape, phase="TRAIN"))
+    np.testing.assert_allclose(np.unique(found), [0, 1], atol=1e-6)
+    assert abs(found.mean() - 0.75) < 0.02
+    x, diff = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=5)
+    net = one_layer(body, x.shape)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], 0.75 * x, rtol=1e-6, err_msg=use.__name__)
+    np.testing.assert_allclose(gradients(net, [x], diff)[0], 0.75 * diff, rtol=1e-6)
+
+
+def test_sample_weights_test_draws_in_the_test_phase():
+    body = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 sample_weights_test: true }'
+    net = one_layer(body, X.shape)
+    found = drawn(net)
+    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+    assert abs((found > 0).mean() - 0.75) < 0.02
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(run_source(net, [X])[0], found)
+    with pytest.raises(
+        LayerError, match=r"op \(Dropout\): cannot be written as ONNX: sample_weights_test draws"
+    ):
+        run_onnx(net, [X])
+
+
+@pytest.mark.parametrize("message", ["dropout_param", "spatial_dropout_param"])
+def test_spatial_dropout_zeroes_whole_channels(message):
+    body = f'type: "SpatialDropout" {message} {{ dropout_ratio: 0.25 }}'
+    net = one_layer(body, X.shape, phase="TRAIN")
+    found = drawn(net)
+    assert (found == found[:, :, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+    assert abs((found > 0).mean() - 0.75) < 0.05
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(run_source(net, [X])[0], found)
+    with pytest.raises(
+        LayerError, match=r"op \(SpatialDropout\): cannot be written as ONNX: it draws random"
+    ):
+        run_onnx(net, [X])
+    x = draw(2, 3, 4)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_array_equal(use(one_layer(body, x.shape), [x])[0], x, err_msg=use.__name__)
+
+
+def test_insanity_divides_negative_values_by_its_range_or_its_mean():
+    body = 'type: "Insanity" insanity_param { lb: 2 ub: 8 }'
+    net = one_layer(body, X.shape, phase="TRAIN")
+    torch.manual_seed(1)
+    found = run(net, [-X])[0]
+    assert found.min() >= -0.5 and found.max() <= -0.125 and abs((-1 / found).mean() - 5) < 0.1
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(run_source(net, [-X])[0], found)
+    x = draw(2, 3, 4)
+    expected = np.where(x > 0, x, x / (6 / np.log(4)))
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(
+            use(one_layer(body, x.shape), [x])[0], expected, rtol=1e-6, err_msg=use.__name__
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "message"),
+    [
+        (
+            'type: "SpatialDropout" dropout_param { dropout_ratio: 1 }',
+            (2, 3),
+            "op (SpatialDropout): dropout_ratio 1 must be at least 0 and below 1",
+        ),
+        (
+            'type: "SpatialDropout" dropout_param { } spatial_dropout_param { }',
+            (2, 3),
+            "op (SpatialDropout): states both dropout_param and spatial_dropout_param; keep one",
+        ),
+        (
+            'type: "SpatialDropout"',
+            (3,),
+            "op (SpatialDropout): bottom [3] has no channel axis; it takes 2 axes or more",
+        ),
+        (
+            'type: "Insanity" insanity_param { lb: 4 ub: 3 }',
+            (2, 3),
+            "op (Insanity): lb 4 must be below ub 3, and neither 0",
+        ),
+        (
+            'type: "Insanity" insanity_param { lb: 0 ub: 3 }',
+            (2, 3),
+            "op (Insanity): lb 0 must be below ub 3, and neither 0",
+        ),
+        (
+            'type: "Insanity" insanity_param { lb: -3 ub: 3 }',
+            (2, 3),
+            "op (Insanity): lb -3 and ub 3 have no logarithmic mean",
+        ),
+        ('type: "Insanity"', (3,), "op (Insanity): bottom [3] has 1 axes; it takes 2 or more"),
+    ],
+    ids=["ratio", "both", "spatial_rank", "order", "zero", "opposite", "insanity_rank"],
+)
+def test_refused(body, shape, message):
+    with pytest.raises(LayerError, match=re.escape(message)):
+        one_layer(body, shape)

@@ -110,7 +110,7 @@ class ROIAlign(RegionPooling):
                 node("Cast", node("Clip", node("Add", low, numbers(1)), zero, end), to=TensorProto.INT64)
             )
             weight.append(node("Sub", node("Clip", places, zero, end), start))
-    # Every tensor is R × rows × columns; the values read have a channel axis after these.
+        # Every tensor is R × rows × columns; the values read have a channel axis after these.
         row_axes, column_axes = integers(2), integers(1)
         maps = node("Transpose", x, perm=[0, 2, 3, 1])
         image = node("Unsqueeze", image, integers(2))

@@ -21,8 +21,14 @@ MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
 LARGEST_COUNT = 2**31 - 1  # counts are int there
 _MAX_RUNS = 65_536
 _DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
-_LEGACY = {1: 0, 2: 1, 3: 2, 4: 3}  # num, channels, height, width
-_SINGLE_WIRE = {_DATA: wire.FIXED32, _DOUBLE_DATA: wire.FIXED64}  # of an unpacked value
+_LEGACY = (1, 2, 3, 4)  # num, channels, height, width
+# C3D 1.0 put a length before the height, and so moved the numbers after it; its field 5 tells, a varint.
+_C3D_DIMS, _C3D_DATA = (1, 2, 3, 4, 5), 6
+_SINGLE_WIRE = {
+    _DATA: wire.FIXED32,
+    _C3D_DATA: wire.FIXED32,
+    _DOUBLE_DATA: wire.FIXED64,
+}  # of an unpacked value
 
 
 class Run(NamedTuple):
@@ -37,7 +43,8 @@ class Run(NamedTuple):
 class Blob:
     """The shape of an array, and where its values are in the file.
 
-    ``legacy`` marks shapes stored as num/channels/height/width, as Caffe did until late 2014.
+    ``legacy`` marks shapes stored as num/channels/height/width, as Caffe did until late 2014, and the five numbers of
+    C3D 1.0 (``c3d``).
     """
 
     shape: tuple[int, ...]
@@ -45,6 +52,7 @@ class Blob:
     dtype: np.dtype
     runs: tuple[Run, ...] = field(repr=False)
     buffer: memoryview = field(repr=False, compare=False)
+    c3d: bool = False
 
     def array(self) -> np.ndarray:
         """Return the values as float32 (float64 for ``double_data``) in C order.
@@ -76,15 +84,17 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
 
     Raises FormatError if the shape and the number of values disagree.
     """
-    dims: list[int] = []
+    dims: list[wire.Field] = []
     legacy: dict[int, int] = {}
-    runs: dict[int, list[Run]] = {_DATA: [], _DOUBLE_DATA: []}
+    runs: dict[int, list[Run]] = {_DATA: [], _C3D_DATA: [], _DOUBLE_DATA: []}
     position = start
     while position < stop:  # restarted after a run of unpacked values, which is read in one step
         for item in wire.fields(buffer, position, stop, where):
             position = item.stop
             if item.number in runs and item.wire == wire.BYTES:
-                _append(runs[item.number], _packed(item, 4 if item.number == _DATA else 8, where), where)
+                _append(
+                    runs[item.number], _packed(item, 8 if item.number == _DOUBLE_DATA else 4, where), where
+                )
             elif item.number in (5, 6, 8, 9) and item.wire in (wire.FIXED32, wire.FIXED64):
                 run = _unpacked(buffer, item, stop)
                 if item.wire == _SINGLE_WIRE.get(item.number):
@@ -92,17 +102,33 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
                 position = item.tag + run.size * run.stride
                 break
             elif item.number == _SHAPE and item.wire == wire.BYTES:
-                dims.extend(_dims(buffer, item, where))
+                dims.append(item)
                 if len(dims) > MOST_AXES:
                     raise FormatError(f"{where}: more than {MOST_AXES} axes; the file is damaged")
-            elif item.number in _LEGACY and item.wire == wire.VARINT:
-                legacy[_LEGACY[item.number]] = wire.signed(item.value, 32)
+            elif item.number in _C3D_DIMS and item.wire == wire.VARINT:
+                legacy[item.number] = wire.signed(item.value, 32)
+    if 5 in legacy:
+        shape = tuple(legacy.get(number, 0) for number in _C3D_DIMS)
+        _check_count(shape, sum(run.size for run in runs[_C3D_DATA]), where)
+        return Blob(shape, True, np.dtype("<f4"), tuple(runs[_C3D_DATA]), buffer, c3d=True)
     double = bool(runs[_DOUBLE_DATA])
     values = runs[_DOUBLE_DATA if double else _DATA]
     # Caffe's Blob::FromProto uses the four numbers if any of them is set.
-    shape = tuple(legacy.get(axis, 0) for axis in range(4)) if legacy else tuple(dims)
+    if legacy:
+        shape = tuple(legacy.get(number, 0) for number in _LEGACY)
+    else:
+        shape = _stated_shape(buffer, dims, where)
     _check_count(shape, sum(run.size for run in values), where)
     return Blob(shape, bool(legacy), np.dtype("<f8" if double else "<f4"), tuple(values), buffer)
+
+
+def _stated_shape(buffer: memoryview, items: list[wire.Field], where: str) -> tuple[int, ...]:
+    lengths: list[int] = []
+    for item in items:
+        lengths.extend(_dims(buffer, item, where))
+        if len(lengths) > MOST_AXES:
+            raise FormatError(f"{where}: more than {MOST_AXES} axes; the file is damaged")
+    return tuple(lengths)
 
 
 def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Iterator[bytes | memoryview]]:

@@ -23,7 +23,7 @@ from .blob import Blob, LayerBlobs, scan_blob
 from .caffemodel_writer import missing_field, strip_fork_fields, write_caffemodel
 from .hdf5_model import hdf5_layers
 from .kinds import Kind, expect
-from .layer_types import modern_type_of_v0, modern_type_of_v1
+from .layer_types import C3D_V1_NUMBERS, modern_type_of_v0, modern_type_of_v1
 
 __all__ = ["Blob", "CaffeModel", "LayerBlobs", "open_caffemodel", "write_caffemodel"]
 
@@ -66,6 +66,11 @@ class CaffeModel:
         if self.buffer is None:
             raise FormatError(f"{self.path.name}: HDF5 weights have no structure; give the prototxt too")
         where = self.path.name
+        if any(blob.c3d for layer in self.layers for blob in layer.blobs):
+            raise FormatError(
+                f"{where}: was written by C3D 1.0, whose numbers of layer types BVLC Caffe uses for others; "
+                "give the prototxt too"
+            )
         pieces, size = [], 0
         for piece in _structure_pieces(self.buffer, where):
             size += len(piece)
@@ -124,7 +129,7 @@ def _scan_net(buffer: memoryview, where: str) -> tuple[str, tuple[LayerBlobs, ..
 
 def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, where: str) -> LayerBlobs:
     # Blobs may precede the name in the file; errors need the name, so blobs are scanned last.
-    name, kind = "", ""
+    name, kind, number = "", "", 0
     blobs: list[wire.Field] = []
     nested: LayerBlobs | None = None
     for item in wire.fields(buffer, layer.start, layer.stop, where):
@@ -141,13 +146,16 @@ def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, 
             elif item.number == generation.nested:
                 nested = _scan_layer(buffer, item, _V0, where)
         elif generation is _V1 and item.number == generation.type and item.wire == wire.VARINT:
-            kind = modern_type_of_v1(wire.signed(item.value, 32))
+            number = wire.signed(item.value, 32)
+            kind = modern_type_of_v1(number)
     if nested is not None:
         name, kind = name or nested.name, kind or nested.type
     found = tuple(
         scan_blob(buffer, blob.start, blob.stop, f"{where}: layer {excerpt(name)}, blob {index}")
         for index, blob in enumerate(blobs)
     )
+    if any(blob.c3d for blob in found):
+        kind = C3D_V1_NUMBERS.get(number, kind)
     return LayerBlobs(name, kind, found + (nested.blobs if nested else ()))
 
 

@@ -51,12 +51,18 @@ V1_TYPES: dict[str, str] = {
 # Names that forks added to the V1 enum. Their numbers collide, so they are known in text only.
 FORK_V1_TYPES: dict[str, str] = {
     "BN": "BN",
+    "CONVOLUTION3D": "Convolution3D",
     "CROP": "Crop",
+    "DECONVOLUTION3D": "Deconvolution3D",
     "DENSE_IMAGE_DATA": "DenseImageData",
     "INTERP": "Interp",
+    "POOLING3D": "Pooling3D",
     "PRELU": "PReLU",
     "UPSAMPLE": "Upsample",
 }
+
+# Type numbers of C3D 1.0 that BVLC Caffe gave to other types, of layers with blobs.
+C3D_V1_NUMBERS = {30: "Convolution3D", 34: "Deconvolution3D"}
 
 # V0LayerParameter.type -> V1LayerParameter.LayerType; "padding" layers are removed before.
 V0_TYPES: dict[str, str] = {

@@ -18,6 +18,7 @@ from .upgrade_v1 import upgrade_transforms, upgrade_v1
 M = TypeVar("M", bound=Message)
 
 _LEGACY_AXES = 4
+_VIDEO_TYPES = ("Convolution3D", "Deconvolution3D", "Pooling3D")  # C3D, whose blobs have five axes
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> caffe_pb2.NetParameter:
@@ -75,7 +76,9 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
         raise FormatError(f"net {excerpt(net.name)}: input_shape and input_dim are both given; keep one")
     if shapes and shapes != count:
         raise FormatError(f"net {excerpt(net.name)}: {shapes} input_shape for {count} input; give one each")
-    if dims and dims != _LEGACY_AXES * count:
+    is_video = any(layer.type in _VIDEO_TYPES for layer in net.layer)
+    axes = _LEGACY_AXES + 1 if is_video and dims == (_LEGACY_AXES + 1) * count else _LEGACY_AXES
+    if dims and dims != axes * count:
         raise FormatError(f"net {excerpt(net.name)}: {dims} input_dim for {count} input; give four each")
     name = "input"
     while any(other.name == name for other in net.layer):  # unique, because weights are matched by name
@@ -86,7 +89,7 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.
         if shapes:
             shape.CopyFrom(net.input_shape[index])
         else:
-            shape.dim.extend(net.input_dim[_LEGACY_AXES * index : _LEGACY_AXES * (index + 1)])
+            shape.dim.extend(net.input_dim[axes * index : axes * (index + 1)])
     out = caffe_pb2.NetParameter()
     out.layer.add().CopyFrom(layer)
     out.MergeFrom(net)

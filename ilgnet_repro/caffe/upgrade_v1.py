@@ -47,6 +47,12 @@ def upgrade_transforms(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_p
 
 _NEW_FIELDS = caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name
 _OLD_FIELDS = caffe_pb2.V1LayerParameter.DESCRIPTOR.fields_by_name
+# C3D's V1 layers of video, the message that its text has them in, and the one that they are in since.
+_C3D = {
+    "Convolution3D": ("convolution_param", "convolution3d_param"),
+    "Deconvolution3D": ("convolution_param", "convolution3d_param"),
+    "Pooling3D": ("pooling_param", "pooling3d_param"),
+}
 # Fields with another form in V2, or with another meaning under the same name (V1 `param` is a name).
 _CHANGED = {"type", "layer", "param", "blob_share_mode", "blobs_lr", "weight_decay"}
 
@@ -93,6 +99,8 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
         if index < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[index]
     _type_fork_fields(new)
+    if new.type in _C3D:
+        _move_c3d_fields(new)
     if new.type == "Crop":  # only forks have it, and theirs compute the offset (crops.py)
         new.fork_field.add(path=V1_CROP_MARK, text="true")
     return new
@@ -106,6 +114,39 @@ def _modern_type(old: caffe_pb2.V1LayerParameter) -> str:
     if not kind:
         raise LayerError(excerpt(old.name), "NONE", "has no type; name one, such as type: CONVOLUTION")
     return kind
+
+
+def _move_c3d_fields(layer: caffe_pb2.LayerParameter) -> None:
+    """Move the fields of a V1 layer of C3D into the message of C3D 1.1."""
+    before, after = _C3D[layer.type]
+    old, new = getattr(layer, before), getattr(layer, after)
+    known = new.DESCRIPTOR.fields_by_name
+    for descriptor, value in old.ListFields():
+        name = descriptor.name
+        values = list(value) if descriptor.is_repeated else [value]
+        if len(values) > 1:
+            raise LayerError(
+                excerpt(layer.name),
+                layer.type,
+                f"{before}.{name} is stated {len(values)} times; state it once",
+            )
+        if name not in known:
+            if values[0] == descriptor.default_value:
+                continue
+            raise LayerError(
+                excerpt(layer.name),
+                layer.type,
+                f"{before}.{name} is not supported; remove it if it does not matter",
+            )
+        if isinstance(value, Message):
+            getattr(new, name).CopyFrom(value)
+        else:
+            setattr(new, name, values[0])
+    # C3D's Deconvolution3D reads bias_term from convolution_param, in later versions too.
+    has_bias = layer.type != "Deconvolution3D" or old.bias_term
+    layer.ClearField(before)
+    if not has_bias:
+        layer.convolution_param.bias_term = False
 
 
 def _type_fork_fields(layer: caffe_pb2.LayerParameter) -> None:

@@ -1,4 +1,4 @@
-"""Convolution, DepthwiseConvolution, Deconvolution and Im2col, over one to three spatial axes."""
+"""Convolution, Deconvolution and Im2col, over one to three spatial axes."""
 
 from __future__ import annotations
 
@@ -38,18 +38,15 @@ class Spatial(Layer):
         *("dilation", "hole", "hole_h", "hole_w"),
     )
     # The N-D code path computes the same sums.
-    ignored_fields = ("engine", "force_nd_im2col")
+    ignored_fields: ClassVar[tuple[str, ...]] = ("engine", "force_nd_im2col")
     transposed = False
 
     def setup(self, rank: int, *others: int) -> None:
-        self.channel_axis = self.axis(self.param.axis, rank)
+        self.channel_axis = self._read_axis(rank)
         count = rank - self.channel_axis - 1
         if not 1 <= count <= 3:
             raise self.error(f"a bottom of {rank} axes has {count} spatial axes; 1 to 3 are supported")
-        self.kernel = self._spatial("kernel_size", count, None)
-        self.stride = self._spatial("stride", count, 1)
-        self.pad = self._spatial("pad", count, 0)
-        self.dilation = self._dilation(count)
+        self.kernel, self.stride, self.pad, self.dilation = self._read_window(count)
         for field, values in (
             ("kernel_size", self.kernel),
             ("stride", self.stride),
@@ -57,6 +54,18 @@ class Spatial(Layer):
         ):
             if min(values) < 1:
                 raise self.error(f"{field} {list(values)} must be at least 1")
+
+    def _read_axis(self, rank: int) -> int:
+        return self.axis(self.param.axis, rank)
+
+    def _read_window(self, count: int) -> tuple[tuple[int, ...], ...]:
+        """Return kernel, stride, pad and dilation, each with one value per spatial axis."""
+        return (
+            self._spatial("kernel_size", count, None),
+            self._spatial("stride", count, 1),
+            self._spatial("pad", count, 0),
+            self._dilation(count),
+        )
 
     def _spatial(self, field: str, count: int, default: int | None) -> tuple[int, ...]:
         """One value per axis: `kernel_size: 3`, a value per axis, or `kernel_h` and `kernel_w`."""
@@ -133,7 +142,7 @@ class Spatial(Layer):
 
 
 class ConvolutionBase(Spatial):
-    """Shared by Convolution, DepthwiseConvolution and Deconvolution: weights, groups and bias."""
+    """Shared by all convolutions: weights, groups and bias."""
 
     fields = (*Spatial.fields, "num_output", "bias_term", "group", "weight_filler", "bias_filler")
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
@@ -148,16 +157,22 @@ class ConvolutionBase(Spatial):
                 f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; the numbers must be equal"
             )
         self.outputs: int = self.param.num_output
-        self.has_bias: bool = self.param.bias_term
-        if not self.outputs:
-            raise self.error("num_output is 0 or absent; state how many channels to make")
-        self.group: int = self.param.group
-        self._check_group()
+        self.has_bias = self._reads_bias()
+        self.group = self._read_group()
+        self._check_outputs()
         super().setup(rank)
         self.function = (_TRANSPOSED if self.transposed else _CONV)[len(self.kernel)]
         self.is_ungrouped = self.group == 1 and not self.is_depthwise
 
-    def _check_group(self) -> None:
+    def _reads_bias(self) -> bool:
+        return bool(self.param.bias_term)
+
+    def _read_group(self) -> int:
+        return int(self.param.group)
+
+    def _check_outputs(self) -> None:
+        if not self.outputs:
+            raise self.error("num_output is 0 or absent; state how many channels to make")
         if not self.group or self.outputs % self.group:
             raise self.error(f"num_output {self.outputs} is not a multiple of group {self.group}")
 
@@ -167,23 +182,35 @@ class ConvolutionBase(Spatial):
             raise self.error(f"{channels} input channels are not a multiple of group {self.group}")
         return self.group
 
+    def outputs_for(self, channels: int) -> int:
+        """Return the number of output channels for a number of input channels."""
+        return self.outputs
+
+    def bias_shape(self, outputs: int) -> Shape:
+        """Return the shape of the bias blob."""
+        return (outputs,)
+
     def plan(self, *bottoms: Shape) -> LayerPlan:
         channels = bottoms[0][self.channel_axis]
+        outputs = self.outputs_for(channels)
         for bottom in bottoms:
             if bottom[self.channel_axis] != channels:
                 raise self.error(f"bottoms differ in channels: {bottom[self.channel_axis]} and {channels}")
-        tops = [(*bottom[: self.channel_axis], self.outputs, *self._extents(bottom)) for bottom in bottoms]
+        tops = [(*bottom[: self.channel_axis], outputs, *self._extents(bottom)) for bottom in bottoms]
         # A deconvolution stores its weights input channels first, as the convolution that it transposes.
-        first, second = (channels, self.outputs) if self.transposed else (self.outputs, channels)
+        first, second = (channels, outputs) if self.transposed else (outputs, channels)
         weight = (first, second // self.groups(channels), *self.kernel)
         blobs = [BlobSpec("weight", weight, self.param.weight_filler)]
         if self.has_bias:
-            blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
+            blobs.append(BlobSpec("bias", self.bias_shape(outputs), self.param.bias_filler))
         positions = bottoms if self.transposed else tops
         return LayerPlan(tops, blobs, sum(map(prod, positions)) * prod(weight[1:]))
 
+    def _bias(self) -> Tensor:
+        return self.blob("bias")
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        weight, bias = self.blob("weight"), self.blob("bias") if self.has_bias else None
+        weight, bias = self.blob("weight"), self._bias() if self.has_bias else None
         convolve, leading = self.function, self.channel_axis
         tops = []
         for x in bottoms:
@@ -202,28 +229,31 @@ class ConvolutionBase(Spatial):
             tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
 
+    def _bias_onnx(self, graph: OnnxGraph) -> str:
+        return graph.parameter("bias")
+
     def onnx(self, graph: OnnxGraph, *bottoms: str) -> list[str]:
-        weights = [graph.parameter(name) for name in self.blob_names]
+        weights = [graph.parameter("weight"), *([self._bias_onnx(graph)] if self.has_bias else [])]
         op = "ConvTranspose" if self.transposed else "Conv"
-        return [
-            self._windowed_onnx(
-                graph, x, op, weights, self.outputs, group=self.groups(graph.size(x, self.channel_axis))
-            )
-            for x in bottoms
-        ]
+        tops = []
+        for x in bottoms:
+            channels = graph.size(x, self.channel_axis)
+            outputs, group = self.outputs_for(channels), self.groups(channels)
+            tops.append(self._windowed_onnx(graph, x, op, weights, outputs, group))
+        return tops
 
     def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         count, channels = len(self.kernel), code.shape(0)[self.channel_axis]
         group = self.groups(channels)
         name = f"nn.Conv{'Transpose' if self.transposed else ''}{count}d"
-        arguments = [str(channels), str(self.outputs), f"kernel_size={_short(self.kernel)}"]
+        outputs = self.outputs_for(channels)
+        arguments = [str(channels), str(outputs), f"kernel_size={_short(self.kernel)}"]
         defaults = (("stride", self.stride, 1), ("padding", self.pad, 0), ("dilation", self.dilation, 1))
         arguments += [f"{key}={_short(value)}" for key, value, usual in defaults if value != (usual,) * count]
         arguments += [f"groups={group}"] if group != 1 else []
         arguments += [] if self.has_bias else ["bias=False"]
-        module = code.module(
-            f"{name}({', '.join(arguments)})", **dict(zip(self.blob_names, self.blobs, strict=True))
-        )
+        blobs = {"weight": self.blob("weight"), **({"bias": self._bias()} if self.has_bias else {})}
+        module = code.module(f"{name}({', '.join(arguments)})", **blobs)
         if self.channel_axis == 1:
             return [f"{module}({x})" for x in bottoms]
         cut = self.channel_axis
@@ -243,22 +273,6 @@ def _short(values: Sequence[int]) -> str:
 @register_layer("Convolution")
 class Convolution(ConvolutionBase):
     """Cross-correlation with learned weights, num_output × channels/group × kernel."""
-
-
-@register_layer("DepthwiseConvolution")
-class DepthwiseConvolution(ConvolutionBase):
-    """A Convolution with one group per channel, of the MobileNet forks (reads convolution_param)."""
-
-    # The fork's layer is depthwise whatever `group` says; its texts usually leave it out or state it.
-    is_depthwise = True
-
-    def _check_group(self) -> None:
-        pass
-
-    def groups(self, channels: int) -> int:
-        if self.outputs % channels:
-            raise self.error(f"num_output {self.outputs} is not a multiple of its {channels} input channels")
-        return channels
 
 
 @register_layer("Deconvolution")

@@ -16,7 +16,7 @@ from ..caffe.graph import Graph, Node, Value
 from ..caffe.graph_build import build_graph
 from ..errors import GraphError, IlgnetError
 from ..layers.bn import BN
-from ..layers.conv import ConvolutionBase, Deconvolution
+from ..layers.conv import ConvolutionBase
 from ..layers.dense import InnerProduct
 from ..layers.norm import BatchNorm
 from ..layers.scale import Broadcast
@@ -26,8 +26,12 @@ from .net import CaffeNet
 
 _FOLDED_INTO = {
     "Convolution": "convolution_param",
-    "DepthwiseConvolution": "convolution_param",
+    "Convolution3D": "convolution3d_param",
+    "ConvolutionDepthwise": "convolution_param",
     "Deconvolution": "convolution_param",
+    "Deconvolution3D": "convolution_param",
+    "DepthwiseConvolution": "convolution_param",
+    "NdConvolution": "convolution_param",
     "InnerProduct": "inner_product_param",
 }
 Source = tuple[Any, Any]
@@ -205,9 +209,12 @@ def _multiplied(layer: Layer, blobs: list[np.ndarray], affines: Sequence[_Affine
         total = total.then(affine)
     weight = np.asarray(blobs[0], np.float64)
     bias = np.asarray(blobs[1], np.float64) if len(blobs) > 1 else 0.0
+    bias = bias * total.factor + total.shift
+    if isinstance(layer, ConvolutionBase):
+        bias = bias.reshape(layer.bias_shape(bias.size))
     return [
         (weight * _along_outputs(layer, total.factor, weight)).astype(np.float32),
-        (bias * total.factor + total.shift).astype(np.float32),
+        bias.astype(np.float32),
     ]
 
 
@@ -215,7 +222,7 @@ def _along_outputs(layer: Layer, factor: np.ndarray, weight: np.ndarray) -> np.n
     """Reshape one factor per output so that it broadcasts over the weights."""
     if isinstance(layer, InnerProduct) and layer.param.transpose:
         return factor[None, :]
-    if not isinstance(layer, Deconvolution):
+    if not isinstance(layer, ConvolutionBase) or not layer.transposed:
         return factor.reshape(-1, *[1] * (weight.ndim - 1))
     # Input channels × outputs per group: each group's channels have their own outputs.
     group = layer.groups(weight.shape[0])

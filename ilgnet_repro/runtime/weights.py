@@ -280,9 +280,9 @@ def _same_shape(spec: BlobSpec, blob: FileBlob) -> bool:
         return [size for size in wanted if size != 1] == [size for size in blob.shape if size != 1]
     if not blob.legacy:
         return wanted == tuple(blob.shape)
-    # Files before 2014 hold four dimensions whatever the blob: Caffe's ShapeEquals pads the net's
+    # Files before 2014 hold four dimensions whatever the blob (C3D's five): Caffe's ShapeEquals pads the net's
     # shape with leading ones.
-    return len(wanted) <= 4 and (1,) * (4 - len(wanted)) + wanted == tuple(blob.shape)
+    return (1,) * (len(blob.shape) - len(wanted)) + wanted == tuple(blob.shape)
 
 
 def _some(names: Sequence[str], separator: str = ", ", limit: int = 6) -> str:

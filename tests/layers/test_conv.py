@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import product
 
 import cv2
 import numpy as np
@@ -12,52 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_nets import draw, one_layer
 from one_layer import run, run_onnx, run_source
+from slow_convolution import slow_convolution, slow_deconvolution
 
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
-
-
-def slow_convolution(x, weight, bias, geometry, group):
-    """Sum over every tap separately; ``geometry`` is (stride, pad, dilation), one number per axis each."""
-    stride, pad, dilation = geometry
-    kernel = weight.shape[2:]
-    axes = range(len(kernel))
-    extents = [
-        (x.shape[2 + a] + 2 * pad[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in axes
-    ]
-    outputs, inputs = weight.shape[0] // group, weight.shape[1]
-    top = np.zeros((x.shape[0], weight.shape[0], *extents))
-    for n, o, *place in np.ndindex(*top.shape):
-        total = 0.0 if bias is None else float(bias[o])
-        for c, *tap in product(range(inputs), *map(range, kernel)):
-            at = [place[a] * stride[a] - pad[a] + tap[a] * dilation[a] for a in axes]
-            if all(0 <= at[a] < x.shape[2 + a] for a in axes):
-                total += float(x[(n, o // outputs * inputs + c, *at)]) * float(weight[(o, c, *tap)])
-        top[(n, o, *place)] = total
-    return top
-
-
-def slow_deconvolution(x, weight, bias, geometry, group):
-    """Add every input value's weighted kernel to the output, then crop the padding."""
-    stride, pad, dilation = geometry
-    kernel = weight.shape[2:]
-    axes = range(len(kernel))
-    extents = [
-        stride[a] * (x.shape[2 + a] - 1) + dilation[a] * (kernel[a] - 1) + 1 - 2 * pad[a] for a in axes
-    ]
-    inputs, outputs = weight.shape[0] // group, weight.shape[1]
-    top = np.zeros((x.shape[0], outputs * group, *extents))
-    if bias is not None:
-        top += bias.reshape(-1, *[1] * len(kernel))
-    for n, c, *place in np.ndindex(*x.shape):
-        for o, *tap in product(range(outputs), *map(range, kernel)):
-            at = [place[a] * stride[a] - pad[a] + tap[a] * dilation[a] for a in axes]
-            if all(0 <= at[a] < extents[a] for a in axes):
-                top[(n, c // inputs * outputs + o, *at)] += float(x[(n, c, *place)]) * float(
-                    weight[(c, o, *tap)]
-                )
-    return top
 
 
 @st.composite
@@ -137,6 +95,25 @@ def test_depthwise_has_one_group_per_channel_regardless_of_the_group_field(field
         np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
 
 
+def test_depthwise_with_its_own_group():
+    body = 'type: "DepthwiseConvolution" convolution_param { num_output: 6 kernel_size: 3 group: 2 }'
+    weight, bias, x = draw(6, 2, 3, 3, seed=1), draw(6, seed=2), draw(2, 4, 5, 6)
+    net = one_layer(body, x.shape, blobs=[weight, bias])
+    expected = slow_convolution(x, weight, bias, ((1, 1), (0, 0), (1, 1)), 2)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+@pytest.mark.parametrize("fields", ["", "num_output: 7 group: 3", "num_output: 4 group: 1"])
+def test_one_filter_per_channel_regardless_of_num_output_and_group(fields):
+    body = f'type: "ConvolutionDepthwise" convolution_param {{ kernel_h: 3 kernel_w: 2 stride: 2 {fields} }}'
+    weight, bias, x = draw(4, 1, 3, 2, seed=1), draw(4, seed=2), draw(2, 4, 5, 7)
+    net = one_layer(body, x.shape, blobs=[weight, bias])
+    expected = slow_convolution(x, weight, bias, ((2, 2), (0, 0), (1, 1)), 4)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
 @pytest.mark.parametrize(
     ("fields", "same"),
     [("hole: 2", "dilation: 2"), ("hole_h: 2 hole_w: 3", "dilation: 2 dilation: 3")],
@@ -207,9 +184,10 @@ def test_convolution_refuses(fields, message):
         ),
         ("Convolution", [(2, 3, 5, 7), (2, 4, 5, 7)], 2, "bottoms differ in channels: 4 and 3"),
         ("Deconvolution", [(2, 3, 1, 1)], 1, "is too small for kernel [1, 1]"),
+        ("ConvolutionDepthwise", [(2, 3, 5, 7)] * 2, 2, "has 2 bottoms; it takes 1"),
         ("DepthwiseConvolution", [(2, 3, 5, 7)], 1, "num_output 4 is not a multiple of its 3 input channels"),
     ],
-    ids=["tops", "channels", "nothing_left", "depthwise"],
+    ids=["tops", "channels", "nothing_left", "by_channel", "depthwise"],
 )
 def test_bottoms_are_checked(kind, shapes, tops, message):
     fields = (

@@ -47,6 +47,7 @@ FOLDED = [  # text, layers folded, layers dropped, the outputs' names
     ("norm and scale", CONV.format(type="Convolution", more="") + NORM + SCALE, ["bn", "sc"], [], ["c"]),
     ("under other names", CONV.format(type="Convolution", more="") + APART + RELU % ("s", "s"), ["bn", "sc"], [], ["s"]),
     ("groups", CONV.format(type="Convolution", more="group: 2") + NORM + SCALE, ["bn", "sc"], [], ["c"]),
+    ("by channel", CONV.format(type="ConvolutionDepthwise", more="") + NORM + SCALE, ["bn", "sc"], [], ["c"]),
     ("transposed", CONV.format(type="Deconvolution", more="group: 2") + NORM + SCALE, ["bn", "sc"], [], ["c"]),
     ("dense", DENSE.format(more="bias_term: false") + NORM + SCALE, ["bn", "sc"], [], ["c"]),
     ("dense, transposed", DENSE.format(more="transpose: true") + NORM + BIAS, ["bn", "bi"], [], ["c"]),
@@ -81,8 +82,8 @@ NOT_FOLDED = [
 ]  # fmt: skip
 
 
-def folded(text: str):
-    message = parse_net(INPUT + text)
+def folded(text: str, inputs: str = INPUT):
+    message = parse_net(inputs + text)
     net = drawn_net(message)
     arrays = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
     return net, fold(net, message, arrays)
@@ -100,6 +101,24 @@ def test_folded_nets_give_the_same_numbers(text, gone, dropped, outputs) -> None
     x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(2))
     for blob, wanted in net(x=x).items():
         torch.testing.assert_close(again(x=x)[blob], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("type_", ["Convolution3D", "Deconvolution3D"])
+@pytest.mark.parametrize("bias", ["", "bias_term: false"])
+def test_statistics_join_a_convolution_of_video(type_, bias) -> None:
+    inputs = INPUT.replace("dim: 5 dim: 7", "dim: 3 dim: 5 dim: 7")
+    text = (
+        f'layer {{ name: "c" type: "{type_}" bottom: "x" top: "c" '
+        f"convolution3d_param {{ num_output: 6 kernel_size: 3 kernel_depth: 2 {bias} }} "
+        f"convolution_param {{ {bias} }} }} "
+    )
+    net, result = folded(text + NORM + SCALE, inputs)
+    assert result.folded == ("bn", "sc")
+    assert result.arrays["c"][1].shape == (1, 1, 1, 1, 6)
+    x = torch.randn(2, 4, 3, 5, 7, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        CaffeNet(result.graph, result.arrays)(x=x)["c"], net(x=x)["c"], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("text", [row[1] for row in NOT_FOLDED], ids=[row[0] for row in NOT_FOLDED])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import OnnxGraph, Shape, integers
+from .base import Layer, OnnxGraph, Shape, integers
 
 AXES = 4
 
@@ -36,6 +36,20 @@ def onnx_with_four_axes(graph: OnnxGraph, value: str, rank: int) -> str:
 def four_axes_index(rank: int) -> str:
     """Return the Python index for `with_four_axes`: "[..., None, None]" for two axes, nothing for four."""
     return f"[..., {', '.join(['None'] * (AXES - rank))}]" if rank < AXES else ""
+
+
+def shape_field(layer: Layer, field: str, count: int, default: int | None, *, least: int = 0) -> Shape:
+    """Return a field of type BlobShape with one length per spatial axis, as NdConvolution and NdPooling have."""
+    if not layer.param.HasField(field):
+        if default is None:
+            raise layer.error(f"{field} is missing; state one length per spatial axis")
+        return (default,) * count
+    lengths = tuple(getattr(layer.param, field).dim)
+    if len(lengths) != count:
+        raise layer.error(f"{field} {list(lengths)} has {len(lengths)} lengths for {count} spatial axes")
+    if min(lengths) < least:
+        raise layer.error(f"{field} {list(lengths)} must be at least {least}")
+    return lengths
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,11 @@ class NdWindow:
         counts = self.counts(size)
         axes = list(zip(size, counts, self.kernel, self.stride, self.pad, strict=True))
         ends = [max((count - 1) * s + k - extent - p, 0) for extent, count, k, s, p in axes]
-        attributes: dict[str, Any] = {"kernel_shape": self.kernel, "strides": self.stride, "auto_pad": "VALID"}
+        attributes: dict[str, Any] = {
+            "kernel_shape": self.kernel,
+            "strides": self.stride,
+            "auto_pad": "VALID",
+        }
         lowest = np.asarray(np.finfo(np.float32).min, np.float32)
         if self.method == "MAX":
             return graph.node("MaxPool", [self._pad(graph, x, ends, [graph.constant(lowest)])], **attributes)

@@ -22,7 +22,7 @@ LARGEST_COUNT = 2**31 - 1  # counts are int there
 _MAX_RUNS = 65_536
 _DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
-# C3D 1.0 put a length before the height, and so moved the numbers after it; its field 5 tells, a varint.
+# C3D 1.0 put a length before the height, and so moved the numbers after it; a varint in field 5 shows it.
 _C3D_DIMS, _C3D_DATA = (1, 2, 3, 4, 5), 6
 _SINGLE_WIRE = {
     _DATA: wire.FIXED32,

@@ -115,7 +115,7 @@ def make_saving(
     for layer in net.stateful_layers:
         notes.append(
             f"{layer.node.name} ({layer.node.type}): Caffe carries its state from pass to pass; what is written "
-            "starts each pass from zeros (a safetensors file can be loaded with carry_state=True)"
+            f"starts each pass from {layer.initial_state} (a safetensors file can be loaded with carry_state=True)"
         )
     saved = original
     if options.fold:

@@ -72,7 +72,9 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
     # The steps of RNN and LSTM are unrolled, so that their number is fixed.
     unrolled = {
-        dims[net.graph.names[node.bottoms[0]]][0] for node, layer in net.steps(net.outputs) if layer.has_state
+        dims[net.graph.names[node.bottoms[0]]][0]
+        for node, layer in net.steps(net.outputs)
+        if layer.is_unrolled
     }
     dims = {name: tuple(None if dim in unrolled else dim for dim in shape) for name, shape in dims.items()}
     names = _argument_names(net)

@@ -75,6 +75,7 @@ class _Recurrent(Layer):
     # The same step in ONNX: operator, inputs, outputs, attributes; from `h`, `c` to `h'`, `c'` and `o`.
     step_onnx: ClassVar[tuple[tuple[str, str, str, dict[str, Any]], ...]]
     carry_state = False  # set by the net
+    is_unrolled = True
 
     def setup(self, *ranks: int) -> None:
         self.outputs: int = self.param.num_output

@@ -15,7 +15,7 @@ from ..layers.support.registry import layer_types
 class Placed:
     """The interface of a layer for any torch module; created for each pass, never stored."""
 
-    has_state = sized_by_values = may_be_fed = False
+    has_state = is_unrolled = sized_by_values = may_be_fed = False
     index_bottoms: tuple[int, ...] = ()
     no_onnx = no_source = "it is not a Caffe layer"
 

@@ -162,6 +162,10 @@ class Layer(nn.Module):
     counted_axis: ClassVar[int] = 0
     # Whether Caffe carries state from one pass to the next; such a layer has `carry_state` and `reset_state`.
     has_state: bool = False
+    # What a pass starts from where no state is carried, as messages name it.
+    initial_state: ClassVar[str] = "zeros"
+    # Whether torch.export unrolls its steps, axis 0 of its first bottom, so that their number is fixed.
+    is_unrolled: ClassVar[bool] = False
     # Whether Caffe has a backward pass for it.
     has_gradient: ClassVar[bool] = True
     # For types that several forks define: which fork's layer this is, and which field shows it; `audit` prints it.

@@ -12,8 +12,8 @@ from typing import Unpack
 import torch
 
 from .errors import IlgnetError
-from .image_input import prepare
 from .known import ScoreAt
+from .prepare_images import prepare
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded

@@ -12,8 +12,8 @@ import pytest
 from ilgnet_repro.about import About, Source, about_net
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import DataError, FormatError, IlgnetError
-from ilgnet_repro.image_input import prepare
 from ilgnet_repro.known import Identity, ScoreAt, find_model
+from ilgnet_repro.prepare_images import prepare
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.zoo import googlenet, squeezenet, ssd
 

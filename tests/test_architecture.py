@@ -30,13 +30,13 @@ ALLOWED_IMPORTS = {
     "reading": {"errors", "files", "pages", "schema", "caffe", "layers"},
     "known": {"errors", "manifest", "schema", "caffe", "reading"},
     "about": {"errors", "files", "schema", "reading", "known"},
-    "image_input": {"errors", "reading", "about"},
+    "prepare_images": {"errors", "reading", "about"},
     "runtime": {
         "errors", "files", "precisions", "process", "schema", "caffe", "layers", "zoo", "reading", "known", "about",
-        "image_input",
+        "prepare_images",
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
-    "scoring": {"errors", "reading", "known", "about", "image_input", "runtime"},
+    "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime"},
     "export": {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime",

@@ -93,8 +93,8 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
 
     from ..caffe_tool.log import CaffeLog
     from ..errors import DivergedError
+    from ..train.best_weights import BestWeights
     from ..train.curves import PLOT, CsvLog, TensorBoardLog, draw_curves
-    from ..train.fit import BestWeights
     from ..train.loop import Options, Trainer
     from ..train.observe import Observer
     from ..train.solver import read_settings, solver_root

@@ -1,4 +1,4 @@
-"""`convert`: load, save, verify; writes all files or none, and reports it."""
+"""`convert`: load, write every format, verify on request; all files are written or none, and it is reported."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..caffe.graph import Value
 from ..errors import GraphError
-from ..image_input import PrepareOptions
 from ..precisions import check_weights_precision
+from ..prepare_images import PrepareOptions
 from ..process import huge_pages
 from .calls import wanted_blobs
 from .difference import differ

@@ -17,8 +17,8 @@ from ..about import About
 from ..caffe.graph import Graph, Node
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
-from ..image_input import PrepareOptions, prepare
 from ..layers.support.base import Layer, Shape
+from ..prepare_images import PrepareOptions, prepare
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .origin import Origin
 from .parameters import check_memory, register_blobs
@@ -397,7 +397,7 @@ class CaffeNet(nn.Module):
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
 
-        The options are those of `image_input.prepare`.  Raises DataError for anything but images, and
+        The options are those of `prepare_images.prepare`.  Raises DataError for anything but images, and
         where the preprocessing is not known.
         """
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..about import About
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
-from ..image_input import PrepareOptions, prepare
+from ..prepare_images import PrepareOptions, prepare
 from .calls import as_tensor, names, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where the length is open
@@ -96,7 +96,7 @@ class FileNet:
         return self.inputs[0]
 
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
-        """Prepare images as the file takes them; see `image_input.prepare`."""
+        """Prepare images as the file takes them; see `prepare_images.prepare`."""
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 
     def __call__(

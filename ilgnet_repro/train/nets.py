@@ -23,7 +23,7 @@ from .updates import Learnable
 Note = Callable[[str], None]
 
 
-def trained_arrays(
+def starting_weights(
     plan: NetPlan, files: Iterable[str | os.PathLike[str]], note: Note
 ) -> dict[str, list[np.ndarray]]:
     """Gather the blobs of several weights files by layer name, as Caffe's `CopyTrainedLayersFrom`.
@@ -68,7 +68,7 @@ def build_net(
 ) -> CaffeNet:
     """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
     plan = plan_net(graph, shapes)
-    arrays = trained_arrays(plan, weights, note)
+    arrays = starting_weights(plan, weights, note)
     # Copied: the files are memory-mapped, and training must not write to them.
     copies = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
     return read_matrices(CaffeNet(plan, copies, seed=seed, carry_state=True))

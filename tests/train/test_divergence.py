@@ -15,7 +15,7 @@ from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import DivergedError
 from ilgnet_repro.schema import caffe_pb2 as pb
-from ilgnet_repro.train.fit import Best, BestWeights
+from ilgnet_repro.train.best_weights import Best, BestWeights
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Observer, Output, Test
 from ilgnet_repro.train.snapshot import Snapshots

@@ -14,8 +14,8 @@ import pytest
 from train_cases import PIPELINE, SOLVERS, Recorder, read_log, run, settings_of
 
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.train.best_weights import BestWeights
 from ilgnet_repro.train.curves import read_table
-from ilgnet_repro.train.fit import BestWeights
 from ilgnet_repro.train.loop import Options, Trainer
 from ilgnet_repro.train.observe import Observer
 from ilgnet_repro.train.signals import Requests, catch_signals

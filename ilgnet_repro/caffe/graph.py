@@ -39,7 +39,7 @@ class Node:
     tops: tuple[Value, ...]
     phase: str
     layer: pb.LayerParameter
-    made: bool = False
+    is_inserted: bool = False
     # Caffe's gradient stops here: a Flatten after it replaced the memory that this layer's bottom would get it from.
     loses_gradient: bool = False
 
@@ -47,7 +47,7 @@ class Node:
     def is_in_place(self) -> bool:
         """Whether a top is the bottom of the same position."""
         pairs = zip(self.bottoms, self.tops, strict=False)
-        return not self.made and any(bottom.blob == top.blob for bottom, top in pairs)
+        return not self.is_inserted and any(bottom.blob == top.blob for bottom, top in pairs)
 
     @property
     def top_names(self) -> tuple[str, ...]:
@@ -85,13 +85,13 @@ class Graph:
     @property
     def layers(self) -> tuple[Node, ...]:
         """The nodes that are layers of the net's text."""
-        return tuple(node for node in self.nodes if not node.made)
+        return tuple(node for node in self.nodes if not node.is_inserted)
 
     def value(self, name: str) -> Value:
         """Return the last value of a blob, or the replaced value of that name."""
         return self._values[name]
 
-    def fed_value(self, blob: str) -> Value:
+    def input_value(self, blob: str) -> Value:
         """Return the first value of a blob; that of an input is what the caller passes."""
         return self._first_values[blob]
 

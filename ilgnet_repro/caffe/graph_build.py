@@ -71,13 +71,13 @@ class _Draft:
     layer: pb.LayerParameter
     bottoms: list[Value]
     tops: list[Value] = field(default_factory=list)
-    made: bool = False
+    is_inserted: bool = False
     loses_gradient: bool = False
 
     def node(self, phase: str) -> Node:
         return Node(
             self.name, self.layer.type, tuple(self.bottoms), tuple(self.tops),
-            phase, self.layer, self.made, self.loses_gradient,
+            phase, self.layer, self.is_inserted, self.loses_gradient,
         )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ class _Walk:
         for blob in list(self._blobs):
             self._refreshed(blob)
         for draft in self.drafts:
-            if takes_gradient_memory(draft.layer) and not draft.made:
+            if takes_gradient_memory(draft.layer) and not draft.is_inserted:
                 self._cut_gradient(draft.bottoms[0])
 
     # ------------------------------------------------------------------ blobs and their memory
@@ -145,7 +145,7 @@ class _Walk:
         name = unused_name(f"{blob}@{last.writer}", self._names)
         self._names.append(name)
         layer = pb.LayerParameter(name=name, type="Reshape", bottom=[last.blob, blob], top=[blob])
-        self.drafts.append(_Draft(name, layer, [last, known.value], made=True))
+        self.drafts.append(_Draft(name, layer, [last, known.value], is_inserted=True))
         self.drafts[-1].tops.append(self._write(blob, name, memory))
         return self._blobs[blob].value
 
@@ -206,7 +206,9 @@ class _Walk:
         makers = {top: draft for draft in self.drafts for top in draft.tops}
         draft = makers[value]
         while len(self._readers.get(value, ())) == 1:  # otherwise a Split is between, which copies
-            if not draft.made and value.blob in [draft.layer.top[i] for i in in_place_tops(draft.layer)]:
+            if not draft.is_inserted and value.blob in [
+                draft.layer.top[i] for i in in_place_tops(draft.layer)
+            ]:
                 value = draft.bottoms[list(draft.layer.top).index(value.blob)]
                 draft = makers[value]
                 continue

@@ -127,7 +127,7 @@ _Tape = list[tuple[list[Tensor], tuple[Tensor, ...]]]
 
 def _forward(graph: Graph, steps: _Steps, batch: Mapping[str, Tensor], clock: _Clock) -> _Tape:
     """Run layer by layer, each detached from the previous one so that its backward pass can be timed separately."""
-    values = {graph.fed_value(name): value for name, value in batch.items()}
+    values = {graph.input_value(name): value for name, value in batch.items()}
     tape: _Tape = []
     for index, (node, layer) in enumerate(steps):
         if layer.is_input:

@@ -95,7 +95,7 @@ class FastNet(nn.Module):
             planned = folded(net)
             steps = plan_steps(planned, precision)
         # Values of the folded net: folding changes which layer writes a blob.
-        self._fed = {name: planned.graph.fed_value(name) for name in self._needed}
+        self._fed = {name: planned.graph.input_value(name) for name in self._needed}
         self._trunk, self._heads = split_per_image(steps, self._fed.values())
         self._output_values = {name: planned.graph.value(name) for name in net.outputs}
         self._trunk_tops = {value for step in self._heads for value in step.bottoms}.union(

@@ -288,7 +288,7 @@ def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
     """Return what each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
     found: dict[Value, Source] = {}
     for node in graph:
-        if node.made:
+        if node.is_inserted:
             found[node.tops[0]] = (found[node.bottoms[0]], found[node.bottoms[1]])
             continue
         for index, top in enumerate(node.tops):
@@ -301,7 +301,7 @@ def _check_names(graph: Graph) -> None:
     for node in graph.layers:
         if node.is_in_place:
             for reader in graph.consumers(node.bottoms[0]):
-                if reader is not node and not reader.made:
+                if reader is not node and not reader.is_inserted:
                     raise GraphError(
                         f"net {graph.name!r}: a layer after {reader.name} would read another blob once layers are "
                         f"folded, because {node.name} uses its name again; convert without fold=True",

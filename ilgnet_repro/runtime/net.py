@@ -345,7 +345,7 @@ class CaffeNet(nn.Module):
         used &= {value for node, _ in self.steps(tuple(wanted)) for value in node.bottoms} | {
             self.graph.value(name) for name in wanted
         }
-        return tuple(name for name in self.inputs if self.graph.fed_value(name) in used)
+        return tuple(name for name in self.inputs if self.graph.input_value(name) in used)
 
     def steps(self, wanted: tuple[str, ...], with_loss: bool = False) -> list[tuple[Node, Any]]:
         """Return the layers that some blobs (and, ``with_loss``, all losses) depend on, in order."""
@@ -365,7 +365,7 @@ class CaffeNet(nn.Module):
         return frozenset(
             name
             for name in self.inputs
-            if all(is_index for bottom, is_index in uses if bottom == self.graph.fed_value(name))
+            if all(is_index for bottom, is_index in uses if bottom == self.graph.input_value(name))
         )
 
     @property

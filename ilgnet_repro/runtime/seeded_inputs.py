@@ -281,7 +281,7 @@ def draw_inputs(plan: NetPlan, graph: Graph, names: Iterable[str], seed: int = S
     drawn = {}
     for name in names:
         shape = plan.shapes[name]
-        values = input_values(graph, plan.layers, plan.value_shapes, graph.fed_value(name))
+        values = input_values(graph, plan.layers, plan.value_shapes, graph.input_value(name))
         drawn[name] = draw_plain(shape, generator) if values is None else values.draw(shape, generator)
     return drawn
 

@@ -132,7 +132,7 @@ def test_the_graph_distinguishes_values_from_blobs() -> None:
         ("x", "in"): "x", ("a@b", "in"): "a@b", ("x", "r"): "x@r", ("y", "p"): "y@p", ("y", "s"): "y",
         ("y@q", "q"): "y@q",
     }  # fmt: skip
-    assert graph.fed_value("x") == Value("x", "in") and graph.value("x") == graph.value("x@r") == Value(
+    assert graph.input_value("x") == Value("x", "in") and graph.value("x") == graph.value("x@r") == Value(
         "x", "r"
     )
     assert graph.replaced == {"y@p"}

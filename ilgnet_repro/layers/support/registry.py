@@ -64,7 +64,7 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     Raises LayerError for an unknown type, which names the type that differs from it in case only.
     """
     _load_built_in()
-    if node.made:
+    if node.is_inserted:
         return SharedView(node, ranks)
     cls = _classes.get(node.type)
     if cls is None:

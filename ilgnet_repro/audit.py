@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from .caffe.crops import resolve_crops
-from .caffe.dummy_inputs import dummies_to_inputs
+from .caffe.dummy_inputs import given_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
 from .caffe.graph import Node
 from .caffe.graph_build import build_graph
@@ -22,6 +22,7 @@ from .runtime.calls import shapes_by_name
 from .runtime.find import find_net
 from .runtime.load import open_weights
 from .runtime.net_file import read_net_file
+from .runtime.open_channels import channels_of_weights
 from .runtime.plan import NetPlan, plan_net
 from .runtime.weights import ArrayFile, Fit, WeightsFile, blob_counts, fit_weights
 from .schema import caffe_pb2 as pb
@@ -114,8 +115,11 @@ def audit(
     crop_faults: list[LayerError] = []
     state: dict[str, Any] = {"level": level, "stages": tuple(stages)}
     net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
-    graph = build_graph(dummies_to_inputs(net, given, phase, notes=notes, **state), phase, **state)
-    plan = plan_net(graph, shapes_by_name(given, graph), faults=faults)
+    graph = build_graph(given_to_inputs(net, given, phase, notes=notes, **state), phase, **state)
+    shapes = shapes_by_name(given, graph)
+    if weights is not None:
+        shapes |= channels_of_weights(graph, shapes, weights, notes)
+    plan = plan_net(graph, shapes, faults=faults)
     problems = {error.layer: str(error) for error in reversed(faults)}  # the first error of each layer
     # Found before layers of the same name get unique names.
     crops = {error.layer: str(error) for error in reversed(crop_faults)}

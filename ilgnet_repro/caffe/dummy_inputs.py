@@ -1,4 +1,4 @@
-"""DummyData layers as inputs: a top whose shape the caller gives becomes an input of the net."""
+"""Inputs that the caller states by their shape: tops of DummyData layers, and bottoms that no layer writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .phase_rules import is_included, net_state
 DUMMY_NOTE = "generates its tops, so it takes no image; give a top's shape to feed it"
 
 
-def dummies_to_inputs(
+def given_to_inputs(
     net: pb.NetParameter,
     input_shapes: Mapping[str, tuple[int, ...]],
     phase: str = "TEST",
@@ -20,10 +20,57 @@ def dummies_to_inputs(
     stages: Iterable[str] = (),
     notes: list[str] | None = None,
 ) -> pb.NetParameter:
+    """Return ``net`` (modern form) with an Input layer for each blob in ``input_shapes`` that needs one.
+
+    These are tops of DummyData layers, and blobs that a layer reads before any layer writes them: the data layer of
+    many published prototxts was cut off.
+    """
+    state = net_state(phase, level, (*net.state.stage, *stages))
+    return _unwritten_to_inputs(
+        _dummies_to_inputs(net, input_shapes, state, notes), input_shapes, state, notes
+    )
+
+
+def unwritten_bottoms(layers: Iterable[pb.LayerParameter]) -> list[str]:
+    """Return the blobs that ``layers`` read and none of them writes, in the order of reading."""
+    layers = list(layers)
+    written = {top for layer in layers for top in layer.top}
+    return list(dict.fromkeys(blob for layer in layers for blob in layer.bottom if blob not in written))
+
+
+def _unwritten_to_inputs(
+    net: pb.NetParameter, shapes: Mapping[str, tuple[int, ...]], state: pb.NetState, notes: list[str] | None
+) -> pb.NetParameter:
+    included = [layer for layer in net.layer if is_included(layer, state)]
+    added = [blob for blob in unwritten_bottoms(included) if blob in shapes]
+    if not added:
+        return net
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    taken = {layer.name for layer in net.layer}
+    written = {top for layer in net.layer for top in layer.top}
+    for blob in added:
+        made = result.layer.add(name=unused_name(blob, taken), type="Input", top=[blob])
+        taken.add(made.name)
+        made.input_param.shape.add(dim=shapes[blob])
+        if blob in written:  # in another phase
+            made.include.add(phase=state.phase)
+        if notes is not None:
+            notes.append(f"{blob}: is written by no layer and has a given shape, so it is an input")
+    result.layer.extend(net.layer)
+    return result
+
+
+def _dummies_to_inputs(
+    net: pb.NetParameter,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    state: pb.NetState,
+    notes: list[str] | None,
+) -> pb.NetParameter:
     """Return ``net`` (modern form) with each DummyData top in ``input_shapes`` as a top of an Input layer."""
     if not any(layer.type == "DummyData" and set(layer.top) & set(input_shapes) for layer in net.layer):
         return net
-    state = net_state(phase, level, (*net.state.stage, *stages))
     result = pb.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]

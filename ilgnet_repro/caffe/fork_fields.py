@@ -47,10 +47,14 @@ def describe_field(field: pb.ForkField) -> str:
     return f"field {field.path}{place}"
 
 
-def refusal(field: pb.ForkField, descriptor: Any) -> str:
-    """Return the message for an unknown field: its position, the likely intended name, and the remedy."""
+def refusal(field: pb.ForkField, descriptor: Any, messages: Collection[str] | None = None) -> str:
+    """Return the message for an unknown field: its position, the likely intended name, and the remedy.
+
+    ``messages`` are those of the layer's type: a message of another type is never what was intended.
+    """
     return (
-        f"{describe_field(field)} is unknown to Caffe and to this package{_meant(field.path, descriptor)}; "
+        f"{describe_field(field)} is unknown to Caffe and to this package"
+        f"{_meant(field.path, descriptor, messages)}; "
         "remove it, or ignore it with ignore_fields= if it does not affect the result"
     )
 
@@ -100,10 +104,13 @@ def _names_of(path: str) -> Collection[str]:
     return names
 
 
-def _meant(path: str, descriptor: Any) -> str:
+def _meant(path: str, descriptor: Any, messages: Collection[str] | None) -> str:
     for part in without_indices(path).split("."):
         known = descriptor.fields_by_name.get(part)
         if known is None or known.message_type is None:
-            return did_you_mean(part, [name for name in descriptor.fields_by_name if name != "fork_field"])
-        descriptor = known.message_type
+            names = [name for name in descriptor.fields_by_name if name != "fork_field"]
+            if messages is not None:
+                names = [name for name in names if name in messages or not name.endswith("_param")]
+            return did_you_mean(part, names)
+        descriptor, messages = known.message_type, None
     return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
 from .crops import resolve_crops
-from .dummy_inputs import dummies_to_inputs
+from .dummy_inputs import given_to_inputs, unwritten_bottoms
 from .fork_fields import check_net_fields, check_rule_fields, drop_fields
 from .graph import Graph, Node, Value, unused_name
 from .phase_rules import is_included, net_state, settle_rules
@@ -97,7 +97,7 @@ class _Walk:
         layer = self._layers[index]
         for blob in layer.bottom:
             if blob not in self._blobs:
-                raise GraphError(_missing_bottom(self._layers, index, blob))
+                raise _missing_bottom(self._layers, index, blob)
         draft = _Draft(self._names[index], layer, [self._refreshed(blob) for blob in layer.bottom])
         self.drafts.append(draft)
         for blob, value in zip(layer.bottom, draft.bottoms, strict=True):
@@ -251,18 +251,27 @@ def _repeated(names: Iterable[str]) -> str:
     return name
 
 
-def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> str:
+def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> GraphError:
     layer = layers[index]
     where = f"{layer.name} ({layer.type}): bottom {blob!r}"
     writers = [other for other in layers[index:] if blob in other.top]
     if writers and writers[0] is layer:
-        return f"{where} is written only by this layer itself; an in-place layer needs a writer before it"
+        return GraphError(
+            f"{where} is written only by this layer itself; an in-place layer needs a writer before it"
+        )
     if writers:
-        return (
+        return GraphError(
             f"{where} is first written later, by {writers[0].name} ({writers[0].type}); "
             "put that layer before this one, or break the cycle"
         )
-    return f"{where} is written by no layer of this phase; check the name and the include rules"
+    others = [repr(other) for other in unwritten_bottoms(layers) if other != blob]
+    also = f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])})" if others else ""
+    axes = "N, C, H, W" if blob == layer.bottom[0] else "N, ..."  # others are labels and the like
+    return GraphError(
+        f"{where} is written by no layer of this phase{also}; check the name and the include rules, or, if its data "
+        f"layer was cut off, give its shape (input_shapes={{{blob!r}: ({axes})}})",
+        option="input_shapes",
+    )
 
 
 @dataclass(frozen=True)
@@ -270,8 +279,9 @@ class Choices:
     """The caller's options for building a graph from a text.
 
     ``ignore_fields`` are dotted paths (``convolution_param.foo``) of unknown fields to ignore; the path of an unknown
-    message includes all its fields. A DummyData top with a shape in ``input_shapes`` becomes an input. ``crop`` is
-    the rule for Crop layers without an offset: "bvlc" (0) or "geometry" (computed from the layers, as in forks).
+    message includes all its fields. A DummyData top, or a bottom that no layer writes, with a shape in ``input_shapes``
+    becomes an input. ``crop`` is the rule for Crop layers without an offset: "bvlc" (0) or "geometry" (computed from
+    the layers, as in forks).
     """
 
     phase: str = "TEST"
@@ -292,7 +302,7 @@ def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | Non
     if level or stages:
         text = settle_rules(text, level, stages)
     text = resolve_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)
-    text = dummies_to_inputs(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
+    text = given_to_inputs(text, choices.input_shapes or {}, phase, level=level, stages=stages, notes=notes)
     return build_graph(text, phase, level=level, stages=stages)
 
 

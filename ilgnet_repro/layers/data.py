@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from ..caffe.dummy_inputs import DUMMY_NOTE
+from ..caffe.graph import Graph
+from ..schema import caffe_pb2 as pb
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
 from .support.fillers import fill
 from .support.registry import register_layer
+
+ASSUMED_CHANNELS = 3
 
 
 class _FedLayer(Layer):
@@ -63,8 +67,8 @@ class _ImageLayer(_FedLayer):
         return (crop, crop) if crop else None
 
     def _channels(self) -> int:
-        # Known only from the source; all but a few nets take colour.
-        return 1 if self.node.layer.transform_param.force_gray else 3
+        # Where the text does not say it, known only from the source; all but a few nets take colour.
+        return 1 if self.node.layer.transform_param.force_gray else ASSUMED_CHANNELS
 
     def plan(self) -> LayerPlan:
         size = self._size()
@@ -91,6 +95,26 @@ class Data(_ImageLayer):
     message = "data_param"
     fields = ("source", "batch_size", "backend", "rand_skip", "shuffle")
     ignored_fields = ("prefetch",)
+
+    def setup(self) -> None:
+        if _leaves_channels_open(self.node.layer):
+            self.note = "channels are those of the given shape or of the weights, else 3"
+
+
+def _leaves_channels_open(layer: pb.LayerParameter) -> bool:
+    transform = layer.transform_param
+    states = transform.force_color or transform.force_gray
+    return layer.type == "Data" and bool(transform.crop_size) and not states
+
+
+def assumed_shapes(graph: Graph, given: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shapes, by name, of the images of Data layers whose number of channels is assumed."""
+    found: dict[str, Shape] = {}
+    for node in graph.layers:
+        if _leaves_channels_open(node.layer) and node.tops and node.top_names[0] not in given:
+            side = node.layer.transform_param.crop_size
+            found[node.top_names[0]] = (node.layer.data_param.batch_size, ASSUMED_CHANNELS, side, side)
+    return found
 
 
 @register_layer("ImageData")

@@ -16,6 +16,7 @@ from ..layers.support.registry import resolve_kinds
 from ..schema import caffe_pb2 as pb
 from ..zoo.catalogue import build, builders
 from .calls import shapes_by_name
+from .open_channels import channels_of_weights
 from .plan import plan_net
 from .weights import WeightsFile, blob_counts, fit_weights
 
@@ -111,7 +112,8 @@ def deploy_candidates(
         try:
             text = resolve_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
             graph = choose_graph(text, choices)
-            plan = plan_net(graph, shapes_by_name(choices.input_shapes or {}, graph))
+            shapes = shapes_by_name(choices.input_shapes or {}, graph)
+            plan = plan_net(graph, shapes | channels_of_weights(graph, shapes, model, []))
             fit = fit_weights(plan.blobs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:

@@ -28,6 +28,7 @@ from .calls import shapes_by_name
 from .find import Found, find_net, read_net_text
 from .net import CaffeNet, float_arrays
 from .net_file import read_net_file
+from .open_channels import channels_of_weights
 from .origin import Origin
 from .plan import NetPlan, plan_net
 from .runnable import FileNet
@@ -264,7 +265,10 @@ def _assemble(
 ) -> CaffeNet:  # fmt: skip
     notes = list(found.notes)
     graph = with_outputs(choose_graph(found.net, choices, notes), notes)
-    plan = plan_net(graph, shapes_by_name(choices.input_shapes or {}, graph))
+    shapes = shapes_by_name(choices.input_shapes or {}, graph)
+    if model is not None:
+        shapes |= channels_of_weights(graph, shapes, model, notes)
+    plan = plan_net(graph, shapes)
     arrays = None
     extra: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
-from ..errors import SolverError
+from ..errors import GraphError, SolverError
 from ..schema import caffe_pb2 as pb
 from .policies import Policy, make_policy, unused_fields
 
@@ -253,5 +253,13 @@ def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) ->
     merged.MergeFrom(net.state)
     merged.MergeFrom(state)
     phase = pb.Phase.Name(merged.phase)
-    graph = build_graph(upgrade_net(net), phase, level=merged.level, stages=merged.stage)
+    text = upgrade_net(net)
+    try:
+        graph = build_graph(text, phase, level=merged.level, stages=merged.stage)
+    except GraphError as error:
+        if error.option != "input_shapes":
+            raise
+        raise SolverError(
+            f"{error.where}: {error.what}; a net that is trained reads its data itself, so give it a data layer"
+        ) from error
     return NetSource(label, graph, merged)

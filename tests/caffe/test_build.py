@@ -79,7 +79,8 @@ def test_nodes_and_graphs_are_frozen() -> None:
 REFUSED = [
     (
         "missing bottom", [layer("r", "ReLU", "y", "a")],
-        "r (ReLU): bottom 'y' is written by no layer of this phase; check the name and the include rules",
+        "r (ReLU): bottom 'y' is written by no layer of this phase; check the name and the include rules, or, if its data "
+        "layer was cut off, give its shape (input_shapes={'y': (N, C, H, W)})",
     ),
     (
         "written later", [layer("p", "ReLU", "b", "a"), layer("q", "ReLU", "x", "b")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -50,11 +52,53 @@ def test_a_type_registered_twice_is_an_error() -> None:
     ],
 )
 def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
-    text = f'layer {{ name: "x" type: "Input" top: "x" }} layer {{ name: "y" type: "{type_}" bottom: "x" top: "y" }}'
+    assert unknown_type(type_) == f"y ({type_}): layer type is unknown; {hint}"
+
+
+def unknown_type(type_: str, fields: str = "") -> str:
+    text = (
+        'layer { name: "x" type: "Input" top: "x" }'
+        f'layer {{ name: "y" type: "{type_}" bottom: "x" top: "y" {fields} }}'
+    )
     node = build_graph(parse_net(text)).nodes[1]
     with pytest.raises(LayerError) as caught:
         make_layer(node)
-    assert str(caught.value) == f"y ({type_}): layer type is unknown; {hint}"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields", "meant"),
+    [
+        ("lSTM", "recurrent_param { num_output: 4 }", "LSTM"),
+        ("lSTM", "lstm_param { num_output: 4 }", ""),  # as CTPN's Lstm, a layer of its own
+        ("rnn", "rnn_param { num_output: 4 }", ""),
+        ("Softmaxwithloss", "loss_param { ignore_label: 2 }", "SoftmaxWithLoss"),
+        ("softmax", "loss_param { ignore_label: 2 }", ""),
+    ],
+    ids=str,
+)
+def test_another_layer_is_never_named(type_: str, fields: str, meant: str) -> None:
+    hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
+    assert unknown_type(type_, fields) == f"y ({type_}): layer type is unknown; {hint}"
+
+
+def test_the_message_of_another_layer_is_never_named() -> None:
+    text = (
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 } } }'
+        'layer { name: "y" type: "%s" bottom: "x" top: "y" %s { slope: 1 } }'
+    )
+    cases = {
+        ("ReLU", "realu_param"): " (did you mean relu_param?)",
+        ("Softmax", "realu_param"): "",
+        ("TanH", "sigmoids_param"): "",
+        ("Sigmoid", "sigmoids_param"): " (did you mean sigmoid_param?)",
+    }
+    for (type_, field), meant in cases.items():
+        with pytest.raises(LayerError) as caught:
+            make_layer(build_graph(parse_net(text % (type_, field))).nodes[1])
+        found = re.sub(r" \(line 1, column \d+\)", "", str(caught.value))
+        what = f"field {field}.slope is unknown to Caffe and to this package"
+        assert found.startswith(f"y ({type_}): {what}{meant}; ")
 
 
 # The computing layers of BVLC Caffe 1.0, and the forks' layers that widely deployed nets need.

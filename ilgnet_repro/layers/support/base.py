@@ -435,7 +435,8 @@ class Layer(nn.Module):
             raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
         for fork in layer.fork_field:
             if fork.path not in self.fork_fields:
-                raise self.error(refusal(fork, layer.DESCRIPTOR), option="ignore_fields")
+                own = (self.message, *self.other_messages)
+                raise self.error(refusal(fork, layer.DESCRIPTOR, own), option="ignore_fields")
 
 
 class _View(nn.Module):

@@ -61,17 +61,30 @@ def layer_types() -> dict[str, type[Layer]]:
 def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     """Return a new layer for a node whose bottoms have ``ranks`` axes (None: unknown, see `Layer`).
 
-    Raises LayerError for an unknown type, which names the type that differs from it in case only.
+    Raises LayerError for an unknown type, which names the type that is meant, if it differs in case only.
     """
     _load_built_in()
     if node.is_inserted:
         return SharedView(node, ranks)
     cls = _classes.get(node.type)
     if cls is None:
-        alike = [type_ for type_ in _classes if type_.lower() == node.type.lower()]
-        hint = f"did you mean {alike[0]}?" if alike else "register a class for it (docs/layers.md)"
+        meant = _meant(node)
+        hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
         raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
     return cls(node, ranks)
+
+
+def _meant(node: Node) -> str:
+    """Return the type that differs from the node's in case only, if it reads every message of the node.
+
+    Otherwise it is another layer: CTPN's `Lstm`, with its `lstm_param`, is not Caffe's `LSTM`.
+    """
+    stated = {field.name for field, _ in node.layer.ListFields() if field.name.endswith("_param")}
+    stated |= {field.path.split(".")[0] for field in node.layer.fork_field}
+    for type_, cls in _classes.items():
+        if type_.lower() == node.type.lower() and stated <= {cls.message, *cls.other_messages}:
+            return type_
+    return ""
 
 
 def resolve_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParameter:

@@ -64,10 +64,10 @@ class _Recurrent(Layer):
     """
 
     message = "recurrent_param"
-    fields = ("num_output", "weight_filler", "bias_filler", "expose_hidden")
+    fields: ClassVar[tuple[str, ...]] = ("num_output", "weight_filler", "bias_filler", "expose_hidden")
     ignored_fields = ("debug_info",)
-    bottom_count = (2, 5)
-    top_count = (1, 3)
+    bottom_count: ClassVar[tuple[int, int | None]] = (2, 5)
+    top_count: ClassVar[tuple[int, int | None]] = (1, 3)
     # Rows of a projection for each output, state blobs, and one pass over all steps.
     gates: ClassVar[int]
     states: ClassVar[int]

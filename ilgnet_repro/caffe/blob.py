@@ -19,8 +19,14 @@ from .kinds import Kind, expect
 
 MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
 LARGEST_COUNT = 2**31 - 1  # counts are int there
+LARGEST_HALF = 65_520.0  # from here on, rounding to float16 gives infinity
 _MAX_RUNS = 65_536
 _DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
+# NVIDIA's Caffe and OpenCV store values of other types as bytes, with their type in a field of its own.
+_RAW_TYPE, _RAW_DATA = 10, 12
+_RAW_DTYPES = {0: "<f8", 1: "<f4", 2: "<f2"}
+_RAW_NAMES = ("DOUBLE", "FLOAT", "FLOAT16", "INT", "UINT")
+_FLOAT16 = 2
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
 # C3D 1.0 put a length before the height, and so moved the numbers after it; a varint in field 5 shows it.
 _C3D_DIMS, _C3D_DATA = (1, 2, 3, 4, 5), 6
@@ -59,8 +65,12 @@ class Blob:
 
         One packed run, which is what Caffe writes, is returned as a view: the array is writable, writes do
         not reach the file, and its address may be unaligned (NumPy and PyTorch accept that). Values in
-        several runs, or unpacked ones, are copied into a new array.
+        several runs, or unpacked ones, are copied into a new array, and float16 ones are converted.
         """
+        values = self._values()
+        return values.astype(np.float32) if self.dtype == np.float16 else values
+
+    def _values(self) -> np.ndarray:
         if len(self.runs) == 1 and self.runs[0].stride == self.dtype.itemsize:
             return self._view(self.runs[0]).reshape(self.shape)
         parts = [self._view(run) for run in self.runs] or [np.empty(0, self.dtype)]
@@ -86,6 +96,8 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
     """
     dims: list[wire.Field] = []
     legacy: dict[int, int] = {}
+    raw: wire.Field | None = None
+    raw_type: int | None = None
     runs: dict[int, list[Run]] = {_DATA: [], _C3D_DATA: [], _DOUBLE_DATA: []}
     position = start
     while position < stop:  # restarted after a run of unpacked values, which is read in one step
@@ -105,21 +117,40 @@ def scan_blob(buffer: memoryview, start: int, stop: int, where: str) -> Blob:
                 dims.append(item)
                 if len(dims) > MOST_AXES:
                     raise FormatError(f"{where}: more than {MOST_AXES} axes; the file is damaged")
+            elif item.number == _RAW_DATA and item.wire == wire.BYTES:
+                raw = item
+            elif item.number == _RAW_TYPE and item.wire == wire.VARINT:
+                raw_type = item.value
             elif item.number in _C3D_DIMS and item.wire == wire.VARINT:
                 legacy[item.number] = wire.signed(item.value, 32)
     if 5 in legacy:
         shape = tuple(legacy.get(number, 0) for number in _C3D_DIMS)
         _check_count(shape, sum(run.size for run in runs[_C3D_DATA]), where)
         return Blob(shape, True, np.dtype("<f4"), tuple(runs[_C3D_DATA]), buffer, c3d=True)
-    double = bool(runs[_DOUBLE_DATA])
-    values = runs[_DOUBLE_DATA if double else _DATA]
+    dtype = np.dtype("<f8" if runs[_DOUBLE_DATA] else "<f4")
+    values = runs[_DOUBLE_DATA if runs[_DOUBLE_DATA] else _DATA]
+    if raw is not None and raw.stop > raw.start:
+        if values:
+            raise FormatError(f"{where}: has both data and raw_data; the file is damaged")
+        dtype, values = _raw_values(raw, raw_type, where)
     # Caffe's Blob::FromProto uses the four numbers if any of them is set.
     if legacy:
         shape = tuple(legacy.get(number, 0) for number in _LEGACY)
     else:
         shape = _stated_shape(buffer, dims, where)
     _check_count(shape, sum(run.size for run in values), where)
-    return Blob(shape, bool(legacy), np.dtype("<f8" if double else "<f4"), tuple(values), buffer)
+    return Blob(shape, bool(legacy), dtype, tuple(values), buffer)
+
+
+def _raw_values(item: wire.Field, kind: int | None, where: str) -> tuple[np.dtype, list[Run]]:
+    """Return the type and place of values stored as bytes."""
+    if kind not in _RAW_DTYPES:
+        stated = "absent" if kind is None else _RAW_NAMES[kind] if kind < len(_RAW_NAMES) else kind
+        raise FormatError(
+            f"{where}: raw_data_type is {stated}; only DOUBLE, FLOAT and FLOAT16 values are supported"
+        )
+    dtype = np.dtype(_RAW_DTYPES[kind])
+    return dtype, [_packed(item, dtype.itemsize, where)]
 
 
 def _stated_shape(buffer: memoryview, items: list[wire.Field], where: str) -> tuple[int, ...]:
@@ -131,13 +162,19 @@ def _stated_shape(buffer: memoryview, items: list[wire.Field], where: str) -> tu
     return tuple(lengths)
 
 
-def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Iterator[bytes | memoryview]]:
+def blob_chunks(
+    array: np.ndarray, legacy: bool, where: str, *, half: bool = False
+) -> tuple[int, Iterator[bytes | memoryview]]:
     """Return the length of an array's BlobProto, and its bytes in chunks, in the order in which Caffe writes fields.
 
     float64 becomes ``double_data``; any other dtype is written as float32. The array is copied only if
-    it is not contiguous float.  ``legacy`` writes num/channels/height/width.
+    it is not contiguous float.  ``legacy`` writes num/channels/height/width.  ``half`` writes float16 into
+    ``raw_data``, as OpenCV's `shrinkCaffeModel`: NVIDIA's Caffe and OpenCV read it, Caffe 1.0 does not.
     """
     number, kind = (_DOUBLE_DATA, "<f8") if array.dtype == np.float64 else (_DATA, "<f4")
+    if half:
+        number, kind = _RAW_DATA, "<f2"
+        _check_half(array, where)
     if array.ndim > (4 if legacy else MOST_AXES):
         most = "the num/channels/height/width form has 4" if legacy else f"Caffe has at most {MOST_AXES}"
         raise FormatError(f"{where}: {array.ndim} axes; {most}, reshape it")
@@ -151,6 +188,8 @@ def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Itera
         shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
     size = array.size * int(kind[-1])
     header = wire.encode_header(number, size) if size else b""
+    if half and size:
+        header = wire.encode_varint(_RAW_TYPE << 3 | wire.VARINT) + wire.encode_varint(_FLOAT16) + header
     before, after = (prefix + header, shape) if number < _SHAPE else (prefix + shape + header, b"")
 
     def chunks() -> Iterator[bytes | memoryview]:
@@ -160,6 +199,14 @@ def blob_chunks(array: np.ndarray, legacy: bool, where: str) -> tuple[int, Itera
         yield after
 
     return len(before) + size + len(after), chunks()
+
+
+def _check_half(array: np.ndarray, where: str) -> None:
+    """Raise FormatError for a value that float16 would turn into infinity."""
+    finite = np.abs(array[np.isfinite(array)])
+    largest = finite.max(initial=0)
+    if largest >= LARGEST_HALF:
+        raise FormatError(f"{where}: a value of {largest:.3g} is past the range of float16; write float32")
 
 
 def _dims(buffer: memoryview, shape: wire.Field, where: str) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any
@@ -28,13 +28,14 @@ def write_caffemodel(
     blobs: Mapping[str, Sequence[np.ndarray]],
     *,
     legacy: bool = False,
+    half: Collection[str] = (),
 ) -> None:
     """Write ``net`` with ``blobs`` (arrays by layer name) as Caffe serialises it; the file is complete or absent.
 
     Fields of forks are left out, because their field numbers are private to this package. A layer that is not in
-    ``blobs`` is written with the blobs that it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width.
-    The same net and arrays give the same bytes.  Raises WeightsError for a name that no layer of
-    ``net`` has, and for a net without a required field.
+    ``blobs`` is written with the blobs that it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width,
+    and ``half`` names the layers whose blobs are written as float16 (`blob_chunks`).  The same net and arrays give the
+    same bytes.  Raises WeightsError for a name that no layer of ``net`` has, and for a net without a required field.
     """
     where = Path(path).name
     layers: list[tuple[int, int, Layer]] = [
@@ -53,9 +54,9 @@ def write_caffemodel(
         # In number order: name (1), layers (2), the other net fields (3 to 8), layer (100).
         head, tail = split_after(outside.SerializeToString(deterministic=True), 2)
         file.write(head)
-        _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where)
+        _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where, half)
         file.write(tail)
-        _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where)
+        _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where, half)
 
 
 def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
@@ -90,6 +91,7 @@ def _write_layers(
     blobs: Mapping[str, Sequence[np.ndarray]],
     legacy: bool,
     where: str,
+    half: Collection[str],
 ) -> None:
     for number, blob_number, layer in layers:
         copy = deepcopy(layer)
@@ -99,9 +101,12 @@ def _write_layers(
             copy.ClearField("blobs")
         head, tail = split_after(copy.SerializeToString(deterministic=True), blob_number)
         pieces = [
-            blob_chunks(np.asarray(array), legacy, f"{where}: layer {excerpt(layer.name)}, blob {index}")
+            blob_chunks(
+                np.asarray(array), legacy, f"{where}: layer {excerpt(layer.name)}, blob {index}",
+                half=layer.name in half,
+            )
             for index, array in enumerate(arrays)
-        ]
+        ]  # fmt: skip
         size = len(head) + len(tail)
         size += sum(len(wire.encode_header(blob_number, length)) + length for length, _ in pieces)
         file.write(wire.encode_header(number, size) + head)

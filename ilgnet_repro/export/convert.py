@@ -116,8 +116,8 @@ def convert(
     with create_folder(folder), staging(folder, stem) as stage:
         written, checks, files = _write(formats, saving, verify, stage, folder, stem)
         deviations: tuple[Deviation, ...] = ()
-        if chosen.precision is not None and saving.is_quantized:
-            deviations = measure_deviation(saving, chosen.precision, images)
+        if chosen.precision is not None:
+            deviations = _deviations(formats, saving, chosen.precision, images)
         text = prototxt or net.about.prototxt or None
         # The prototxt that was read is kept if its content is the same (`publish`).
         replacing = [
@@ -127,6 +127,18 @@ def convert(
         publish(files, folder)
     extra_notes = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
     return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)
+
+
+def _deviations(
+    formats: Sequence[Format], saving: Saving, precision: str, images: Sequence[PathLike]
+) -> tuple[Deviation, ...]:
+    """Measure what reduced weights cost, in the format that rounds most of them."""
+    nets = [format_.reference(saving) for format_ in formats]
+    if all(net is saving.original for net in nets):
+        return ()
+    # A caffemodel also rounds the weights of convolutions.
+    worst = next((net for net in nets if net not in (saving.net, saving.original)), saving.net)
+    return measure_deviation(replace(saving, net=worst), precision, images)
 
 
 def _check_names(source: Path, targets: Sequence[Path]) -> None:

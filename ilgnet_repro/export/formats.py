@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import IlgnetError, did_you_mean
-from ..precisions import check_weights_precision
+from ..precisions import WEIGHTS, check_weights_precision
+from ..runtime.net import CaffeNet
 from ..runtime.runnable import Runnable
 from .saving import Options, SaveOptions, Saving
 
@@ -24,7 +25,8 @@ class Format:
 
     ``write`` takes the path of its main file and returns all paths written, that one first.  ``reopen`` returns the
     files as a runnable net, for verification; ``feed`` turns seeded inputs into those of the file and of the net.
-    ``notes`` returns how the file differs from the net.
+    ``notes`` returns how the file differs from the net.  ``precisions`` are those of the option ``precision``, where
+    the format has it, and ``reduced`` returns the net with its weights as the file stores them.
     """
 
     name: str
@@ -35,6 +37,18 @@ class Format:
     stem: Callable[[str], str] = str
     feed: Callable[[Saving, Inputs], tuple[Inputs, Inputs]] = lambda saving, inputs: (inputs, inputs)
     notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
+    precisions: Collection[str] = WEIGHTS
+    reduced: Callable[[Saving], CaffeNet] = lambda saving: (
+        saving.net if saving.is_quantized else saving.original
+    )
+
+    def takes(self, option: str, value: Any) -> bool:
+        """Whether the format has an option, and can do what this value of it asks."""
+        return option in self.options and (option != "precision" or value in self.precisions)
+
+    def reference(self, saving: Saving) -> CaffeNet:
+        """Return the net that the file must agree with."""
+        return self.reduced(saving) if "precision" in self.options else saving.original
 
     def path(self, folder: Path, stem: str) -> Path:
         """Return the main file's path in a folder, for results named after ``stem``."""
@@ -102,8 +116,8 @@ def check_options(formats: Sequence[Format], options: Options) -> None:
         if field.name == "precision" and asked == "float32":
             continue
         for format_ in formats:
-            if field.name not in format_.options:
-                capable = [name for name in NAMES if field.name in find_format(name).options]
+            if not format_.takes(field.name, asked):
+                capable = [name for name in NAMES if find_format(name).takes(field.name, asked)]
                 raise IlgnetError(
                     f"{field.name}= is for {' and '.join(capable)} files, not {format_.name}; convert to that separately",
                     option=field.name,

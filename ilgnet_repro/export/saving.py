@@ -132,10 +132,16 @@ def make_saving(
         saved = rebuild(saved, saved.plan, arrays)
         for name, weight in quantized.items():
             attach_quantized(saved.layer(name), weight)
-        if not quantized and options.precision != "float32":
-            notes.append(f"no dense weights to keep in {options.precision}: every blob is float32")
     saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
     return replace(saving, about=_derived(saving))
+
+
+def dense_notes(saving: Saving) -> tuple[str, ...]:
+    """Say that a format which stores dense weights in fewer bits found none."""
+    precision = saving.options.precision
+    if precision in (None, "float32") or saving.is_quantized:
+        return ()
+    return (f"no dense weights to keep in {precision}: every blob is float32",)
 
 
 def _derived(saving: Saving) -> About:

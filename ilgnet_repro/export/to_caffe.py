@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.prototxt import format_message
@@ -21,12 +23,44 @@ from ..schema import caffe_pb2 as pb
 from .formats import Format
 from .saving import Saving
 
+# Types whose weights and biases are most of a net; the first two are those of OpenCV's shrinkCaffeModel.
+_HALF_TYPES = ("Convolution", "InnerProduct", "Deconvolution", "DepthwiseConvolution", "ConvolutionDepthwise")
+_HALF_NOTE = (
+    "float16 weights in a caffemodel are read by OpenCV, NVIDIA's Caffe and this package; Caffe 1.0 cannot"
+)
+
 
 def write(saving: Saving, path: Path) -> list[Path]:
     """Write the weights as Caffe 1.0 does, whatever generation was read, and the net's text beside them."""
     text, arrays = stated_text(saving.net), float_arrays(saving.net)
-    write_caffemodel(path, text, arrays)
+    write_caffemodel(path, text, arrays, half=_half_layers(saving))
     return [path, _write_text(saving, path)]
+
+
+def _half_layers(saving: Saving) -> set[str]:
+    """Return the layers that are written in float16; one that shares a blob with a layer in float32 stays so too."""
+    if saving.options.precision != "float16":
+        return set()
+    names = {node.name for node in saving.graph.layers if node.type in _HALF_TYPES}
+    owners = saving.net.plan.owners.items()
+    while mixed := {
+        layer for key, owner in owners for layer in (key[0], owner.layer)
+        if (key[0] in names) != (owner.layer in names) and layer in names
+    }:  # fmt: skip
+        names -= mixed
+    return names
+
+
+def reduced(saving: Saving) -> CaffeNet:
+    """Return the net with the weights that the file holds."""
+    half, arrays = _half_layers(saving), float_arrays(saving.net)
+    if not half:
+        return saving.original
+    rounded = {
+        name: [array.astype(np.float16).astype(np.float32) if name in half else array for array in blobs]
+        for name, blobs in arrays.items()
+    }
+    return saving.with_arrays(rounded)
 
 
 def write_hdf5(saving: Saving, path: Path) -> list[Path]:
@@ -50,12 +84,15 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
 
 
 def notes(saving: Saving) -> tuple[str, ...]:
-    """Return how the prototxt differs from the net's text."""
-    return shape_notes(saving.net)
+    """Return how the prototxt differs from the net's text, and what Caffe cannot read."""
+    return (*shape_notes(saving.net), *([_HALF_NOTE] if _half_layers(saving) else []))
 
 
-FORMAT = Format("caffemodel", ".caffemodel", write, reopen, notes=notes)
-HDF5 = Format("hdf5", ".caffemodel.h5", write_hdf5, reopen, notes=notes)
+FORMAT = Format(
+    "caffemodel", ".caffemodel", write, reopen, options=("precision",), notes=notes,
+    precisions=("float32", "float16"), reduced=reduced,
+)  # fmt: skip
+HDF5 = Format("hdf5", ".caffemodel.h5", write_hdf5, reopen, notes=lambda saving: shape_notes(saving.net))
 
 
 def stated_text(net: CaffeNet) -> pb.NetParameter:

@@ -10,7 +10,7 @@ from ..runtime.net_file import MEAN_TENSOR
 from ..runtime.runnable import Runnable
 from ..runtime.safetensors_file import write_safetensors
 from .formats import Format
-from .saving import Saving, stored_tensors
+from .saving import Saving, dense_notes, stored_tensors
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
@@ -28,4 +28,4 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
     return load_caffe(paths[0])
 
 
-FORMAT = Format("safetensors", ".safetensors", write, reopen, options=("precision",))
+FORMAT = Format("safetensors", ".safetensors", write, reopen, options=("precision",), notes=dense_notes)

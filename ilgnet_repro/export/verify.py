@@ -85,7 +85,7 @@ def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Veri
     Quantized weights are compared with themselves, run by this package: their difference from the original
     is measured (`measure_deviation`), not checked.
     """
-    reference = saving.net if saving.is_quantized and "precision" in format_.options else saving.original
+    reference = format_.reference(saving)
     given, inputs = format_.feed(saving, seeded_inputs(reference))
     with torch.inference_mode(), as_loaded(reference):
         expected = reference(inputs)

@@ -185,7 +185,7 @@ def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
     """Return the quantized dense weights of a net, by layer name."""
     found = {}
     for node in net.graph:
-        if node.type == DENSE:
+        if node.type == DENSE and net.layer(node.name).blob_names:
             one = quantized_blob(net.layer(node.name), WEIGHT)
             if one is not None:
                 found[node.name] = one

@@ -4,38 +4,76 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .support.labels import indices_onnx, to_indices
 from .support.registry import register_layer
 
 
+def unit_rows(weight: Tensor) -> Tensor:
+    """Return each row over the root of its sum of squares plus 1e-6; the gradient is that of the row itself."""
+    rows = weight.detach()
+    return rows / (rows.square().sum(1, keepdim=True) + 1e-6).sqrt() + (weight - rows)
+
+
 @register_layer("InnerProduct")
 class InnerProduct(Layer):
-    """y = W·x + b over the flattened axes from `axis` on; the axes before it are batch axes."""
+    """y = W·x + b over the flattened axes from `axis` on; the axes before it are batch axes.
+
+    Of happynear's Caffe (inner_product_layer.cpp): ``normalize`` divides each row of the weights by its length, and in
+    training stores it so; a second bottom is the weights, a third the bias, in place of blobs.  ``num_output`` and
+    ``normalize`` are then not read.
+    """
 
     message = "inner_product_param"
-    fields = ("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose")
+    fields = ("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose", "normalize")
+    bottom_count = (1, 3)
 
-    def setup(self, rank: int) -> None:
+    def setup(self, rank: int, *given: int) -> None:
         self.start = self.axis(self.param.axis, rank)
         # Whether there is nothing to flatten.
         self.is_flat = self.start == rank - 1
         self.outputs: int = self.param.num_output
         self.has_bias: bool = self.param.bias_term
         self.is_transposed: bool = self.param.transpose
-        if not self.outputs:
+        self.is_given = bool(given)
+        self.is_normalized: bool = self.param.normalize and not given
+        # Whether its outputs are those of its stored weights.
+        self.is_plain = not (self.is_given or self.is_normalized)
+        if not self.is_plain and self.is_transposed:
+            raise self.error(
+                "transpose with normalize, or with weights as a bottom, mixes rows and columns in the fork; "
+                "remove transpose and store the weights with one row per output"
+            )
+        if self.is_given and self.has_bias != (len(given) == 2):
+            raise self.error(
+                "with weights as second bottom the bias is the third; state bias_term: false where there is none"
+            )
+        if not self.outputs and not given:
             raise self.error("num_output is 0 or absent; state the number of outputs")
 
-    def plan(self, x: Shape) -> LayerPlan:
-        top, inputs = (*x[: self.start], self.outputs), prod(x[self.start :])
+    def plan(self, x: Shape, *given: Shape) -> LayerPlan:
+        inputs = prod(x[self.start :])
+        outputs = self._given_outputs(inputs, *given) if given else self.outputs
+        top = (*x[: self.start], outputs)
+        if given:
+            return LayerPlan([top], multiply_adds=prod(top) * inputs)
         shape = (inputs, self.outputs) if self.param.transpose else (self.outputs, inputs)
         blobs = [BlobSpec("weight", shape, self.param.weight_filler)]
         if self.param.bias_term:
             blobs.append(BlobSpec("bias", (self.outputs,), self.param.bias_filler))
         return LayerPlan([top], blobs, prod(top) * inputs)
+
+    def _given_outputs(self, inputs: int, weight: Shape, *bias: Shape) -> int:
+        if not weight or prod(weight[1:]) != inputs:
+            raise self.error(f"weights {list(weight)} must have one row per output, of {inputs} values")
+        for shape in bias:
+            if prod(shape) != weight[0]:
+                raise self.error(f"bias {list(shape)} must have one value for each of {weight[0]} outputs")
+        return weight[0]
 
     @property
     def _rows(self) -> Tensor:
@@ -43,12 +81,32 @@ class InnerProduct(Layer):
         weight = self.blob("weight")
         return weight.t() if self.is_transposed else weight
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        flat = x if self.is_flat else x.flatten(self.start)
-        return (F.linear(flat, self._rows, self.blob("bias") if self.has_bias else None),)
+    def _unit_rows(self) -> Tensor:
+        weight = self.blob("weight")
+        if self.training and not torch.compiler.is_exporting():
+            with torch.no_grad():
+                weight.copy_(unit_rows(weight))
+            return weight
+        return unit_rows(weight)
 
-    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
-        weight, *bias = (graph.parameter(name) for name in self.blob_names)
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
+        flat = x if self.is_flat else x.flatten(self.start)
+        if given:
+            weight, *bias = given
+            return (F.linear(flat, weight.flatten(1), bias[0].flatten() if bias else None),)
+        rows = self._unit_rows() if self.is_normalized else self._rows
+        return (F.linear(flat, rows, self.blob("bias") if self.has_bias else None),)
+
+    def onnx(self, graph: OnnxGraph, x: str, *given: str) -> list[str]:
+        if given:
+            weight, *bias = given
+            if len(graph.shape(weight)) != 2:
+                weight = graph.node("Flatten", [weight], axis=1)
+            bias = [graph.node("Reshape", [value, graph.constant(integers(-1))]) for value in bias]
+        else:
+            weight, *bias = (graph.parameter(name) for name in self.blob_names)
+        if self.is_normalized:
+            weight = graph.constant(numbers(unit_rows(self.blob("weight"))))
         if self.start == 1:
             x = x if self.is_flat else graph.node("Flatten", [x], axis=1)
             return [graph.node("Gemm", [x, weight, *bias], transB=int(not self.param.transpose))]
@@ -58,15 +116,21 @@ class InnerProduct(Layer):
         product = graph.node("MatMul", [x, columns])
         return [graph.node("Add", [product, *bias]) if bias else product]
 
-    def source(self, code: SourceCode, x: str) -> list[str]:
+    def source(self, code: SourceCode, x: str, *given: str) -> list[str]:
+        flat = x if self.is_flat else f"{x}.flatten({self.start or ''})"
+        if given:
+            weight = given[0] if len(code.shape(1)) == 2 else f"{given[0]}.flatten(1)"
+            return [f"F.linear({', '.join([flat, weight, *(f'{bias}.flatten()' for bias in given[1:])])})"]
         rows = self._rows
         blobs = {"weight": rows.contiguous()}
         if self.param.bias_term:
             blobs["bias"] = self.blob("bias")
-        bias = "" if self.param.bias_term else ", bias=False"
-        module = code.module(f"nn.Linear({rows.shape[1]}, {self.outputs}{bias})", **blobs)
-        flat = "" if self.is_flat else f".flatten({self.start or ''})"
-        return [f"{module}({x}{flat})"]
+        if self.is_normalized:
+            weight, *bias = (code.parameter(name, value) for name, value in blobs.items())
+            return [f"F.linear({', '.join([flat, f'{code.helper(unit_rows)}({weight})', *bias])})"]
+        no_bias = "" if self.param.bias_term else ", bias=False"
+        module = code.module(f"nn.Linear({rows.shape[1]}, {self.outputs}{no_bias})", **blobs)
+        return [f"{module}({flat})"]
 
 
 @register_layer("Embed")

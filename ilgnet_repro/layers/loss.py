@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .math import shortest
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers, numbers, uses
 from .support.labels import (
     check_label_count,
@@ -38,16 +39,32 @@ def floored_log_softmax(rows: Tensor, floor: float) -> Tensor:
 
 
 def softmax_loss(
-    x: Tensor, labels: Tensor, axis: int, *, mode: str, ignore_label: int | None, floor: float
+    x: Tensor,
+    labels: Tensor,
+    axis: int,
+    *,
+    mode: str | float,
+    ignore_label: int | None,
+    floor: float,
+    weights: list[float] | None = None,
 ) -> Tensor:
-    """Return the negative log probabilities of the labels, summed and normalized as Caffe does."""
+    """Return the negative log probabilities of the labels, weighted by class, summed and normalized as Caffe does."""
     rows, labels, counts = label_rows(x, labels, axis, ignore_label)
     losses = -floored_log_softmax(rows, floor).gather(1, labels[:, None])[:, 0]
+    if weights:
+        losses = losses * losses.new_tensor(weights)[labels]
     return normalized_sum(losses, counts, mode, math.prod(x.shape[:axis]))
 
 
 def infogain_loss(
-    x: Tensor, labels: Tensor, matrix: Tensor, axis: int, *, mode: str, ignore_label: int | None, floor: float
+    x: Tensor,
+    labels: Tensor,
+    matrix: Tensor,
+    axis: int,
+    *,
+    mode: str | float,
+    ignore_label: int | None,
+    floor: float,
 ) -> Tensor:
     """Return the negative log probabilities of all classes, weighted by the label's row of the matrix."""
     rows, labels, counts = label_rows(x, labels, axis, ignore_label)
@@ -67,13 +84,15 @@ class Loss(Layer):
 
     bottom_count = (2, 2)
     is_loss = True
+    # Whether it reads loss_param.class_weighting.
+    weighs_classes = False
 
     def _check_first_axis(self, x: Shape, labels: Shape) -> None:
         if x[:1] != labels[:1] or not x:
             raise self.error(f"bottoms {list(x)} and {list(labels)} differ in their first axis")
 
 
-class _SoftmaxLoss(Loss):
+class SoftmaxLoss(Loss):
     """Losses that include a softmax, which is the optional second top."""
 
     other_messages = ("loss_param",)
@@ -84,7 +103,10 @@ class _SoftmaxLoss(Loss):
     def setup(self, x: int, *others: int) -> None:
         self.mode = normalization(self, "VALID")
         self.ignore = ignored_label(self.node.layer.loss_param)
-        self.dim = self.axis(self.param.axis, x)
+        self.dim = self.axis(self._class_axis(), x)
+
+    def _class_axis(self) -> int:
+        return int(self.param.axis)
 
     def plan(self, x: Shape, labels: Shape, *others: Shape) -> LayerPlan:
         self._check_first_axis(x, labels)
@@ -118,12 +140,41 @@ class _SoftmaxLoss(Loss):
 
 
 @register_layer("SoftmaxWithLoss")
-class SoftmaxWithLoss(_SoftmaxLoss):
-    """Softmax and multinomial logistic loss in one; the optional second top is the softmax."""
+class SoftmaxWithLoss(SoftmaxLoss):
+    """Softmax and multinomial logistic loss in one; the optional second top is the softmax.
+
+    SegNet's Caffe: ``weight_by_label_freqs`` multiplies each loss by the ``class_weighting`` of its label; the divisor
+    counts labels, not weights.  Without the flag the weights are not read.
+    """
 
     message = "softmax_param"
     fields = ("axis",)
     floor = math.log(FLT_MIN)
+    weighs_classes = True
+
+    def setup(self, x: int, *others: int) -> None:
+        super().setup(x)
+        stated = self.node.layer.loss_param
+        self.weights = [shortest(weight) for weight in stated.class_weighting]
+        if not stated.weight_by_label_freqs:
+            if self.weights:
+                self.note = "class_weighting is not read without weight_by_label_freqs: true"
+            self.weights = []
+        elif not self.weights:
+            raise self.error(
+                "weight_by_label_freqs has no class_weighting; state one weight per class, or remove the flag"
+            )
+
+    def plan(self, x: Shape, labels: Shape, *others: Shape) -> LayerPlan:
+        if self.weights and len(self.weights) != x[self.dim]:
+            raise self.error(
+                f"class_weighting is stated {len(self.weights)} times for {x[self.dim]} classes; state one per class"
+            )
+        return super().plan(x, labels)
+
+    def _options(self) -> dict[str, Any]:
+        options = super()._options()
+        return {**options, "weights": self.weights} if self.weights else options
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, x.shape[self.dim], self.ignore)
@@ -132,6 +183,9 @@ class SoftmaxWithLoss(_SoftmaxLoss):
     def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
         log_p, labels, counts = self._log_rows_onnx(graph, x, labels)
         losses = graph.node("Neg", [graph.node("GatherElements", [log_p, labels], axis=1)])
+        if self.weights:
+            weights = graph.node("Gather", [graph.constant(numbers(self.weights)), labels], axis=0)
+            losses = graph.node("Mul", [losses, weights])
         return self._tops_onnx(graph, x, losses, counts)
 
     def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
@@ -139,7 +193,7 @@ class SoftmaxWithLoss(_SoftmaxLoss):
 
 
 @register_layer("InfogainLoss")
-class InfogainLoss(_SoftmaxLoss):
+class InfogainLoss(SoftmaxLoss):
     """Softmax loss with a weight for each pair of label and class: H[label, class].
 
     The matrix is the third bottom or, without one, that of `source`, a binaryproto.  Layers read no files:

@@ -151,7 +151,7 @@ def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Aff
 def _takes_affine(layer: Layer) -> bool:
     """Whether the layer's outputs are along axis 1, as channels are."""
     if isinstance(layer, InnerProduct):
-        return layer.start == 1
+        return layer.is_plain and layer.start == 1
     return isinstance(layer, ConvolutionBase) and layer.channel_axis == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..caffe.graph import Node, Value
+from ..caffe.graph import Graph, Node, Value
 from ..layers.support.base import Layer
 from .plan import NetPlan
 
@@ -47,13 +47,13 @@ def make_schedule(
     ``keys`` are the names of the net's ``modules`` with their nodes, in the net's order.
     """
     graph = plan.graph
-    weights = {name: layer.loss_weights() if with_loss else () for name, layer in plan.layers.items()}
+    weights = {name: _weights(layer, graph) if with_loss else () for name, layer in plan.layers.items()}
     outputs = {name: graph.value(name) for name in wanted}
     kept = set(outputs.values())
     needed = set(kept)
     chosen: list[tuple[str, Node]] = []
     for key, node in reversed(list(keys.items())):
-        if needed.intersection(node.tops) or any(weights[node.name]):
+        if needed.intersection(node.tops) or weights[node.name]:
             needed.update(node.bottoms)
             chosen.append((key, node))
     chosen.reverse()
@@ -78,12 +78,20 @@ def make_schedule(
             freed=tuple({
                 slots[value] for value in node.bottoms if last_reader[value] == node.name and value not in kept
             }),
-            loss_weights=tuple((index, weight) for index, weight in enumerate(weights[node.name]) if weight),
+            loss_weights=weights[node.name],
         )
         for key, node in chosen
     )  # fmt: skip
     own = tuple((step, step.layer) for step in steps)
     return Schedule(steps, own, len(slots), tuple((name, slots[value]) for name, value in outputs.items()))
+
+
+def _weights(layer: Layer, graph: Graph) -> tuple[tuple[int, float], ...]:
+    """Return the tops that are losses with their weights; with force_backward Caffe starts from those of weight 0 too."""
+    stated = enumerate(layer.loss_weights())
+    if layer.is_loss and graph.text.force_backward:
+        return tuple(stated) or ((0, 0.0),)
+    return tuple((top, weight) for top, weight in stated if weight)
 
 
 def _own_layer(modules: nn.Module, key: str, node: Node) -> Layer | None:

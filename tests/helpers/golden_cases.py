@@ -33,6 +33,13 @@ OPTIONS: dict[str, dict[str, str]] = {
     "Crop-no_pad_conv": {"crop": "geometry"},
 }
 
+# Fields that choose between forks, added to the layer ``op`` where nothing else shows which one it is.
+STATED = {
+    "SigmoidCrossEntropyLoss-hed": "loss_param { balance: HED }",
+    "SigmoidCrossEntropyLoss-hed_weight": "loss_param { balance: HED }",
+    "Normalize-whole_item_spatial": "normalize_param { across_spatial: true }",
+}
+
 # Every comparison with Caffe uses the first row; each exception states why it needs its own.
 TOLERANCE = {"default": (1e-4, 1e-5)}
 
@@ -86,7 +93,7 @@ class Case:
     def _fork_net(self, folder: Path) -> CaffeNet:
         """Load the net as a user does: some layers show their fork only by the number of blobs in the file."""
         prototxt = folder / f"{self.name}.prototxt"
-        prototxt.write_text(self.text)
+        prototxt.write_text(self.text.replace('name: "op"', f'name: "op" {STATED.get(self.name, "")}'))
         options = {"phase": self.phase, **OPTIONS.get(self.name, {})}
         if self.caffemodel is None:
             return ir.load_net(prototxt, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,3 +116,76 @@ def test_refused(type_, shape, params, message) -> None:
     with pytest.raises(LayerError, match=message) as caught:
         build(type_, [shape], params)
     assert str(caught.value).startswith(f"op ({type_}): ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 2, 3), 1), ((2, 4, 5), 2)], ids=["flattened", "axis_2"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_normalized_rows_have_length_1(shape, axis, bias) -> None:
+    flags = f"axis: {axis} bias_term: {str(bias).lower()} normalize: true"
+    net = build("InnerProduct", [shape], f"inner_product_param {{ num_output: 3 {flags} {FILLERS} }}")
+    weight, *shift = (blob.detach().numpy().astype(np.float64) for blob in net.params["op"])
+    x, diff = draw(1, *shape), draw(2, *shape[:axis], 3)
+    rows = x.reshape(-1, weight.shape[1])
+    unit = np.array([row / np.sqrt((row**2).sum() + 1e-6) for row in weight])
+    expected = rows @ unit.T + (shift[0] if bias else 0)
+    assert_all_uses(net, [x], [expected.reshape(*shape[:axis], 3).astype(np.float32)])
+    np.testing.assert_allclose(net.params["op"][0].detach().numpy(), weight)  # phase TEST stores nothing
+    found = gradients(net, [x], diff)[0]
+    np.testing.assert_allclose(found.reshape(rows.shape), diff.reshape(-1, 3) @ unit, rtol=1e-4, atol=1e-5)
+    # As in the fork, not multiplied by the derivative of the division.
+    slope = diff.reshape(-1, 3).T @ rows
+    np.testing.assert_allclose(net.params["op"][0].grad.numpy(), slope, rtol=1e-4, atol=1e-5)
+    net.train()
+    gradients(net, [x], diff)
+    np.testing.assert_allclose(net.params["op"][0].detach().numpy(), unit, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(3, 10), (3, 2, 5), (3, 10, 1, 1)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_weights_as_a_bottom(weights, bias) -> None:
+    shapes = [(4, 2, 5), weights, *([(3, 1)] if bias else [])]
+    net = build("InnerProduct", shapes, f"inner_product_param {{ bias_term: {str(bias).lower()} }}")
+    assert not net.params
+    given = [draw(index, *shape) for index, shape in enumerate(shapes)]
+    rows, weight = given[0].reshape(4, 10), given[1].reshape(3, 10)
+    expected = rows @ weight.T + (given[2].ravel() if bias else 0)
+    assert_all_uses(net, given, [expected.astype(np.float32)])
+    diff = draw(5, 4, 3)
+    found = gradients(net, given, diff)
+    np.testing.assert_allclose(found[0].reshape(4, 10), diff @ weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1].reshape(3, 10), diff.T @ rows, rtol=1e-4, atol=1e-5)
+
+
+MIXED = (
+    "op (InnerProduct): transpose with normalize, or with weights as a bottom, mixes rows and columns in the fork; "
+    "remove transpose and store the weights with one row per output"
+)
+BIAS = (
+    "op (InnerProduct): with weights as second bottom the bias is the third; "
+    "state bias_term: false where there is none"
+)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fields", "message"),
+    [
+        ([(4, 5)], "num_output: 3 normalize: true transpose: true", MIXED),
+        ([(4, 5), (3, 5)], "bias_term: false transpose: true", MIXED),
+        ([(4, 5), (3, 5)], "num_output: 3", BIAS),
+        ([(4, 5), (3, 5), (3,)], "bias_term: false", BIAS),
+        (
+            [(4, 5), (3, 4)],
+            "bias_term: false",
+            "op (InnerProduct): weights [3, 4] must have one row per output, of 5 values",
+        ),
+        (
+            [(4, 5), (3, 5), (2,)],
+            "",
+            "op (InnerProduct): bias [2] must have one value for each of 3 outputs",
+        ),
+    ],
+    ids=["normalize_transpose", "given_transpose", "no_third", "third", "weights", "bias"],
+)
+def test_refused_of_the_forks_fields(shapes, fields, message) -> None:
+    with pytest.raises(LayerError, match=re.escape(message)):
+        build("InnerProduct", shapes, f"inner_product_param {{ {fields} }}")

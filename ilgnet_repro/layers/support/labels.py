@@ -29,9 +29,11 @@ def label_rows(
     return rows, torch.where(counts, labels, 0), counts
 
 
-def normalized_sum(losses: Tensor, counts: Tensor, mode: str, batch: int) -> Tensor:
-    """Return the sum of the counted losses over Caffe's normalizer, which is at least 1."""
+def normalized_sum(losses: Tensor, counts: Tensor, mode: str | float, batch: int) -> Tensor:
+    """Return the sum of the counted losses over Caffe's normalizer, which is at least 1; a number is the normalizer."""
     total = torch.where(counts, losses, 0).sum()
+    if not isinstance(mode, str):
+        return total / max(mode, 1)
     if mode == "NONE":
         return total
     if mode == "VALID":
@@ -42,10 +44,19 @@ def normalized_sum(losses: Tensor, counts: Tensor, mode: str, batch: int) -> Ten
 # ---------------------------------------------------------------------- layers
 
 
-def normalization(layer: Layer, default: str) -> str:
-    """Return the normalization mode of `loss_param`: `normalization`, else the older `normalize`, else ``default``."""
+def normalization(layer: Layer, default: str) -> str | float:
+    """Return how `loss_param` normalizes: by `normalization`, else the older `normalize`, else ``default``.
+
+    R-FCN's PRE_FIXED is a number, `pre_fixed_normalizer`.  Raises LayerError for weights that the layer does not read.
+    """
     param = layer.node.layer.loss_param
+    if param.weight_by_label_freqs and not getattr(layer, "weighs_classes", False):
+        raise layer.error(
+            "loss_param.weight_by_label_freqs is not supported; remove it if it does not matter"
+        )
     if param.HasField("normalization"):
+        if param.normalization == pb.LossParameter.PRE_FIXED:
+            return float(param.pre_fixed_normalizer)
         return pb.LossParameter.NormalizationMode.Name(param.normalization)
     if param.HasField("normalize"):
         return "VALID" if param.normalize else "BATCH_SIZE"
@@ -130,13 +141,15 @@ def labels_onnx(graph: OnnxGraph, labels: str, ignore_label: int | None) -> tupl
 
 
 def normalized_sum_onnx(
-    graph: OnnxGraph, losses: str, counts: str, mode: str, batch: tuple[str, int] | None = None
+    graph: OnnxGraph, losses: str, counts: str, mode: str | float, batch: tuple[str, int] | None = None
 ) -> str:
     """Add `normalized_sum` to a graph; ``batch`` is a value and how many of its first axes the batch size multiplies."""
     from onnx import TensorProto
 
     zero, one = graph.constant(numbers(0)), graph.constant(numbers(1))
     total = graph.node("ReduceSum", [graph.node("Where", [counts, losses, zero])], keepdims=0)
+    if not isinstance(mode, str):
+        return graph.node("Div", [total, graph.constant(numbers(max(mode, 1)))])
     if mode == "NONE" or (mode == "BATCH_SIZE" and not (batch and batch[1])):
         return total
     if mode == "VALID":

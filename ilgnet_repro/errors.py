@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 MAX_LENGTH = 1000
 
@@ -62,6 +63,10 @@ class IlgnetError(Exception):
         super().__init__(message)
         self.option = option
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as it is, so that it reaches the caller from another process: subclasses take other arguments."""
+        return _remade, (type(self), self.args, vars(self))
+
     @property
     def where(self) -> str:
         """What the error is about: the part before the first colon, or ""."""
@@ -83,6 +88,12 @@ class IlgnetError(Exception):
     def _without_where(self) -> str:
         where, colon, rest = str(self).partition(": ")
         return rest if colon else where
+
+
+def _remade(kind: type[IlgnetError], arguments: tuple[Any, ...], state: Mapping[str, Any]) -> IlgnetError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(state)
+    return error
 
 
 class FormatError(IlgnetError):

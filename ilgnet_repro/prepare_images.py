@@ -40,7 +40,7 @@ def prepare(
     refused: whether their range is 0 to 1 or 0 to 255 is unknown.  ``size`` (height, width) replaces the
     preprocessing's.  Raises DataError, with the file's name or the image's number, for anything else.
     """
-    listed = _listed(images)
+    listed = list_images(images)
     if about.image_order:
         return _stacked(listed, about.image_order, order)
     how = preprocessing or about.preprocessing
@@ -81,11 +81,11 @@ def _pixels(image: Any, order: str, where: str) -> np.ndarray:
     return found if isinstance(found, np.ndarray) else read_bgr(found)
 
 
-def _listed(images: Any) -> list[Any]:
-    """Return ``images`` as a list; a single image and a 4-D array are accepted."""
+def list_images(images: Any) -> list[Any]:
+    """Return ``images`` as a list; a single image and a 4-D array are accepted.  Raises DataError for anything else."""
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, str | os.PathLike) or _is_pil(images):
+    if isinstance(images, str | os.PathLike) or is_pil(images):
         return [images]
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable) or _is_tensor(images):
         raise DataError(f"images: is of type {_kind(images)}; give paths, uint8 arrays or PIL images")
@@ -111,7 +111,7 @@ def _opened(image: Any, order: str, where: str, *, upright: bool) -> str | os.Pa
         return image
     if isinstance(image, np.ndarray):
         return _bgr(image, order, where)
-    if _is_pil(image):
+    if is_pil(image):
         return _from_pil(image, where, upright=upright)
     raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
 
@@ -147,7 +147,7 @@ _UPRIGHT = {
 }
 
 
-def _is_pil(image: Any) -> bool:
+def is_pil(image: Any) -> bool:
     """Return whether it is a PIL image, by its methods, since PIL may not be installed."""
     return isinstance(getattr(image, "mode", None), str) and callable(getattr(image, "convert", None))
 

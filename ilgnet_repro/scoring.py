@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
 from .errors import IlgnetError
 from .known import ScoreAt
-from .prepare_images import prepare
+from .prepare_images import list_images, prepare
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Score:
-    """One image's outputs: each output blob's values, flattened.
+    """One image's outputs: each output blob's values, flattened.  ``path`` is "image N" for an array.
 
     ``value`` is the score, if the net's metadata say which value it is (`About.score`), and ``meaning`` its name.
     """
@@ -39,21 +39,21 @@ class Score:
 
 
 def score(
-    images: PathLike | Iterable[PathLike],
+    images: Any,
     weights: PathLike | Runnable,
     *,
     preprocessing: Preprocessing | None = None,
     batch: int = BATCH,
     **options: Unpack[LoadOptions],
 ) -> list[Score]:
-    """Return each image's score, in the order given; ``images`` are files and folders, or one of them.
+    """Return each image's score, in the order given.
 
-    ``weights`` is any file that `load` takes, with its ``options``, or a loaded net.  Raises IlgnetError where the
-    net's preprocessing is neither known nor given, since the scores would be wrong.
+    ``images`` are files, folders, uint8 arrays or PIL images, or one of them.  ``weights`` is any file that `load`
+    takes, with its ``options``, or a loaded net.  Raises IlgnetError where the net's preprocessing is neither known
+    nor given, since the scores would be wrong.
     """
     net = load(weights, **options) if isinstance(weights, str | os.PathLike) else weights
-    listed = [images] if isinstance(images, str | os.PathLike) else list(images)
-    return list(score_with(net, expand(listed), preprocessing, batch))
+    return list(score_with(net, expand(list_images(images)), preprocessing, batch))
 
 
 def check_batch(batch: int) -> None:
@@ -63,7 +63,7 @@ def check_batch(batch: int) -> None:
 
 
 def score_with(
-    net: Runnable, images: Iterable[PathLike], preprocessing: Preprocessing | None = None, batch: int = BATCH
+    net: Runnable, images: Iterable[Any], preprocessing: Preprocessing | None = None, batch: int = BATCH
 ) -> Iterator[Score]:
     """Score images with a loaded net, in batches."""
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
@@ -77,15 +77,23 @@ def score_with(
     if about.image_order:
         batch = 1  # images of several sizes cannot form a batch
     remaining = iter(images)
+    done = 0
     while chunk := list(islice(remaining, batch)):
         values = torch.from_numpy(prepare(about, chunk, net=net.name))
         with torch.inference_mode(), as_loaded(net):
             outputs = run_rows(net, name, values)
-        for index, path in enumerate(chunk):
+        for index, image in enumerate(chunk):
             rows = {blob: _row(found, index, len(chunk)) for blob, found in outputs.items()}
             value = _value(rows, about.score)
             meaning = about.score.meaning if about.score is not None and value is not None else ""
-            yield Score(os.fspath(path), rows, value, meaning)
+            done += 1
+            yield Score(_path_of(image) or f"image {done}", rows, value, meaning)
+
+
+def _path_of(image: Any) -> str:
+    """Return an image's path: of a PIL image its file's, of an array none."""
+    path: PathLike = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    return os.fspath(path)
 
 
 def _value(rows: dict[str, tuple[float, ...]], at: ScoreAt | None) -> float | None:
@@ -99,11 +107,14 @@ def _row(blob: torch.Tensor, index: int, count: int) -> tuple[float, ...]:
     return tuple(blob[index].flatten().tolist())
 
 
-def expand(paths: Sequence[PathLike]) -> list[Path]:
-    """Return files, and the images in folders (not their subfolders) sorted by name."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
+def expand(images: Iterable[Any]) -> list[Any]:
+    """Return images with each folder replaced by its images (not those of its subfolders), sorted by name."""
+    found: list[Any] = []
+    for image in images:
+        path = Path(image) if isinstance(image, str | os.PathLike) else None
+        if path is None:
+            found.append(image)
+        elif path.is_dir():
             found += sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
         else:
             found.append(path)

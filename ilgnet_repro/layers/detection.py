@@ -49,7 +49,7 @@ def detect(
     (code_type, encoded), (threshold, eta, top_k) = code, nms
     boxes, variances = priors.reshape(2, -1, 1, 4)
     variances = torch.ones_like(variances) if encoded else variances
-    offsets = loc.reshape(len(loc), len(boxes), -1, 4)
+    offsets = loc.reshape(len(loc), len(boxes), 1 if shared else classes, 4)
     found = decode_boxes(offsets, boxes, variances, code_type).cpu()
     scores = conf.reshape(len(conf), len(boxes), classes).cpu()
     rows = []
@@ -68,7 +68,7 @@ def detect(
             best = here[:, 2].argsort(descending=True, stable=True)[:keep_top_k]
             here = here[best.sort().values]
         rows.append(here)
-    top = torch.cat(rows)
+    top = torch.cat(rows) if rows else found.new_zeros(0, 7)
     if not len(top):
         top = torch.full((len(loc), 7), -1.0, dtype=found.dtype)
         top[:, 0] = torch.arange(len(loc))

@@ -7,7 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import (
+    BlobSpec,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+    literal,
+    numbers,
+    uses,
+)
 from .support.registry import register_layer
 from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
@@ -187,9 +198,15 @@ class BatchNorm(Layer):
         return [top]
 
 
+def in_groups(x: Tensor, groups: int) -> Tensor:
+    """Return N × groups × values; also of no samples, where the last length cannot be inferred by reshape."""
+    rows = x.flatten(1) if x.dim() > 1 else x[:, None]
+    return rows.reshape(*rows.shape[:1], groups, rows.shape[1] // groups)
+
+
 def mean_variance_norm(x: Tensor, groups: int, eps: float) -> Tensor:
     """Subtract each group's mean and divide by its standard deviation; eps is added to that, not to the variance."""
-    rows = x.reshape(x.shape[0], groups, -1)
+    rows = in_groups(x, groups)
     centred = rows - rows.mean(2, keepdim=True)
     variance = centred.square().mean(2, keepdim=True)
     deviation = variance.detach().sqrt() + eps
@@ -201,8 +218,12 @@ def mean_variance_norm(x: Tensor, groups: int, eps: float) -> Tensor:
 
 def subtract_mean(x: Tensor, groups: int) -> Tensor:
     """Subtract each group's mean."""
-    rows = x.reshape(x.shape[0], groups, -1)
+    rows = in_groups(x, groups)
     return (rows - rows.mean(2, keepdim=True)).view_as(x)
+
+
+uses(mean_variance_norm, in_groups)
+uses(subtract_mean, in_groups)
 
 
 @register_layer("MVN")

@@ -82,7 +82,9 @@ def find_peaks(x: Tensor, threshold: float, most: int) -> Tensor:
     row = torch.arange(height, device=x.device, dtype=x.dtype)[:, None]
     window = torch.ones(1, 1, 7, 7, device=x.device, dtype=x.dtype)
     sums = [
-        F.conv2d(values.reshape(n * parts, 1, height, width), window, padding=3).reshape(n, parts, -1)
+        F.conv2d(values.reshape(n * parts, 1, height, width), window, padding=3).reshape(
+            n, parts, height * width
+        )
         for values in (used * column, used * row, used)
     ]
     rows = torch.stack([sums[0] / sums[2], sums[1] / sums[2], x.flatten(2)], 3)

@@ -106,6 +106,8 @@ class _Recurrent(Layer):
     def plan(self, x: Shape, cont: Shape, *others: Shape) -> LayerPlan:
         if len(x) < 3:
             raise self.error(f"values {list(x)} need at least the axes time, stream and value")
+        if not x[0]:
+            raise self.error("the values have no time steps; give at least one")
         if cont != x[:2]:
             raise self.error(f"marks {list(cont)} must be time × stream of the values {list(x)}")
         if self.has_static and (len(others[0]) < 2 or others[0][0] != x[1]):

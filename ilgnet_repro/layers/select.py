@@ -155,6 +155,7 @@ class ArgMax(Layer):
         self.dim = self.axis(self.param.axis, rank) if self.param.HasField("axis") else None
         if self.dim is None and not rank:
             raise self.error("the bottom has no axes; it needs at least one")
+        self.rank = rank
         self.tail = (1,) * (max(rank, 3) - 3)
 
     def plan(self, x: Shape) -> LayerPlan:
@@ -169,7 +170,7 @@ class ArgMax(Layer):
         if self.dim is not None:
             values, indices = greatest(x, self.count, self.dim)
             return (values if self.with_values else indices,)
-        values, indices = greatest(x.reshape(x.shape[0], -1), self.count, 1)
+        values, indices = greatest(x.flatten(1) if x.dim() > 1 else x[:, None], self.count, 1)
         found = torch.stack([indices, values], 1) if self.with_values else indices.unsqueeze(1)
         return (found.reshape(*found.shape, *self.tail),)
 
@@ -199,7 +200,8 @@ class ArgMax(Layer):
         if self.dim is not None:
             return [f"{call}({x}, {self.count}, {self.dim})[{0 if self.with_values else 1}]"]
         tail = f"[..., {', '.join(['None'] * len(self.tail))}]" if self.tail else ""
-        found = f"{call}({x}.reshape({x}.shape[0], -1), {self.count}, 1)"
+        rows = f"{x}.flatten(1)" if self.rank > 1 else f"{x}[:, None]"
+        found = f"{call}({rows}, {self.count}, 1)"
         if self.with_values:
             return [f"torch.stack({found}[::-1], 1){tail}"]
         return [f"{found}[1].unsqueeze(1){tail}"]

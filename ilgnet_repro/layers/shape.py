@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
@@ -86,15 +87,20 @@ class Reshape(Layer):
     def plan(self, x: Shape) -> LayerPlan:
         top = self._lengths(x)
         if -1 in top:
-            others = -prod(top)
-            if not others or prod(x) % others:
+            # Copied lengths cancel out, so that an empty batch has a length to infer.
+            copied = {length.axis for length in self.lengths if isinstance(length, Kept)}
+            others = -prod(length for length in self.lengths if not isinstance(length, Kept))
+            values = prod(length for axis, length in enumerate(x) if axis not in copied)
+            if not others or values % others:
                 raise self.error(f"bottom {list(x)} is not a multiple of the stated lengths {top}")
-            top[top.index(-1)] = prod(x) // others
+            top[top.index(-1)] = values // others
         if prod(top) != prod(x):
             raise self.error(f"bottom {list(x)} has {prod(x)} values, shape {top} has {prod(top)}")
         return LayerPlan([tuple(top)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        if not torch.compiler.is_compiling() and not x.numel():  # torch infers no length of an empty batch
+            return (x.reshape(*self.plan(tuple(x.shape)).tops),)
         return (x.reshape(self._lengths(x.shape)),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:

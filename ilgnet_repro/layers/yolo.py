@@ -46,7 +46,7 @@ def yolo_boxes(x: Tensor, anchors: list[tuple[float, float]], scale: int) -> tup
     Both are in the order image, cell, anchor; an anchor is in cells of ``scale`` pixels.
     """
     height, width = x.shape[2:]
-    cells = x.reshape(len(x), len(anchors), -1, height, width).permute(0, 3, 4, 1, 2)
+    cells = x.unflatten(1, (len(anchors), -1)).permute(0, 3, 4, 1, 2)
     row = torch.arange(height, device=x.device, dtype=x.dtype)[:, None, None]
     column = torch.arange(width, device=x.device, dtype=x.dtype)[:, None]
     sides = torch.tensor(anchors, device=x.device, dtype=x.dtype)
@@ -56,7 +56,7 @@ def yolo_boxes(x: Tensor, anchors: list[tuple[float, float]], scale: int) -> tup
         torch.exp(cells[..., 2]) * sides[:, 0] / (width * scale),
         torch.exp(cells[..., 3]) * sides[:, 1] / (height * scale),
     ]
-    return torch.stack(boxes, -1).reshape(-1, 4), cells[..., 4:].reshape(-1, cells.shape[-1] - 4)
+    return torch.stack(boxes, -1).flatten(0, -2), cells[..., 4:].flatten(0, -2)
 
 
 def yolo_rows(boxes: Tensor, scores: Tensor, labels: Tensor, images: int, nms_threshold: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..caffe.graph import Graph
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, LayerError, did_you_mean
 from ..layers.support.base import Shape
+from ..prepare_images import is_pil
 from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message
@@ -74,9 +76,10 @@ class Intake:
         if name not in inputs:
             raise IlgnetError(f"input {name!r} is missing; the net takes {names(self.shapes)}")
         value = inputs[name]
-        return (
-            value if value.dtype == dtype and value.device == device else value.to(device=device, dtype=dtype)
-        )
+        if value.dtype == dtype and value.device == device:
+            return value
+        refuse_meta(name, value)
+        return value.to(device=device, dtype=dtype)
 
     def check_sizes(self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]) -> None:
         """Refuse inputs of another rank or layout and, where ``by_plan`` returns true, sizes that the weights do not fit.
@@ -169,15 +172,33 @@ def _shown(shapes: Mapping[str, Shape]) -> str:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """Return an input as a tensor, its type unchanged.  Raises IlgnetError for anything but real numbers."""
+    """Return an input as a dense tensor, its type unchanged.  Raises IlgnetError for anything but real numbers."""
     tensor = value if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.is_complex():
         raise IlgnetError(f"input {name!r} holds complex numbers; give real ones")
-    return tensor
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def refuse_meta(name: str, value: Tensor) -> None:
+    """Raise IlgnetError for an input on torch's meta device, where tensors have shapes only."""
+    if value.is_meta:
+        raise IlgnetError(
+            f"input {name!r} is on the device meta, which holds no values; give a tensor with values"
+        )
 
 
 def _from_array(name: str, value: Any) -> Tensor:
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    # The values of a PIL image would be taken as they are: height x width x RGB, and no mean subtracted.
+    if isinstance(first, str | os.PathLike) or is_pil(first):
+        kind = type(first).__name__
+        kind = kind if first is value else f"{type(value).__name__} of {kind}"
+        raise IlgnetError(
+            f"input {name!r} is a {kind}; give a tensor or an array, such as net.prepare(images) returns"
+        )
     try:
+        if isinstance(value, list | tuple) and isinstance(first, Tensor):
+            return torch.stack(tuple(value))
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise ValueError

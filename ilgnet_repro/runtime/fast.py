@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from ..caffe.graph import Value
 from ..errors import GraphError
@@ -20,8 +21,10 @@ from .fast_compiled import compile_steps
 from .fast_steps import Step, folded, plan_steps, run_steps, split_per_image
 from .modes import as_loaded
 from .net import CaffeNet
+from .runnable import TensorNet, tensor_net
 
 _CPU = torch.device("cpu")
+_NOT_COMPILED = "a fast net runs uncompiled; compile the exact net, or use fast(net, compile=True)"
 Log = Callable[[str], None]
 
 
@@ -120,7 +123,10 @@ class FastNet(nn.Module):
         """Prepare images as `CaffeNet.prepare`."""
         return self.exact.prepare(images, **options)
 
-    @torch.inference_mode()
+    def as_tensor(self, blob: str | None = None) -> TensorNet:
+        """Return a module from the net's one input to one output, as `CaffeNet.as_tensor`."""
+        return tensor_net(self, blob, self._wanted)
+
     def forward(
         self,
         given: Mapping[str, Tensor] | Tensor | None = None,
@@ -133,6 +139,21 @@ class FastNet(nn.Module):
         Raises IlgnetError for a missing or unknown input, GraphError for a blob that is not an
         output: the fast path does not compute every intermediate blob.
         """
+        if torch.compiler.is_exporting() or is_tracing():
+            raise self._refusal("exported or traced")
+        if torch.compiler.is_compiling():  # packed weights are opaque to torch.compile: the net runs as it is
+            torch._dynamo.graph_break(msg=_NOT_COMPILED)
+            found: dict[str, Tensor] = torch.compiler.disable(self._run)(given, blobs, inputs)
+            return found
+        return self._run(given, blobs, inputs)
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        given: Mapping[str, Tensor] | Tensor | None,
+        blobs: Iterable[str] | None,
+        inputs: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         inputs = self._intake.tensors(self._intake.named(given, inputs))
         self._intake.check_sizes(inputs, by_plan=lambda: True)
@@ -184,6 +205,12 @@ class FastNet(nn.Module):
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Refused: the weights are packed."""
         raise self._refusal("given a state_dict")
+
+    def register_full_backward_hook(self, *arguments: Any, **options: Any) -> Any:
+        """Refused: it computes no gradients."""
+        raise self._refusal("given backward hooks")
+
+    register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise self._refusal("copied or pickled")

@@ -117,7 +117,7 @@ class Dense(nn.Module):
         y = self.multiply(x, prod(lead))
         if self.bias is not None:
             y += self.bias
-        return ((y.relu_() if self.relu else y).reshape(*lead, -1),)
+        return ((y.relu_() if self.relu else y).reshape(*lead, y.shape[-1]),)
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
         """Return W·x with one row for each of ``count`` samples."""
@@ -126,7 +126,8 @@ class Dense(nn.Module):
 
     def channels_last_rows(self, x: Tensor, count: int) -> Tensor:
         """Return one row per sample with the channels innermost; copies nothing of a channels-last blob."""
-        return (x if self.plane is None else x.permute(0, 2, 3, 1)).reshape(count, -1)
+        width = prod(x.shape[self.start :])  # stated: -1 is ambiguous for an empty batch
+        return (x if self.plane is None else x.permute(0, 2, 3, 1)).reshape(count, width)
 
     def in_channels_last(self, weight: Tensor) -> Tensor:
         """Return weights in the order of `channels_last_rows`."""

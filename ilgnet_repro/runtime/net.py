@@ -24,6 +24,7 @@ from .origin import Origin
 from .parameters import check_memory, register_blobs
 from .plan import NetPlan, plan_net
 from .replaced_layer import Placed
+from .runnable import TensorNet, tensor_net
 from .schedule import Schedule, Step, make_schedule
 
 EXACT = "the exact net"
@@ -407,11 +408,7 @@ class CaffeNet(nn.Module):
 
         It shares the net's parameters.  Raises GraphError where there are several inputs or outputs.
         """
-        if blob is None and len(self.outputs) != 1:
-            raise GraphError(
-                f"net {self.name!r} has {len(self.outputs)} outputs ({names(self.outputs)}); name the blob"
-            )
-        return TensorNet(self, *self._wanted((self.outputs[0] if blob is None else blob,)))
+        return tensor_net(self, blob, self._wanted)
 
     def make_intake(self) -> Intake:
         """Return an `Intake` with this net's input names and shapes."""
@@ -469,24 +466,6 @@ def float_arrays(net: CaffeNet) -> dict[str, list[np.ndarray]]:
         name: [blob.detach().to("cpu", torch.float32).numpy() for blob in blobs]
         for name, blobs in net.params.items()
     }
-
-
-class TensorNet(nn.Module):
-    """A `CaffeNet` as a module from tensor to tensor, for tools that do not use blob names."""
-
-    def __init__(self, net: CaffeNet, blob: str) -> None:
-        super().__init__()
-        found = net.inputs_for((blob,))
-        if len(found) != 1:
-            raise GraphError(
-                f"net {net.name!r}: {blob!r} depends on {len(found)} inputs ({names(found)}); call the net by names"
-            )
-        self.net, self.blob, self.input = net, blob, found[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the blob for this input."""
-        found: Tensor = self.net({self.input: x}, blobs=(self.blob,))[self.blob]
-        return found
 
 
 def _module_keys(graph: Graph) -> list[str]:

@@ -64,7 +64,8 @@ def _as_typed(name: str, value: Tensor, kind: str) -> np.ndarray:
     """Return an input in the type that the file states.  Raises IlgnetError for an unsupported type."""
     if kind not in _KINDS:
         raise IlgnetError(f"input {name!r} is {kind}, which cannot be fed from here")
-    array = value.detach().cpu().numpy()
+    value = value.detach().cpu()
+    array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     wanted = np.dtype(_KINDS[kind])
     if wanted == np.uint8 and array.dtype != wanted:
         raise IlgnetError(

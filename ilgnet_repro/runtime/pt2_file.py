@@ -93,7 +93,7 @@ class Pt2Program:
     path: str
     inputs: dict[str, tuple[int | None, ...]]  # lengths; None where open
     outputs: tuple[str, ...]
-    _given: dict[str, str]  # input -> value
+    _given: dict[str, tuple[str, torch.dtype]]  # input -> value and its type
     _results: tuple[str, ...]
     _values: dict[str, Tensor]
     _nodes: tuple[_Node, ...]
@@ -103,7 +103,7 @@ class Pt2Program:
         """Return the outputs.  Raises IlgnetError where an operator does not take what it is given."""
         values: dict[str, Any] = {
             **self._values,
-            **{self._given[name]: value for name, value in inputs.items()},
+            **{self._given[name][0]: value.to("cpu", self._given[name][1]) for name, value in inputs.items()},
         }
         with torch.inference_mode():
             for node in self._nodes:
@@ -244,12 +244,12 @@ def _program(
         raise _refused(path, "its inputs or outputs have no names")
     results = [spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"]]
     given = dict(zip(names, placed, strict=True))
-    sizes = {name: graph["tensor_values"][value]["sizes"] for name, value in given.items()}
+    held = {name: graph["tensor_values"][value] for name, value in given.items()}
     return Pt2Program(
         str(path),
-        {name: tuple(length.get("as_int") for length in lengths) for name, lengths in sizes.items()},
+        {name: tuple(length.get("as_int") for length in one["sizes"]) for name, one in held.items()},
         tuple(outputs),
-        given,
+        {name: (value, _DTYPES[held[name]["dtype"]]) for name, value in given.items()},
         tuple(results),
         values,
         tuple(_node(path, node) for node in graph["nodes"]),

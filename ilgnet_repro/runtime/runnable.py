@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..about import About
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
 from ..prepare_images import PrepareOptions, prepare
-from .calls import as_tensor, names, wanted_blobs
+from .calls import as_tensor, names, refuse_meta, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where the length is open
 
@@ -99,6 +99,28 @@ class FileNet:
         """Prepare images as the file takes them; see `prepare_images.prepare`."""
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
 
+    def as_tensor(self, blob: str | None = None) -> TensorNet:
+        """Return a module from the file's one input to one output, as `CaffeNet.as_tensor`."""
+        return tensor_net(self, blob, self._wanted)
+
+    def __copy__(self) -> FileNet:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: Any) -> FileNet:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise GraphError(
+            f"{self.name}: a net that {self.form} runs cannot be pickled; load its file in each process"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotOfFileError(
+            f"{self.name}: a net that {self.form} runs has no {name!r}; load the Caffe net (prototxt and weights) for it"
+        )
+
     def __call__(
         self, given: Any = None, *, blobs: Iterable[str] | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
@@ -108,10 +130,37 @@ class FileNet:
         """
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         tensors = {name: as_tensor(name, value) for name, value in self._named(given, inputs).items()}
+        is_empty = any(value.shape[:1] == (0,) for value in tensors.values())
         for name, value in tensors.items():
-            self._check_shape(name, value)
-        found = self.engine(tensors)
+            refuse_meta(name, value)
+            if not (is_empty and self.fixed_batch):
+                self._check_shape(name, value)
+        found = self._run_empty(tensors) if is_empty else self.engine(tensors)
         return {name: found[name] for name in wanted}
+
+    def _run_empty(self, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """Run a batch of no images: images of zeros, without their results.
+
+        Neither reshapes of ONNX nor those of torch infer a length of an empty batch.  Where the results are not one
+        row per image, the engine runs the empty batch itself.
+        """
+        rows = self.fixed_batch or 2
+        filled = {
+            name: value if len(value) else value.new_zeros(rows, *value.shape[1:])
+            for name, value in tensors.items()
+        }
+        for name, value in filled.items():
+            self._check_shape(name, value)
+        found = self.engine(filled)
+        others = [name for name, value in found.items() if value.shape[:1] != (rows,)]
+        if not others:
+            return {name: value[:0] for name, value in found.items()}
+        if self.fixed_batch is None:
+            return self.engine(tensors)
+        raise GraphError(
+            f"{self.name}: takes {rows} images at a time, and output {others[0]!r} does not have one row per image, "
+            "so an empty batch has no result"
+        )
 
     def _named(self, given: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         if given is None:
@@ -150,6 +199,39 @@ class FileNet:
         )
 
 
+class NotOfFileError(GraphError, AttributeError):
+    """An attribute of `CaffeNet` was asked of a net that another engine runs."""
+
+
+class TensorNet(nn.Module):
+    """A net as a module from tensor to tensor, for tools that do not use blob names."""
+
+    def __init__(self, net: Runnable, blob: str) -> None:
+        super().__init__()
+        found = net.inputs_for((blob,))
+        if len(found) != 1:
+            raise GraphError(
+                f"net {net.name!r}: {blob!r} depends on {len(found)} inputs ({names(found)}); call the net by names"
+            )
+        self.net, self.blob, self.input = net, blob, found[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the blob for this input."""
+        found: Tensor = self.net({self.input: x}, blobs=(self.blob,))[self.blob]
+        return found
+
+
+def tensor_net(
+    net: Runnable, blob: str | None, check: Callable[[tuple[str, ...]], tuple[str, ...]]
+) -> TensorNet:
+    """Return a net's `as_tensor`; ``check`` refuses a blob that the net does not return."""
+    if blob is None and len(net.outputs) != 1:
+        raise GraphError(
+            f"net {net.name!r} has {len(net.outputs)} outputs ({names(net.outputs)}); name the blob"
+        )
+    return TensorNet(net, *check((net.outputs[0] if blob is None else blob,)))
+
+
 def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
     """Run a net on independent rows (images), in batches of the size that it takes.
 
@@ -157,7 +239,7 @@ def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
     an output of such a file does not have one row per image.
     """
     size, count = net.fixed_batch, len(rows)
-    if size is None or size == count:
+    if size is None or count in (0, size):
         return net({name: rows})
     parts: list[dict[str, Tensor]] = []
     for start in range(0, count, size):

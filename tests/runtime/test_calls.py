@@ -76,7 +76,7 @@ REFUSED = {
     ),
     "an input twice": ({"given": {"data": X}, "data": X}, "input 'data' is given twice; give it once"),
     "None": ({"data": None}, "input 'data' is a NoneType without numbers; give a tensor or an array"),
-    "words": ({"data": "cat.jpg"}, "input 'data' is a str without numbers; give a tensor or an array"),
+    "words": ({"data": "cat.jpg"}, "input 'data' is a str; give a tensor or an array, such as net.prepare(images) returns"),
     "ragged lists": ({"data": [[1], [2, 3]]}, "input 'data' is a list without numbers; give a tensor or an array"),
     "complex numbers": ({"data": X + 1j}, "input 'data' holds complex numbers; give real ones"),
     "no batch axis": (

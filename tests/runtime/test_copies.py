@@ -11,7 +11,6 @@ from torch import nn
 
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
-from ilgnet_repro.errors import LayerError
 from ilgnet_repro.runtime.quantize import attach_quantized, quantize_weights
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 6 } } } '
@@ -98,18 +97,21 @@ def test_a_blob_replaced_in_a_copy_stays_in_the_original(make) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_net_is_pickled_or_refused_by_name(kind) -> None:
+def test_a_net_is_pickled(kind) -> None:
     net = KINDS[kind]()
-    if kind not in COMPUTED:
-        found = pickle.loads(pickle.dumps(net))  # noqa: S301 (made here)
-        torch.testing.assert_close(found(inputs(found))["o"], net(inputs(net))["o"], rtol=0, atol=0)
-        return
-    with pytest.raises(LayerError) as caught:
-        pickle.dumps(net)
-    assert str(caught.value) == (
-        "ip (InnerProduct): cannot be pickled: one of its blobs is computed from stored values (quantized, or "
-        "shared in another shape); use copy.deepcopy, or save the net's state_dict"
-    )
+    found = pickle.loads(pickle.dumps(net))  # noqa: S301 (made here)
+    torch.testing.assert_close(found(inputs(found))["o"], net(inputs(net))["o"], rtol=0, atol=0)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(found)))  # noqa: S301
+    torch.testing.assert_close(again(inputs(again))["o"], net(inputs(net))["o"], rtol=0, atol=0)
+    assert [name for name, _ in found.named_parameters()] == [name for name, _ in net.named_parameters()]
+    assert found.state_dict().keys() == net.state_dict().keys()
+
+
+def test_a_pickled_net_keeps_sharing_its_weights() -> None:
+    net = pickle.loads(pickle.dumps(KINDS["shared in another shape"]()))  # noqa: S301 (made here)
+    with torch.no_grad():
+        net.layer("a").weight.zero_()
+    assert not net.layer("ip").weight.any()
 
 
 def test_scales_stay_float32() -> None:

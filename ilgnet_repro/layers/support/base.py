@@ -297,12 +297,11 @@ class Layer(nn.Module):
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if parametrize.is_parametrized(self):
-            raise self.error(
-                "cannot be pickled: one of its blobs is computed from stored values (quantized, or shared in another "
-                "shape); use copy.deepcopy, or save the net's state_dict"
-            )
-        return super().__reduce_ex__(protocol)
+        if not parametrize.is_parametrized(self):
+            return super().__reduce_ex__(protocol)
+        parametrizations: Any = self.parametrizations
+        names = tuple(parametrizations)
+        return _with_computed_blobs, (parametrize.type_before_parametrizations(self), names), self.__dict__
 
     def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
         """Attach the next parameter in Caffe's order; one shared with another layer may have another shape."""
@@ -437,6 +436,18 @@ class Layer(nn.Module):
             if fork.path not in self.fork_fields:
                 own = (self.message, *self.other_messages)
                 raise self.error(refusal(fork, layer.DESCRIPTOR, own), option="ignore_fields")
+
+
+def _with_computed_blobs(kind: type[Layer], names: Sequence[str]) -> Layer:
+    """Return an empty layer for the state of a pickled one, some of whose blobs are computed (parametrized).
+
+    torch gives each such layer a class of its own, which pickle cannot find: it is made again.
+    """
+    layer = kind.__new__(kind)
+    parametrize._inject_new_class(layer)
+    for name in names:
+        parametrize._inject_property(layer, name)
+    return layer
 
 
 class _View(nn.Module):

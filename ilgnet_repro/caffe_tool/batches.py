@@ -50,7 +50,11 @@ class TestFeed:
         workers: int | None = None,
     ) -> None:
         arrays = arrays or {}
-        nodes = [node for node in graph if layer_types()[node.type].is_input]
+        types = layer_types()
+        # A layer of an unknown type that reads no blob feeds the net.
+        nodes = [
+            node for node in graph if (types[node.type].is_input if node.type in types else not node.bottoms)
+        ]
         tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
         for name in arrays:
             if name not in tops:

@@ -12,28 +12,15 @@ from ..caffe.dummy_inputs import DUMMY_NOTE
 from ..caffe.graph import Graph
 from ..schema import caffe_pb2 as pb
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode
+from .support.fed import FedLayer
 from .support.fillers import fill
 from .support.registry import register_layer
 
 ASSUMED_CHANNELS = 3
 
 
-class _FedLayer(Layer):
-    """A layer whose tops are inputs of the net: rows that `reading` loads, or values that the caller feeds."""
-
-    bottom_count = (0, 0)
-    is_input = True
-    has_gradient = False
-
-    def onnx(self, graph: OnnxGraph) -> list[str]:
-        return list(self.node.top_names)
-
-    def source(self, code: SourceCode) -> list[str]:
-        return list(self.node.top_names)
-
-
 @register_layer("Input")
-class Input(_FedLayer):
+class Input(FedLayer):
     """Tops that the caller feeds, with one shape for all or one per top."""
 
     message = "input_param"
@@ -50,7 +37,7 @@ class Input(_FedLayer):
         return LayerPlan(shapes * tops if len(shapes) == 1 else shapes)
 
 
-class _ImageLayer(_FedLayer):
+class _ImageLayer(FedLayer):
     """Images and, in a second top, labels, read from a source and put through `transform_param`."""
 
     other_messages = ("transform_param",)
@@ -167,7 +154,7 @@ class WindowData(_ImageLayer):
 
 
 @register_layer("MemoryData")
-class MemoryData(_FedLayer):
+class MemoryData(FedLayer):
     """Images and labels in memory, of the stated size."""
 
     message = "memory_data_param"
@@ -183,7 +170,7 @@ class MemoryData(_FedLayer):
 
 
 @register_layer("HDF5Data")
-class HDF5Data(_FedLayer):
+class HDF5Data(FedLayer):
     """Datasets of HDF5 files, one per top, of the top's name."""
 
     message = "hdf5_data_param"

@@ -57,13 +57,13 @@ class ROIAlign(RegionPooling):
 
     note = "ROIAlign of cascade-rcnn, known by roi_pooling_param: one row and column more than pooled_h and pooled_w"
 
-    def _check_fields(self) -> None:
+    def _check_fork_fields(self) -> None:
         if any(field.path.split(".")[0] == "roi_align_param" for field in self.node.layer.fork_field):
             raise self.error(
                 "roi_align_param belongs to several forks whose layers differ (samples per bin, rounding, borders); "
                 "only cascade-rcnn's ROIAlign, which reads roi_pooling_param, is supported"
             )
-        super()._check_fields()
+        super()._check_fork_fields()
 
     def plan(self, x: Shape, rois: Shape) -> LayerPlan:
         self._check(x, rois)

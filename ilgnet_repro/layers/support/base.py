@@ -432,6 +432,10 @@ class Layer(nn.Module):
         if layer.blobs:
             # Caffe initializes from them; here weights come from a weights file, and values must not be dropped silently.
             raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
+        self._check_fork_fields()
+
+    def _check_fork_fields(self) -> None:
+        layer = self.node.layer
         for fork in layer.fork_field:
             if fork.path not in self.fork_fields:
                 own = (self.message, *self.other_messages)

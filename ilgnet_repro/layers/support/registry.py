@@ -13,6 +13,7 @@ from ...caffe.graph import Node
 from ...errors import IlgnetError, LayerError
 from ...schema import caffe_pb2 as pb
 from .base import Layer
+from .fed import UnknownData
 from .shared import SharedView
 
 LayerClass = TypeVar("LayerClass", bound=type[Layer])
@@ -67,6 +68,8 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     if node.is_inserted:
         return SharedView(node, ranks)
     cls = _classes.get(node.type)
+    if cls is None and not (node.bottoms or node.layer.param or _meant(node)) and node.tops:
+        return UnknownData(node, ranks)
     if cls is None:
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"

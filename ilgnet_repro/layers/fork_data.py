@@ -1,0 +1,94 @@
+"""Data layers of forks, whose tops the caller feeds: SSD's AnnotatedData and VideoData, and those of segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .support.base import LayerPlan, Shape
+from .support.fed import FedLayer
+from .support.registry import register_layer
+
+BOX = 8  # image, label, instance, four corners, difficult
+
+
+class _ForkData(FedLayer):
+    """What such a layer reads, and how, does not matter here: its fields are not used but for the sizes that they state."""
+
+    other_messages = ("data_param", "image_data_param", "transform_param")
+    top_count = (1, 3)
+    sizes = ""  # its own message, for batch_size, new_height and new_width
+    note = "a data layer of a fork: its tops are inputs; how it reads and transforms its data is not used"
+
+    def _check_fork_fields(self) -> None:
+        """No field of a fork changes what the caller feeds."""
+
+    def _stated(self, *paths: str) -> int:
+        """Return the first of the fields that is stated as a number over 0, or 0."""
+        for path in paths:
+            text = self.fork_field(path) or ""
+            if text.isdigit() and int(text):
+                return int(text)
+        return 0
+
+    def _image(self) -> Shape:
+        layer, own = self.node.layer, self.sizes
+        batch = (
+            layer.data_param.batch_size
+            or layer.image_data_param.batch_size
+            or self._stated(f"{own}.batch_size")
+        )
+        crop: int = layer.transform_param.crop_size
+        resize = "transform_param.resize_param"
+        height = (
+            crop or layer.image_data_param.new_height or self._stated(f"{own}.new_height", f"{resize}.height")
+        )
+        width = (
+            crop or layer.image_data_param.new_width or self._stated(f"{own}.new_width", f"{resize}.width")
+        )
+        if not (batch and height and width):
+            name = self.node.top_names[0]
+            raise self.error(
+                f"the size of {name!r} is known only from its source; give its shape "
+                f"(input_shapes={{{name!r}: (N, C, H, W)}})",
+                option="input_shapes",
+            )
+        return (batch, 1 if layer.transform_param.force_gray else 3, height, width)
+
+    def _others(self, image: Shape) -> tuple[Shape, ...]:
+        """Return the shapes of the tops after the image, for an image of a shape."""
+        raise NotImplementedError
+
+    def plan(self) -> LayerPlan:
+        image = self._image()
+        return LayerPlan([image, *self._others(image)][: len(self.node.tops)])
+
+    def input_shapes(self, given: Mapping[str, Shape]) -> list[Shape]:
+        first, *others = self.node.top_names
+        if first in given and len(given[first]) == 4:
+            given = {**dict(zip(others, self._others(given[first]), strict=False)), **given}
+        return super().input_shapes(given)
+
+
+@register_layer("AnnotatedData", "VideoData", "LaneData")
+class AnnotatedData(_ForkData):
+    """Images and their boxes, 1×1×boxes×8 (SSD); the number of boxes is that of the batch, here planned as 1.
+
+    The image's size is that of `transform_param` (`crop_size` or `resize_param`).
+    Source: SSD, src/caffe/layers/annotated_data_layer.cpp and video_data_layer.cpp; MobileNet-YOLO's LaneData.
+    """
+
+    def _others(self, image: Shape) -> tuple[Shape, ...]:
+        return (1, 1, 1, BOX), (image[0], 1, *image[2:])
+
+
+@register_layer("DenseImageData", "ImageSegData")
+class DenseImageData(_ForkData):
+    """Images and a label per pixel (SegNet, DeepLab); a third top is the size of each image.
+
+    Source: caffe-segnet, src/caffe/layers/dense_image_data_layer.cpp; DeepLab, src/caffe/layers/image_seg_data_layer.cpp.
+    """
+
+    sizes = "dense_image_data_param"
+
+    def _others(self, image: Shape) -> tuple[Shape, ...]:
+        return (image[0], 1, *image[2:]), (image[0], 1, 1, 2)

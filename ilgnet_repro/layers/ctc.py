@@ -273,7 +273,7 @@ class CTCLoss(_CtcLoss):
             raise self.error(f"labels {stated} are not all classes 0 to {classes - 1}")
         end = stated.index(blank) if blank in stated else len(stated)
         if any(value != blank for value in stated[end:]):
-            raise self.error(f"labels {stated} go on after the blank label {blank}, which ends them")
+            raise self.error(f"labels {stated} continue after the blank label {blank}, which ends them")
         if not end:
             raise self.error(f"labels {stated} of a sequence hold none but the blank label {blank}")
         return stated[:end]

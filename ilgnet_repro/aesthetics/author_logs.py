@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..caffe.kinds import kind_named
 from ..errors import FormatError
 
 # glog's prefix: level, date, time, thread, source file and line. Older glog prints no year.
@@ -92,7 +93,8 @@ def read_test_log(path: str | os.PathLike[str]) -> TestLog:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); give a `caffe test` log") from error
-    return parse_test_log(text, str(path))
+    with kind_named(path, "a log of `caffe test`"):
+        return parse_test_log(text, str(path))
 
 
 def parse_test_log(text: str, file: str = "<text>") -> TestLog:

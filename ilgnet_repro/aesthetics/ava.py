@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..caffe.kinds import naming_kind
 from ..errors import DataError
 
 COLUMNS = 15
@@ -142,13 +143,16 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[list[int]]:
                     blank = blank or number
                     continue
                 if blank:
-                    raise DataError(f"{path}:{blank}: blank line between rows; remove it")
+                    wrong = DataError(f"{path}:{blank}: blank line between rows; remove it")
+                    raise naming_kind(wrong, path, "AVA.txt")
                 if len(line) == _LONGEST_LINE:
-                    raise DataError(f"{path}:{number}: longer than {_LONGEST_LINE} bytes; not an AVA.txt")
+                    wrong = DataError(f"{path}:{number}: longer than {_LONGEST_LINE} bytes; not an AVA.txt")
+                    raise naming_kind(wrong, path, "AVA.txt")
                 try:
                     yield _numbers(line)
                 except ValueError as error:
-                    raise DataError(f"{path}:{number}: {error}") from None
+                    wrong = DataError(f"{path}:{number}: {error}")
+                    raise naming_kind(wrong, path, "AVA.txt") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of AVA.txt") from error
 

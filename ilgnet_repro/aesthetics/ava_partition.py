@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..caffe.kinds import naming_kind
 from ..errors import DataError
 from ..files import atomic_path
 from .ava import AvaTable
@@ -182,7 +183,8 @@ def read_excluded(path: str | os.PathLike[str]) -> set[int]:
                     continue
                 name = line.split()[0].rpartition("/")[2].removesuffix(".jpg")
                 if not name.isdecimal() or len(name) > 18:
-                    raise DataError(f"{path}:{number}: {name[:40]!r} is no image id; write ID or ID.jpg")
+                    wrong = DataError(f"{path}:{number}: {name[:40]!r} is no image id; write ID or ID.jpg")
+                    raise naming_kind(wrong, path, "a list of image ids")
                 excluded.add(int(name))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..caffe.kinds import naming_kind
 from ..errors import DataError
 from ..files import atomic_path
 from .ava import SCORES, AvaTable
@@ -96,7 +97,8 @@ def _read_csv(path: str | os.PathLike[str]) -> ScoreTable:
     with open(path, encoding="ascii", errors="backslashreplace", newline="") as file:
         reader = csv.reader(file)
         if next(reader, None) != _HEADER:
-            raise DataError(f"{path}:1: not the header of a scores file; it is {','.join(_HEADER[:5])},…")
+            wrong = DataError(f"{path}:1: not the header of a scores file; it is {','.join(_HEADER[:5])},…")
+            raise naming_kind(wrong, path, "a scores file")
         for line in reader:
             try:
                 image, split, label, mean, std, *tally = line

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..caffe.kinds import Kind, naming_kind
 from ..errors import FormatError, IlgnetError, printable
 from ..files import atomic_file, atomic_path, json_text
 from .metrics import is_correct
@@ -212,7 +213,8 @@ class RunResult:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result") from error
+            wrong = FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result")
+            raise naming_kind(wrong, path, "a run's result", Kind.JSON) from error
         if not isinstance(values, dict):
             raise FormatError(f"{path}: holds no JSON object; give a run's result")
         return cls.from_dict(values, str(path))

@@ -12,9 +12,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import FormatError, ParseError
+from ..errors import FormatError, IlgnetError, ParseError
 from ..files import map_file
 from ..schema import caffe_pb2
 from . import wire
@@ -183,6 +184,30 @@ def refusal(path: str | os.PathLike[str], kind: Kind, what: str = "weights") -> 
     return FormatError(f"{name}: is {kind.value}, not {what}; {remedy}", option=option)
 
 
+def naming_kind(error: IlgnetError, path: str | os.PathLike[str], what: str, *kinds: Kind) -> IlgnetError:
+    """Return a reader's ``error`` for a file, or the refusal that names its kind where it is plainly another one.
+
+    For formats that have no kind of their own: lists, tables, logs.  ``kinds`` may hold what is expected.
+    """
+    try:
+        kind = kind_of(path)
+    except FormatError:  # it cannot be read, which the reader has said
+        return error
+    return error if kind in (*kinds, Kind.EMPTY, Kind.TEXT, Kind.UNKNOWN) else refusal(path, kind, what)
+
+
+@contextmanager
+def kind_named(path: str | os.PathLike[str], what: str, *kinds: Kind) -> Iterator[None]:
+    """Raise an error of the block as `naming_kind` returns it."""
+    try:
+        yield
+    except IlgnetError as error:
+        named = naming_kind(error, path, what, *kinds)
+        if named is error:
+            raise
+        raise named from error
+
+
 WANTED = {
     "weights": "the weights file",
     "Caffe weights": "the .caffemodel, .caffemodel.h5 or .safetensors file",
@@ -192,6 +217,16 @@ WANTED = {
     "a solver's prototxt": "the solver's text",
     "a solver state": "the .solverstate of a snapshot",
     "a mean file": "the .binaryproto",
+    "an LMDB database": "the folder of data.mdb",
+    "an image": "a JPEG or PNG",
+    "an image list": "rows of `path label`",
+    "a list of HDF5 files": "one path per row",
+    "an npz file": "what numpy.savez wrote",
+    "a run's result": "the run.json that `ilgnet test` wrote",
+    "a log of `caffe test`": "the log",
+    "AVA.txt": "the file of AVA's votes",
+    "a scores file": "what `ilgnet partition --scores` wrote",
+    "a list of image ids": "rows of ID or ID.jpg",
 }
 # Expected files with the remedies of another.
 _ALIKE = dict.fromkeys(("Caffe weights", "a net with its weights", "a net that can be compared"), "weights")
@@ -223,8 +258,12 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
         (kind, ""): "unpack it first"
         for kind in (Kind.ZIP, Kind.TAR, Kind.GZIP, Kind.BZIP2, Kind.XZ, Kind.ZSTD, Kind.SEVEN_ZIP, Kind.RAR)
     },
-    (Kind.TORCH, ""): "pickles are never read; give the Caffe file",
-    (Kind.PICKLE, ""): "pickles are never read; give the Caffe file",
+    (Kind.LMDB, "an LMDB database"): "give the folder that it is in",
+    **{
+        (kind, what): "pickles are never read; give the Caffe file"
+        for kind in (Kind.TORCH, Kind.PICKLE)
+        for what in ("weights", "a net's prototxt", "a solver's prototxt", "a solver state", "a mean file")
+    },
     (Kind.UNKNOWN, ""): "fetch it again or give another",
 }  # fmt: skip
 

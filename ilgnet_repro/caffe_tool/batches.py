@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..caffe.graph import Graph, Node
+from ..caffe.kinds import Kind, expect
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import layer_types, make_layer
@@ -157,10 +159,11 @@ def _paths(graph: Graph) -> Iterator[str]:
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, by name. Raises IlgnetError for other files and for arrays without rows of numbers."""
+    expect(path, Kind.NPZ, what="an npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: is not an npz file ({error}); write it with numpy.savez") from error
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or not array.ndim:

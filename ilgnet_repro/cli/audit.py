@@ -48,12 +48,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Audit and print; return 1 if there are problems."""
     from ..audit import audit_files
+    from ..caffe.kinds import Kind, expect
     from ..caffe.prototxt import read_net
     from ..errors import IlgnetError
 
     texts = [name for name in args.files if _is_text(name)]
     weights = [name for name in args.files if name not in texts]
     if len(texts) > 1 or len(weights) > 1:
+        for name in weights:
+            expect(name, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
         raise IlgnetError(
             f"{args.files[1]}: give one prototxt and one weights file; other prototxts go with --candidates"
         )

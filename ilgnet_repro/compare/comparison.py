@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ..caffe.graph import Graph
+from ..caffe.kinds import Kind, expect
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..runtime.difference import differ
@@ -146,10 +148,11 @@ def _check_same_inputs(first: Backend, second: Backend) -> None:
 
 
 def _read_inputs(path: str | os.PathLike[str], backend: Backend) -> dict[str, np.ndarray]:
+    expect(path, Kind.NPZ, what="an npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise IlgnetError(f"{path}: is not an npz file of arrays ({error})") from error
     missing = [entry.name for entry in backend.inputs if entry.name not in arrays]
     if missing:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
+from ..caffe.kinds import naming_kind
+from ..errors import DataError, IlgnetError
 from ..files import check_output
 from .datum import INT32
 
@@ -65,14 +66,18 @@ class ImageList:
         path = text[: len(path)].rstrip()
         where = f"{self.path}:{line + 1}"
         if not separator or not path:
-            raise DataError(f"{where}: {os.fsdecode(text)!r} is not a row; write `path label`")
+            raise self._wrong(f"{where}: {os.fsdecode(text)[:80]!r} is not a row; write `path label`")
         try:
             value = int(label)
         except ValueError:
             value = INT32.stop
         if value not in INT32:
-            raise DataError(f"{where}: label {os.fsdecode(label)!r} is not an integer; write `path label`")
+            shown = os.fsdecode(label)[:80]
+            raise self._wrong(f"{where}: label {shown!r} is not an integer; write `path label`")
         return ListRow(os.fsdecode(path), value)
+
+    def _wrong(self, message: str) -> IlgnetError:
+        return naming_kind(DataError(message), self.path, "an image list")
 
     def __iter__(self) -> Iterator[ListRow]:
         return (self[number] for number in range(len(self)))

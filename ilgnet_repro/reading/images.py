@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..caffe.kinds import Kind, naming_kind
 from ..errors import DataError
 
+_IMAGES = (Kind.PNG, Kind.JPEG, Kind.GIF, Kind.BMP, Kind.TIFF, Kind.WEBP)
 LARGEST_SIDE = 32_766  # limit of OpenCV's resize
 
 # libjpeg's file reader supplies end-of-image markers after a truncated file; the in-memory one does not. A marker
@@ -54,9 +56,15 @@ def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = No
     flag = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE
     image = decode_file(path, flag)
     if image is None:
-        reason = "cannot be decoded" if os.path.isfile(path) else "no such file"
+        reason = not_decoded(path) if os.path.isfile(path) else "no such file"
         raise DataError(f"{path}: {reason}; remove the row or replace the image")
     return image if size is None else cv2.resize(image, (size[1], size[0]))
+
+
+def not_decoded(path: str | os.PathLike[str]) -> str:
+    """Why an image file cannot be decoded: it is damaged, or of another kind, which is named."""
+    error = naming_kind(DataError(""), path, "an image", *_IMAGES)
+    return error.what if str(error) else "cannot be decoded"
 
 
 def encode_image(image: np.ndarray, kind: str) -> bytes:

@@ -128,6 +128,7 @@ def build_lmdb(
     images = ImageList(list_file, options.seed)
     if not len(images):
         raise DataError(f"{images.path}: has no rows; write `path label` lines")
+    images[0]  # a file that is no list is refused before anything is written
     check_output(target, [images.path])
     with Journal(target, images, os.fspath(root), asdict(options)) as journal:
         start = len(images)

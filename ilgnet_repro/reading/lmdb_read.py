@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..caffe.kinds import naming_kind
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .datum import DatumHeader, datum_header, datum_image, parse_datum
@@ -59,7 +60,10 @@ class LmdbReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()  # LMDB identifies a database by its inode, not by the name of a link
         if not (self.path / "data.mdb").is_file():
-            raise DataError(f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote")
+            absent = DataError(
+                f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote"
+            )
+            raise naming_kind(absent, path, "an LMDB database")
         self._opened: Environment | None = None
         self._keys: tuple[bytes, np.ndarray] | None = None
         self._indexing = Lock()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import json_text
-from .images import LARGEST_SIDE, decode_file
+from .images import LARGEST_SIDE, decode_file, not_decoded
 from .mean import read_mean
 from .transforms import Transform
 
@@ -202,8 +202,14 @@ def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
 
     pixels = decode_file(path, cv2.IMREAD_COLOR)
     if pixels is None:
-        raise DataError(f"{path}: is not an image that can be decoded; give a JPEG or PNG")
+        raise _not_an_image(path)
     return pixels
+
+
+def _not_an_image(path: str | os.PathLike[str]) -> DataError:
+    reason = not_decoded(path)
+    reason = "is not an image that can be decoded" if reason == "cannot be decoded" else reason
+    return DataError(f"{path}: {reason}; give a JPEG or PNG")
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -216,7 +222,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     image = decode_file(path, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: is not an image that can be decoded; give a JPEG or PNG")
+        raise _not_an_image(path)
     return bgr_to_unit(np.atleast_3d(image))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..caffe.graph import Node
+from ..caffe.kinds import kind_named
 from ..errors import DataError, LayerError
 from ..schema import caffe_pb2 as pb
 from .rows import DatabaseRows, ImageRows, ListRows
@@ -85,14 +86,10 @@ class Hdf5Source:
     def __init__(self, node: Node, root: Path) -> None:
         self._where = f"{node.name} ({node.type})"
         self._tops = node.top_names
-        try:
-            lines = Path(root, node.layer.hdf5_data_param.source).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise DataError(
-                f"{self._where}: source {error.filename}: {error.strerror}; give a list of files"
-            ) from error
-        self._paths = [Path(root, line.strip()) for line in lines if line.strip()]
-        self._starts = np.cumsum([0, *(self._rows_of(path) for path in self._paths)])
+        source = Path(root, node.layer.hdf5_data_param.source)
+        with kind_named(source, "a list of HDF5 files"):
+            self._paths = [Path(root, line.strip()) for line in self._lines(source) if line.strip()]
+            self._starts = np.cumsum([0, *(self._rows_of(path) for path in self._paths)])
         self._open: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
@@ -105,6 +102,13 @@ class Hdf5Source:
             self._open = number, self._load(self._paths[number])
         offset = index - int(self._starts[number])
         return tuple(np.asarray(self._open[1][top][offset], np.float32) for top in self._tops)
+
+    def _lines(self, source: Path) -> list[str]:
+        try:
+            return source.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not text"
+            raise DataError(f"{self._where}: source {source}: {reason}; give a list of files") from error
 
     def _rows_of(self, path: Path) -> int:
         with self._file(path) as file:
@@ -126,7 +130,7 @@ class Hdf5Source:
             raise DataError(f"{self._where}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]'") from error
         try:
             file = h5py.File(path, "r")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise DataError(f"{self._where}: {path}: cannot be read as HDF5; check the list") from error
         for top in self._tops:
             dataset = file.get(top)

@@ -117,5 +117,5 @@ def deploy_candidates(
             fit = fit_weights(plan.blobs, model.layers, plan.owners)
             rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
         except IlgnetError as error:
-            rows.append((path, str(error)))
+            rows.append((path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")))
     return rows

@@ -184,7 +184,13 @@ WRONG = {
     ),
     "unknown name": ("MemoryData", MEMORY, {"x": ROWS}, None, "array 'x': the net takes data, label"),
     "no numbers": ("MemoryData", MEMORY, {"data": np.array(["a"])}, None, "rows.npz: data is <U1"),
-    "no npz": ("MemoryData", MEMORY, {}, ["-arrays", "net.prototxt"], "net.prototxt: is not an npz file"),
+    "no npz": (
+        "MemoryData",
+        MEMORY,
+        {},
+        ["-arrays", "net.prototxt"],
+        "net.prototxt: is a net's prototxt, not an npz file; give what numpy.savez wrote",
+    ),
     "no database": ("Data", LAYERS["Data"][0], {}, [], "is not an LMDB"),
     "no iterations": (
         "Input",

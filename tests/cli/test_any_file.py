@@ -477,6 +477,13 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "solver": (SOLVER.encode(), "is a solver's prototxt"),
     "state": (bytes([8, 3, 18, 1, 97, 26, 0]), "is a solver state (.solverstate)"),
     "mean": (bytes([8, 1, 16, 1, 24, 1, 32, 2, 42, 8]) + bytes(8), "is a mean file (.binaryproto)"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML page"),
+    "tar": (b"net.caffemodel".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "is a tar archive"),
+    "bzip2": (b"BZh91AY&SY\0\0", "is a bzip2 archive"),
+    "xz": (b"\xfd7zXZ\0\0\4", "is an xz archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive"),
+    "rar": (b"Rar!\x1a\x07\x01\0", "is a RAR archive"),
+    "pickle": (b"\x80\x02}q\0.", "is a Python pickle"),
 }
 SUFFIXES = (".caffemodel", ".caffemodel.h5", ".safetensors", ".onnx", ".pt2", ".bin")
 GIVEN = {
@@ -490,21 +497,59 @@ GIVEN = {
     "mean file": ["convert", "net.caffemodel", "--mean-file", "FILE", "--out", "o/p"],
     "snapshot": ["caffe", "train", "-solver", "solver.prototxt", "-snapshot", "FILE"],
 }
-TAKEN = {("mean", "mean file"), ("state", "snapshot")}
+# Places of files that have no suffix of their own, or one that readers do not look at.
+GIVEN_ONCE = {
+    "solver": ["train", "--solver", "FILE"],
+    "caffe solver": ["caffe", "train", "-solver", "FILE"],
+    "resume": ["train", "--solver", "solver.prototxt", "--resume", "FILE"],
+    "model": ["caffe", "test", "-model", "FILE", "-weights", "net.caffemodel"],
+    "time": ["caffe", "time", "-model", "FILE"],
+    "audit with weights": ["audit", "net.caffemodel", "FILE"],
+    "image": ["score", "FILE", "--weights", "net.caffemodel", "--scale", "1"],
+    "inputs": ["compare", "net.caffemodel", "net.onnx", "--inputs", "FILE"],
+    "arrays": ["caffe", "test", "-model", "net.prototxt", "-weights", "net.caffemodel", "-arrays", "FILE"],
+    "list": ["lmdb", "make", "images/", "FILE", "new_lmdb"],
+    "shuffled list": ["lmdb", "make", "--shuffle", "images/", "FILE", "new_lmdb"],
+    "database": ["lmdb", "info", "FILE"],
+    "mean of a database": ["mean", "FILE"],
+    "sheet": ["sheet", "FILE", "--out", "page.html"],
+}
+TAKEN = {("mean", "mean file"), ("state", "snapshot"), ("state", "resume"), ("mean", "mean of a database"),
+         ("solver", "solver"), ("solver", "caffe solver")}  # fmt: skip
 
 
-@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("given", [*GIVEN, *GIVEN_ONCE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_another_kind_is_named_whatever_its_suffix(kind: str, given: str, capsys) -> None:
-    if (kind, given) in TAKEN:
+    if (kind, given) in TAKEN or (kind, given) == ("png", "image"):
         return
     data, named = KINDS[kind]
-    for suffix in SUFFIXES:
+    arguments = GIVEN.get(given) or GIVEN_ONCE[given]
+    for suffix in SUFFIXES if given in GIVEN else (".bin",):
         Path(f"x{suffix}").write_bytes(data)
-        message = refused(capsys, *(f"x{suffix}" if part == "FILE" else part for part in GIVEN[given]))
+        message = refused(capsys, *(f"x{suffix}" if part == "FILE" else part for part in arguments))
         assert message.startswith(f"x{suffix}: {named}"), suffix
+    Path("x.bin").write_bytes(data)
     with pytest.raises(IlgnetError, match=re.escape(f"x.bin: {named}")):
         ir.load("x.bin")
+
+
+@pytest.mark.parametrize(("kind", "named"), [(kind, named) for kind, (_, named) in KINDS.items()], ids=KINDS)
+def test_a_file_that_a_net_names_is_named_too(kind: str, named: str, capsys) -> None:
+    for layer in (
+        'type: "Data" data_param { source: "x.bin" batch_size: 2 backend: LMDB }',
+        'type: "ImageData" image_data_param { source: "x.bin" batch_size: 2 }',
+        'type: "HDF5Data" hdf5_data_param { source: "x.bin" batch_size: 2 }',
+    ):
+        text = TRAIN.replace(
+            TRAIN[TRAIN.index('type: "DummyData"') : TRAIN.index('layer { name: "conv"')],
+            f'{layer} top: "data" top: "label" }}\n',
+        )
+        Path("named.prototxt").write_text(text)
+        Path("named_solver.prototxt").write_text(SOLVER.replace("train.prototxt", "named.prototxt"))
+        Path("x.bin").write_bytes(KINDS[kind][0])
+        message = refused(capsys, "caffe", "train", "-solver", "named_solver.prototxt")
+        assert message.startswith(f"x.bin: {named}"), layer
 
 
 @pytest.mark.parametrize("name", RUN)

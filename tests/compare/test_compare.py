@@ -220,7 +220,7 @@ REFUSED = [
         "no npz",
         lambda f: str(f / "small.onnx"),
         {"inputs": None},
-        "{f}/x.npz: is not an npz file of arrays (",
+        "x.npz: is text, not an npz file; give what numpy.savez wrote",
     ),
 ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import LayerError
 from ..schema import caffe_pb2 as pb
 from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
 from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
@@ -39,7 +39,8 @@ class BN(Layer):
 
     - ``folded``: ``bn_mode: INFERENCE`` (SegNet): x · scale + shift, statistics folded into both.
     - ``batch``: (scale, shift) and the batch's own statistics in either phase: SegNet's ``scale_filler``,
-      ``shift_filler`` or ``bn_mode: LEARN``; or ``slope_filler`` with ``moving_average: false`` in TRAIN.
+      ``shift_filler``, ``bn_mode: LEARN`` or three tops, of which two are the mean and the (biased) variance; or
+      ``slope_filler`` with ``moving_average: false`` in TRAIN.
     - ``stored``: (slope, bias, mean, fourth): ``slope_filler``, ``bias_filler``, ``momentum`` or ``frozen``
       (PSPNet and its parents), ``moving_average: true``, or four ``param`` rows.
       ``frozen`` always uses the stored statistics; otherwise a pass in training uses the batch's and updates the
@@ -56,6 +57,7 @@ class BN(Layer):
 
     message = "bn_param"
     in_place = True
+    top_count = (1, 3)
     fields = (
         *("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps"),
         *("frozen", "moving_average", "bn_mode"),
@@ -90,6 +92,10 @@ class BN(Layer):
         # By the phase at load: decides what is exported and folded.
         self.is_stored = self.kind == "stored" and (self.is_frozen or not self.is_train)
         self.has_no_statistics = self.kind == "batch" and self._has_no_statistics()
+        if len(self.node.tops) == 2 or (len(self.node.tops) == 3 and self.kind != "batch"):
+            raise self.error(
+                f"has {len(self.node.tops)} tops; it takes 1, or 3 (mean and variance) where it uses the batch's statistics"
+            )
         # Only SegNet's layer gives its top four axes, num x channels x height x width.
         sloped = self._states("slope_filler", "bias_filler", "moving_average")
         self.is_segnet = self.kind != "stored" and not sloped
@@ -115,7 +121,7 @@ class BN(Layer):
             return "batch"
         if sloped or averaged or rows == 4:
             return "stored"
-        if scaled or rows == 2:
+        if scaled or rows == 2 or len(self.node.tops) == 3:
             return "batch"
         raise self.error(
             "bn_param does not show which fork's BN this is; state slope_filler for 4 blobs (slope, bias, "
@@ -158,7 +164,9 @@ class BN(Layer):
             initial = pb.FillerParameter(type="constant", value=1.0 if self.param.frozen else 0.0)
             blobs.append(BlobSpec("mean", shape, learned=False, any_ones=True))
             blobs.append(BlobSpec("fourth_blob", shape, initial, learned=False, any_ones=True))
-        return LayerPlan([legacy_shape(x) if self.is_segnet else x], blobs)
+        statistic = (1, x[1], 1, 1)
+        tops = [legacy_shape(x) if self.is_segnet else x, statistic, statistic]
+        return LayerPlan(tops[: len(self.node.tops)], blobs)
 
     def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
         super().register_blob(spec, parameter)
@@ -188,7 +196,7 @@ class BN(Layer):
             self.mean.lerp_(mean.view_as(self.mean), 1 - self.param.momentum)
             self.fourth_blob.lerp_(fourth.view_as(self.fourth_blob), 1 - self.param.momentum)
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         scale, shift = self._affine
         stored = self.kind == "stored" and (self.is_frozen or not self.training)
         if stored and not self.is_frozen and torch.is_grad_enabled() and x.requires_grad:
@@ -198,22 +206,32 @@ class BN(Layer):
             return (F.batch_norm(x, self.mean.flatten(), self.variance, scale, shift, eps=self.eps),)
         if self.has_no_statistics and not self.training:
             raise self._undefined("eval()")
+        statistics: tuple[Tensor, ...] = ()
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
             if self.kind == "stored":
                 self._update_statistics(mean, variance)
+            # Caffe's backward pass starts from the first top only.
+            statistics = tuple(value.detach().view(1, -1, 1, 1) for value in (mean, variance))
         top = x * along_channels(scale, self.rank) + along_channels(shift, self.rank)
-        return (with_four_axes(top) if self.is_segnet else top,)
+        top = with_four_axes(top) if self.is_segnet else top
+        return (top, *statistics)[: len(self.node.tops)]
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.is_stored:
             values = [*self._affine, self.mean.flatten(), self.variance]
             constants = [graph.constant(numbers(value)) for value in values]
             return [graph.node("BatchNormalization", [x, *constants], epsilon=self.eps)]
-        if self.kind != "folded":
-            x = onnx_batch_norm(graph, x, self.rank, self.eps)
-        top = onnx_affine(graph, x, *self._affine, self.rank)
-        return [onnx_with_four_axes(graph, top, self.rank) if self.is_segnet else top]
+        unit = x if self.kind == "folded" else onnx_batch_norm(graph, x, self.rank, self.eps)
+        top = onnx_affine(graph, unit, *self._affine, self.rank)
+        tops = [onnx_with_four_axes(graph, top, self.rank) if self.is_segnet else top]
+        if len(self.node.tops) == 3:
+            axes = graph.constant(integers(*(axis for axis in range(self.rank) if axis != 1)))
+            mean = graph.node("ReduceMean", [x, axes])
+            difference = graph.node("Sub", [x, mean])
+            variance = graph.node("ReduceMean", [graph.node("Mul", [difference, difference]), axes])
+            tops += [onnx_with_four_axes(graph, value, self.rank) for value in (mean, variance)]
+        return tops
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         eps = literal(self.eps)
@@ -226,6 +244,9 @@ class BN(Layer):
             code.parameter(name, along_channels(value, self.rank))
             for name, value in zip(("scale", "shift"), self._affine, strict=True)
         )
-        top = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})[0]"
+        call = x if self.kind == "folded" else f"{code.helper(batch_norm)}({x}, {eps})"
+        top = x if self.kind == "folded" else f"{call}[0]"
         tail = four_axes_index(self.rank) if self.is_segnet else ""
-        return [f"({top} * {scale} + {shift}){tail}" if tail else f"{top} * {scale} + {shift}"]
+        tops = [f"({top} * {scale} + {shift}){tail}" if tail else f"{top} * {scale} + {shift}"]
+        tops += [f"{call}[{index}].view(1, -1, 1, 1)" for index in (1, 2)]
+        return tops[: len(self.node.tops)]

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from layer_nets import by_channel, check, draw, one_layer, statistics
-from one_layer import gradients, layer_text, run
+from one_layer import assert_all_uses, gradients, layer_text, run
 
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
@@ -238,3 +238,30 @@ def test_the_gradient_through_stored_statistics(frozen):
         axes = {"axis": (0, 2, 3), "keepdims": True}
         scaled = scaled - scaled.mean(**axes) - unit * (scaled * unit).mean(**axes)
     np.testing.assert_allclose(found, scaled / deviation, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [SCALE, "", "bn_mode: LEARN"], ids=["scale", "none", "learn"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4, 5)], ids=["2d", "4d"])
+def test_three_tops_are_the_batchs_mean_and_biased_variance(fields, shape):
+    net = one_layer(bn(fields), shape, tops=3)
+    x = draw(*shape)
+    axes = tuple(axis for axis in range(len(shape)) if axis != 1)
+    scale, shift = (by_channel(blob.detach().numpy(), len(shape)) for blob in net.params["op"])
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    unit = (x - mean) / np.sqrt(variance + 1e-9) * scale + shift
+    expected = [
+        unit.reshape(*shape, *[1] * (4 - len(shape))),
+        *(v.reshape(1, 3, 1, 1) for v in (mean, variance)),
+    ]
+    assert_all_uses(net, [x], expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tops"), [(SLOPE, 3), ("bn_mode: INFERENCE", 3), (SCALE, 2)], ids=["stored", "folded", "two"]
+)
+def test_other_numbers_of_tops_are_refused(fields, tops):
+    message = (
+        f"op (BN): has {tops} tops; it takes 1, or 3 (mean and variance) where it uses the batch's statistics"
+    )
+    with pytest.raises(LayerError, match=re.escape(message)):
+        one_layer(bn(fields), (2, 3, 4, 5), tops=tops)

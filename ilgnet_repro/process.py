@@ -6,9 +6,12 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from . import opencv as cv2
+from .errors import IlgnetError
 
 # malloc.h of the GNU C library: the size from which a block gets its own mapping, and how much free memory
 # the heap keeps at its end.
@@ -33,12 +36,11 @@ def tune_process() -> None:
     the kernel supports them, and OpenCV starts no threads besides those of this package and logs errors only.
     Nothing else in the package changes the process.
     """
-    import cv2
-
     tune_allocator()
     _settings["huge_pages"] = True
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    with suppress(IlgnetError):  # without OpenCV, the first image says so
+        cv2.setNumThreads(1)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 @cache

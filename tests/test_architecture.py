@@ -20,14 +20,15 @@ ALLOWED_IMPORTS = {
     "precisions": {"errors"},
     "manifest": set(),
     "errors": set(),
-    "process": set(),
+    "opencv": {"errors"},
+    "process": {"errors", "opencv"},
     "files": {"errors"},
     "pages": {"errors"},
     "schema": set(),
     "caffe": {"errors", "files", "schema"},
     "layers": {"errors", "schema", "caffe"},
     "zoo": {"errors", "files", "manifest", "schema", "caffe"},
-    "reading": {"errors", "files", "pages", "schema", "caffe", "layers"},
+    "reading": {"errors", "opencv", "files", "pages", "schema", "caffe", "layers"},
     "known": {"errors", "manifest", "schema", "caffe", "reading"},
     "about": {"errors", "files", "schema", "reading", "known"},
     "prepare_images": {"errors", "reading", "about"},
@@ -41,7 +42,7 @@ ALLOWED_IMPORTS = {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime",
     },
-    "compare": {"errors", "files", "schema", "caffe", "layers", "runtime"},
+    "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
 }  # fmt: skip
@@ -49,7 +50,8 @@ ALLOWED_IMPORTS = {
 STUDY = "aesthetics"
 # The modules that read files and text do not import torch, so that they can be used without it.
 WITHOUT_TORCH = (
-    "version", "precisions", "manifest", "errors", "files", "pages", "process", "schema", "caffe", "zoo", "known",
+    "version", "precisions", "manifest", "errors", "files", "pages", "opencv", "process", "schema", "caffe", "zoo",
+    "known",
 )  # fmt: skip
 
 

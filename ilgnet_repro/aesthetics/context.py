@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import opencv as cv2
 from ..errors import IlgnetError
 from ..known import find_model
 from ..reading.mean import read_mean
@@ -154,7 +155,6 @@ def _expected_mean(dataset: str, weights: Weights) -> Release | None:
 
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
-    import cv2
     import torch
 
     return {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import opencv as cv2
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import format_message
@@ -115,8 +116,6 @@ def draw_images(folder: str | os.PathLike[str], count: int = 3, seed: int = 1) -
 
 
 def _draw(path: Path, random: np.random.Generator, grain: float = 4) -> None:
-    import cv2
-
     height, width = (int(side) for side in random.integers((240, 300), (420, 560)))
     canvas = np.empty((height, width, 3), np.uint8)
     sky, ground = random.integers(90, 256, 3), random.integers(0, 140, 3)

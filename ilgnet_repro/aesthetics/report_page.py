@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from .. import opencv as cv2
 from ..errors import DataError, FormatError
 from ..files import atomic_file, json_text
 from ..pages import fill_template
@@ -67,8 +68,6 @@ def folder(root: str | os.PathLike[str]) -> ImageLoader:
     """Listed images as files under ``root``."""
 
     def read(name: str) -> np.ndarray | None:
-        import cv2
-
         return decode_file(image_path(root, name), cv2.IMREAD_COLOR)
 
     return read
@@ -130,8 +129,6 @@ def thumbnails(
 def _jpeg(image: np.ndarray | None) -> str:
     if image is None:
         return ""
-    import cv2
-
     scale = THUMBNAIL_SIDE / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from .. import opencv as cv2
 from ..caffe.prototxt import format_message
 from ..errors import DataError
 from ..files import atomic_file

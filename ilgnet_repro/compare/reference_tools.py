@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .. import opencv as cv2
 from ..caffe.caffemodel import open_caffemodel
 from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
@@ -55,8 +56,6 @@ def _inputs(graph: Graph) -> tuple[Input, ...]:
 
 def open_opencv(spec: str, path: Path, choices: TextChoices) -> Backend:
     """Open a caffemodel with OpenCV 4's ``readNetFromCaffe`` (5 has none)."""
-    import cv2
-
     text, graph = _read(path, choices)
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise ReferenceToolError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from .. import opencv as cv2
 from ..caffe.wire import BYTES, fields
 from ..errors import DataError
 from ..schema import caffe_pb2
@@ -113,8 +114,6 @@ def datum_image(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) 
 
 
 def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
-    import cv2
-
     flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[colour]
     image = decode(data, flag)
     if image is None:

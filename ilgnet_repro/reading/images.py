@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import opencv as cv2
 from ..caffe.kinds import Kind, naming_kind
 from ..errors import DataError
 
@@ -20,8 +21,6 @@ _JPEG_END = b"\xff\xd9" * 0x8001
 
 def decode(data: bytes, flag: int) -> np.ndarray | None:
     """Return what ``cv2.imdecode`` does with the bytes of an image file; None if they are not an image."""
-    import cv2
-
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
     except (ValueError, MemoryError, cv2.error):
@@ -51,8 +50,6 @@ def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = No
     As in Caffe built on OpenCV 3.1 or newer, a JPEG's EXIF orientation is applied.
     Raises DataError if the file is missing or not an image.
     """
-    import cv2
-
     flag = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE
     image = decode_file(path, flag)
     if image is None:
@@ -72,19 +69,15 @@ def encode_image(image: np.ndarray, kind: str) -> bytes:
 
     Raises DataError if OpenCV cannot write that format.
     """
-    import cv2
-
     check_encode_type(kind)
     done, data = cv2.imencode(f".{kind}", image)
     if not done:
         raise DataError(f"encode_type {kind!r}: an image of shape {image.shape} cannot be encoded")
-    return data.tobytes()
+    return bytes(data)
 
 
 def check_encode_type(kind: str) -> None:
     """Raise DataError unless OpenCV writes the format with this suffix."""
-    import cv2
-
     if not kind or not cv2.haveImageWriter(f"x.{kind}"):
         raise DataError(f"encode_type {kind!r} cannot be written; use png or jpg")
 

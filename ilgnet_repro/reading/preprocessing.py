@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import opencv as cv2
 from ..errors import DataError
 from ..files import json_text
 from .images import LARGEST_SIDE, decode_file, not_decoded
@@ -87,8 +88,6 @@ class Preprocessing:
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         if self.resize is not None and pixels.shape[:2] != self.resize:
-            import cv2
-
             pixels = cv2.resize(pixels, self.resize[::-1])
         chw = pixels.transpose(2, 0, 1)
         return chw if self.order == "BGR" else chw[::-1]
@@ -198,8 +197,6 @@ def _short(value: object) -> str:
 
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is not an image."""
-    import cv2
-
     pixels = decode_file(path, cv2.IMREAD_COLOR)
     if pixels is None:
         raise _not_an_image(path)
@@ -218,8 +215,6 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     A grey image is repeated to three channels, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
     not applied. Raises DataError if the file is not an image.
     """
-    import cv2
-
     image = decode_file(path, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise _not_an_image(path)

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from .. import opencv as cv2
 from ..errors import DataError
 from .datum import chw_to_hwc
 from .parallel import ordered_map
@@ -84,8 +85,6 @@ def make_sheet(
 
 def _sample(rows: ImageRows, number: int) -> Sample | str:
     """The sample of a row, or why there is none."""
-    import cv2
-
     try:
         chw, label = rows.image(number)
         if chw.dtype != np.uint8 or chw.shape[0] not in (1, 3, 4):

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all core-alone overhead convert-speed full-size fuzz deployed crosscheck lint format schema prototxt clean
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz deployed crosscheck lint format schema prototxt clean
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -22,11 +22,15 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: core-alone overhead convert-speed full-size fuzz crosscheck
+check-all: check-docs core-alone overhead convert-speed full-size fuzz crosscheck
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/helpers/core_alone.py -q -n 2 --dist worksteal
+
+# The pages with what takes too long for `make test`: README's `make demo` and the training of docs/training.md.
+check-docs: $(READY)
+	SLOW_DOCS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_docs.py -k holds
 
 # `net(x)` takes at most 1.2 x bare torch.
 overhead: $(READY)

@@ -40,7 +40,7 @@ def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
     if rows:
         yield "\n".join(["| option | meaning |", "|---|---|", *rows, ""])
     if parser.epilog:
-        yield f"```\n{parser.epilog.strip()}\n```\n"
+        yield f"```text\n{parser.epilog.strip()}\n```\n"
 
 
 def _is_hidden(action: argparse.Action) -> bool:

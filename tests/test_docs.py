@@ -234,7 +234,7 @@ def _fault_of_pip(words: list[str]) -> str:
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_command_line_is_taken_by_its_parser(page: str) -> None:
     assert [
-        f"{page}:{at}: {line}: {told}" for at, line in commands(TEXTS[page]) if (told := fault_of(line))
+        f"{page}:{at}: {line}: {fault}" for at, line in commands(TEXTS[page]) if (fault := fault_of(line))
     ] == []
 
 
@@ -302,12 +302,12 @@ OTHERS = {"--rdzv-id", "--help", "--shuffle", "--user"}
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_code_in_sentences_names_what_there_is(page: str) -> None:
-    told = {span: fault_of_span(span) for span in spans(TEXTS[page]) if span not in OTHERS}
-    assert {span: fault for span, fault in told.items() if fault} == {}
+    found = {span: fault_of_span(span) for span in spans(TEXTS[page]) if span not in OTHERS}
+    assert {span: fault for span, fault in found.items() if fault} == {}
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "fault"),
     [
         ("ilgnet convert a.caffemodel --too onnx", "unrecognized arguments"),
         ("ilgnet convrt a.caffemodel", "invalid choice"),
@@ -321,12 +321,12 @@ def test_code_in_sentences_names_what_there_is(page: str) -> None:
         ("wget x", "wget is not known"),
     ],
 )
-def test_a_wrong_command_line_is_found(line: str, told: str) -> None:
+def test_a_wrong_command_line_is_found(line: str, fault: str) -> None:
     try:
         found = fault_of(line)
     except ModuleNotFoundError as error:
         found = str(error)
-    assert re.search(told, found)
+    assert re.search(fault, found)
 
 
 @pytest.mark.parametrize(

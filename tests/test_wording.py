@@ -57,7 +57,7 @@ PRIVATE = {
 STAYS = re.compile(
     r"--pictures?\b|pictures?\.(?:csv|parquet|jpe?g|png)|pictures\.\{|[\"'`]pictures?[\"'`]|\\\"pictures?\\\""
     r"|\bpictures?(?==)|\bpictures?(?=: Sequence|: str|: )|\.pictures?\b|\bpictures?(?=,\S)|(?<=,)pictures?\b"
-    r"|\bpictures?/|/pictures?\b|\{pictures?|pictures= |same pictures in the same order|picture 2x240|= pictures\b"
+    r"|\bpictures?/|/pictures?\b|\{pictures?|pictures= |same pictures in the same order|picture \d+x240|= pictures\b"
     r"|called[_ ]picture(?![a-z])|[\"']parting[\"']|\brefresh_borrowed\b"
 )
 

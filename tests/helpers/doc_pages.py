@@ -137,7 +137,7 @@ def _commands(block: Block) -> Iterator[Step]:
     position, number = block.start, block.line
     command: list[str] = []
     quoted, quoted_at, at = "", 0, 0
-    is_open = False  # the command goes on in the next line
+    is_open = False  # the command continues in the next line
 
     def step() -> Step:
         code = "\n".join(command)
@@ -309,7 +309,7 @@ def is_quoted(
 
 
 def _lines(text: str) -> list[str]:
-    """The lines without blanks at their ends, and without empty ones at either end of the text."""
+    """The lines without spaces at their ends, and without empty ones at either end of the text."""
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 

@@ -1726,7 +1726,7 @@ class DeephiResizeParameter(_message.Message):
     def __init__(self, new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., scale_h: _Optional[float] = ..., scale_w: _Optional[float] = ..., resize_type: _Optional[_Union[DeephiResizeParameter.ResizeType, str]] = ...) -> None: ...
 
 class DenseBlockParameter(_message.Message):
-    __slots__ = ("numTransition", "initChannel", "growthRate", "use_BC", "moving_average_fraction", "use_dropout", "dropout_amount", "Filter_Filler", "BN_Scaler_Filler", "BN_Bias_Filler")
+    __slots__ = ("numTransition", "initChannel", "growthRate", "use_BC", "moving_average_fraction", "use_dropout", "dropout_amount", "Filter_Filler", "BN_Scaler_Filler", "BN_Bias_Filler", "workspace_mb", "gpuIdx", "BC_ultra_space_efficient")
     NUMTRANSITION_FIELD_NUMBER: _ClassVar[int]
     INITCHANNEL_FIELD_NUMBER: _ClassVar[int]
     GROWTHRATE_FIELD_NUMBER: _ClassVar[int]
@@ -1737,6 +1737,9 @@ class DenseBlockParameter(_message.Message):
     FILTER_FILLER_FIELD_NUMBER: _ClassVar[int]
     BN_SCALER_FILLER_FIELD_NUMBER: _ClassVar[int]
     BN_BIAS_FILLER_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_MB_FIELD_NUMBER: _ClassVar[int]
+    GPUIDX_FIELD_NUMBER: _ClassVar[int]
+    BC_ULTRA_SPACE_EFFICIENT_FIELD_NUMBER: _ClassVar[int]
     numTransition: int
     initChannel: int
     growthRate: int
@@ -1747,7 +1750,10 @@ class DenseBlockParameter(_message.Message):
     Filter_Filler: FillerParameter
     BN_Scaler_Filler: FillerParameter
     BN_Bias_Filler: FillerParameter
-    def __init__(self, numTransition: _Optional[int] = ..., initChannel: _Optional[int] = ..., growthRate: _Optional[int] = ..., use_BC: bool = ..., moving_average_fraction: _Optional[float] = ..., use_dropout: bool = ..., dropout_amount: _Optional[float] = ..., Filter_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Scaler_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Bias_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ...) -> None: ...
+    workspace_mb: int
+    gpuIdx: int
+    BC_ultra_space_efficient: bool
+    def __init__(self, numTransition: _Optional[int] = ..., initChannel: _Optional[int] = ..., growthRate: _Optional[int] = ..., use_BC: bool = ..., moving_average_fraction: _Optional[float] = ..., use_dropout: bool = ..., dropout_amount: _Optional[float] = ..., Filter_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Scaler_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Bias_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., workspace_mb: _Optional[int] = ..., gpuIdx: _Optional[int] = ..., BC_ultra_space_efficient: bool = ...) -> None: ...
 
 class DetectionEvaluateParameter(_message.Message):
     __slots__ = ("num_classes", "background_label_id", "overlap_threshold", "evaluate_difficult_gt", "name_size_file")

@@ -41,7 +41,11 @@ STATED = {
 }
 
 # Every comparison with Caffe uses the first row; each exception states why it needs its own.
-TOLERANCE = {"default": (1e-4, 1e-5)}
+TOLERANCE = {
+    "default": (1e-4, 1e-5),
+    # Gradients of up to 80 whose terms cancel to 0.02, summed in another order.
+    "DenseBlock-train_bc": (1e-4, 3e-5),
+}
 
 # Cases whose rows have equal scores, which PVANet's unstable sort puts into another order than ONNX: the same rows.
 ROWS_IN_OTHER_ORDER_IN_ONNX = {"Proposal-pva_defaults", "Proposal-pva_min_size_big"}

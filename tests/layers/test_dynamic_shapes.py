@@ -7,6 +7,8 @@ import pytest
 import torch
 from one_layer import build, draw, run, run_onnx, run_source
 
+DENSE_BLOCK = """denseblock_param { numTransition: 1 growthRate: 2 Filter_Filler { type: "xavier" }
+    BN_Scaler_Filler { value: 0.01 } }"""
 # Type, parameters, tops, shapes it is built for, shapes it is run with.
 BATCHES = {
     "InnerProduct": ("InnerProduct", "inner_product_param { num_output: 4 }", 1, [(2, 3, 5)], [(7, 3, 5)]),
@@ -44,7 +46,45 @@ BATCHES = {
     "Scale": ("Scale", "scale_param { axis: 0 }", 1, [(2, 3, 5), (2, 3)], [(7, 3, 5), (7, 3)]),
     "Axpy": ("Axpy", "", 1, [(2, 3), (2, 3, 4, 5), (2, 3, 4, 5)], [(7, 3), (7, 3, 4, 5), (7, 3, 4, 5)]),
     "Reduction of all": ("Reduction", "reduction_param { operation: MEAN }", 1, [(2, 3)], [(7, 3)]),
-    "Upsample": ("Upsample", "", 1, [(2, 3, 4, 5)] * 2, [(7, 3, 4, 5)] * 2),
+    "Upsample": ("Upsample", "upsample_param { scale: 2 }", 1, [(2, 3, 4, 5)] * 2, [(7, 3, 4, 5)] * 2),
+    "Upsample nearest": ("Upsample", "", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "Upsample like": ("Upsample", "", 1, [(2, 3, 7, 5), (2, 3, 4, 5)], [(7, 3, 7, 5), (7, 3, 4, 5)]),
+    "Accum": ("Accum", "", 1, [(2, 3, 4, 5), (2, 2, 6, 3)], [(7, 3, 4, 5), (7, 2, 6, 3)]),
+    "Correlation": (
+        "Correlation",
+        "correlation_param { kernel_size: 1 max_displacement: 1 }",
+        1,
+        *([(2, 3, 4, 5)] * 2, [(7, 3, 4, 5)] * 2),
+    ),
+    "FlowWarp": ("FlowWarp", "", 1, [(2, 3, 4, 5), (2, 2, 4, 5)], [(7, 3, 4, 5), (7, 2, 4, 5)]),
+    "Resample": ("Resample", "resample_param { height: 6 width: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "Downsample": (
+        "Downsample",
+        "downsample_param { top_height: 2 top_width: 3 }",
+        1,
+        *([(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    ),
+    "Resize": ("Resize", "resize_param { height: 6 width: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "UnPooling": (
+        "UnPooling",
+        "unpooling_param { unpool: DIV out_kernel_size: 3 }",
+        1,
+        *([(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    ),
+    "Flip": ("Flip", "flip_param { flip_height: true }", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "DenseBlock": ("DenseBlock", DENSE_BLOCK, 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "Convolution3D": (
+        "Convolution3D",
+        "convolution3d_param { num_output: 2 kernel_size: 2 kernel_depth: 2 }",
+        1,
+        *([(2, 3, 4, 5, 6)], [(7, 3, 4, 5, 6)]),
+    ),
+    "Pooling3D": (
+        "Pooling3D",
+        "pooling3d_param { pool: AVE kernel_size: 2 kernel_depth: 2 stride: 2 }",
+        1,
+        *([(2, 3, 4, 5, 6)], [(7, 3, 4, 5, 6)]),
+    ),
     "Interp": ("Interp", "interp_param { zoom_factor: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
 }
 BOTTOM_SIZE = [[(2, 3, 4, 5), (2, 2, 6, 3)], [(7, 3, 8, 9), (7, 2, 5, 8)]]
@@ -73,6 +113,15 @@ SIZES = {
     ),
     "ArgMax": ("ArgMax", "argmax_param { axis: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 6, 9)]),
     "Upsample": ("Upsample", "upsample_param { pad_out_w: true }", 1, [(2, 3, 4, 5)] * 2, [(7, 3, 6, 9)] * 2),
+    "Upsample nearest": ("Upsample", "upsample_param { scale: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 6, 9)]),
+    "Flip": ("Flip", "", 1, [(2, 3, 4, 5)], [(7, 3, 6, 9)]),
+    "Mean": (
+        "Mean",
+        "mean_param { operation: ADD value: 2 value: 3 value: 4 }",
+        1,
+        *([(2, 3, 4, 5)], [(7, 3, 6, 9)]),
+    ),
+    "DenseBlock": ("DenseBlock", DENSE_BLOCK, 1, [(2, 3, 4, 5)], [(7, 3, 6, 9)]),
     "Upsample by scales": (
         "Upsample",
         "upsample_param { scale: 3 }",
@@ -99,7 +148,9 @@ SIZES = {
 
 def inputs(type_, shapes) -> list[np.ndarray]:
     arrays = [draw(index, *shape) for index, shape in enumerate(shapes)]
-    if type_ in ("BatchReindex", "Upsample"):  # the second bottom holds integers
+    if type_ == "BatchReindex" or (
+        type_ == "Upsample" and len(shapes) == 2 and shapes[0] == shapes[1]
+    ):  # the second bottom holds integers
         limit = shapes[0][0] if type_ == "BatchReindex" else 4
         arrays[1] = np.arange(arrays[1].size, dtype=np.float32).reshape(shapes[1]) % limit
     return arrays

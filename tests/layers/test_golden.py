@@ -75,7 +75,7 @@ def test_outputs_and_gradients(case: Case, tmp_path) -> None:
     for (layer, index), expected in case.grad_param.items():
         found = net.params[layer][index].grad
         if found is None and not expected.any():
-            continue  # a blob that is not learned (BN with frozen)
+            continue  # a blob that is not learned (BN with frozen, statistics)
         assert found is not None, f"no gradient reached {layer}, blob {index}"
         if net.plan.blobs[layer][index].any_ones:  # the forks store them with more or fewer axes of size 1
             found = found.view(expected.shape)

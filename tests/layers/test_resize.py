@@ -25,6 +25,10 @@ SIZES = {
     "scale_h and scale_w": ("scale_h: 2 scale_w: 4", lambda h, w: (2 * h, 4 * w)),
     "pad_out_h": ("pad_out_h: true", lambda h, w: (2 * h - 1, 2 * w)),
     "pad_out_w": ("scale: 2 pad_out_w: true", lambda h, w: (2 * h, 2 * w - 1)),
+    "upsample_h and upsample_w beside scale": (
+        "scale: 2 upsample_h: 13 upsample_w: 14",
+        lambda h, w: (13, 14),
+    ),
     "upsample_h and upsample_w": ("upsample_h: 13 upsample_w: 14", lambda h, w: (13, 14)),
 }
 
@@ -64,13 +68,74 @@ def test_upsample_inverts_the_pooling_that_made_its_mask() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 24], ids=["below", "above"])
 def test_upsample_refuses_a_mask_of_another_size(wrong) -> None:
-    net = build("Upsample", [(1, 1, 2, 3)] * 2)
+    net = build("Upsample", [(1, 1, 2, 3)] * 2, "upsample_param { scale: 2 }")
     mask = np.full((1, 1, 2, 3), wrong, np.float32)
     with pytest.raises(LayerError, match=rf"op \(Upsample\): mask index {wrong} is out of range.* 0 to 23"):
         run(net, [draw(1, 1, 1, 2, 3), mask])
 
 
+def test_upsample_reads_a_mask_that_a_pooling_made_without_being_told() -> None:
+    text = """
+    layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 1 dim: 4 dim: 4 } } }
+    layer { name: "pool" type: "Pooling" bottom: "x" top: "p" top: "mask"
+      pooling_param { kernel_size: 2 stride: 2 } }
+    layer { name: "up" type: "Upsample" bottom: "p" bottom: "mask" top: "u" }
+    """
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    expected = np.where(np.isin(x, [5, 7, 13, 15]), x, 0)
+    np.testing.assert_array_equal(CaffeNet(load_graph(parse_net(text)))(x=x)["u"], expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [("", 2), ("upsample_param { scale: 1 }", 1), ("upsample_param { scale: 3 }", 3)]
+)
+def test_upsample_of_one_bottom_repeats(text, times) -> None:
+    x = draw(1, 2, 3, 4, 5)
+    expected = np.empty((2, 3, 4 * times, 5 * times), np.float32)
+    for place in np.ndindex(*expected.shape):
+        expected[place] = x[place[0], place[1], place[2] // times, place[3] // times]
+    assert_all_uses(build("Upsample", [x.shape], text), [x], [expected])
+
+
+@pytest.mark.parametrize("size", [(3, 4), (7, 8), (6, 4)])
+def test_upsample_like_another(size) -> None:
+    x, like = draw(1, 2, 3, 3, 4), draw(2, 2, 3, *size)
+    expected = np.zeros(like.shape)
+    for row, column in np.ndindex(*size):
+        taps = []
+        for i, n, m in ((row, size[0], 3), (column, size[1], 4)):
+            place = (i + 1) / (n / m) - 1
+            low = 1 - (place - int(place))
+            high = 0 if int(place) + 1 > m - 1 else 1 - low
+            taps.append(((max(int(place), 0), low), (min(int(place) + 1, m - 1), high)))
+        for y, down in taps[0]:
+            for z, across in taps[1]:
+                expected[:, :, row, column] += down * across * x[:, :, y, z]
+    net = build("Upsample", [like.shape, x.shape])
+    assert_all_uses(net, [like, x], [expected])
+
+
 # ---------------------------------------------------------------------- Interp
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("zoom_factor: 3 height: 2 width: 2", (10, 13)),
+        ("shrink_factor: 2 height: 2 width: 9", (2, 3)),
+        ("shrink_factor: 2 zoom_factor: 3 height: 6 width: 7", (6, 7)),
+    ],
+    ids=["zoom", "shrink", "both"],
+)
+def test_interp_by_one_factor_or_a_size(text, size) -> None:
+    x = draw(1, 2, 3, 4, 5)
+    assert_all_uses(build("Interp", [x.shape], f"interp_param {{ {text} }}"), [x], [slow_interp(x, *size)])
+
+
+def test_interp_to_the_size_of_a_blob_whatever_else_is_stated() -> None:
+    x, like = draw(1, 2, 3, 4, 5), draw(2, 2, 4, 7, 3)
+    text = "interp_param { use_blob_size: true zoom_factor: 2 height: 9 width: 9 }"
+    assert_all_uses(build("Interp", [x.shape, like.shape], text), [x, like], [slow_interp(x, 7, 3)])
 
 
 def slow_interp(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -158,12 +223,6 @@ def test_im2col(spatial, kernel, stride, pad, dilation, lead) -> None:
 
 X = (2, 6, 5, 7)
 REFUSED = {
-    "Upsample two sizes": (
-        "Upsample",
-        [X, X],
-        "upsample_param { scale: 2 upsample_h: 9 upsample_w: 9 }",
-        "states both upsample_h/upsample_w and a scale",
-    ),
     "Upsample two scales": (
         "Upsample",
         [X, X],
@@ -191,8 +250,28 @@ REFUSED = {
     "Upsample mask shape": (
         "Upsample",
         [X, (2, 6, 5, 6)],
-        "",
+        "upsample_param { scale: 2 }",
         r"\[2, 6, 5, 7\] and \[2, 6, 5, 6\] must be of one shape",
+    ),
+    "Upsample nearest by 0": ("Upsample", [X], "upsample_param { scale: 0 }", "scale 0 must be at least 1"),
+    "Upsample nearest to a size": (
+        "Upsample",
+        [X],
+        "upsample_param { upsample_h: 9 upsample_w: 9 }",
+        "upsample_h needs a second bottom, the mask of a Pooling layer; remove it",
+    ),
+    "Upsample nearest of rows": ("Upsample", [(2, 3, 5)], "", r"\[2, 3, 5\] must be N×C×H×W"),
+    "Upsample like a smaller one": (
+        "Upsample",
+        [X, (2, 6, 5, 8)],
+        "",
+        "without upsample_param the second is resized to the size of the first",
+    ),
+    "Interp use_blob_size": (
+        "Interp",
+        [X],
+        "interp_param { use_blob_size: true }",
+        "use_blob_size needs a second bottom, whose size is taken",
     ),
     "Interp no size": ("Interp", [X], "", "needs either height and width, or factors, or a second bottom"),
     "Interp two sizes": (

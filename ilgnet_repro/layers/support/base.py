@@ -235,6 +235,10 @@ class Layer(nn.Module):
         For types that several forks define, where the text itself leaves the kind open.
         """
 
+    @classmethod
+    def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:
+        """State in a layer's text which fork's kind it is, by the layers that it reads."""
+
     # ------------------------------------------------------------------ for a subclass to call
 
     @property

@@ -102,4 +102,5 @@ def resolve_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParam
     for layer in result.layer:
         if layer.type in _classes:
             _classes[layer.type].resolve_kind(layer, blobs.get(layer.name, 0))
+            _classes[layer.type].resolve_by_net(layer, net)
     return result

@@ -56,9 +56,8 @@ def _batch_norm_onnx(graph: OnnxGraph, x: str, channels: int) -> str:
     size = graph.node("Cast", [graph.node("Size", [x])], to=TensorProto.FLOAT)
     count = graph.node("Sub", [graph.node("Div", [size, graph.constant(numbers(channels))]), one])
     variance = graph.node("Div", [squares, count])
-    return graph.node(
-        "Div", [centered, graph.node("Sqrt", [graph.node("Add", [variance, graph.constant(numbers(EPS))])])]
-    )
+    deviation = graph.node("Sqrt", [graph.node("Add", [variance, graph.constant(numbers(EPS))])])
+    return graph.node("Div", [centered, deviation])
 
 
 @register_layer("DenseBlock")

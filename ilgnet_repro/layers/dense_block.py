@@ -64,9 +64,9 @@ def _batch_norm_onnx(graph: OnnxGraph, x: str, channels: int) -> str:
 class DenseBlock(Layer):
     """`numTransition` times: BN, ReLU, 3 × 3 convolution to `growthRate` channels, appended to the channels so far.
 
-    With `use_BC` a 1 × 1 convolution to 4 · growthRate channels, BN and ReLU come before the 3 × 3 one.  Convolutions have
-    no bias; their filters are turned by 180 degrees, as the source computes on the CPU and cuDNN by CUDNN_CONVOLUTION.  Stored means and variances are
-    sums, divided by the last blob (0 means zeros); each pass in training decays all three by
+    With `use_BC` a 1 × 1 convolution to 4 · growthRate channels, BN and ReLU come before the 3 × 3 one.  Convolutions
+    have no bias; their filters are turned by 180 degrees, on the CPU as on the GPU (CUDNN_CONVOLUTION).  Stored means
+    and variances are sums, divided by the last blob (0 means zeros); each pass in training decays all three by
     `moving_average_fraction` and adds the batch's.  `initChannel` is ignored.
     Source: senlinuc/caffe_ocr, DenseBlock_layer.cpp.
     """

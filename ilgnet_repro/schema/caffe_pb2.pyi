@@ -1726,7 +1726,7 @@ class DeephiResizeParameter(_message.Message):
     def __init__(self, new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., scale_h: _Optional[float] = ..., scale_w: _Optional[float] = ..., resize_type: _Optional[_Union[DeephiResizeParameter.ResizeType, str]] = ...) -> None: ...
 
 class DenseBlockParameter(_message.Message):
-    __slots__ = ("numTransition", "initChannel", "growthRate", "use_BC", "moving_average_fraction", "use_dropout", "dropout_amount", "Filter_Filler", "BN_Scaler_Filler", "BN_Bias_Filler", "workspace_mb", "gpuIdx", "BC_ultra_space_efficient")
+    __slots__ = ("numTransition", "initChannel", "growthRate", "use_BC", "moving_average_fraction", "use_dropout", "dropout_amount", "Filter_Filler", "BN_Scaler_Filler", "BN_Bias_Filler", "workspace_mb", "gpuIdx", "BC_ultra_space_efficient", "pad_h", "pad_w", "conv_verticalStride", "conv_horizentalStride", "filter_H", "filter_W")
     NUMTRANSITION_FIELD_NUMBER: _ClassVar[int]
     INITCHANNEL_FIELD_NUMBER: _ClassVar[int]
     GROWTHRATE_FIELD_NUMBER: _ClassVar[int]
@@ -1740,6 +1740,12 @@ class DenseBlockParameter(_message.Message):
     WORKSPACE_MB_FIELD_NUMBER: _ClassVar[int]
     GPUIDX_FIELD_NUMBER: _ClassVar[int]
     BC_ULTRA_SPACE_EFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    PAD_H_FIELD_NUMBER: _ClassVar[int]
+    PAD_W_FIELD_NUMBER: _ClassVar[int]
+    CONV_VERTICALSTRIDE_FIELD_NUMBER: _ClassVar[int]
+    CONV_HORIZENTALSTRIDE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_H_FIELD_NUMBER: _ClassVar[int]
+    FILTER_W_FIELD_NUMBER: _ClassVar[int]
     numTransition: int
     initChannel: int
     growthRate: int
@@ -1753,7 +1759,13 @@ class DenseBlockParameter(_message.Message):
     workspace_mb: int
     gpuIdx: int
     BC_ultra_space_efficient: bool
-    def __init__(self, numTransition: _Optional[int] = ..., initChannel: _Optional[int] = ..., growthRate: _Optional[int] = ..., use_BC: bool = ..., moving_average_fraction: _Optional[float] = ..., use_dropout: bool = ..., dropout_amount: _Optional[float] = ..., Filter_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Scaler_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Bias_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., workspace_mb: _Optional[int] = ..., gpuIdx: _Optional[int] = ..., BC_ultra_space_efficient: bool = ...) -> None: ...
+    pad_h: int
+    pad_w: int
+    conv_verticalStride: int
+    conv_horizentalStride: int
+    filter_H: int
+    filter_W: int
+    def __init__(self, numTransition: _Optional[int] = ..., initChannel: _Optional[int] = ..., growthRate: _Optional[int] = ..., use_BC: bool = ..., moving_average_fraction: _Optional[float] = ..., use_dropout: bool = ..., dropout_amount: _Optional[float] = ..., Filter_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Scaler_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., BN_Bias_Filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., workspace_mb: _Optional[int] = ..., gpuIdx: _Optional[int] = ..., BC_ultra_space_efficient: bool = ..., pad_h: _Optional[int] = ..., pad_w: _Optional[int] = ..., conv_verticalStride: _Optional[int] = ..., conv_horizentalStride: _Optional[int] = ..., filter_H: _Optional[int] = ..., filter_W: _Optional[int] = ...) -> None: ...
 
 class DetectionEvaluateParameter(_message.Message):
     __slots__ = ("num_classes", "background_label_id", "overlap_threshold", "evaluate_difficult_gt", "name_size_file")

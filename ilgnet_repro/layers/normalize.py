@@ -82,7 +82,11 @@ class Normalize(Layer):
 
     message = "norm_param"
     fields = ("across_spatial", "scale_filler", "channel_shared", "eps")
-    fork_fields = (FORK, *(f"{FORK}.{name}" for name in ("normalize_type", "bp_norm", "across_spatial")))
+    # `fix_gradient` is read by the fork and changes nothing.
+    fork_fields = (
+        FORK,
+        *(f"{FORK}.{name}" for name in ("normalize_type", "bp_norm", "fix_gradient", "across_spatial")),
+    )
     top_count = (1, 2)
 
     @classmethod

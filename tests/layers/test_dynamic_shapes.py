@@ -86,7 +86,52 @@ BATCHES = {
         *([(2, 3, 4, 5, 6)], [(7, 3, 4, 5, 6)]),
     ),
     "Interp": ("Interp", "interp_param { zoom_factor: 3 }", 1, [(2, 3, 4, 5)], [(7, 3, 4, 5)]),
+    "InnerProduct normalized": (
+        "InnerProduct",
+        "inner_product_param { num_output: 4 normalize: true weight_filler { type: 'xavier' } }",
+        1,
+        *([(2, 3, 5)], [(7, 3, 5)]),
+    ),
+    "InnerProduct of a bottom": (
+        "InnerProduct",
+        "inner_product_param { bias_term: false }",
+        1,
+        *([(2, 3, 5), (4, 15)], [(7, 3, 5), (4, 15)]),
+    ),
+    "MarginInnerProduct": (
+        "MarginInnerProduct",
+        "margin_inner_product_param { num_output: 4 type: QUADRUPLE weight_filler { type: 'xavier' } }",
+        2,
+        *([(2, 3, 5), (2,)], [(7, 3, 5), (7,)]),
+    ),
+    "LargeMarginInnerProduct axis 2": (
+        "LargeMarginInnerProduct",
+        "largemargin_inner_product_param { num_output: 4 type: TRIPLE axis: 2 weight_filler { type: 'xavier' } }",
+        1,
+        *([(2, 3, 5), (2, 3)], [(7, 3, 5), (7, 3)]),
+    ),
+    "CosinAddm": ("CosinAddm", "", 1, [(2, 3, 1), (2,)], [(7, 3, 1), (7,)]),
+    "CombinedMargin": ("CombinedMargin", "", 1, [(2, 3), (2,)], [(7, 3), (7,)]),
+    "AdaCosAddmScale": ("AdaCosAddmScale", "", 1, [(2, 3), (2,)], [(7, 3), (7,)]),
+    "CenterLoss": (
+        "CenterLoss",
+        "center_loss_param { num_output: 3 center_filler { type: 'xavier' } }",
+        1,
+        [(2, 3), (2,)],
+        [(7, 3), (7,)],
+    ),
+    "TripletLoss": ("TripletLoss", "", 1, [(2, 3)] * 3, [(7, 3)] * 3),
+    "FocalLoss": ("FocalLoss", "", 2, [(2, 3), (2,)], [(7, 3), (7,)]),
+    "L1Loss": ("L1Loss", "", 1, [(2, 3)] * 2, [(7, 3)] * 2),
+    "L1Loss of FlowNet": ("L1Loss", "l1_loss_param { l2_per_location: true }", 1, [(2, 3)] * 2, [(7, 3)] * 2),
+    "NormL2": ("NormL2", "", 1, [(2, 3)], [(7, 3)]),
+    "L2Norm": ("L2Norm", "", 1, [(2, 3, 4)], [(7, 3, 4)]),
+    "ChannelNorm": ("ChannelNorm", "", 1, [(2, 3, 4)], [(7, 3, 4)]),
+    "ChannelScale": ("ChannelScale", "", 1, [(2, 3, 4), (2, 4)], [(7, 3, 4), (7, 4)]),
+    "BN with three tops": ("BN", "", 3, [(2, 3, 4)], [(7, 3, 4)]),
+    "CReLU batch": ("CReLU", "crelu_param { concat_axis: 0 }", 1, [(2, 3)], [(7, 3)]),
 }
+LABELS = ("Margin", "CosinAddm", "AdaCos", "CenterLoss", "FocalLoss")
 BOTTOM_SIZE = [[(2, 3, 4, 5), (2, 2, 6, 3)], [(7, 3, 8, 9), (7, 2, 5, 8)]]
 SIZES = {
     "Flatten": ("Flatten", "flatten_param { end_axis: 2 }", 1, [(2, 3, 5, 4)], [(7, 3, 6, 9)]),
@@ -148,6 +193,9 @@ SIZES = {
 
 def inputs(type_, shapes) -> list[np.ndarray]:
     arrays = [draw(index, *shape) for index, shape in enumerate(shapes)]
+    if any(name in type_ for name in LABELS):
+        arrays[0] = np.tanh(arrays[0])  # cosines
+        arrays[1] = np.arange(arrays[1].size, dtype=np.float32).reshape(shapes[1]) % 3
     if type_ == "BatchReindex" or (
         type_ == "Upsample" and len(shapes) == 2 and shapes[0] == shapes[1]
     ):  # the second bottom holds integers

@@ -110,6 +110,45 @@ def test_training_stores_rows_of_length_1():
     )  # a pass in eval() stores nothing
 
 
+ARCFACE = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 6 dim: 4 } } }
+layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 6 } } }
+layer { name: "norm" type: "Normalize" bottom: "x" top: "unit" }
+layer { name: "fc" type: "InnerProduct" bottom: "unit" top: "cos"
+  inner_product_param { num_output: 3 normalize: true bias_term: false weight_filler { type: "xavier" } } }
+layer { name: "margin" type: "CosinAddm" bottom: "cos" bottom: "label" top: "turned" cosin_add_m_param { m: 0.25 } }
+layer { name: "scale" type: "Scale" bottom: "turned" top: "scaled" param { lr_mult: 0 }
+  scale_param { axis: 0 num_axes: 0 filler { value: 8 } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scaled" bottom: "label" top: "loss" }
+"""
+
+
+def test_arcface_as_a_whole_net():
+    net = CaffeNet(load_graph(parse_net(ARCFACE), phase="TRAIN"), seed=3)
+    x, labels = draw(6, 4), np.float32([0, 1, 2, 2, 1, 0])
+    weight = net.params["fc"][0].detach().numpy().astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cos = unit @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T
+    expected = 0.0
+    for row, label in zip(cos, labels.astype(int), strict=True):
+        theta = np.arccos(row[label])
+        assert theta + 0.25 < np.pi
+        row[label] = np.cos(theta + 0.25)
+        expected += np.log(np.exp(8 * row).sum()) - 8 * row[label]
+    found = net.loss({"x": torch.from_numpy(x), "label": torch.from_numpy(labels)})
+    assert found.item() == pytest.approx(expected / 6, rel=1e-4)
+    before = found.item()
+    for _ in range(20):  # it learns
+        net.zero_grad()
+        loss = net.loss({"x": torch.from_numpy(x), "label": torch.from_numpy(labels)})
+        loss.backward()
+        with torch.no_grad():
+            net.params["fc"][0].sub_(0.05 * net.params["fc"][0].grad)
+    assert loss.item() < before
+    lengths = net.params["fc"][0].detach().norm(dim=1)  # one step after they were stored with length 1
+    assert ((lengths > 0.5) & (lengths < 2)).all()
+
+
 @pytest.mark.parametrize("times", [1, 2, 3, 4], ids=TYPES)
 def test_large_margin_gradient_is_that_of_the_values(times):
     shape, labels = (5, 3), np.float32([0, 1, 2, 3, 0])

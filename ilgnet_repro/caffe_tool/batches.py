@@ -16,7 +16,7 @@ from ..caffe.graph import Graph, Node
 from ..caffe.kinds import Kind, expect
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
-from ..layers.support.registry import layer_types, make_layer
+from ..layers.support.registry import class_of, layer_types, make_layer
 from ..reading.data_layer_batches import Stream
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input
@@ -52,11 +52,7 @@ class TestFeed:
         workers: int | None = None,
     ) -> None:
         arrays = arrays or {}
-        types = layer_types()
-        # A layer of an unknown type that reads no blob feeds the net.
-        nodes = [
-            node for node in graph if (types[node.type].is_input if node.type in types else not node.bottoms)
-        ]
+        nodes = [node for node in graph if (cls := class_of(node)) and cls.is_input]
         tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
         for name in arrays:
             if name not in tops:

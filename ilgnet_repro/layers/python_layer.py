@@ -74,6 +74,11 @@ class PythonLayer(Layer):
             )
         return super().__new__(found)
 
+    @classmethod
+    def class_for(cls, node: Node) -> type[Layer] | None:
+        """Return the class that is registered for the node's module and layer."""
+        return _classes.get((node.layer.python_param.module, node.layer.python_param.layer))
+
     def _set_up(self, ranks: Sequence[int] | None) -> None:
         self.setup()  # as in pycaffe, it takes nothing
 

@@ -11,7 +11,7 @@ from ..caffe.graph import Graph, Node, Value
 from ..caffe.param_sharing import Owner, find_owners, show_shape
 from ..errors import GraphError, LayerError, did_you_mean
 from ..layers.support.base import BlobSpec, Layer, LayerPlan, Shape
-from ..layers.support.registry import layer_types, make_layer
+from ..layers.support.registry import class_of, make_layer
 
 # Caffe counts a blob's elements in a signed 32-bit integer and refuses more.
 LARGEST_BLOB = 2**31 - 1
@@ -140,12 +140,10 @@ def _check_tops(node: Node, tops: Sequence[Shape]) -> None:
 
 def by_input(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return shapes by input.  Raises GraphError for a name that is not the top of an input or DummyData layer."""
-    types = layer_types()
     inputs: list[str] = []
     for node in graph:
-        # The tops of an unknown type without bottoms may be inputs.
-        kind = types.get(node.type)
-        if (kind.may_be_fed or kind.is_input) if kind else not node.bottoms:
+        cls = class_of(node)
+        if cls and (cls.is_input or cls.may_be_fed):
             inputs += node.top_names
     for name in shapes:
         if name not in inputs:

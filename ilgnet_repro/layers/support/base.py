@@ -229,6 +229,11 @@ class Layer(nn.Module):
         raise self.error("cannot be written as Python: its class does not implement it")
 
     @classmethod
+    def class_for(cls, node: Node) -> type[Layer] | None:
+        """Return the class that a node of this type gets; None where there is none."""
+        return cls
+
+    @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
         """State in a layer's text which fork's kind it is, by the number of its blobs in the weights file.
 

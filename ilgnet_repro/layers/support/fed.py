@@ -25,13 +25,16 @@ class UnknownData(FedLayer):
     top_count = (1, None)
     note = "its type is unknown; as it reads no blob, its tops are inputs"
 
-    def _check_fork_fields(self) -> None:
+    def _check_fields(self) -> None:
         """How it reads its data does not matter here."""
 
     def plan(self) -> LayerPlan:
-        tops = self.node.top_names
+        tops, python = self.node.top_names, self.node.layer.python_param
+        unknown = "layer type is unknown"
+        if self.node.type == "Python":
+            unknown = f"class {python.layer!r} of module {python.module!r} is not registered"
         raise self.error(
-            "layer type is unknown; register a class for it (docs/layers.md) or, if it reads data, give the shapes of "
+            f"{unknown}; register a class for it (docs/layers.md) or, if it reads data, give the shapes of "
             f"{', '.join(tops)} (input_shapes={{{tops[0]!r}: (N, C, H, W)}})",
             option="input_shapes",
         )

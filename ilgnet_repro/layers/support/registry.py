@@ -67,14 +67,28 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     _load_built_in()
     if node.is_inserted:
         return SharedView(node, ranks)
-    cls = _classes.get(node.type)
-    if cls is None and not (node.bottoms or node.layer.param or _meant(node)) and node.tops:
+    if class_of(node) is UnknownData:
         return UnknownData(node, ranks)
+    cls = _classes.get(node.type)
     if cls is None:
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
         raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
     return cls(node, ranks)
+
+
+def class_of(node: Node) -> type[Layer] | None:
+    """Return a node's class, None for an unknown type; one that reads no blob and has no weights can only feed the net."""
+    _load_built_in()
+    type_ = _classes.get(node.type)
+    cls = type_.class_for(node) if type_ else None
+    if (
+        cls is None
+        and node.tops
+        and not (node.bottoms or node.layer.param or (type_ is None and _meant(node)))
+    ):
+        return UnknownData
+    return cls
 
 
 def _meant(node: Node) -> str:

@@ -1,0 +1,222 @@
+"""The Python layers that train Faster R-CNN (py-faster-rcnn): its data layer, and those that draw training targets.
+
+Their constants are those of its configuration, `lib/fast_rcnn/config.py` and `faster_rcnn_end2end.yml`.  The targets
+are a random sample, as in the fork; the draws are others than numpy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .proposal import make_anchors
+from .python_layer import PythonLayer, register_python_layer
+from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode
+
+RPN_SAMPLES, RPN_POSITIVE, RPN_NEGATIVE = 256, 0.7, 0.3  # at most half of the samples are positive
+ROI_SAMPLES, ROI_FOREGROUND, ROI_OVERLAP = 128, 32, 0.5
+STATED = (0.1, 0.1, 0.2, 0.2)  # standard deviations that offsets are divided by
+IMAGE = (1, 3, 600, 1000)  # what the data layer declares: the shorter and the longest side
+RANDOM = "its training targets are drawn at random in each pass"
+
+
+def pixel_overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the intersection over union of each pair of boxes whose corners are pixels."""
+    low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    size = (torch.minimum(boxes[:, None, 2:4], others[None, :, 2:4]) - low + 1).clamp(min=0)
+    areas = [(corners[:, 2:4] - corners[:, :2] + 1).prod(1) for corners in (boxes, others)]
+    both = size.prod(2)
+    return both / (areas[0][:, None] + areas[1] - both)
+
+
+def offsets_to(boxes: Tensor, targets: Tensor) -> Tensor:
+    """Return dx, dy, dw, dh from boxes to targets, as `bbox_transform`."""
+    size, wanted = (corners[:, 2:4] - corners[:, :2] + 1 for corners in (boxes, targets))
+    centre = targets[:, :2] + 0.5 * wanted - boxes[:, :2] - 0.5 * size
+    return torch.cat([centre / size, (wanted / size).log()], 1)
+
+
+class _Sampler(PythonLayer):
+    """A layer whose tops are drawn at random."""
+
+    has_gradient = False
+    note = RANDOM
+    no_onnx = RANDOM
+    no_source = RANDOM
+
+    def setup(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def _draw(self, candidates: Tensor, count: int) -> Tensor:
+        """Return ``count`` of the candidates at most."""
+        if len(candidates) <= count:
+            return candidates
+        return candidates[torch.randperm(len(candidates), generator=self._generator)[:count]]
+
+    def _setting(self, name: str, known: tuple[str, ...]) -> Any:
+        settings = self.settings
+        for other in settings:
+            if other not in known:
+                raise self.error(f"param_str: {other} is unknown; known are {', '.join(known)}")
+        value = settings.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise self.error(f"param_str: {name} must be an integer over 0, as in '{name}': 16")
+        return value
+
+
+@register_python_layer("rpn.anchor_target_layer", "AnchorTargetLayer")
+class AnchorTargetLayer(_Sampler):
+    """Labels and offsets of the anchors: bottoms are the scores, the true boxes G×5, the image's size, the image.
+
+    Tops: labels 1×1×A·H×W (1, 0, or -1: not counted), offsets 1×4A×H×W, and their inside and outside weights.
+    Source: py-faster-rcnn, lib/rpn/anchor_target_layer.py.
+    """
+
+    bottom_count = (4, 4)
+    top_count = (4, 4)
+
+    def setup(self) -> None:
+        super().setup()
+        known = ("feat_stride", "scales", "allowed_border")
+        self.stride: int = self._setting("feat_stride", known)
+        scales, self.border = self.settings.get("scales", [8, 16, 32]), self.settings.get("allowed_border", 0)
+        if not isinstance(scales, list | tuple) or not all(
+            isinstance(v, int | float) and v > 0 for v in scales
+        ):
+            raise self.error(f"param_str: scales must be a list of numbers over 0, not {scales}")
+        self.anchors = torch.tensor(make_anchors(16, (0.5, 1, 2), scales))
+
+    def plan(self, scores: Shape, truth: Shape, info: Shape, image: Shape) -> LayerPlan:
+        if len(scores) != 4 or scores[0] != 1:
+            raise self.error(f"scores {list(scores)} must be 1×C×H×W: one image at a time")
+        if len(truth) < 2 or truth[1] != 5:
+            raise self.error(f"true boxes {list(truth)} must be G×5: corners and label")
+        if len(info) != 2 or info[1] < 2:
+            raise self.error(f"the third bottom {list(info)} must hold an image's height and width")
+        count, (height, width) = len(self.anchors), scores[2:]
+        offsets = (1, 4 * count, height, width)
+        return LayerPlan([(1, 1, count * height, width), offsets, offsets, offsets])
+
+    def forward(self, scores: Tensor, truth: Tensor, info: Tensor, image: Tensor) -> tuple[Tensor, ...]:
+        height, width = scores.shape[2:]
+        true, sides = truth.detach().float().cpu().reshape(len(truth), -1), info.detach().flatten().cpu()
+        y, x = torch.meshgrid(
+            torch.arange(height) * self.stride, torch.arange(width) * self.stride, indexing="ij"
+        )
+        boxes = (self.anchors + torch.stack([x, y, x, y], -1)[:, :, None]).reshape(-1, 4)
+        limits = torch.stack([sides[1], sides[0]]) + self.border
+        inside = ((boxes[:, :2] >= -self.border) & (boxes[:, 2:] < limits)).all(1).nonzero()[:, 0]
+        labels, offsets = boxes.new_full((len(boxes),), -1), boxes.new_zeros(len(boxes), 4)
+        weights = boxes.new_zeros(2, len(boxes), 4)
+        if len(inside) and len(true):
+            table = pixel_overlaps(boxes[inside], true)
+            most, best = table.max(1)
+            own = most.new_full((len(inside),), -1)
+            own[most < RPN_NEGATIVE] = 0
+            own[(table == table.amax(0)).any(1)] = 1
+            own[most >= RPN_POSITIVE] = 1
+            for label, count in ((1, RPN_SAMPLES // 2), (0, None)):
+                chosen = (own == label).nonzero()[:, 0]
+                kept = self._draw(chosen, RPN_SAMPLES - int((own == 1).sum()) if count is None else count)
+                own[chosen] = -1
+                own[kept] = label
+            labels[inside] = own
+            offsets[inside] = offsets_to(boxes[inside], true[best])
+            weights[0][labels == 1] = 1
+            weights[1][labels >= 0] = 1 / max(int((labels >= 0).sum()), 1)
+
+        def as_maps(values: Tensor) -> Tensor:
+            return values.reshape(1, height, width, -1).permute(0, 3, 1, 2).to(scores)
+
+        marks = as_maps(labels).reshape(1, 1, -1, width)
+        return (marks, *(as_maps(values) for values in (offsets, *weights)))
+
+
+@register_python_layer("rpn.proposal_target_layer", "ProposalTargetLayer")
+class ProposalTargetLayer(_Sampler):
+    """A sample of 128 regions at most, a quarter of them with an object: bottoms are regions R×5 and true boxes G×5.
+
+    Tops: regions, labels, offsets R×4·num_classes in the columns of the label, and their inside and outside weights.
+    Source: py-faster-rcnn, lib/rpn/proposal_target_layer.py.
+    """
+
+    bottom_count = (2, 2)
+    top_count = (5, 5)
+    sized_by_values = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.classes: int = self._setting("num_classes", ("num_classes",))
+
+    def plan(self, rois: Shape, truth: Shape) -> LayerPlan:
+        for what, shape in (("regions", rois), ("true boxes", truth)):
+            if len(shape) < 2 or shape[1] != 5:
+                raise self.error(f"{what} {list(shape)} must have five values each")
+        count = min(rois[0] + truth[0], ROI_SAMPLES)
+        offsets = (count, 4 * self.classes)
+        return LayerPlan([(count, 5), (count,), offsets, offsets, offsets])
+
+    def forward(self, rois: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+        true = truth.detach().float().cpu().reshape(len(truth), -1)
+        given = rois.detach().float().cpu().reshape(len(rois), -1)
+        regions = torch.cat([given, torch.cat([true[:, :1] * 0, true[:, :4]], 1)])
+        most, best = pixel_overlaps(regions[:, 1:], true).max(1)
+        foreground = self._draw((most >= ROI_OVERLAP).nonzero()[:, 0], ROI_FOREGROUND)
+        background = self._draw((most < ROI_OVERLAP).nonzero()[:, 0], ROI_SAMPLES - len(foreground))
+        kept = torch.cat([foreground, background])
+        labels = true[best[kept], 4]
+        labels[len(foreground) :] = 0
+        if len(labels) and not 0 <= int(labels.max()) < self.classes:
+            raise self.error(
+                f"label {int(labels.max())} is none of the {self.classes} classes of num_classes"
+            )
+        offsets = offsets_to(regions[kept, 1:], true[best[kept]]) / torch.tensor(STATED)
+        placed = offsets.new_zeros(len(kept), self.classes, 4)
+        weights = torch.zeros_like(placed)
+        rows = (labels > 0).nonzero()[:, 0]
+        placed[rows, labels[rows].long()] = offsets[rows]
+        weights[rows, labels[rows].long()] = 1
+        tops = (regions[kept], labels, placed.flatten(1), weights.flatten(1), weights.flatten(1))
+        return tuple(top.to(rois) for top in tops)
+
+
+@register_python_layer("roi_data_layer.layer", "RoIDataLayer")
+class RoIDataLayer(PythonLayer):
+    """Images and their true boxes; the caller feeds the tops, whose declared sizes are those of the configuration.
+
+    Source: py-faster-rcnn, lib/roi_data_layer/layer.py.
+    """
+
+    bottom_count = (0, 0)
+    top_count = (1, None)
+    is_input = True
+    has_gradient = False
+    note = "the data layer of py-faster-rcnn: its tops are inputs"
+    no_onnx = ""
+    no_source = ""
+
+    def setup(self) -> None:
+        classes = self.settings.get("num_classes", 1)
+        columns = 4 * (classes if isinstance(classes, int) else 1)
+        self.declared: Mapping[str, Shape] = {
+            "data": IMAGE, "im_info": (1, 3), "gt_boxes": (1, 5), "rois": (1, 5), "labels": (1,),
+            "bbox_targets": (1, columns), "bbox_inside_weights": (1, columns), "bbox_outside_weights": (1, columns),
+        }  # fmt: skip
+
+    def plan(self) -> LayerPlan:
+        for name in self.node.top_names:
+            if name not in self.declared:
+                raise self.error(
+                    f"top {name!r} is none of {', '.join(self.declared)}; give its shape (input_shapes={{{name!r}: ...}})",
+                    option="input_shapes",
+                )
+        return LayerPlan([self.declared[name] for name in self.node.top_names])
+
+    def onnx(self, graph: OnnxGraph) -> list[str]:
+        return list(self.node.top_names)
+
+    def source(self, code: SourceCode) -> list[str]:
+        return list(self.node.top_names)

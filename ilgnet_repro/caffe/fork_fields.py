@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from ..errors import GraphError, did_you_mean
+from ..errors import GraphError, did_you_mean, excerpt, one_of
 from ..schema import caffe_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -52,11 +52,22 @@ def refusal(field: pb.ForkField, descriptor: Any, messages: Collection[str] | No
 
     ``messages`` are those of the layer's type: a message of another type is never what was intended.
     """
+    names = _enum_names(field.path, descriptor)
+    if names:
+        return (
+            f"{describe_field(field)} is {excerpt(field.text)}, which is unknown to Caffe and to this package; use "
+            f"{one_of(names)}, or ignore it with ignore_fields= if it does not affect the result"
+        )
     return (
         f"{describe_field(field)} is unknown to Caffe and to this package"
         f"{_meant(field.path, descriptor, messages)}; "
         "remove it, or ignore it with ignore_fields= if it does not affect the result"
     )
+
+
+def is_misspelt(field: pb.ForkField, descriptor: Any) -> bool:
+    """Return whether an unknown field is spelled much like a known one."""
+    return bool(_meant(field.path, descriptor, None))
 
 
 def net_refusals(net: pb.NetParameter) -> list[str]:
@@ -102,6 +113,18 @@ def _names_of(path: str) -> Collection[str]:
         parts = written.split(".")
         names.update(".".join(parts[: end + 1]) for end in range(len(parts)))
     return names
+
+
+def _enum_names(path: str, descriptor: Any) -> list[str]:
+    """Return the names of a known enum; empty for a field that is unknown itself."""
+    *messages, name = without_indices(path).split(".")
+    for message in messages:
+        known = descriptor.fields_by_name.get(message)
+        if known is None or known.message_type is None:
+            return []
+        descriptor = known.message_type
+    found = descriptor.fields_by_name.get(name)
+    return list(found.enum_type.values_by_name) if found is not None and found.enum_type else []
 
 
 def _meant(path: str, descriptor: Any, messages: Collection[str] | None) -> str:

@@ -1,8 +1,9 @@
 """Parses protobuf's text format into messages by their descriptors, and keeps fields that the schema lacks.
 
-An unknown field becomes a ForkField of the nearest enclosing message that has such a field (a layer, the net,
-the solver): one per leaf, with its dotted path from there. The path of a repeated message's element has its
-index: ``include[1].weather``. A message without fields is kept as ``{}``, an empty list as ``[]``.
+An unknown field, or a known one with an unknown name of an enum, becomes a ForkField of the nearest enclosing message
+that has such a field (a layer, the net, the solver): one per leaf, with its dotted path from there. The path of a
+repeated message's element has its index: ``include[1].weather``. A message without fields is kept as ``{}``, an empty
+list as ``[]``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from ..errors import excerpt, one_of
+from ..errors import excerpt
 from .layer_types import FORK_V1_TYPES, V1_TYPES
 from .text_values import read_value
 from .tokens import END, MARK, NAME, NUMBER, STRING, Tokens
@@ -194,12 +195,12 @@ class _Parser:
 
         def element() -> None:
             kind, text, offset = self._scalar(field.name)
-            if field.full_name == _V1_TYPE and kind == NAME and text in FORK_V1_TYPES:
-                self._keep(keeper, field.name, text, offset)
-                return
             try:
                 value = read_value(field, kind, text)
             except ValueError as error:
+                if field.enum_type is not None and kind == NAME and keeper[1] is not None:  # a fork's
+                    self._keep(keeper, field.name, text, offset)
+                    return
                 remedy = _type_remedy(field, kind, text) or str(error)
                 raise self.tokens.error(f"{field.name}: {remedy}", offset) from None
             if repeated:
@@ -289,6 +290,4 @@ def _type_remedy(field: FieldDescriptor, kind: str, text: str) -> str | None:
         old = [name for name, new in _OLD_TYPES.items() if new and new == text[1:-1]]
         write = f"type: {old[0]} or call the layer `layer`" if old else "`layer` instead of `layers`"
         return f"{excerpt(text)} is the spelling of `layer`; write {write}"
-    if field.full_name == _V1_TYPE and kind == NAME:
-        return f"{excerpt(text)} is not a V1 layer type; use {one_of(sorted(_OLD_TYPES))}"
     return None

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from ..errors import FormatError, excerpt
 from ..schema import caffe_pb2
+from .implementation_fields import drop_implementation_fields
 from .layer_types import SOLVER_TYPES
 from .upgrade_v0 import upgrade_v0
 from .upgrade_v1 import upgrade_transforms, upgrade_v1
@@ -33,7 +34,11 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
             f"net {excerpt(net.name)}: has both `layer` {excerpt(net.layer[0].name)} and `layers` "
             f"{excerpt(net.layers[0].name or net.layers[0].layer.name)}; use only one of the two"
         )
-    for step in (upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm):
+    steps = (
+        *(upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm),
+        drop_implementation_fields,
+    )
+    for step in steps:
         net = step(net, notes)
     return net
 
@@ -65,15 +70,38 @@ def upgrade_solver(
 
 
 def _upgrade_inputs(net: caffe_pb2.NetParameter, notes: list[str]) -> caffe_pb2.NetParameter:
-    """Turn net-level inputs into one Input layer at the front, as Caffe does: one top and one shape per input."""
+    """Turn net-level inputs into one Input layer at the front, as Caffe does: one top and one shape per input.
+
+    Of ``input_shape`` and ``input_dim`` Caffe reads the first, and neither without ``input``.  It drops an ``input``
+    without a shape; here it becomes an input whose shape the caller gives, unless a layer writes that blob.
+    """
+    net = _copy(net)
     if not net.input:
+        fed = next((layer.name for layer in net.layer if layer.top and not layer.bottom), None)
         for field in ("input_dim", "input_shape"):
-            if getattr(net, field):
+            if not getattr(net, field):
+                continue
+            if fed is None:
                 raise FormatError(f"net {excerpt(net.name)}: {field} without input; name the input it is for")
-        return _copy(net)
+            net.ClearField(field)
+            notes.append(f"net-level {field} without input is not read; {excerpt(fed)} states its own shape")
+        return net
+    if net.input_shape and net.input_dim:
+        net.ClearField("input_dim")
+        notes.append("net-level input_shape and input_dim are both given; Caffe reads input_shape")
+    if not net.input_shape and not net.input_dim:
+        written = {top for layer in net.layer if not layer.bottom for top in layer.top}
+        twice = [name for name in net.input if name in written]
+        if twice:
+            kept = [name for name in net.input if name not in written]
+            del net.input[:]
+            net.input.extend(kept)
+            notes.append(
+                f"net-level input {', '.join(map(excerpt, twice))} has no shape and a layer writes it; left out, as in Caffe"
+            )
+            if not kept:
+                return net
     count, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
-    if shapes and dims:
-        raise FormatError(f"net {excerpt(net.name)}: input_shape and input_dim are both given; keep one")
     if shapes and shapes != count:
         raise FormatError(f"net {excerpt(net.name)}: {shapes} input_shape for {count} input; give one each")
     is_video = any(layer.type in _VIDEO_TYPES for layer in net.layer)

@@ -109,7 +109,7 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
 def _modern_type(old: caffe_pb2.V1LayerParameter) -> str:
     for field in old.fork_field:
         if field.path == "type":
-            return FORK_V1_TYPES[field.text]
+            return FORK_V1_TYPES.get(field.text, field.text)
     kind = modern_type_of_v1(old.type)
     if not kind:
         raise LayerError(excerpt(old.name), "NONE", "has no type; name one, such as type: CONVOLUTION")

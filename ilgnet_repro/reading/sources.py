@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..caffe.fork_fields import refusal
 from ..caffe.graph import Node
 from ..caffe.kinds import kind_named
 from ..errors import DataError, LayerError
@@ -40,6 +41,10 @@ class ImageSource:
     in_order = False
 
     def __init__(self, node: Node, root: Path, rows: ImageRows, colour: bool | None = None) -> None:
+        for field in node.layer.fork_field:
+            if field.path.startswith("transform_param."):
+                what = refusal(field, node.layer.DESCRIPTOR)
+                raise LayerError(node.name, node.type, what, option="ignore_fields")
         self.transform = Transform.from_param(node.layer.transform_param, node.phase, root)
         self.rows, self.colour = rows, self.transform.colour if colour is None else colour
         self.draws = self.transform.random

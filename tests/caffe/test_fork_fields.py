@@ -22,6 +22,20 @@ REFUSED = {
         f"net '': field lyaer.name (line 3, column 3) {UNKNOWN} (did you mean layer?){REMEDY}",
         "lyaer",
     ),
+    # Forks add names to Caffe's enums: like their fields they are kept, and refused where they are read.
+    "a fork's value of an enum": (
+        INPUT
+        + 'layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { pool: AVG kernel_size: 2 } }',
+        "p (Pooling): field pooling_param.pool (line 2, column 78) is AVG, which is unknown to Caffe and to this package; "
+        "use MAX, AVE or STOCHASTIC, or ignore it with ignore_fields= if it does not affect the result",
+        "pooling_param.pool",
+    ),
+    "a value of an enum in a rule": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" include { phase: TESTING } }',
+        "r (ReLU): field include[0].phase (line 2, column 70) is TESTING, which is unknown to Caffe and to this package; "
+        "use TRAIN or TEST, or ignore it with ignore_fields= if it does not affect the result",
+        "include.phase",
+    ),
     "a capital": (
         INPUT + 'Layer { name: "s" }',
         f"net '': field Layer.name (line 2, column 9) {UNKNOWN} (did you mean layer?){REMEDY}",

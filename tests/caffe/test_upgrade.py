@@ -234,17 +234,13 @@ REFUSED = {
         "p (padding): a padding layer has one bottom and one top",
     ),
     "fork's field of a wrong value": (
-        'layers { name: "b" type: BN bn_param { bn_mode: SOMETIMES } }',
-        "b (BN): its fork fields:2:12: bn_mode: SOMETIMES is not a Mode; use LEARN or INFERENCE",
+        'layers { name: "b" type: BN bn_param { eps: SMALL } }',
+        "b (BN): its fork fields:2:8: eps: SMALL is not a number; write one such as 0.5 or 1e-4",
     ),
     "dimensions": ('name: "n" input: "a" input_dim: 1', "net n: 1 input_dim for 1 input; give four each"),
     "shapes": (
         'name: "n" input: "a" input: "b" input_shape {}',
         "net n: 1 input_shape for 2 input; give one each",
-    ),
-    "dimensions and shapes": (
-        'name: "n" input: "a" input_dim: [1, 2, 3, 4] input_shape {}',
-        "net n: input_shape and input_dim are both given; keep one",
     ),
     "dimensions of nothing": (
         'name: "n" input_dim: 1',

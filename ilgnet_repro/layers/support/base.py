@@ -443,10 +443,14 @@ class Layer(nn.Module):
             raise self.error("blobs in a prototxt are not read; put them in a caffemodel")
         self._check_fork_fields()
 
+    def takes_fork_field(self, field: pb.ForkField) -> bool:
+        """Whether a field outside the schema is read, or cannot matter."""
+        return field.path in self.fork_fields
+
     def _check_fork_fields(self) -> None:
         layer = self.node.layer
         for fork in layer.fork_field:
-            if fork.path not in self.fork_fields:
+            if not self.takes_fork_field(fork):
                 own = (self.message, *self.other_messages)
                 raise self.error(refusal(fork, layer.DESCRIPTOR, own), option="ignore_fields")
 

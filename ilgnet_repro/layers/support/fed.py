@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ...caffe.fork_fields import is_misspelt, without_indices
+from ...schema import caffe_pb2 as pb
 from .base import Layer, LayerPlan, OnnxGraph, SourceCode
 
 
@@ -12,11 +14,29 @@ class FedLayer(Layer):
     is_input = True
     has_gradient = False
 
+    def takes_fork_field(self, field: pb.ForkField) -> bool:
+        return super().takes_fork_field(field) or is_fork_transform(field)
+
+    @property
+    def idle_note(self) -> str:
+        transforms = filter(is_fork_transform, self.node.layer.fork_field)
+        names = dict.fromkeys(".".join(without_indices(field.path).split(".")[:2]) for field in transforms)
+        own = f"{', '.join(names)}: a fork's, not applied to what the caller feeds" if names else ""
+        return "; ".join(filter(None, (super().idle_note, own)))
+
     def onnx(self, graph: OnnxGraph) -> list[str]:
         return list(self.node.top_names)
 
     def source(self, code: SourceCode) -> list[str]:
         return list(self.node.top_names)
+
+
+def is_fork_transform(field: pb.ForkField) -> bool:
+    """Whether an unknown field is a transformation of some fork's, and no misspelt one of Caffe's.
+
+    What the caller feeds is not transformed; a layer that reads its source refuses it (`reading.sources`).
+    """
+    return field.path.startswith("transform_param.") and not is_misspelt(field, pb.LayerParameter.DESCRIPTOR)
 
 
 class UnknownData(FedLayer):

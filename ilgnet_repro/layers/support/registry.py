@@ -10,7 +10,8 @@ from pkgutil import iter_modules
 from typing import TypeVar
 
 from ...caffe.graph import Node
-from ...errors import IlgnetError, LayerError
+from ...caffe.layer_types import FORK_V1_TYPES, V1_TYPES
+from ...errors import IlgnetError, LayerError, did_you_mean
 from ...schema import caffe_pb2 as pb
 from .base import Layer
 from .fed import UnknownData
@@ -73,7 +74,9 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     if cls is None:
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
-        raise LayerError(node.name, node.type, f"layer type is unknown; {hint}")
+        # Types of V1 layers are spelled like this; one that no Caffe has arrives here as it is written.
+        close = did_you_mean(node.type, (*V1_TYPES, *FORK_V1_TYPES)) if node.type.isupper() else ""
+        raise LayerError(node.name, node.type, f"layer type is unknown{close}; {hint}")
     return cls(node, ranks)
 
 

@@ -18,6 +18,7 @@ NAMES = [
     *("ava1-weights", "ava2-weights", "deploy", "train", "val", "v4"),
     *("ava1-solver", "ava2-solver", "ava1-log", "ava2-log"),
 ]
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 LISTS = {"ava1-train": 235_529, "ava1-val": 20_000, "ava2-train": 25_553, "ava2-val": 25_553}
 
 
@@ -52,6 +53,22 @@ def test_an_entry_describes_the_authors_file(authors, name):
     if release.kind == "partition":
         labels = [line.split()[1] for line in data.splitlines()]
         assert release.classes == (labels.count(b"0"), labels.count(b"1"))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_page_has_the_numbers_of_the_lists(name):
+    release = find_release(name)
+    row, *_ = re.findall(rf"^\| {name} \| (\d.*)$", PAGE, re.MULTILINE)
+    assert row.split(" | ")[:3] == [f"{number:,}" for number in (release.rows, *release.classes)]
+
+
+@pytest.mark.parametrize("train", ["ava1-train", "ava2-train"])
+def test_the_page_has_the_overlaps(train):
+    others = ("ava1-val", "ava2-train", "ava2-val")
+    (row,) = re.findall(rf"^\| {train} \| (\d[\d,]* .*|0 \|.*)\|$", PAGE, re.MULTILINE)[-1:]
+    for cell, other in zip(row.split("|"), others, strict=True):
+        if other != train:
+            assert cell.strip(" *").split()[0].rstrip("*") == f"{shared_rows(train, other):,}"
 
 
 def test_overlaps_are_those_of_the_authors_lists(authors):

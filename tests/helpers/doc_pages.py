@@ -7,11 +7,11 @@ A fenced block is one of
 - ``python``: code; an unlabelled block right after it is its output. The names of a page's blocks are shared;
 - ``text``, ``prototxt``, ...: not run.
 
-In quoted output a line of its own with ``…`` stands for any lines. A comment in front of a block says how it is taken:
+In quoted output a line of its own with ``…`` stands for any lines. Comments in front of a block say how it is taken:
 
 - ``<!-- measured -->``: numbers are compared in form only; with names (``<!-- measured: seconds -->``) only those in
   the columns so named of a table;
-- ``<!-- digits: N -->``: numbers are compared to N significant digits, as sums are rounded differently on another
+- ``<!-- digits: N -->``: fractions are compared to N significant digits, as sums are rounded differently on another
   processor;
 - ``<!-- slow: reason -->``: run by ``make check-docs`` only;
 - ``<!-- not run: reason -->``: never run, but the commands are read by their own parsers;
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -40,21 +41,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 ANY_LINES = "…"
 _FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>[a-z ]+)(?:: (?P<about>[^\n]*?))? -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"^(?P<marks>(?:<!-- [^\n]* -->\n)*)```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?"
+_FRACTION = r"\d+\.\d+(?:e[-+]?\d+)?"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands, its language, the comment in front of it, and its text."""
+    """A fenced block: where it stands, its language, the comments in front of it, and its text."""
 
     line: int
     start: int  # of the text, in the page
     language: str
-    mark: str
-    about: str
+    marks: dict[str, str]
     text: str
     follows: bool  # nothing stands between it and the block before
 
@@ -94,8 +95,7 @@ def blocks(text: str) -> list[Block]:
                 line=text.count("\n", 0, match.start("language")) + 1,
                 start=match.start("text"),
                 language=match["language"],
-                mark=match["mark"] or "",
-                about=match["about"] or "",
+                marks=dict(re.findall(r"<!-- ([a-z ]+)(?:: (.*?))? -->", match["marks"])),
                 text=match["text"],
                 follows=bool(found) and not text[end : match.start()].strip(),
             )
@@ -108,7 +108,7 @@ def steps(text: str, slow: bool) -> Iterator[Step]:
     """Yield what a page has to run, in order."""
     listed = blocks(text)
     for block, after in zip_longest(listed, listed[1:]):
-        if block.mark == "not run" or (block.mark == "slow" and not slow):
+        if "not run" in block.marks or ("slow" in block.marks and not slow):
             continue
         if block.language == "python":
             output = after if after and after.follows and not after.language else None
@@ -128,8 +128,9 @@ def steps(text: str, slow: bool) -> Iterator[Step]:
 
 def _compared(block: Block) -> tuple[tuple[str, ...] | None, int | None]:
     """Return how the numbers of a quote are compared: `Step.measured` and `Step.digits`."""
-    columns = tuple(name.strip() for name in block.about.split(",")) if block.about else ()
-    return columns if block.mark == "measured" else None, int(block.about) if block.mark == "digits" else None
+    columns = block.marks.get("measured")
+    measured = None if columns is None else tuple(name for name in columns.split(", ") if name)
+    return measured, int(block.marks["digits"]) if "digits" in block.marks else None
 
 
 def _commands(block: Block) -> Iterator[Step]:
@@ -182,8 +183,8 @@ def run_page(page: str, text: str, folder: Path, slow: bool = False) -> Run:
         for name in re.findall(r"^<!-- given: (.*?) -->$", text, re.MULTILINE):
             GIVEN[name](Path(name))
         for block in blocks(text):
-            if block.mark == "file":
-                Path(block.about).write_text(block.text, encoding="utf-8")
+            if "file" in block.marks:
+                Path(block.marks["file"]).write_text(block.text, encoding="utf-8")
         todo = [one for one in steps(text, slow) if one.code.strip() and not one.code.startswith("#")]
         for step, after in zip_longest(todo, todo[1:]):
             output = io.StringIO()
@@ -279,33 +280,29 @@ def is_quoted(
     quoted: str, printed: str, measured: tuple[str, ...] | None = None, digits: int | None = None
 ) -> bool:
     """Whether the quoted lines are those printed, but for what stands for any lines and measured numbers."""
-    if digits is not None:
-        quoted, printed = (_rounded(text, digits) for text in (quoted, printed))
     parts: list[list[str]] = [[]]
     for line in _lines(quoted):
         if line == ANY_LINES:
             parts.append([])
         else:
             parts[-1].append(line)
-    patterns = [re.compile(pattern) for pattern in _patterns(_lines(printed), measured)]
+    rows = list(_rows(_lines(printed), measured, digits))
 
     def stands_at(part: list[str], start: int) -> bool:
-        rows = patterns[start : start + len(part)]
-        return len(rows) == len(part) and all(
-            row.fullmatch(line) for row, line in zip(rows, part, strict=True)
-        )
+        found = rows[start : start + len(part)]
+        return len(found) == len(part) and all(row.has(line) for row, line in zip(found, part, strict=True))
 
     if len(parts) == 1:
-        return len(parts[0]) == len(patterns) and stands_at(parts[0], 0)
-    if not stands_at(parts[0], 0) or not stands_at(parts[-1], len(patterns) - len(parts[-1])):
+        return len(parts[0]) == len(rows) and stands_at(parts[0], 0)
+    if not stands_at(parts[0], 0) or not stands_at(parts[-1], len(rows) - len(parts[-1])):
         return False
     at = len(parts[0])
     for part in parts[1:-1]:
-        found = next((start for start in range(at, len(patterns) + 1) if stands_at(part, start)), None)
-        if found is None:
+        start = next((start for start in range(at, len(rows) + 1) if stands_at(part, start)), None)
+        if start is None:
             return False
-        at = found + len(part)
-    return at <= len(patterns) - len(parts[-1])
+        at = start + len(part)
+    return at <= len(rows) - len(parts[-1])
 
 
 def _lines(text: str) -> list[str]:
@@ -313,28 +310,45 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 
-def _rounded(text: str, digits: int) -> str:
-    return re.sub(r"\d+\.\d+(?:e[-+]?\d+)?", lambda number: f"{float(number[0]):.{digits}g}", text)
+@dataclass(frozen=True)
+class _Row:
+    """A printed line: the pattern of what may be quoted of it, and the numbers that its groups are close to."""
+
+    pattern: str
+    numbers: tuple[float, ...]
+    digits: int
+
+    def has(self, quoted: str) -> bool:
+        """Whether a line of a page quotes this one."""
+        found = re.fullmatch(self.pattern, quoted)
+        return found is not None and all(
+            math.isclose(float(text), number, rel_tol=5 * 10**-self.digits)
+            for text, number in zip(found.groups(), self.numbers, strict=True)
+        )
 
 
-def _patterns(lines: list[str], measured: tuple[str, ...] | None) -> Iterator[str]:
-    """Yield for each printed line the pattern of what may be quoted of it."""
-    spans: list[tuple[int, int]] = []
+def _rows(lines: list[str], measured: tuple[str, ...] | None, digits: int | None) -> Iterator[_Row]:
+    spans: list[tuple[int, int]] = []  # of the measured columns of the table that a line stands in
     for line in lines:
-        if measured == ():
-            yield re.sub(rf"(?:\\ )*{_ESCAPED_NUMBER}", lambda _: rf"\s*{_NUMBER}", re.escape(line))
-            continue
         if measured and line.startswith("┃"):
             spans = list(_columns(line, measured))
         elif not line.startswith(("│", "┡")):
             spans = []
-        if spans and line.startswith("│"):
-            yield _with_free_spans(line, spans)
-        else:
-            yield re.escape(line)
-
-
-_ESCAPED_NUMBER = r"(?:\\-|\\\+)?\d(?:\d|,|\\\.)*(?:e(?:\\-|\\\+)?\d+)?"
+        free = spans if line.startswith("│") else []
+        if measured == ():
+            free = [found.span() for found in re.finditer(rf" *{_NUMBER}", line)]
+        pattern, numbers, at = "", [], 0
+        for start, end in [*free, (len(line), len(line))]:
+            text = line[at:start]
+            if digits is None:
+                pattern += re.escape(text)
+            else:
+                between = re.split(_FRACTION, text)
+                pattern += rf"({_FRACTION}|\d+)".join(map(re.escape, between))
+                numbers += [float(number) for number in re.findall(_FRACTION, text)]
+            pattern += rf"\s*{_NUMBER}\s*" if end > start else ""
+            at = end
+        yield _Row(pattern, tuple(numbers), digits or 0)
 
 
 def _columns(header: str, measured: tuple[str, ...]) -> Iterator[tuple[int, int]]:
@@ -343,14 +357,6 @@ def _columns(header: str, measured: tuple[str, ...]) -> Iterator[tuple[int, int]
         if cell.strip() in measured:
             yield at, at + len(cell)
         at += len(cell) + 1
-
-
-def _with_free_spans(line: str, spans: list[tuple[int, int]]) -> str:
-    pattern, at = "", 0
-    for start, end in spans:
-        pattern += re.escape(line[at:start]) + rf"\s*(?:{_NUMBER})\s*"
-        at = end
-    return pattern + re.escape(line[at:])
 
 
 # ----------------------------------------------------------------------------------------------- given files

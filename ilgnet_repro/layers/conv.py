@@ -14,8 +14,9 @@ from .support.base import Attribute, BlobSpec, Layer, LayerPlan, OnnxGraph, Shap
 from .support.registry import register_layer
 from .support.shapes import Kept, reshape_onnx
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+# Without spatial axes: over an axis of length 1.
+_CONV = {0: F.conv1d, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {0: F.conv_transpose1d, 1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class Spatial(Layer):
@@ -40,19 +41,22 @@ class Spatial(Layer):
     # The N-D code path computes the same sums.
     ignored_fields: ClassVar[tuple[str, ...]] = ("engine", "force_nd_im2col")
     transposed = False
+    least_axes = 1  # spatial ones
 
     def setup(self, rank: int, *others: int) -> None:
         self.channel_axis = self._read_axis(rank)
         count = rank - self.channel_axis - 1
-        if not 1 <= count <= 3:
-            raise self.error(f"a bottom of {rank} axes has {count} spatial axes; 1 to 3 are supported")
+        if not self.least_axes <= count <= 3:
+            raise self.error(
+                f"a bottom of {rank} axes has {count} spatial axes; {self.least_axes} to 3 are supported"
+            )
         self.kernel, self.stride, self.pad, self.dilation = self._read_window(count)
         for field, values in (
             ("kernel_size", self.kernel),
             ("stride", self.stride),
             ("dilation", self.dilation),
         ):
-            if min(values) < 1:
+            if min(values, default=1) < 1:
                 raise self.error(f"{field} {list(values)} must be at least 1")
 
     def _read_axis(self, rank: int) -> int:
@@ -82,9 +86,9 @@ class Spatial(Layer):
                 raise self.error(f"states only one of {short}_h and {short}_w; state both")
             return pair
         if not repeated:
-            if default is None:
+            if default is None and count:
                 raise self.error(f"{field} is missing")
-            return (default,) * count
+            return (default or 0,) * count
         if len(repeated) == 1:
             return (repeated[0],) * count
         if len(repeated) != count:
@@ -106,13 +110,25 @@ class Spatial(Layer):
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         if self.transposed:
             return self.stride[axis] * (size - 1) + reach - 2 * self.pad[axis]
-        return (size + 2 * self.pad[axis] - reach) // self.stride[axis] + 1
+        span = size + 2 * self.pad[axis] - reach
+        # C rounds towards zero: a kernel that is a little larger than the padded bottom has one position.
+        return (span // self.stride[axis] if span >= 0 else -(-span // self.stride[axis])) + 1
+
+    def _missing(self, bottom: Sequence[int | None]) -> tuple[int, ...]:
+        """Return how many zeros each spatial axis lacks at its end for the kernel's last position."""
+        if self.transposed:
+            return (0,) * len(self.kernel)
+        missing = []
+        for axis, size in enumerate(bottom[self.channel_axis + 1 :]):
+            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            missing.append(0 if size is None else max(reach - size - 2 * self.pad[axis], 0))
+        return tuple(missing)
 
     def _extents(self, bottom: Shape) -> tuple[int, ...]:
         """The top's spatial lengths; raises LayerError where the kernel does not fit."""
         spatial = bottom[self.channel_axis + 1 :]
         extents = tuple(self._extent(size, axis) for axis, size in enumerate(spatial))
-        if min(extents) < 1:
+        if min(extents, default=1) < 1:
             raise self.error(f"bottom {list(bottom)} is too small for kernel {list(self.kernel)}")
         return extents
 
@@ -120,9 +136,12 @@ class Spatial(Layer):
         self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, group: int
     ) -> str:
         """Add a convolution; ONNX has one batch axis, so all axes before `axis` are flattened into it."""
+        if not self.kernel:
+            return self._pointwise_onnx(graph, x, op, weights, outputs, group)
         leading = self.channel_axis
+        ends = [pad + more for pad, more in zip(self.pad, self._missing(graph.shape(x)), strict=True)]
         attributes: dict[str, Attribute] = {
-            "kernel_shape": self.kernel, "strides": self.stride, "pads": self.pad * 2,
+            "kernel_shape": self.kernel, "strides": self.stride, "pads": [*self.pad, *ends],
             "dilations": self.dilation, "group": group,
         }  # fmt: skip
         if leading == 1:
@@ -140,6 +159,16 @@ class Spatial(Layer):
             stated = graph.node("Concat", [*parts, graph.node("Shape", [y], start=1)], axis=0)
         return graph.node("Reshape", [y, stated])
 
+    def _pointwise_onnx(
+        self, graph: OnnxGraph, x: str, op: str, weights: list[str], outputs: int, group: int
+    ) -> str:
+        """Add a convolution of a bottom without spatial axes, as one over an axis of length 1."""
+        channels, last = graph.size(x, self.channel_axis), graph.constant(integers(2))
+        wide = [graph.node("Unsqueeze", [weights[0], last]), *weights[1:]]
+        y = graph.node("Reshape", [x, graph.constant(integers(-1, channels, 1))])
+        y = graph.node(op, [y, *wide], kernel_shape=[1], group=group)
+        return reshape_onnx(graph, y, [*map(Kept, range(self.channel_axis)), outputs], x)
+
 
 class ConvolutionBase(Spatial):
     """Shared by all convolutions: weights, groups and bias."""
@@ -148,6 +177,7 @@ class ConvolutionBase(Spatial):
     bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
     top_count: ClassVar[tuple[int, int | None]] = (1, None)
     is_depthwise = False
+    least_axes = 0
     weight: Tensor
     bias: Tensor
 
@@ -217,15 +247,20 @@ class ConvolutionBase(Spatial):
             # To Caffe all axes before `axis` are batch axes; torch has one.
             images = x if leading == 1 else x.reshape(-1, *x.shape[leading:])
             groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
-            y = convolve(
-                images,
-                weight,
-                bias,
-                stride=self.stride,
-                padding=self.pad,
-                dilation=self.dilation,
-                groups=groups,
-            )
+            if not self.kernel:
+                y = convolve(images[..., None], weight[..., None], bias, groups=groups).squeeze(-1)
+            else:
+                if any(missing := self._missing(x.shape)):
+                    images = F.pad(images, _ends(missing))
+                y = convolve(
+                    images,
+                    weight,
+                    bias,
+                    stride=self.stride,
+                    padding=self.pad,
+                    dilation=self.dilation,
+                    groups=groups,
+                )
             tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
 
@@ -245,15 +280,26 @@ class ConvolutionBase(Spatial):
     def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         count, channels = len(self.kernel), code.shape(0)[self.channel_axis]
         group = self.groups(channels)
-        name = f"nn.Conv{'Transpose' if self.transposed else ''}{count}d"
+        name = f"nn.Conv{'Transpose' if self.transposed else ''}{count or 1}d"
         outputs = self.outputs_for(channels)
-        arguments = [str(channels), str(outputs), f"kernel_size={_short(self.kernel)}"]
+        arguments = [str(channels), str(outputs), f"kernel_size={_short(self.kernel or (1,))}"]
         defaults = (("stride", self.stride, 1), ("padding", self.pad, 0), ("dilation", self.dilation, 1))
         arguments += [f"{key}={_short(value)}" for key, value, usual in defaults if value != (usual,) * count]
         arguments += [f"groups={group}"] if group != 1 else []
         arguments += [] if self.has_bias else ["bias=False"]
         blobs = {"weight": self.blob("weight"), **({"bias": self._bias()} if self.has_bias else {})}
+        if not self.kernel:
+            blobs["weight"] = blobs["weight"][..., None]
         module = code.module(f"{name}({', '.join(arguments)})", **blobs)
+        if not self.kernel:
+            return [
+                f"{module}({x}.reshape(-1, {channels}, 1)).reshape(*{x}.shape[:{self.channel_axis}], {outputs})"
+                for x in bottoms
+            ]
+        bottoms = tuple(
+            f"F.pad({x}, {_ends(missing)})" if any(missing := self._missing(code.shape(index))) else x
+            for index, x in enumerate(bottoms)
+        )
         if self.channel_axis == 1:
             return [f"{module}({x})" for x in bottoms]
         cut = self.channel_axis
@@ -263,6 +309,11 @@ class ConvolutionBase(Spatial):
             else f"{module}({x}[None])[0]"
             for x in bottoms
         ]
+
+
+def _ends(missing: Sequence[int]) -> list[int]:
+    """Return the arguments of F.pad, the last axis first, for zeros at the end of each axis."""
+    return [side for more in reversed(missing) for side in (0, more)]
 
 
 def _short(values: Sequence[int]) -> str:
@@ -308,6 +359,8 @@ class Im2col(Spatial):
         return LayerPlan([(*x[: self.channel_axis], channels, *self._extents(x))])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        if any(missing := self._missing(x.shape)):
+            x = F.pad(x, _ends(missing))
         return (im2col(x, self.kernel, self.stride, self.pad, self.dilation),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
@@ -319,4 +372,6 @@ class Im2col(Spatial):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         geometry = f"{self.kernel}, {self.stride}, {self.pad}, {self.dilation}"
+        missing = self._missing(code.shape(0))
+        x = f"F.pad({x}, {_ends(missing)})" if any(missing) else x
         return [f"{code.helper(im2col)}({x}, {geometry})"]

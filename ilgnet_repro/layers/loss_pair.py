@@ -13,6 +13,7 @@ from .loss import Loss
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers, uses
 from .support.labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .support.registry import register_layer
+from .support.shapes import AXES, legacy_shape
 
 BALANCE = "loss_param.balance"
 
@@ -48,7 +49,7 @@ def balanced_cross_entropy_loss(x: Tensor, target: Tensor) -> Tensor:
 
 def contrastive_loss(a: Tensor, b: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
     """Return half the mean of d² for similar pairs, max(margin - d, 0)² for others (legacy: max(margin - d², 0))."""
-    squared = (a - b).flatten(1).square().sum(1)
+    squared = (a - b.reshape(a.shape)).reshape(a.shape[0], -1).square().sum(1)
     if legacy:
         apart = F.relu(margin - squared)
     else:
@@ -56,7 +57,7 @@ def contrastive_loss(a: Tensor, b: Tensor, similar: Tensor, margin: float, legac
         short = F.relu(margin - distance)
         # Caffe's gradient divides by the distance plus 1e-4, so that it is finite for equal pairs.
         apart = short.square() - short / (distance + 1e-4) * (squared - squared.detach())
-    return torch.where(similar.reshape(-1).long() != 0, squared, apart).sum() / (2 * a.shape[0])
+    return torch.where(similar.flatten()[: a.shape[0]].long() != 0, squared, apart).sum() / (2 * a.shape[0])
 
 
 uses(sigmoid_cross_entropy_loss, normalized_sum)
@@ -187,9 +188,11 @@ class ContrastiveLoss(Loss):
 
     def plan(self, a: Shape, b: Shape, similar: Shape) -> LayerPlan:
         self._check_first_axis(a, b)
-        if a != b or len(a) < 2 or prod(a[2:]) != 1:
+        wide = [legacy_shape(shape) for shape in (a, b) if len(shape) <= AXES]
+        if len(wide) < 2 or wide[0] != wide[1] or prod(a[2:]) != 1:
             raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
-        if prod(similar) != a[0]:
+        # Caffe takes the first labels, and reads out of bounds where there are fewer.
+        if prod(similar[1:]) != 1 or prod(similar) < a[0]:
             raise self.error(
                 f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one per pair"
             )
@@ -201,7 +204,11 @@ class ContrastiveLoss(Loss):
     def onnx(self, graph: OnnxGraph, a: str, b: str, similar: str) -> list[str]:
         from onnx import TensorProto
 
-        difference = graph.node("Flatten", [graph.node("Sub", [a, b])], axis=1)
+        if None in graph.shape(a)[:1] or graph.shape(a)[:1] != graph.shape(similar)[:1]:
+            ends = [graph.constant(integers(0)), graph.node("Shape", [a], start=0, end=1)]
+            similar = graph.node("Slice", [similar, *ends])
+        flat_a, flat_b = (graph.node("Flatten", [x], axis=1) for x in (a, b))
+        difference = graph.node("Sub", [flat_a, flat_b])
         squared = graph.node("ReduceSumSquare", [difference, graph.constant(integers(1))], keepdims=0)
         distance = squared if self.param.legacy_version else graph.node("Sqrt", [squared])
         margin = graph.constant(numbers(self.param.margin))

@@ -200,7 +200,7 @@ class BatchNorm(Layer):
 
 def in_groups(x: Tensor, groups: int) -> Tensor:
     """Return N × groups × values; also of no samples, where the last length cannot be inferred by reshape."""
-    rows = x.flatten(1) if x.dim() > 1 else x[:, None]
+    rows = x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
     return rows.reshape(*rows.shape[:1], groups, rows.shape[1] // groups)
 
 
@@ -243,8 +243,8 @@ class MVN(Layer):
         self.is_per_channel = rank > 1 and not self.param.across_channels
 
     def plan(self, x: Shape) -> LayerPlan:
-        if not 1 <= len(x) <= 4:
-            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 1 to 4")
+        if len(x) > 4:
+            raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 0 to 4")
         return LayerPlan([legacy_shape(x)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -255,7 +255,7 @@ class MVN(Layer):
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         axis = graph.constant(integers(2))
-        if self.rank == 1:
+        if self.rank <= 1:
             rows = graph.node("Reshape", [x, graph.constant(integers(-1, 1, 1))])
         else:
             # 0 copies the length, a dynamic one too.

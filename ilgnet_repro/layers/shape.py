@@ -22,7 +22,10 @@ from .support.shapes import (
 
 @register_layer("Flatten")
 class Flatten(Layer):
-    """The axes from `axis` to `end_axis`, both included, flattened into one."""
+    """The axes from `axis` to `end_axis`, both included, flattened into one.
+
+    Where `end_axis` is the one before `axis` there is nothing to flatten, and Caffe inserts an axis of length 1.
+    """
 
     message = "flatten_param"
     fields = ("axis", "end_axis")
@@ -31,22 +34,27 @@ class Flatten(Layer):
         self.rank = rank
         self.start = self.axis(self.param.axis, rank)
         self.end = self.axis(self.param.end_axis, rank, field="end_axis")
-        if self.end < self.start:
+        self.inserts = self.end == self.start - 1
+        if self.end < self.start - 1:
             raise self.error(f"end_axis {self.param.end_axis} is before axis {self.param.axis}")
 
     def plan(self, x: Shape) -> LayerPlan:
         return LayerPlan([(*x[: self.start], prod(x[self.start : self.end + 1]), *x[self.end + 1 :])])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (x.flatten(self.start, self.end),)
+        return (x.unsqueeze(self.start) if self.inserts else x.flatten(self.start, self.end),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        if self.inserts:
+            return [graph.node("Unsqueeze", [x, graph.constant(integers(self.start))])]
         if self.start == 1 and self.end == self.rank - 1:
             return [graph.node("Flatten", [x], axis=1)]
         front = [Kept(axis) for axis in range(self.start)]
         return [reshape_onnx(graph, x, [*front, -1, *map(Kept, range(self.end + 1, self.rank))], x)]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.inserts:
+            return [f"{x}.unsqueeze({self.start})"]
         axes = [self.start] if self.end == self.rank - 1 else [self.start, self.end]
         return [f"{x}.flatten({', '.join(map(str, axes))})"]
 

@@ -95,6 +95,49 @@ def test_depthwise_has_one_group_per_channel_regardless_of_the_group_field(field
         np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
 
 
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+@pytest.mark.parametrize(
+    ("shape", "fields"),
+    [((3, 4), "kernel_size: 3 pad: 1"), ((2, 3, 4), "axis: 2 group: 2"), ((4,), "axis: 0 bias_term: false")],
+    ids=["rows", "grouped", "one row"],
+)
+def test_without_spatial_axes_it_is_a_matrix_product(kind, shape, fields):
+    group, has_bias, x = 2 if "group" in fields else 1, "bias" not in fields, draw(*shape)
+    weight = draw(6, 4 // group, seed=1) if kind == "Convolution" else draw(4, 6 // group, seed=1)
+    bias = draw(6, seed=2) if has_bias else np.zeros(6)
+    expected = np.zeros((*shape[:-1], 6))
+    for o in range(6):
+        for c in range(4):
+            if o // (6 // group) == c // (4 // group):
+                w = weight[o, c % (4 // group)] if kind == "Convolution" else weight[c, o % (6 // group)]
+                expected[..., o] += w * x[..., c]
+    body = f'type: "{kind}" convolution_param {{ num_output: 6 {fields} }}'
+    net = one_layer(body, shape, blobs=[weight, bias] if has_bias else [weight])
+    for use in (run, run_onnx, run_source):
+        found = use(net, [x])[0]
+        assert found.shape == net.shapes["top0"] == expected.shape
+        np.testing.assert_allclose(found, expected + bias, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+@pytest.mark.parametrize("kind", ["Convolution", "Im2col"])
+def test_a_kernel_a_little_larger_than_the_bottom_has_one_position(kind):
+    # (2 + 0 - 4) / 3 and (3 + 2 - 6) / 2 are 0 in C, so that zeros follow the bottom.
+    fields = "kernel_h: 4 kernel_w: 6 stride_h: 3 stride_w: 2 pad_h: 0 pad_w: 1"
+    x, weight, bias = draw(2, 3, 2, 3), draw(4, 3, 4, 6, seed=1), draw(4, seed=2)
+    window = np.pad(x, ((0, 0), (0, 0), (0, 2), (1, 2)))
+    if kind == "Im2col":
+        net, expected = (
+            one_layer(f'type: "Im2col" convolution_param {{ {fields} }}', x.shape),
+            window.reshape(2, 72, 1, 1),
+        )
+    else:
+        body = f'type: "Convolution" convolution_param {{ num_output: 4 {fields} }}'
+        net = one_layer(body, x.shape, blobs=[weight, bias])
+        expected = (np.einsum("nchw,ochw->no", window, weight) + bias)[..., None, None]
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
 def test_depthwise_with_its_own_group():
     body = 'type: "DepthwiseConvolution" convolution_param { num_output: 6 kernel_size: 3 group: 2 }'
     weight, bias, x = draw(6, 2, 3, 3, seed=1), draw(6, seed=2), draw(2, 4, 5, 6)
@@ -164,7 +207,11 @@ def test_opencv_convolves_equally(fields, tmp_path):
         ("num_output: 4 kernel_size: 3 hole: 2 dilation: 2", "states both dilation and hole; state one kind"),
         ("num_output: 4 kernel_size: 9", "bottom [2, 6, 5, 7] is too small for kernel [9, 9]"),
         ("num_output: 4 kernel_size: 3 axis: 4", "axis 4 is outside a blob of 4 axes"),
-        ("num_output: 4 kernel_size: 3 axis: 3", "a bottom of 4 axes has 0 spatial axes; 1 to 3 are"),
+        (
+            "num_output: 4 kernel_size: 3 kernel_size: 3 axis: 3",
+            "kernel_size is stated 2 times for 0 spatial axes",
+        ),
+        ("num_output: 4 kernel_h: 3 kernel_w: 3 axis: 3", "kernel_h and kernel_w need two spatial axes"),
         ("num_output: 4 kernel_h: 3 kernel_w: 3 axis: 2", "kernel_h and kernel_w need two spatial axes"),
     ],
 )

@@ -245,6 +245,47 @@ def test_loss_weights_and_unnamed_tops():
     assert float(bare.loss(arrays)) == 1.5
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels"),
+    [((3, 2, 2, 2), (3,)), ((3, 2, 2), (3, 4)), ((3,), (3, 1, 1, 1)), ((3, 4), (3, 2, 2))],
+    ids=["planes", "more labels than images", "one score each", "planes of labels"],
+)
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+def test_hinge_takes_all_values_of_an_image_and_the_first_labels(shape, labels, norm):
+    x, classes = draw(1, *shape), int(np.prod(shape[1:]))
+    values = np.arange(int(np.prod(labels))).reshape(labels) % classes
+    rows = x.reshape(3, -1)
+    sign = np.ones_like(rows)
+    for image in range(3):
+        sign[image, values.flat[image]] = -1
+    margins = np.maximum(1 + sign * rows, 0)
+    expected = (margins if norm == "L1" else margins**2).sum() / 3
+    net = build("HingeLoss", [shape, labels], f"hinge_loss_param {{ norm: {norm} }}")
+    assert_all_uses(net, [x, values.astype(F32)], [np.asarray(expected, F32)])
+
+
+def test_multinomial_loss_of_planes():
+    x, labels = np.abs(draw(1, 3, 2, 2, 2)) + 0.1, np.array([7, 0, 3], F32)
+    expected = -np.log(x.reshape(3, -1)[range(3), labels.astype(int)]).mean()
+    net = build("MultinomialLogisticLoss", [x.shape, (3, 1)])
+    assert_all_uses(net, [x, labels[:, None]], [np.asarray(expected, F32)])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "labels"),
+    [((3,), (3,), (3,)), ((3, 4), (3, 4, 1, 1), (3, 1)), ((3, 4, 1), (3, 4), (5,))],
+    ids=["one value each", "axes of one", "more labels than pairs"],
+)
+def test_contrastive_loss_by_legacy_axes(first, second, labels):
+    a, b = draw(1, *first), draw(2, *second)
+    similar = (np.arange(int(np.prod(labels))) % 2).reshape(labels).astype(F32)
+    squared = ((a.reshape(3, -1) - b.reshape(3, -1)) ** 2).sum(1)
+    apart = np.maximum(1 - np.sqrt(squared), 0) ** 2
+    expected = np.where(similar.ravel()[:3] != 0, squared, apart).sum() / 6
+    net = build("ContrastiveLoss", [first, second, labels])
+    assert_all_uses(net, [a, b, similar], [np.asarray(expected, F32)])
+
+
 FLAT = (3, 5)
 REFUSED = {
     "labels short": ("SoftmaxWithLoss", [SCORES, (3, 2, 3)], "", "op (SoftmaxWithLoss): has 18 labels"),
@@ -258,11 +299,19 @@ REFUSED = {
         *("InfogainLoss", [FLAT, (3,), (5, 5)]),
         *("loss_param { normalize: true }", "normalize is deprecated and Caffe refuses it"),
     ),
-    "hinge labels": ("HingeLoss", [FLAT, (3, 2)], "", "needs scores N×C and one label per image"),
+    "hinge axes": ("HingeLoss", [(3, 1, 2, 1, 5), (3,)], "", "has 5 axes; it takes 1 to 4"),
+    "hinge label axes": ("HingeLoss", [FLAT, (3, 1, 2, 1, 5)], "", "has 5 axes; it takes 1 to 4"),
     "multinomial labels": ("MultinomialLogisticLoss", [FLAT, FLAT], "", "one label per image"),
     "euclidean": ("EuclideanLoss", [FLAT, (3, 4)], "", "differ in their number of values"),
     "sigmoid": ("SigmoidCrossEntropyLoss", [FLAT, (4, 5)], "", "differ in their first axis"),
     "contrastive": ("ContrastiveLoss", [FLAT, (3, 4), (3,)], "", "two blobs N×C of one shape"),
+    "contrastive axes": (
+        "ContrastiveLoss",
+        [(3, 2, 1, 4), (3, 2, 1, 4), (3,)],
+        "",
+        "two blobs N×C of one shape",
+    ),
+    "contrastive too few": ("ContrastiveLoss", [FLAT, FLAT, (2,)], "", "has 2 labels [2] for 3 pairs"),
     "contrastive labels": ("ContrastiveLoss", [FLAT, FLAT, (3, 2)], "", "has 6 labels [3, 2] for 3 pairs"),
     "sigma": ("SmoothL1Loss", [FLAT, FLAT], "smooth_l1_loss_param { sigma: 0 }", "sigma 0.0 must be over 0"),
     "softmax axis": ("Softmax", [FLAT], "softmax_param { axis: -3 }", "axis -3 is outside a blob of 2 axes"),

@@ -260,7 +260,7 @@ def test_mvn_of_a_constant_plane_has_a_finite_gradient():
 @pytest.mark.parametrize(
     ("kind", "shape", "message"),
     [
-        ("MVN", (1, 2, 3, 4, 5), "has 5 axes; it takes 1 to 4"),
+        ("MVN", (1, 2, 3, 4, 5), "has 5 axes; it takes 0 to 4"),
         ("BN", (3,), "has 1 axes; it takes 2 to 4"),
     ],
 )
@@ -281,3 +281,8 @@ def test_other_ranks_are_refused(kind, shape, message):
 )
 def test_source_is_what_a_person_would_write(body, line):
     assert f"        {line}\n" in build_source(one_layer(body, (2, 3, 4, 5))).text
+
+
+def test_mvn_of_a_scalar_has_four_axes():
+    net = one_layer('type: "MVN"', ())
+    check(net, np.full((), 3.5, np.float32), np.zeros((1, 1, 1, 1)))

@@ -34,6 +34,13 @@ def test_flatten(shape, data) -> None:
     assert_all_uses(net, [x], [expected])
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_flatten_of_no_axis_inserts_one(axis) -> None:
+    x = draw(1, 2, 3, 4)
+    net = build("Flatten", [x.shape], f"flatten_param {{ axis: {axis} end_axis: {axis - 1} }}")
+    assert_all_uses(net, [x], [np.expand_dims(x, axis)])
+
+
 @PROPERTY
 @given(shape=SHAPES, data=st.data())
 def test_reshape(shape, data) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from ..errors import FormatError, excerpt
 from ..schema import caffe_pb2
+from .evaluation import leave_out_evaluation
 from .implementation_fields import drop_implementation_fields
 from .layer_types import SOLVER_TYPES
 from .upgrade_v0 import upgrade_v0
@@ -37,6 +38,7 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
     steps = (
         *(upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm),
         drop_implementation_fields,
+        leave_out_evaluation,
     )
     for step in steps:
         net = step(net, notes)

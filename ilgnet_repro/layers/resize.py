@@ -41,7 +41,7 @@ uses(upsample_like, apply_taps, like_taps)
 
 @register_layer("Upsample")
 class Upsample(Layer):
-    """Three forks' layers of one name, told apart by the bottoms and the text.
+    """Three forks' layers of one name, distinguished by the bottoms and the text.
 
     - One bottom: each value repeated `scale` times along rows and columns.  Source: eric612/MobileNet-YOLO,
       upsample_layer.cpp.

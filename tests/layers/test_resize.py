@@ -74,7 +74,7 @@ def test_upsample_refuses_a_mask_of_another_size(wrong) -> None:
         run(net, [draw(1, 1, 1, 2, 3), mask])
 
 
-def test_upsample_reads_a_mask_that_a_pooling_made_without_being_told() -> None:
+def test_upsample_reads_the_mask_of_a_pooling_that_does_not_state_it() -> None:
     text = """
     layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 1 dim: 4 dim: 4 } } }
     layer { name: "pool" type: "Pooling" bottom: "x" top: "p" top: "mask"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from .caffe.crops import resolve_crops
-from .caffe.dummy_inputs import given_to_inputs
+from .caffe.dummy_inputs import given_to_inputs, unwritten_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
-from .caffe.graph import Node
+from .caffe.graph import Graph, Node
 from .caffe.graph_build import build_graph
+from .caffe.phase_rules import PHASES, is_included, net_state
 from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError
 from .known import identify
@@ -35,7 +36,10 @@ STATE_NOTE = (
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One layer: ``problem`` is empty where it is supported; ``note`` lists what Caffe ignores too."""
+    """One layer: ``problem`` is empty where it is supported; ``note`` lists what Caffe ignores too.
+
+    ``need`` says which shapes the caller has to give, because the text does not state them.
+    """
 
     name: str
     type: str
@@ -45,6 +49,7 @@ class LayerAudit:
     problem: str = ""
     note: str = ""
     no_onnx: str = ""
+    need: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,14 @@ class Audit:
             lines += list(self.fit.misshapen)
         return tuple(lines)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the caller has to give besides, one line each: shapes that the text does not state."""
+        return tuple(layer.need for layer in self.layers if layer.need)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "problems": self.problems}
+        return {**asdict(self), "problems": self.problems, "needs": self.needs}
 
 
 class AuditOptions(TypedDict, total=False):
@@ -92,7 +102,7 @@ def audit(
     net: pb.NetParameter,
     weights: WeightsFile | None = None,
     *,
-    phase: str = "TEST",
+    phase: str | None = None,
     level: int = 0,
     stages: Iterable[str] = (),
     input_shapes: Mapping[str, Shape] | None = None,
@@ -101,8 +111,9 @@ def audit(
 ) -> Audit:
     """Check every layer of a net, continuing after layers with errors.
 
-    The shapes of a layer after an unsupported one are unknown; its fields are still checked.  Raises IlgnetError
-    only where the layers do not form a net.
+    The phase is TEST, or TRAIN where only that one has layers.  Shapes that only a data layer's source or a layer that
+    was cut off would tell are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
+    fields are still checked.  Raises IlgnetError only where the layers do not form a net.
     """
     notes: list[str] = []
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
@@ -114,13 +125,18 @@ def audit(
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []
     state: dict[str, Any] = {"level": level, "stages": tuple(stages)}
+    phase = phase or _phase_of(net, notes, **state)
     net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
-    graph = build_graph(given_to_inputs(net, given, phase, notes=notes, **state), phase, **state)
+    net = given_to_inputs(net, given, phase, notes=notes, **state)
+    net, cut_off = unwritten_to_inputs(net, phase, **state)
+    graph = build_graph(net, phase, **state)
     shapes = shapes_by_name(given, graph)
     if weights is not None:
         shapes |= channels_of_weights(graph, shapes, weights, notes)
     plan = plan_net(graph, shapes, faults=faults)
-    problems = {error.layer: str(error) for error in reversed(faults)}  # the first error of each layer
+    needs = _needs(graph, faults, cut_off)
+    # The first error of each layer.
+    problems = {error.layer: str(error) for error in reversed(faults) if error.layer not in needs}
     # Found before layers of the same name get unique names.
     crops = {error.layer: str(error) for error in reversed(crop_faults)}
     rows = tuple(
@@ -128,6 +144,8 @@ def audit(
             plan,
             node,
             (crops.get(node.layer.name) if node.type == "Crop" else None) or problems.get(node.name, ""),
+            needs.get(node.name, ""),
+            "a layer before it has an error" if problems else "give those that are needed",
         )
         for node in graph.layers
     )
@@ -140,13 +158,15 @@ def audit(
     }
     batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
     known = _release_of(weights)
+    held = {layer.name for layer in weights.layers if layer.blobs} if weights else ()
+    is_open = needs and any(node.layer.name in held for node in graph if node.name not in plan.layers)
     return Audit(
         net=graph.name, phase=phase, layers=rows, inputs=inputs, outputs=graph.outputs,
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows) // batch,
         blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.value_shapes.values()) // batch,
         upgrades=tuple(notes), unknown=unknown,
-        fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights else None,
+        fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights and not is_open else None,
         release=known[0], sha256=known[1],
     )  # fmt: skip
 
@@ -157,7 +177,7 @@ def audit_files(
 ) -> Audit:  # fmt: skip
     """Audit a net with a weights file; without a net, the file's own or the one that `find_net` returns.
 
-    ``phase`` is TEST unless the file states another one.
+    ``phase`` is that of `audit` unless the file states one.
     """
     model = open_weights(weights) if weights is not None else None
     if prototxt is None:
@@ -169,14 +189,52 @@ def audit_files(
             input_shapes = {**file.input_shapes, **(input_shapes or {})}
         else:
             prototxt = find_net(model).net
-    return audit(prototxt, model, phase=phase or "TEST", input_shapes=input_shapes, **options)
+    return audit(prototxt, model, phase=phase, input_shapes=input_shapes, **options)
 
 
-def _row(plan: NetPlan, node: Node, problem: str) -> LayerAudit:
+def _phase_of(net: pb.NetParameter, notes: list[str], level: int, stages: tuple[str, ...]) -> str:
+    """Return TEST, or TRAIN where only that phase has layers."""
+    states = {phase: net_state(phase, level, (*net.state.stage, *stages)) for phase in PHASES}
+    has = {phase: any(is_included(layer, state) for layer in net.layer) for phase, state in states.items()}
+    if has["TEST"] or not has["TRAIN"]:
+        return "TEST"
+    notes.append("no layer is in phase TEST; the layers are those of phase TRAIN")
+    return "TRAIN"
+
+
+def _needs(graph: Graph, faults: Iterable[LayerError], cut_off: Iterable[str]) -> dict[str, str]:
+    """Return the layers whose shapes the caller has to give, with what is missing and where it was known from."""
+    nodes = {node.name: node for node in graph}
+    found = {}
+    for error in faults:
+        node = nodes.get(error.layer)
+        if node is None or node.bottoms or error.option != "input_shapes":
+            continue
+        blobs = ", ".join(map(repr, node.top_names))
+        if any(blob in cut_off for blob in node.top_names):
+            why = f"no layer of phase {graph.phase} writes it"
+        else:
+            source = _source(node.layer)
+            why = f"it is known only from {source}" if source else "the text does not state it"
+        shape = f"input_shapes={{{node.top_names[0]!r}: (N, C, H, W)}}"
+        found[node.name] = f"{node.name} ({node.type}): give the shape of {blobs}; {why} ({shape})"
+    return found
+
+
+def _source(layer: pb.LayerParameter) -> str:
+    """Return the file or database that a data layer names."""
+    for field, value in layer.ListFields():
+        source = getattr(value, "source", "") if field.name.endswith("data_param") else ""
+        if source:
+            return str(source)
+    return ""
+
+
+def _row(plan: NetPlan, node: Node, problem: str, need: str, why_unknown: str) -> LayerAudit:
     layer = plan.layers.get(node.name)
     if layer is None:
-        note = "" if problem else "shapes unknown: a layer before it has an error"
-        return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note)
+        note = "" if problem or need else f"shapes unknown: {why_unknown}"
+        return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note, need=need)
     tops = tuple(plan.value_shapes[top] for top in node.tops)
     parameters = sum(prod(spec.shape) for spec in plan.blobs[node.name])
     notes = (layer.idle_note, layer.note, STATE_NOTE if layer.has_state else "")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ..schema import caffe_pb2 as pb
 from .graph import unused_name
-from .phase_rules import is_included, net_state
+from .phase_rules import PHASES, is_included, net_state
 
 DUMMY_NOTE = "generates its tops, so it takes no image; give a top's shape to feed it"
 
@@ -36,6 +36,38 @@ def unwritten_bottoms(layers: Iterable[pb.LayerParameter]) -> list[str]:
     layers = list(layers)
     written = {top for layer in layers for top in layer.top}
     return list(dict.fromkeys(blob for layer in layers for blob in layer.bottom if blob not in written))
+
+
+def unwritten_to_inputs(
+    net: pb.NetParameter, phase: str = "TEST", *, level: int = 0, stages: Iterable[str] = ()
+) -> tuple[pb.NetParameter, tuple[str, ...]]:
+    """Return ``net`` with an Input layer without a shape for each blob that no layer of this state writes, and these.
+
+    Left out are blobs that a layer of another level or stage writes, and those that another phase computes.
+    """
+    state = net_state(phase, level, (*net.state.stage, *stages))
+    included = [layer for layer in net.layer if is_included(layer, state)]
+    fed = [
+        layer
+        for layer in net.layer
+        if not layer.bottom and any(is_included(layer, other) for other in _phases(state))
+    ]
+    computed = {top for layer in net.layer for top in layer.top if layer not in fed}
+    blobs = [blob for blob in unwritten_bottoms(included) if blob not in computed]
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    taken = {layer.name for layer in net.layer}
+    for blob in blobs:
+        made = result.layer.add(name=unused_name(blob, taken), type="Input", top=[blob])
+        taken.add(made.name)
+    result.layer.extend(net.layer)
+    return result, tuple(blobs)
+
+
+def _phases(state: pb.NetState) -> list[pb.NetState]:
+    """Return a state in both phases."""
+    return [pb.NetState(phase=phase, level=state.level, stage=state.stage) for phase in PHASES.values()]
 
 
 def _unwritten_to_inputs(

@@ -53,7 +53,7 @@ def build_graph(
     for layer in layers:
         if not layer.type:
             raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
-    walk = _Walk(layers, phase)
+    walk = _Walk(layers, phase, [layer for layer in net.layer if not is_included(layer, state)])
     for index in range(len(layers)):
         walk.add_layer(index)
     walk.finish()
@@ -84,8 +84,10 @@ class _Draft:
 class _Walk:
     """Adds the layers in order, as Caffe's `Net::Init`, and tracks the current value of each blob."""
 
-    def __init__(self, layers: list[pb.LayerParameter], phase: str) -> None:
-        self._layers, self._phase = layers, phase
+    def __init__(
+        self, layers: list[pb.LayerParameter], phase: str, excluded: list[pb.LayerParameter]
+    ) -> None:
+        self._layers, self._phase, self._excluded = layers, phase, excluded
         self._names = _unique_names(layers)
         self._params = Counter(param.name for layer in layers for param in layer.param if param.name)
         self._blobs: dict[str, Blob] = {}
@@ -97,7 +99,7 @@ class _Walk:
         layer = self._layers[index]
         for blob in layer.bottom:
             if blob not in self._blobs:
-                raise _missing_bottom(self._layers, index, blob)
+                raise _missing_bottom(self._layers, index, blob, self._excluded)
         draft = _Draft(self._names[index], layer, [self._refreshed(blob) for blob in layer.bottom])
         self.drafts.append(draft)
         for blob, value in zip(layer.bottom, draft.bottoms, strict=True):
@@ -251,7 +253,9 @@ def _repeated(names: Iterable[str]) -> str:
     return name
 
 
-def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> GraphError:
+def _missing_bottom(
+    layers: list[pb.LayerParameter], index: int, blob: str, excluded: list[pb.LayerParameter]
+) -> GraphError:
     layer = layers[index]
     where = f"{layer.name} ({layer.type}): bottom {blob!r}"
     writers = [other for other in layers[index:] if blob in other.top]
@@ -264,6 +268,14 @@ def _missing_bottom(layers: list[pb.LayerParameter], index: int, blob: str) -> G
             f"{where} is first written later, by {writers[0].name} ({writers[0].type}); "
             "put that layer before this one, or break the cycle"
         )
+    for other in excluded:
+        stages = [stage for rule in other.include for stage in rule.stage]
+        if blob in other.top and stages:
+            return GraphError(
+                f"{where} is written by no layer of this phase, level and stages; {other.name} ({other.type}) writes it in "
+                f"stage {stages[0]!r}: give stages=[{','.join(map(repr, stages))}]",
+                option="stages",
+            )
     others = [repr(other) for other in unwritten_bottoms(layers) if other != blob]
     also = f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])})" if others else ""
     axes = "N, C, H, W" if blob == layer.bottom[0] else "N, ..."  # others are labels and the like

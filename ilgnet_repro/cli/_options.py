@@ -238,11 +238,12 @@ def for_command(error: IlgnetError) -> str:
     """The message of an error, its option as the flag that a user of the command types."""
     text = str(error)
     for option in error.option.split():
-        text = _with_flag(text, option)
+        text = in_flags(text, option)
     return text
 
 
-def _with_flag(text: str, option: str) -> str:
+def in_flags(text: str, option: str) -> str:
+    """Return a message with a keyword of Python, and its value, as the flag of the commands."""
     flag = _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
     def spelled(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..files import json_text
 from ._console import add_row, results_console, say
-from ._options import add_net_options, read_shapes, read_stages
+from ._options import add_net_options, in_flags, read_shapes, read_stages
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -130,7 +130,7 @@ def print_audit(found: Audit) -> None:
     table.add_column("remark")
     for row in found.layers:
         shapes = ", ".join("x".join(map(str, shape)) or "(scalar)" for shape in row.tops)
-        remark = "NOT SUPPORTED" if row.problem else row.note
+        remark = "NOT SUPPORTED" if row.problem else "SHAPE NEEDED" if row.need else row.note
         add_row(
             table, row.name, row.type, shapes, f"{row.parameters:,}" if row.parameters else "",
             f"{row.multiply_adds:,}" if row.multiply_adds else "", remark,
@@ -153,5 +153,9 @@ def print_audit(found: Audit) -> None:
             console.print(printable(f"weights: not in the file, filled as the prototxt says: {name} ({how})"))
         if fit.extra:
             console.print(printable(f"weights: not in the net, ignored: {', '.join(fit.extra)}"))
+    elif found.needs and found.sha256:
+        console.print("weights: whether they fit is known once the shapes are given")
+    for need in found.needs:
+        console.print(printable(f"needed: {in_flags(need, 'input_shapes')}"))
     for problem in found.problems:
         console.print(printable(f"problem: {problem}"))

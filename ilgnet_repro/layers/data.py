@@ -32,7 +32,8 @@ class Input(FedLayer):
         tops = len(self.node.tops)
         if len(shapes) not in (1, tops):
             raise self.error(
-                f"states {len(shapes)} shapes for {tops} tops; state one for all or one per top, or give the input's shape"
+                f"states {len(shapes)} shapes for {tops} tops; state one for all or one per top, or give the input's shape",
+                option="" if shapes else "input_shapes",
             )
         return LayerPlan(shapes * tops if len(shapes) == 1 else shapes)
 

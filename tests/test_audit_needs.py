@@ -1,0 +1,133 @@
+"""What the audit says of nets whose sizes, data layers or phases are elsewhere: needed, not a problem."""
+
+from __future__ import annotations
+
+import pytest
+from small_nets import SMALL_TEXT, write_weights
+
+from ilgnet_repro.audit import audit, audit_files
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.errors import GraphError
+
+LAYERS = SMALL_TEXT[SMALL_TEXT.index('layer { name: "conv"') :]
+LOSS = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }'
+
+
+def data(type_: str, more: str, tops: str = 'top: "data" top: "label"', name: str = "d") -> str:
+    return f'layer {{ name: "{name}" type: "{type_}" {tops} {more} }}\n'
+
+
+GIVE = "give the shape of "
+# A text without sizes -> what is needed, and the shapes with which it has no needs.
+NEEDED = {
+    "database": (
+        data("Data", 'data_param { source: "a/train_lmdb" batch_size: 2 }') + LAYERS,
+        ("d (Data): " + GIVE + "'data', 'label'; it is known only from a/train_lmdb (input_shapes={'data': (N, C, H, W)})",),
+        {"data": (2, 3, 9, 7)},
+    ),
+    "HDF5": (
+        data("HDF5Data", 'hdf5_data_param { source: "l.txt" batch_size: 2 }') + LAYERS,
+        ("d (HDF5Data): " + GIVE + "'data', 'label'; it is known only from l.txt (input_shapes={'data': (N, C, H, W)})",),
+        {"data": (2, 3, 9, 7), "label": (2, 1)},
+    ),
+    "images": (
+        data("ImageData", 'image_data_param { source: "l.txt" batch_size: 2 }') + LAYERS,
+        ("d (ImageData): " + GIVE + "'data', 'label'; it is known only from l.txt (input_shapes={'data': (N, C, H, W)})",),
+        {"data": (2, 3, 9, 7)},
+    ),
+    "an input without a shape": (
+        'input: "data"\n' + LAYERS,
+        ("input (Input): " + GIVE + "'data'; the text does not state it (input_shapes={'data': (N, C, H, W)})",),
+        {"data": (2, 3, 9, 7)},
+    ),
+    "the data layer cut off": (
+        LAYERS + LOSS,
+        (
+            "data (Input): " + GIVE + "'data'; no layer of phase TEST writes it (input_shapes={'data': (N, C, H, W)})",
+            "label (Input): " + GIVE + "'label'; no layer of phase TEST writes it (input_shapes={'label': (N, C, H, W)})",
+        ),
+        {"data": (2, 3, 9, 7), "label": (2,)},
+    ),
+    "of the other phase": (
+        data("Data", 'data_param { source: "db" batch_size: 2 } include { phase: TRAIN }', 'top: "data"') + LAYERS,
+        ("data (Input): " + GIVE + "'data'; no layer of phase TEST writes it (input_shapes={'data': (N, C, H, W)})",),
+        {"data": (2, 3, 9, 7)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "needs", "shapes"), NEEDED.values(), ids=NEEDED)
+def test_shapes_that_the_text_does_not_state_are_needed(text, needs, shapes) -> None:
+    found = audit(parse_net(text))
+    assert found.problems == ()
+    assert found.needs == needs
+    conv = next(row for row in found.layers if row.name == "conv")
+    assert conv.note == "shapes unknown: give those that are needed"
+    whole = audit(parse_net(text), input_shapes=shapes)
+    assert (whole.problems, whole.needs) == ((), ())
+    assert whole.parameters == 4 * 3 * 9 + 4 + 5 * 4 * 6 + 5
+
+
+def test_the_layers_are_checked_all_the_same() -> None:
+    text = 'input: "data"\n' + LAYERS.replace('"Softmax"', '"Soft"').replace(
+        "kernel_size: 3 stride", "kernel: 3 stride"
+    )
+    assert [line.split(":")[0] for line in audit(parse_net(text)).problems] == [
+        "pool (Pooling)",
+        "prob (Soft)",
+    ]
+
+
+COMPUTED = 'layer { name: "r" type: "ReLU" bottom: "conv" top: "r" include { phase: TRAIN } }\n'
+
+
+def test_a_blob_that_another_phase_computes_is_no_input() -> None:
+    text = SMALL_TEXT + COMPUTED + 'layer { name: "s" type: "TanH" bottom: "r" top: "s" }'
+    with pytest.raises(GraphError, match=r"s \(TanH\): bottom 'r' is written by no layer of this phase"):
+        audit(parse_net(text))
+
+
+STAGED = data(
+    "Input", 'input_param { shape { dim: [2, 3, 9, 7] } } include { stage: "deploy" stage: "b" }', 'top: "data"', "in"
+)  # fmt: skip
+
+
+def test_a_net_of_stages_asks_for_one(tmp_path, capsys) -> None:
+    assert audit(parse_net(STAGED + LAYERS), stages=["deploy", "b"]).problems == ()
+    with pytest.raises(GraphError) as caught:
+        audit(parse_net(STAGED + LAYERS))
+    where = "conv (Convolution): bottom 'data' is written by no layer of this phase, level and stages; in (Input) writes it"
+    assert str(caught.value) == f"{where} in stage 'deploy': give stages=['deploy','b']"
+    (tmp_path / "n.prototxt").write_text(STAGED + LAYERS)
+    assert main(["audit", str(tmp_path / "n.prototxt")]) == 1
+    assert capsys.readouterr().err.endswith("in stage 'deploy': give --stage deploy,b\n")
+    assert main(["audit", str(tmp_path / "n.prototxt"), "--stage", "deploy,b"]) == 0
+
+
+@pytest.mark.parametrize(("phase", "shown"), [(None, "TRAIN"), ("TRAIN", "TRAIN")])
+def test_the_phase_that_has_layers_is_audited(phase, shown) -> None:
+    text = parse_net(SMALL_TEXT)
+    for layer in text.layer:
+        layer.include.add(phase=0)
+    found = audit(text, phase=phase)
+    assert (found.phase, found.problems, len(found.layers)) == (shown, (), 6)
+    note = "no layer is in phase TEST; the layers are those of phase TRAIN"
+    assert (note in found.upgrades) == (phase is None)
+    with pytest.raises(GraphError, match="has no layer in phase TEST"):
+        audit(text, phase="TEST")
+
+
+def test_weights_without_sizes_are_neither_fit_nor_misfit(tmp_path, capsys) -> None:
+    write_weights(tmp_path / "n.caffemodel")
+    (tmp_path / "n.prototxt").write_text('input: "data"\n' + LAYERS)
+    assert audit_files(parse_net('input: "data"\n' + LAYERS), tmp_path / "n.caffemodel").fit is None
+    assert main(["audit", str(tmp_path / "n.prototxt"), str(tmp_path / "n.caffemodel")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weights: whether they fit is known once the shapes are given" in shown
+    assert (
+        "needed: input (Input): give the shape of 'data'; the text does not state it (--shape data=N,C,H,W)"
+        in shown
+    )
+    assert main(["audit", str(tmp_path / "n.caffemodel"), "--shape", "data=2,3,9,7"]) == 0
+    assert "2 layers fit, 0 missing" in capsys.readouterr().out

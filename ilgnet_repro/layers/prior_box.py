@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers, uses
 from .support.registry import register_layer
 
 
@@ -22,7 +24,7 @@ class Boxes:
     variance: tuple[float, ...]
     image: tuple[float, float] | None  # height and width; None: those of the net's input
     step: tuple[float, float] | None  # pixels between positions; None: evenly over the image
-    offset: float
+    offset: tuple[tuple[float, float], ...]  # of each position's centres in its cell, rows and columns
     clip: bool
 
 
@@ -33,37 +35,75 @@ def prior_boxes(
     sizes: tuple[tuple[float, float], ...],
     variance: tuple[float, ...],
     step: tuple[float, float] | None,
-    offset: float,
+    offset: tuple[tuple[float, float], ...],
     clip: bool,
 ) -> Tensor:
     """Return boxes around each position of a feature map (height, width), relative to the image, and their variances."""
     centres = []
     for axis in (0, 1):
         distance = step[axis] if step else image[axis] / feature[axis]
-        cells = torch.arange(feature[axis], dtype=torch.float64)
-        centres.append((cells + offset) * distance / image[axis])
-    y, x = torch.meshgrid(*centres, indexing="ij")
-    half = torch.tensor(sizes, dtype=torch.float64) / 2
-    half_x, half_y = half[:, 0] / image[1], half[:, 1] / image[0]
-    x, y = x[..., None], y[..., None]
-    boxes = torch.stack([x - half_x, y - half_y, x + half_x, y + half_y], -1).float()
+        cells = torch.arange(feature[axis], dtype=torch.float64)[:, None]
+        shifts = torch.tensor([pair[axis] for pair in offset], dtype=torch.float64)
+        centres.append((cells + shifts) * distance / image[axis])
+    y, x = centres[0][:, None, None], centres[1][:, None]
+    half = torch.tensor(sizes, dtype=torch.float64)[:, None] / 2
+    half_x, half_y = half[..., 0] / image[1], half[..., 1] / image[0]
+    sides = torch.broadcast_tensors(x - half_x, y - half_y, x + half_x, y + half_y)
+    boxes = torch.stack(sides, -1).float()
     boxes = boxes.clamp(0, 1) if clip else boxes
     variances = torch.tensor(variance).expand_as(boxes)
     return torch.stack([boxes.flatten(), variances.flatten()])[None]
 
 
-@register_layer("PriorBox")
-class PriorBox(Layer):
-    """Default boxes (Liu et al., ECCV 2016), 1×2×4P: corners relative to the image, then their variances.
+def density_boxes(
+    feature: tuple[int, ...],
+    image: tuple[float, ...],
+    *,
+    fixed: tuple[tuple[float, float, int], ...],
+    by_step: bool,
+    variance: tuple[float, ...],
+    step: tuple[float, float] | None,
+    offset: tuple[tuple[float, float], ...],
+    clip: bool,
+) -> Tensor:
+    """Return density² boxes of each fixed size, ratio and density, spread over the step or over the size of a box.
+
+    Their corners are always cut off at the image's edges.
+    """
+    steps = step or (image[0] / feature[0], image[1] / feature[1])
+    average = int((steps[0] + steps[1]) * 0.5)
+    made = []
+    for size, ratio, density in fixed:
+        span = average if by_step else int(size)
+        shift = average // density if by_step else int(size / density)
+        width, height = (
+            (size * math.sqrt(ratio), size / math.sqrt(ratio)) if by_step else (int(size), int(size))
+        )
+        for place in range(density**2):
+            row, column = (shift * index + (shift - span) / 2 for index in divmod(place, density))
+            # A box away from the centre is one with another offset.
+            moved = tuple((y + row / steps[0], x + column / steps[1]) for y, x in offset)
+            sizes = ((width, height),)
+            boxes = prior_boxes(
+                feature, image, sizes=sizes, variance=variance, step=steps, offset=moved, clip=clip
+            )
+            made.append(boxes.reshape(2, -1, 1, 4))
+    corners, variances = torch.cat(made, 2)
+    low, high = corners.split(2, -1)
+    corners = torch.cat([low.clamp(min=0), high.clamp(max=1)], -1)
+    return torch.stack([corners.flatten(), variances.flatten()])[None]
+
+
+uses(density_boxes, prior_boxes)
+
+
+class _Priors(Layer):
+    """Default boxes, 1×2×4P: corners relative to the image, then their variances.
 
     Bottoms: the feature map and the net's input, of which only height and width are used.
     """
 
     message = "prior_box_param"
-    fields = (
-        *("min_size", "max_size", "aspect_ratio", "flip", "clip", "variance"),
-        *("img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset"),
-    )
     bottom_count = (2, 2)
     has_gradient = False
 
@@ -76,7 +116,7 @@ class PriorBox(Layer):
             variance=variance,
             image=self._pair("img_size", "img_h", "img_w"),
             step=self._pair("step", "step_h", "step_w"),
-            offset=self.param.offset,
+            offset=self._offsets(),
             clip=self.param.clip,
         )
 
@@ -93,7 +133,104 @@ class PriorBox(Layer):
             raise self.error(f"{both} (or {height} and {width}) must be over 0, not {list(pair)}")
         return pair
 
+    def _offsets(self) -> tuple[tuple[float, float], ...]:
+        rows, columns = list(self.param.offset_h), list(self.param.offset_w)
+        if not rows and not columns:
+            return ((self.param.offset,) * 2,)
+        if len(rows) != len(columns) or self.param.HasField("offset"):
+            raise self.error(
+                f"offset_h {rows} and offset_w {columns} must be stated equally often, and without offset"
+            )
+        return tuple(zip(rows, columns, strict=True))
+
+    def _stated_sizes(self) -> tuple[tuple[float, float], ...]:
+        widths, heights = list(self.param.width), list(self.param.height)
+        if not widths or len(widths) != len(heights) or min(widths + heights) <= 0:
+            raise self.error(f"width {widths} and height {heights} must be over 0 and stated equally often")
+        return tuple(zip(widths, heights, strict=True))
+
     def _sizes(self) -> tuple[tuple[float, float], ...]:
+        raise NotImplementedError
+
+    def _function(self) -> Callable[..., Tensor]:
+        """Return the function that makes the boxes from `_keywords`."""
+        return prior_boxes
+
+    def plan(self, feature: Shape, data: Shape) -> LayerPlan:
+        for bottom in (feature, data):
+            if len(bottom) != 4:
+                raise self.error(f"bottom {list(bottom)} must be N×C×H×W")
+        height, width = feature[2:]
+        return LayerPlan([(1, 2, 4 * height * width * len(self.boxes.sizes) * len(self.boxes.offset))])
+
+    def _keywords(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.boxes).items() if name != "image"}
+
+    def forward(self, feature: Tensor, data: Tensor) -> tuple[Tensor]:
+        image = self.boxes.image or data.shape[2:]
+        boxes = self._function()(feature.shape[2:], image, **self._keywords())
+        # bfloat16 is too coarse for corners; layers that read them compute in float32.
+        return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
+
+    def onnx(self, graph: OnnxGraph, feature: str, data: str) -> list[str]:
+        def sides(bottom: str) -> tuple[int, int]:
+            return graph.size(bottom, 2), graph.size(bottom, 3)
+
+        image = self.boxes.image or sides(data)
+        boxes = self._function()(sides(feature), image, **self._keywords())
+        return [graph.constant(numbers(boxes))]
+
+    def source(self, code: SourceCode, feature: str, data: str) -> list[str]:
+        image = exact(self.boxes.image) if self.boxes.image else f"{data}.shape[2:]"
+        rest = ", ".join(f"{name}={exact(_rounded(value))}" for name, value in self._keywords().items())
+        return [f"{code.helper(self._function())}({feature}.shape[2:], {image}, {rest}).to({feature})"]
+
+
+@register_layer("PriorBox")
+class PriorBox(_Priors):
+    """Default boxes of squares and ratios (Liu et al., ECCV 2016).
+
+    Forks: `offset_h` and `offset_w` give each box several centres in a cell; `width` and `height` state the boxes;
+    `fixed_size`, `fixed_ratio` and `density` spread boxes of one size over a cell.
+    Source: SSD, src/caffe/layers/prior_box_layer.cpp; OpenCV's and Anakin's ports for the forks' fields.
+    """
+
+    fields = (
+        *("min_size", "max_size", "aspect_ratio", "flip", "clip", "variance"),
+        *("img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset", "offset_h", "offset_w"),
+        *("width", "height", "fixed_size", "fixed_ratio", "density"),
+    )
+
+    def setup(self, feature: int, data: int) -> None:
+        self.fixed = self._fixed()
+        super().setup(feature, data)
+
+    def _fixed(self) -> tuple[tuple[float, float, int], ...]:
+        """Return size, ratio and density of each group of boxes of fixed sizes."""
+        sizes, ratios, density = (
+            list(getattr(self.param, name)) for name in ("fixed_size", "fixed_ratio", "density")
+        )
+        if not sizes:
+            if ratios or density:
+                raise self.error("fixed_ratio and density go with fixed_size; state it too")
+            return ()
+        if len(density) != len(sizes) or min(density) < 1 or min(sizes + ratios) <= 0:
+            raise self.error(
+                f"fixed_size {sizes} and fixed_ratio {ratios} must be over 0, with a density over 0 per size, not {density}"
+            )
+        if self.param.aspect_ratio or self.param.min_size:
+            raise self.error("fixed_size goes without min_size and aspect_ratio; use fixed_ratio")
+        return tuple(
+            (size, ratio, count)
+            for size, count in zip(sizes, density, strict=True)
+            for ratio in ratios or [1]
+        )
+
+    def _sizes(self) -> tuple[tuple[float, float], ...]:
+        if self.fixed:
+            return ((0.0, 0.0),) * sum(density**2 for _, _, density in self.fixed)
+        if self.param.width or self.param.height:
+            return self._stated_sizes()
         least, most = list(self.param.min_size), list(self.param.max_size)
         if not least or min(least) <= 0:
             raise self.error(f"min_size {least} must be stated and over 0")
@@ -114,34 +251,32 @@ class PriorBox(Layer):
             sizes += [(side * sqrt(r), side / sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
         return tuple(sizes)
 
-    def plan(self, feature: Shape, data: Shape) -> LayerPlan:
-        for bottom in (feature, data):
-            if len(bottom) != 4:
-                raise self.error(f"bottom {list(bottom)} must be N×C×H×W")
-        height, width = feature[2:]
-        return LayerPlan([(1, 2, 4 * height * width * len(self.boxes.sizes))])
+    def _function(self) -> Callable[..., Tensor]:
+        return density_boxes if self.fixed else super()._function()
 
     def _keywords(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self.boxes).items() if name != "image"}
+        keywords = super()._keywords()
+        if self.fixed:
+            del keywords["sizes"]
+            keywords |= {"fixed": self.fixed, "by_step": bool(self.param.fixed_ratio)}
+        return keywords
 
-    def forward(self, feature: Tensor, data: Tensor) -> tuple[Tensor]:
-        image = self.boxes.image or data.shape[2:]
-        boxes = prior_boxes(feature.shape[2:], image, **self._keywords())
-        # bfloat16 is too coarse for corners; layers that read them compute in float32.
-        return (boxes.to(feature.device, torch.promote_types(feature.dtype, torch.float32)),)
 
-    def onnx(self, graph: OnnxGraph, feature: str, data: str) -> list[str]:
-        def sides(bottom: str) -> tuple[int, int]:
-            return graph.size(bottom, 2), graph.size(bottom, 3)
+@register_layer("PriorBoxClustered")
+class PriorBoxClustered(_Priors):
+    """Default boxes of the stated widths and heights in pixels (Intel's forks; clusters of the true boxes).
 
-        image = self.boxes.image or sides(data)
-        boxes = prior_boxes(sides(feature), image, **self._keywords())
-        return [graph.constant(numbers(boxes))]
+    Source: the description of OpenVINO's operation PriorBoxClustered, which its Caffe fork's layer became.
+    """
 
-    def source(self, code: SourceCode, feature: str, data: str) -> list[str]:
-        image = exact(self.boxes.image) if self.boxes.image else f"{data}.shape[2:]"
-        rest = ", ".join(f"{name}={exact(_rounded(value))}" for name, value in self._keywords().items())
-        return [f"{code.helper(prior_boxes)}({feature}.shape[2:], {image}, {rest}).to({feature})"]
+    fields = (
+        *("width", "height", "clip", "variance", "img_size", "img_h", "img_w"),
+        *("step", "step_h", "step_w", "offset", "offset_h", "offset_w"),
+    )
+    ignored_fields = ("flip",)  # of aspect ratios, which it has none of
+
+    def _sizes(self) -> tuple[tuple[float, float], ...]:
+        return self._stated_sizes()
 
 
 def _rounded(value: Any) -> Any:

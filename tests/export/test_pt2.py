@@ -50,6 +50,7 @@ def test_it_contains_metadata_and_no_pickle(folder) -> None:
     with zipfile.ZipFile(folder / "small.pt2") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     assert not [name for name, data in parts.items() if data[:1] == b"\x80" or data[:2] == b"PK"]
+    assert not [name for name, data in parts.items() if b".py" in data]  # where this package is installed
     extra = {METADATA_FILE: ""}
     torch.export.load(folder / "small.pt2", extra_files=extra)
     assert json.loads(extra[METADATA_FILE])["caffe.phase"] == "TEST"

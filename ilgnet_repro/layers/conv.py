@@ -321,7 +321,7 @@ def _short(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
 
 
-@register_layer("Convolution")
+@register_layer("Convolution", "ConvolutionND")
 class Convolution(ConvolutionBase):
     """Cross-correlation with learned weights, num_output × channels/group × kernel."""
 

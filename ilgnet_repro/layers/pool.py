@@ -21,6 +21,7 @@ from .support.window import (
     stochastic_pool2d,
     stochastic_pool2d_draw,
 )
+from .support.window_nd import NdWindow
 
 
 class _PoolingBase(Layer):
@@ -77,7 +78,8 @@ class Pooling(_PoolingBase):
     """MAX (a second top is each maximum's index in its plane), AVE or STOCHASTIC over sliding windows.
 
     Of equal maxima the first gets the gradient.  AVE divides by the window clipped to the padded
-    image.  Source of the size rule: pooling_layer.cpp.
+    image.  Source of the size rule: pooling_layer.cpp.  With five axes, as in Intel's fork, the window has the same
+    length along time.
     """
 
     message = "pooling_param"
@@ -99,6 +101,10 @@ class Pooling(_PoolingBase):
     top_count = (1, 2)
 
     def setup(self, rank: int) -> None:
+        self.is_video = rank == 5
+        if self.is_video:
+            self._read_video()
+            return
         super().setup(rank)
         self.has_mask = len(self.node.tops) == 2
         if self.has_mask and self.method != "MAX":
@@ -108,6 +114,25 @@ class Pooling(_PoolingBase):
         if self.torch_name:
             self.torch_function = _TORCH[self.torch_name]
             self.arguments = self._arguments()
+
+    def _read_video(self) -> None:
+        """Read the window over three spatial axes, which Intel's fork and OpenCV pool by the rules of two."""
+        self.method = self.param.PoolMethod.Name(self.param.pool)
+        if self.method == "STOCHASTIC":
+            raise self.error("pool STOCHASTIC takes four axes; use MAX or AVE")
+        if len(self.node.tops) == 2:
+            raise self.error("a second top (the mask) takes four axes; remove it")
+        window = self._read_window()
+        for field in ("kernel_h", "stride_h", "pad_h"):
+            if self.param.HasField(field):
+                raise self.error(f"{field} takes four axes; this blob has five")
+        self.video = None
+        if window:
+            kernel, stride, pad = (values[:1] * 3 for values in (window.kernel, window.stride, window.pad))
+            self.video = NdWindow(self.method, kernel, stride, pad, window.ceil_mode)
+
+    def _video_window(self, size: Sequence[int]) -> NdWindow:
+        return self.video or NdWindow(self.method, tuple(size), (1, 1, 1), (0, 0, 0))
 
     def _read_window(self) -> Window | None:
         """Return the window, or None for global pooling."""
@@ -170,13 +195,15 @@ class Pooling(_PoolingBase):
         return (window.kernel, window.stride, window.pad, *dilation, window.ceil_mode)
 
     def plan(self, x: Shape) -> LayerPlan:
-        window = self._window(x[2:])
-        size = window.size(*x[2:])
+        window: Window | NdWindow = self._video_window(x[2:]) if self.is_video else self._window(x[2:])
+        size = window.counts(x[2:]) if isinstance(window, NdWindow) else window.size(*x[2:])
         if min(size) < 1:
             raise self.error(f"bottom {list(x)} is too small for kernel {list(window.kernel)}")
         return LayerPlan([(*x[:2], *size)] * len(self.node.tops))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.is_video:
+            return (self._video_window(x.shape[2:])(x),)
         if self.torch_name:
             return (self.torch_function(x, *self.arguments),)
         window = self._window(x.shape[2:])
@@ -186,6 +213,9 @@ class Pooling(_PoolingBase):
         return (self.function(self.training)(x, *geometry),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        if self.is_video:
+            size = [graph.size(x, axis) for axis in (2, 3, 4)]
+            return [self._video_window(size).onnx(graph, x, size)]
         if self.window is None and self.torch_name:
             return [graph.node("GlobalMaxPool" if self.method == "MAX" else "GlobalAveragePool", [x])]
         sides: Sides = graph.shape(x)[2:]
@@ -198,6 +228,9 @@ class Pooling(_PoolingBase):
         return [self._onnx_pool(graph, x, sides, window)]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.is_video:
+            video = self._video_window(code.shape(0)[2:])
+            return [f"{code.helper(video.function)}({x}, {video.arguments()})"]
         if self.torch_name:
             return [f"F.{self.torch_name}({x}, {self.window.arguments() if self.window else 1})"]
         helper = code.helper(caffe_max_pool2d_mask if self.has_mask else self.function(self.is_train))

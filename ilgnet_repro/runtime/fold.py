@@ -28,6 +28,7 @@ _FOLDED_INTO = {
     "Convolution": "convolution_param",
     "Convolution3D": "convolution3d_param",
     "ConvolutionDepthwise": "convolution_param",
+    "ConvolutionND": "convolution_param",
     "Deconvolution": "convolution_param",
     "Deconvolution3D": "convolution_param",
     "DepthwiseConvolution": "convolution_param",

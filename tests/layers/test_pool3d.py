@@ -102,6 +102,30 @@ def test_global_nd_pooling(method) -> None:
     assert_all_uses(net, [x], [expected])
 
 
+POOLING = {
+    "max": ("kernel_size: 2 stride: 2", "MAX", 2, 2, 0),
+    "padded average": ("pool: AVE kernel_size: 3 stride: 2 pad: 1", "AVE", 3, 2, 1),
+}
+
+
+@pytest.mark.parametrize(("fields", "method", "kernel", "stride", "pad"), POOLING.values(), ids=POOLING)
+def test_pooling_of_five_axes(fields, method, kernel, stride, pad) -> None:
+    x, geometry = draw(2, 3, 4, 5, 7), [(value,) * 3 for value in (kernel, stride, pad)]
+    counts = rounded_up(x.shape[2:], *geometry)
+    if pad:  # a window that starts past the padding is dropped
+        counts = [
+            c - 1 if (c - 1) * stride >= n + pad else c for c, n in zip(counts, x.shape[2:], strict=True)
+        ]
+    net = one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', x.shape)
+    assert_all_uses(net, [x], [slow_pool(x, method, counts, *geometry)])
+
+
+def test_global_pooling_of_five_axes() -> None:
+    x = draw(2, 3, 4, 5, 7)
+    net = one_layer('type: "Pooling" pooling_param { pool: AVE global_pooling: true }', x.shape)
+    assert_all_uses(net, [x], [x.mean((2, 3, 4), keepdims=True)])
+
+
 VIDEO = (2, 3, 4, 5, 6)
 REFUSED = {
     "no depth": ("Pooling3D", VIDEO, "kernel_size: 2", "kernel_depth is missing; state it in pooling3d_param"),
@@ -125,6 +149,15 @@ REFUSED = {
         "Pooling3D", VIDEO, "kernel_size: 2 kernel_depth: 2 temporal_pad: 1",
         "pooling3d_param.temporal_pad is not supported; remove it if it does not matter",
     ),
+    "five axes, stochastic": (
+        "Pooling", VIDEO, "pool: STOCHASTIC kernel_size: 2", "pool STOCHASTIC takes four axes; use MAX or AVE",
+    ),
+    "five axes, kernel_h": (
+        "Pooling", VIDEO, "kernel_h: 2 kernel_w: 2", "kernel_h takes four axes; this blob has five",
+    ),
+    "five axes, too small": (
+        "Pooling", VIDEO, "kernel_size: 9 stride: 2", f"bottom {list(VIDEO)} is too small for kernel [9, 9, 9]",
+    ),
     "no kernel_shape": ("NdPooling", VIDEO, "", "kernel_shape is missing; state one length per spatial axis"),
     "lengths": (
         "NdPooling", VIDEO, "kernel_shape { dim: 2 }", "kernel_shape [2] has 1 lengths for 3 spatial axes",
@@ -146,7 +179,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("kind", "shape", "fields", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(kind, shape, fields, message) -> None:
-    param = "pooling_param" if kind == "NdPooling" else "pooling3d_param"
+    param = "pooling_param" if kind in ("NdPooling", "Pooling") else "pooling3d_param"
     with pytest.raises(LayerError) as caught:
         one_layer(f'type: "{kind}" {param} {{ {fields} }}', shape)
     assert str(caught.value) == f"op ({kind}): {message}"

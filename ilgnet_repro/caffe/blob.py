@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +69,12 @@ class Blob:
         """
         values = self._values()
         return values.astype(np.float32) if self.dtype == np.float16 else values
+
+    def first(self) -> Blob:
+        """Return the blob of the first value alone."""
+        return replace(
+            self, shape=(1,), legacy=False, runs=(self.runs[0]._replace(size=1),) if self.runs else ()
+        )
 
     def _values(self) -> np.ndarray:
         if len(self.runs) == 1 and self.runs[0].stride == self.dtype.itemsize:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,21 @@ def _scan_layer(buffer: memoryview, layer: wire.Field, generation: _Generation, 
     )
     if any(blob.c3d for blob in found):
         kind = C3D_V1_NUMBERS.get(number, kind)
-    return LayerBlobs(name, kind, found + (nested.blobs if nested else ()))
+    return LayerBlobs(name, kind, _reordered(kind, found) + (nested.blobs if nested else ()))
+
+
+def _reordered(kind: str, blobs: tuple[Blob, ...]) -> tuple[Blob, ...]:
+    """Return the blobs of a BatchNorm of NVIDIA's Caffe 0.15 (DIGITS) in the order and shapes that it has since 0.16.
+
+    It wrote scale, bias, mean, variance as 1 x C x 1 x 1, and a reserved blob; NVIDIA's Caffe reorders them on load.
+    """
+    if kind != "BatchNorm" or len(blobs) != 5:
+        return blobs
+    shape = blobs[0].shape
+    if len(shape) != 4 or shape != (1, shape[1], 1, 1) or any(blob.shape != shape for blob in blobs[:4]):
+        return blobs
+    scale, bias, mean, variance = (replace(blob, shape=(shape[1],), legacy=False) for blob in blobs[:4])
+    return mean, variance, blobs[4].first(), scale, bias
 
 
 def _structure_pieces(buffer: memoryview, where: str) -> Iterator[bytes]:

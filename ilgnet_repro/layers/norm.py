@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..schema import caffe_pb2 as pb
 from .support.base import (
@@ -92,6 +94,13 @@ class BatchNorm(Layer):
     bias: Tensor
     passes: Tensor
 
+    @classmethod
+    def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
+        # NVIDIA's Caffe 0.15 always had five blobs, whether its text states a filler or not.
+        param = text.batch_norm_param
+        if blobs == 5 and not any(map(param.HasField, ("scale_bias", "scale_filler", "bias_filler"))):
+            param.scale_bias = True
+
     def setup(self, rank: int) -> None:
         self.rank = rank
         fillers = any(self.param.HasField(field) for field in ("scale_filler", "bias_filler"))
@@ -126,6 +135,24 @@ class BatchNorm(Layer):
                 filler = getattr(self.param, field) if stated else constant_filler(usual)
                 blobs.append(BlobSpec(name, (channels,), filler))
         return LayerPlan([x], blobs)
+
+    def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
+        super().register_blob(spec, parameter)
+        if spec.name != "scale_factor":
+            return
+        factor, where = float(parameter.detach().flatten()[0]), f"{self.node.name} (BatchNorm)"
+        if not self.has_affine and factor == 0 and bool(self.mean.detach().any()):
+            warnings.warn(
+                f"{where}: its scale factor is 0 and its means are not; Caffe takes mean and variance as 0 then, NVIDIA's "
+                "Caffe, which wrote such files in 2017, as they are stored: set the factor to 1 for its numbers",
+                stacklevel=2,
+            )
+        elif self.has_affine and factor not in (0, 1):
+            warnings.warn(
+                f"{where}: the third of its five blobs is {factor:g}; NVIDIA's Caffe, as here, does not divide by it, "
+                "Intel's does",
+                stacklevel=2,
+            )
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import errors
+    from . import aesthetics, errors, zoo
     from .errors import (
         DataError,
         DivergedError,
@@ -23,36 +24,43 @@ if TYPE_CHECKING:
     )
     from .export.convert import convert
     from .export.save import save
+    from .layers.python_layer import PythonLayer, register_python_layer
     from .layers.support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, SourceCode
     from .layers.support.registry import register_layer
     from .process import tune_process
-    from .runtime.fast import fast
+    from .reading.preprocessing import Preprocessing
+    from .runtime.fast import FastNet, fast
     from .runtime.load import load, load_net
     from .runtime.net import CaffeNet
-    from .scoring import score
+    from .runtime.runnable import FileNet, Runnable
+    from .scoring import Score, score
+    from .training import Solved, batches, solve
 
-_ERRORS = (
-    "DataError", "DivergedError", "DownloadError", "FormatError", "GraphError", "IlgnetError", "LayerError",
-    "ParseError", "SolverError", "WeightsError",
-)  # fmt: skip
 # Imported on first use, so that `ilgnet --help` does not wait for torch.
+_MODULES = ("aesthetics", "errors", "zoo")
 _EXPORTS = {
-    **dict.fromkeys(_ERRORS, "errors"),
-    "BlobSpec": "layers.support.base",
-    "CaffeNet": "runtime.net",
-    "Layer": "layers.support.base",
-    "LayerPlan": "layers.support.base",
-    "OnnxGraph": "layers.support.base",
-    "SourceCode": "layers.support.base",
-    "convert": "export.convert",
-    "fast": "runtime.fast",
-    "load": "runtime.load",
-    "load_net": "runtime.load",
-    "register_layer": "layers.support.registry",
-    "save": "export.save",
-    "score": "scoring",
-    "tune_process": "process",
-}
+    name: module
+    for module, names in {
+        "errors": (
+            "DataError", "DivergedError", "DownloadError", "FormatError", "GraphError", "IlgnetError", "LayerError",
+            "ParseError", "SolverError", "WeightsError",
+        ),
+        "export.convert": ("convert",),
+        "export.save": ("save",),
+        "layers.python_layer": ("PythonLayer", "register_python_layer"),
+        "layers.support.base": ("BlobSpec", "Layer", "LayerPlan", "OnnxGraph", "SourceCode"),
+        "layers.support.registry": ("register_layer",),
+        "process": ("tune_process",),
+        "reading.preprocessing": ("Preprocessing",),
+        "runtime.fast": ("FastNet", "fast"),
+        "runtime.load": ("load", "load_net"),
+        "runtime.net": ("CaffeNet",),
+        "runtime.runnable": ("FileNet", "Runnable"),
+        "scoring": ("Score", "score"),
+        "training": ("Solved", "batches", "solve"),
+    }.items()
+    for name in names
+}  # fmt: skip
 
 __all__ = [
     "BlobSpec",
@@ -60,6 +68,8 @@ __all__ = [
     "DataError",
     "DivergedError",
     "DownloadError",
+    "FastNet",
+    "FileNet",
     "FormatError",
     "GraphError",
     "IlgnetError",
@@ -68,24 +78,35 @@ __all__ = [
     "LayerPlan",
     "OnnxGraph",
     "ParseError",
+    "Preprocessing",
+    "PythonLayer",
+    "Runnable",
+    "Score",
+    "Solved",
     "SolverError",
     "SourceCode",
     "WeightsError",
     "__version__",
+    "batches",
     "convert",
     "errors",
     "fast",
     "load",
     "load_net",
     "register_layer",
+    "register_python_layer",
     "save",
     "score",
+    "solve",
     "tune_process",
+    "zoo",
 ]
+if find_spec(f"{__name__}.aesthetics") is not None:  # the core runs without the study
+    __all__ += ["aesthetics"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
+    if name in _MODULES and name in __all__:
         return import_module(f".{name}", __name__)
     if name in _EXPORTS:
         value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

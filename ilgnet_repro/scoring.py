@@ -18,6 +18,7 @@ from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
 from .runtime.runnable import Runnable, run_rows
+from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]
 BATCH = 16
@@ -38,6 +39,7 @@ class Score:
     meaning: str = ""
 
 
+@shows_options(LoadOptions, load)
 def score(
     images: Any,
     weights: PathLike | Runnable,

@@ -22,6 +22,7 @@ ALLOWED_IMPORTS = {
     "errors": set(),
     "opencv": {"errors"},
     "process": {"errors", "opencv"},
+    "signatures": set(),
     "files": {"errors"},
     "pages": {"errors"},
     "schema": set(),
@@ -34,17 +35,18 @@ ALLOWED_IMPORTS = {
     "prepare_images": {"errors", "reading", "about"},
     "runtime": {
         "errors", "files", "precisions", "process", "schema", "caffe", "layers", "zoo", "reading", "known", "about",
-        "prepare_images",
+        "prepare_images", "signatures",
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
-    "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime"},
+    "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime", "signatures"},
     "export": {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
-        "runtime",
+        "runtime", "signatures",
     },
     "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
+    "training": {"errors", "reading", "runtime", "train", "caffe_tool"},
 }  # fmt: skip
 # The study uses the core; only the command line knows the study.
 STUDY = "aesthetics"

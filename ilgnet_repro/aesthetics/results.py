@@ -156,6 +156,11 @@ class RunResult:
         """Images as the protocol counts them: the accuracy's denominator."""
         return sum(batch.size for batch in self.batches)
 
+    @property
+    def accuracy(self) -> float:
+        """Right answers per image, as the protocol counts them."""
+        return self.correct / self.count if self.count else math.nan
+
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON; NaN mean scores become None."""
         values = {_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}

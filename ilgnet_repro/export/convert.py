@@ -18,10 +18,11 @@ from ..runtime.load import load_caffe
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
+from ..signatures import shows_options
 from .formats import Format, check_options, find_format, read_options
 from .publish import check_replacing, create_folder, is_same_file, publish, staging
 from .quantization_deviation import Deviation, measure_deviation
-from .saving import Progress, SaveOptions, Saving, make_saving
+from .saving import Options, Progress, SaveOptions, Saving, make_saving
 from .verify import Verification, verify_files
 
 PathLike = str | os.PathLike[str]
@@ -69,6 +70,7 @@ class ConversionReport:
         }
 
 
+@shows_options(SaveOptions, Options)
 def convert(
     weights: PathLike,
     prototxt: PathLike | None = None,

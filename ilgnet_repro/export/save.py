@@ -14,18 +14,21 @@ from ..about import About
 from ..errors import IlgnetError
 from ..runtime.load import open_weights
 from ..runtime.modes import as_loaded
-from ..runtime.net import CaffeNet
+from ..runtime.net import CaffeNet, expect_caffe_net
 from ..runtime.origin import Origin
+from ..runtime.runnable import FileNet
 from ..runtime.weights import take_weights
+from ..signatures import shows_options
 from .formats import check_options, format_of, read_options
 from .publish import publish, staging
-from .saving import Progress, SaveOptions, make_saving
+from .saving import Options, Progress, SaveOptions, make_saving
 
 PathLike = str | os.PathLike[str]
 
 
+@shows_options(SaveOptions, Options)
 def save(
-    net: CaffeNet, path: PathLike, *, progress: Progress = None, **options: Unpack[SaveOptions]
+    net: CaffeNet | FileNet, path: PathLike, *, progress: Progress = None, **options: Unpack[SaveOptions]
 ) -> tuple[Path, ...]:
     """Save a net in its present state in the format of the suffix of ``path``; return the paths written.
 
@@ -44,6 +47,7 @@ def save(
         raise IlgnetError(f"{target.parent}: is not a folder; create it first")
     if target.is_dir():
         raise IlgnetError(f"{target}: is a folder; give a file's name")
+    net = expect_caffe_net(net, "saved")
     saving = make_saving(net, chosen, progress, present_about(net))
     with staging(target.parent, target.name) as stage, as_loaded(net):
         written = format_.write(saving, stage / target.name)

@@ -13,15 +13,16 @@ from torch.jit._trace import is_tracing
 from ..caffe.graph import Value
 from ..errors import GraphError
 from ..precisions import check_weights_precision
-from ..prepare_images import PrepareOptions
+from ..prepare_images import PrepareOptions, prepare
 from ..process import huge_pages
+from ..signatures import shows_options
 from .calls import wanted_blobs
 from .difference import differ
 from .fast_compiled import compile_steps
 from .fast_steps import Step, folded, plan_steps, run_steps, split_per_image
 from .modes import as_loaded
-from .net import CaffeNet
-from .runnable import TensorNet, tensor_net
+from .net import CaffeNet, expect_caffe_net
+from .runnable import FileNet, TensorNet, tensor_net
 
 _CPU = torch.device("cpu")
 _NOT_COMPILED = "a fast net runs uncompiled; compile the exact net, or use fast(net, compile=True)"
@@ -29,7 +30,7 @@ Log = Callable[[str], None]
 
 
 def fast(
-    net: CaffeNet, precision: str = "float32", *, compile: bool = False, log: Log | None = None
+    net: CaffeNet | FileNet, precision: str = "float32", *, compile: bool = False, log: Log | None = None
 ) -> FastNet:
     """Return ``net`` optimized for inference; see `FastNet`.
 
@@ -39,6 +40,7 @@ def fast(
     unknown precision.
     """
     check_weights_precision(precision)
+    net = expect_caffe_net(net, "made fast")
     if net.graph.phase != "TEST":
         raise GraphError(
             f"net {net.graph.name!r} is in phase {net.graph.phase}; only phase TEST can be made fast"
@@ -119,6 +121,7 @@ class FastNet(nn.Module):
         """What computes it."""
         return f"fast path, large dense weights in {self.precision}"
 
+    @shows_options(PrepareOptions, prepare)
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images as `CaffeNet.prepare`."""
         return self.exact.prepare(images, **options)
@@ -147,7 +150,6 @@ class FastNet(nn.Module):
             return found
         return self._run(given, blobs, inputs)
 
-    @torch.inference_mode()
     def _run(
         self,
         given: Mapping[str, Tensor] | Tensor | None,
@@ -156,15 +158,18 @@ class FastNet(nn.Module):
     ) -> dict[str, Tensor]:
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         inputs = self._intake.tensors(self._intake.named(given, inputs))
-        self._intake.check_sizes(inputs, by_plan=lambda: True)
-        values = {}
-        for name, fed in self._fed.items():
-            tensor = self._intake.value(inputs, name, torch.float32, _CPU)
-            values[fed] = (
-                tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-            )
-        values = run_steps(self._heads, self._in_slices(values), set(self._output_values.values()))
-        return {name: values[self._output_values[name]].contiguous() for name in wanted}
+        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs.values()):
+            raise self._refusal("differentiated")
+        with torch.inference_mode():
+            self._intake.check_sizes(inputs, by_plan=lambda: True)
+            values = {}
+            for name, fed in self._fed.items():
+                tensor = self._intake.value(inputs, name, torch.float32, _CPU)
+                values[fed] = (
+                    tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+                )
+            values = run_steps(self._heads, self._in_slices(values), set(self._output_values.values()))
+            return {name: values[self._output_values[name]].contiguous() for name in wanted}
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""

@@ -76,7 +76,7 @@ def load(
     crop: str | None = None,
     carry_state: bool = False,
     sha256: bool = False,
-) -> Any:
+) -> CaffeNet | FileNet:
     """Load a net from a file, whose kind is detected by its content, whatever its suffix.
 
     ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the

@@ -19,7 +19,9 @@ from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, did_you_mean, printable
 from ..layers.support.base import Layer, Shape
 from ..prepare_images import PrepareOptions, prepare
+from ..signatures import shows_options
 from .calls import Intake, names, shapes_by_name, wanted_blobs
+from .multipliers import Learnable, learnables, param_groups
 from .origin import Origin
 from .parameters import check_memory, register_blobs
 from .plan import NetPlan, plan_net
@@ -184,6 +186,20 @@ class CaffeNet(nn.Module):
     def params(self) -> dict[str, list[Tensor]]:
         """Each layer's parameter blobs in Caffe's order, by layer name; layers without blobs are left out."""
         return {node.name: layer.blobs for node, layer in self._sequence if layer.blob_names}
+
+    def param_groups(
+        self, lr: float | None = None, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the trainable parameters as groups for an optimizer of torch, one per pair of Caffe's multipliers.
+
+        Each has its ``lr_mult`` and ``decay_mult`` (of the net's `param` rows) and, where a base is given, ``lr`` and
+        ``weight_decay`` as the base times the multiplier: ``SGD(net.param_groups(lr=0.01, weight_decay=5e-4), lr=0.01)``.
+        """
+        return param_groups(self.learnables(), lr, weight_decay)
+
+    def learnables(self) -> list[Learnable]:
+        """Return the parameters with their multipliers, in the order of Caffe's `learnable_params`."""
+        return learnables(self.plan, self._sequence)
 
     def layer(self, name: str) -> Layer:
         """Return the layer of that name."""
@@ -395,6 +411,7 @@ class CaffeNet(nn.Module):
             )
         return found[0]
 
+    @shows_options(PrepareOptions, prepare)
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images (paths, uint8 arrays or PIL images) as ``about.preprocessing`` says: N×3×H×W.
 
@@ -458,6 +475,23 @@ class CaffeNet(nn.Module):
         self, inputs: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         return self._intake.value(inputs, name, torch.float32 if name in self._integers else dtype, device)
+
+
+def expect_caffe_net(net: Any, what: str) -> CaffeNet:
+    """Return ``net``, a net loaded from Caffe's files.  Raises GraphError for anything else.
+
+    ``what`` completes "it cannot be ...".
+    """
+    if isinstance(net, CaffeNet):
+        return net
+    form = getattr(net, "form", None)
+    if form is None:
+        raise GraphError(
+            f"a {type(net).__name__} is no net, so it cannot be {what}; give the net that load returns"
+        )
+    raise GraphError(
+        f"{net.name}: is computed by {form}, so it cannot be {what}; give the net loaded from Caffe's files"
+    )
 
 
 def float_arrays(net: CaffeNet) -> dict[str, list[np.ndarray]]:

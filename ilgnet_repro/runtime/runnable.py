@@ -13,6 +13,7 @@ from ..about import About
 from ..caffe.param_sharing import show_shape
 from ..errors import GraphError, IlgnetError, did_you_mean
 from ..prepare_images import PrepareOptions, prepare
+from ..signatures import shows_options
 from .calls import as_tensor, names, refuse_meta, wanted_blobs
 
 OpenShape = tuple[int | None, ...]  # None where the length is open
@@ -95,6 +96,7 @@ class FileNet:
             )
         return self.inputs[0]
 
+    @shows_options(PrepareOptions, prepare)
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
         """Prepare images as the file takes them; see `prepare_images.prepare`."""
         return torch.from_numpy(prepare(self.about, images, net=self.name, **options))
@@ -130,6 +132,11 @@ class FileNet:
         """
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         tensors = {name: as_tensor(name, value) for name, value in self._named(given, inputs).items()}
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tensors.values()):
+            raise GraphError(
+                f"{self.name}: a net that {self.form} runs has no gradients; load the Caffe net (prototxt and weights) "
+                "for them, or call it under torch.no_grad()"
+            )
         is_empty = any(value.shape[:1] == (0,) for value in tensors.values())
         for name, value in tensors.items():
             refuse_meta(name, value)
@@ -214,6 +221,7 @@ class TensorNet(nn.Module):
                 f"net {net.name!r}: {blob!r} depends on {len(found)} inputs ({names(found)}); call the net by names"
             )
         self.net, self.blob, self.input = net, blob, found[0]
+        self.training = isinstance(net, nn.Module) and net.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the blob for this input."""

@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..caffe.graph import Graph
-from ..caffe.param_sharing import param_spec
 from ..errors import SolverError, WeightsError
-from ..layers.norm import BatchNorm
 from ..layers.support.base import Layer, Shape
 from ..runtime.load import open_weights, read_matrices
+from ..runtime.multipliers import Learnable
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.plan import NetPlan, plan_net
 from ..runtime.weights import fit_weights, take_weights
-from .updates import Learnable
 
 Note = Callable[[str], None]
 
@@ -136,32 +133,10 @@ def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -
 def learnables(net: CaffeNet) -> list[Learnable]:
     """Return the parameters a solver updates, in the order of Caffe's `learnable_params`.
 
-    Shared parameters count once, with the multipliers of the first `param` row that states them.  Those
-    with a rate of 0 are listed (solver states have arrays for them) but get no gradient.
+    Those with a rate of 0 are listed (solver states have arrays for them) but get no gradient.
     """
-    owners = net.plan.owners
-    found: dict[tuple[str, int], tuple[Tensor, dict[str, float]]] = {}
-    for node in net.graph:
-        layer = net.layer(node.name)
-        layer.check_param_rows(len(layer.blobs))
-        for index, blob in enumerate(layer.blobs):
-            owner = owners.get((node.name, index))
-            key = (owner.layer, owner.index) if owner else (node.name, index)
-            _, multipliers = found.setdefault(key, (blob, {}))
-            spec = param_spec(node, index)
-            for field in ("lr_mult", "decay_mult"):
-                if spec.HasField(field):
-                    multipliers.setdefault(field, getattr(spec, field))
-            if not net.plan.blobs[node.name][index].learned:
-                # NVIDIA's BatchNorm sets the rates of its statistics to 0, whatever the text says.
-                must_be_zero = isinstance(layer, BatchNorm) and not layer.is_nvidia
-                if must_be_zero and multipliers.get("lr_mult"):
-                    raise layer.error("lr_mult must be 0: its blobs are statistics; remove the param rows")
-                multipliers["lr_mult"] = 0.0
-    result = []
-    for (name, index), (blob, multipliers) in found.items():
-        one = Learnable(f"{name}[{index}]", blob, **multipliers)
-        if isinstance(blob, torch.nn.Parameter):
-            blob.requires_grad_(one.lr_mult != 0)
-        result.append(one)
-    return result
+    found = net.learnables()
+    for one in found:
+        if isinstance(one.tensor, torch.nn.Parameter):
+            one.tensor.requires_grad_(one.lr_mult != 0)
+    return found

@@ -13,19 +13,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ..runtime.multipliers import Learnable
 from .solver import Settings
 
 Tensors = list[Tensor]
-
-
-@dataclass(frozen=True)
-class Learnable:
-    """One parameter blob that a solver updates, with the multipliers of its `param` row."""
-
-    name: str
-    tensor: Tensor
-    lr_mult: float = 1.0
-    decay_mult: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ilgnet_repro as ir
 
@@ -98,3 +100,43 @@ def test_every_public_name_exists(name: str) -> None:
 def test_a_name_that_does_not_exist() -> None:
     with pytest.raises(AttributeError, match="module 'ilgnet_repro' has no attribute 'laod'"):
         ir.laod  # noqa: B018
+
+
+OPTIONS = {
+    "load": {"prototxt", "phase", "level", "stages", "input_shapes", "ignore_fields", "allow_missing", "crop"},
+    "save": {"fold", "precision", "dynamic_size", "with_preprocessing", "input_order", "fast_lrn"},
+    "convert": {"to", "out", "verify", "fold", "precision", "dynamic_size"},
+    "score": {"preprocessing", "batch", "prototxt", "phase", "carry_state", "allow_missing"},
+    "fast": {"precision", "compile"},
+    "solve": {"weights", "resume", "max_iter", "precision", "log"},
+    "batches": {"seed", "root", "start", "workers"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_shown_by_their_names(name: str) -> None:
+    """As `help()` and completion show them, with types and defaults."""
+    shown = inspect.signature(getattr(ir, name))
+    assert shown.parameters.keys() >= OPTIONS[name]
+    for one in shown.parameters.values():
+        assert one.kind is not one.VAR_KEYWORD, f"{name} hides its options"
+        assert one.annotation is not one.empty, f"{name}: {one.name} has no type"
+    assert shown.return_annotation not in ("Any", shown.empty)
+
+
+@pytest.mark.parametrize("kind", [ir.CaffeNet, ir.FastNet, ir.FileNet], ids=lambda kind: kind.__name__)
+def test_the_options_of_prepare_are_shown(kind: type) -> None:
+    shown = inspect.signature(kind.prepare).parameters
+    assert list(shown) == ["self", "images", "preprocessing", "size", "order"]
+    assert shown["order"].default == "BGR"
+
+
+FORMS = {"fast": ir.fast, "save": lambda net: ir.save(net, "net.onnx"), "batches": ir.batches}
+NO_NETS = {"a path": "net.caffemodel", "None": None, "a torch module": torch.nn.Linear(2, 3)}
+
+
+@pytest.mark.parametrize("value", NO_NETS.values(), ids=NO_NETS)
+@pytest.mark.parametrize("use", FORMS.values(), ids=FORMS)
+def test_what_is_no_net_is_named(use, value) -> None:
+    with pytest.raises(ir.GraphError, match=f"a {type(value).__name__} is no net, so it cannot be"):
+        use(value)

@@ -155,6 +155,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], float, str]] = {
         lambda net: lambda x: {"prob": torch.export.export(net.as_tensor(), (x,)).module()(x)}, 1e-6,
         "exported or traced",
     ),
+    "gradients": (lambda net: lambda x: net(x.clone().requires_grad_()), 0, "differentiated"),
     "a backward hook": (
         lambda net: (net.register_full_backward_hook(lambda module, given, found: None), net)[1], 0,
         "given backward hooks",

@@ -7,7 +7,7 @@ start of the buffer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, overload
 
 from ..errors import FormatError
 
@@ -15,7 +15,18 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED_SIZE = {FIXED64: 8, FIXED32: 4}
 _MAX_VARINT_BYTES = 10
 
-Buffer = memoryview | bytes
+
+class ByteSource(Protocol):
+    """Bytes that are read from a file where they are asked for."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int, /) -> int: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> bytes: ...
+
+
+Buffer = memoryview | bytes | ByteSource
 
 
 class Field(NamedTuple):

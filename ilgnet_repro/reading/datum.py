@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from .. import opencv as cv2
-from ..caffe.wire import BYTES, fields
+from ..caffe.wire import BYTES, Buffer, fields
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .images import decode, suffix_of
@@ -52,7 +52,7 @@ class DatumHeader(NamedTuple):
     stored: int
 
 
-def datum_header(value: memoryview, where: str) -> DatumHeader:
+def datum_header(value: Buffer, where: str) -> DatumHeader:
     """Read all fields of a row but its image, which is skipped.
 
     Raises FormatError (starting with ``where``) if the value is not a protocol buffer.

@@ -36,8 +36,8 @@ def _is_left_over(path: Path) -> bool:
     """Whether a file is one that a build killed in its first or last step leaves."""
     if path.name != "bad.jsonl":
         return _is_temporary(path)
-    row = path.read_text(encoding="utf-8").partition("\n")[0]
-    return not row or row.startswith("[")
+    row = path.read_bytes()[:1]
+    return row in (b"", b"\n", b"[")
 
 
 def bad_list(target: Path) -> Path:
@@ -128,7 +128,7 @@ class Journal:
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
             changed = [name for name in self.plan if begun[name] != self.plan[name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{self.folder}: is not an unfinished build by this program; remove it"
             ) from error
@@ -154,8 +154,16 @@ class Journal:
         self.bad = []
         path = self.folder / "bad.jsonl"
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and (row := BadRow(*json.loads(line))).number < start:
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+                try:
+                    row = BadRow(*json.loads(line))
+                except (ValueError, TypeError, RecursionError):
+                    row = None
+                if row is None or [type(value) for value in row] != [int, str, int, str]:
+                    raise DataError(
+                        f"{self.folder}: its bad.jsonl is damaged (line {number}); remove the folder"
+                    )
+                if row.number < start:
                     self.bad.append(row)
         with atomic_file(path, "w") as file:
             file.writelines(json_text(row) + "\n" for row in self.bad)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ..caffe.kinds import naming_kind
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .datum import DatumHeader, datum_header, datum_image, parse_datum
-from .lmdb_read_environment import WINDOW, Environment, open_environment
+from .lmdb_pages import PageFile, Place
+from .lmdb_read_environment import open_environment
 
 
 class Row(NamedTuple):
@@ -50,11 +52,32 @@ def key_text(key: bytes) -> str:
     return key.decode("utf-8", "backslashreplace")
 
 
+class _Index:
+    """The keys of all rows, one after another, and where their values are in the file."""
+
+    def __init__(self, rows: Iterator[tuple[bytes, Place]]) -> None:
+        self._keys, self._ends = bytearray(), array("q", [0])
+        self._starts, self._sizes = array("q"), array("q")
+        for key, place in rows:
+            self._keys += key
+            self._ends.append(len(self._keys))
+            self._starts.append(place.start)
+            self._sizes.append(place.size << 1 | place.is_large)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> tuple[bytes, Place]:
+        size = self._sizes[number]
+        key = self._keys[self._ends[number] : self._ends[number + 1]]
+        return bytes(key), Place(self._starts[number], size >> 1, bool(size & 1))
+
+
 class LmdbReader:
     """A Caffe LMDB of ``Datum`` rows, opened when first used; pickles as its path.
 
     Iteration is in key order, which is Caffe's reading order. ``reader[number]`` is random access; it keeps
-    the keys in memory, about 30 bytes per row. Raises DataError if the folder is not an LMDB or is truncated.
+    the keys and places in memory, about 50 bytes per row. Raises DataError if the folder is not an LMDB or is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,79 +87,53 @@ class LmdbReader:
                 f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote"
             )
             raise naming_kind(absent, path, "an LMDB database")
-        self._opened: Environment | None = None
-        self._keys: tuple[bytes, np.ndarray] | None = None
+        self._opened: PageFile | None = None
+        self._index: _Index | None = None
         self._indexing = Lock()
 
     @property
-    def _environment(self) -> Environment:
+    def _file(self) -> PageFile:
         if self._opened is None:
             self._opened = open_environment(self.path)
         return self._opened
 
     def __len__(self) -> int:
-        with self._environment.transaction() as transaction:
-            return transaction.stat()["entries"]
+        return self._file.rows_tree.entries
 
     def __iter__(self) -> Iterator[Row]:
-        for key, value in self._scan():
+        for key, value in self._file.rows():
             yield Row(key, value)
 
     def headers(self) -> Iterator[tuple[bytes, DatumHeader]]:
         """Every key with its row's header; the images are not read from disk."""
-        for key, value in self._scan(buffers=True):
-            yield bytes(key), datum_header(value, key_text(bytes(key)))
+        for key, value in self._file.headed():
+            yield key, datum_header(value, key_text(key))
 
     def keys(self) -> Iterator[bytes]:
         """Every key, in order."""
-        return (bytes(key) for key, _ in self._scan(buffers=True))
-
-    def _scan(self, buffers: bool = False) -> Iterator[tuple[Any, Any]]:
-        """All rows, in transactions of about ``WINDOW`` bytes. A view is valid until the next row only."""
-        environment = self._environment
-        last, more = b"", True
-        while more:
-            with environment.transaction(buffers) as transaction:
-                cursor = transaction.cursor()
-                more = cursor.set_key(last) and cursor.next() if last else cursor.first()
-                budget = WINDOW
-                while more and budget > 0:
-                    key, value = cursor.item()
-                    budget -= environment.count(len(value))
-                    last = bytes(key)
-                    yield key, value
-                    del key, value
-                    more = cursor.next()
+        return (key for key, _ in self._file.places())
 
     def key(self, number: int) -> bytes:
         """The key of row ``number`` (from 0) in reading order. Raises IndexError beyond the last."""
-        with self._indexing:
-            if self._keys is None:
-                self._keys = self._pack_keys()
-        text, ends = self._keys
-        if not 0 <= number < len(ends) - 1:
-            raise IndexError(f"{self.path}: row {number} of {len(ends) - 1}")
-        return text[ends[number] : ends[number + 1]]
-
-    def _pack_keys(self) -> tuple[bytes, np.ndarray]:
-        """All keys one after another, and where each ends, from 0."""
-        packed = bytearray()
-        ends = np.zeros(len(self) + 1, np.int64)
-        for index, key in enumerate(self.keys(), 1):
-            packed += key
-            ends[index] = len(packed)
-        return bytes(packed), ends
+        return self._indexed(number)[0]
 
     def __getitem__(self, number: int) -> Row:
-        return self.get(self.key(number))
+        key, place = self._indexed(number)
+        return Row(key, self._file.value(place))
+
+    def _indexed(self, number: int) -> tuple[bytes, Place]:
+        with self._indexing:
+            if self._index is None:
+                self._index = _Index(self._file.places())
+        if not 0 <= number < len(self._index):
+            raise IndexError(f"{self.path}: row {number} of {len(self._index)}")
+        return self._index[number]
 
     def get(self, key: bytes) -> Row:
         """The row under a key. Raises DataError if there is none."""
-        with self._environment.transaction() as transaction:
-            value = transaction.get(key)
+        value = self._file.get(key)
         if value is None:
             raise DataError(f"{self.path}: has no row {key_text(key)}; `ilgnet lmdb info` prints its keys")
-        self._environment.count(len(value))
         return Row(key, value)
 
     def close(self) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 
 from ..errors import DataError
+from .lmdb_pages import check_pages
 
 FIRST_MAP = 64 << 20
 """Initial map size in bytes; doubled whenever it is full, as Caffe does."""
@@ -23,11 +25,14 @@ class LmdbWriter:
     """Appends rows to the LMDB in a folder, which is created if missing.
 
     A batch is one transaction: after a kill it is stored completely or not at all.
-    Raises DataError, in one line, if the folder cannot be written or the disk is full.
+    Raises DataError, in one line, if the folder cannot be written, holds a damaged database, or the disk is full.
     """
 
     def __init__(self, folder: str | os.PathLike[str], map_size: int = FIRST_MAP) -> None:
         self.folder = Path(folder)
+        begun = self.folder / "data.mdb"
+        if begun.exists() and begun.stat().st_size:
+            check_pages(self.folder)  # LMDB trusts what it maps: a damaged file would end the process
         try:
             # No lock file: Caffe's readers would use it; the builder locks the whole build.
             self._handle = lmdb.open(
@@ -57,15 +62,21 @@ class LmdbWriter:
 
     def last_key(self) -> bytes | None:
         """The greatest key stored, or None if there is none."""
-        with self._handle.begin() as transaction:
-            cursor = transaction.cursor()
+        with self._cursor() as cursor:
             return cursor.key() if cursor.last() else None
 
     def first(self) -> tuple[bytes, bytes] | None:
         """The row with the least key, or None if there is none."""
-        with self._handle.begin() as transaction:
-            cursor = transaction.cursor()
+        with self._cursor() as cursor:
             return cursor.item() if cursor.first() else None
+
+    @contextmanager
+    def _cursor(self) -> Iterator[lmdb.Cursor]:
+        try:
+            with self._handle.begin() as transaction:
+                yield transaction.cursor()
+        except lmdb.Error as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Flush everything to disk and close the database."""

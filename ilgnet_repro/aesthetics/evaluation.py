@@ -88,11 +88,13 @@ def run_test(
     resume: bool = False,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Run a test; write run.json, pictures.csv and, where images could not be read, bad.txt into ``out``.
 
     ``net`` was loaded from ``weights``. With ``resume`` an interrupted run continues from its journal;
-    the result is identical. Raises IlgnetError in one line.
+    the result is identical; a finished one is read and returned. ``log`` hears of either, and of an interrupted
+    run that is started over. Raises IlgnetError in one line.
     """
     started = time.monotonic()
     protocol = test.protocol
@@ -118,11 +120,27 @@ def run_test(
         ) from error
     partition = partition_source(test.images)
     journal_file = folder / JOURNAL
-    if not resume:
-        journal_file.unlink(missing_ok=True)
+    if journal_file.is_file() and not resume:
+        done = max(0, journal_file.read_bytes().count(b"\n") - 1)
+        log(
+            f"{folder} has an interrupted run of {done:,} images, which starts over; --resume would continue it"
+        )
+        journal_file.unlink()
+    elif resume and not journal_file.is_file() and (folder / "run.json").is_file():
+        finished = RunResult.read(folder / "run.json")
+        expected = (
+            protocol.name, test.dataset, known.source.sha256, partition.sha256, mean_source and mean_source.sha256,
+            preparation.describe(), test.size, test.images.order, test.count or len(finished.batches),
+        )  # fmt: skip
+        if _identity(finished) != expected or not finished.computed.startswith(net.form):
+            raise IlgnetError(
+                f"{folder}: has another run, which is finished; give another out=", option="out"
+            )
+        log(f"{folder} has this run, which is finished: nothing to do")
+        return finished
     key = _key(
         known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
+        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form, test.images.order,
     )  # fmt: skip
     with Journal(journal_file, key) as journal:
         outcome = run_protocol(
@@ -153,6 +171,14 @@ def run_test(
     _write(result, outcome.bad, folder, test.table)
     journal_file.unlink()
     return result
+
+
+def _identity(run: RunResult) -> tuple[object, ...]:
+    """What distinguishes a run from others in the same folder."""
+    return (
+        run.protocol, run.dataset, run.weights.sha256, run.partition.sha256, run.mean and run.mean.sha256,
+        run.preprocessing, run.batch_size, run.list_order, len(run.batches),
+    )  # fmt: skip
 
 
 def _check_folder(folder: Path, test: Test, weights: str | os.PathLike[str]) -> None:

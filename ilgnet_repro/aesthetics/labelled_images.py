@@ -14,6 +14,7 @@ from ..errors import DataError, IlgnetError
 from ..reading.datum import datum_image
 from ..reading.lmdb_read import key_text, split_key
 from ..reading.rows import DatabaseRows, ListRows
+from .caffe_shuffle import caffe_shuffle
 from .releases import Release, default_folder, find_release, known_release
 
 
@@ -94,6 +95,23 @@ class StoredImages:
         return image.transpose(1, 2, 0)
 
 
+class ShuffledImages:
+    """The rows of a set in the order in which `convert_imageset --shuffle` with a seed writes them."""
+
+    def __init__(self, images: LabelledImages, seed: int) -> None:
+        self._images, self._rows = images, caffe_shuffle(len(images), seed)
+        self.names = tuple(images.names[row] for row in self._rows)
+        self.labels = images.labels[self._rows]
+        self.title, self.sha256, self.release = images.title, images.sha256, images.release
+        self.order = f"permuted by Caffe's shuffle, seed {seed}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, row: int) -> str | np.ndarray:
+        return self._images.image(int(self._rows[row]))
+
+
 def _name(key: bytes) -> str:
     try:
         return split_key(key)[1]
@@ -123,6 +141,11 @@ def open_images(
     Without a list it is the released val list of ``dataset``, if it was fetched. Raises IlgnetError for a
     choice that names no images, or too many.
     """
+    if images is not None and not os.path.isdir(images):
+        raise IlgnetError(
+            f"images={os.fspath(images)!r}: no such folder; give the one that the list's paths start from",
+            option="images",
+        )
     if database is not None:
         if list_file is not None or images is not None:
             raise IlgnetError(

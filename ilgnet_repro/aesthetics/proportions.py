@@ -95,6 +95,7 @@ class McNemar:
     exact_p: float
     chi2: float | None
     chi2_p: float | None
+    images: int = 0  # that both runs read
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
@@ -109,10 +110,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     discordant = only_first + only_second
     if discordant == 0:
-        return McNemar(0, 0, 1.0, None, None)
+        return McNemar(0, 0, 1.0, None, None, len(first))
     from scipy.stats import binomtest
     from scipy.stats import chi2 as chi2_law
 
     statistic = max(0, abs(only_first - only_second) - 1) ** 2 / discordant
     exact = float(binomtest(only_first, discordant, 0.5).pvalue)
-    return McNemar(only_first, only_second, exact, statistic, float(chi2_law.sf(statistic, 1)))
+    return McNemar(only_first, only_second, exact, statistic, float(chi2_law.sf(statistic, 1)), len(first))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from .author_logs import TestLog
-from .caffe_shuffle import caffe_shuffle
+from .caffe_shuffle import SeedSearch, caffe_shuffle, search_seed
 from .metrics import FIGURES, Metrics, evaluate
 from .proportions import Compatibility, Interval, McNemar, Measured, mcnemar, wilson
 from .published import PUBLISHED, PublishedFigure, compare_with_published
@@ -30,17 +30,25 @@ class Report:
     log: TestLog | None
     log_counts: tuple[int, ...]
     verdicts: tuple[Verdict, ...]
+    not_compared: str  # why the log was not compared; empty where it was
+    seeds: SeedSearch | None
     other_name: str
     mcnemar: McNemar | None
     warnings: tuple[str, ...]
 
 
 def build_report(
-    run: RunResult, log: TestLog | None = None, other: RunResult | None = None, other_name: str = "other run"
+    run: RunResult,
+    log: TestLog | None = None,
+    other: RunResult | None = None,
+    other_name: str = "other run",
+    *,
+    search_seeds: bool = False,
 ) -> Report:
     """Compute all figures of ``run``, and compare it with the authors' ``log`` and an ``other`` run where given.
 
-    Raises DataError if the other run shares no image with this one.
+    With ``search_seeds`` every seed that Caffe's shuffle falls back to is tried on the answers.  Raises DataError
+    if the other run shares no image with this one, or the seeds cannot be searched.
     """
     images = run.images
     figure = PUBLISHED.get(run.dataset)
@@ -48,6 +56,7 @@ def build_report(
     if run.random_weights:
         warnings.insert(0, RANDOM_WEIGHTS)
     log_counts = log.counts() if log else ()
+    verdicts = _verdicts(run, log, log_counts, figure)
     return Report(
         run=run,
         metrics=evaluate(images.probability, images.labels, images.loss, images.mean_score),
@@ -60,7 +69,9 @@ def build_report(
         ),
         log=log,
         log_counts=log_counts,
-        verdicts=_verdicts(run, log, log_counts, figure),
+        verdicts=verdicts,
+        not_compared="" if verdicts or log is None else _why_not(run, log, log_counts),
+        seeds=_search(run, log, log_counts) if search_seeds else None,
         other_name=other_name,
         mcnemar=_against_other(run, other) if other else None,
         warnings=tuple(warnings),
@@ -90,6 +101,34 @@ def _verdicts(
         name = f"permuted by Caffe's shuffle, seed {figure.shuffle_candidate}"
         verdicts.append(compare_batches(ours, counts, size, name))
     return tuple(verdicts)
+
+
+def _why_not(run: RunResult, log: TestLog, counts: tuple[int, ...]) -> str:
+    """Why a log cannot be compared with a run."""
+    size = log.batch_size or run.batch_size
+    return (
+        f"the log has {len(counts)} batches of {size} images and the run read {len(run.images):,} images in "
+        f"{len(run.batches)} batches of {run.batch_size}; run protocol published with the log's batches, or full"
+    )
+
+
+def _search(run: RunResult, log: TestLog | None, counts: tuple[int, ...]) -> SeedSearch:
+    if log is None:
+        raise DataError(
+            "search_seeds=True: goes with the log whose order is searched; add log=",
+            option="search_seeds log",
+        )
+    if run.list_order != "as given":
+        raise DataError(
+            f"search_seeds=True: the run read its list {run.list_order}; run it in the list's order",
+            option="search_seeds",
+        )
+    try:
+        return search_seed(run.images.correct, counts, log.batch_size or run.batch_size)
+    except ValueError as error:
+        raise DataError(
+            f"search_seeds=True: {error}; run protocol full on the whole list", option="search_seeds"
+        ) from error
 
 
 def _against_other(run: RunResult, other: RunResult) -> McNemar:
@@ -127,6 +166,8 @@ def report_values(report: Report) -> dict[str, Any]:
         "compatibility": dataclasses.asdict(report.compatibility) if report.compatibility else None,
         "log": report.log and {"file": report.log.file, "counts": list(report.log_counts)},
         "verdicts": [dataclasses.asdict(verdict) for verdict in report.verdicts],
+        "not_compared": report.not_compared or None,
+        "seed_search": report.seeds and {**dataclasses.asdict(report.seeds), "found": report.seeds.found},
         "mcnemar": report.mcnemar and {"against": report.other_name, **dataclasses.asdict(report.mcnemar)},
     }
 

@@ -19,6 +19,7 @@ from ..pages import fill_template
 from ..reading.image_list import image_path
 from ..reading.images import decode_file
 from . import charts
+from .caffe_shuffle import SeedSearch
 from .labelled_images import StoredImages
 from .proportions import McNemar
 from .published import AVA2_VAL_IN_AVA1_TRAIN
@@ -154,6 +155,7 @@ def render(report: Report, images: Sequence[tuple[str, Sequence[Thumbnail]]] = (
         charts=_charts(report),
         verdicts=[(verdict, _verdict_rows(verdict)) for verdict in report.verdicts],
         mcnemar=_mcnemar_rows(report.mcnemar) if report.mcnemar else (),
+        seeds=seed_rows(report.seeds) if report.seeds else (),
         images=images,
         provenance=_provenance(report),
     )
@@ -190,11 +192,17 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
 def _mcnemar_rows(test: McNemar) -> list[tuple[str, str]]:
     chi2 = "–" if test.chi2 is None else f"{test.chi2:.4g}, p = {test.chi2_p:.3g}"
     return [
+        ("images that both read", f"{test.images:,}"),
         ("right only here", f"{test.only_first:,}"),
         ("right only there", f"{test.only_second:,}"),
         ("exact p", f"{test.exact_p:.3g}"),
         ("χ² with continuity correction", chi2),
     ]
+
+
+def seed_rows(search: SeedSearch) -> list[tuple[str, str, str]]:
+    """The best seeds of a search: seed, correlation, and total difference of the counts."""
+    return [(str(one.seed), f"{one.correlation:.3f}", f"{one.difference:,}") for one in search.best]
 
 
 def _provenance(report: Report) -> list[tuple[str, str]]:

@@ -224,7 +224,6 @@ WANTED = {
     "an npz file": "what numpy.savez wrote",
     "a run's result": "the run.json that `ilgnet test` wrote",
     "a log of `caffe test`": "the log",
-    "AVA.txt": "the file of AVA's votes",
     "a scores file": "what `ilgnet partition --scores` wrote",
     "a list of image ids": "rows of ID or ID.jpg",
 }

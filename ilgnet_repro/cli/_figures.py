@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..aesthetics.caffe_shuffle import SeedSearch
     from ..aesthetics.report_data import Report
 
 
@@ -39,13 +40,28 @@ def print_report(report: Report) -> None:
         )
         for text in verdict.explanations:
             console.print(f"  {printable(text)}", soft_wrap=True)
+    if report.not_compared:
+        console.print(printable(f"not compared with the log: {report.not_compared}"), soft_wrap=True)
+    if report.seeds:
+        _seeds(console, report.seeds)
     if report.mcnemar:
         test = report.mcnemar
         console.print(
-            f"compared with {printable(report.other_name)} (McNemar): right only here {test.only_first:,}, "
+            f"compared with {printable(report.other_name)} (McNemar, {test.images:,} images that both read): "
+            f"right only here {test.only_first:,}, "
             f"only there {test.only_second:,}, exact p = {test.exact_p:.3g}",
             soft_wrap=True,
         )
+
+
+def _seeds(console: Console, search: SeedSearch) -> None:
+    from ..aesthetics.report_page import seed_rows
+
+    _table(console, (f"seed, of {search.tried:,}", "r over batches", "difference"), seed_rows(search))
+    if search.found is None:
+        console.print(f"no seed is better than chance: p = {search.p_value:.3g}")
+    else:
+        console.print(f"seed {search.found} explains the log: p = {search.p_value:.3g}")
 
 
 def _headline(console: Console, report: Report) -> None:

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .. import precisions
-from ..errors import IlgnetError
+from ..errors import FormatError, IlgnetError, SolverError
 from ._console import say
 
 if TYPE_CHECKING:
     from ..reading.preprocessing import Preprocessing
 
 
+def check_exist(*given: str | Iterable[str] | None) -> None:
+    """Raise FormatError for the first path that does not exist, in the words of the reader that would open it.
+
+    Called before a command imports torch, which takes seconds. None and "" are options that were not given.
+    """
+    for paths in given:
+        for path in (paths,) if isinstance(paths, str) else paths or ():
+            if path and not os.path.lexists(path):
+                reason = os.strerror(errno.ENOENT)
+                raise FormatError(f"{path}: cannot be read ({reason}); check the path")
+
+
+def check_state(path: str | None) -> None:
+    """Raise SolverError for a solver state that does not exist, as `check_exist`."""
+    if path and not os.path.lexists(path):
+        raise SolverError(f"{path}: no such snapshot; give a .solverstate file")
+
+
 def add_net_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select a net and its input shapes."""
     parser.add_argument("--phase", choices=("TRAIN", "TEST"), help="default TEST, or the phase in the file")
+    add_text_options(parser)
+    add_crop_option(parser)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the text of a net: what it leaves open, and what may be ignored in it."""
     parser.add_argument(
         "--shape",
         action="append",
@@ -29,7 +55,6 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
     )
     add_state_options(parser)
     add_ignore_field(parser, "--ignore-field")
-    add_crop_option(parser)
 
 
 def add_state_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..files import json_text
 from ._console import add_row, results_console, say
-from ._options import add_net_options, in_flags, read_shapes, read_stages
+from ._options import add_net_options, check_exist, in_flags, read_shapes, read_stages
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit and print; return 1 if there are problems."""
+    check_exist(args.files, args.candidates)
     from ..audit import audit_files
     from ..caffe.kinds import Kind, expect
     from ..caffe.prototxt import read_net

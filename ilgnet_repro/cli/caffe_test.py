@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..files import json_text
-from ._options import add_allow_missing, add_ignore_field, say_notes
+from ._options import add_allow_missing, add_ignore_field, check_exist, say_notes
 
 if TYPE_CHECKING:
     from ..caffe_tool.batches import TestFeed
@@ -72,12 +72,13 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Test, logging as Caffe does."""
-    from ..caffe_tool.test import caffe_test
     from ..errors import IlgnetError
 
     if not args.weights:
         raise IlgnetError("-weights is missing: need model weights to score")
     net, feed = build(args, "TEST")
+    from ..caffe_tool.test import caffe_test
+
     result = caffe_test(net, feed, args.iterations, log)
     if args.json:
         print(json_text(result.to_dict()))
@@ -94,6 +95,7 @@ def log(location: str, message: str) -> None:
 
 def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     """Build the net that the flags describe, on its device, and its feed."""
+    check_exist(args.model, args.weights, args.arrays)
     from ..caffe_tool.batches import TestFeed, find_root, read_arrays
     from ..caffe_tool.log import log_built, log_net
     from ..runtime.load import load_graph, load_net

@@ -25,9 +25,9 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time passes over the first batch, logging as Caffe does."""
+    net, feed = build(args, "TRAIN")
     from ..caffe_tool.time import caffe_time
 
-    net, feed = build(args, "TRAIN")
     result = caffe_time(net, next(feed.batches(1)), args.iterations, log)
     if args.json:
         print(json_text(result.to_dict()))

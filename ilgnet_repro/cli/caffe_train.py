@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._options import add_ignore_field
+from ._options import add_ignore_field, check_exist, check_state
 
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt
@@ -57,16 +57,19 @@ def add_parser(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, logging as Caffe does."""
-    from ..caffe_tool.log import CaffeLog
     from ..errors import IlgnetError
-    from ..train.loop import Options, Trainer
-    from ..train.signals import Requests, catch_signals
-    from ..train.solver import read_settings, solver_root
 
     if args.weights and args.snapshot:
         raise IlgnetError(
             "-snapshot and -weights: give a snapshot to resume or weights to fine-tune, not both"
         )
+    check_exist(args.solver, args.weights.split(","))
+    check_state(args.snapshot)
+    from ..caffe_tool.log import CaffeLog
+    from ..train.loop import Options, Trainer
+    from ..train.signals import Requests, catch_signals
+    from ..train.solver import read_settings, solver_root
+
     log = CaffeLog()
     weights = [name for name in args.weights.split(",") if name]
     settings = read_settings(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..files import json_text
 from ._console import add_row, results_console
-from ._options import add_allow_missing, add_state_options, read_stages
+from ._options import add_allow_missing, add_text_options, check_exist, read_shapes, read_stages
 
 if TYPE_CHECKING:
     from ..compare.comparison import BlobRow, Comparison
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="also what in-place layers replace (blob@layer); not for folded nets",
     )
-    add_state_options(parser)
+    add_text_options(parser)
     add_allow_missing(parser)
     parser.add_argument("--all", action="store_true", help="list every blob, even if many agree")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -59,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; return 1 unless every blob agrees."""
+    check_exist([name for name in (args.first, args.second) if ":" not in name], args.prototxt, args.inputs)
     from ..compare.comparison import compare_files
     from ..errors import IlgnetError
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
         in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
+        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
     )  # fmt: skip
     if args.json:
         print(json_text(found.to_json(), indent=2))

@@ -18,6 +18,7 @@ from ._options import (
     add_allow_missing,
     add_net_options,
     add_preprocessing_options,
+    check_exist,
     for_command,
     read_preprocessing,
     read_shapes,
@@ -138,6 +139,7 @@ class Given:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print the report, or a table for several files."""
+    check_exist(args.weights, args.prototxt, args.mean_file, args.pictures)
     from ..process import tune_process
 
     tune_process()

@@ -12,6 +12,7 @@ from ..errors import IlgnetError
 from ..version import __version__
 from ._console import escaping_streams
 from ._options import for_command
+from ._parser import CommandParser
 
 FOLDER = os.path.dirname(__file__)
 # Command -> module of this folder (with `add_parser` and `run`), in the order of the help; existing files only.
@@ -42,7 +43,7 @@ DONE, WRONG_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 3, 130
 
 def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
     """Return the parser, complete for the ``chosen`` commands; the others have their line of ``ilgnet --help`` only."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="ilgnet",
         description="Caffe nets on PyTorch with Caffe's own numbers: convert, check, score, test and train.",
         epilog="`ilgnet COMMAND --help` shows a command's options and examples.",

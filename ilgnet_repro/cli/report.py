@@ -31,6 +31,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", metavar="RUN.json", help="what `ilgnet test` wrote")
     parser.add_argument("--other", metavar="RUN2.json", help="another run on the same images: McNemar's test")
     parser.add_argument("--log", metavar="LOG", help="a `caffe test` log, such as the authors'")
+    parser.add_argument(
+        "--search-seeds", action="store_true",
+        help="try every seed of Caffe's shuffle on the log (minutes for a whole list; docs/reproducing.md)",
+    )  # fmt: skip
     parser.add_argument("--pictures", metavar="DIR", help="folder of the images, for thumbnails")
     parser.add_argument("--lmdb", metavar="DB", help="database of the images, for thumbnails")
     parser.add_argument("--out", metavar="PAGE", help="default: report.html beside RUN.json")
@@ -55,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     result = RunResult.read(args.run)
     log = read_test_log(args.log) if args.log else None
     other = RunResult.read(args.other) if args.other else None
-    report = build_report(result, log, other, other_name=args.other or "other run")
+    report = build_report(
+        result, log, other, other_name=args.other or "other run", search_seeds=args.search_seeds
+    )
     if args.pictures:
         _check_images(page, result, args.pictures)
     write_report(report, page, images=_images(args))

@@ -12,9 +12,11 @@ from ._options import (
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
-    add_state_options,
+    add_text_options,
+    check_exist,
     make_fast,
     read_preprocessing,
+    read_shapes,
     read_stages,
     say_notes,
 )
@@ -47,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prototxt", metavar="P", help="the net of the weights")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per batch (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
-    add_state_options(parser)
+    add_text_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
     add_fast_options(parser)
@@ -56,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the images and print a line for each."""
+    check_exist(args.pictures, args.weights, args.prototxt, args.mean_file)
     from ..errors import IlgnetError
     from ..process import tune_process
     from ..runtime.load import load
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     check_batch(args.batch)
     net = load(
         args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,
-        allow_missing=args.allow_missing,
+        allow_missing=args.allow_missing, input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
     )  # fmt: skip
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
     about = net.about if preprocessing is None else net.about.stating(preprocessing)

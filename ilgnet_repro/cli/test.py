@@ -7,20 +7,30 @@ import dataclasses
 import os
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import IlgnetError
 from ..files import json_text
 from ._console import say
 from ._options import (
     add_allow_missing,
     add_crop_option,
     add_fast_options,
+    add_text_options,
+    check_exist,
     make_fast,
     read_mean_values,
+    read_shapes,
+    read_stages,
     say_notes,
 )
 
+if TYPE_CHECKING:
+    from ..aesthetics.labelled_images import LabelledImages
+
+_SHOWN = 10  # faults listed by --check
 _EPILOG = """examples:
+  ilgnet test ava1 --pictures images --check
   ilgnet test ava1 --weights ilgnet_ava1.caffemodel --pictures images --protocol published
   ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --protocol full --resume
   ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --fast --precision float16
@@ -45,9 +55,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class images")
     parser.add_argument(
         "--weights",
-        required=True,
         metavar="W",
-        help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
+        help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file; only --check does without",
     )
     parser.add_argument("--prototxt", metavar="P", help="the deploy net of a caffemodel")
     parser.add_argument("--protocol", default="full", choices=("published", "full", "resize", "tencrop"))
@@ -56,6 +65,10 @@ def add_parser(subparsers: Any) -> None:
     where.add_argument("--list", metavar="LIST", help="rows of `path label` (default: the released val list)")
     where.add_argument("--lmdb", metavar="DB", help="a Caffe LMDB instead of both")
     where.add_argument("--scores", metavar="FILE", help="mean scores, from `ilgnet partition --scores`")
+    where.add_argument(
+        "--order", type=_order, metavar="caffe:SEED",
+        help="read the rows as `convert_imageset --shuffle` with this seed writes them (default: as listed)",
+    )  # fmt: skip
     where.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
     prepared = parser.add_argument_group("preparation")
     prepared.add_argument("--mean", metavar="FILE", help="mean image (default: the released one)")
@@ -69,6 +82,10 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--batch-size", type=int, metavar="N", help="default 50, for ava2 48")
     run_.add_argument("--batches", type=int, metavar="N", help="of the protocol published (default 50)")
     run_.add_argument("--out", metavar="DIR", help="folder of the results (default DATASET_PROTOCOL)")
+    run_.add_argument(
+        "--check", action="store_true",
+        help="run no net: report the rows, the images that are missing or broken, disk and time",
+    )  # fmt: skip
     run_.add_argument("--resume", action="store_true", help="resume an interrupted run")
     run_.add_argument(
         "--table", choices=("csv", "parquet"), default="csv", help="of the images (default csv)"
@@ -76,6 +93,7 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
     run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_text_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
     add_fast_options(parser)
@@ -83,8 +101,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
+    check_exist(args.weights, args.prototxt, args.list, args.lmdb, args.mean, args.scores)
+    if args.check:
+        return _check(args)
+    if args.weights is None:
+        raise IlgnetError("--weights is missing: give the weights to test")
     from ..aesthetics.evaluation import Test, run_test
-    from ..aesthetics.labelled_images import open_images
     from ..aesthetics.protocols import find_protocol
     from ..aesthetics.report_data import build_report, report_values
     from ..files import check_outputs
@@ -93,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from ._figures import print_report
 
     tune_process()
-    images = open_images(args.dataset, images=args.pictures, list_file=args.list, database=args.lmdb)
+    images = _images(args)
     test = Test(
         dataset=args.dataset, protocol=find_protocol(args.protocol), images=images, mean=args.mean,
         mean_values=_mean_values(args.mean_value), resize=args.resize, batch_size=args.batch_size,
@@ -109,8 +131,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="images") as progress:
             result = run_test(
-                test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress
-            )
+                test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress,
+                log=lambda text: say(f"note: {text}", file=sys.stderr),
+            )  # fmt: skip
     except KeyboardInterrupt:
         print(file=sys.stderr)
         say(f"progress is kept in {out}; the same command with --resume continues", file=sys.stderr)
@@ -126,17 +149,70 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _images(args: argparse.Namespace) -> LabelledImages:
+    from ..aesthetics.labelled_images import ShuffledImages, open_images
+
+    images = open_images(args.dataset, images=args.pictures, list_file=args.list, database=args.lmdb)
+    return images if args.order is None else ShuffledImages(images, int(args.order.partition(":")[2]))
+
+
+def _order(text: str) -> str:
+    """Check that an order is ``caffe:SEED``."""
+    name, _, number = text.partition(":")
+    if name != "caffe" or not number.isdecimal() or int(number) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r}: write caffe:SEED, a seed from 0 to 2**32 - 1")
+    return text
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Report what a run would read and need; return 1 if an image is missing or broken."""
+    from pathlib import Path
+
+    from ..aesthetics.run_check import check_run, free_space
+    from ..process import tune_process
+    from ._console import progress_bar
+
+    tune_process()
+    images = _images(args)
+    with progress_bar("checking", len(images)) as progress:
+        found = check_run(
+            args.dataset, images, batch_size=args.batch_size, workers=args.workers, progress=progress
+        )
+    free = free_space(Path(args.out or f"{args.dataset}_{args.protocol}"))
+    if args.json:
+        faulty = {"faulty_batches": found.faulty_batches, "disk_free": free}
+        print(json_text({**dataclasses.asdict(found), **faulty}))
+        return int(bool(found.faults))
+    sizes = ", ".join(f"{count:,} of label {label}" for label, count in found.labels.items())
+    say(f"{images.title}: {found.rows:,} rows, {sizes}, {images.order}")
+    say(f"images: {found.found:,} found, {found.missing:,} missing, {found.broken:,} broken")
+    for fault in found.faults[:_SHOWN]:
+        where = f"published batch {fault.batch}" if fault.batch is not None else "after the published batches"
+        say(f"  row {fault.row} ({where}): {fault.reason}")
+    if len(found.faults) > _SHOWN:
+        say(f"  and {len(found.faults) - _SHOWN:,} more; --json lists all")
+    batches = ", ".join(map(str, found.faulty_batches)) or "none"
+    say(
+        f"published batches of {found.batch_size} with a missing or broken image: {batches} (of {found.batches})"
+    )
+    say(f"disk: {found.disk:,} bytes for the results, {free:,} free")
+    say(f"time: {found.seconds:.1f} s to read the images; the net's own time is added (docs/speed.md)")
+    return int(bool(found.faults))
+
+
 def _load(args: argparse.Namespace) -> Any:
     import torch
 
-    from ..errors import IlgnetError
     from ..runtime.load import load
     from ..runtime.net import CaffeNet
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
     try:
-        net = load(args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing)
+        net = load(
+            args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing, level=args.level,
+            stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+        )  # fmt: skip
         if isinstance(net, CaffeNet):
             return net.to(args.device)
         if args.device != "cpu":
@@ -157,7 +233,7 @@ def _command(args: argparse.Namespace) -> str:
     """The command as it could be typed again; whether it was resumed does not matter to the result."""
     parts = ["ilgnet", "test", args.dataset]
     for name, value in vars(args).items():
-        if name in ("command", "dataset", "resume", "json") or value in (None, False, []):
+        if name in ("command", "dataset", "resume", "check", "json") or value in (None, False, []):
             continue
         if isinstance(value, list):
             parts += [part for each in value for part in (f"--{name.replace('_', '-')}", str(each))]

@@ -8,7 +8,7 @@ from typing import Any
 from .. import precisions
 from ..files import json_text
 from ._console import say
-from ._options import add_ignore_field
+from ._options import add_ignore_field, check_exist, check_state
 
 _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
@@ -76,6 +76,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the result."""
+    check_exist(args.solver, args.weights.split(","))
+    check_state(None if args.resume == "latest" else args.resume)
     from ..process import tune_process
     from ..train.distributed import process_group
     from ..train.signals import Requests, catch_signals
@@ -97,6 +99,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     from ..train.curves import PLOT, CsvLog, TensorBoardLog, draw_curves
     from ..train.loop import Options, Trainer
     from ..train.observe import Observer
+    from ..train.one_run import OneRun
     from ..train.solver import read_settings, solver_root
     from ._training_view import TrainingView
 
@@ -107,7 +110,8 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     if args.max_iter is not None:
         settings = settings.with_(max_iter=args.max_iter)
     folder = Path(args.out) if args.out else Path(settings.root, f"{settings.snapshot_prefix}_log")
-    observers: list[Observer] = [CaffeLog() if args.caffe_log else TrainingView(), CsvLog(folder)]
+    view = CaffeLog() if args.caffe_log else TrainingView()
+    observers: list[Observer] = [view, OneRun(folder, resumes=bool(args.resume)), CsvLog(folder)]
     best = BestWeights(args.best_by, args.patience) if settings.test_nets else None
     if best is not None:
         observers.append(best)
@@ -142,7 +146,7 @@ def _report(args: argparse.Namespace, trainer: Any, best: Any, plot: Any) -> Non
     from pathlib import Path
 
     settings = trainer.settings
-    latest = trainer.snapshots.latest()
+    latest = trainer.snapshots.latest(own=True)
     result = {
         "iterations": trainer.iteration,
         "stopped": trainer.reason or ("by request" if trainer.stopped else ""),

@@ -56,6 +56,8 @@ class TextChoices:
     allow_missing: Collection[str] = ()
     level: int = 0
     stages: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    ignore_fields: tuple[str, ...] = ()
 
     def refuse(self, where: str) -> None:
         """Raise IlgnetError where any option is set."""

@@ -92,19 +92,22 @@ def compare_files(
     allow_missing: Collection[str] = (),
     level: int = 0,
     stages: Iterable[str] = (),
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ignore_fields: Iterable[str] = (),
 ) -> Comparison:
     """Open and run two files of a net (`open_backend`) and compare every blob that both can compute.
 
     ``inputs`` is an npz file with an array per input; by default they are drawn from ``seed``.  A blob agrees
     if no value differs by more than ``tolerance`` times the blob's largest absolute value (or 1, if that is less).
     ``in_place`` adds the blobs that in-place layers replace, as ``blob@layer``; folding changes those.
-    ``allow_missing``, ``level`` and ``stages`` are as in `load_net`, and refused where neither file is Caffe weights.
+    ``allow_missing``, ``level``, ``stages``, ``input_shapes`` and ``ignore_fields`` are as in `load_net`, and refused
+    where neither file is Caffe weights.
     Raises IlgnetError where a file cannot be used, or the two have no blob in common.
     """
     shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
     text = Path(prototxt) if prototxt is not None else None
     try:
-        choices = TextChoices(text, allow_missing, level, tuple(stages))
+        choices = TextChoices(text, allow_missing, level, tuple(stages), input_shapes, tuple(ignore_fields))
         one, other = open_backend(first, choices), open_backend(second, choices)
         if not (one.reads_text or other.reads_text):
             choices.refuse(f"{first} and {second}: neither is Caffe weights")

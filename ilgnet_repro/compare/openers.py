@@ -69,6 +69,8 @@ def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
         allow_missing=choices.allow_missing,
         level=choices.level,
         stages=choices.stages,
+        input_shapes=choices.input_shapes,
+        ignore_fields=choices.ignore_fields,
     )
     return replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ class ConversionReport:
         return {
             **asdict(self),
             "source": self.source.to_json() if self.source else None,
+            "preprocessing": json.loads(self.preprocessing) if self.preprocessing else None,
             "verified": [{**asdict(check), "equal": check.is_equal} for check in self.verified],
         }
 

@@ -53,13 +53,14 @@ def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = No
     flag = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE
     image = decode_file(path, flag)
     if image is None:
-        reason = not_decoded(path) if os.path.isfile(path) else "no such file"
-        raise DataError(f"{path}: {reason}; remove the row or replace the image")
+        raise DataError(f"{path}: {not_decoded(path)}; remove the row or replace the image")
     return image if size is None else cv2.resize(image, (size[1], size[0]))
 
 
 def not_decoded(path: str | os.PathLike[str]) -> str:
-    """Why an image file cannot be decoded: it is damaged, or of another kind, which is named."""
+    """Why an image file cannot be decoded: it is absent, damaged, or of another kind, which is named."""
+    if not os.path.isfile(path):
+        return "no such file"
     error = naming_kind(DataError(""), path, "an image", *_IMAGES)
     return error.what if str(error) else "cannot be decoded"
 

@@ -134,9 +134,14 @@ class Snapshots:
         numbers = sorted(int(match[1]) for match in matches if match)
         return [number for number in numbers if (self.root / self.name(number, "caffemodel")).is_file()]
 
-    def latest(self) -> Path | None:
-        """Return the solver state of the newest complete snapshot that is not known to be nonfinite, or None."""
+    def latest(self, *, own: bool = False) -> Path | None:
+        """Return the solver state of the newest complete snapshot that is not known to be nonfinite, or None.
+
+        With ``own`` only of those that this run wrote, or the run that it resumed.
+        """
         numbers = [number for number in self.iterations() if number not in self.nonfinite]
+        if own:
+            numbers = [number for number in numbers if number in self.written]
         return Path(self.root, self.name(numbers[-1], "solverstate")) if numbers else None
 
 

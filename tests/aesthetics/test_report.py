@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tiny_ava import TinySet
 
+import ilgnet_repro
 from ilgnet_repro.aesthetics.author_logs import TestLog, parse_test_log
-from ilgnet_repro.aesthetics.caffe_shuffle import caffe_shuffle
+from ilgnet_repro.aesthetics.caffe_shuffle import caffe_shuffle, search_seed
 from ilgnet_repro.aesthetics.metrics import cross_entropy
 from ilgnet_repro.aesthetics.report_data import RANDOM_WEIGHTS, build_report
 from ilgnet_repro.aesthetics.report_page import folder, render, thumbnails, write_report
 from ilgnet_repro.aesthetics.results import BatchRow, ImageResults, RunResult, Source
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import DataError, FormatError
 
 IMAGES = Path(__file__).parents[1] / "golden" / "pipeline" / "images"
@@ -191,3 +196,79 @@ def test_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     read = folder(tmp_path)
     assert [read(name) for name in ("empty.jpg", "none.jpg", "a\0b")] == [None] * 3
+
+
+def test_why_a_log_was_not_compared_is_said(tmp_path, capsys) -> None:
+    tiny = TinySet(tmp_path, 23)
+    tiny.store()
+    run = tmp_path / "run"
+    assert main(["test", "own", "--lmdb", str(tmp_path / "lmdb"), *tiny.arguments("--out", str(run))]) == 0
+    log = tmp_path / "log.txt"
+    log.write_text(test_log([4, 5, 6, 4], 10))
+    capsys.readouterr()
+    assert main(["report", str(run / "run.json"), "--log", str(log)]) == 0
+    reason = (
+        "the log has 4 batches of 10 images and the run read 23 images in 1 batches of 50; run protocol published with "
+        "the log's batches, or full"
+    )
+    assert f"not compared with the log: {reason}" in capsys.readouterr().out
+    assert json.loads((run / "report.json").read_text())["not_compared"] == reason
+    assert "Not compared with the authors" in (run / "report.html").read_text()
+
+
+def test_log(counts: list[int], size: int) -> str:
+    """A `caffe test` log of these right answers."""
+    prefix = "I0101 00:00:00.000000 1 "
+    head = f"{prefix}net.cpp:58] Initializing net from parameters: \nlayer {{ data_param {{ batch_size: {size} }} }}"
+    rows = [
+        f"{prefix}caffe.cpp:304] Batch {k}, accuracy = {count / size:.6g}" for k, count in enumerate(counts)
+    ]
+    return "\n".join([head, *rows]) + "\n"
+
+
+test_log.__test__ = False
+
+
+def test_the_seed_of_a_log_is_searched_on_the_answers(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        "ilgnet_repro.aesthetics.report_data.search_seed", partial(search_seed, seeds=range(40))
+    )
+    run = _run(200, 10)
+    run.write(tmp_path / "run.json")
+    right = run.images.correct[caffe_shuffle(200, 23)].reshape(-1, 10).sum(axis=1)
+    (tmp_path / "log.txt").write_text(test_log(right.tolist(), 10))
+    command = ["report", str(tmp_path / "run.json"), "--log", str(tmp_path / "log.txt"), "--search-seeds"]
+    assert main(command) == 0
+    assert "seed 23 explains the log: p = " in capsys.readouterr().out
+    found = json.loads((tmp_path / "report.json").read_text())["seed_search"]
+    assert (found["found"], found["tried"], found["best"][0]["difference"]) == (23, 40, 0)
+    assert "Seed 23 explains the log" in (tmp_path / "report.html").read_text()
+    assert main(command[:2] + command[4:]) == 1
+    assert (
+        capsys.readouterr().err
+        == "ilgnet: --search-seeds: goes with the log whose order is searched; add --log\n"
+    )
+
+
+def test_mcnemar_says_how_many_images_both_runs_read(tmp_path, capsys) -> None:
+    tiny = TinySet(tmp_path, 23)
+    database = str(tiny.store())
+    for name, more in (("a", []), ("b", ["--protocol", "published", "--batches", "2", "--batch-size", "7"])):
+        command = ["test", "own", "--lmdb", database, *tiny.arguments("--out", str(tmp_path / name), *more)]
+        assert main(command) == 0
+    capsys.readouterr()
+    both = [str(tmp_path / name / "run.json") for name in "ab"]
+    assert main(["report", both[0], "--other", both[1]]) == 0
+    assert "(McNemar, 14 images that both read): right only here 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["mcnemar"]["images"] == 14
+
+
+def test_no_fixed_width_of_a_page_exceeds_a_phone() -> None:
+    """A column of a grid, a cell, an image: none is wider than a screen of 420 pixels with its margins."""
+    for template in ("aesthetics/report_page.html.j2", "reading/sheet_page.html.j2"):
+        text = (Path(ilgnet_repro.__file__).parent / template).read_text()
+        assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+        style = text[text.index("<style>") : text.index("</style>")]
+        rem = [float(width) for width in re.findall(r"(?<!max-)(?:width|minmax\()[: ]*([\d.]+)rem", style)]
+        assert max(rem, default=0) * 16 < 420 - 2 * 20 - 2 * 23
+        assert re.search(r"svg[^{]*{[^}]*max-width: 100%", style)

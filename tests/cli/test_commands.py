@@ -55,8 +55,8 @@ def test_convert_json(folder, capsys) -> None:
     assert status == 0
     assert report["net"] == "small"
     assert report["verified"][0]["equal"] is True
-    assert json.loads(report["preprocessing"])["mean_value"] == [104, 117, 123]
-    assert json.loads(report["preprocessing"])["size"] == [9, 7]
+    assert report["preprocessing"]["mean_value"] == [104, 117, 123]
+    assert report["preprocessing"]["size"] == [9, 7]
 
 
 def test_score(folder, capsys) -> None:
@@ -135,8 +135,8 @@ REFUSED = [
     ),
     ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: contains no images"),
     ("no image", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
-     "ilgnet: deploy.prototxt: is not an image that can be decoded; give a JPEG or PNG"),
-    ("two prototxts", ["audit", "deploy.prototxt", "b.prototxt"], "ilgnet: b.prototxt: give one prototxt "),
+     "ilgnet: deploy.prototxt: is a net's prototxt, not an image; give a JPEG or PNG"),
+    ("two prototxts", ["audit", "deploy.prototxt", "deploy.prototxt"], "ilgnet: deploy.prototxt: give one prototxt "),
 ]  # fmt: skip
 
 

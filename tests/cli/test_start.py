@@ -151,3 +151,75 @@ def test_the_core_works_without_the_study(tmp_path) -> None:
     commands, status = json.loads(done.stdout.splitlines()[-1])
     assert commands == [name for name, module in COMMANDS.items() if module not in STUDY_COMMANDS]
     assert status == [0, 0, 0, 0], done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------------- options forgotten, files missing
+
+WEIGHTS = "is a Caffe weights file (.caffemodel): give it as --weights net.caffemodel"
+FORGOTTEN = {
+    "weights": (
+        ["score", "net.caffemodel", "a.png"],
+        f"ilgnet score: the following arguments are required: --weights; net.caffemodel {WEIGHTS}",
+    ),
+    "solver": (
+        ["train", "solver.prototxt"],
+        "ilgnet train: the following arguments are required: --solver; solver.prototxt is a solver's prototxt: "
+        "give it as --solver solver.prototxt",
+    ),
+    "model": (
+        ["caffe", "test", "net.prototxt", "-weights", "net.caffemodel"],
+        "ilgnet caffe test: the following arguments are required: -model/--model; net.prototxt is a net's prototxt: "
+        "give it as --model net.prototxt",
+    ),
+    "nothing to go by": (
+        ["score", "a.png"],
+        "ilgnet score: the following arguments are required: --weights; `ilgnet score --help` lists what it takes",
+    ),
+    "an option of another tool": (
+        ["convert", "--model", "net.prototxt"],
+        "ilgnet: unrecognized arguments: --model; net.prototxt is a net's prototxt: give it as --prototxt net.prototxt",
+    ),
+    "an unknown option": (
+        ["convert", "net.caffemodel", "--quick"],
+        "ilgnet: unrecognized arguments: --quick; `ilgnet convert --help` lists what it takes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), FORGOTTEN.values(), ids=FORGOTTEN)
+def test_a_forgotten_option_is_named_with_its_file(tmp_path, monkeypatch, capsys, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.caffemodel").write_bytes(b"\x0a\x03net\xa2\x06\x04\x0a\x02ip")
+    Path("net.prototxt").write_text('layer { name: "x" type: "Input" top: "x" }')
+    Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 1 max_iter: 2')
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+MISSING = (
+    ["convert", "gone"], ["convert", "here", "--prototxt", "gone"], ["convert", "here", "--mean-file", "gone"],
+    ["score", "gone", "--weights", "here"], ["score", "here", "--weights", "gone"], ["compare", "here", "gone"],
+    ["audit", "gone"], ["audit", "here", "--candidates", "gone"], ["train", "--solver", "gone"],
+    ["train", "--solver", "here", "--weights", "here,gone"], ["caffe", "train", "-solver", "gone"],
+    ["caffe", "test", "-model", "gone", "-weights", "here"], ["caffe", "time", "-model", "gone"],
+    ["test", "own", "--weights", "gone"], ["test", "own", "--weights", "here", "--lmdb", "gone"],
+)  # fmt: skip
+NO_STATE = (
+    ["train", "--solver", "here", "--resume", "gone"], ["caffe", "train", "-solver", "here", "-snapshot", "gone"],
+)  # fmt: skip
+
+
+def test_missing_files_are_reported_before_torch_is_imported(tmp_path) -> None:
+    (tmp_path / "here").write_text("")
+    code = (
+        "import json, sys; from ilgnet_repro.cli.main import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    assert main(arguments) == 1 and 'torch' not in sys.modules, arguments\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps([*MISSING, *NO_STATE])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    absent = "ilgnet: gone: cannot be read (No such file or directory); check the path\n" * len(MISSING)
+    assert done.stderr == absent + "ilgnet: gone: no such snapshot; give a .solverstate file\n" * len(
+        NO_STATE
+    )

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,3 +306,47 @@ def test_tests_on_batch_statistics_update_those_of_the_train_net(fields, passes,
     trainer.solve()
     factor = trainer.net.params["bn"][2].item()  # each pass: 0.999 of it, and 1
     assert factor == pytest.approx(sum(0.999**number for number in range(passes)), abs=1e-4)
+
+
+# ---------------------------------------------------------------------- one run, one set of files
+
+TRAIN = ["train", "--solver", "solvers/sgd_exp.prototxt", "--weights", "tiny_init.caffemodel"]
+
+
+def refusal(capsys, *arguments: str) -> str:
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main([*TRAIN, *arguments]) == 1
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("ilgnet: ")
+
+
+def test_train_never_writes_over_another_run(workplace, capsys):
+    assert main([*TRAIN, "--max-iter", "10"]) == 0
+    state = "solvers/sgd_exp_iter_10.solverstate"
+    remedy = "resume that one with --resume latest, or give another snapshot_prefix"
+    assert refusal(capsys) == f"{state}: is of an earlier run; {remedy}"
+    assert refusal(capsys, "--out", "elsewhere") == f"{state}: is of an earlier run; {remedy}"
+    # The same prefix with another net, or another solver: resuming is refused too.
+    solver = Path("solvers/sgd_exp.prototxt")
+    own = solver.read_text()
+    solver.write_text(own + 'type: "Nesterov"\n')
+    another = "has the files of another run, of another solver; give another snapshot_prefix, or another folder as --out"
+    assert refusal(capsys, "--resume", "latest") == f"solvers/sgd_exp_log: {another}"
+    solver.write_text(own.replace("tiny.prototxt", "other.prototxt"))
+    Path("other.prototxt").write_text(
+        Path("tiny.prototxt").read_text().replace("num_output: 6", "num_output: 6 group: 1")
+    )
+    assert "of another net; " in refusal(capsys, "--resume", "latest")
+    solver.write_text(own)
+    assert main([*TRAIN, "--resume", "latest"]) == 0
+
+
+def test_the_snapshot_that_is_reported_is_of_this_run(workplace, capsys):
+    assert main([*TRAIN, "--max-iter", "10"]) == 0
+    for ending in ("caffemodel", "solverstate"):  # of a longer run
+        shutil.copy(f"solvers/sgd_exp_iter_10.{ending}", f"solvers/sgd_exp_iter_900.{ending}")
+    capsys.readouterr()
+    resume = ["--resume", "solvers/sgd_exp_iter_10.solverstate", "--max-iter", "20", "--json"]
+    assert main([*TRAIN, *resume]) == 0
+    assert json.loads(capsys.readouterr().out)["snapshot"] == "solvers/sgd_exp_iter_20.solverstate"

@@ -1,0 +1,70 @@
+"""The parser of the commands: an error is one line, and says which option a file that was given belongs to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from ..errors import FormatError, printable
+
+WRONG_OPTION = 2
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line; its subparsers are of the same class."""
+
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Remember the arguments, for the message of an error."""
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and end with status 2."""
+        hints = list(dict.fromkeys(self._hints()))
+        # The parser of all commands reports the options that a command does not know.
+        command = self.given[:1] if message.startswith("unrecognized") else []
+        help_ = f"`{' '.join([self.prog, *command])} --help` lists what it takes"
+        print(printable(f"{self.prog}: {message}; {'; '.join(hints) or help_}"), file=sys.stderr)
+        sys.exit(WRONG_OPTION)
+
+    def _command_parser(self) -> argparse.ArgumentParser:
+        """The parser of the command that was given; unknown options are reported by the one of all commands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and self.given[:1]:
+                command: argparse.ArgumentParser = action.choices.get(self.given[0], self)
+                return command
+        return self
+
+    def _hints(self) -> Iterator[str]:
+        """Yield the option of each file that was given without one, by the kind of the file."""
+        from ..caffe.kinds import Kind, kind_of
+
+        weights = dict.fromkeys(
+            (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS, Kind.ONNX, Kind.PT2), ("--weights",)
+        )
+        options: dict[Kind, tuple[str, ...]] = {
+            **weights,
+            Kind.PROTOTXT: ("--prototxt", "--model"),
+            Kind.SOLVER: ("--solver",),
+            Kind.SOLVERSTATE: ("--resume", "--snapshot"),
+            Kind.SOLVERSTATE_H5: ("--resume", "--snapshot"),
+            Kind.BINARYPROTO: ("--mean-file", "--mean"),
+            Kind.LMDB: ("--lmdb",),
+        }
+        own = self._command_parser()._option_string_actions
+        stated = {text.partition("=")[0] for text in self.given}
+        for before, text in zip(("", *self.given), self.given, strict=False):
+            is_known = before.startswith("-") and before in own
+            if text.startswith("-") or is_known:
+                continue
+            try:
+                kind = kind_of(text)
+            except FormatError:
+                continue
+            for option in options.get(kind, ()):
+                if option in own and not stated & set(own[option].option_strings):
+                    yield f"{text} is {kind.value}: give it as {option} {text}"

@@ -27,10 +27,18 @@ def ctc_costs(x: Tensor, labels: list[list[int]], steps: list[int], blank: int, 
     lengths = [len(label) for label in labels]
     if merge:
         flat = torch.tensor([value for label in labels for value in label], dtype=torch.long, device=x.device)
-        counts, sizes = torch.tensor(steps), torch.tensor(lengths)
-        return F.ctc_loss(log_p, flat, counts, sizes, blank, reduction="none")
+        counts, sizes = torch.tensor([max(count, 1) for count in steps]), torch.tensor(lengths)
+        costs = F.ctc_loss(log_p, flat, counts, sizes, blank, reduction="none", zero_infinity=True)
+        # Equal labels that follow each other need a blank label between them.
+        repeated = [sum(row[i] == row[i + 1] for i in range(len(row) - 1)) for row in labels]
+        needed = [length + count for length, count in zip(lengths, repeated, strict=True)]
+        fits = [need <= count for need, count in zip(needed, steps, strict=True)]
+        costs = torch.where(torch.tensor(fits, device=x.device), costs, torch.inf)
+        return torch.where(
+            torch.tensor(steps, device=x.device) > 0, costs, 0
+        )  # an item without steps is skipped
     nothing = -1e30  # its sums stay finite, and so do their gradients
-    costs = []
+    made = []
     for item, (label, count) in enumerate(zip(labels, steps, strict=True)):
         path = torch.full((2 * len(label) + 1,), blank, device=x.device)
         path[1::2] = torch.tensor(label, dtype=torch.long, device=x.device)
@@ -43,8 +51,8 @@ def ctc_costs(x: Tensor, labels: list[list[int]], steps: list[int], blank: int, 
             reached = torch.logaddexp(torch.logaddexp(stay, one), torch.where(is_blank, nothing, two))
             alpha = (reached + score).clamp(min=nothing)
         cost = -torch.logsumexp(alpha[-2:], 0)
-        costs.append(torch.where(cost > -nothing / 2, torch.inf, cost).to(log_p))
-    return torch.stack(costs)
+        made.append(torch.where(cost > -nothing / 2, torch.inf, cost).to(log_p))
+    return torch.stack(made)
 
 
 def drop_blank(labels: Tensor, blank: int) -> list[list[int]]:

@@ -29,7 +29,7 @@ def ctc_costs(x: Tensor, labels: list[list[int]], steps: list[int], blank: int, 
         flat = torch.tensor([value for label in labels for value in label], dtype=torch.long, device=x.device)
         counts, sizes = torch.tensor([max(count, 1) for count in steps]), torch.tensor(lengths)
         costs = F.ctc_loss(log_p, flat, counts, sizes, blank, reduction="none", zero_infinity=True)
-        # Equal labels that follow each other need a blank label between them.
+        # Equal labels that follow each other need the blank label between them.
         repeated = [sum(row[i] == row[i + 1] for i in range(len(row) - 1)) for row in labels]
         needed = [length + count for length, count in zip(lengths, repeated, strict=True)]
         fits = [need <= count for need, count in zip(needed, steps, strict=True)]

@@ -108,12 +108,14 @@ def audit(
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Iterable[str] = (),
     crop: str | None = None,
+    hashed: bool = True,
 ) -> Audit:
     """Check every layer of a net, continuing after layers with errors.
 
     The phase is TEST, or TRAIN where only that one has layers.  Shapes that only a data layer's source or a layer that
     was cut off would tell are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
-    fields are still checked.  Raises IlgnetError only where the layers do not form a net.
+    fields are still checked.  Without ``hashed`` the weights file is not identified.  Raises IlgnetError only where the
+    layers do not form a net.
     """
     notes: list[str] = []
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
@@ -157,7 +159,7 @@ def audit(
         if top in plan.value_shapes
     }
     batch = max((shape[0] for shape in inputs.values() if shape), default=1) or 1
-    known = _release_of(weights)
+    known = _release_of(weights if hashed else None)
     held = {layer.name for layer in weights.layers if layer.blobs} if weights else ()
     is_open = needs and any(node.layer.name in held for node in graph if node.name not in plan.layers)
     return Audit(

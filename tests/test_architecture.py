@@ -38,6 +38,7 @@ ALLOWED_IMPORTS = {
         "prepare_images", "signatures",
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
+    "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
     "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime", "signatures"},
     "export": {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",

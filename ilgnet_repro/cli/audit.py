@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
@@ -12,6 +16,7 @@ from ._options import add_net_options, check_exist, in_flags, read_shapes, read_
 
 if TYPE_CHECKING:
     from ..audit import Audit
+    from ..audit_folder import NetRow
 
 _EPILOG = """examples:
   ilgnet audit deploy.prototxt
@@ -21,8 +26,11 @@ _EPILOG = """examples:
   ilgnet audit all_in_one.prototxt --stage deploy
   ilgnet audit net.caffemodel --candidates deploy.prototxt deploy_old.prototxt
   ilgnet audit train_val.prototxt --phase TRAIN --shape data=32,3,224,224 --json
+  ilgnet audit ~/models /mnt/old_disk --csv > nets.csv
 
-The exit code is 1 if there is a problem that prevents conversion."""
+A folder is searched with its subfolders: one row per net, with the weights that fit it and what it lacks to run.
+
+The exit code is 1 if there is a problem that prevents conversion; for folders, if any net is blocked."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,12 +44,13 @@ def add_parser(subparsers: Any) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order",
+        help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order; or folders",
     )
     parser.add_argument(
         "--candidates", nargs="+", default=[], metavar="P", help="report which of these fit the weights"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--csv", action="store_true", help="of folders: print the table as CSV")
     add_net_options(parser)
 
 
@@ -53,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     from ..caffe.prototxt import read_net
     from ..errors import IlgnetError
 
+    if any(os.path.isdir(name) for name in args.files):
+        return _folders(args)
+    if args.csv:
+        raise IlgnetError("--csv: is for folders; for one net give --json")
     texts = [name for name in args.files if _is_text(name)]
     weights = [name for name in args.files if name not in texts]
     if len(texts) > 1 or len(weights) > 1:
@@ -75,6 +88,69 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_audit(found)
     return 1 if found.problems else 0
+
+
+def _folders(args: argparse.Namespace) -> int:
+    """Print a row per net of the folders; return 1 if any is blocked."""
+    from ..audit_folder import BLOCKED, audit_folders
+    from ..errors import IlgnetError
+
+    if args.candidates:
+        raise IlgnetError("--candidates: goes with a weights file, not with folders")
+    if args.csv and args.json:
+        raise IlgnetError("--csv and --json: give one of them")
+    rows = audit_folders(
+        args.files, phase=args.phase, level=args.level, stages=read_stages(args.stage),
+        input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
+    )  # fmt: skip
+    if args.json:
+        print(json_text([row.to_json() for row in rows], indent=2))
+    elif args.csv:
+        _write_csv(rows)
+    else:
+        _print_rows(rows)
+    return 1 if any(row.status == BLOCKED for row in rows) else 0
+
+
+_COLUMNS = ("prototxt", "net", "weights", "status", "missing", "layers", "parameters")
+
+
+def _write_csv(rows: list[NetRow]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        cells = (row.prototxt, row.net, "; ".join(row.weights), row.status, "; ".join(row.missing))
+        writer.writerow([*map(_csv_text, cells), row.layers, row.parameters])
+
+
+def _csv_text(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula: names come from files."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _print_rows(rows: list[NetRow]) -> None:
+    from rich.table import Table
+
+    from ..audit_folder import BLOCKED, NEEDS, RUNS
+
+    table = Table(show_lines=False)
+    for column in ("prototxt", "weights", "status", "missing"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        missing = [in_flags(line, "input_shapes") for line in row.missing]
+        add_row(table, row.prototxt, _first(row.weights), row.status, _first(missing))
+    console = results_console()
+    console.print(table)
+    counts = {status: sum(row.status == status for row in rows) for status in (RUNS, NEEDS, BLOCKED)}
+    nets = f"{len(rows)} net{'s' if len(rows) != 1 else ''}"
+    needs = f"{counts[NEEDS]} need a shape or weights"
+    console.print(f"{nets}: {counts[RUNS]} run, {needs}, {counts[BLOCKED]} blocked")
+
+
+def _first(values: Sequence[str]) -> str:
+    """Return the first of several cells, and how many more there are; CSV and JSON have all."""
+    return "".join(values[:1]) + (f" (and {len(values) - 1} more)" if values[1:] else "")
 
 
 def _is_text(name: str) -> bool:

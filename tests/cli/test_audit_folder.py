@@ -93,7 +93,10 @@ def test_the_table_and_a_given_shape(capsys) -> None:
 
 
 REFUSED = {
-    "candidates": (["disk", "--candidates", "x"], "--candidates: goes with a weights file, not with folders"),
+    "candidates": (
+        ["disk", "--candidates", "disk/a/deploy.prototxt"],
+        "--candidates: goes with a weights file, not with folders",
+    ),
     "both forms": (["disk", "--csv", "--json"], "--csv and --json: give one of them"),
     "csv of a net": (["disk/a/deploy.prototxt", "--csv"], "--csv: is for folders; for one net give --json"),
     "a file beside a folder": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Unpack
 
 import torch
@@ -75,7 +75,7 @@ class FileNet:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Mapping[str, OpenShape]
-    engine: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+    engine: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = field(repr=False)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -130,6 +130,17 @@ class FileNet:
 
         Raises IlgnetError for an input that is missing, unknown, or not accepted by the engine.
         """
+        if torch.compiler.is_exporting():
+            raise GraphError(
+                f"{self.name}: a net that {self.form} runs cannot be exported; save the Caffe net"
+            )
+        if torch.compiler.is_compiling():  # the engine is opaque to torch.compile
+            torch._dynamo.graph_break(msg="a net that another engine runs is not compiled")
+            found: dict[str, Tensor] = torch.compiler.disable(self._run)(given, blobs, inputs)
+            return found
+        return self._run(given, blobs, inputs)
+
+    def _run(self, given: Any, blobs: Iterable[str] | None, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         tensors = {name: as_tensor(name, value) for name, value in self._named(given, inputs).items()}
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors.values()):

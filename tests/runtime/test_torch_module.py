@@ -194,6 +194,61 @@ def test_a_fast_net_refuses_by_name(kind: str, name: str) -> None:
     )
 
 
+# ---------------------------------------------------------------------- files that another engine runs
+
+FILES = {"onnx": ("net.onnx", "ONNX Runtime"), "pt2": ("net.pt2", "torch.export")}
+LOAD_CAFFE = "load the Caffe net (prototxt and weights) for it"
+FILE_REFUSES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "state_dict": (lambda net: net.state_dict(), f"has no 'state_dict'; {LOAD_CAFFE}"),
+    "half": (lambda net: net.half(), f"has no 'half'; {LOAD_CAFFE}"),
+    "to": (lambda net: net.to("cpu"), f"has no 'to'; {LOAD_CAFFE}"),
+    "train": (lambda net: net.train(), f"has no 'train'; {LOAD_CAFFE}"),
+    "params": (lambda net: net.params, f"has no 'params'; {LOAD_CAFFE}"),
+    "loss": (lambda net: net.loss(X), f"has no 'loss'; {LOAD_CAFFE}"),
+    "pickle": (pickle.dumps, "cannot be pickled; load its file in each process"),
+    "gradients": (
+        lambda net: net(X.clone().requires_grad_()),
+        "has no gradients; load the Caffe net (prototxt and weights) for them, or call it under torch.no_grad()",
+    ),
+    "export": (
+        lambda net: torch.export.export(net.as_tensor(), (X,)), "cannot be exported; save the Caffe net",
+    ),
+}  # fmt: skip
+FILE_WORKS = {
+    name: WORKS[name] for name in ("threads", "torch.compile", "as_tensor", "as_tensor of a blob, compiled")
+} | {"deepcopy": (copy.deepcopy, 0), "copy": (copy.copy, 0)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("files")
+    for name, _ in FILES.values():
+        ir.save(exact(), folder / name)
+    return {kind: ir.load(folder / name) for kind, (name, _) in FILES.items()}
+
+
+@pytest.mark.parametrize("name", FILE_WORKS)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_works(files: dict[str, Any], kind: str, name: str) -> None:
+    use, atol = FILE_WORKS[name]
+    torch.testing.assert_close(use(files[kind])(X)["prob"], files[kind](X)["prob"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", FILE_REFUSES)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_refuses_by_name(files: dict[str, Any], kind: str, name: str) -> None:
+    use, words = FILE_REFUSES[name]
+    file, engine = FILES[kind]
+    with pytest.raises(ir.GraphError) as caught:
+        use(files[kind])
+    assert str(caught.value) == f"{file}: a net that {engine} runs {words}"
+
+
+def test_a_missing_attribute_of_a_file_is_one_for_python_too(files: dict[str, Any]) -> None:
+    assert not hasattr(files["onnx"], "params")
+    assert repr(files["onnx"]).startswith("FileNet(name='net.onnx', form='ONNX Runtime'")
+
+
 class Scores(torch.utils.data.Dataset):
     """Each kind of net run in a worker."""
 

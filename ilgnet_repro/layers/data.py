@@ -233,7 +233,10 @@ class DummyData(Layer):
         return shapes * tops if len(shapes) == 1 else shapes
 
     def forward(self) -> tuple[Tensor, ...]:
-        return tuple(fill(spec, self._generator, self.error) for spec in self._specs)
+        # In training as Dropout draws: from the generator that a trainer seeds in each iteration, so that a resumed
+        # run draws the same values.
+        generator = torch.default_generator if self.training else self._generator
+        return tuple(fill(spec, generator, self.error) for spec in self._specs)
 
 
 @register_layer("Parameter")

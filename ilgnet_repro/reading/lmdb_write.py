@@ -63,12 +63,12 @@ class LmdbWriter:
     def last_key(self) -> bytes | None:
         """The greatest key stored, or None if there is none."""
         with self._cursor() as cursor:
-            return cursor.key() if cursor.last() else None
+            return bytes(cursor.key()) if cursor.last() else None
 
     def first(self) -> tuple[bytes, bytes] | None:
         """The row with the least key, or None if there is none."""
         with self._cursor() as cursor:
-            return cursor.item() if cursor.first() else None
+            return (bytes(cursor.key()), bytes(cursor.value())) if cursor.first() else None
 
     @contextmanager
     def _cursor(self) -> Iterator[lmdb.Cursor]:

@@ -32,11 +32,9 @@ class _ForkData(FedLayer):
 
     def _image(self) -> Shape:
         layer, own = self.node.layer, self.sizes
-        batch = (
-            layer.data_param.batch_size
-            or layer.image_data_param.batch_size
-            or self._stated(f"{own}.batch_size")
-        )
+        messages = (layer.data_param, layer.image_data_param)  # the second has 1 by default
+        stated = [message.batch_size for message in messages if message.HasField("batch_size")]
+        batch = stated[0] if stated else self._stated(f"{own}.batch_size")
         crop: int = layer.transform_param.crop_size
         resize = "transform_param.resize_param"
         height = (

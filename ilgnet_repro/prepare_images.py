@@ -55,7 +55,7 @@ def prepare(
     if size is not None and size != how.size:
         how = replace(how, size=size)
     try:
-        blob = np.empty((len(listed), 3, *how.size), np.float32)
+        blob = np.empty((len(listed), how.channels, *how.size), np.float32)
     except MemoryError as error:
         raise DataError(f"{len(listed)} images do not fit in memory; prepare fewer at a time") from error
     for index, image in enumerate(listed):

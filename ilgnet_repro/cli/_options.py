@@ -112,7 +112,9 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
         "--resize", type=int, metavar="N", help="side that images are resized to before the crop"
     )
     group.add_argument(
-        "--order", choices=("BGR", "RGB"), help="channel order of the net's input (default BGR)"
+        "--order",
+        choices=("BGR", "RGB", "GRAY"),
+        help="channel order of the net's input (default BGR; GRAY if it has one channel)",
     )
     group.add_argument(
         "--mean-value", metavar="B,G,R", help="one number, or one per channel, on a scale of 0 to 255"
@@ -210,6 +212,12 @@ def read_preprocessing(
         stated["size"] = tuple(input_shape[2:])
     else:
         raise IlgnetError("--size is missing: the net does not say the size of its images")
+    channels = input_shape[1] if input_shape is not None and len(input_shape) == 4 else None
+    if channels == 1:
+        stated.setdefault("order", "GRAY")
+    if channels in (1, 3) and (stated.get("order") == "GRAY") is (channels == 3):
+        count = "1 channel" if channels == 1 else "3 channels"
+        raise IlgnetError(f"--order {stated['order']}: the net takes images of {count}; leave it out")
     if args.resize is not None:
         stated["resize"] = (args.resize, args.resize)
     if args.mean_file and len(set(stated["size"])) == 1:

@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from ..errors import IlgnetError
 from ..layers.support.base import Attribute, Shape, integers
-from ..reading.preprocessing import Preprocessing
+from ..reading.preprocessing import GREY, Preprocessing
 from .onnx_graph import OnnxWriter, value_info
 
 IMAGE_INPUT = "picture"
@@ -36,6 +36,11 @@ def find_image_input(
     if how is None:
         raise IlgnetError(
             f"net {net!r}: its preprocessing is unknown; state it as preprocessing=", option="preprocessing"
+        )
+    if how.order == GREY:
+        raise IlgnetError(
+            f"net {net!r}: its images are grey (1 channel), and with_preprocessing=True takes colour images; leave it out",
+            option="with_preprocessing",
         )
     wanted = (3, *how.size)
     found = [name for name, shape in shapes.items() if shape[1:] == wanted]

@@ -21,6 +21,12 @@ from .transforms import Transform
 
 PATHS = ("whole", "crop")
 ORDERS = ("BGR", "RGB")
+GREY = "GRAY"  # the order of a net whose images have one channel
+_LUMA = (
+    0.2125,
+    0.7154,
+    0.0721,
+)  # of red, green, blue: scikit-image's rgb2gray, which pycaffe's load_image calls
 CHANNELS = 3
 LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels fit float32
 
@@ -47,18 +53,18 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("size", "resize"):
             _check_sides(name, getattr(self, name))
-        _check_numbers("mean_value", self.mean_value, (0, 1, CHANNELS))
+        if self.order not in (*ORDERS, GREY):
+            raise DataError(f"channel order {self.order!r}: is one of {', '.join((*ORDERS, GREY))}")
+        _check_numbers("mean_value", self.mean_value, (0, 1, self.channels))
         _check_numbers("scale", (self.scale,), (1,))
         if self.scale == 0:
             raise DataError("preprocessing: scale 0 makes every image the same; give another factor")
         if self.mean_image is not None:
-            _check_mean_image(self.mean_image)
+            _check_mean_image(self.mean_image, self.channels)
             if len(self.mean_value):
                 raise DataError("preprocessing: a mean image and mean_value cannot both be given; omit one")
         if self.path not in PATHS:
             raise DataError(f"preprocessing path {self.path!r}: is one of {', '.join(PATHS)}")
-        if self.order not in ORDERS:
-            raise DataError(f"channel order {self.order!r}: is one of {', '.join(ORDERS)}")
         if self.path == "crop" and self.size[0] != self.size[1] and self.size != self.resize:
             raise DataError(f"crop of {self.size[0]}x{self.size[1]}: Caffe's crop is square")
         if self.path == "whole" and self.resize is not None:
@@ -73,27 +79,38 @@ class Preprocessing:
             raise DataError("a mean image goes with the path crop; the path whole takes one mean per channel")
 
     def __call__(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
-        """Prepare a file, or uint8 (height, width, 3) in BGR, as float32 (3, height, width).
+        """Prepare a file, or uint8 (height, width, 3) in BGR, as float32 (channels, height, width).
 
         Raises DataError if the file is not an image.
         """
         if self.path == "whole":
-            unit = bgr_to_unit(image) if isinstance(image, np.ndarray) else load_image(image)
-            values = preprocess(unit, self.size, (0.0, 0.0, 0.0))
-            values = values if self.order == "BGR" else values[::-1]
+            pixels = image if isinstance(image, np.ndarray) else _decode(image)
+            unit = grey_to_unit(pixels) if self.order == GREY else bgr_to_unit(pixels)
+            values = preprocess(unit, self.size, (0.0,) * self.channels)
+            values = values[::-1] if self.order == "RGB" else values
             prepared: np.ndarray = (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
             return prepared
+        if self.order == GREY:
+            grey = (
+                cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if isinstance(image, np.ndarray) else read_grey(image)
+            )
+            return self._transform()(self._resized(grey[..., None]))
         pixels = image if isinstance(image, np.ndarray) else read_bgr(image)
         return self._transform()(self._resized(pixels))
+
+    @property
+    def channels(self) -> int:
+        """The channels of the input: 3, or 1 in the order GRAY."""
+        return 1 if self.order == GREY else CHANNELS
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         if self.resize is not None and pixels.shape[:2] != self.resize:
             pixels = cv2.resize(pixels, self.resize[::-1])
-        chw = pixels.transpose(2, 0, 1)
-        return chw if self.order == "BGR" else chw[::-1]
+        chw = np.atleast_3d(pixels).transpose(2, 0, 1)
+        return chw[::-1] if self.order == "RGB" else chw
 
     def _channel_mean(self) -> np.ndarray:
-        return np.broadcast_to(np.asarray(self.mean_value or (0.0,), np.float32), (3,))
+        return np.broadcast_to(np.asarray(self.mean_value or (0.0,), np.float32), (self.channels,))
 
     def _transform(self) -> Transform:
         return Transform(
@@ -115,7 +132,7 @@ class Preprocessing:
             sides = ["x".join(map(str, shape)) for shape in (mean.shape[1:], self.resize)]
             raise DataError(f"{path}: is {sides[0]} and resize is {sides[1]}; omit resize")
         try:
-            _check_mean_image(mean)
+            _check_mean_image(mean, self.channels)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         return replace(self, path="crop", resize=mean.shape[1:], mean_image=mean, mean_value=())
@@ -183,10 +200,11 @@ def _check_numbers(name: str, values: object, counts: tuple[int, ...]) -> None:
             raise DataError(f"preprocessing: {name} {_short(value)}: give finite numbers")
 
 
-def _check_mean_image(mean: object) -> None:
-    if not isinstance(mean, np.ndarray) or mean.ndim != 3 or mean.shape[0] != CHANNELS or 0 in mean.shape:
+def _check_mean_image(mean: object, channels: int) -> None:
+    if not isinstance(mean, np.ndarray) or mean.ndim != 3 or mean.shape[0] != channels or 0 in mean.shape:
         shape = getattr(mean, "shape", type(mean).__name__)
-        raise DataError(f"mean image of shape {shape}: colour images need ({CHANNELS}, height, width)")
+        kind = "colour" if channels == CHANNELS else "grey"
+        raise DataError(f"mean image of shape {shape}: {kind} images need ({channels}, height, width)")
     if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
         raise DataError("mean image: some values are not finite numbers; compute it again")
 
@@ -198,6 +216,14 @@ def _short(value: object) -> str:
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is not an image."""
     pixels = decode_file(path, cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise _not_an_image(path)
+    return pixels
+
+
+def read_grey(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode an image file to uint8 (height, width), as `convert_imageset --gray` does."""
+    pixels = decode_file(path, cv2.IMREAD_GRAYSCALE)
     if pixels is None:
         raise _not_an_image(path)
     return pixels
@@ -215,10 +241,22 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     A grey image is repeated to three channels, transparency dropped, 16 bits divided by 65,535, and EXIF orientation
     not applied. Raises DataError if the file is not an image.
     """
+    return bgr_to_unit(_decode(path))
+
+
+def _decode(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode an image file to integers (height, width, channels), as stored."""
     image = decode_file(path, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise _not_an_image(path)
-    return bgr_to_unit(np.atleast_3d(image))
+    return np.atleast_3d(image)
+
+
+def grey_to_unit(image: np.ndarray) -> np.ndarray:
+    """Integers (height, width, 1, 3 or 4) in OpenCV's BGR as ``io.load_image(color=False)``: float32 (height, width, 1)."""
+    unit = image / np.float64(np.iinfo(image.dtype).max)
+    grey = unit if image.shape[2] == 1 else (unit[:, :, 2::-1] @ np.array(_LUMA))[:, :, None]
+    return grey.astype(np.float32)
 
 
 def bgr_to_unit(image: np.ndarray) -> np.ndarray:
@@ -268,8 +306,9 @@ def preprocess(image: np.ndarray, size: tuple[int, int], channel_mean: Sequence[
     ``channel_mean`` is in BGR. The steps and their order are those of pycaffe's ``Transformer.preprocess``.
     """
     mean = np.asarray(channel_mean, np.float32)
-    if mean.shape != (3,):
-        raise DataError(f"channel mean of shape {mean.shape}: give three numbers, blue first")
+    if mean.shape != image.shape[2:]:
+        wanted = "three numbers, blue first" if image.shape[2:] == (CHANNELS,) else "one number"
+        raise DataError(f"channel mean of shape {mean.shape}: give {wanted}")
     if image.shape[:2] != tuple(size):
         image = resize_image(image, size)
     chw = image.transpose(2, 0, 1)[::-1].astype(np.float32)

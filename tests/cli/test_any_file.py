@@ -188,8 +188,8 @@ OTHERS = {
     ),
     "grey": (
         ["N", 1, 8, 6],
-        [],
-        "other.onnx: input 'x' takes anyx1x8x6, and is given 1x3x8x6; give it in that shape",
+        ["--order", "BGR"],
+        "--order BGR: the net takes images of 1 channel; leave it out",
     ),
 }
 

@@ -219,6 +219,7 @@ WANTED = {
     "a mean file": "the .binaryproto",
     "an LMDB database": "the folder of data.mdb",
     "an image": "a JPEG or PNG",
+    "a list of labels": "one label per line",
     "an image list": "rows of `path label`",
     "a list of HDF5 files": "one path per row",
     "an npz file": "what numpy.savez wrote",

@@ -24,6 +24,7 @@ from ._options import (
 if TYPE_CHECKING:
     from ..scoring import Score
 
+_TOP = 5  # classes shown
 _EPILOG = """examples:
   ilgnet score a.jpg b.jpg --weights net.safetensors
   ilgnet score images/ --weights net.caffemodel --json
@@ -47,6 +48,11 @@ def add_parser(subparsers: Any) -> None:
         help="a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     )
     parser.add_argument("--prototxt", metavar="P", help="the net of the weights")
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="the classes, one per line, such as synset_words.txt: shows the five best",
+    )
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images per batch (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     add_text_options(parser)
@@ -58,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the images and print a line for each."""
-    check_exist(args.pictures, args.weights, args.prototxt, args.mean_file)
+    check_exist(args.pictures, args.weights, args.prototxt, args.mean_file, args.labels)
     from ..errors import IlgnetError
     from ..process import tune_process
     from ..runtime.load import load
@@ -74,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
     about = net.about if preprocessing is None else net.about.stating(preprocessing)
     say_notes(about.notes)
+    labels = read_labels(args.labels) if args.labels else about.labels
     images = expand(args.pictures)
     if not images:
         raise IlgnetError(f"{args.pictures[0]}: contains no images")
@@ -81,19 +88,47 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("scoring", len(images)) as progress:
         for done, row in enumerate(score_with(net, images, preprocessing, args.batch), 1):
             if args.json:
-                print(json_text(_values(row)))
-            elif row.value is not None:
+                print(json_text(_values(row, labels)))
+            elif row.value is not None and not args.labels:
                 say(f"{row.value:.6f}  {row.path}")
             else:
-                say(row.path, *(f"{name} {_shown(values)}" for name, values in row.outputs.items()), sep="\t")
+                shown = (
+                    f"{name} {_named(values, labels) or _shown(values)}"
+                    for name, values in row.outputs.items()
+                )
+                say(row.path, *shown, sep="\t")
             progress(done)
     return 0
 
 
-def _values(row: Score) -> dict[str, Any]:
-    """A row as JSON: the score also under the name of its meaning."""
+def read_labels(path: str) -> tuple[str, ...]:
+    """Read the names of classes, one per line.  Raises FormatError for a file of another kind."""
+    from pathlib import Path
+
+    from ..caffe.kinds import Kind, expect
+
+    expect(path, Kind.TEXT, what="a list of labels")
+    return tuple(Path(path).read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
+
+
+def _best(values: tuple[float, ...], labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The classes of the largest values, at most `_TOP`; none where the labels are not of these values."""
+    if len(values) != len(labels):
+        return []
+    order = sorted(range(len(values)), key=lambda index: -values[index])[:_TOP]
+    return [{"index": index, "label": labels[index], "value": values[index]} for index in order]
+
+
+def _named(values: tuple[float, ...], labels: tuple[str, ...]) -> str:
+    return "; ".join(f"{one['label']} {one['value']:.6g}" for one in _best(values, labels))
+
+
+def _values(row: Score, labels: tuple[str, ...]) -> dict[str, Any]:
+    """A row as JSON: the score also under the name of its meaning, and the best classes where labels are known."""
     named = {row.meaning.replace(" ", "_"): row.value} if row.meaning else {"high_quality": None}
-    return {"picture": row.path, **named, "value": row.value, "outputs": row.outputs}
+    best = {name: found for name, values in row.outputs.items() if (found := _best(values, labels))}
+    top = {"top": best} if best else {}
+    return {"picture": row.path, **named, "value": row.value, "outputs": row.outputs, **top}
 
 
 def _shown(values: tuple[float, ...], most: int = 10) -> str:

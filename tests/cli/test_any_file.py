@@ -506,6 +506,7 @@ GIVEN_ONCE = {
     "time": ["caffe", "time", "-model", "FILE"],
     "audit with weights": ["audit", "net.caffemodel", "FILE"],
     "image": ["score", "FILE", "--weights", "net.caffemodel", "--scale", "1"],
+    "labels": ["score", "a.png", "--weights", "net.caffemodel", "--scale", "1", "--labels", "FILE"],
     "inputs": ["compare", "net.caffemodel", "net.onnx", "--inputs", "FILE"],
     "arrays": ["caffe", "test", "-model", "net.prototxt", "-weights", "net.caffemodel", "-arrays", "FILE"],
     "list": ["lmdb", "make", "images/", "FILE", "new_lmdb"],

@@ -214,3 +214,30 @@ def test_tools_are_thin(tool: str) -> None:
     assert len(path.read_text().splitlines()) < 30
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_score_names_the_five_best_classes(folder, capsys) -> None:
+    names = ["tench", "goldfish, Carassius auratus", "great white shark", "tiger shark", "ray"]
+    Path("words.txt").write_text("\n".join(names) + "\n")
+    arguments = (
+        "score",
+        "images/0.png",
+        "--weights",
+        "small.caffemodel",
+        "--scale",
+        "0.01",
+        "--labels",
+        "words.txt",
+    )
+    status, out, _ = run(capsys, *arguments, "--json")
+    row = json.loads(out)
+    values = row["outputs"]["prob"]
+    order = np.argsort(values)[::-1]
+    assert status == 0
+    expected = [{"index": int(k), "label": names[k], "value": values[k]} for k in order]
+    assert row["top"]["prob"] == expected
+    _, out, _ = run(capsys, *arguments)
+    assert out.startswith(f"images/0.png\tprob {names[order[0]]} {values[order[0]]:.6g}; {names[order[1]]} ")
+    Path("words.txt").write_text("\n".join(names[:4]))  # of another net: not shown
+    _, out, _ = run(capsys, *arguments)
+    assert out.startswith(f"images/0.png\tprob {values[0]:.6g} {values[1]:.6g} ")

@@ -15,13 +15,16 @@ from places import ROOT
 
 STUDY_COMMANDS = ("test", "report", "partition", "data", "synthetic", "demo", "_figures")  # files of cli/
 STUDY_TOOLS = ("demo", "make_synthetic", "test_ava")  # their scripts in tools/
-# tests/compat runs the commands of both and compares them with what an earlier version wrote.
+# tests/compat runs the commands of both and compares them with what an earlier version wrote; the pages and the
+# source distribution are of both.
 STUDY = (
     Path("ilgnet_repro/aesthetics"),
     *(Path(f"ilgnet_repro/cli/{name}.py") for name in STUDY_COMMANDS),
     *(Path(f"tools/{name}.py") for name in STUDY_TOOLS),
     Path("tests/aesthetics"),
     Path("tests/compat"),
+    Path("tests/test_docs.py"),
+    Path("tests/test_packaging.py"),
 )
 # Fails where anything, such as the finder of an editable install, still supplies the study.
 CHECK = """

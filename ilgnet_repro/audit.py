@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -15,12 +15,12 @@ from .caffe.graph import Graph, Node
 from .caffe.graph_build import build_graph
 from .caffe.phase_rules import PHASES, is_included, net_state
 from .caffe.upgrade import upgrade_net
-from .errors import IlgnetError, LayerError
+from .errors import IlgnetError, LayerError, WeightsError
 from .known import identify
 from .layers.support.base import Shape
 from .layers.support.registry import resolve_kinds
 from .runtime.calls import shapes_by_name
-from .runtime.find import find_net
+from .runtime.find import INSIDE_NOTE, Found, find_net, found_inside
 from .runtime.load import open_weights
 from .runtime.net_file import read_net_file
 from .runtime.open_channels import channels_of_weights
@@ -177,11 +177,12 @@ def audit_files(
     prototxt: pb.NetParameter | None, weights: str | Path | None, *, phase: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None, **options: Unpack[AuditOptions],
 ) -> Audit:  # fmt: skip
-    """Audit a net with a weights file; without a net, the file's own or the one that `find_net` returns.
+    """Audit a net with a weights file; without a net, the one that `find_net` returns, or else that in the file.
 
     ``phase`` is that of `audit` unless the file states one.
     """
     model = open_weights(weights) if weights is not None else None
+    notes: tuple[str, ...] = ()
     if prototxt is None:
         if model is None:
             raise IlgnetError("give a prototxt, a weights file, or both")
@@ -190,8 +191,21 @@ def audit_files(
             prototxt, phase = file.text, phase or file.phase
             input_shapes = {**file.input_shapes, **(input_shapes or {})}
         else:
-            prototxt = find_net(model).net
-    return audit(prototxt, model, phase=phase, input_shapes=input_shapes, **options)
+            found = _found(model)
+            prototxt, notes = found.net, tuple(note for note in found.notes if note == INSIDE_NOTE)
+    made = audit(prototxt, model, phase=phase, input_shapes=input_shapes, **options)
+    return replace(made, upgrades=(*notes, *made.upgrades))
+
+
+def _found(model: WeightsFile) -> Found:
+    """Return the net of a weights file, or else the one inside it."""
+    try:
+        return find_net(model)
+    except WeightsError as error:
+        try:
+            return found_inside(model)
+        except IlgnetError:
+            raise error from None
 
 
 def _phase_of(net: pb.NetParameter, notes: list[str], level: int, stages: tuple[str, ...]) -> str:

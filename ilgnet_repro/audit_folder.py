@@ -13,7 +13,7 @@ from .caffe.kinds import Kind, kind_of, refusal
 from .caffe.prototxt import read_net
 from .errors import IlgnetError
 from .layers.support.base import Shape
-from .runtime.find import match_built_in
+from .runtime.find import found_inside, match_built_in
 from .runtime.load import open_weights
 from .runtime.weights import WeightsFile
 from .schema import caffe_pb2 as pb
@@ -186,5 +186,10 @@ def _without_text(file: _Weights) -> NetRow:
     built_in = match_built_in(file.model)
     if built_in:
         return NetRow(f"built in ({built_in[0]})", file.model.name, (str(file.path),), RUNS)
-    layers = len([layer for layer in file.model.layers if layer.blobs])
-    return NetRow("", file.model.name, (str(file.path),), BLOCKED, ("no prototxt fits",), layers)
+    shown = (str(file.path),)
+    try:
+        found = audit(found_inside(file.model).net, file.model, hashed=False)
+    except IlgnetError:
+        layers = len([layer for layer in file.model.layers if layer.blobs])
+        return NetRow("", file.model.name, shown, BLOCKED, ("no prototxt fits",), layers)
+    return _result("", found, shown, ("no prototxt fits; the file holds a net (prototxt='inside')",))

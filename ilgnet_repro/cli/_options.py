@@ -31,6 +31,11 @@ def check_exist(*given: str | Iterable[str] | None) -> None:
                 raise FormatError(f"{path}: cannot be read ({reason}); check the path")
 
 
+def text_path(prototxt: str | None) -> str | None:
+    """Return the path that `--prototxt` gives; None for `inside`, the net in the weights file (`find_net`)."""
+    return None if prototxt == "inside" and not os.path.lexists(prototxt) else prototxt
+
+
 def check_state(path: str | None) -> None:
     """Raise SolverError for a solver state that does not exist, as `check_exist`."""
     if path and not os.path.lexists(path):

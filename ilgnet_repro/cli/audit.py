@@ -138,7 +138,7 @@ def _print_rows(rows: list[NetRow]) -> None:
     for column in ("prototxt", "weights", "status", "missing"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        missing = [in_flags(line, "input_shapes") for line in row.missing]
+        missing = [in_flags(in_flags(line, "input_shapes"), "prototxt") for line in row.missing]
         add_row(table, row.prototxt, _first(row.weights), row.status, _first(missing))
     console = results_console()
     console.print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..files import json_text
 from ._console import add_row, results_console
-from ._options import add_allow_missing, add_text_options, check_exist, read_shapes, read_stages
+from ._options import add_allow_missing, add_text_options, check_exist, read_shapes, read_stages, text_path
 
 if TYPE_CHECKING:
     from ..compare.comparison import BlobRow, Comparison
@@ -59,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; return 1 unless every blob agrees."""
-    check_exist([name for name in (args.first, args.second) if ":" not in name], args.prototxt, args.inputs)
+    check_exist(
+        [name for name in (args.first, args.second) if ":" not in name], text_path(args.prototxt), args.inputs
+    )
     from ..compare.comparison import compare_files
     from ..errors import IlgnetError
 

@@ -23,6 +23,7 @@ from ._options import (
     read_preprocessing,
     read_shapes,
     read_stages,
+    text_path,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ def add_parser(subparsers: Any) -> None:
 def fill_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("weights", nargs="+", metavar="X", help="weights files, or folders of them")
-    parser.add_argument("--prototxt", metavar="P", help="the net the weights belong to")
+    parser.add_argument(
+        "--prototxt",
+        metavar="P",
+        help="the net the weights belong to, or `inside`: the net in the caffemodel",
+    )
     parser.add_argument(
         "--to", default="safetensors", metavar="FORMATS",
         help=f"formats, separated by commas: {', '.join(FORMATS)} (default safetensors)",
@@ -139,7 +144,7 @@ class Given:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print the report, or a table for several files."""
-    check_exist(args.weights, args.prototxt, args.mean_file, args.pictures)
+    check_exist(args.weights, text_path(args.prototxt), args.mean_file, args.pictures)
     from ..process import tune_process
 
     tune_process()

@@ -19,6 +19,7 @@ from ._options import (
     read_shapes,
     read_stages,
     say_notes,
+    text_path,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the images and print a line for each."""
-    check_exist(args.pictures, args.weights, args.prototxt, args.mean_file, args.labels)
+    check_exist(args.pictures, args.weights, text_path(args.prototxt), args.mean_file, args.labels)
     from ..errors import IlgnetError
     from ..process import tune_process
     from ..runtime.load import load

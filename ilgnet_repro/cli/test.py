@@ -23,6 +23,7 @@ from ._options import (
     read_shapes,
     read_stages,
     say_notes,
+    text_path,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
-    check_exist(args.weights, args.prototxt, args.list, args.lmdb, args.mean, args.scores)
+    check_exist(args.weights, text_path(args.prototxt), args.list, args.lmdb, args.mean, args.scores)
     if args.check:
         return _check(args)
     if args.weights is None:

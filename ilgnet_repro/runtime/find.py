@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..caffe.caffemodel import CaffeModel
 from ..caffe.fork_fields import describe_field
 from ..caffe.graph_build import Choices, build_graph, choose_graph
+from ..caffe.inside import net_inside
 from ..caffe.prototxt import read_net
 from ..caffe.upgrade import upgrade_net
 from ..errors import FormatError, IlgnetError, WeightsError
@@ -19,6 +21,12 @@ from .calls import shapes_by_name
 from .open_channels import channels_of_weights
 from .plan import plan_net
 from .weights import WeightsFile, blob_counts, fit_weights
+
+INSIDE = "inside"
+INSIDE_NOTE = (
+    "the net is the one in the weights file: that of the training, which may have data and loss layers; a deploy prototxt "
+    "is preferable"
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,13 @@ def find_net(model: WeightsFile, prototxt: str | os.PathLike[str] | pb.NetParame
     """Return the net for a weights file.
 
     Tried in turn: ``prototxt``; a sibling named like the weights or deploy.prototxt; a built-in net whose
-    layer names and shapes are the file's.  Raises WeightsError if none fits.
+    layer names and shapes are the file's.  "inside" as ``prototxt`` is the net that the file itself holds.  Raises
+    WeightsError if none fits, and says where the file holds one.
     """
     if isinstance(prototxt, pb.NetParameter):
         return _upgraded(prototxt, "", model)
+    if prototxt is not None and os.fspath(prototxt) == INSIDE and not os.path.exists(INSIDE):
+        return found_inside(model)
     if prototxt is not None:
         return _upgraded(read_net_text(prototxt), os.fspath(prototxt), model)
     for sibling in _siblings(model.path):
@@ -46,11 +57,23 @@ def find_net(model: WeightsFile, prototxt: str | os.PathLike[str] | pb.NetParame
     matches = match_built_in(model)
     if matches:
         return Found(build(matches[0]), f"built in ({matches[0]})")
+    try:
+        held = f", or take the net of {len(found_inside(model).net.layer)} layers in the file (prototxt={INSIDE!r})"
+    except IlgnetError:
+        held = ""
     raise WeightsError(
         f"{model.path}: no prototxt beside it and no built-in net fits its layers; "
-        "give the deploy prototxt as prototxt=",
+        f"give the deploy prototxt as prototxt={held}",
         option="prototxt",
     )
+
+
+def found_inside(model: WeightsFile) -> Found:
+    """Return the net that a weights file holds.  Raises FormatError where it holds none that can be read."""
+    if not isinstance(model, CaffeModel):
+        raise FormatError(f"{model.path}: only a .caffemodel holds a net; give the prototxt")
+    found = _upgraded(net_inside(model), f"inside {model.path.name}", model)
+    return replace(found, notes=(INSIDE_NOTE, *found.notes))
 
 
 def _siblings(weights: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from .context import (
     weights_warnings,
 )
 from .journal import Journal, is_journal
-from .labelled_images import LabelledImages
+from .labelled_images import LabelledImages, ShuffledImages
 from .partition_scores import read_scores
 from .protocol_run import run_protocol, scorer
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
@@ -138,9 +138,12 @@ def run_test(
             )
         log(f"{folder} has this run, which is finished: nothing to do")
         return finished
+    # Journals of earlier versions, which knew no order but the list's, have none in their key.
+    order = [test.images.order] if isinstance(test.images, ShuffledImages) else []
     key = _key(
         known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form, test.images.order,
+        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
+        *order,
     )  # fmt: skip
     with Journal(journal_file, key) as journal:
         outcome = run_protocol(

@@ -112,8 +112,8 @@ def audit(
 ) -> Audit:
     """Check every layer of a net, continuing after layers with errors.
 
-    The phase is TEST, or TRAIN where only that one has layers.  Shapes that only a data layer's source or a layer that
-    was cut off would tell are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
+    The phase is TEST, or TRAIN where only that one has layers.  Shapes that depend on the source of a data layer, or on
+    a layer that was cut off, are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
     fields are still checked.  Without ``hashed`` the weights file is not identified.  Raises IlgnetError only where the
     layers do not form a net.
     """

@@ -106,7 +106,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
         reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]
         raise IlgnetError(f"net {net.graph.name!r} cannot be exported by torch.export: {reason}") from error
     program.example_inputs = None
-    # The paths of source files: they tell where this package is installed, and would change the file's bytes.
+    # The paths of source files would make the file's bytes depend on where this package is installed.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

@@ -70,7 +70,8 @@ def unknown_type(type_: str, fields: str = "") -> str:
     ("type_", "fields", "meant"),
     [
         ("lSTM", "recurrent_param { num_output: 4 }", "LSTM"),
-        ("lSTM", "lstm_param { num_output: 4 }", ""),  # as CTPN's Lstm, a layer of its own
+        ("lSTM", "lstm_param { num_output: 4 }", "Lstm"),  # the text recognizers' layer
+        ("lSTM", "lstm_parm { num_output: 4 }", ""),
         ("rnn", "rnn_param { num_output: 4 }", ""),
         ("Softmaxwithloss", "loss_param { ignore_label: 2 }", "SoftmaxWithLoss"),
         ("softmax", "loss_param { ignore_label: 2 }", ""),

@@ -75,7 +75,8 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
         # Types of V1 layers are spelled like this; one that no Caffe has arrives here as it is written.
-        close = did_you_mean(node.type, (*V1_TYPES, *FORK_V1_TYPES)) if node.type.isupper() else ""
+        v1 = node.type.isupper() and not meant
+        close = did_you_mean(node.type, (*V1_TYPES, *FORK_V1_TYPES)) if v1 else ""
         raise LayerError(node.name, node.type, f"layer type is unknown{close}; {hint}")
     return cls(node, ranks)
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..runtime.net import CaffeNet
+from .saving import Saving
 
 # Symbols of open input axes; a second one with another length gets its input's name as suffix.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}
@@ -47,6 +48,8 @@ def open_shapes(
             )
         closed = plans.open_axes(sides, [*sides, *others], _sides)
         if closed:
+            closed = plans.open_axes(closed, [*closed, *others], _stepped_sides)
+        if closed:
             plans.at({side: _sides(plans.length(side))[0][side[1] - 2] for side in sides})  # raises, by layer
             raise IlgnetError(
                 f"input {closed[0][0]!r} takes images of one size only; drop dynamic_size=True",
@@ -64,6 +67,42 @@ def _batches(length: int) -> Rounds:
 
 def _sides(length: int) -> Rounds:
     return (length + 37, length + 58), (2 * length, 3 * length), (length - 1, length // 2)
+
+
+# Steps between the sizes that a net takes, where it takes none of `_sides`: 8 for nets of 8 k + 1, as PSPNet's 713.
+_STEPS = (2, 4, 8, 16, 32, 64, 128)
+
+
+def _stepped_sides(length: int) -> Rounds:
+    return tuple((length + step, length + 2 * step) for step in _STEPS)
+
+
+def size_step(net: CaffeNet, wanted: tuple[str, ...]) -> int:
+    """Return the step between the image sizes that a net takes; 1 where it takes any, 0 where none was found."""
+    plans = _Plans(net, wanted)
+    images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
+    sides = [(name, axis) for axis in (2, 3) for name in images]
+    for step in (1, *_STEPS):
+        try:
+            for count in (1, 2, 3):
+                plans.at({side: plans.length(side) + count * step for side in sides})
+        except IlgnetError:
+            continue
+        return step
+    return 0
+
+
+def size_notes(saving: Saving) -> tuple[str, ...]:
+    """Return the sizes that a file with open height and width takes, where the net does not take any."""
+    net = saving.net
+    step = size_step(net, net.outputs) if saving.options.dynamic_size else 1
+    if step <= 1:
+        return ()
+    shapes = [net.shapes[name] for name in net.inputs_for(net.outputs) if len(net.shapes[name]) == IMAGE_AXES]
+    sizes = " and ".join(dict.fromkeys(f"{shape[2]}x{shape[3]}" for shape in shapes))
+    return (
+        f"height and width are open: the net takes sizes that differ from {sizes} by multiples of {step}",
+    )
 
 
 class _Plans:

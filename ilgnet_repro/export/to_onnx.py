@@ -16,6 +16,7 @@ from .formats import Format
 from .onnx_file import write_onnx
 from .onnx_graph import OnnxModel, Prepare, plan_onnx
 from .onnx_preprocess import IMAGE_INPUT, add_preprocessing, find_image_input
+from .open_shapes import size_notes
 from .saving import Saving, dense_notes
 
 _IMAGE_SIZE = (240, 320)
@@ -72,5 +73,6 @@ def prepared_inputs(
 
 FORMAT = Format(
     "onnx", ".onnx", write, reopen,
-    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn"), feed=prepared_inputs, notes=dense_notes,
+    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn"), feed=prepared_inputs,
+    notes=lambda saving: (*dense_notes(saving), *size_notes(saving)),
 )  # fmt: skip

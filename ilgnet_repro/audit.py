@@ -21,7 +21,7 @@ from .layers.support.base import Shape
 from .layers.support.registry import resolve_kinds
 from .runtime.calls import shapes_by_name
 from .runtime.find import INSIDE_NOTE, Found, find_net, found_inside
-from .runtime.load import open_weights
+from .runtime.load import one_pixel_notes, open_weights
 from .runtime.net_file import read_net_file
 from .runtime.open_channels import channels_of_weights
 from .runtime.plan import NetPlan, plan_net
@@ -137,6 +137,9 @@ def audit(
         shapes |= channels_of_weights(graph, shapes, weights, notes)
     plan = plan_net(graph, shapes, faults=faults)
     needs = _needs(graph, faults, cut_off)
+    for node in graph:
+        for line in one_pixel_notes(plan.layers[node.name], plan) if node.name in plan.layers else ():
+            needs[node.name] = f"{node.name} ({node.type}): {line}"
     # The first error of each layer.
     problems = {error.layer: str(error) for error in reversed(faults) if error.layer not in needs}
     # Found before layers of the same name get unique names.
@@ -256,7 +259,7 @@ def _row(plan: NetPlan, node: Node, problem: str, need: str, why_unknown: str) -
     notes = (layer.idle_note, layer.note, STATE_NOTE if layer.has_state else "")
     return LayerAudit(
         node.name, node.type, tops, parameters, plan.multiply_adds[node.name], problem=problem,
-        note="; ".join(filter(None, notes)), no_onnx=layer.no_onnx,
+        note="; ".join(filter(None, notes)), no_onnx=layer.no_onnx, need=need,
     )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from small_nets import SMALL_TEXT, write_weights
+from small_nets import FULLY_CONVOLUTIONAL, SMALL_TEXT, write_weights
 
+import ilgnet_repro as ir
 from ilgnet_repro.audit import audit, audit_files
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.cli.main import main
@@ -86,6 +87,19 @@ def test_a_blob_that_another_phase_computes_is_no_input() -> None:
     text = SMALL_TEXT + COMPUTED + 'layer { name: "s" type: "TanH" bottom: "r" top: "s" }'
     with pytest.raises(GraphError, match=r"s \(TanH\): bottom 'r' is written by no layer of this phase"):
         audit(parse_net(text))
+
+
+def test_images_of_one_pixel_ask_for_a_size() -> None:
+    """OpenPose's text states 1x1 and its users give the size."""
+    text = FULLY_CONVOLUTIONAL.replace("dim: 21 dim: 26", "dim: 1 dim: 1").replace(
+        "kernel_size: 3", "kernel_size: 3 pad: 1"
+    )
+    line = "data (Input): images of 'data' are 1x1 in the text; give their size (input_shapes={'data': (N, C, H, W)})"
+    assert audit(parse_net(text)).needs == (line,)
+    assert line in ir.load_net(parse_net(text), seed=1).about.notes
+    assert audit(parse_net(text), input_shapes={"data": (1, 3, 21, 26)}).needs == ()
+    vector = text.replace("dim: 3 dim: 1", "dim: 64 dim: 1")
+    assert audit(parse_net(vector)).needs == ()
 
 
 STAGED = data(

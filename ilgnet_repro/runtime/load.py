@@ -20,7 +20,7 @@ from ..caffe.upgrade import upgrade_net
 from ..errors import GraphError, WeightsError
 from ..known import assumed, find_model, identify
 from ..layers.loss import InfogainLoss
-from ..layers.support.base import Shape
+from ..layers.support.base import Layer, Shape
 from ..layers.support.registry import layer_types, resolve_kinds
 from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
@@ -45,6 +45,7 @@ from .weights import (
 )
 
 PathLike = str | os.PathLike[str]
+_ONE_PIXEL = (3, 1, 1)  # channels, height, width of images whose size a text leaves to its user
 LONGEST_NAME = 200  # characters kept of the net's name in the weights file
 
 
@@ -316,9 +317,19 @@ def layer_notes(plan: NetPlan) -> list[str]:
         where = f"{layer.node.name} ({layer.node.type})"
         if layer.idle_note:
             notes.append(f"{where}: {layer.idle_note}")
+        notes += [f"{where}: {text}" for text in one_pixel_notes(layer, plan)]
         if layer.node.type == "DummyData":
             notes.append(f"{where}: {DUMMY_NOTE}")
     return notes
+
+
+def one_pixel_notes(layer: Layer, plan: NetPlan) -> list[str]:
+    """Say that images of 1 x 1 stand for a size that the caller gives, as in OpenPose's text."""
+    tops = [top for top in layer.node.tops if layer.is_input and plan.value_shapes[top][1:] == _ONE_PIXEL]
+    return [
+        f"images of {top.blob!r} are 1x1 in the text; give their size (input_shapes={{{top.blob!r}: (N, C, H, W)}})"
+        for top in tops
+    ]
 
 
 def _about(found: Found, model: WeightsFile | None, plan: NetPlan, choices: Choices, sha256: bool) -> About:

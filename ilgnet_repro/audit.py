@@ -121,8 +121,7 @@ def audit(
     net = upgrade_net(drop_fields(net, ignore_fields), notes)
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
-    if weights is not None:
-        net = resolve_kinds(net, blob_counts(weights.layers))
+    net = resolve_kinds(net, {} if weights is None else blob_counts(weights.layers))
     given = dict(input_shapes or {})
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []

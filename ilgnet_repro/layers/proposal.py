@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -315,20 +315,45 @@ class ProposalLayer(_Proposals, PythonLayer):
     12000 and 2000 in phase TRAIN.
     """
 
+    # What param_str may state, with its defaults.
+    known: ClassVar[Mapping[str, Any]] = {"feat_stride": 16, "scales": [8, 16, 32], "ratios": [0.5, 1, 2]}
+
     def setup(self) -> None:
         settings = self.settings
-        known: dict[str, Any] = {"feat_stride": 16, "scales": [8, 16, 32], "ratios": [0.5, 1, 2]}
         for name in settings:
-            if name not in known:
-                raise self.error(f"param_str: {name} is unknown; known are {', '.join(known)}")
-        stride, scales, ratios = ({**known, **settings}[name] for name in known)
-        if "feat_stride" not in settings or not isinstance(stride, int) or stride < 1:
-            raise self.error("param_str: feat_stride must be an integer over 0, as in 'feat_stride': 16")
-        for name, values in (("scales", scales), ("ratios", ratios)):
+            if name not in self.known:
+                raise self.error(f"param_str: {name} is unknown; known are {', '.join(self.known)}")
+        stated = {**self.known, **settings}
+        if "feat_stride" not in settings:
+            stated["feat_stride"] = None
+        for name in ("feat_stride", "base_size"):
+            value = stated.get(name, 16)
+            if not isinstance(value, int) or value < 1:
+                raise self.error(f"param_str: {name} must be an integer over 0, as in '{name}': 16")
+        for name in ("scales", "ratios"):
+            values = stated[name]
             if not isinstance(values, list | tuple) or not all(
                 isinstance(v, int | float) and v > 0 for v in values
             ):
                 raise self.error(f"param_str: {name} must be a list of numbers over 0, not {values}")
-        self.proposal_settings = Settings(
-            make_anchors(16, ratios, scales), stride, (12000, 2000) if self.is_train else (6000, 300)
-        )
+        anchors = make_anchors(stated.get("base_size", 16), stated["ratios"], stated["scales"])
+        self.proposal_settings = self._settings(anchors, stated["feat_stride"])
+
+    def _settings(self, anchors: tuple[tuple[float, ...], ...], stride: int) -> Settings:
+        return Settings(anchors, stride, (12000, 2000) if self.is_train else (6000, 300))
+
+
+@register_python_layer("SSH.layers.proposal_layer", "ProposalLayer")
+class SSHProposalLayer(ProposalLayer):
+    """SSH's, by its `default_config.yml`: in phase TEST the 1000 best regions of any size, none suppressed.
+
+    In phase TRAIN 300 of the 1000 best, suppressed by an overlap over 0.3, with sides of 4 pixels or more.
+    Source: mahyarnajibi/SSH, SSH/layers/proposal_layer.py.
+    """
+
+    known: ClassVar[Mapping[str, Any]] = {**ProposalLayer.known, "base_size": 16}
+
+    def _settings(self, anchors: tuple[tuple[float, ...], ...], stride: int) -> Settings:
+        if self.is_train:
+            return Settings(anchors, stride, (1000, 300), nms_threshold=0.3, min_size=4)
+        return Settings(anchors, stride, (1000, 1000), nms_threshold=1, min_size=0)

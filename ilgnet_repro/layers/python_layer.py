@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ..caffe.graph import Node
 from ..errors import LayerError
+from ..schema import caffe_pb2 as pb
 from .support.base import BlobSpec, Layer, LayerPlan, Shape
 from .support.param_str import parse_param_str
 from .support.registry import register_layer
@@ -52,7 +53,7 @@ class PythonLayer(Layer):
 
     message = "python_param"
     fields = ("module", "layer", "param_str")
-    ignored_fields = ("share_in_parallel",)
+    ignored_fields = ("share_in_parallel", "of_rfcn", "mines")
     in_place = True
     bottom_count: ClassVar[tuple[int, int | None]] = (0, None)
     top_count: ClassVar[tuple[int, int | None]] = (0, None)
@@ -78,6 +79,13 @@ class PythonLayer(Layer):
     def class_for(cls, node: Node) -> type[Layer] | None:
         """Return the class that is registered for the node's module and layer."""
         return _classes.get((node.layer.python_param.module, node.layer.python_param.layer))
+
+    @classmethod
+    def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:
+        """Leave it to the class that is registered for the text's module and layer."""
+        found = _classes.get((text.python_param.module, text.python_param.layer))
+        if cls is PythonLayer and found is not None:
+            found.resolve_by_net(text, net)
 
     def _set_up(self, ranks: Sequence[int] | None) -> None:
         self.setup()  # as in pycaffe, it takes nothing

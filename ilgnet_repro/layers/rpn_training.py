@@ -6,15 +6,18 @@ are a random sample, as in the fork; the draws are others than numpy's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..schema import caffe_pb2 as pb
 from .proposal import make_anchors
 from .python_layer import PythonLayer, register_python_layer
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode
+from .support.shapes import legacy_shape, with_four_axes
 
 RPN_SAMPLES, RPN_POSITIVE, RPN_NEGATIVE = 256, 0.7, 0.3  # at most half of the samples are positive
 ROI_SAMPLES, ROI_FOREGROUND, ROI_OVERLAP = 128, 32, 0.5
@@ -75,21 +78,37 @@ class AnchorTargetLayer(_Sampler):
     Source: py-faster-rcnn, lib/rpn/anchor_target_layer.py.
     """
 
-    bottom_count = (4, 4)
+    bottom_count: ClassVar[tuple[int, int | None]] = (4, 4)
     top_count = (4, 4)
+    # What param_str may state beside the stride, with the defaults.
+    known: ClassVar[Mapping[str, Any]] = {"feat_stride": 16, "scales": [8, 16, 32], "allowed_border": 0}
+    overlaps: ClassVar[tuple[float, float]] = (RPN_NEGATIVE, RPN_POSITIVE)
+    positives = RPN_SAMPLES // 2
+    marks_best = True  # whether each true box's best anchors are positive whatever their overlap
+    may_lie_outside = False  # whether all anchors count where none lies inside the image
 
     def setup(self) -> None:
         super().setup()
-        known = ("feat_stride", "scales", "allowed_border")
-        self.stride: int = self._setting("feat_stride", known)
-        scales, self.border = self.settings.get("scales", [8, 16, 32]), self.settings.get("allowed_border", 0)
-        if not isinstance(scales, list | tuple) or not all(
-            isinstance(v, int | float) and v > 0 for v in scales
-        ):
-            raise self.error(f"param_str: scales must be a list of numbers over 0, not {scales}")
-        self.anchors = torch.tensor(make_anchors(16, (0.5, 1, 2), scales))
+        names = tuple(self.known)
+        self.stride: int = self._setting("feat_stride", names)
+        stated = {"ratios": [0.5, 1, 2], "base_size": 16, **self.known, **self.settings}
+        self.border = stated["allowed_border"]
+        for name in ("scales", "ratios"):
+            values = stated[name]
+            if not isinstance(values, list | tuple) or not all(
+                isinstance(v, int | float) and v > 0 for v in values
+            ):
+                raise self.error(f"param_str: {name} must be a list of numbers over 0, not {values}")
+        size = stated["base_size"]
+        if not isinstance(size, int) or size < 1:
+            raise self.error("param_str: base_size must be an integer over 0, as in 'base_size': 16")
+        self.anchors = torch.tensor(make_anchors(size, stated["ratios"], stated["scales"]))
+        self.positive_overlap = stated.get("positive_overlap", self.overlaps[1])
+        for name, value in (("allowed_border", self.border), ("positive_overlap", self.positive_overlap)):
+            if not isinstance(value, int | float):
+                raise self.error(f"param_str: {name} must be a number, not {value}")
 
-    def plan(self, scores: Shape, truth: Shape, info: Shape, image: Shape) -> LayerPlan:
+    def plan(self, scores: Shape, truth: Shape, info: Shape, image: Shape, *mined: Shape) -> LayerPlan:
         if len(scores) != 4 or scores[0] != 1:
             raise self.error(f"scores {list(scores)} must be 1×C×H×W: one image at a time")
         if len(truth) < 2 or truth[1] != 5:
@@ -97,10 +116,17 @@ class AnchorTargetLayer(_Sampler):
         if len(info) != 2 or info[1] < 2:
             raise self.error(f"the third bottom {list(info)} must hold an image's height and width")
         count, (height, width) = len(self.anchors), scores[2:]
+        for shape in mined:
+            if shape != (1, 2 * count, height, width):
+                raise self.error(
+                    f"the fifth bottom {list(shape)} must hold two scores for each of {count} anchors"
+                )
         offsets = (1, 4 * count, height, width)
         return LayerPlan([(1, 1, count * height, width), offsets, offsets, offsets])
 
-    def forward(self, scores: Tensor, truth: Tensor, info: Tensor, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, scores: Tensor, truth: Tensor, info: Tensor, image: Tensor, *mined: Tensor
+    ) -> tuple[Tensor, ...]:
         height, width = scores.shape[2:]
         true, sides = truth.detach().float().cpu().reshape(len(truth), -1), info.detach().flatten().cpu()
         y, x = torch.meshgrid(
@@ -109,18 +135,30 @@ class AnchorTargetLayer(_Sampler):
         boxes = (self.anchors + torch.stack([x, y, x, y], -1)[:, :, None]).reshape(-1, 4)
         limits = torch.stack([sides[1], sides[0]]) + self.border
         inside = ((boxes[:, :2] >= -self.border) & (boxes[:, 2:] < limits)).all(1).nonzero()[:, 0]
+        if self.may_lie_outside and not len(inside):
+            inside = torch.arange(len(boxes))
+        hard = None
+        if mined:
+            found = mined[0].detach().float().cpu()[0, len(self.anchors) :]
+            hard = found.permute(1, 2, 0).reshape(-1)[inside]
         labels, offsets = boxes.new_full((len(boxes),), -1), boxes.new_zeros(len(boxes), 4)
         weights = boxes.new_zeros(2, len(boxes), 4)
         if len(inside) and len(true):
             table = pixel_overlaps(boxes[inside], true)
             most, best = table.max(1)
             own = most.new_full((len(inside),), -1)
-            own[most < RPN_NEGATIVE] = 0
-            own[(table == table.amax(0)).any(1)] = 1
-            own[most >= RPN_POSITIVE] = 1
-            for label, count in ((1, RPN_SAMPLES // 2), (0, None)):
+            own[most < self.overlaps[0]] = 0
+            if self.marks_best:
+                own[(table == table.amax(0)).any(1)] = 1
+            own[most >= self.positive_overlap] = 1
+            for label in (1, 0):
                 chosen = (own == label).nonzero()[:, 0]
-                kept = self._draw(chosen, RPN_SAMPLES - int((own == 1).sum()) if count is None else count)
+                count = self.positives if label else RPN_SAMPLES - int((own == 1).sum())
+                if hard is None:
+                    kept = self._draw(chosen, count)
+                else:  # those whose score is furthest from the label
+                    order = hard[chosen].argsort(descending=not label, stable=True)
+                    kept = chosen[order[:count]]
                 own[chosen] = -1
                 own[kept] = label
             labels[inside] = own
@@ -135,12 +173,35 @@ class AnchorTargetLayer(_Sampler):
         return (marks, *(as_maps(values) for values in (offsets, *weights)))
 
 
+@register_python_layer("SSH.layers.anchor_target_layer", "AnchorTargetLayer")
+class SSHAnchorTargetLayer(AnchorTargetLayer):
+    """SSH's: positive from an overlap of 0.5, 64 of 256 at most; a fifth bottom, the scores, selects the hardest.
+
+    Without the fifth bottom they are drawn.  Its constants are those of `default_config.yml`.
+    Source: mahyarnajibi/SSH, SSH/layers/anchor_target_layer.py.
+    """
+
+    bottom_count: ClassVar[tuple[int, int | None]] = (4, 5)
+    known: ClassVar[Mapping[str, Any]] = {
+        **AnchorTargetLayer.known,
+        "ratios": [0.5, 1, 2],
+        "base_size": 16,
+        "positive_overlap": 0.5,
+    }
+    overlaps: ClassVar[tuple[float, float]] = (0.3, 0.5)
+    positives = RPN_SAMPLES // 4
+    marks_best = False
+    may_lie_outside = True
+
+
 @register_python_layer("rpn.proposal_target_layer", "ProposalTargetLayer")
 class ProposalTargetLayer(_Sampler):
     """A sample of 128 regions at most, a quarter of them with an object: bottoms are regions R×5 and true boxes G×5.
 
     Tops: regions, labels, offsets R×4·num_classes in the columns of the label, and their inside and outside weights.
-    Source: py-faster-rcnn, lib/rpn/proposal_target_layer.py.
+    R-FCN's layer, in a net with PSROIPooling, gives them four axes; with two classes all objects have the columns of
+    class 1; and in a net that mines hard regions (BoxAnnotatorOHEM) every region is taken.
+    Source: py-faster-rcnn and YuwenXiong/py-R-FCN, lib/rpn/proposal_target_layer.py.
     """
 
     bottom_count = (2, 2)
@@ -150,13 +211,25 @@ class ProposalTargetLayer(_Sampler):
     def setup(self) -> None:
         super().setup()
         self.classes: int = self._setting("num_classes", ("num_classes",))
+        self.is_rfcn: bool = self.param.of_rfcn
+        self.limits = (sys.maxsize, sys.maxsize) if self.param.mines else (ROI_SAMPLES, ROI_FOREGROUND)
+
+    @classmethod
+    def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:
+        types = {layer.type for layer in net.layer}
+        if "PSROIPooling" in types:
+            text.python_param.of_rfcn = True
+            if "BoxAnnotatorOHEM" in types:
+                text.python_param.mines = True
 
     def plan(self, rois: Shape, truth: Shape) -> LayerPlan:
         for what, shape in (("regions", rois), ("true boxes", truth)):
             if len(shape) < 2 or shape[1] != 5:
                 raise self.error(f"{what} {list(shape)} must have five values each")
-        count = min(rois[0] + truth[0], ROI_SAMPLES)
+        count = min(rois[0] + truth[0], self.limits[0])
         offsets = (count, 4 * self.classes)
+        if self.is_rfcn:
+            return LayerPlan([legacy_shape(top) for top in ((count, 5), (count,), *[offsets] * 3)])
         return LayerPlan([(count, 5), (count,), offsets, offsets, offsets])
 
     def forward(self, rois: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
@@ -164,22 +237,31 @@ class ProposalTargetLayer(_Sampler):
         given = rois.detach().float().cpu().reshape(len(rois), -1)
         regions = torch.cat([given, torch.cat([true[:, :1] * 0, true[:, :4]], 1)])
         most, best = pixel_overlaps(regions[:, 1:], true).max(1)
-        foreground = self._draw((most >= ROI_OVERLAP).nonzero()[:, 0], ROI_FOREGROUND)
-        background = self._draw((most < ROI_OVERLAP).nonzero()[:, 0], ROI_SAMPLES - len(foreground))
+        foreground = self._draw((most >= ROI_OVERLAP).nonzero()[:, 0], self.limits[1])
+        background = self._draw((most < ROI_OVERLAP).nonzero()[:, 0], self.limits[0] - len(foreground))
         kept = torch.cat([foreground, background])
         labels = true[best[kept], 4]
         labels[len(foreground) :] = 0
-        if len(labels) and not 0 <= int(labels.max()) < self.classes:
+        columns = labels.clamp(max=1) if self.is_rfcn and self.classes == 2 else labels
+        if len(labels) and not 0 <= int(columns.max()) < self.classes:
             raise self.error(
-                f"label {int(labels.max())} is none of the {self.classes} classes of num_classes"
+                f"label {int(columns.max())} is none of the {self.classes} classes of num_classes"
             )
         offsets = offsets_to(regions[kept, 1:], true[best[kept]]) / torch.tensor(STATED)
         placed = offsets.new_zeros(len(kept), self.classes, 4)
         weights = torch.zeros_like(placed)
         rows = (labels > 0).nonzero()[:, 0]
-        placed[rows, labels[rows].long()] = offsets[rows]
-        weights[rows, labels[rows].long()] = 1
-        tops = (regions[kept], labels, placed.flatten(1), weights.flatten(1), weights.flatten(1))
+        placed[rows, columns[rows].long()] = offsets[rows]
+        weights[rows, columns[rows].long()] = 1
+        tops: tuple[Tensor, ...] = (
+            regions[kept],
+            labels,
+            placed.flatten(1),
+            weights.flatten(1),
+            weights.flatten(1),
+        )
+        if self.is_rfcn:
+            tops = tuple(with_four_axes(top) for top in tops)
         return tuple(top.to(rois) for top in tops)
 
 

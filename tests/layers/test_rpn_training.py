@@ -118,6 +118,101 @@ def test_proposal_targets():
     np.testing.assert_array_equal(found[4], weights)
 
 
+@pytest.mark.parametrize("mined", [False, True], ids=["drawn", "mined"])
+def test_ssh_anchor_targets(mined):
+    """Positive from an overlap of 0.5 and 64 at most; scores of a fifth bottom select the hardest."""
+    height, width = 40, 60
+    shapes = [(1, 4, height, width), (1, 5), (1, 3), (1, 3, 80, 120), *[(1, 4, height, width)] * mined]
+    text = net(
+        "SSH.layers.anchor_target_layer",
+        *(
+            "AnchorTargetLayer",
+            "{'feat_stride': 2, 'scales': [2, 3], 'ratios': [1,], 'allowed_border': 512}",
+            shapes,
+        ),
+        4,
+    )
+    true = (20.0, 20.0, 75.0, 68.0)
+    scores = np.random.default_rng(3).uniform(0, 1, shapes[0]).astype(np.float32)
+    given = [np.zeros(shapes[0]), [(*true, 1.0)], [(80, 120, 1)], np.zeros(shapes[3]), scores]
+    arrays = {
+        f"i{index}": torch.tensor(np.array(value, np.float32))
+        for index, value in enumerate(given[: len(shapes)])
+    }
+    found = [top.numpy() for top in ir.load_net(parse_net(text), phase="TRAIN")(arrays).values()]
+    positive, negative = {}, {}
+    for a, side in enumerate((32, 48)):
+        for y in range(height):
+            for x in range(width):
+                low, high = 7.5 - (side - 1) / 2, 7.5 + (side - 1) / 2
+                value = overlap((low + 2 * x, low + 2 * y, high + 2 * x, high + 2 * y), true)
+                hard = scores[0, 2 + a, y, x]
+                if value >= 0.5:
+                    positive[a, y, x] = hard
+                elif value < 0.3:
+                    negative[a, y, x] = -hard
+    labels = found[0].reshape(2, height, width)
+    assert len(positive) > 64 and len(negative) > 192
+    assert ((labels == 1).sum(), (labels == 0).sum()) == (64, 192)
+    for label, candidates, count in ((1, positive, 64), (0, negative, 192)):
+        chosen = set(zip(*np.nonzero(labels == label), strict=True))
+        if mined:
+            assert chosen == set(sorted(candidates, key=candidates.get)[:count])
+        else:
+            assert chosen < set(candidates)
+    np.testing.assert_allclose(found[3].max(), 1 / 256)
+
+
+def test_ssh_takes_all_anchors_where_none_lies_inside():
+    shapes = [(1, 2, 1, 2), (1, 5), (1, 3), (1, 3, 16, 32)]
+    text = net(
+        "SSH.layers.anchor_target_layer",
+        "AnchorTargetLayer",
+        "{'feat_stride': 16, 'scales': [4], 'ratios': [1]}",
+        shapes,
+        4,
+    )
+    given = [np.zeros(shapes[0]), [(0, 0, 15, 15, 1)], [(16, 32, 1)], np.zeros(shapes[3])]
+    arrays = {f"i{index}": torch.tensor(np.array(value, np.float32)) for index, value in enumerate(given)}
+    labels = ir.load_net(parse_net(text), phase="TRAIN")(arrays)["t0"]
+    assert labels.flatten().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("phase", ["TEST", "TRAIN"])
+def test_ssh_proposals(phase):
+    """TEST keeps the 1000 best of any size; TRAIN keeps those of 4 pixels or more that overlap none by over 0.3."""
+    shapes = [(1, 4, 20, 30), (1, 8, 20, 30), (1, 3)]
+    settings = "{'feat_stride': 8, 'scales': [1, 2], 'ratios': [1,]}"
+    text = net("SSH.layers.proposal_layer", "ProposalLayer", settings, shapes, 2)
+    random = np.random.default_rng(5)
+    scores, deltas = random.uniform(0, 1, shapes[0]), random.normal(0, 0.3, shapes[1])
+    deltas[0, 2, :4] = -3  # boxes of 16 pixels get less than one wide
+    given = [scores, deltas, [(160, 240, 1)]]
+    arrays = {f"i{index}": torch.tensor(np.array(value, np.float32)) for index, value in enumerate(given)}
+    rois, kept_scores = (top.numpy() for top in ir.load_net(parse_net(text), phase=phase)(arrays).values())
+    boxes = []
+    for y in range(20):
+        for x in range(30):
+            for a, side in enumerate((16, 32)):
+                dx, dy, dw, dh = deltas[0, 4 * a : 4 * a + 4, y, x]
+                cx, cy = 8 * x + 8 + dx * side, 8 * y + 8 + dy * side
+                w, h = side * np.exp(dw), side * np.exp(dh)
+                box = np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, [239, 159, 239, 159])
+                boxes.append((scores[0, 2 + a, y, x], box))
+    if phase == "TRAIN":
+        boxes = [(s, box) for s, box in boxes if min(box[2:] - box[:2] + 1) >= 4]
+    boxes = sorted(boxes, key=lambda pair: -pair[0])[:1000]
+    if phase == "TRAIN":
+        kept = []
+        for score, box in boxes:
+            if all(overlap(box, other) <= 0.3 for _, other in kept):
+                kept.append((score, box))
+        boxes = kept[:300]
+    assert rois.shape == (len(boxes), 5) and kept_scores.shape == (len(boxes), 1)
+    np.testing.assert_allclose(kept_scores[:, 0], [score for score, _ in boxes], rtol=1e-6)
+    np.testing.assert_allclose(rois[:, 1:], [box for _, box in boxes], rtol=1e-4, atol=1e-3)
+
+
 def test_many_candidates_are_sampled():
     text = net(
         *("rpn.proposal_target_layer", "ProposalTargetLayer", "'num_classes': 4"), [(400, 5), (1, 5)], 5
@@ -154,6 +249,8 @@ def test_the_data_layer_feeds_the_net():
 SCORES, TRUTH, INFO, IMAGE = (1, 18, 3, 4), (2, 5), (1, 3), (1, 3, 48, 64)
 ANCHORS = ("rpn.anchor_target_layer", "AnchorTargetLayer")
 REGIONS = ("rpn.proposal_target_layer", "ProposalTargetLayer")
+MINED = [SCORES, TRUTH, INFO, IMAGE]
+SSH_SETTING = ("AnchorTargetLayer", "{'feat_stride': 16, 'colour': 1}")
 REFUSED = {
     "stride": (
         net(*ANCHORS, "'feat_stride': 0", [SCORES, TRUTH, INFO, IMAGE], 4),
@@ -166,6 +263,22 @@ REFUSED = {
     "unknown setting": (
         net(*ANCHORS, "{'feat_stride': 16, 'ratios': [1]}", [SCORES, TRUTH, INFO, IMAGE], 4),
         "op (Python): param_str: ratios is unknown; known are feat_stride, scales, allowed_border",
+    ),
+    "unknown setting of SSH": (
+        net("SSH.layers.anchor_target_layer", *SSH_SETTING, [SCORES, TRUTH, INFO, IMAGE], 4),
+        "op (Python): param_str: colour is unknown; known are feat_stride, scales, allowed_border, ratios, base_size, "
+        "positive_overlap",
+    ),
+    "SSH's scores": (
+        net("SSH.layers.anchor_target_layer", *ANCHORS[1:], "'feat_stride': 16", [*MINED, (1, 4, 3, 4)], 4),
+        "op (Python): the fifth bottom [1, 4, 3, 4] must hold two scores for each of 9 anchors",
+    ),
+    "SSH's overlap": (
+        net(
+            *("SSH.layers.anchor_target_layer", "AnchorTargetLayer"),
+            *("{'feat_stride': 16, 'positive_overlap': 'x'}", MINED, 4),
+        ),
+        "op (Python): param_str: positive_overlap must be a number, not x",
     ),
     "two images": (
         net(*ANCHORS, "'feat_stride': 16", [(2, 18, 3, 4), TRUTH, INFO, IMAGE], 4),

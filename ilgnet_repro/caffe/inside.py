@@ -16,7 +16,7 @@ from .caffemodel import CaffeModel
 from .wire import BYTES
 
 _REMEDY = "give the prototxt"
-# Messages of forks: the type of layer and the number in the binary tell them apart. SSD; R-CNN; R-FCN; ShuffleNet.
+# Messages of forks: the type of layer and the number in the binary identify them. SSD; R-CNN; R-FCN; ShuffleNet.
 _MESSAGES = {
     ("Permute", 202): "permute_param",
     ("PriorBox", 203): "prior_box_param",

@@ -7,12 +7,13 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import printable
+from ..errors import IlgnetError, printable
 from ..files import json_text
 from ._console import add_row, results_console, say
-from ._options import add_net_options, check_exist, in_flags, read_shapes, read_stages
+from ._options import add_net_options, check_exist, for_command, in_flags, read_shapes, read_stages
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     from ..audit import audit_files
     from ..caffe.kinds import Kind, expect
     from ..caffe.prototxt import read_net
-    from ..errors import IlgnetError
 
     if any(os.path.isdir(name) for name in args.files):
         return _folders(args)
@@ -93,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
 def _folders(args: argparse.Namespace) -> int:
     """Print a row per net of the folders; return 1 if any is blocked."""
     from ..audit_folder import BLOCKED, audit_folders
-    from ..errors import IlgnetError
 
     if args.candidates:
         raise IlgnetError("--candidates: goes with a weights file, not with folders")
@@ -156,7 +155,6 @@ def _first(values: Sequence[str]) -> str:
 def _is_text(name: str) -> bool:
     """Whether a file is a prototxt, by content or, if that is unknown, by name.  Raises IlgnetError for a solver."""
     from ..caffe.kinds import Kind, kind_of, refusal
-    from ..errors import IlgnetError
 
     try:
         kind = kind_of(name)
@@ -172,7 +170,6 @@ def _is_text(name: str) -> bool:
 
 
 def _candidates(weights: str, args: argparse.Namespace) -> int:
-    from pathlib import Path
 
     from ..caffe.graph_build import Choices
     from ..runtime.find import deploy_candidates, match_built_in
@@ -184,7 +181,9 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
         tuple(args.ignore_field), args.crop,
     )  # fmt: skip
     candidates = [Path(name) for name in args.candidates]
-    rows = [(str(path), verdict) for path, verdict in deploy_candidates(model, candidates, choices)]
+    rows = [
+        (str(path), _verdict(path, error)) for path, error in deploy_candidates(model, candidates, choices)
+    ]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
     if args.json:
         print(json_text(dict(rows)))
@@ -192,6 +191,13 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
         for name, verdict in rows:
             say(f"{name}: {verdict}")
     return 0 if any(verdict == "fits" for _, verdict in rows) else 1
+
+
+def _verdict(path: Path, error: IlgnetError | None) -> str:
+    """Return ``fits``, or why a prototxt does not, without its own name."""
+    if error is None:
+        return "fits"
+    return for_command(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
 def print_audit(found: Audit) -> None:

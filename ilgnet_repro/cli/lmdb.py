@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -113,6 +114,10 @@ def _make(args: argparse.Namespace) -> int:
 
     tune_process()
     check_backend(args.backend)
+    if os.path.isfile(args.root) and os.path.isdir(args.list):
+        raise DataError(
+            f"{args.root} is a file and {args.list} a folder; give the folder of images first, then the list"
+        )
     options = BuildOptions(
         resize_height=args.resize_height,
         resize_width=args.resize_width,

@@ -127,10 +127,10 @@ def match_built_in(model: WeightsFile) -> list[str]:
 
 def deploy_candidates(
     model: WeightsFile, prototxts: Sequence[Path], choices: Choices | None = None
-) -> list[tuple[Path, str]]:
-    """Return for each prototxt ``fits``, or the first thing that does not fit the file."""
+) -> list[tuple[Path, IlgnetError | None]]:
+    """Return for each prototxt None if it fits the file, else the first reason why it does not."""
     choices = choices or Choices()
-    rows = []
+    rows: list[tuple[Path, IlgnetError | None]] = []
     for path in prototxts:
         try:
             text = resolve_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
@@ -138,7 +138,7 @@ def deploy_candidates(
             shapes = shapes_by_name(choices.input_shapes or {}, graph)
             plan = plan_net(graph, shapes | channels_of_weights(graph, shapes, model, []))
             fit = fit_weights(plan.blobs, model.layers, plan.owners)
-            rows.append((path, "fits" if fit.is_whole else (fit.misshapen or fit.missing)[0]))
+            rows.append((path, None if fit.is_whole else WeightsError((fit.misshapen or fit.missing)[0])))
         except IlgnetError as error:
-            rows.append((path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")))
+            rows.append((path, error))
     return rows

@@ -275,6 +275,10 @@ REFUSED = {
         "net.caffemodel: is a Caffe weights file (.caffemodel), not a net's prototxt; give the net's text as --prototxt "
         "and this file as the weights; the arguments may be swapped",
     ),
+    "list and folder swapped": (
+        ["lmdb", "make", "solver.prototxt", ".", "o"],
+        "solver.prototxt is a file and . a folder; give the folder of images first, then the list",
+    ),
     "safetensors as prototxt": (
         ["convert", "net.caffemodel", "--prototxt", "net.safetensors", "--out", "o"],
         "net.safetensors: is a safetensors file, not a net's prototxt; give it as the weights: it contains its own net",

@@ -14,6 +14,7 @@ from ..schema import caffe_pb2
 from .evaluation import leave_out_evaluation
 from .implementation_fields import drop_implementation_fields
 from .layer_types import SOLVER_TYPES
+from .limited_relu import rewrite_limited_relus
 from .upgrade_v0 import upgrade_v0
 from .upgrade_v1 import upgrade_transforms, upgrade_v1
 
@@ -38,6 +39,7 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
     steps = (
         *(upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm),
         drop_implementation_fields,
+        rewrite_limited_relus,
         leave_out_evaluation,
     )
     for step in steps:

@@ -69,6 +69,16 @@ CASES = {
         lambda x: np.minimum(np.where(x > 0, x, 0.5 * x), 2),
         lambda x: np.where(x > 0, 1, 0.5),  # the fork's backward pass ignores the limit
     ),
+    "relu_maximum": (
+        'type: "ReLU" relu_param { negative_slope: 0.5 maximum: 2 minimum: -1 }',
+        lambda x: np.clip(np.where(x > 0, x, 0.5 * x), -1, 2),
+        lambda x: ((x > -1) & (x < 2)) * np.where(x > 0, 1, 0.5),
+    ),
+    "relu_relu6": (
+        'type: "ReLU" relu_param { relu6: true maximum: 30 }',
+        lambda x: np.clip(x, 0, 6),
+        lambda x: ((x > 0) & (x < 6)) * 1.0,
+    ),
     "relu6_slope": (
         'type: "ReLU6" relu6_param { negative_slope: 0.2 threshold: 2 }',
         lambda x: np.minimum(np.where(x > 0, x, 0.2 * x), 2),

@@ -125,6 +125,18 @@ class LayerError(IlgnetError):
         return str(self).removeprefix(f"{self.where}: ")
 
 
+ARITHMETIC = (ArithmeticError, LookupError, ValueError, RuntimeError, MemoryError)
+"""What Python and torch raise where sizes or parameters make no sense: an empty axis, a division by zero, a number
+beyond its type, memory that nobody has."""
+
+
+def unusable(name: str, type_: str, doing: str, error: BaseException) -> LayerError:
+    """Return the LayerError for one of `ARITHMETIC` that no check of the layer's own foresaw."""
+    lines = str(error).strip().splitlines()
+    reason = excerpt(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 200)
+    return LayerError(name, type_, f"{doing} ({reason}); correct its parameters or its bottoms")
+
+
 class GraphError(IlgnetError):
     """The layers do not form a net: a missing bottom, a cycle, a duplicate top."""
 

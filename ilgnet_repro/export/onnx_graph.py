@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ..caffe.graph import Value
-from ..errors import IlgnetError, LayerError
+from ..errors import ARITHMETIC, IlgnetError, LayerError, unusable
 from ..layers.lrn import lrn_as_convolution
 from ..layers.support.base import Attribute, Layer, Shape
 from ..runtime.net import CaffeNet
@@ -243,6 +243,8 @@ class OnnxWriter:
             if not any(None in self.shape(bottom) for bottom in bottoms):
                 raise
             raise self._needs_fixed_size() from error
+        except ARITHMETIC as error:
+            raise unusable(layer.node.name, layer.node.type, "cannot be written as ONNX", error) from error
         for top, result in zip(layer.node.tops, results, strict=False):
             name = self._value_names[top]
             if name != top.blob:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..caffe.param_sharing import show_shape
+from ..errors import ARITHMETIC, unusable
 from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.python_names import Names, plain, quoted
@@ -119,7 +120,10 @@ class SourceWriter:
             raise layer.error(f"cannot be written as Python: {layer.no_source}")
         self._layer = layer
         bottoms = [self.variable(value.blob) for value in layer.node.bottoms]
-        expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
+        try:
+            expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
+        except ARITHMETIC as error:
+            raise unusable(layer.node.name, layer.node.type, "cannot be written as Python", error) from error
         tops = [self.variable(value.blob) for value in layer.node.tops]
         if len(expressions) == 1 and len(tops) > 1:  # one call that returns several blobs
             self.body.append(_Statement(tuple(tops), tuple(expressions[0].split(_MARK))))

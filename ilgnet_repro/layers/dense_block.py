@@ -60,6 +60,9 @@ def _batch_norm_onnx(graph: OnnxGraph, x: str, channels: int) -> str:
     return graph.node("Div", [centered, deviation])
 
 
+MOST_TRANSITIONS = 1000  # each is two or four layers
+
+
 @register_layer("DenseBlock")
 class DenseBlock(Layer):
     """`numTransition` times: BN, ReLU, 3 × 3 convolution to `growthRate` channels, appended to the channels so far.
@@ -86,6 +89,8 @@ class DenseBlock(Layer):
         for field, value in (("numTransition", self.count), ("growthRate", self.growth)):
             if value < 1:
                 raise self.error(f"{field} {value} must be at least 1")
+        if self.count > MOST_TRANSITIONS:
+            raise self.error(f"numTransition {self.count} must be at most {MOST_TRANSITIONS}")
         self.has_bottleneck: bool = self.param.use_BC
 
     def plan(self, x: Shape) -> LayerPlan:

@@ -23,10 +23,11 @@ def lrn_across_channels(x: Tensor, size: int, alpha: float, beta: float, k: floa
     F.local_response_norm returns the same values; a sum of shifted slices takes a fifth to a tenth of its
     time on a CPU, and two square roots take less than a general power.
     """
-    squares = F.pad(x * x, (0, 0, 0, 0, size // 2, size // 2))
     channels = x.shape[1]
+    reach = max(min(size // 2, channels - 1), 0)  # there is nothing to add beyond the first and last channel
+    squares = F.pad(x * x, (0, 0, 0, 0, reach, reach))
     total = squares[:, :channels]
-    for shift in range(1, size):
+    for shift in range(1, 2 * reach + 1):
         total = total + squares[:, shift : shift + channels]
     scale = total * (alpha / size) + k
     if beta == 0.75:

@@ -12,6 +12,7 @@ from .. import opencv as cv2
 from ..caffe.wire import BYTES, Buffer, fields
 from ..errors import DataError
 from ..schema import caffe_pb2
+from .image_size import too_large
 from .images import decode, suffix_of
 
 MAX_SIDE = 1 << 20
@@ -116,6 +117,8 @@ def datum_image(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) 
 def _decode(data: bytes, where: str, colour: bool | None) -> np.ndarray:
     flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[colour]
     image = decode(data, flag)
+    if image is None and (large := too_large(data)):
+        raise DataError(f"{where}: the encoded image {large}; remove the row")
     if image is None:
         raise DataError(f"{where}: the encoded image cannot be decoded; rebuild the row from its file")
     if image.dtype != np.uint8:

@@ -10,6 +10,7 @@ import numpy as np
 from .. import opencv as cv2
 from ..caffe.kinds import Kind, naming_kind
 from ..errors import DataError
+from .image_size import too_large
 
 _IMAGES = (Kind.PNG, Kind.JPEG, Kind.GIF, Kind.BMP, Kind.TIFF, Kind.WEBP)
 LARGEST_SIDE = 32_766  # limit of OpenCV's resize
@@ -20,11 +21,14 @@ _JPEG_END = b"\xff\xd9" * 0x8001
 
 
 def decode(data: bytes, flag: int) -> np.ndarray | None:
-    """Return what ``cv2.imdecode`` does with the bytes of an image file; None if they are not an image."""
+    """Return what ``cv2.imdecode`` does with the bytes of an image file; None if they are no image or too large."""
+    if not data or too_large(data):
+        return None
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+        image: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except (ValueError, MemoryError, cv2.error):
         return None
+    return image
 
 
 def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
@@ -61,8 +65,19 @@ def not_decoded(path: str | os.PathLike[str]) -> str:
     """Why an image file cannot be decoded: it is absent, damaged, or of another kind, which is named."""
     if not os.path.isfile(path):
         return "no such file"
+    if large := too_large(_beginning(path)):
+        return large
     error = naming_kind(DataError(""), path, "an image", *_IMAGES)
     return error.what if str(error) else "cannot be decoded"
+
+
+def _beginning(path: str | os.PathLike[str]) -> bytes:
+    """The part of a file that states an image's size."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except (OSError, ValueError):
+        return b""
 
 
 def encode_image(image: np.ndarray, kind: str) -> bytes:

@@ -232,7 +232,8 @@ def read_grey(path: str | os.PathLike[str]) -> np.ndarray:
 def _not_an_image(path: str | os.PathLike[str]) -> DataError:
     reason = not_decoded(path)
     reason = "is not an image that can be decoded" if reason == "cannot be decoded" else reason
-    return DataError(f"{path}: {reason}; give a JPEG or PNG")
+    remedy = "shrink it" if reason.startswith("states ") else "give a JPEG or PNG"
+    return DataError(f"{path}: {reason}; {remedy}")
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:

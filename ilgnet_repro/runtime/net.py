@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..about import About
 from ..caffe.graph import Graph, Node
 from ..caffe.param_sharing import show_shape
-from ..errors import GraphError, did_you_mean, printable
+from ..errors import ARITHMETIC, GraphError, did_you_mean, printable, unusable
 from ..layers.support.base import Layer, Shape
 from ..prepare_images import PrepareOptions, prepare
 from ..signatures import shows_options
@@ -271,32 +271,41 @@ class CaffeNet(nn.Module):
         values: list[Any] = [None] * schedule.slots
         loss: Tensor | None = None
         tops: Sequence[Any]
-        for step, layer in work:
-            if step.only_forward:
-                run = layer.forward if is_direct else layer
-                bottoms = step.bottoms
-                tops = run(values[bottoms[0]]) if len(bottoms) == 1 else run(*[values[b] for b in bottoms])
-            elif layer.is_input:
-                tops = self._fed(step, layer, inputs, dtype, device)
-            elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
-                tops = self._fed_or_computed(step.node, layer, inputs, dtype, device)
-            else:
-                read = [values[slot] for slot in step.bottoms]
-                for position in layer.stopped_bottoms:
-                    read[position] = read[position].detach()
-                tops = layer(*read)
-                if not read:  # DummyData draws float32, whatever the net computes in
-                    tops = tuple(top.to(device, dtype) for top in tops)
-            if len(step.tops) == 1:
-                values[step.tops[0]] = tops[0]
-            else:
-                for slot, top in zip(step.tops, tops, strict=False):
-                    values[slot] = top
-            for position, weight in step.loss_weights:
-                term = weight * tops[position].sum()
-                loss = term if loss is None else loss + term
-            for slot in step.freed:
-                values[slot] = None
+        step = None
+        try:
+            for step, layer in work:
+                if step.only_forward:
+                    run = layer.forward if is_direct else layer
+                    bottoms = step.bottoms
+                    tops = (
+                        run(values[bottoms[0]]) if len(bottoms) == 1 else run(*[values[b] for b in bottoms])
+                    )
+                elif layer.is_input:
+                    tops = self._fed(step, layer, inputs, dtype, device)
+                elif layer.may_be_fed and not set(inputs).isdisjoint(step.node.top_names):
+                    tops = self._fed_or_computed(step.node, layer, inputs, dtype, device)
+                else:
+                    read = [values[slot] for slot in step.bottoms]
+                    for position in layer.stopped_bottoms:
+                        read[position] = read[position].detach()
+                    tops = layer(*read)
+                    if not read:  # DummyData draws float32, whatever the net computes in
+                        tops = tuple(top.to(device, dtype) for top in tops)
+                if len(step.tops) == 1:
+                    values[step.tops[0]] = tops[0]
+                else:
+                    for slot, top in zip(step.tops, tops, strict=False):
+                        values[slot] = top
+                for position, weight in step.loss_weights:
+                    term = weight * tops[position].sum()
+                    loss = term if loss is None else loss + term
+                for slot in step.freed:
+                    values[slot] = None
+        except ARITHMETIC as error:
+            # Hooks and Python layers are the user's own code, and torch's tracing has its own exceptions.
+            if not is_direct or step is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise unusable(step.node.name, step.node.type, "cannot compute its tops", error) from error
         return Pass({name: values[slot] for name, slot in schedule.wanted}, loss)
 
     def _needs_no_hooks(self, schedule: Schedule) -> bool:

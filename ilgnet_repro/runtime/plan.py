@@ -9,7 +9,7 @@ from math import prod
 
 from ..caffe.graph import Graph, Node, Value
 from ..caffe.param_sharing import Owner, find_owners, show_shape
-from ..errors import GraphError, LayerError, did_you_mean
+from ..errors import ARITHMETIC, GraphError, LayerError, did_you_mean, unusable
 from ..layers.support.base import BlobSpec, Layer, LayerPlan, Shape
 from ..layers.support.registry import class_of, make_layer
 
@@ -92,10 +92,22 @@ def plan_net(
             made = _plan_layer(layer, bottoms, given)
             tops = _multiply_counts(layer, made.tops, counts)
             _check_tops(node, tops)
+            _check_blobs(node, made.blobs)
         except LayerError as error:
             if faults is None:
                 raise
             faults.append(error)
+            continue
+        except ARITHMETIC as error:
+            if node.type == "Python":  # the user's own code
+                raise
+            sizes = ", ".join(str(list(shapes[value])) for value in node.bottoms if value in shapes)
+            unforeseen = unusable(
+                node.name, node.type, f"cannot be planned for bottoms {sizes or 'none'}", error
+            )
+            if faults is None:
+                raise unforeseen from error
+            faults.append(unforeseen)
             continue
         layers[node.name], blobs[node.name] = layer, tuple(made.blobs)
         work[node.name] = made.multiply_adds
@@ -124,6 +136,18 @@ def _multiply_counts(layer: Layer, tops: Sequence[Shape], counts: int) -> list[S
         return [tuple(top) for top in tops]
     axis = layer.counted_axis
     return [(*top[:axis], top[axis] * counts, *top[axis + 1 :]) for top in tops]
+
+
+def _check_blobs(node: Node, blobs: Sequence[BlobSpec]) -> None:
+    """Raise LayerError for a learned blob with a negative length or over Caffe's limit, before memory is taken."""
+    for spec in blobs:
+        if any(size < 0 for size in spec.shape):
+            raise LayerError(node.name, node.type, f"{spec.name} would have shape {list(spec.shape)}")
+        if prod(spec.shape) > LARGEST_BLOB:
+            raise LayerError(
+                node.name, node.type,
+                f"{spec.name} would hold {prod(spec.shape):,} values, more than Caffe's limit of {LARGEST_BLOB:,}",
+            )  # fmt: skip
 
 
 def _check_tops(node: Node, tops: Sequence[Shape]) -> None:

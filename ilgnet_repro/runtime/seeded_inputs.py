@@ -129,6 +129,7 @@ class Boxes:
 PIXELS = Uniform(-120, 135)  # after mean subtraction
 FRACTIONS = Uniform(0, 1)
 POSITIVE = (0.1, 10.0)
+LARGEST = 1e38  # bounds beyond it cannot be drawn between in float32
 
 Rule = Callable[[Layer, int, list[Shape], list[Shape]], Values | None]  # layer, bottom, bottoms, tops
 
@@ -138,7 +139,9 @@ def _inner(layer: Layer, low: float, high: float) -> Values | None:
     scale, shift = layer.param.scale, layer.param.shift
     if not scale:
         return None
-    return Uniform(*sorted(((low - shift) / scale, (high - shift) / scale)))
+    low, high = sorted(((low - shift) / scale, (high - shift) / scale))
+    is_drawable = math.isfinite(high - low) and max(abs(low), abs(high)) < LARGEST
+    return Uniform(low, high) if is_drawable else None
 
 
 def _log(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
@@ -147,12 +150,14 @@ def _log(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> V
 
 def _exp(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     base = layer.param.base
-    slope = 1.0 if base == -1 or base <= 0 else abs(math.log(base))
+    slope = abs(math.log(base)) if 0 < base < math.inf else 1.0
     return _inner(layer, -4 / slope, 4 / slope) if slope else None
 
 
 def _power(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     power = layer.param.power
+    if not math.isfinite(power):
+        return None
     if power < 0 or power != int(power):
         return _inner(layer, *POSITIVE)
     return _inner(layer, -4, 4) if power > 2 else None

@@ -1,0 +1,100 @@
+"""Parameters and bottoms that make no sense are refused by the layer's name before memory is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export.verify import seeded_inputs
+from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.runtime.plan import plan_net
+
+INPUT = 'layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }} '
+
+
+def graph(layer: str, *dims: int):
+    text = INPUT.format(dims=" ".join(f"dim: {size}" for size in dims))
+    return build_graph(
+        upgrade_net(parse_net(f'{text} layer {{ name: "op" bottom: "x" top: "y" {layer} }}'), []), "TEST"
+    )
+
+
+REFUSED = {
+    "Deconvolution-without-pixels": (
+        (2, 3, 0, 5),
+        'type: "Deconvolution" convolution_param { num_output: 4 kernel_size: 3 }',
+        "op (Deconvolution): ",
+    ),
+    "Convolution-of-rank-2": (
+        (2, 4),
+        'type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 axis: 7 }',
+        "op (Convolution): ",
+    ),
+    "DenseBlock-without-end": (
+        (2, 3, 8, 9),
+        'type: "DenseBlock" denseblock_param { numTransition: 2147483648 growthRate: 7 }',
+        "op (DenseBlock): numTransition 2147483648 must be at most 1000",
+    ),
+    "DeephiResize-beyond-numbers": (
+        (2, 3, 8, 9),
+        'type: "DeephiResize" deephi_resize_param { scale_h: 3e38 scale_w: 2 }',
+        "op (DeephiResize): ",
+    ),
+    "weights-beyond-memory": (
+        (2, 3, 8, 9),
+        'type: "InnerProduct" inner_product_param { num_output: 214748364 }',
+        "op (InnerProduct): weight would hold 46,385,646,624 values, more than Caffe's limit of 2,147,483,647",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name):
+    dims, layer, message = REFUSED[name]
+    with pytest.raises(IlgnetError) as caught:
+        plan_net(graph(layer, *dims))
+        CaffeNet(graph(layer, *dims), seed=1)({"x": torch.zeros(dims)})
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_the_same_layers_with_parameters_that_make_sense():
+    for dims, layer in (
+        ((2, 3, 4, 5), 'type: "Deconvolution" convolution_param { num_output: 4 kernel_size: 3 }'),
+        ((2, 3, 8, 9), 'type: "DenseBlock" denseblock_param { numTransition: 2 growthRate: 7 }'),
+        ((2, 3, 8, 9), 'type: "DeephiResize" deephi_resize_param { scale_h: 3 scale_w: 2 }'),
+        ((2, 3, 8, 9), 'type: "InnerProduct" inner_product_param { num_output: 6 }'),
+    ):
+        assert torch.isfinite(CaffeNet(graph(layer, *dims), seed=1)({"x": torch.ones(dims)})["y"]).all()
+
+
+@pytest.mark.parametrize("size", [9, 11, 4294967295])
+def test_lrn_with_a_window_beyond_all_channels(size):
+    """All five channels are in each window; only the divisor is that of the size."""
+    x = torch.linspace(-3, 3, 2 * 5 * 3 * 4).view(2, 5, 3, 4)
+    net = CaffeNet(graph(f'type: "LRN" lrn_param {{ local_size: {size} alpha: 2 beta: 0.75 }}', 2, 5, 3, 4))
+    total = x.double().square().sum(1, keepdim=True)
+    expected = x / (1 + 2 / size * total) ** 0.75
+    torch.testing.assert_close(net({"x": x})["y"].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "Power" power_param { power: inf scale: 1e-45 }',
+        'type: "Power" power_param { power: -1 scale: nan shift: -3e38 }',
+        'type: "Exp" exp_param { scale: 1e-45 shift: 1e-45 }',
+        'type: "Exp" exp_param { base: inf }',
+        'type: "Log" log_param { scale: 1e-45 shift: 3e38 }',
+    ],
+    ids=["power", "nan", "exp", "base", "log"],
+)
+def test_inputs_are_drawn_for_any_parameters(layer):
+    try:
+        inputs = seeded_inputs(CaffeNet(graph(layer, 2, 3, 4, 5), seed=1))
+    except IlgnetError:
+        return  # the layer refuses the parameters itself
+    assert torch.isfinite(inputs["x"]).all() and inputs["x"].shape == (2, 3, 4, 5)

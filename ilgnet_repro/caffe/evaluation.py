@@ -7,6 +7,7 @@ from ..schema import caffe_pb2
 _DIFFER = "forks give the name to layers that count differently"
 _NOT_RUN = {
     "EvalDetection": _DIFFER,
+    "SegAccuracy": _DIFFER,  # over one pass, until `reset`, or over `test_iter` passes; 1, 3 or 6 numbers
     "SegmentationEvaluate": "it resizes the scores by OpenCV's area interpolation",
 }
 

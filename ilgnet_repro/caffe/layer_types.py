@@ -58,6 +58,11 @@ FORK_V1_TYPES: dict[str, str] = {
     "INTERP": "Interp",
     "POOLING3D": "Pooling3D",
     "PRELU": "PReLU",
+    "PYTHON": "Python",
+    "RESHAPE": "Reshape",
+    "ROI_POOLING": "ROIPooling",
+    "SEG_ACCURACY": "SegAccuracy",
+    "SMOOTH_L1_LOSS": "SmoothL1Loss",
     "UPSAMPLE": "Upsample",
 }
 

@@ -281,3 +281,20 @@ def test_authors_val_net_is_upgraded_as_their_caffe_did(authors):
     data.data_param.batch_size = 50
     assert len(printed.layer) > 70
     assert upgraded == printed
+
+
+V1_OF_FORKS = {
+    "ROI_POOLING": ("ROIPooling", "roi_pooling_param { pooled_w: 6 pooled_h: 5 spatial_scale: 0.0625 }"),
+    "SMOOTH_L1_LOSS": ("SmoothL1Loss", "loss_weight: 1"),
+    "PYTHON": ("Python", 'python_param { module: "m" layer: "L" }'),
+    "RESHAPE": ("Reshape", "reshape_param { shape { dim: 0 dim: -1 } }"),
+    "PRELU": ("PReLU", "prelu_param { channel_shared: true }"),
+}
+
+
+@pytest.mark.parametrize("old", V1_OF_FORKS)
+def test_v1_names_of_forks(old):
+    new, fields = V1_OF_FORKS[old]
+    given = parse_net(f'layers {{ name: "a" type: {old} bottom: "x" bottom: "y" top: "z" {fields} }}')
+    wanted = parse_net(f'layer {{ name: "a" type: "{new}" bottom: "x" bottom: "y" top: "z" {fields} }}')
+    assert upgrade_net(given).layer[0] == wanted.layer[0]

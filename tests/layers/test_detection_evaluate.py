@@ -73,6 +73,10 @@ NOTES = {
         "eval_detection_param { side: 13 num_class: 20 }",
         "forks give the name to layers that count differently",
     ),
+    "SegAccuracy": (
+        "seg_accuracy_param { ignore_label: 255 reset: true }",
+        "forks give the name to layers that count differently",
+    ),
     "SegmentationEvaluate": (
         "segmentation_evaluate_param { num_classes: 3 }",
         "it resizes the scores by OpenCV's area interpolation",

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz deployed crosscheck lint format schema prototxt clean
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack deployed crosscheck lint format schema prototxt clean
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -51,6 +51,13 @@ full-size: $(READY)
 FUZZ_SECONDS ?= 120
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz_formats.py --seconds $(FUZZ_SECONDS)
+
+# Hostile files, kills and full disks, in the long form.  Not part of check-all as long as some groups have defects.
+ATTACK_SECONDS ?= 300
+attack: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_severe.py
+	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_fuzz.py --cases 20000 --seconds $(ATTACK_SECONDS)
+	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_kill.py --ilgnet $(VENV)/bin/ilgnet --rounds 20 --leftovers-fail
 
 # Nets that people deployed, with what Caffe made of them, and their checker; neither is committed.  Not part of
 # check-all as long as some of these nets are refused.

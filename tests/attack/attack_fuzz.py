@@ -9,7 +9,7 @@ leaves a file over; or if code from a data file runs.  Every case runs in a fork
 Exit status 0 only without a defect; the last line is the figure.
 """
 
-# Tables of hostile inputs read best one a line; closures run in the turn of the loop that made them.
+# Long lines are tables of hostile inputs; each closure runs in the pass of the loop that made it.
 # ruff: noqa: E501, B023, SIM115, E402
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ a rerun that fails, a traceback.  Hidden left-overs are counted; with --leftover
 Exit status 0 only without a defect; the last line is the figure.
 """
 
-# Tables of hostile inputs read best one a line; closures run in the turn of the loop that made them.
+# Long lines are tables of hostile inputs; each closure runs in the pass of the loop that made it.
 # ruff: noqa: E501, PLW1510
 
 from __future__ import annotations

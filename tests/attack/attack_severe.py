@@ -1,7 +1,7 @@
 """The severe faults of the first attack, by commands and public names only. usage: attack_severe.py [--seed N]
 Each case runs in a folder of its own; prints what fell; exits 0 only when nothing did."""
 
-# Tables of hostile inputs read best one a line; closures run in the turn of the loop that made them.
+# Long lines are tables of hostile inputs; each closure runs in the pass of the loop that made it.
 # ruff: noqa: E501, E741, B023, PLW0603, PLW1510
 
 import os

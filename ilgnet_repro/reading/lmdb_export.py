@@ -69,8 +69,9 @@ def _export_row(row: Row, folder: Path) -> tuple[str, int]:
     if ".." in relative.parts or not relative.parts or "\0" in path or "\n" in path:
         raise DataError(f"{where}: its path leaves the folder or is not a file name; it is not exported")
     name = name_with_suffix(relative.as_posix(), suffix)
-    if (folder / name).exists():
-        name = name_with_suffix(f"{number:08d}_{relative.name}", suffix)
+    while os.path.lexists(folder / name):  # another row's file, which may itself be named by its number
+        relative = Path(f"{number:08d}_{relative.name}")
+        name = name_with_suffix(relative.as_posix(), suffix)
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":

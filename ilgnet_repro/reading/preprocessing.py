@@ -81,8 +81,10 @@ class Preprocessing:
     def __call__(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
         """Prepare a file, or uint8 (height, width, 3) in BGR, as float32 (channels, height, width).
 
-        Raises DataError if the file is not an image.
+        Raises DataError if the file is not an image, or the array not of three channels.
         """
+        if isinstance(image, np.ndarray) and (image.ndim != 3 or image.shape[2] != 3 or not image.size):
+            raise DataError(f"image of shape {list(image.shape)}: give (height, width, 3) in BGR")
         if self.path == "whole":
             pixels = image if isinstance(image, np.ndarray) else _decode(image)
             unit = grey_to_unit(pixels) if self.order == GREY else bgr_to_unit(pixels)

@@ -252,6 +252,20 @@ def test_exported_files_and_list_rebuild_the_database(golden, tmp_path):
     assert names[1] == "0001.jpg.png" and names[12] == "sub dir/with space.png"
 
 
+def test_export_keeps_each_row_where_names_collide(tmp_path):
+    """The name made from the third row's number is that of the first row's path."""
+    keys = (b"00000000_00000002_a.png", b"00000001_a.png", b"00000002_a.png")
+    images = [np.full((3, 4, 5), number, np.uint8) for number in range(3)]
+    path = database(
+        tmp_path / "db", [(key, raw_datum(image, 0)) for key, image in zip(keys, images, strict=True)]
+    )
+    assert export_lmdb(path, tmp_path / "out") == 3
+    names = ["00000002_a.png", "a.png", "00000002_00000002_a.png"]
+    assert (tmp_path / "out" / "list.txt").read_text() == "".join(f"{name} 0\n" for name in names)
+    for name, image in zip(names, images, strict=True):
+        assert np.array_equal(cv2.imread(str(tmp_path / "out" / name)), image.transpose(1, 2, 0))
+
+
 def test_export_keeps_encoded_bytes_and_separates_duplicates(tmp_path):
     png = cv2.imencode(".png", PICTURE.transpose(1, 2, 0))[1].tobytes()
     floats = np.ones((2, 3, 4), np.float32)

@@ -141,11 +141,6 @@ def open_images(
     Without a list it is the released val list of ``dataset``, if it was fetched. Raises IlgnetError for a
     choice that names no images, or too many.
     """
-    if images is not None and not os.path.isdir(images):
-        raise IlgnetError(
-            f"images={os.fspath(images)!r}: no such folder; give the one that the list's paths start from",
-            option="images",
-        )
     if database is not None:
         if list_file is not None or images is not None:
             raise IlgnetError(
@@ -154,7 +149,7 @@ def open_images(
             )
         return StoredImages(database)
     if list_file is not None:
-        return ListedImages(list_file, images or "")
+        return _listed(list_file, images or "")
     if images is None:
         raise IlgnetError(
             "no images: give images=FOLDER, list_file=LIST or database=DB",
@@ -169,4 +164,14 @@ def open_images(
             " or give list_file=LIST",
             option="list_file",
         )
-    return ListedImages(released, images)
+    return _listed(released, images)
+
+
+def _listed(list_file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> ListedImages:
+    """Open a list once its folder is known to be there; "" is the current one."""
+    if folder and not os.path.isdir(folder):
+        raise IlgnetError(
+            f"images={os.fspath(folder)!r}: no such folder; give the one that the list's paths start from",
+            option="images",
+        )
+    return ListedImages(list_file, folder)

@@ -81,20 +81,24 @@ class InnerProduct(Layer):
         weight = self.blob("weight")
         return weight.t() if self.is_transposed else weight
 
-    def _unit_rows(self) -> Tensor:
+    def _unit_rows(self, stored: bool) -> Tensor:
+        """Return the weights with rows of length 1; ``stored``: the fork writes them over its weights in training."""
         weight = self.blob("weight")
-        if self.training and not torch.compiler.is_exporting():
-            with torch.no_grad():
-                weight.copy_(unit_rows(weight))
-            return weight
-        return unit_rows(weight)
+        if not stored:
+            return unit_rows(weight)
+        with torch.no_grad():
+            weight.copy_(unit_rows(weight))
+        return weight
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)
         if given:
             weight, *bias = given
             return (F.linear(flat, weight.flatten(1), bias[0].flatten() if bias else None),)
-        rows = self._unit_rows() if self.is_normalized else self._rows
+        if self.is_normalized:
+            rows = self._unit_rows(self.training and not torch.compiler.is_exporting())
+        else:
+            rows = self._rows
         return (F.linear(flat, rows, self.blob("bias") if self.has_bias else None),)
 
     def onnx(self, graph: OnnxGraph, x: str, *given: str) -> list[str]:

@@ -144,8 +144,8 @@ class DenseBlock(Layer):
     def _filter(self, prefix: str, index: int) -> Tensor:
         return self.blob(f"{prefix}filter{index}").flip(2, 3)
 
-    def _normalize(self, x: Tensor, prefix: str, index: int) -> Tensor:
-        if not self.training:
+    def _normalize(self, x: Tensor, prefix: str, index: int, by_batch: bool) -> Tensor:
+        if not by_batch:
             factor, shift = self._affine(prefix, index)
             return x * along_channels(factor, 4) + along_channels(shift, 4)
         top, mean, variance = batch_norm_unbiased(x)
@@ -157,13 +157,14 @@ class DenseBlock(Layer):
         return top * self.blob(f"{prefix}scale{index}") + self.blob(f"{prefix}bias{index}")
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        by_batch = self.training
         for index in range(self.count):
-            y = F.relu(self._normalize(x, "", index))
+            y = F.relu(self._normalize(x, "", index, by_batch))
             if self.has_bottleneck:
                 y = F.conv2d(y, self._filter("bc_", index))
-                y = F.relu(self._normalize(y, "bc_", index))
+                y = F.relu(self._normalize(y, "bc_", index, by_batch))
             x = torch.cat([x, F.conv2d(y, self._filter("", index), padding=1)], 1)
-        if self.training and not torch.compiler.is_exporting():
+        if by_batch and not torch.compiler.is_exporting():
             with torch.no_grad():
                 self.blob("factor").mul_(self.param.moving_average_fraction).add_(1)
         return (x,)

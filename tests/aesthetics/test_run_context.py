@@ -175,7 +175,9 @@ def test_a_database_of_a_released_list_is_known(tmp_path: Path, monkeypatch: pyt
         assert images.labels.tolist() == tiny.labels.tolist()
 
 
-def test_released_lists_are_opened_by_name(authors: Path, home: Path) -> None:
+def test_released_lists_are_opened_by_name(authors: Path, home: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
     with pytest.raises(IlgnetError, match="the released list is not there; `ilgnet data get ava2-val`"):
         open_images("ava2", images="images")
     path = home / find_release("ava2-val").path

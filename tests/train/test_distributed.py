@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,9 +54,10 @@ def command(folder: Path, *arguments: str, processes: int = 1) -> list[str]:
     return [*start, *TRAIN, *arguments]
 
 
-def remove_snapshots(folder: Path) -> None:
+def remove_run(folder: Path) -> None:
     for file in folder.glob("run_*"):
         file.unlink()
+    shutil.rmtree(folder / "log", ignore_errors=True)
 
 
 def weights(path: Path) -> list[np.ndarray]:
@@ -87,12 +89,12 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace):
     subprocess.run(fresh, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
     whole = weights(workplace / "run_iter_60.caffemodel")
     assert len(list(workplace.glob("run_iter_*.solverstate"))) == 3
-    remove_snapshots(workplace)
+    remove_run(workplace)
 
     kill_midway(
         fresh,
         is_midway=lambda: any(workplace.glob("run_iter_*.solverstate")),
-        start_over=lambda: remove_snapshots(workplace),
+        start_over=lambda: remove_run(workplace),
         cwd=workplace,
         env=ENVIRONMENT,
     )
@@ -116,7 +118,7 @@ def test_torchrun_restarts_from_the_last_snapshot(workplace):
         command(workplace, *arguments), cwd=workplace, env=ENVIRONMENT, check=True, timeout=PATIENCE
     )
     whole = weights(workplace / "run_iter_90.caffemodel")
-    remove_snapshots(workplace)
+    remove_run(workplace)
 
     start = command(workplace, *arguments, processes=2)
     start.insert(start.index("--standalone"), "--max-restarts=2")

@@ -24,8 +24,6 @@ FORK_FOLDER = GOLDEN / "forks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 FORK_NAMES = sorted(path.stem for path in FORK_FOLDER.glob("*.npz"))
 
-# Cases of forks that do not run yet.
-NOT_YET = frozenset(Path(__file__).with_name("forks_not_yet.txt").read_text().split())
 # Options that choose between forks where the text shows neither.
 OPTIONS: dict[str, dict[str, str]] = {
     "Crop-batch_split": {"crop": "geometry"},

@@ -13,7 +13,6 @@ from golden_cases import (
     FORK_NAMES,
     NAMES,
     NOT_AS_ONNX,
-    NOT_YET,
     ROWS_IN_OTHER_ORDER_IN_ONNX,
     Case,
     read_case,
@@ -26,7 +25,7 @@ from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.runtime.net import CaffeNet
 
 
-@pytest.fixture(params=[*NAMES, *(name for name in FORK_NAMES if name not in NOT_YET)])
+@pytest.fixture(params=[*NAMES, *FORK_NAMES])
 def case(request: pytest.FixtureRequest) -> Case:
     return read_case(request.param)
 

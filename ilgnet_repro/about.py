@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, printable
-from .files import json_text
+from .files import json_text, parse_json
 from .known import ASSUMED, Identity, KnownModel, ScoreAt, assumed, assumed_note, find_model
 from .reading.net_preprocessing import preprocessing_of
 from .reading.preprocessing import Preprocessing
@@ -160,7 +159,7 @@ class About:
 
 def _object(key: str, text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{key}: is not JSON ({error}); convert the weights again") from error
     if not isinstance(values, dict):

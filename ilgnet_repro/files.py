@@ -275,6 +275,14 @@ def starts_with(*heads: bytes) -> Callable[[Path], bool]:
     return test
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text from a file holds; raises ValueError, also for one nested deeper than can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def json_text(value: Any, **options: Any) -> str:
     """Return ``value`` as standard JSON: as `json.dumps`, with NaN and infinities as strings.
 

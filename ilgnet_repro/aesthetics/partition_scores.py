@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from ..caffe.kinds import naming_kind
 from ..errors import DataError
 from ..files import atomic_path
+from ..reading.arrays import load_npz
 from .ava import SCORES, AvaTable
 from .ava_partition import Partition
 
@@ -77,9 +77,9 @@ def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
 
 def _read_npz(path: str | os.PathLike[str]) -> ScoreTable:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            table = ScoreTable(**{name: arrays[name] for name in ScoreTable.__dataclass_fields__})
-    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        arrays = load_npz(path)
+        table = ScoreTable(**{name: arrays[name] for name in ScoreTable.__dataclass_fields__})
+    except (KeyError, ValueError, DataError) as error:
         raise DataError(
             f"{path}: not a scores file ({str(error).splitlines()[0]}); write it again"
         ) from error

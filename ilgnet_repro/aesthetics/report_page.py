@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from markupsafe import Markup
 
 from .. import opencv as cv2
 from ..errors import DataError, FormatError
-from ..files import atomic_file, json_text
+from ..files import atomic_file, json_text, parse_json
 from ..pages import fill_template
 from ..reading.image_list import image_path
 from ..reading.images import decode_file
@@ -44,7 +43,7 @@ def is_report_page(path: Path) -> bool:
 
 def is_report_values(path: Path) -> bool:
     """Whether a file is a JSON that `write_report` wrote."""
-    values = json.loads(path.read_bytes())
+    values = parse_json(path.read_bytes())
     return isinstance(values, dict) and values.keys() >= _VALUES
 
 

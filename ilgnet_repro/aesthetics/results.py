@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..caffe.kinds import Kind, naming_kind
 from ..errors import FormatError, IlgnetError, printable
-from ..files import atomic_file, atomic_path, json_text
+from ..files import atomic_file, atomic_path, json_text, parse_json
 from .metrics import is_correct
 
 
@@ -82,9 +81,39 @@ class ImageResults:
 
 def _batch(values: Mapping[str, Any]) -> BatchRow:
     loss = values.get("loss")
-    return BatchRow(
+    batch = BatchRow(
         **{**values, "loss": None if loss is None else float(loss)}
     )  # "NaN" is a string in the file
+    _check_types(batch)
+    if not (0 <= batch.correct <= batch.size and batch.size):
+        raise ValueError(f"batch {batch.index}: {batch.correct} of {batch.size} images are right")
+    return batch
+
+
+def _source(values: Mapping[str, Any]) -> Source:
+    source = Source(**values)
+    _check_types(source)
+    return source
+
+
+# Types of fields as the annotations of the dataclasses here write them.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "bool": (bool,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+}
+
+
+def _check_types(value: Source | BatchRow | RunResult) -> None:
+    """Raise TypeError for a field of another type: a file may hold anything under its keys."""
+    for one in dataclasses.fields(value):
+        wanted = _TYPES.get(str(one.type))
+        held = getattr(value, one.name)
+        if wanted and (not isinstance(held, wanted) or (isinstance(held, bool) and bool not in wanted)):
+            raise TypeError(f"{one.name} is {type(held).__name__}, not {one.type}")
 
 
 EXACT = "the exact net"
@@ -114,9 +143,15 @@ class BatchRow:
         return self.correct / self.size
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} stands where a text belongs")
+    return value
+
+
 def is_run(path: Path) -> bool:
     """Whether a file is a run's result."""
-    values = json.loads(path.read_bytes())
+    values = parse_json(path.read_bytes())
     return isinstance(values, dict) and values.keys() >= {"protocol", "dataset", "weights", "pictures"}
 
 
@@ -193,19 +228,26 @@ class RunResult:
                     math.nan if score is None else score for score in images["mean_score"]
                 ]
             others = {name: value for name, value in values.items() if name != _KEYS["images"]}
-            return cls(
+            run = cls(
                 **{
                     **others,
-                    "weights": Source(**values["weights"]),
-                    "partition": Source(**values["partition"]),
-                    "mean": Source(**values["mean"]) if values["mean"] else None,
+                    "weights": _source(values["weights"]),
+                    "partition": _source(values["partition"]),
+                    "mean": _source(values["mean"]) if values["mean"] else None,
                     "batches": tuple(map(_batch, values["batches"])),
                     "images": ImageResults(**images),
-                    "warnings": tuple(values["warnings"]),
+                    "warnings": tuple(map(_text, values["warnings"])),
+                    "versions": {
+                        _text(name): _text(text) for name, text in values.get("versions", {}).items()
+                    },
                 }
             )
-        except (KeyError, TypeError, ValueError) as error:
+            _check_types(run)
+            if run.batch_size < 1:
+                raise ValueError(f"batch_size is {run.batch_size}")
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise FormatError(f"{file}: not a run's result ({error}); write it with `ilgnet test`") from error
+        return run
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the run as JSON, complete or not at all."""
@@ -216,7 +258,7 @@ class RunResult:
     def read(cls, path: str | os.PathLike[str]) -> RunResult:
         """Read what ``write`` wrote; raises FormatError if it is anything else."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             wrong = FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result")
             raise naming_kind(wrong, path, "a run's result", Kind.JSON) from error

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ..caffe.kinds import Kind, expect
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import class_of, layer_types, make_layer
+from ..reading.arrays import load_npz
 from ..reading.data_layer_batches import Stream
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input
@@ -156,11 +156,7 @@ def _paths(graph: Graph) -> Iterator[str]:
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, by name. Raises IlgnetError for other files and for arrays without rows of numbers."""
     expect(path, Kind.NPZ, what="an npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path}: is not an npz file ({error}); write it with numpy.savez") from error
+    arrays = load_npz(path)
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or not array.ndim:
             raise IlgnetError(f"{path}: {name} is {array.dtype} of shape {array.shape}; give rows of numbers")

@@ -22,7 +22,8 @@ def print_report(report: Report) -> None:
     console = results_console()
     run = report.run
     console.print(
-        f"[bold]{escape(run.dataset)}, protocol {run.protocol}[/]: {escape(run.preprocessing)}", markup=True
+        f"[bold]{escape(run.dataset)}, protocol {escape(run.protocol)}[/]: {escape(run.preprocessing)}",
+        markup=True,
     )
     console.print(f"weights: {printable(run.weights.name)}", soft_wrap=True)
     console.print(f"computed by {printable(run.computed)}", soft_wrap=True)
@@ -32,7 +33,7 @@ def print_report(report: Report) -> None:
     _figures(console, report)
     for verdict in report.verdicts:
         console.print(
-            f"compared with the log, rows {verdict.order}: [bold]{verdict.verdict}[/]; {verdict.equal} of "
+            f"compared with the log, rows {escape(verdict.order)}: [bold]{verdict.verdict}[/]; {verdict.equal} of "
             f"{verdict.batches} batches equal ({verdict.expected_equal:.1f} by chance), {verdict.ours:,} against "
             f"{verdict.theirs:,} of {verdict.count:,} right, Fisher's exact p = {verdict.total_p:.3g}",
             soft_wrap=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import precisions
 from ..errors import IlgnetError, printable
-from ..files import json_text
+from ..files import json_text, parse_json
 from ._console import add_row, results_console, say
 from ._options import (
     add_allow_missing,
@@ -328,7 +327,7 @@ def _preprocessing(args: argparse.Namespace, net: CaffeNet) -> Preprocessing | N
 def _preprocessing_text(preprocessing: str | None) -> str:
     if preprocessing is None:
         return "preprocessing unknown: state it with --mean-value and the like"
-    known = json.loads(preprocessing)
+    known = parse_json(preprocessing)
     how = "resized whole" if known["path"] == "whole" else "cropped at the centre"
     mean = (
         "a mean image"

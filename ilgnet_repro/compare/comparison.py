@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from ..caffe.graph import Graph
 from ..caffe.kinds import Kind, expect
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
+from ..reading.arrays import load_npz
 from ..runtime.difference import differ
 from ..runtime.plan import plan_net
 from ..runtime.python_names import argument_name
@@ -152,11 +152,7 @@ def _check_same_inputs(first: Backend, second: Backend) -> None:
 
 def _read_inputs(path: str | os.PathLike[str], backend: Backend) -> dict[str, np.ndarray]:
     expect(path, Kind.NPZ, what="an npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise IlgnetError(f"{path}: is not an npz file of arrays ({error})") from error
+    arrays = load_npz(path)
     missing = [entry.name for entry in backend.inputs if entry.name not in arrays]
     if missing:
         raise IlgnetError(f"{path}: holds no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")

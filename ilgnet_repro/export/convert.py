@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Unpack
 
 from ..about import About, Source
 from ..errors import IlgnetError
+from ..files import parse_json
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
 from ..runtime.find import stem_of
@@ -67,7 +67,7 @@ class ConversionReport:
         return {
             **asdict(self),
             "source": self.source.to_json() if self.source else None,
-            "preprocessing": json.loads(self.preprocessing) if self.preprocessing else None,
+            "preprocessing": parse_json(self.preprocessing) if self.preprocessing else None,
             "verified": [{**asdict(check), "equal": check.is_equal} for check in self.verified],
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
-from ..files import atomic_file, check_replaced, json_text, starts_with
+from ..files import atomic_file, check_replaced, json_text, parse_json, starts_with
 from .image_list import ImageList
 
 
@@ -126,7 +125,7 @@ class Journal:
                 file.write(json_text(self.plan))
             return
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = parse_json(path.read_text(encoding="utf-8"))
             changed = [name for name in self.plan if begun[name] != self.plan[name]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
@@ -156,7 +155,7 @@ class Journal:
         if path.exists():
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
                 try:
-                    row = BadRow(*json.loads(line))
+                    row = BadRow(*parse_json(line))
                 except (ValueError, TypeError, RecursionError):
                     row = None
                 if row is None or [type(value) for value in row] != [int, str, int, str]:

@@ -13,6 +13,7 @@ from ..caffe.blob import read_blob, write_blob
 from ..caffe.kinds import Kind, kind_of
 from ..errors import DataError, FormatError
 from ..files import atomic_file
+from .arrays import load_npy
 from .lmdb_read import LmdbReader, Row, key_text
 from .parallel import ordered_map
 
@@ -76,10 +77,7 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     Raises DataError if an npy file has no numbers of that shape, FormatError if a file is not a binaryproto.
     """
     if _is_npy(path):
-        try:
-            mean = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: is not an npy file ({error}); give a mean file") from error
+        mean = load_npy(path)
         if mean.dtype.kind not in "fiu":
             raise DataError(f"{path}: has type {mean.dtype}, not numbers; give a mean file")
     else:

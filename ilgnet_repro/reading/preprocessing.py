@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from .. import opencv as cv2
 from ..errors import DataError
-from ..files import json_text
+from ..files import json_text, parse_json
 from .images import LARGEST_SIDE, decode_file, not_decoded
 from .mean import read_mean
 from .transforms import Transform
@@ -166,7 +165,7 @@ class Preprocessing:
     def from_json(cls, text: str, mean_image: np.ndarray | None = None) -> Preprocessing:
         """Read what `to_json` wrote.  Raises DataError on anything else."""
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             if fields.pop("has_mean_image") and mean_image is None:
                 raise DataError("preprocessing: names a mean image that the file does not contain")
             for key in ("size", "resize", "mean_value"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ..caffe.graph import Node
 from ..caffe.param_sharing import show_shape
 from ..caffe.prototxt import parse_net
 from ..errors import FormatError, WeightsError
+from ..files import parse_json
 from ..layers.support.base import Shape
 from ..schema import caffe_pb2 as pb
 from .net import CaffeNet
@@ -61,7 +61,7 @@ def read_net_file(path: str | os.PathLike[str]) -> NetFile:
 def net_file(file: TensorFile, metadata: Mapping[str, str]) -> NetFile:
     """Read the metadata of a file.  Raises FormatError where they are not as this package writes them."""
     try:
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["caffe.input_shapes"]).items()}
+        shapes = {name: tuple(shape) for name, shape in parse_json(metadata["caffe.input_shapes"]).items()}
         phase = metadata["caffe.phase"]
         text = metadata["caffe.net"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:

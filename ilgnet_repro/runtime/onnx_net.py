@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..about import About
 from ..caffe.kinds import Kind, expect
 from ..errors import FormatError, IlgnetError
-from ..files import utf8_path
+from ..files import parse_json, utf8_path
 from .runnable import FileNet, OpenShape
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def _about(metadata: Mapping[str, str], path: Path) -> About:
     """Return what the metadata of this package's file say."""
     stated = dict(metadata)
     try:
-        order = json.loads(stated["picture"])["order"] if "picture" in stated else ""
-        how = json.loads(stated.get("preprocessing", "{}"))
+        order = parse_json(stated["picture"])["order"] if "picture" in stated else ""
+        how = parse_json(stated.get("preprocessing", "{}"))
         if order or how.get(
             "has_mean_image"
         ):  # the graph prepares images itself, or the mean image is not stored in the file

@@ -7,7 +7,6 @@ operators up by any dotted path, so it is only safe for trusted files.  Here a f
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
@@ -26,6 +25,7 @@ from torch import Tensor
 from ..about import About
 from ..caffe.kinds import Kind, expect
 from ..errors import FormatError, IlgnetError
+from ..files import parse_json
 from .pt2_expressions import is_size_arithmetic, symbolic_expressions
 from .runnable import FileNet
 
@@ -148,7 +148,7 @@ def open_net(path: Path) -> FileNet:
 
     try:
         stated = dict(program.metadata)
-        if json.loads(stated.get("preprocessing", "{}")).get("has_mean_image"):
+        if parse_json(stated.get("preprocessing", "{}")).get("has_mean_image"):
             del stated["preprocessing"]  # the mean image is not stored in the file
         about = About.from_metadata(stated)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -204,10 +204,10 @@ def _members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str
     if missing:
         raise _refused(path, f"lacks {missing[0]}")
     for config in _CONFIGS.values():
-        for name, entry in json.loads(archive.read(members[config]))["config"].items():
+        for name, entry in parse_json(archive.read(members[config]))["config"].items():
             if entry["use_pickle"]:
                 raise _refused(path, f"keeps {name!r} as a pickle; pickles are not read")
-    model = json.loads(archive.read(members[_MODEL]))
+    model = parse_json(archive.read(members[_MODEL]))
     for text in (*symbolic_expressions(model), *model.get("guards_code", ())):
         check_expression(path, text)
     return members
@@ -218,7 +218,7 @@ def _program(
 ) -> Pt2Program:
     if "byteorder" in members and archive.read(members["byteorder"]).decode() != sys.byteorder:
         raise _refused(path, "was written on a machine of the other byte order")
-    model = json.loads(archive.read(members[_MODEL]))["graph_module"]
+    model = parse_json(archive.read(members[_MODEL]))["graph_module"]
     stored = {folder: _tensors(path, archive, members, folder) for folder in _CONFIGS}
     graph, signature = model["graph"], model["signature"]
     values: dict[str, Tensor] = {}
@@ -239,7 +239,7 @@ def _program(
         else:
             raise _refused(path, f"has an input of the kind {kind!r}")
     call = next(entry["signature"] for entry in model["module_call_graph"] if not entry["fqn"])
-    names, outputs = _names(json.loads(call["in_spec"])[1]), _names(json.loads(call["out_spec"])[1])
+    names, outputs = _names(parse_json(call["in_spec"])[1]), _names(parse_json(call["out_spec"])[1])
     if names is None or outputs is None:
         raise _refused(path, "its inputs or outputs have no names")
     results = [spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"]]
@@ -259,7 +259,7 @@ def _program(
 
 def _metadata(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, str]:
     entry = members.get(f"extra/{METADATA_FILE}")
-    held = json.loads(archive.read(entry)) if entry is not None else {}
+    held = parse_json(archive.read(entry)) if entry is not None else {}
     return {key: value for key, value in held.items() if isinstance(value, str)}
 
 
@@ -271,7 +271,7 @@ def _names(spec: Any) -> list[str] | None:
             return None
     if spec["type"] != "builtins.dict" or any(child["type"] is not None for child in spec["children_spec"]):
         return None
-    names: list[Any] = json.loads(spec["context"])
+    names: list[Any] = parse_json(spec["context"])
     if len(names) != len(spec["children_spec"]) or not all(isinstance(name, str) for name in names):
         return None
     return names
@@ -341,7 +341,7 @@ def _tensors(
     folder: str,
 ) -> dict[str, Tensor]:
     """Return the tensors of a folder by name; views of one member share its memory."""
-    config = json.loads(archive.read(members[_CONFIGS[folder]]))["config"]
+    config = parse_json(archive.read(members[_CONFIGS[folder]]))["config"]
     flat: dict[tuple[str, torch.dtype], Tensor] = {}
     tensors = {}
     for name, entry in config.items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import SolverError
-from ..files import atomic_file, check_output, check_replaced, json_text
+from ..files import atomic_file, check_output, check_replaced, json_text, parse_json
 from .observe import Observer, Run, Test
 from .snapshot import all_finite
 
@@ -95,13 +94,13 @@ class BestWeights(Observer):
 
 
 def _is_best(path: Path) -> bool:
-    Best(**json.loads(path.read_text(encoding="utf-8")))
+    Best(**parse_json(path.read_text(encoding="utf-8")))
     return True
 
 
 def _read(path: Path) -> Best | None:
     try:
-        best = Best(**json.loads(path.read_text(encoding="utf-8")))
+        best = Best(**parse_json(path.read_text(encoding="utf-8")))
         # Earlier versions kept weights that had diverged: any finite test is better.
         return best if math.isfinite(best.value) else None
     except (OSError, ValueError, TypeError):

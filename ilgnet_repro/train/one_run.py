@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..caffe.graph_build import graph_text
 from ..errors import SolverError
-from ..files import atomic_file, json_text
+from ..files import atomic_file, json_text, parse_json
 from .curves import TRAIN
 from .observe import Observer, Run
 from .snapshot import Snapshots
@@ -63,7 +62,7 @@ class OneRun(Observer):
     def _marked(self) -> dict[str, str]:
         """What the folder says of its run; nothing where no run of this version has been there."""
         try:
-            values = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
+            values = parse_json((self.folder / MARK).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

@@ -127,6 +127,21 @@ BAD_RUNS = {
     "a field unknown": (lambda values: values.update(colour=1), "not a run's result .*colour"),
     "a batch wrong": (lambda values: values["batches"].append({"index": 1}), "not a run's result"),
     "a label wrong": (lambda values: values["pictures"]["labels"].__setitem__(0, 7), "neither 0 nor 1"),
+    "nested": ("[" * 200_000, "cannot be read as JSON .*nested too deeply"),
+    "a number for a text": (lambda values: values.update(protocol=5), "protocol is int, not str"),
+    "a text for a number": (lambda values: values["batches"][0].update(size="4"), "size is str, not int"),
+    "a truth value for a number": (lambda values: values.update(elapsed=True), "elapsed is bool, not float"),
+    "a batch of no images": (lambda values: values["batches"][0].update(size=0, correct=0), "0 of 0 images"),
+    "more right than images": (lambda values: values["batches"][0].update(correct=5), "5 of 4 images"),
+    "batches of no size": (lambda values: values.update(batch_size=0), "batch_size is 0"),
+    "a huge label": (
+        lambda values: values["pictures"]["labels"].__setitem__(0, 10**30),
+        "not a run's result",
+    ),
+    "a list of versions": (lambda values: values.update(versions=["2"]), "not a run's result"),
+    "a version of no text": (lambda values: values.update(versions={"torch": 2}), "int stands where a text"),
+    "a warning of no text": (lambda values: values.update(warnings=[{}]), "dict stands where a text"),
+    "a source of no name": (lambda values: values["weights"].update(name=[1]), "name is list, not str"),
 }
 
 

@@ -44,7 +44,7 @@ ALLOWED_IMPORTS = {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime", "signatures",
     },
-    "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "runtime"},
+    "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "reading", "runtime", "train", "caffe_tool"},

@@ -153,6 +153,9 @@ def _check_same_inputs(first: Backend, second: Backend) -> None:
 def _read_inputs(path: str | os.PathLike[str], backend: Backend) -> dict[str, np.ndarray]:
     expect(path, Kind.NPZ, what="an npz file")
     arrays = load_npz(path)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise IlgnetError(f"{path}: {name} is {array.dtype}; give arrays of numbers")
     missing = [entry.name for entry in backend.inputs if entry.name not in arrays]
     if missing:
         raise IlgnetError(f"{path}: holds no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")

@@ -217,6 +217,12 @@ REFUSED = [
         "{f}/x.npz: holds no array 'data'; it has x",
     ),
     (
+        "words",
+        lambda f: str(f / "small.onnx"),
+        {"inputs": {"data": "a"}},
+        "{f}/x.npz: data is <U1; give arrays of numbers",
+    ),
+    (
         "no npz",
         lambda f: str(f / "small.onnx"),
         {"inputs": None},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..schema import caffe_pb2 as pb
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode
 from .support.registry import register_layer
 from .support.shapes import shape_field
@@ -19,7 +20,7 @@ class VideoPooling(Layer):
 
     def read_method(self) -> str:
         """Return MAX or AVE."""
-        method: str = self.param.PoolMethod.Name(self.param.pool)
+        method: str = pb.PoolingParameter.PoolMethod.Name(self.param.pool)
         if method == "STOCHASTIC":
             raise self.error("pool STOCHASTIC is not supported; use MAX or AVE")
         return method
@@ -77,9 +78,7 @@ class Pooling3D(VideoPooling):
         if rank != 5:
             raise self.error(f"its bottom has {rank} axes; it takes 5 (N, C, time, H, W)")
         param = self.param
-        self.method = self.node.layer.pooling_param.PoolMethod.Name(param.pool)
-        if self.method == "STOCHASTIC":
-            raise self.error("pool STOCHASTIC is not supported; use MAX or AVE")
+        self.method = self.read_method()
         for field in ("kernel_size", "kernel_depth"):
             if not getattr(param, field):
                 raise self.error(f"{field} is missing; state it in {self.message}")

@@ -48,6 +48,10 @@ ALLOWED_IMPORTS = {
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "reading", "runtime", "train", "caffe_tool"},
+    "pycaffe": {
+        "version", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "known", "about",
+        "prepare_images", "runtime", "export", "train", "caffe_tool", "training",
+    },
 }  # fmt: skip
 # The study uses the core; only the command line knows the study.
 STUDY = "aesthetics"

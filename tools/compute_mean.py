@@ -7,7 +7,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a checkout, without installing
 
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.cli.mean import mean_arguments
 
 if __name__ == "__main__":
-    sys.exit(main(mean_arguments(sys.argv[1:])))
+    sys.exit(main(["mean", *sys.argv[1:]]))

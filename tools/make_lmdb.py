@@ -6,8 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a checkout, without installing
 
-from ilgnet_repro.cli.lmdb import make_arguments
 from ilgnet_repro.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(make_arguments(sys.argv[1:])))
+    sys.exit(main(["lmdb", "make", *sys.argv[1:]]))

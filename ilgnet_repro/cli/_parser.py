@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from ..errors import FormatError, printable
+from ._gflags import from_gflags
 
 WRONG_OPTION = 2
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors are one line; its subparsers are of the same class."""
+    """An `ArgumentParser` whose errors are one line; its subparsers are of the same class.
+
+    ``switches`` are the flags without a value of a command that takes its flags as Caffe's tools do (`from_gflags`).
+    """
 
     given: Sequence[str] = ()
+    switches: Collection[str] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Remember the arguments, for the message of an error."""
         self.given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        typed = self.given if self.switches is None else from_gflags(self.given, self.switches)
+        return super().parse_known_args(typed, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and end with status 2."""

@@ -1,24 +1,33 @@
-"""``ilgnet caffe train|test|time``: train, test or time a net as Caffe's own command does."""
+"""``ilgnet caffe ACTION``: Caffe's own commands and tools, with their arguments and flags."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from . import caffe_test, caffe_time, caffe_train
+from . import caffe_compute_image_mean, caffe_convert_imageset, caffe_test, caffe_time, caffe_train
 
-ACTIONS = {"train": caffe_train, "test": caffe_test, "time": caffe_time}
+# The actions of Caffe's command, and Caffe's other tools under their names. Each module has `add_parser` and `run`.
+ACTIONS = {
+    "train": caffe_train,
+    "test": caffe_test,
+    "time": caffe_time,
+    "convert_imageset": caffe_convert_imageset,
+    "compute_image_mean": caffe_compute_image_mean,
+}
 
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel
   ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400
-  ilgnet caffe time -model deploy.prototxt"""
+  ilgnet caffe time -model deploy.prototxt
+  ilgnet caffe convert_imageset -resize_height=256 -resize_width=256 --shuffle images/ train.txt train_lmdb
+  ilgnet caffe compute_image_mean -backend=lmdb train_lmdb mean.binaryproto"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``caffe`` and its actions."""
     parser = subparsers.add_parser(
-        "caffe", description="Caffe's command: flags with one dash or two, and Caffe's log on stderr.",
+        "caffe", description="Caffe's command and tools: flags with one dash or two, and Caffe's log on stderr.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)

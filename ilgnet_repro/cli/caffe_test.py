@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import json_text
 from ._options import add_allow_missing, add_ignore_field, check_exist, say_notes
+from ._parser import CommandParser
 
 if TYPE_CHECKING:
     from ..caffe_tool.batches import TestFeed
@@ -32,8 +33,9 @@ def add_parser(actions: Any) -> None:
     add_net_flags(parser, "TEST")
 
 
-def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
+def add_net_flags(parser: CommandParser, phase: str) -> None:
     """Add the flags that `test` and `time` share, each with one dash or two, as gflags takes them."""
+    parser.switches = ("json",)
 
     def flag(name: str, help_: str, **options: Any) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
@@ -65,9 +67,6 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
         choices=("bvlc", "geometry"),
     )  # fmt: skip
     flag("json", "print the result as JSON on stdout", action="store_true")
-    # glog's switches, which scripts pass; the log goes to stderr in any case.
-    for switch in ("logtostderr", "alsologtostderr"):
-        flag(switch, argparse.SUPPRESS, nargs="?")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ def add_parser(actions: Any) -> None:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
+    parser.switches = ("allow-nonfinite", "allow_nonfinite")
+
     def flag(name: str, help_: str, **options: Any) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=help_, **options)
 

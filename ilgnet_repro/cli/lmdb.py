@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..files import json_text
 from ._console import say
-from ._gflags import from_gflags
+from ._parser import CommandParser
 
 if TYPE_CHECKING:
     from ..reading.lmdb_build import BuildReport
@@ -28,7 +28,7 @@ make takes the flags of Caffe's convert_imageset. A build that was stopped resum
 run again; images that cannot be read are skipped and listed in DB.bad.txt.
 check exits with 1 if it finds a problem."""
 
-_SWITCHES = {
+_CAFFE_SWITCHES = {
     "gray": "store grey images",
     "shuffle": "shuffle the rows with --seed",
     "encoded": "store image files (png, jpg), not pixels",
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_make(actions.add_parser("make", help="build a database, as convert_imageset does"))
+    add_make_flags(actions.add_parser("make", help="build a database, as convert_imageset does"))
     info = actions.add_parser("info", help="rows, labels, kinds and shapes")
     check = actions.add_parser("check", help="decode every row, compare with a list")
     export = actions.add_parser("export", help="back to image files and a list")
@@ -59,11 +59,13 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument("folder", metavar="FOLDER", help="a new folder for the images and list.txt")
 
 
-def _add_make(make: argparse.ArgumentParser) -> None:
+def add_make_flags(make: CommandParser) -> None:
+    """Add what convert_imageset takes, and what this program adds."""
+    make.switches = (*_CAFFE_SWITCHES, "check-size", "strict", "json")
     make.add_argument("root", metavar="ROOTFOLDER/", help="put before the paths of the list")
     make.add_argument("list", metavar="LISTFILE", help="rows of `path label`")
     make.add_argument("database", metavar="DB_NAME", help="a new folder")
-    for name, help_ in _SWITCHES.items():
+    for name, help_ in _CAFFE_SWITCHES.items():
         make.add_argument(f"--{name}", *_hyphened(name), action="store_true", help=help_)
     for side in ("height", "width"):
         name = f"resize_{side}"
@@ -84,11 +86,6 @@ def _hyphened(name: str) -> list[str]:
     return [f"--{name.replace('_', '-')}"] if "_" in name else []
 
 
-def make_arguments(convert_imageset: Sequence[str]) -> list[str]:
-    """Translate arguments of convert_imageset to ``ilgnet``."""
-    return ["lmdb", "make", *from_gflags(convert_imageset, _SWITCHES)]
-
-
 def check_backend(name: str) -> None:
     """Raise DataError unless the database backend is supported."""
     if name != "lmdb":
@@ -98,7 +95,7 @@ def check_backend(name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one action; return 0, or 1 if a check found a problem."""
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "make": _make,
+        "make": make,
         "info": _info,
         "check": _check,
         "export": _export,
@@ -106,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     return actions[args.action](args)
 
 
-def _make(args: argparse.Namespace) -> int:
+def make(args: argparse.Namespace) -> int:
+    """Build a database."""
     from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.lmdb_build import BuildOptions, build_lmdb

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import json_text
 from ._console import say
-from ._gflags import from_gflags
+from ._parser import CommandParser
 from .lmdb import check_backend
 
 _EPILOG = """examples:
@@ -28,6 +27,12 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_flags(parser)
+
+
+def add_flags(parser: CommandParser) -> None:
+    """Add what compute_image_mean takes, and what this program adds."""
+    parser.switches = ("caffe-rounding", "json")
     parser.add_argument("input", metavar="INPUT_DB", help="an LMDB folder, or a mean file")
     parser.add_argument(
         "output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto, or .npy by its suffix"
@@ -36,11 +41,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--caffe-rounding", action="store_true", help="sum in float32, as Caffe does")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print the means as JSON")
-
-
-def mean_arguments(compute_image_mean: Sequence[str]) -> list[str]:
-    """Translate arguments of compute_image_mean to ``ilgnet``."""
-    return ["mean", *from_gflags(compute_image_mean, ("caffe-rounding", "json"))]
 
 
 def run(args: argparse.Namespace) -> int:

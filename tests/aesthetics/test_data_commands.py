@@ -25,11 +25,59 @@ from ilgnet_repro.reading.sheet import histogram
         (["--gray=false", "--noencoded", "-resize_height", "3"], ["--resize_height", "3"]),
         (["--logtostderr=1", "--", "-gray"], ["--", "-gray"]),
         (["--gray=perhaps", "-unknown", "-7"], ["--gray=perhaps", "--unknown", "-7"]),
+        (["--gray", "--gray=0", "-encoded=f", "--encoded=T"], ["--encoded"]),
+        (["-minloglevel", "2", "-v=1", "-log_dir=x", "--nologtostderr", "-stderrthreshold", "0", "a"], ["a"]),
+        (["-backend=lmdb", "--nothing"], ["--backend=lmdb", "--nothing"]),
     ],
-    ids=["single-dash", "true", "false", "logging-and-end", "left-to-argparse"],
+    ids=[
+        "single-dash",
+        "true",
+        "false",
+        "logging-and-end",
+        "left-to-argparse",
+        "last-counts",
+        "logging-with-values",
+        "values",
+    ],
 )
 def test_gflags(given, expected):
     assert from_gflags(given, ("gray", "encoded")) == expected
+
+
+# One build and one mean, by each name the program has for Caffe's tools.
+MAKERS = {
+    "lmdb-make": ["lmdb", "make"],
+    "caffe-convert_imageset": ["caffe", "convert_imageset"],
+}
+MEANS = {"mean": ["mean"], "caffe-compute_image_mean": ["caffe", "compute_image_mean"]}
+
+
+@pytest.mark.parametrize("command", MAKERS.values(), ids=MAKERS)
+def test_making_takes_flags_as_people_type_them(command, golden, tmp_path, capsys):
+    """Of rows 3 x 64 x 64 in Caffe's own database; grey rows have a third of the values."""
+    images, listed = f"{golden}/pipeline/images/", str(golden / "pipeline" / "list.txt")
+    sides = ["-resize_height=64", "--resize_width", "64", "-logtostderr=1", "-minloglevel", "1"]
+    given = [*sides, "--gray=1", "--gray=false", "--shuffle=0", "-noencoded", "-backend=lmdb"]
+    assert main([*command, *given, images, listed, str(tmp_path / "db")]) == 0
+    assert list(LmdbReader(tmp_path / "db")) == list(LmdbReader(golden / "pipeline" / "raw64_lmdb"))
+    given = [*sides, "-gray=true", "--check_size=yes"]
+    assert main([*command, *given, images, listed, str(tmp_path / "grey")]) == 0
+    shapes = {row.image()[0].shape for row in LmdbReader(tmp_path / "grey")}
+    assert shapes == {(1, 64, 64)}
+    capsys.readouterr()
+    assert main([*command, "--gray=perhaps", images, listed, str(tmp_path / "no")]) == 1
+    err = capsys.readouterr().err
+    assert "argument --gray: ignored explicit argument 'perhaps'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", MEANS.values(), ids=MEANS)
+def test_means_take_flags_as_people_type_them(command, golden, tmp_path, capsys):
+    pipeline = golden / "pipeline"
+    flags = ["-backend=lmdb", "--caffe-rounding=true", "-logtostderr"]
+    assert main([*command, *flags, str(pipeline / "raw64_lmdb"), str(tmp_path / "m")]) == 0
+    assert (tmp_path / "m").read_bytes() == (pipeline / "raw64_mean.binaryproto").read_bytes()
+    assert main([*command, "-backend=leveldb", str(pipeline / "raw64_lmdb")]) == 1
+    assert "--backend leveldb: only lmdb is supported" in capsys.readouterr().err
 
 
 def test_tools_take_caffes_own_flags(golden, tmp_path):

@@ -209,14 +209,14 @@ class DummyData(Layer):
                 f"has {len(fillers)} data_fillers for {tops} tops; state none, one or one per top"
             )
         fillers = fillers * tops if len(fillers) == 1 else fillers
-        self._specs = [
+        self.specs = [
             BlobSpec("data", shape, filler)
             for shape, filler in zip(self._stated_shapes(), fillers, strict=True)
         ]
         self._generator = torch.Generator().manual_seed(0)
 
     def plan(self) -> LayerPlan:
-        return LayerPlan([spec.shape for spec in self._specs])
+        return LayerPlan([spec.shape for spec in self.specs])
 
     def _stated_shapes(self) -> list[Shape]:
         shapes: list[Shape] = [tuple(shape.dim) for shape in self.param.shape]
@@ -236,7 +236,7 @@ class DummyData(Layer):
         # In training as Dropout draws: from the generator that a trainer seeds in each iteration, so that a resumed
         # run draws the same values.
         generator = torch.default_generator if self.training else self._generator
-        return tuple(fill(spec, generator, self.error) for spec in self._specs)
+        return tuple(fill(spec, generator, self.error) for spec in self.specs)
 
 
 @register_layer("Parameter")

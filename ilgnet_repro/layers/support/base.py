@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ class BlobSpec:
     """One parameter blob of a layer: its attribute name, shape, filler, and whether it is learned.
 
     ``any_ones``: a weights file may store it with more or fewer axes of size 1, as the releases of some forks do.
+    ``values`` are initial values that the layer itself has computed, instead of a filler's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class BlobSpec:
     filler: pb.FillerParameter | None = None
     learned: bool = True
     any_ones: bool = False
+    values: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def has_filler(self) -> bool:

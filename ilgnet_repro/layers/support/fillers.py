@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from math import ceil, prod, sqrt
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -21,6 +22,8 @@ def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
 
     Raises ``error(message)`` for an unknown filler or one that does not apply to the shape.
     """
+    if spec.values is not None:
+        return torch.from_numpy(np.array(spec.values, np.float32))
     filler = spec.filler if spec.filler is not None else pb.FillerParameter()
     if filler.type not in _FILLERS:
         raise error(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import caffe_compute_image_mean, caffe_convert_imageset, caffe_test, caffe_time, caffe_train
+from . import caffe_compute_image_mean, caffe_convert_imageset, caffe_run, caffe_test, caffe_time, caffe_train
 
 # The actions of Caffe's command, and Caffe's other tools under their names. Each module has `add_parser` and `run`.
 ACTIONS = {
     "train": caffe_train,
     "test": caffe_test,
     "time": caffe_time,
+    "run": caffe_run,
     "convert_imageset": caffe_convert_imageset,
     "compute_image_mean": caffe_compute_image_mean,
 }
@@ -20,6 +21,7 @@ _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt -weights bvlc_googlenet.caffemodel
   ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400
   ilgnet caffe time -model deploy.prototxt
+  ilgnet caffe run classify.py images/
   ilgnet caffe convert_imageset -resize_height=256 -resize_width=256 --shuffle images/ train.txt train_lmdb
   ilgnet caffe compute_image_mean -backend=lmdb train_lmdb mean.binaryproto"""
 

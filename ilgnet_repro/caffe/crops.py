@@ -2,6 +2,10 @@
 
 A fork's Crop follows first bottoms back from its two bottoms to their nearest common blob, and computes the offset
 that aligns the two (python/caffe/coord_map.py of Caffe 1.0 computes the same).
+
+Two texts show that they were written for a fork: V1's CROP, which BVLC Caffe never had, and a score map that is
+upsampled from an image padded far beyond the kernel's half (FCN pads by 100, HED by 35): offset 0 would shift it by
+that padding.  Others are in doubt where the two rules differ.
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ def resolve_crops(
 ) -> pb.NetParameter:
     """Return ``net`` (modern form) with an explicit offset in every Crop of the state that needs one.
 
-    A Crop with `crop_param` is BVLC's, a V1 Crop is a fork's; for others ``crop`` ("geometry" or "bvlc") decides.
+    A Crop with `crop_param` is BVLC's, a V1 Crop or one after padding and upsampling a fork's; for others ``crop``
+    ("geometry" or "bvlc") decides.
     Raises LayerError for a Crop without offset where ``crop`` is not given and the two rules differ, or where no
     offset fits; GraphError for another ``crop``. With ``faults``, LayerErrors are appended to it instead, and the
     offset is 0.
@@ -81,19 +86,18 @@ def resolve_crops(
     state = net_state(phase, level, (*net.state.stage, *stages))
     result = pb.NetParameter()
     result.CopyFrom(net)
-    layers: list[pb.LayerParameter] = []
-    for layer in result.layer:
-        if not is_included(layer, state):
-            continue
+    layers = [layer for layer in result.layer if is_included(layer, state)]
+    rule = crop or ("geometry" if _is_forks(layers) else None)
+    for index, layer in enumerate(layers):
         if layer.type == "Crop" and _lacks_offset(layer):
+            _remove_mark(layer)
             try:
-                _resolve(layer, layers, crop, notes if notes is not None else [])
+                _resolve(layer, layers[:index], rule, notes if notes is not None else [])
             except LayerError as error:
                 if faults is None:
                     raise
                 faults.append(error)
                 layer.crop_param.offset.append(0)
-        layers.append(layer)
     return result
 
 
@@ -101,19 +105,35 @@ def _lacks_offset(layer: pb.LayerParameter) -> bool:
     return not layer.HasField("crop_param") and len(layer.bottom) == 2
 
 
-def _resolve(
-    layer: pb.LayerParameter, before: Sequence[pb.LayerParameter], crop: str | None, notes: list[str]
-) -> None:
+def _is_forks(layers: Sequence[pb.LayerParameter]) -> bool:
+    """Whether a Crop shows that the text was written for a fork; it then was for all of its Crops."""
+    for index, layer in enumerate(layers):
+        if layer.type == "Crop" and _lacks_offset(layer):
+            if any(field.path == V1_CROP_MARK for field in layer.fork_field):
+                return True
+            try:
+                offsets, between = _offsets(layer, layers[:index])
+            except _NoMapError:
+                continue
+            if any(offsets) and _is_padded_and_upsampled(between):
+                return True
+    return False
+
+
+def _remove_mark(layer: pb.LayerParameter) -> None:
     kept = [field for field in layer.fork_field if field.path != V1_CROP_MARK]
-    is_v1 = len(kept) < len(layer.fork_field)
     del layer.fork_field[:]
     layer.fork_field.extend(kept)
-    rule = crop or ("geometry" if is_v1 else None)
+
+
+def _resolve(
+    layer: pb.LayerParameter, before: Sequence[pb.LayerParameter], rule: str | None, notes: list[str]
+) -> None:
     if rule == "bvlc":
         layer.crop_param.offset.append(0)
         return
     try:
-        offsets = _offsets(layer, before)
+        offsets, _ = _offsets(layer, before)
     except _NoMapError as error:
         if rule is None:  # no fork can run it, so it is BVLC's
             return
@@ -137,7 +157,24 @@ def _resolve(
     )
 
 
-def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> tuple[int, ...]:
+def _is_padded_and_upsampled(between: Sequence[pb.LayerParameter]) -> bool:
+    """Whether the layers are FCN's and HED's: a first padding that only a Crop by geometry takes off again."""
+
+    def excess(layer: pb.LayerParameter) -> bool:
+        param = layer.convolution_param
+        return all(
+            pad > _read(param, "kernel_size", "kernel", index, 0) // 2 * _read(param, "dilation", "", index, 1)
+            for index, pad in enumerate(_read(param, "pad", "pad", index, 0) for index in range(2))
+        )
+
+    kinds = {layer.type for layer in between}
+    return "Deconvolution" in kinds and any(layer.type == "Convolution" and excess(layer) for layer in between)
+
+
+def _offsets(
+    layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]
+) -> tuple[tuple[int, ...], list[pb.LayerParameter]]:
+    """Return the offsets by geometry, and the layers between the blob that is cropped and the common one."""
     # The first writer of each blob: in-place layers after it do not move positions.
     writers: dict[str, pb.LayerParameter] = {}
     for other in before:
@@ -148,7 +185,7 @@ def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> t
     shared = next((blob for blob in [like, *_back(like, writers)] if blob in path), None)
     if shared is None:
         raise _NoMapError(f"{whole!r} and {like!r} have no common source blob")
-    maps = []
+    maps, between = [], [writers[blob] for blob in path[: path.index(shared)]]
     for blob in (whole, like):
         found = _SAME
         while blob != shared:
@@ -162,7 +199,7 @@ def _offsets(layer: pb.LayerParameter, before: Sequence[pb.LayerParameter]) -> t
         if shift > 0 or shift.denominator != 1:
             raise _NoMapError(f"{like!r} would start {float(-shift):g} values into {whole!r}")
         offsets.append(-int(shift))
-    return tuple(offsets)
+    return tuple(offsets), between
 
 
 def _back(blob: str, writers: Mapping[str, pb.LayerParameter]) -> list[str]:
@@ -206,23 +243,27 @@ def _filter(
 ) -> Map:
     """Return a window's map: its stride, and the distance of the first window's center from the first value."""
     axes = []
-    for index, side in enumerate("hw"):
-
-        def read(whole: str, half: str, default: int, index: int = index, side: str = side) -> int:
-            if param.HasField(f"{half}_{side}"):
-                return int(getattr(param, f"{half}_{side}"))
-            value = getattr(param, whole, default)
-            if isinstance(value, int):
-                return value if param.HasField(whole) else default
-            return int(value[index if len(value) > 1 else 0]) if len(value) else default
-
-        kernel, stride, pad = read(square, pair, 0), read("stride", "stride", 1), read("pad", "pad", 0)
-        dilations = getattr(param, "dilation", ())
-        dilation = dilations[index if len(dilations) > 1 else 0] if len(dilations) else 1
+    for index in range(2):
+        kernel = _read(param, square, pair, index, 0)
+        stride, pad = _read(param, "stride", "stride", index, 1), _read(param, "pad", "pad", index, 0)
+        dilation = _read(param, "dilation", "", index, 1)
         if kernel < 1 or stride < 1:
             raise _NoMapError(f"{layer.name} ({layer.type}) has no kernel or stride")
         axes.append((Fraction(stride), Fraction(dilation * (kernel - 1), 2) - pad))
     return tuple(axes)
+
+
+def _read(
+    param: pb.ConvolutionParameter | pb.PoolingParameter, whole: str, half: str, axis: int, default: int
+) -> int:
+    """Return a window's value for rows (axis 0) or columns (1): ``half``_h or _w where stated, else ``whole``."""
+    own = f"{half}_{'hw'[axis]}"
+    if half and param.HasField(own):
+        return int(getattr(param, own))
+    value = getattr(param, whole, ())
+    if isinstance(value, int):
+        return value if param.HasField(whole) else default
+    return int(value[axis if len(value) > 1 else 0]) if len(value) else default
 
 
 def _crop_map(layer: pb.LayerParameter) -> Map:

@@ -72,6 +72,9 @@ def test_geometry(layers, bottoms, wanted):
     if not any(wanted):
         assert offsets(text)["crop"] == ()  # both rules give it: the text stays
         return
+    if "kernel_size: 3 pad: 7" in layers:  # shown by the text, see RECOGNIZED
+        assert offsets(text)["crop"] == wanted
+        return
     with pytest.raises(LayerError) as caught:
         build_graph(parse_net(text))
     shown, stated = ", ".join(map(str, wanted)), " ".join(f"offset: {one}" for one in wanted)
@@ -115,7 +118,11 @@ layers { name: "up" type: DECONVOLUTION bottom: "p" top: "d"
   convolution_param { num_output: 2 kernel_size: 4 stride: 2 } }
 layers { name: "crop" type: CROP bottom: "d" bottom: "x" top: "o" }"""
 STATED = INPUT + conv("x", "c", "kernel_size: 1 pad: 3") + (CROP % ("c", "x"))[:-1] + "crop_param { %s } }"
+UP = conv("%s", "u", "kernel_size: 4 stride: 2 pad: 1", "Deconvolution") + CROP % ("u", "x")
+PADDED = INPUT + conv("x", "c", "kernel_h: 3 kernel_w: 5 pad_h: 8 pad_w: 6") + pool("c", "p") + UP % "p"
 RECOGNIZED = {
+    "padded and upsampled, as FCN and HED": (PADDED, {}, (7, 4)),
+    "padded and upsampled, but BVLC's requested": (PADDED, {"crop": "bvlc"}, (0,)),
     "V1, which only forks had": (V1, {}, (5, 5)),
     "V1, but BVLC's requested": (V1, {"crop": "bvlc"}, (0,)),
     "offset": (STATED % "offset: 1 offset: 2", {}, (1, 2)),
@@ -128,6 +135,23 @@ RECOGNIZED = {
 def test_geometry_recognized_from_the_text(text, options, wanted):
     assert offsets(text, **options)["crop"] == wanted
     build_graph(upgrade_net(parse_net(text)), **options)
+
+
+def test_one_crop_tells_the_rule_of_all():
+    side = conv("c", "s", "kernel_size: 1") + layer("Crop", "s x", "d")
+    assert offsets(PADDED + side) == {"crop": (7, 4), "d1": (7, 4)}
+
+
+DOUBTFUL = {
+    "upsampled without padding": INPUT + pool("x", "p") + (UP % "p").replace("pad: 1", ""),
+    "padded without upsampling": INPUT + conv("x", "c", "kernel_size: 3 pad: 5") + CROP % ("c", "x"),
+}
+
+
+@pytest.mark.parametrize("text", DOUBTFUL.values(), ids=DOUBTFUL)
+def test_half_of_the_sign_is_not_enough(text):
+    with pytest.raises(LayerError, match="has no offset: it is 0 in BVLC Caffe and "):
+        offsets(text)
 
 
 def test_only_layers_of_the_phase_count():

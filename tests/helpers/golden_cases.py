@@ -27,7 +27,6 @@ FORK_NAMES = sorted(path.stem for path in FORK_FOLDER.glob("*.npz"))
 # Options that choose between forks where the text shows neither.
 OPTIONS: dict[str, dict[str, str]] = {
     "Crop-batch_split": {"crop": "geometry"},
-    "Crop-hed_pad_pool_up": {"crop": "geometry"},
     "Crop-no_pad_conv": {"crop": "geometry"},
 }
 

@@ -163,12 +163,15 @@ def _is_padded_and_upsampled(between: Sequence[pb.LayerParameter]) -> bool:
     def excess(layer: pb.LayerParameter) -> bool:
         param = layer.convolution_param
         return all(
-            pad > _read(param, "kernel_size", "kernel", index, 0) // 2 * _read(param, "dilation", "", index, 1)
+            pad
+            > _read(param, "kernel_size", "kernel", index, 0) // 2 * _read(param, "dilation", "", index, 1)
             for index, pad in enumerate(_read(param, "pad", "pad", index, 0) for index in range(2))
         )
 
     kinds = {layer.type for layer in between}
-    return "Deconvolution" in kinds and any(layer.type == "Convolution" and excess(layer) for layer in between)
+    return "Deconvolution" in kinds and any(
+        layer.type == "Convolution" and excess(layer) for layer in between
+    )
 
 
 def _offsets(

@@ -286,6 +286,9 @@ def _kind_of_bytes(buffer: memoryview) -> Kind:
     message, is_whole = _protobuf_kind(buffer)
     if message and is_whole and not (message is Kind.BINARYPROTO and is_text):
         return message
+    # Before the signatures: the length of the header (640 bytes: 80 02) may look like a pickle or an archive.
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
+        return Kind.SAFETENSORS
     for offset, signature, kind in _SIGNATURES:
         if head.startswith(signature, offset):
             return _zip_kind(buffer) if kind is Kind.ZIP else kind
@@ -293,8 +296,6 @@ def _kind_of_bytes(buffer: memoryview) -> Kind:
         return Kind.BMP
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
-    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
-        return Kind.SAFETENSORS
     if is_text:
         return _text_kind(bytes(buffer[:_TEXT_HEAD]))
     return message or Kind.UNKNOWN

@@ -29,8 +29,15 @@ def shares_memory(layer: pb.LayerParameter) -> bool:
 
 
 def writes(layer: pb.LayerParameter, phase: str) -> bool:
-    """Return whether an in-place layer changes values: Dropout in phase TEST and memory-sharing layers do not."""
-    return not (shares_memory(layer) or (layer.type == "Dropout" and phase == "TEST"))
+    """Return whether an in-place layer changes values: memory-sharing layers and most of Dropout in phase TEST do not."""
+    return not (
+        shares_memory(layer) or (layer.type == "Dropout" and phase == "TEST" and _passes_in_test(layer))
+    )
+
+
+def _passes_in_test(dropout: pb.LayerParameter) -> bool:
+    param = dropout.dropout_param  # the fields of forks: CTPN scales in phase TEST, SegNet draws in it
+    return param.scale_train and not param.sample_weights_test
 
 
 def gives_gradient_memory(layer: pb.LayerParameter) -> bool:

@@ -45,6 +45,9 @@ class Dropout(_Dropout):
         elif self.always_draws:
             self.no_onnx = DRAWS_IN_TEST
 
+    def is_identity(self) -> bool:
+        return self.scales_train and not self.always_draws and not self.is_train
+
     def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.training or self.always_draws:
             kept = F.dropout(x, self.ratio, training=True)
@@ -92,6 +95,9 @@ class SpatialDropout(_Dropout):
         if len(x) < 2:
             raise self.error(f"bottom {list(x)} has no channel axis; it takes 2 axes or more")
         return LayerPlan([x])
+
+    def is_identity(self) -> bool:
+        return not self.is_train
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (drop_channels(x, self.ratio) if self.training else x,)

@@ -128,6 +128,9 @@ class Split(Layer):
     def plan(self, x: Shape) -> LayerPlan:
         return LayerPlan([x] * len(self.node.tops))
 
+    def is_identity(self) -> bool:
+        return True
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x,) * len(self.node.tops)
 

@@ -18,7 +18,6 @@ from .fold import fold
 from .net import CaffeNet
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
-_NO_OPS = {"Dropout", "Split"}  # in phase TEST
 # Layers that process each image separately, besides the fast modules.
 _PER_IMAGE = {
     *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
@@ -53,7 +52,7 @@ def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
         if layer.is_input or node.name in fused:
             continue
         bottoms = tuple(alias.get(value, value) for value in node.bottoms)
-        if node.type in _NO_OPS:
+        if layer.is_identity():
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
         relu = _following_relu(net, node)
@@ -72,7 +71,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
     """Return a faster module for a layer and the ReLU after it, or None where there is none."""
     if can_pack(layer):
         return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
-    if isinstance(layer, InnerProduct):
+    if isinstance(layer, InnerProduct) and layer.is_plain:
         return fast_dense(layer, net.plan.value_shapes[node.bottoms[0]], precision, relu)
     if isinstance(layer, LRN) and layer.is_across and not relu:
         return FastLRN(layer)

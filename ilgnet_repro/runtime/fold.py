@@ -1,4 +1,4 @@
-"""Folding: BatchNorm, Scale, Bias and BN multiplied into the layer before them, Dropout and Split dropped.
+"""Folding: BatchNorm, Scale, Bias and BN multiplied into the layer before them; Split and Dropout dropped.
 
 The result is a smaller Caffe net, so that every format can store it, Caffe's own included.
 """
@@ -115,7 +115,7 @@ def _removals(net: CaffeNet) -> list[_Removal]:
     for node in net.graph.layers:
         if any(node.layer.loss_weight):
             continue
-        if _is_no_op(net.layer(node.name)):
+        if net.layer(node.name).is_identity():
             removals.append(_Removal((node,)))
         elif node.type in _FOLDED_INTO and node.name not in shared and len(node.tops) == 1:
             chain = _chain(net, node, shared)
@@ -123,10 +123,6 @@ def _removals(net: CaffeNet) -> list[_Removal]:
                 nodes, affines = zip(*chain, strict=True)
                 removals.append(_Removal(nodes, node, affines))
     return removals
-
-
-def _is_no_op(layer: Layer) -> bool:
-    return layer.node.type == "Split" or (layer.node.type == "Dropout" and not layer.is_train)
 
 
 def _chain(net: CaffeNet, node: Node, shared: set[str]) -> list[tuple[Node, _Affine]]:

@@ -51,6 +51,15 @@ def bytes_of(write: Callable[[io.BytesIO], object]) -> bytes:
     return file.getvalue()
 
 
+def safetensors_of_header(length: int) -> bytes:
+    """A file whose header has this many bytes."""
+    for padding in range(length):
+        data = safetensors.numpy.save({"w": np.ones(5, np.float32)}, {"note": "-" * padding})
+        if int.from_bytes(data[:8], "little") == length:
+            return data
+    raise AssertionError(f"no header of {length} bytes")
+
+
 def hdf5(**members: object) -> bytes:
     def write(file: io.BytesIO) -> None:
         with h5py.File(file, "w") as root:
@@ -115,6 +124,8 @@ FILES: dict[str, tuple[Kind, bytes]] = {
     "caffemodel-h5": (Kind.CAFFEMODEL_H5, hdf5(data__ip__0=np.ones(5, np.float32))),
     "safetensors": (Kind.SAFETENSORS, safetensors.numpy.save({"w": np.ones(5, np.float32)})),
     "safetensors-empty": (Kind.SAFETENSORS, safetensors.numpy.save({})),
+    "safetensors-as-pickle": (Kind.SAFETENSORS, safetensors_of_header(0x280)),  # bytes 80 02: a pickle's first two
+    "safetensors-as-pickle-4": (Kind.SAFETENSORS, safetensors_of_header(0x480)),
     "onnx": (Kind.ONNX, onnx_model()),
     "onnx-without-version": (Kind.ONNX, without_version(onnx_model())),
     "pt2": (Kind.PT2, archive("net/archive_format", "net/models/model.json", "net/data/weights/weight_0")),
@@ -302,7 +313,7 @@ LOADED = {
     "solver": ["solver"],
     "mean": ["mean", "mean-modern", "mean-double"],
     "snapshot": ["solverstate", "solverstate-bare", "solverstate-h5"],
-    "safetensors": ["safetensors", "safetensors-empty"],
+    "safetensors": ["safetensors", "safetensors-empty", "safetensors-as-pickle", "safetensors-as-pickle-4"],
     "onnx": ["onnx", "onnx-without-version"],
 }
 

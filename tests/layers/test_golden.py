@@ -22,7 +22,10 @@ from golden_cases import (
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
+from ilgnet_repro.runtime.fast import fast
+from ilgnet_repro.runtime.fold import fold
 from ilgnet_repro.runtime.net import CaffeNet
+from ilgnet_repro.schema import caffe_pb2 as pb
 
 
 @pytest.fixture(params=[*NAMES, *FORK_NAMES])
@@ -104,6 +107,24 @@ def test_onnx(case: Case, tmp_path) -> None:
         if case.name in ROWS_IN_OTHER_ORDER_IN_ONNX:
             value, expected = (np.array(sorted(rows.tolist())) for rows in (value, expected))
         np.testing.assert_allclose(value, expected, **tolerance(case.name), err_msg=entry.name)
+
+
+def test_fast_and_folded(case: Case, tmp_path) -> None:
+    """What `fast` and `fold` leave out or join changes no number, whatever the fields."""
+    net = case.net(tmp_path)
+    if case.phase != "TEST":
+        pytest.skip("only nets in phase TEST are made fast or folded")
+    arrays = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
+    result = fold(net, pb.NetParameter(name=net.graph.name), arrays)
+    folded = CaffeNet(result.graph, result.arrays)
+    inputs = {name: torch.from_numpy(value) for name, value in case.inputs.items()}
+    for form, made in (("fast", fast(net)), ("folded", folded)):
+        with torch.inference_mode():
+            found = made(inputs)
+        for blob, expected in case.outputs.items():
+            np.testing.assert_allclose(
+                found[blob].numpy(), expected, **tolerance(case.name), err_msg=f"{form}: {blob}"
+            )
 
 
 def test_source(case: Case, tmp_path) -> None:

@@ -67,6 +67,8 @@ FOLDED = [  # text, layers folded, layers dropped, the outputs' names
      + RELU % ("s1", "s1"), [], ["s"], ["o", "s1"]),
 ]  # fmt: skip
 NOT_FOLDED = [
+    ("dropout that scales in phase TEST", DENSE.format(more="") + RELU % ("c", "c")
+     + DROP.replace("type:", "dropout_param { scale_train: false } type:") % ("c", "o")),
     ("read by two", CONV.format(type="Convolution", more="") + APART + RELU % ("c", "o")),
     ("after a ReLU", CONV.format(type="Convolution", more="") + RELU % ("c", "c") + NORM),
     ("the batch's own statistics", CONV.format(type="Convolution", more="")

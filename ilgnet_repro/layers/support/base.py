@@ -406,6 +406,10 @@ class Layer(nn.Module):
                 )
                 raise self.error(f"has {found} {what}s; it takes {wanted}")
 
+    def is_identity(self) -> bool:
+        """Whether every top equals the first bottom, with the layer's fields and in its phase; it can be left out."""
+        return False
+
     def can_be_in_place(self) -> bool:
         """Whether this layer, with its fields and in its phase, can be written over its bottom."""
         return self.in_place

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .runtime.net import CaffeNet
     from .runtime.runnable import FileNet, Runnable
     from .scoring import Score, score
-    from .training import Solved, batches, solve
+    from .training import Solved, Solver, batches, solve
 
 # Imported on first use, so that `ilgnet --help` does not wait for torch.
 _MODULES = ("aesthetics", "errors", "zoo")
@@ -57,7 +57,7 @@ _EXPORTS = {
         "runtime.net": ("CaffeNet",),
         "runtime.runnable": ("FileNet", "Runnable"),
         "scoring": ("Score", "score"),
-        "training": ("Solved", "batches", "solve"),
+        "training": ("Solved", "Solver", "batches", "solve"),
     }.items()
     for name in names
 }  # fmt: skip
@@ -83,6 +83,7 @@ __all__ = [
     "Runnable",
     "Score",
     "Solved",
+    "Solver",
     "SolverError",
     "SourceCode",
     "WeightsError",

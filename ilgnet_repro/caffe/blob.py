@@ -21,7 +21,7 @@ MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
 LARGEST_COUNT = 2**31 - 1  # counts are int there
 LARGEST_HALF = 65_520.0  # from here on, rounding to float16 gives infinity
 _MAX_RUNS = 65_536
-_DATA, _DOUBLE_DATA, _SHAPE = 5, 8, 7
+_DATA, _DIFF, _DOUBLE_DATA, _SHAPE = 5, 6, 8, 7
 # NVIDIA's Caffe and OpenCV store values of other types as bytes, with their type in a field of its own.
 _RAW_TYPE, _RAW_DATA = 10, 12
 _RAW_DTYPES = {0: "<f8", 1: "<f4", 2: "<f2"}
@@ -169,13 +169,14 @@ def _stated_shape(buffer: memoryview, items: list[wire.Field], where: str) -> tu
 
 
 def blob_chunks(
-    array: np.ndarray, legacy: bool, where: str, *, half: bool = False
+    array: np.ndarray, legacy: bool, where: str, *, half: bool = False, diff: np.ndarray | None = None
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """Return the length of an array's BlobProto, and its bytes in chunks, in the order in which Caffe writes fields.
 
     float64 becomes ``double_data``; any other dtype is written as float32. The array is copied only if
     it is not contiguous float.  ``legacy`` writes num/channels/height/width.  ``half`` writes float16 into
-    ``raw_data``, as OpenCV's `shrinkCaffeModel`: NVIDIA's Caffe and OpenCV read it, Caffe 1.0 does not.
+    ``raw_data``, as OpenCV's `shrinkCaffeModel`: NVIDIA's Caffe and OpenCV read it, Caffe 1.0 does not.  ``diff`` is an
+    array of as many values for the field of that name.
     """
     number, kind = (_DOUBLE_DATA, "<f8") if array.dtype == np.float64 else (_DATA, "<f4")
     if half:
@@ -197,14 +198,20 @@ def blob_chunks(
     if half and size:
         header = wire.encode_varint(_RAW_TYPE << 3 | wire.VARINT) + wire.encode_varint(_FLOAT16) + header
     before, after = (prefix + header, shape) if number < _SHAPE else (prefix + shape + header, b"")
+    diff = diff if size else None
+    between = b"" if diff is None else wire.encode_header(_DIFF, diff.size * 4)
+    extra = 0 if diff is None else len(between) + diff.size * 4
 
     def chunks() -> Iterator[bytes | memoryview]:
         yield before
         if size:
             yield np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data
+        if diff is not None:
+            yield between
+            yield np.ascontiguousarray(diff, dtype="<f4").reshape(-1).view(np.uint8).data
         yield after
 
-    return len(before) + size + len(after), chunks()
+    return len(before) + size + extra + len(after), chunks()
 
 
 def _check_half(array: np.ndarray, where: str) -> None:

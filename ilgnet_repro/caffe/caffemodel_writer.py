@@ -29,13 +29,15 @@ def write_caffemodel(
     *,
     legacy: bool = False,
     half: Collection[str] = (),
+    diffs: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> None:
     """Write ``net`` with ``blobs`` (arrays by layer name) as Caffe serialises it; the file is complete or absent.
 
     Fields of forks are left out, because their field numbers are private to this package. A layer that is not in
     ``blobs`` is written with the blobs that it has in ``net``.  ``legacy`` writes shapes as num/channels/height/width,
     and ``half`` names the layers whose blobs are written as float16 (`blob_chunks`).  The same net and arrays give the
-    same bytes.  Raises WeightsError for a name that no layer of ``net`` has, and for a net without a required field.
+    same bytes.  ``diffs`` are written beside the blobs of the same layers.  Raises WeightsError for a name that no
+    layer of ``net`` has, and for a net without a required field.
     """
     where = Path(path).name
     layers: list[tuple[int, int, Layer]] = [
@@ -54,9 +56,9 @@ def write_caffemodel(
         # In number order: name (1), layers (2), the other net fields (3 to 8), layer (100).
         head, tail = split_after(outside.SerializeToString(deterministic=True), 2)
         file.write(head)
-        _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where, half)
+        _write_layers(file, [entry for entry in layers if entry[0] == 2], blobs, legacy, where, half, diffs)
         file.write(tail)
-        _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where, half)
+        _write_layers(file, [entry for entry in layers if entry[0] == 100], blobs, legacy, where, half, diffs)
 
 
 def check_layers(net: caffe_pb2.NetParameter, blobs: Mapping[str, Sequence[np.ndarray]], where: str) -> None:
@@ -92,6 +94,7 @@ def _write_layers(
     legacy: bool,
     where: str,
     half: Collection[str],
+    diffs: Mapping[str, Sequence[np.ndarray]] | None,
 ) -> None:
     for number, blob_number, layer in layers:
         copy = deepcopy(layer)
@@ -103,7 +106,7 @@ def _write_layers(
         pieces = [
             blob_chunks(
                 np.asarray(array), legacy, f"{where}: layer {excerpt(layer.name)}, blob {index}",
-                half=layer.name in half,
+                half=layer.name in half, diff=diffs[layer.name][index] if diffs else None,
             )
             for index, array in enumerate(arrays)
         ]  # fmt: skip

@@ -22,7 +22,7 @@ from ..schema import caffe_pb2
 from .blob import LARGEST_COUNT, MOST_AXES, Blob, LayerBlobs, Run
 from .caffemodel_writer import Layer, check_layers
 
-_ROOT = "data"
+_ROOT, _DIFF_ROOT = "data", "diff"
 _MOST_LINKS = 100_000  # groups and arrays of one file
 _MOST_LEVELS = 64  # of groups in groups
 
@@ -146,11 +146,13 @@ def write_hdf5_model(
     blobs: Mapping[str, Sequence[np.ndarray]],
     *,
     owners: Container[tuple[str, int]] = (),
+    diffs: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> None:
     """Write ``blobs`` (arrays by layer name) as Caffe's `Net::ToHDF5` does; the file is complete or absent.
 
     Each layer of ``net`` is a group, also one without blobs. ``owners`` has the (layer, index) of the blobs that
-    another layer owns (`NetPlan.owners`): these are left out. The same net and arrays give the same bytes. Raises
+    another layer owns (`NetPlan.owners`): these are left out. ``diffs`` are written below `/diff`, those of shared blobs
+    with every layer that has them. The same net and arrays give the same bytes. Raises
     WeightsError without h5py, for a name that no layer of ``net`` has, and for names that conflict in HDF5.
     """
     where = Path(path).name
@@ -165,12 +167,18 @@ def write_hdf5_model(
         # The oldest file format, which Caffe's files have and every HDF5 version reads.
         with deferred_file(path) as target, h5py.File(target, "w", libver=("earliest", "v108")) as file:
             root = file.create_group(_ROOT)
+            diff_root = None if diffs is None else file.create_group(_DIFF_ROOT)
             for name in names:
                 group = root.require_group(name)
                 for index, array in enumerate(blobs.get(name, ())):
                     if (name, index) not in owners:
                         values = np.asarray(array, np.float32)
                         group.create_dataset(str(index), data=values, track_times=False)
+                if diffs is None or diff_root is None:
+                    continue
+                group = diff_root.require_group(name)
+                for index, array in enumerate(diffs.get(name, ())):
+                    group.create_dataset(str(index), data=np.asarray(array, np.float32), track_times=False)
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{where}: cannot be written ({' '.join(str(error).split())})") from error
 

@@ -18,6 +18,7 @@ from ..layers.support.base import Shape
 from ..layers.support.registry import class_of, layer_types, make_layer
 from ..reading.arrays import load_npz
 from ..reading.data_layer_batches import Stream
+from ..reading.fed_arrays import as_rows
 from ..reading.sources import SOURCES
 from ..runtime.plan import by_input
 
@@ -111,13 +112,11 @@ class _ArrayReader:
             )
         own = layer.input_shapes(shapes)
         self._shapes = dict(zip(node.top_names, own, strict=True))
-        self._arrays = {top: np.asarray(arrays[top], np.float32) for top in node.top_names if top in arrays}
-        for top, array in self._arrays.items():
-            wanted = self._shapes[top][1:]
-            if array.shape[1:] != wanted or not len(array):
-                raise LayerError(
-                    node.name, node.type, f"array {top!r} is {array.shape}; it takes rows of shape {wanted}"
-                )
+        self._arrays = {
+            top: as_rows(layer, top, arrays[top], self._shapes[top])
+            for top in node.top_names
+            if top in arrays
+        }
 
     def shapes(self) -> dict[str, Shape]:
         return self._shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -28,8 +29,8 @@ def glog(location: str, message: str) -> str:
 
 
 def ostream(value: float) -> str:
-    """A number as a C++ stream prints it by default: six digits, no trailing zeros."""
-    return f"{value:g}"
+    """A number as a C++ stream prints it by default: six digits, no trailing zeros, the sign of NaN."""
+    return "-nan" if math.isnan(value) and math.copysign(1, value) < 0 else f"{value:g}"
 
 
 def log_net(log: Log, graph: Graph, level: int = 0, stages: tuple[str, ...] = ()) -> None:
@@ -136,7 +137,7 @@ class CaffeLog(Observer):
 
     def on_test(self, trainer: Run, test: Test) -> None:
         if test.loss is not None:
-            self.log("test_loss", f"Test loss: {test.loss:g}")
+            self.log("test_loss", f"Test loss: {ostream(test.loss)}")
         self._outputs("test_output", "Test", test.outputs)
 
     def _outputs(self, topic: str, net: str, outputs: tuple[Output, ...]) -> None:

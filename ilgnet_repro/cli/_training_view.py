@@ -47,6 +47,8 @@ class TrainingView(Observer):
         )
 
     def on_test(self, trainer: Run, test: Test) -> None:
+        if not test.outputs:  # test_iter 0
+            return
         values = "  ".join(f"{output.name} {output.value:.4f}" for output in test.outputs[:6])
         net = f" net {test.net}" if len(trainer.test_nets) > 1 else ""
         self._console.print(f"test at {test.iteration}{net}: {values}", soft_wrap=True)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         trainer = Trainer(settings, options, [log], requests=requests)
         if args.snapshot:
             log.log("resume", f"Resuming from {args.snapshot}")
-            trainer.restore(args.snapshot)
+            trainer.restore(args.snapshot, from_first_row=True)
         log.log("start", "Starting Optimization")
         trainer.solve()
         log.log("end", "Optimization Done.")

@@ -112,7 +112,10 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     folder = Path(args.out) if args.out else Path(settings.root, f"{settings.snapshot_prefix}_log")
     view = CaffeLog() if args.caffe_log else TrainingView()
     observers: list[Observer] = [view, OneRun(folder, resumes=bool(args.resume)), CsvLog(folder)]
-    best = BestWeights(args.best_by, args.patience) if settings.test_nets else None
+    tests = bool(settings.test_nets) and settings.test_nets[0].test_iter > 0
+    # Without tests, the options that need them are refused.
+    wants_best = tests or args.best_by or args.patience
+    best = BestWeights(args.best_by, args.patience) if wants_best else None
     if best is not None:
         observers.append(best)
     if args.tensorboard and group.is_first:

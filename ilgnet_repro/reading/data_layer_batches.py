@@ -7,9 +7,10 @@ without overlap.  (Caffe itself starts at the first row again when it resumes.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice, tee
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..caffe.graph import Graph, Node
 from ..errors import DataError, LayerError
 from ..layers.support.registry import layer_types
+from .fed_arrays import TYPES as FED
+from .fed_arrays import FedStream, fed_streams, feed_streams
 from .parallel import ordered_map
 from .sources import Row, Source, open_source
 
@@ -84,14 +87,31 @@ def _stack(rows: Sequence[np.ndarray | float]) -> Tensor:
 
 
 class Feed:
-    """All data layers of a net.  ``accumulate`` splits each batch into that many passes (gradient accumulation)."""
+    """All data layers of a net.  ``accumulate`` splits each batch into that many passes (gradient accumulation).
+
+    ``arrays`` are fed to MemoryData and Input layers, by top name; with None a net that has such layers is refused,
+    and with an empty mapping they are fed later.
+    """
 
     def __init__(
-        self, graph: Graph, root: Path, seed: int = 0, *, rank: int = 0, world: int = 1, accumulate: int = 1
+        self,
+        graph: Graph,
+        root: Path,
+        seed: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        arrays: Mapping[str, Any] | None = None,
     ) -> None:
         types = layer_types()  # an unknown type is reported when the net is built
-        fed = [node for node in graph if node.type in types and types[node.type].is_input]
-        self.streams = [Stream(node, root, seed) for node in fed]
+        data_layers = [node for node in graph if node.type in types and types[node.type].is_input]
+        self.streams: list[Stream | FedStream] = []
+        for node in data_layers:
+            if arrays is not None and node.type in FED:
+                self.streams += fed_streams(node)
+            else:
+                self.streams.append(Stream(node, root, seed))
         self.rank, self.world, self.accumulate = rank, world, accumulate
         for stream in self.streams:
             if stream.batch_size % (world * accumulate):
@@ -101,6 +121,19 @@ class Feed:
                     f"batch_size {stream.batch_size} is not a multiple of {world * accumulate} "
                     f"({world} processes of {accumulate} passes each); change one of them",
                 )
+        if arrays:
+            feed_streams(self._fed, arrays, at_once=True)
+
+    @property
+    def _fed(self) -> list[FedStream]:
+        return [stream for stream in self.streams if isinstance(stream, FedStream)]
+
+    def feed(self, arrays: Mapping[str, Any]) -> None:
+        """Feed arrays to MemoryData and Input layers, by top name; the next pass starts at their first rows.
+
+        A top that is not named keeps its own.  Raises IlgnetError where an array does not fit.
+        """
+        feed_streams(self._fed, arrays)
 
     def shapes(self) -> dict[str, Shape]:
         """Return the shape of every data top in one pass of one process."""
@@ -127,7 +160,7 @@ class Feed:
         for tops in zip(*parts, strict=True):
             yield {top: value for part in tops for top, value in part.items()}
 
-    def _positions(self, stream: Stream) -> Callable[[int], Sequence[int]]:
+    def _positions(self, stream: Stream | FedStream) -> Callable[[int], Sequence[int]]:
         """For the number of a pass, the positions of this rank's rows: every ``world``-th row of the batch."""
         size = stream.batch_size // self.accumulate
         return lambda number: range(number * size + self.rank, (number + 1) * size, self.world)

@@ -13,6 +13,7 @@ from ..caffe.graph import Node
 from ..caffe.kinds import kind_named
 from ..errors import DataError, LayerError
 from ..schema import caffe_pb2 as pb
+from .fed_arrays import TYPES as FED
 from .rows import DatabaseRows, ImageRows, ListRows
 from .transforms import Transform
 
@@ -161,7 +162,8 @@ def open_source(node: Node, root: Path) -> Source:
         raise LayerError(
             node.name,
             node.type,
-            "nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData layer",
+            "nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData layer"
+            + (", or feed it from Python (arrays={'TOP': array})" if node.type in FED else ""),
         )
     source = SOURCES[node.type](node, root)
     if not len(source):

@@ -39,7 +39,8 @@ class BestWeights(Observer):
         self._diverged = 0  # tests before the first finite one
 
     def on_start(self, trainer: Run) -> None:
-        if not trainer.test_nets:
+        tests = trainer.settings.test_nets
+        if not tests or not tests[0].test_iter:
             raise SolverError(
                 "solver: has no test net to choose the best weights by; give test_iter and a net"
             )
@@ -59,7 +60,7 @@ class BestWeights(Observer):
         self.best = _read(self._path(trainer, "json")) if trainer.iteration else None
 
     def on_test(self, trainer: Run, test: Test) -> None:
-        if test.net:
+        if test.net:  # the first net chooses
             return
         chosen = [output for output in test.outputs if output.name == self.output]
         chosen += [output for output in test.outputs if not output.weight] + list(test.outputs)

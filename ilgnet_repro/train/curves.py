@@ -54,14 +54,15 @@ class CsvLog(Observer):
         self._rate = 0.0
         self._table(TRAIN, trainer, _TRAIN_COLUMNS)
         nets = len(trainer.test_nets)
+        tested = [net for net, one in enumerate(trainer.settings.test_nets) if one.test_iter]
         names = [
             f"{output}#{net}" if nets > 1 else output
-            for net, one in enumerate(trainer.test_nets)
-            for output in one.outputs
+            for net in tested
+            for output in trainer.test_nets[net].outputs
         ]
         self._table(TEST, trainer, ["iteration", *names])
         self._row: dict[str, float] = {}
-        self._nets, self._remaining = nets, nets
+        self._nets, self._tested, self._remaining = nets, len(tested), len(tested)
 
     def on_forward(self, trainer: Run, forward: Forward) -> None:
         self._forward = forward
@@ -70,12 +71,14 @@ class CsvLog(Observer):
         self._write(TRAIN, [updated.iteration, updated.rate, self._forward.loss, self._forward.smoothed])
 
     def on_test(self, trainer: Run, test: Test) -> None:
+        if not test.outputs:  # test_iter 0
+            return
         for output in test.outputs:  # a blob of several values counts by its first
             self._row.setdefault(f"{output.name}#{test.net}" if self._nets > 1 else output.name, output.value)
         self._remaining -= 1
         if not self._remaining:
             self._write(TEST, [test.iteration, *self._row.values()])
-            self._row, self._remaining = {}, self._nets
+            self._row, self._remaining = {}, self._tested
 
     def on_finish(self, trainer: Run) -> None:
         for file in self._files.values():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,15 @@ class Trainer:
         observers: Sequence[Observer] = (),
         group: ProcessGroup | None = None,
         requests: Requests | None = None,
+        *,
+        arrays: Mapping[str, Any] | None = None,
+        test_arrays: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Build the nets and copy the weights that the settings name.  Raises IlgnetError in one line."""
+        """Build the nets and copy the weights that the settings name.  Raises IlgnetError in one line.
+
+        ``arrays`` are fed to MemoryData and Input layers of the train net, ``test_arrays`` to those of each test net;
+        with None such layers are refused.
+        """
         self.settings = settings
         self.options = options or Options()
         self.group = group or ProcessGroup()
@@ -95,23 +103,28 @@ class Trainer:
         self.log(
             "settings", "Initializing solver from parameters: \n" + format_message(settings.message).rstrip()
         )
-        self._build()
+        self._build(arrays, test_arrays)
         self.iteration = 0
         self.current_step = 0
         self.stopped = False
         self.reason = ""
         self._pending_snapshot: int | None = None  # the last snapshot, until the loss of its weights is known
         self._was_finite = True
+        self._rows_from = 0  # the iteration whose batch starts at the first row
+        self._batches: Iterator[dict[str, Tensor]] | None = None  # opened by the first step
 
-    def _build(self) -> None:
+    def _build(
+        self, arrays: Mapping[str, Any] | None, test_arrays: Sequence[Mapping[str, Any]] | None
+    ) -> None:
         settings, group = self.settings, self.group
         source = settings.train_net
         self.log("train_net", f"Creating training net {source.label}")
         self.log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
         accumulate = self.options.accumulate
         self.feed = Feed(
-            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, accumulate=accumulate
-        )
+            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, accumulate=accumulate,
+            arrays=arrays,
+        )  # fmt: skip
         ignored_layers: list[str] = []
         files = [settings.root / file for file in settings.weights]
         net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=ignored_layers.append)
@@ -139,7 +152,7 @@ class Trainer:
         self.updater = Updater(settings, self.learnables)
         self.tester = Tester(
             settings, self.net, seed=self.seed, device=self.device, precision=self.precision, group=group,
-            log=self.log,
+            log=self.log, arrays=test_arrays,
         )  # fmt: skip
         self.log("built", "Solver scaffolding done.")
 
@@ -155,8 +168,11 @@ class Trainer:
         regular = settings.snapshot and iteration % settings.snapshot == 0 and iteration <= settings.max_iter
         return bool(regular) or (settings.snapshot_after_train and iteration == settings.max_iter)
 
-    def restore(self, state: str | Path) -> None:
-        """Resume from a snapshot, ours or Caffe's: weights, solver history, iteration, data position."""
+    def restore(self, state: str | Path, *, from_first_row: bool = False) -> None:
+        """Resume from a snapshot, ours or Caffe's: weights, solver history, iteration, data position.
+
+        ``from_first_row`` starts the data again, train and test nets, as Caffe does.
+        """
         iteration, step = self.iteration, self.current_step
         if self.group.is_first:
             restored = snapshots.restore(
@@ -168,6 +184,16 @@ class Trainer:
         self.iteration, self.current_step = self.group.broadcast_object((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
         self.log("restored", "SGDSolver: restoring history")
+        self.updater.clear_updates()
+        self._rows_from = self.iteration if from_first_row else 0
+        self._batches = None
+        if from_first_row:
+            self.log("restored", "Data are read from the first row again, as Caffe does")
+        elif self.iteration:
+            self.log(
+                "restored",
+                f"Data are read on from iteration {self.iteration}, as if the run had not stopped",
+            )
         for net in (self.net, *self.tester.nets):
             net.reset_state()
         for layer in self.net.stateful_layers:
@@ -234,32 +260,63 @@ class Trainer:
         self._losses: list[float] = []
         self._smoothed = 0.0
         passes = settings.iter_size * self.options.accumulate
-        self._batches = self.feed.batches(self.iteration * passes, self.options.workers)
-        self.tester.seek(self.iteration, self.options.workers)
-        for _ in range(iterations):
-            due = settings.test_interval and self.iteration % settings.test_interval == 0
-            if due and (self.iteration or settings.test_initialization):
-                self._test()
+        try:
+            self._open_data()
+            for _ in range(iterations):
+                self.updater.clear_updates()
+                due = settings.test_interval and self.iteration % settings.test_interval == 0
+                if due and (self.iteration or settings.test_initialization):
+                    self._test()
+                    if self.stopped:
+                        break
+                self._iterate(passes)
+                self.handle_signals()
+                if settings.snapshot and self.iteration % settings.snapshot == 0:
+                    self.snapshot()
                 if self.stopped:
                     break
-            self._iterate(passes)
-            self.handle_signals()
-            if settings.snapshot and self.iteration % settings.snapshot == 0:
-                self.snapshot()
-            if self.stopped:
-                break
+        except BaseException:
+            self._batches = None  # an iterator that has raised yields nothing more
+            raise
+
+    def _open_data(self) -> None:
+        """Open the data where this iteration reads on, unless the step before left them open there."""
+        if self._batches is not None:
+            return
+        workers = self.options.workers
+        passes = self.settings.iter_size * self.options.accumulate
+        self._batches = self.feed.batches((self.iteration - self._rows_from) * passes, workers)
+        tests = self.tester.tests_before(self.iteration) - self.tester.tests_before(self._rows_from)
+        self.tester.seek(tests, workers)
+
+    def _next_batch(self) -> dict[str, Tensor]:
+        assert self._batches is not None, "step opens the data"
+        return {
+            top: value.to(self.device, self.precision.dtype) for top, value in next(self._batches).items()
+        }
 
     def _test(self) -> None:
         """Test every test net and report the results."""
         for index in range(len(self.tester.nets)):
-            self.log("testing", f"Iteration {self.iteration}, Testing net (#{index})")
-            test = self.tester.run(index, self.iteration, self._is_stopped)
-            if test is None:
-                self.log("test_cut", "Test interrupted.")
+            if not self._test_net(index):
                 return
-            for observer in self.observers:
-                observer.on_test(self, test)
         self.handle_signals()
+
+    def test(self, index: int) -> None:
+        """Test one test net and report the result."""
+        self._open_data()
+        self._test_net(index)
+
+    def _test_net(self, index: int) -> bool:
+        """Test one net and report the result; False if a request to stop interrupted it."""
+        self.log("testing", f"Iteration {self.iteration}, Testing net (#{index})")
+        test = self.tester.run(index, self.iteration, self._is_stopped)
+        if test is None:
+            self.log("test_cut", "Test interrupted.")
+            return False
+        for observer in self.observers:
+            observer.on_test(self, test)
+        return True
 
     def _is_stopped(self) -> bool:
         self.handle_signals()
@@ -271,7 +328,7 @@ class Trainer:
         for one in self.learnables:
             one.tensor.grad = None
         with self._seeded():
-            loss, outputs = self._passes(self._batches, passes, backward=True)
+            loss, outputs = self._passes(passes, backward=True)
         self._smooth(loss)
         forward = Forward(self.iteration, loss, self._smoothed, outputs, display)
         for observer in self.observers:
@@ -287,15 +344,13 @@ class Trainer:
             observer.on_update(self, updated)
         self.iteration += 1
 
-    def _passes(
-        self, batches: Iterator[dict[str, Tensor]], count: int, *, backward: bool
-    ) -> tuple[float, tuple[Output, ...]]:
+    def _passes(self, count: int, *, backward: bool) -> tuple[float, tuple[Output, ...]]:
         """Run ``count`` passes; return the mean loss, and the outputs of the last batch."""
         accumulate = self.options.accumulate
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         outputs: dict[str, Tensor] = {}
         for number in range(count):
-            batch = {top: value.to(self.device, self.precision.dtype) for top, value in next(batches).items()}
+            batch = self._next_batch()
             defer_sync = number < count - 1  # gradients are exchanged once per iteration
             with self.group.defer_sync(self._pass) if defer_sync else nullcontext():
                 with self.precision.context():
@@ -313,7 +368,7 @@ class Trainer:
     def _last_loss(self) -> float:
         """Compute the loss of the final weights."""
         with self._seeded(), torch.no_grad():
-            return self._passes(self._batches, self.options.accumulate, backward=False)[0]
+            return self._passes(self.options.accumulate, backward=False)[0]
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -381,6 +436,15 @@ class Trainer:
             self.snapshot()
         self.stopped = bool(stop)
 
+    @property
+    def smoothed_loss(self) -> float:
+        """The mean loss that Caffe displays, over `average_loss` iterations of the last step."""
+        return self._smoothed
+
+    def feed_arrays(self, arrays: Mapping[str, Any], test_net: int | None = None) -> None:
+        """Feed arrays to MemoryData and Input layers of the train net or a test net, from their first rows on."""
+        self.feed.feed(arrays) if test_net is None else self.tester.feeds[test_net].feed(arrays)
+
     def snapshot(self) -> None:
         """Write a snapshot; older ones are removed once the next loss is known to be finite."""
         self._pending_snapshot = self.iteration
@@ -390,7 +454,9 @@ class Trainer:
         names = [self.snapshots.name(self.iteration, kind_) for kind_ in ("caffemodel", "solverstate")]
         self.log("snapshot_weights", f"Snapshotting to {kind} file {names[0]}")
         self.log("snapshot_state", f"Snapshotting solver state to {kind} file {names[1]}")
-        self.snapshots.save(self.net, self.iteration, self.updater.history, self.current_step)
+        self.snapshots.save(
+            self.net, self.iteration, self.updater.history, self.current_step, self.updater.updates
+        )
 
     def save_weights(self, path: Path) -> None:
         """Write the current weights to a file."""

@@ -1,11 +1,16 @@
-"""Learning-rate policies: the rate of an iteration, as Caffe's `GetLearningRate`."""
+"""Learning-rate policies: the rate of an iteration, as Caffe's `GetLearningRate`.
+
+Caffe's numbers are float32 (only a power with an integer exponent is a double): a rate beyond them is infinite or 0,
+and near the end of `poly` the rounding of iter / max_iter shows in the digits that are logged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
 from typing import NamedTuple
+
+import numpy as np
 
 from ..errors import SolverError
 from ..schema import caffe_pb2 as pb
@@ -32,8 +37,19 @@ class Policy:
 
     def at(self, iteration: int, current_step: int = 0) -> Rate:
         """Return the rate of ``iteration`` (from 0); ``current_step`` is that of the previous iteration."""
-        factor, current_step = _FACTORS[self.name](self, iteration, current_step)
-        return Rate(self.base_lr * factor, current_step)
+        with np.errstate(all="ignore"):
+            factor, current_step = _FACTORS[self.name](self, iteration, current_step)
+            return Rate(float(_single(np.float64(_single(self.base_lr)) * factor)), current_step)
+
+
+def _single(value: float) -> np.float32:
+    """As a C++ float: infinite where it is beyond the greatest."""
+    return np.float32(value)
+
+
+def _power(base: float | np.float32, exponent: float) -> float:
+    """As C's `pow`: infinite or NaN where Python raises or returns a complex number."""
+    return float(np.float64(base) ** np.float64(exponent))
 
 
 def _fixed(policy: Policy, iteration: int, step: int) -> Rate:
@@ -42,31 +58,33 @@ def _fixed(policy: Policy, iteration: int, step: int) -> Rate:
 
 def _step(policy: Policy, iteration: int, step: int) -> Rate:
     step = iteration // policy.stepsize
-    return Rate(policy.gamma**step, step)
+    return Rate(_power(policy.gamma, step), step)
 
 
 def _exp(policy: Policy, iteration: int, step: int) -> Rate:
-    return Rate(policy.gamma**iteration, step)
+    return Rate(_power(policy.gamma, iteration), step)
 
 
 def _inv(policy: Policy, iteration: int, step: int) -> Rate:
-    return Rate((1 + policy.gamma * iteration) ** -policy.power, step)
+    base = np.float32(1) + _single(policy.gamma) * _single(iteration)
+    return Rate(float(_single(_power(base, -policy.power))), step)
 
 
 def _multistep(policy: Policy, iteration: int, step: int) -> Rate:
     # At most one step per iteration, even if two stepvalues are equal.
     if step < len(policy.stepvalue) and iteration >= policy.stepvalue[step]:
         step += 1
-    return Rate(policy.gamma**step, step)
+    return Rate(_power(policy.gamma, step), step)
 
 
 def _poly(policy: Policy, iteration: int, step: int) -> Rate:
-    return Rate((1 - iteration / policy.max_iter) ** policy.power, step)
+    left = np.float32(1) - _single(iteration) / _single(policy.max_iter)
+    return Rate(float(_single(_power(left, policy.power))), step)
 
 
 def _sigmoid(policy: Policy, iteration: int, step: int) -> Rate:
-    exponent = -policy.gamma * (iteration - policy.stepsize)
-    return Rate(1 / (1 + exp(exponent)) if exponent < 700 else 0.0, step)
+    exponent = -_single(policy.gamma) * (_single(iteration) - _single(policy.stepsize))
+    return Rate(float(np.float32(1) / (np.float32(1) + np.exp(exponent))), step)
 
 
 _FACTORS: dict[str, Callable[[Policy, int, int], Rate]] = {

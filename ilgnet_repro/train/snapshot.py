@@ -47,6 +47,10 @@ class Snapshots:
         """Return the name of a file of the snapshot at ``iteration``; ``kind`` is ``caffemodel`` or ``solverstate``."""
         return f"{self.prefix}_iter_{iteration}.{kind}{HDF5_SUFFIX if self.hdf5 else ''}"
 
+    def path(self, iteration: int, kind: str) -> Path:
+        """Return the path of that file."""
+        return Path(self.root, self.name(iteration, kind))
+
     def check(self) -> None:
         """Raise SolverError unless files can be written there, before any training."""
         if "\0" in self.prefix:
@@ -90,16 +94,22 @@ class Snapshots:
         ]
 
     def save(
-        self, net: CaffeNet, iteration: int, history: Sequence[Tensor], current_step: int
+        self,
+        net: CaffeNet,
+        iteration: int,
+        history: Sequence[Tensor],
+        current_step: int,
+        updates: Sequence[Tensor] | None = None,
     ) -> tuple[str, str]:
         """Write a snapshot and return the names of its two files.
 
-        The weights are written first, so that a solver state on disk always has its weights beside it.
+        ``updates`` are the diffs of the learned parameters, for snapshot_diff.  The weights are written first, so that
+        a solver state on disk always has its weights beside it.
         """
         model, state = self.name(iteration, "caffemodel"), self.name(iteration, "solverstate")
         self.written.add(iteration)
         arrays = [_array(each) for each in history]
-        save_weights(net, self.root / model)
+        save_weights(net, self.root / model, updates)
         if self.hdf5:
             snapshot_hdf5.write_state(self.root / state, iteration, model, arrays, current_step)
         else:
@@ -145,14 +155,34 @@ class Snapshots:
         return Path(self.root, self.name(numbers[-1], "solverstate")) if numbers else None
 
 
-def save_weights(net: CaffeNet, path: Path) -> None:
-    """Write a net's weights, as a caffemodel or, if the name ends in ``.h5``, as HDF5."""
+def save_weights(net: CaffeNet, path: Path, updates: Sequence[Tensor] | None = None) -> None:
+    """Write a net's weights, as a caffemodel or, if the name ends in ``.h5``, as HDF5.
+
+    ``updates``, one per learnable parameter, are written as the diffs of the blobs.
+    """
     blobs = {name: [_array(blob) for blob in params] for name, params in net.params.items()}
+    diffs = None if updates is None else _diffs(net, blobs, updates)
     message = net_message(net)
     if path.suffix == HDF5_SUFFIX:
-        write_hdf5_model(path, message, blobs, owners=net.plan.owners)
+        write_hdf5_model(path, message, blobs, owners=net.plan.owners, diffs=diffs)
     else:
-        write_caffemodel(path, message, blobs)
+        write_caffemodel(path, message, blobs, diffs=diffs)
+
+
+def _diffs(
+    net: CaffeNet, blobs: Mapping[str, Sequence[np.ndarray]], updates: Sequence[Tensor]
+) -> dict[str, list[np.ndarray]]:
+    """The diff of each blob: shared blobs have that of their owner."""
+    by_name = {one.name: _array(update) for one, update in zip(net.learnables(), updates, strict=True)}
+    diffs: dict[str, list[np.ndarray]] = {}
+    for layer, arrays in blobs.items():
+        owners = [net.plan.owners.get((layer, index)) for index in range(len(arrays))]
+        names = [
+            f"{owner.layer}[{owner.index}]" if owner else f"{layer}[{index}]"
+            for index, owner in enumerate(owners)
+        ]
+        diffs[layer] = [by_name[name].reshape(array.shape) for name, array in zip(names, arrays, strict=True)]
+    return diffs
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

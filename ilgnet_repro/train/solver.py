@@ -69,6 +69,8 @@ class Settings:
     snapshot_prefix: str
     snapshot_hdf5: bool
     snapshot_after_train: bool
+    snapshot_diff: bool
+    debug_info: bool
     random_seed: int
     gpu: int | None
     weights: tuple[str, ...]
@@ -168,6 +170,8 @@ def make_settings(
         snapshot_prefix=param.snapshot_prefix,
         snapshot_hdf5=param.snapshot_format == pb.SolverParameter.HDF5,
         snapshot_after_train=param.snapshot_after_train,
+        snapshot_diff=param.snapshot_diff,
+        debug_info=param.debug_info,
         random_seed=param.random_seed,
         gpu=gpu,
         weights=tuple(name for names in param.weights for name in names.split(",") if name),
@@ -197,8 +201,6 @@ def _check(param: pb.SolverParameter) -> None:
         raise SolverError(f"solver: rms_decay {param.rms_decay:g} must be at least 0 and below 1")
     if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 < 1):
         raise SolverError("solver: momentum and momentum2 of Adam must be at least 0 and below 1")
-    if param.snapshot_diff:
-        raise SolverError("solver: snapshot_diff is not supported: gradients are not stored; remove it")
     if param.debug_info:
         raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
 
@@ -238,8 +240,8 @@ def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
         raise SolverError(
             f"solver: {len(param.test_state)} test_state for {len(nets)} test nets; give one per net"
         )
-    if any(count < 1 for count in param.test_iter):
-        raise SolverError("solver: test_iter must be 1 or more for each test net")
+    if any(count < 0 for count in param.test_iter):
+        raise SolverError("solver: test_iter must be 0 or more for each test net")
     states = list(param.test_state) or [pb.NetState()] * len(nets)
     return tuple(
         TestNet(_source(label, net, "TEST", state), count)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,43 +34,50 @@ class Tester:
         precision: Precision,
         group: ProcessGroup,
         log: Log,
+        arrays: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.nets: list[CaffeNet] = []
         self._settings, self._group = settings, group
         self._device, self._precision = device, precision
-        self._feeds: list[Feed] = []
+        self.feeds: list[Feed] = []
         for index, test_net in enumerate(settings.test_nets):
             source = test_net.source
             log("test_net", f"Creating test net (#{index}) specified by {source.label}")
             log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
-            feed = Feed(source.graph, settings.root, seed)
+            fed = None if arrays is None else arrays[index] if index < len(arrays) else {}
+            feed = Feed(source.graph, settings.root, seed, arrays=fed)
             self.nets.append(
                 build_test_net(source.graph, feed.shapes(), train_net).to(device, precision.dtype)
             )
             check_splitting(self.nets[-1], group.world)
-            self._feeds.append(feed)
+            self.feeds.append(feed)
             log_outputs(self.nets[-1], log)
             for file in settings.weights:
                 log("weights", f"Finetuning from {file}")
         self._batches: list[Iterator[dict[str, Tensor]]] = []
 
-    def seek(self, iteration: int, workers: int) -> None:
-        """Move the data to the position after all tests before ``iteration``; ``workers`` threads read ahead."""
-        settings = self._settings
-        done = -(-iteration // settings.test_interval) if settings.test_interval else 0
-        if iteration and not settings.test_initialization:
-            done -= 1
+    def seek(self, tests: int, workers: int) -> None:
+        """Move the data to the position after a number of tests; ``workers`` threads read ahead."""
         group = self._group
         self._batches = [
-            feed.batches(_own_passes(done, test_net.test_iter, group.rank, group.world), workers)
-            for feed, test_net in zip(self._feeds, settings.test_nets, strict=True)
+            feed.batches(_own_passes(tests, test_net.test_iter, group.rank, group.world), workers)
+            for feed, test_net in zip(self.feeds, self._settings.test_nets, strict=True)
         ]
+
+    def tests_before(self, iteration: int) -> int:
+        """Return how many tests a run has made when it comes to ``iteration``."""
+        settings = self._settings
+        done = -(-iteration // settings.test_interval) if settings.test_interval else 0
+        return done - 1 if iteration and not settings.test_initialization else done
 
     @torch.no_grad()
     def run(self, index: int, iteration: int, is_stopped: Callable[[], bool]) -> Test | None:
         """Test one net and return its results; None if ``is_stopped``, called before each batch, stopped it."""
         net, group = self.nets[index], self._group
         iterations = self._settings.test_nets[index].test_iter
+        with_loss = self._settings.test_compute_loss
+        if not iterations:  # Caffe divides 0 by 0 for the loss, and has no outputs
+            return Test(iteration, index, (), -math.nan if with_loss else None)
         names = net.outputs
         scores = _score_blobs(net)
         sums: Tensor | None = None
@@ -93,7 +102,7 @@ class Tester:
         loss, nonfinite_mean, *means = (group.sum(sums) / iterations).tolist()
         return Test(
             iteration, index, output_values(net, sizes, means),
-            loss if self._settings.test_compute_loss else None, finite=not nonfinite_mean,
+            loss if with_loss else None, finite=not nonfinite_mean,
         )  # fmt: skip
 
 
@@ -109,8 +118,8 @@ def _score_blobs(net: CaffeNet) -> tuple[str, ...]:
 
 
 def _own_passes(first_test: int, test_iter: int, rank: int, world: int) -> Iterable[int]:
-    """Yield the pass numbers of one process, from a test on, without end."""
-    for test in count(first_test):
+    """Yield the pass numbers of one process, from a test on, without end; none where a test has no passes."""
+    for test in count(first_test) if test_iter else ():
         yield from range(test * test_iter + rank, (test + 1) * test_iter, world)
 
 

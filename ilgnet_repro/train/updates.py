@@ -6,10 +6,12 @@ call per group (`torch._foreach_*`: one kernel launch for many tensors on a GPU)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +39,14 @@ class _Step:
     iteration: int
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _single(value: float) -> float:
+    """Return a factor, or infinity beyond the greatest C++ float: torch refuses such a number."""
+    return value if abs(value) <= _LARGEST or math.isnan(value) else math.copysign(math.inf, value)
+
+
 Rule = Callable[[_Step, Tensors, Tensors, list[Tensors]], None]
 
 
@@ -46,6 +56,10 @@ class Updater:
     def __init__(self, settings: Settings, learnables: Sequence[Learnable]) -> None:
         self.settings = settings
         self.learnables = tuple(learnables)
+        # What Caffe leaves in the diffs of the parameters, for snapshot_diff: what the last update subtracted.
+        self.updates: Tensors | None = (
+            [torch.zeros_like(one.tensor) for one in learnables] if settings.snapshot_diff else None
+        )
         self._rule, copies = RULES[settings.type]
         self.history: Tensors = [torch.zeros_like(one.tensor) for _ in range(copies) for one in learnables]
         self._copies = copies
@@ -75,12 +89,26 @@ class Updater:
                 [self.history[copy * len(params) + index] for index in indices]
                 for copy in range(self._copies)
             ]
-            decay = settings.weight_decay * decay_mult
+            decay = _single(settings.weight_decay * decay_mult)
             if decay:
                 penalty = own if settings.regularization == "L2" else [torch.sign(p) for p in own]
                 torch._foreach_add_(diffs, penalty, alpha=decay)
-            self._rule(_Step(settings, rate * lr_mult, iteration), own, diffs, history)
+            step = _Step(settings, _single(rate * lr_mult), iteration)
+            if self.updates is None:
+                self._rule(step, own, diffs, history)
+                continue
+            updates = [self.updates[index] for index in indices]
+            torch._foreach_zero_(updates)
+            self._rule(step, updates, diffs, history)  # 0 - update
+            torch._foreach_neg_(updates)
+            torch._foreach_add_(updates, 0.0)  # no negative zeros
+            torch._foreach_sub_(own, updates)
         return clipping
+
+    def clear_updates(self) -> None:
+        """Forget the last update, as Caffe clears the diffs before it computes new gradients."""
+        for update in self.updates or ():
+            update.zero_()
 
     def _clip(self, grads: Tensors) -> Clipping | None:
         limit = self.settings.clip_gradients
@@ -155,7 +183,7 @@ def _adam(step: _Step, params: Tensors, grads: Tensors, history: list[Tensors]) 
 def _divide_by_root(step: _Step, params: Tensors, values: Tensors, squares: Tensors, rate: float) -> None:
     root = torch._foreach_sqrt(squares)
     torch._foreach_add_(root, step.settings.delta)
-    torch._foreach_addcdiv_(params, values, root, value=-rate)
+    torch._foreach_addcdiv_(params, values, root, value=-_single(rate))
 
 
 # Each rule, and the number of history arrays per parameter.

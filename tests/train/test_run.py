@@ -15,6 +15,8 @@ import pytest
 from train_cases import PIPELINE, SOLVERS, Recorder, read_log, run, settings_of
 
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
 from ilgnet_repro.train.best_weights import BestWeights
 from ilgnet_repro.train.curves import read_table
 from ilgnet_repro.train.loop import Options, Trainer
@@ -70,11 +72,28 @@ def test_the_solver_is_printed_as_caffe_prints_it(workplace, capsys):
     assert settings_of_log(capsys.readouterr().err) == theirs
 
 
-def test_caffe_train_resumes(workplace, capsys):
+def rotate_database(folder: Path, rows: int) -> None:
+    """Replace the database by one that starts at another of its rows."""
+    source = LmdbReader(folder)
+    values = [source[number].datum().SerializeToString() for number in range(len(source))]
+    source.close()
+    folder.unlink()
+    folder.mkdir()
+    writer = LmdbWriter(folder)
+    writer.write([
+        (f"{number:08d}".encode(), value) for number, value in enumerate(values[rows:] + values[:rows])
+    ])  # fmt: skip
+    writer.close()
+
+
+def test_caffe_train_resumes_at_the_first_row(workplace, capsys):
+    """So steps 11 to 20 of a run that did not stop are those of a database that starts where step 11 read."""
+    rotate_database(workplace / "raw64_lmdb", 10 * 6 % 24)
     state = SOLVERS / "sgd_inv_iter_10.solverstate"
     assert main(["caffe", "train", "--solver", "solvers/sgd_inv.prototxt", "--snapshot", str(state)]) == 0
     text = capsys.readouterr().err
     assert f"Resuming from {state}" in text and "restoring history" in text
+    assert "Data are read from the first row again, as Caffe does" in text
     (workplace / "ours.log").write_text(text)
     ours, theirs = read_log(workplace / "ours.log"), read_log(SOLVERS / "sgd_inv.log")
     np.testing.assert_allclose(list(ours.losses.values()), list(theirs.losses.values())[10:], rtol=1e-4)

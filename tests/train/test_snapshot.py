@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from train_cases import NAMES, PIPELINE, SOLVERS, run, settings_of
 
+import ilgnet_repro as ir
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.caffe.upgrade import upgrade_net
@@ -44,6 +45,71 @@ def test_hdf5_snapshots_resume_to_the_same_weights(name, tmp_path):
     assert resumed.current_step == whole.current_step
     for mine, theirs in zip(resumed.net.parameters(), expected, strict=True):
         np.testing.assert_array_equal(mine.detach().numpy(), theirs.numpy())
+
+
+def test_snapshot_diff_stores_what_the_last_update_subtracted(tmp_path):
+    """As Caffe's `ToProto` and `ToHDF5` with write_diff; a message of Caffe's classes has the same bytes."""
+    changes = {"snapshot": 1, "max_iter": 3, "test_interval": 0, "snapshot_diff": True}
+    run(settings_of("nesterov", tmp_path, **changes))
+    run(settings_of("nesterov", tmp_path, snapshot_hdf5=True, **changes))
+    nets = []
+    for iteration in (2, 3):
+        file = tmp_path / f"nesterov_iter_{iteration}.caffemodel"
+        nets.append(pb.NetParameter.FromString(file.read_bytes()))
+        assert nets[-1].SerializeToString(deterministic=True) == file.read_bytes()
+    with h5py.File(tmp_path / "nesterov_iter_3.caffemodel.h5") as h5:
+        assert sorted(h5["diff"]) == sorted(h5["data"]) == sorted(layer.name for layer in nets[1].layer)
+        for before, after in zip(nets[0].layer, nets[1].layer, strict=True):
+            assert len(h5["diff"][after.name]) == len(after.blobs)
+            for index, (old, new) in enumerate(zip(before.blobs, after.blobs, strict=True)):
+                step = np.array(old.data, np.float32) - np.array(new.data, np.float32)
+                np.testing.assert_allclose(new.diff, step, rtol=0, atol=2e-7 * np.abs(old.data).max())
+                assert np.abs(new.diff).max() > 1e-5
+                diff = h5["diff"][after.name][str(index)]
+                assert diff.shape == tuple(new.shape.dim) and diff.dtype == np.float32
+                np.testing.assert_array_equal(diff[()].ravel(), new.diff)
+    plain = {**changes, "snapshot_diff": False}
+    run(settings_of("nesterov", tmp_path, **plain))
+    assert not any(
+        blob.diff for layer in pb.NetParameter.FromString(file.read_bytes()).layer for blob in layer.blobs
+    )
+    # Such files load and resume as others do.
+    _, resumed = run(
+        settings_of("nesterov", tmp_path, **changes), resume=tmp_path / "nesterov_iter_2.solverstate"
+    )
+    assert resumed.iteration == 3
+
+
+def test_shared_parameters_have_the_diff_of_their_owner(tmp_path, monkeypatch):
+    """`/diff` has the blobs of every layer, `/data` those of the owner only."""
+    monkeypatch.chdir(tmp_path)
+    text = """name: "shared"
+    layer { name: "x" type: "DummyData" top: "x" top: "y" dummy_data_param {
+      shape { dim: 3 dim: 4 } shape { dim: 3 dim: 4 } data_filler { value: 0.5 } data_filler { value: 2 } } }
+    layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" } param { name: "b" }
+      inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+    layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" } param { name: "b" }
+      inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+    layer { name: "loss" type: "EuclideanLoss" bottom: "b" bottom: "y" top: "loss" }"""
+    Path("net.prototxt").write_text(text)
+    for suffix, form in (("", "BINARYPROTO"), (".h5", "HDF5")):
+        Path("s.prototxt").write_text(
+            'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 2 random_seed: 1 snapshot_diff: true '
+            f'snapshot_prefix: "s" snapshot_format: {form}'
+        )
+        ir.solve("s.prototxt")
+        assert Path(f"s_iter_2.caffemodel{suffix}").is_file()
+    net = pb.NetParameter.FromString(Path("s_iter_2.caffemodel").read_bytes())
+    layers = {layer.name: layer.blobs for layer in net.layer}
+    assert [list(blob.diff) for blob in layers["a"]] == [list(blob.diff) for blob in layers["b"]]
+    assert any(layers["a"][0].diff)
+    with h5py.File("s_iter_2.caffemodel.h5") as h5:
+        assert (list(h5["data/a"]), list(h5["data/b"])) == (["0", "1"], [])
+        for name in ("a", "b"):
+            for index in range(2):
+                np.testing.assert_array_equal(
+                    h5[f"diff/{name}/{index}"][()].ravel(), layers[name][index].diff
+                )
 
 
 def test_retention_keeps_the_newest(tmp_path):

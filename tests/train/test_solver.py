@@ -103,7 +103,7 @@ def test_paths_are_relative_to_the_working_or_the_solvers_folder(read, tmp_path,
         ('train_net: "net.prototxt" test_net: "net.prototxt"', "test_iter is stated 0 times for 1 test nets"),
         ('train_net: "net.prototxt" test_iter: 2', "test_iter is stated 1 times for 0 test nets"),
         (NET_FIELD + 'test_iter: 2', "test_interval is 0 with a test net; set it, or remove test_iter"),
-        (NET_FIELD + 'test_iter: 0 test_interval: 1', "test_iter must be 1 or more for each test net"),
+        (NET_FIELD + 'test_iter: -1 test_interval: 1', "test_iter must be 0 or more for each test net"),
         (NET_FIELD + 'test_iter: 2 test_interval: 1 test_state { } test_state { }',
          "2 test_state for 1 test nets; give one per net"),
         (NET_FIELD + 'type: "LARS"', "type 'LARS' is unknown; use one of SGD, Nesterov, AdaGrad,"),
@@ -114,7 +114,6 @@ def test_paths_are_relative_to_the_working_or_the_solvers_folder(read, tmp_path,
         (NET_FIELD + 'regularization_type: "L3"', "regularization_type 'L3' is unknown; use L1 or L2"),
         (NET_FIELD + 'iter_size: 0', "iter_size 0 must be 1 or more"),
         (NET_FIELD + 'average_loss: 0', "average_loss 0 must be 1 or more"),
-        (NET_FIELD + 'snapshot_diff: true', "snapshot_diff is not supported"),
         (NET_FIELD + 'debug_info: true', "debug_info is not supported; remove it"),
         (NET_FIELD + 'plateau_winsize: 3', "field plateau_winsize (line 2, column 21) is unknown to Caffe"),
     ],
@@ -141,6 +140,14 @@ POLICIES = {
     'lr_policy: "poly" power: 2 max_iter: 10': (0.5, 0.245, 0.045),
     'lr_policy: "sigmoid" gamma: 1 stepsize: 3': (0.5 / (1 + math.e**3), 0.25, 0.5 / (1 + math.e**-4)),
     'lr_policy: "sigmoid" gamma: 900 stepsize: 3': (0.0, 0.25, 0.5),
+    # Beyond float32, as C++ computes it: infinite or 0, and NaN for the root of a negative number.
+    'lr_policy: "exp" gamma: 1e30': (0.5, math.inf, math.inf),
+    'lr_policy: "exp" gamma: 1e-30': (0.5, 0.0, 0.0),
+    'lr_policy: "step" gamma: 1e30 stepsize: 2': (0.5, 5e29, math.inf),
+    'lr_policy: "multistep" gamma: 3e38 stepvalue: 2 stepvalue: 6': (0.5, 1.5e38, math.inf),
+    'lr_policy: "inv" gamma: 1 power: -60': (0.5, 0.5 * 4.0**60, math.inf),
+    'lr_policy: "poly" power: 0.5 max_iter: 3': (0.5, 0.0, math.nan),
+    'lr_policy: "poly" power: -1 max_iter: 3': (0.5, math.inf, 0.5 / (1 - 7 / 3)),
 }
 
 
@@ -150,7 +157,16 @@ def test_policies(text):
     rates, step = {}, 0
     for iteration in range(8):
         rates[iteration], step = policy.at(iteration, step)
-    assert [rates[iteration] for iteration in (0, 3, 7)] == pytest.approx(POLICIES[text], rel=1e-6)
+    expected = pytest.approx(POLICIES[text], rel=1e-6, abs=0, nan_ok=True)
+    assert [rates[iteration] for iteration in (0, 3, 7)] == expected
+
+
+def test_a_rate_is_rounded_as_caffe_rounds_it():
+    """1 - iter / max_iter is a difference of two floats: near the end its rounding is in the digits that are logged."""
+    policy = make_policy(parse_solver('base_lr: 1 lr_policy: "poly" power: 1 max_iter: 450000'))
+    assert f"{policy.at(449999).value:g}" == "2.20537e-06"  # 37 x 2^-24, where 1 / 450000 = 2.22222e-06
+    assert make_policy(parse_solver('base_lr: 1e39 lr_policy: "fixed"')).at(0).value == math.inf
+    assert make_policy(parse_solver('base_lr: 1e-46 lr_policy: "fixed"')).at(0).value == 0
 
 
 def test_multistep_takes_at_most_one_step_per_iteration():

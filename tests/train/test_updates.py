@@ -100,3 +100,44 @@ def test_rules(type_, regularization):
         for index, state in enumerate(states):
             held = updater.history[copy * len(values) + index].numpy()
             np.testing.assert_allclose(held, [h[copy] for h in state], rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_the_last_update_is_kept_for_snapshot_diff(type_):
+    """What is subtracted from each parameter, as Caffe leaves it in the diffs; nothing else changes."""
+    rng = np.random.default_rng(12)
+    values = [rng.normal(size=size) for size in (3, 4)]
+    kept, plain = (
+        Updater(settings(type=type_, snapshot_diff=keeps), [
+            Learnable(str(index), torch.nn.Parameter(torch.tensor(value)), lr_mult)
+            for index, (value, lr_mult) in enumerate(zip(values, (2.0, 0.0), strict=True))
+        ])
+        for keeps in (True, False)
+    )  # fmt: skip
+    assert plain.updates is None
+    for iteration in range(STEPS):
+        before = [one.tensor.detach().clone() for one in kept.learnables]
+        grads = [torch.tensor(rng.normal(size=value.shape)) for value in values]
+        for updater in (kept, plain):
+            for one, grad in zip(updater.learnables, grads, strict=True):
+                one.tensor.grad = grad.clone()
+            updater.update(RATE, iteration)
+        for update, old, one, other in zip(
+            kept.updates, before, kept.learnables, plain.learnables, strict=True
+        ):
+            torch.testing.assert_close(update, old - one.tensor, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(one.tensor, other.tensor, rtol=1e-12, atol=1e-14)
+        assert not kept.updates[1].any() and not torch.signbit(kept.updates[1]).any()
+    kept.clear_updates()
+    assert not any(update.any() for update in kept.updates)
+
+
+@pytest.mark.parametrize("rate", [math.inf, 1e38, 3e38])
+@pytest.mark.parametrize("type_", TYPES)
+def test_a_rate_beyond_float32_diverges_as_in_caffe(type_, rate):
+    """Rate times lr_mult is infinite, and infinity times 0 is NaN; torch would refuse the number."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    updater = Updater(settings(type=type_, momentum=0.5, weight_decay=0.0), [Learnable("x", parameter, 10.0)])
+    parameter.grad = torch.tensor([1.0, 0.0])
+    updater.update(rate, 0)
+    assert parameter.detach()[0] == -math.inf and math.isnan(parameter.detach()[1])

@@ -103,6 +103,21 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
 def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("writing")
     group.add_argument(
+        "--outputs", default="", metavar="BLOBS",
+        help="write only the layers that compute these blobs, separated by commas, as for features, or to stop before "
+        "DetectionOutput; a blob is its last value, BLOB@LAYER what one layer wrote before others in place",
+    )  # fmt: skip
+    group.add_argument(
+        "--inputs", default="", metavar="BLOBS",
+        help="feed these blobs instead of computing them; layers that only these needed are left out",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="fix the batch at N (default: open in onnx and pt2, else as stated)",
+    )
+    group.add_argument(
         "--fold", action="store_true",
         help="multiply BatchNorm, Scale and Bias into the layers before them, drop Dropout and Split",
     )  # fmt: skip
@@ -312,9 +327,15 @@ def _check_places(
 
 def _options(args: argparse.Namespace) -> SaveOptions:
     return {
+        "outputs": _blobs(args.outputs), "inputs": _blobs(args.inputs), "batch": args.batch,
         "fold": args.fold, "with_preprocessing": args.with_preprocessing, "input_order": args.input_order,
         "precision": args.precision, "dynamic_size": args.dynamic_size, "fast_lrn": args.fast_lrn,
     }  # fmt: skip
+
+
+def _blobs(given: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in given.split(",")) if given else ()
 
 
 def _preprocessing(args: argparse.Namespace, net: CaffeNet) -> Preprocessing | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ..runtime.runnable import Runnable
 from .saving import Options, SaveOptions, Saving
 
 Inputs = Mapping[str, Tensor]
+# The options that change the net itself, in every format; the order of channels stands without preprocessing.
+GENERAL = ("outputs", "inputs", "batch", "fold", "input_order")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ def read_options(given: SaveOptions) -> Options:
                 f"option {name!r} is unknown{did_you_mean(name, known)}; use {', '.join(known)}"
             )
     options = Options(**given)
+    options = replace(
+        options, outputs=_blob_names(options.outputs, "outputs"), inputs=_blob_names(options.inputs, "inputs")
+    )
+    _check_batch(options.batch)
     if options.precision is not None:
         check_weights_precision(options.precision)
     if options.with_preprocessing and options.dynamic_size:
@@ -106,12 +112,32 @@ def read_options(given: SaveOptions) -> Options:
     return options
 
 
+def _blob_names(given: Any, option: str) -> tuple[str, ...]:
+    """Return names of blobs, one or several, each once.  Raises IlgnetError for anything else."""
+    names = (given,) if isinstance(given, str) else given
+    try:
+        found = tuple(names)
+    except TypeError:
+        found = (None,)
+    for name in found:
+        if not isinstance(name, str) or not name:
+            raise IlgnetError(f"{option}={given!r}: give names of blobs", option=option)
+        if found.count(name) > 1:
+            raise IlgnetError(f"{option}: blob {name!r} is given twice; give it once", option=option)
+    return found
+
+
+def _check_batch(batch: Any) -> None:
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise IlgnetError(f"batch={batch!r}: give a number of images from 1 on, or omit it", option="batch")
+
+
 def check_options(formats: Sequence[Format], options: Options) -> None:
     """Raise IlgnetError where a format cannot do what an option asks."""
     default = Options()
     for field in fields(Options):
         asked: Any = getattr(options, field.name)
-        if field.name in ("fold", "input_order") or asked == getattr(default, field.name):
+        if field.name in GENERAL or asked == getattr(default, field.name):
             continue
         if field.name == "precision" and asked == "float32":
             continue

@@ -313,8 +313,9 @@ def plan_onnx(
     dynamic_size: bool = False,
     fast_lrn: bool = False,
     prepare: Prepare | None = None,
+    open_batch: bool = True,
 ) -> OnnxModel:
-    """Return ``net`` as an ONNX model with a dynamic batch, its weights not copied.
+    """Return ``net`` as an ONNX model with a dynamic batch (unless not ``open_batch``), its weights not copied.
 
     The first axis of every input is open (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, also
     height and width of images (H, W), where the net accepts other lengths; the other blobs follow
@@ -357,7 +358,7 @@ def plan_onnx(
         )
 
     try:
-        return plan(batch=True)
+        return plan(batch=open_batch)
     except NeedsFixedSizeError:
         # The batch may have been moved to an axis whose length a layer's nodes hold: then it stays fixed.
         return plan(batch=False)

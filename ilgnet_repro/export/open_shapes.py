@@ -12,7 +12,6 @@ from itertools import combinations
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..runtime.net import CaffeNet
-from .saving import Saving
 
 # Symbols of open input axes; a second one with another length gets its input's name as suffix.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}
@@ -92,10 +91,33 @@ def size_step(net: CaffeNet, wanted: tuple[str, ...]) -> int:
     return 0
 
 
-def size_notes(saving: Saving) -> tuple[str, ...]:
+def batched_shapes(net: CaffeNet, batch: int) -> dict[str, Shape]:
+    """Return the input shapes of a net for a batch of that size; inputs with rows of their own keep these.
+
+    Raises IlgnetError where the net does not take that batch.
+    """
+    wanted = net.outputs
+    shapes = {name: net.shapes[name] for name in net.inputs_for(wanted)}
+    dims = open_shapes(net, wanted)
+    tied = [name for name in shapes if dims[name][:1] == (BATCH,)]
+    if not tied and any(shape[:1] == (batch,) for shape in shapes.values()):
+        return {}
+    if not tied:
+        fixed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        raise IlgnetError(
+            f"batch={batch}: net {net.graph.name!r} takes one batch only ({fixed}); omit it", option="batch"
+        )
+    given = {name: (batch, *shapes[name][1:]) for name in tied}
+    try:
+        net.blob_shapes(given)
+    except IlgnetError as error:
+        raise IlgnetError(f"batch={batch}: {error}", option="batch") from error
+    return given
+
+
+def size_notes(net: CaffeNet) -> tuple[str, ...]:
     """Return the sizes that a file with open height and width takes, where the net does not take any."""
-    net = saving.net
-    step = size_step(net, net.outputs) if saving.options.dynamic_size else 1
+    step = size_step(net, net.outputs)
     if step <= 1:
         return ()
     shapes = [net.shapes[name] for name in net.inputs_for(net.outputs) if len(net.shapes[name]) == IMAGE_AXES]

@@ -34,7 +34,11 @@ def save(
 
     ``.safetensors`` (all that `load` needs), ``.caffemodel`` and ``.caffemodel.h5`` (with the prototxt beside it),
     ``.onnx``, ``.pt2``, ``.py`` (with its weights beside it).  Files are complete or absent; the file that ``net`` is
-    mapped from may be replaced.  ``fold`` multiplies BatchNorm and the like into the layers before them;
+    mapped from may be replaced.
+
+    ``outputs`` and ``inputs`` are blobs between which the net is cut: only what computes those outputs is written, and
+    those inputs are fed instead of computed (`caffe.cut.cut`); ``batch`` fixes the batch.
+    ``fold`` multiplies BatchNorm and the like into the layers before them;
     ``precision`` is that of dense weights, and float16 in a caffemodel also that of convolutions; ``dynamic_size`` leaves
     height and width open; ``with_preprocessing`` makes the input uint8 images in ``input_order``; ``fast_lrn`` writes LRN
     as a convolution.  Raises IlgnetError where the format cannot store the net, by layer, and where a different net's

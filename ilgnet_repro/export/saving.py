@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -16,17 +16,11 @@ from ..files import json_text
 from ..runtime.fold import fold
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.net_file import FORMAT
-from ..runtime.plan import NetPlan, plan_net
-from ..runtime.quantize import (
-    DENSE,
-    SCALE_SUFFIX,
-    WEIGHT,
-    QuantizedWeight,
-    attach_quantized,
-    quantize_dense,
-    quantized_blob,
-)
+from ..runtime.plan import plan_net
+from ..runtime.quantize import SCALE_SUFFIX, WEIGHT, attach_quantized, quantize_dense
+from ..runtime.rebuild import about_part, cut_net, planned_for, quantized_layers, rebuild
 from ..version import __version__
+from .open_shapes import batched_shapes
 
 Progress = Callable[[int], None] | None
 
@@ -34,6 +28,9 @@ Progress = Callable[[int], None] | None
 class SaveOptions(TypedDict, total=False):
     """The options of `save` and `convert`, by keyword."""
 
+    outputs: Sequence[str]
+    inputs: Sequence[str]
+    batch: int | None
     fold: bool
     precision: str | None
     dynamic_size: bool
@@ -46,6 +43,9 @@ class SaveOptions(TypedDict, total=False):
 class Options:
     """`SaveOptions` with their defaults.  ``precision`` None leaves the dense weights as they are in the net."""
 
+    outputs: Sequence[str] = ()
+    inputs: Sequence[str] = ()
+    batch: int | None = None
     fold: bool = False
     precision: str | None = None
     dynamic_size: bool = False
@@ -105,6 +105,13 @@ def make_saving(
     """
     net.refuse_changes("saved")
     notes: list[str] = []
+    whole = net
+    if options.outputs or options.inputs:
+        net = cut_net(whole, options.outputs, options.inputs)
+        about = about_part(about or whole.about, whole, net)
+        notes.append(_cut_note(whole, net))
+    if options.batch is not None:
+        net = planned_for(net, batched_shapes(net, options.batch))
     arrays = float_arrays(net)
     original = net if _computes_as_stored(net) else rebuild(net, net.plan, arrays)
     if original is not net:
@@ -134,6 +141,13 @@ def make_saving(
             attach_quantized(saved.layer(name), weight)
     saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
     return replace(saving, about=_derived(saving))
+
+
+def _cut_note(whole: CaffeNet, part: CaffeNet) -> str:
+    """Say what a cut left of a net."""
+    layers = sum(node.name in part.plan.layers for node in whole.graph.layers)
+    inputs = ", ".join(part.inputs_for(part.outputs)) or "no input"
+    return f"cut: {layers} of {len(whole.graph.layers)} layers, from {inputs} to {', '.join(part.outputs)}"
 
 
 def dense_notes(saving: Saving) -> tuple[str, ...]:
@@ -167,29 +181,6 @@ def _computes_as_stored(net: CaffeNet) -> bool:
             for blob in blobs
         )
     )
-
-
-def rebuild(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
-    """Return a net with these arrays, and with the layers' other buffers from ``net``."""
-    made = CaffeNet(plan, arrays)
-    made.about = net.about
-    for node in plan.graph:
-        layer, own = made.layer(node.name), net.layer(node.name)
-        for name, value in own._buffers.items():
-            if name in layer._buffers and name not in layer.blob_names:
-                layer._buffers[name] = None if value is None else value.cpu()
-    return made
-
-
-def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
-    """Return the quantized dense weights of a net, by layer name."""
-    found = {}
-    for node in net.graph:
-        if node.type == DENSE and net.layer(node.name).blob_names:
-            one = quantized_blob(net.layer(node.name), WEIGHT)
-            if one is not None:
-                found[node.name] = one
-    return found
 
 
 def stored_tensors(saving: Saving) -> dict[str, np.ndarray | torch.Tensor]:

@@ -36,7 +36,7 @@ def _model(saving: Saving) -> OnnxModel:
         prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, options.input_order))
     return plan_onnx(
         net, metadata=_metadata(saving), dynamic_size=options.dynamic_size,
-        fast_lrn=options.fast_lrn, prepare=prepare,
+        fast_lrn=options.fast_lrn, prepare=prepare, open_batch=options.batch is None,
     )  # fmt: skip
 
 
@@ -71,8 +71,14 @@ def prepared_inputs(
     return {**others, IMAGE_INPUT: torch.from_numpy(pixels)}, {**inputs, blob: made}
 
 
+def notes(saving: Saving) -> tuple[str, ...]:
+    """Return what the file lacks: quantized weights, and sizes between those that the net takes."""
+    sizes = size_notes(saving.net) if saving.options.dynamic_size else ()
+    return (*dense_notes(saving), *sizes)
+
+
 FORMAT = Format(
     "onnx", ".onnx", write, reopen,
     options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn"), feed=prepared_inputs,
-    notes=lambda saving: (*dense_notes(saving), *size_notes(saving)),
+    notes=notes,
 )  # fmt: skip

@@ -47,16 +47,19 @@ class _ByName(nn.Module):
 
 def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` returns the outputs by Caffe's names."""
-    program = export(saving.net, dynamic_size=saving.options.dynamic_size)
+    options = saving.options
+    program = export(saving.net, dynamic_size=options.dynamic_size, open_batch=options.batch is None)
     with deferred_file(path) as raw, io.BufferedWriter(raw) as file:
         torch.export.save(program, file, extra_files={METADATA_FILE: json_text(saving.metadata())})
     return [path]
 
 
-def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.ExportedProgram:
-    """Export a net with a dynamic batch; its inputs are keywords, Caffe's names turned into identifiers.
+def export(
+    net: CaffeNet, *, dynamic_size: bool = False, open_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """Export a net; its inputs are keywords, Caffe's names turned into identifiers.
 
-    The number of steps of a recurrent layer is fixed.
+    The batch is dynamic, unless not ``open_batch``. The number of steps of a recurrent layer is fixed.
 
     The result has no example inputs: they are the only part that torch would pickle.  During the call
     ``sys.stderr`` is redirected: torch prints the graph there on failure, whatever its settings.  Raises
@@ -69,7 +72,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
                 "use to='onnx' or to='python'",
                 option="to",
             )
-    dims = open_shapes(net, net.outputs, dynamic_size=dynamic_size)
+    dims = open_shapes(net, net.outputs, batch=open_batch, dynamic_size=dynamic_size)
     # The steps of RNN and LSTM are unrolled, so that their number is fixed.
     unrolled = {
         dims[net.graph.names[node.bottoms[0]]][0]
@@ -78,7 +81,7 @@ def export(net: CaffeNet, *, dynamic_size: bool = False) -> torch.export.Exporte
     }
     dims = {name: tuple(None if dim in unrolled else dim for dim in shape) for name, shape in dims.items()}
     names = _argument_names(net)
-    inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3).items()}
+    inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3 if open_batch else 1).items()}
     identifiers = Names(())
     batches = {
         symbol: torch.export.Dim(identifiers.of(symbol), min=1, max=LARGEST_BATCH)

@@ -86,7 +86,7 @@ def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Veri
     is measured (`measure_deviation`), not checked.
     """
     reference = format_.reference(saving)
-    given, inputs = format_.feed(saving, seeded_inputs(reference))
+    given, inputs = format_.feed(saving, seeded_inputs(reference, saving.options.batch or BATCH))
     with torch.inference_mode(), as_loaded(reference):
         expected = reference(inputs)
         found = format_.reopen(paths, saving)(given)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..caffe.graph import Graph, Node, Value
+from ..caffe.graph import Graph, Node
 from ..caffe.graph_build import build_graph
+from ..caffe.graph_sources import reads_the_same, sources
 from ..errors import GraphError, IlgnetError
 from ..layers.bn import BN
 from ..layers.conv import ConvolutionBase
@@ -35,7 +35,6 @@ _FOLDED_INTO = {
     "NdConvolution": "convolution_param",
     "InnerProduct": "inner_product_param",
 }
-Source = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -265,32 +264,9 @@ def _without(
 
 def _is_same(before: Graph, after: Graph, gone: set[str]) -> bool:
     """Whether every remaining layer and every output reads the same values as before."""
-    was, now = _sources(before, gone), _sources(after, set())
     if before.outputs != after.outputs:
         return False
-    if any(was[before.value(blob)] != now[after.value(blob)] for blob in before.outputs):
-        return False
-    for node in after.layers:
-        old = before.node(node.name)
-        if old is None or [was[value] for value in old.bottoms] != [now[value] for value in node.bottoms]:
-            return False
-        if (
-            node.type == "Eltwise" and old.is_in_place != node.is_in_place
-        ):  # in place it computes something else
-            return False
-    return True
-
-
-def _sources(graph: Graph, gone: set[str]) -> dict[Value, Source]:
-    """Return what each value is: a layer's top, or another value in the shape of a blob that shares its memory."""
-    found: dict[Value, Source] = {}
-    for node in graph:
-        if node.is_inserted:
-            found[node.tops[0]] = (found[node.bottoms[0]], found[node.bottoms[1]])
-            continue
-        for index, top in enumerate(node.tops):
-            found[top] = found[node.bottoms[0]] if node.name in gone else (node.name, index)
-    return found
+    return reads_the_same(before, after, sources(before, gone), sources(after), before.outputs)
 
 
 def _check_names(graph: Graph) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..version import __version__
-from . import alias
+from . import alias, io, proto
 from .modes import (
     has_nccl,
     init_log,
@@ -20,6 +20,7 @@ from .modes import (
     solver_rank,
 )
 from .net import Net
+from .net_spec import NetSpec, layers, params, to_proto
 from .phases import TEST, TRAIN
 from .python_layer import Layer
 
@@ -28,11 +29,16 @@ __all__ = [
     "TRAIN",
     "Layer",
     "Net",
+    "NetSpec",
     "__version__",
     "has_nccl",
     "init_log",
+    "io",
     "layer_type_list",
+    "layers",
     "log",
+    "params",
+    "proto",
     "set_device",
     "set_mode_cpu",
     "set_mode_gpu",
@@ -42,6 +48,7 @@ __all__ = [
     "set_solver_rank",
     "solver_count",
     "solver_rank",
+    "to_proto",
 ]
 
 alias.answer_submodules()

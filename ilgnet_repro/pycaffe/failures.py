@@ -15,3 +15,15 @@ class UnknownLayer(IlgnetError, ValueError):
 
 class WrongCall(IlgnetError, TypeError):
     """Arguments that no form of the call takes."""
+
+
+class WrongValue(IlgnetError, ValueError):
+    """A value that pycaffe refuses with ValueError."""
+
+
+class NoSuchField(IlgnetError, AttributeError):
+    """A name that a message or a `NetSpec` does not have."""
+
+
+class FailedCheck(IlgnetError, AssertionError):
+    """What pycaffe checks by `assert`."""

@@ -246,6 +246,11 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     return bgr_to_unit(_decode(path))
 
 
+def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as ``io.load_image(color=False)`` returns it: float32 (height, width, 1) in [0, 1]."""
+    return grey_to_unit(_decode(path))
+
+
 def _decode(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to integers (height, width, channels), as stored."""
     image = decode_file(path, cv2.IMREAD_UNCHANGED)

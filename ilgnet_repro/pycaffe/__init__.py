@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..version import __version__
 from . import alias, io, proto
+from .classifier import Classifier
+from .detector import Detector
 from .modes import (
     has_nccl,
     init_log,
@@ -27,6 +29,8 @@ from .python_layer import Layer
 __all__ = [
     "TEST",
     "TRAIN",
+    "Classifier",
+    "Detector",
     "Layer",
     "Net",
     "NetSpec",

@@ -277,7 +277,9 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     return load_rgb(filename) if color else load_grey(filename)
 
 
-def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = _LINEAR) -> np.ndarray:
+def resize_image(
+    im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_order: int = _LINEAR
+) -> np.ndarray:
     """Resize (height, width, channels) to (height, width) as float32, by splines of ``interp_order``, linear by default.
 
     As in pycaffe, images of one or three channels go by scikit-image's rules (half-pixel centres, the image's minimum
@@ -308,7 +310,9 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = _L
     return enlarged.astype(np.float32)
 
 
-def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.ndarray:
+def oversample(
+    images: Sequence[np.ndarray] | np.ndarray, crop_dims: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Return ten crops (height, width) of each image: the corners, the centre, and the same five mirrored.
 
     ``images`` are (height, width, channels), all of one size; the crops are (10 N, height, width, channels).

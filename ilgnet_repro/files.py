@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -10,12 +11,13 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile
 
-from .errors import FormatError, IlgnetError
+from .errors import FormatError, IlgnetError, printable
+from .staging import staged_file, staged_folder
 
 PathLike = str | os.PathLike[str]
 
@@ -79,44 +81,55 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     followed: the link stays and its target is replaced. Raises IlgnetError if the folder does not exist or
     cannot be written, or if ``path`` exists and is not a regular file.
     """
-    target = Path(path)
     try:
         target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
-            kind = "folder" if target.is_dir() else "device or pipe"
-            raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
-        temporary = _create(target, lambda path: os.close(os.open(path, _NEW_FILE, 0o666)), target.suffix)
-    except ValueError as error:  # a null byte in the name
-        raise IlgnetError(f"{path}: cannot be written ({error}); give another name") from error
-    except OSError as error:
-        raise IlgnetError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
-    try:
+        exists, is_file = target.exists(), target.is_file()
+    except (OSError, ValueError) as error:  # a null byte in the name, or a name too long
+        reason = getattr(error, "strerror", None) or error
+        raise IlgnetError(f"{path}: cannot be written ({reason}); give another name") from error
+    if exists and not is_file:
+        kind = "folder" if target.is_dir() else "device or pipe"
+        raise IlgnetError(f"{path}: is a {kind}; give the name of a file")
+    with writing(path), staged_file(target) as temporary:
         yield temporary
         os.replace(temporary, target)
+
+
+@contextmanager
+def staged_results(
+    folder: PathLike, name: str, kind: type[IlgnetError] = IlgnetError, option: str = ""
+) -> Iterator[Path]:
+    """Yield a hidden folder for the results ``name``, beside them, for the caller to rename what is in it.
+
+    Raises IlgnetError if another process is writing them, and ``kind`` of it if ``folder`` cannot be written; an
+    IlgnetError of the block that names a file of the hidden folder names the result instead.
+    """
+    with writing(folder, kind, option), staged_folder(Path(folder, name)) as stage:
+        try:
+            yield stage
+        except IlgnetError as error:
+            error.args = (str(error).replace(printable(str(stage)), printable(str(folder))),)
+            raise
+
+
+@contextmanager
+def writing(path: PathLike, kind: type[IlgnetError] = IlgnetError, option: str = "") -> Iterator[None]:
+    """Raise ``kind`` of IlgnetError, in one line, where the block fails to write ``path``."""
+    try:
+        yield
     except OSError as error:
-        raise IlgnetError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise kind(unwritten(path, error, option), option=option) from error
 
 
-def temporary_folder(target: Path) -> Path:
-    """Create a folder next to ``target``, with default permissions, for the caller to rename to ``target``."""
-    return _create(target, os.mkdir, "")
-
-
-# tempfile creates files that only their owner can read, and reading the umask means changing it for a moment.
-# os.open with mode 0o666 lets the kernel apply the umask.
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-
-
-def _create(target: Path, create: Callable[[Path], None], suffix: str) -> Path:
-    """Call ``create`` with an unused hidden name next to ``target``; return that name."""
-    stem = target.name.removesuffix(suffix)
-    while True:
-        path = target.parent / f".{stem}.{os.urandom(4).hex()}{suffix}"
-        with suppress(FileExistsError):
-            create(path)
-            return path
+def unwritten(path: PathLike, error: OSError, option: str = "") -> str:
+    """Return the message for an output that cannot be written."""
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EFBIG: "raise the limit on the size of files",
+    }
+    given = remedies.get(error.errno or 0, f"give another {option}=" if option else "give another folder")
+    return f"{path}: cannot be written ({error.strerror or error}); {given}"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..errors import IlgnetError
 from ..files import atomic_file, check_outputs, check_replaced, json_text, starts_with
 from ..runtime.fast import FastNet
 from ..runtime.runnable import Runnable
+from ..staging import claimed
 from .context import (
     choose_mean,
     identify_weights,
@@ -118,62 +119,63 @@ def run_test(
         raise IlgnetError(
             f"{out}: cannot be made ({error.strerror}); give another out=", option="out"
         ) from error
-    partition = partition_source(test.images)
-    journal_file = folder / JOURNAL
-    if journal_file.is_file() and not resume:
-        done = max(0, journal_file.read_bytes().count(b"\n") - 1)
-        log(
-            f"{folder} has an interrupted run of {done:,} images, which starts over; --resume would continue it"
-        )
-        journal_file.unlink()
-    elif resume and not journal_file.is_file() and (folder / "run.json").is_file():
-        finished = RunResult.read(folder / "run.json")
-        expected = (
-            protocol.name, test.dataset, known.source.sha256, partition.sha256, mean_source and mean_source.sha256,
-            preparation.describe(), test.size, test.images.order, test.count or len(finished.batches),
-        )  # fmt: skip
-        if _identity(finished) != expected or not finished.computed.startswith(net.form):
-            raise IlgnetError(
-                f"{folder}: has another run, which is finished; give another out=", option="out"
+    with claimed(folder / "run.json"):
+        partition = partition_source(test.images)
+        journal_file = folder / JOURNAL
+        if journal_file.is_file() and not resume:
+            done = max(0, journal_file.read_bytes().count(b"\n") - 1)
+            log(
+                f"{folder} has an interrupted run of {done:,} images, which starts over; --resume would continue it"
             )
-        log(f"{folder} has this run, which is finished: nothing to do")
-        return finished
-    # Journals of earlier versions, which knew no order but the list's, have none in their key.
-    order = [test.images.order] if isinstance(test.images, ShuffledImages) else []
-    key = _key(
-        known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-        protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
-        *order,
-    )  # fmt: skip
-    with Journal(journal_file, key) as journal:
-        outcome = run_protocol(
-            scorer(net, device), test.images, preparation, test.size,
-            batches=test.count, journal=journal, mean_score=_mean_scores(test.scores), strict=test.strict,
-            workers=test.workers, progress=progress,
+            journal_file.unlink()
+        elif resume and not journal_file.is_file() and (folder / "run.json").is_file():
+            finished = RunResult.read(folder / "run.json")
+            expected = (
+                protocol.name, test.dataset, known.source.sha256, partition.sha256, mean_source and mean_source.sha256,
+                preparation.describe(), test.size, test.images.order, test.count or len(finished.batches),
+            )  # fmt: skip
+            if _identity(finished) != expected or not finished.computed.startswith(net.form):
+                raise IlgnetError(
+                    f"{folder}: has another run, which is finished; give another out=", option="out"
+                )
+            log(f"{folder} has this run, which is finished: nothing to do")
+            return finished
+        # Journals of earlier versions, which knew no order but the list's, have none in their key.
+        order = [test.images.order] if isinstance(test.images, ShuffledImages) else []
+        key = _key(
+            known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
+            protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
+            *order,
         )  # fmt: skip
-    if outcome.bad:
-        warnings.append(_about(outcome.bad, folder / "bad.txt"))
-    result = RunResult(
-        protocol=protocol.name,
-        dataset=test.dataset,
-        weights=known.source,
-        random_weights=known.random,
-        partition=partition,
-        mean=mean_source,
-        preprocessing=preparation.describe(),
-        computed=_how_computed(net, preparation, test.images, outcome.images.names),
-        batch_size=test.size,
-        batches=outcome.batches,
-        images=outcome.images,
-        list_order=test.images.order,
-        warnings=tuple(warnings),
-        versions=versions(),
-        command=test.command,
-        elapsed=time.monotonic() - started,
-    )
-    _write(result, outcome.bad, folder, test.table)
-    journal_file.unlink()
-    return result
+        with Journal(journal_file, key) as journal:
+            outcome = run_protocol(
+                scorer(net, device), test.images, preparation, test.size,
+                batches=test.count, journal=journal, mean_score=_mean_scores(test.scores), strict=test.strict,
+                workers=test.workers, progress=progress,
+            )  # fmt: skip
+        if outcome.bad:
+            warnings.append(_about(outcome.bad, folder / "bad.txt"))
+        result = RunResult(
+            protocol=protocol.name,
+            dataset=test.dataset,
+            weights=known.source,
+            random_weights=known.random,
+            partition=partition,
+            mean=mean_source,
+            preprocessing=preparation.describe(),
+            computed=_how_computed(net, preparation, test.images, outcome.images.names),
+            batch_size=test.size,
+            batches=outcome.batches,
+            images=outcome.images,
+            list_order=test.images.order,
+            warnings=tuple(warnings),
+            versions=versions(),
+            command=test.command,
+            elapsed=time.monotonic() - started,
+        )
+        _write(result, outcome.bad, folder, test.table)
+        journal_file.unlink()
+        return result
 
 
 def _identity(run: RunResult) -> tuple[object, ...]:

@@ -97,7 +97,6 @@ def run_protocol(
     end = _end_of_batches(rows, batch_size)
     in_journal = len(rows) - end
     del rows[end:]
-    faults: dict[str, str] = {row[0]: "could not be read" for row in rows if math.isnan(row[2])}
     wanted = None if batches is None else batches * batch_size
     done = len(rows) - sum(math.isnan(row[2]) for row in rows)
     progress(done)
@@ -110,6 +109,12 @@ def run_protocol(
         except (DataError, OSError) as error:
             return _Read(row, None, str(error))
 
+    # The journal has no reasons: what it left out is read again for them.
+    faults = {
+        row[0]: read(visit).fault or "could not be read when the run began"
+        for visit, row in enumerate(rows)
+        if math.isnan(row[2])
+    }
     visits = range(len(rows), len(images)) if wanted is None else count(len(rows))
     stream = ordered_map(read, visits, workers)
     while wanted is None or done < wanted:

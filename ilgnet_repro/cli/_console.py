@@ -34,6 +34,9 @@ def make_console(file: IO[str], **options: Any) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable_lines(text), **options)
 
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich ends the process; `guarded` does, without an error
+
     return EscapingConsole(file=file, highlight=False, markup=False, emoji=False, **options)
 
 
@@ -45,20 +48,6 @@ def add_row(table: Table, *cells: str) -> None:
 def say(*values: object, sep: str = " ", file: IO[str] | None = None, flush: bool = False) -> None:
     """Print one line with control characters escaped: file names may contain any."""
     print(*(printable(str(value)) for value in values), sep=sep, file=file, flush=flush)
-
-
-@contextmanager
-def escaping_streams() -> Iterator[None]:
-    """Make stdout and stderr escape characters that their encoding lacks instead of raising."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
-    before = [stream.errors for stream in streams]
-    try:
-        for stream in streams:
-            stream.reconfigure(errors="backslashreplace")
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
 
 
 @contextmanager

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 
-from ..errors import IlgnetError
 from ..version import __version__
-from ._console import escaping_streams
-from ._options import for_command
+from ._ending import DONE, WRONG_INPUT, cut_files_reported, guarded, interrupts_end_quietly, usable_streams
 from ._parser import CommandParser
 
 FOLDER = os.path.dirname(__file__)
@@ -37,8 +35,6 @@ COMMANDS = {
     }.items()
     if os.path.exists(os.path.join(FOLDER, f"{module}.py"))
 }
-
-DONE, WRONG_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 3, 130
 
 
 def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
@@ -72,38 +68,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 internal error, 130 interrupted."""
+    """Run ``ilgnet`` and return its exit status: 0 done, 1 wrong input, 3 internal error, 130 interrupted.
+
+    A status over 128 is that of a signal.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with usable_streams():
+        status = guarded(lambda: _run(arguments))
+    if argv is None:
+        interrupts_end_quietly()
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        parsed = _parse(arguments)
     except SystemExit as stop:  # argparse exits with 2 for a wrong option
         return WRONG_INPUT if stop.code else DONE
-    module = import_module(f".{COMMANDS[arguments.command]}", __package__)
-    with escaping_streams():
-        return guarded(lambda: module.run(arguments))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run ``work`` and return its status, or the one for the exception it raised."""
-    try:
-        return work()
-    except IlgnetError as error:
-        print(f"ilgnet: {for_command(error)}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("ilgnet: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
-        print(
-            "ilgnet: internal error; please report it with the lines above",
-            file=sys.stderr,
-        )
-        return INTERNAL_ERROR
+    module = import_module(f".{COMMANDS[parsed.command]}", __package__)
+    with cut_files_reported():
+        status: int = module.run(parsed)
+    return status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from ..about import About, Source
 from ..errors import IlgnetError
-from ..files import parse_json
+from ..files import parse_json, staged_results
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
 from ..runtime.find import stem_of
@@ -21,7 +21,7 @@ from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from ..signatures import shows_options
 from .formats import Format, check_options, find_format, read_options
-from .publish import check_replacing, create_folder, is_same_file, publish, staging
+from .publish import check_replacing, create_folder, is_same_file, publish
 from .quantization_deviation import Deviation, measure_deviation
 from .saving import Options, Progress, SaveOptions, Saving, make_saving
 from .verify import Verification, verify_files
@@ -117,7 +117,8 @@ def convert(
     stem = stem_of(source)
     _check_names(source, [format_.path(folder, stem) for format_ in formats])
     saving = make_saving(net, chosen, progress)
-    with create_folder(folder), staging(folder, stem) as stage:
+    results = "+".join([stem, *sorted(one.name for one in formats)])  # other formats may be written meanwhile
+    with create_folder(folder), staged_results(folder, results, option="out") as stage:
         written, checks, files = _write(formats, saving, verify, stage, folder, stem)
         deviations: tuple[Deviation, ...] = ()
         if chosen.precision is not None:

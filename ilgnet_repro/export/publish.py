@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,8 +11,8 @@ from pathlib import Path
 
 from ..caffe.prototxt import read_net
 from ..caffe.upgrade import upgrade_net
-from ..errors import IlgnetError, printable
-from ..files import PathLike, check_output, check_replaced
+from ..errors import IlgnetError
+from ..files import PathLike, check_output, check_replaced, writing
 from ..runtime.pt2_file import METADATA_FILE
 
 _HEAD = 4096  # bytes that contain each format's marker
@@ -92,10 +90,8 @@ def publish(written: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     kept = {path for path in written if path.suffix == ".prototxt" and _is_same_net(path, folder / path.name)}
     for path in reversed(written):
         if path not in kept:
-            try:
+            with writing(folder / path.name):
                 os.replace(path, folder / path.name)
-            except OSError as error:
-                raise IlgnetError(f"{folder / path.name}: cannot be written ({error.strerror})") from error
     return tuple(folder / path.name for path in written)
 
 
@@ -111,21 +107,3 @@ def _is_same_net(path: Path, target: Path) -> bool:
             f"{target}: already exists and holds another net than the one saved; give another name, or remove it"
         )
     return True
-
-
-@contextmanager
-def staging(folder: Path, stem: str) -> Iterator[Path]:
-    """Yield a hidden temporary folder beside the results, removed when the block ends."""
-    try:
-        path = Path(tempfile.mkdtemp(prefix=f".{stem}.", dir=folder))
-    except OSError as error:
-        raise IlgnetError(
-            f"{folder}: cannot be written ({error.strerror}); give another as out=", option="out"
-        ) from error
-    try:
-        yield path
-    except IlgnetError as error:  # name the file that the caller gave
-        error.args = (str(error).replace(printable(str(path)), printable(str(folder))),)
-        raise
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ import torch
 
 from ..about import About
 from ..errors import IlgnetError
+from ..files import staged_results
 from ..runtime.load import open_weights
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet, expect_caffe_net
@@ -20,7 +21,7 @@ from ..runtime.runnable import FileNet
 from ..runtime.weights import take_weights
 from ..signatures import shows_options
 from .formats import check_options, format_of, read_options
-from .publish import publish, staging
+from .publish import publish
 from .saving import Options, Progress, SaveOptions, make_saving
 
 PathLike = str | os.PathLike[str]
@@ -53,7 +54,7 @@ def save(
         raise IlgnetError(f"{target}: is a folder; give a file's name")
     net = expect_caffe_net(net, "saved")
     saving = make_saving(net, chosen, progress, present_about(net))
-    with staging(target.parent, target.name) as stage, as_loaded(net):
+    with staged_results(target.parent, target.name) as stage, as_loaded(net):
         written = format_.write(saving, stage / target.name)
         return publish(written, target.parent)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..files import atomic_file, check_replaced, json_text, parse_json, starts_with
+from ..staging import lock
 from .image_list import ImageList
 
 
@@ -103,19 +104,12 @@ class Journal:
             self._lock = -1
 
     def _lock_folder(self) -> None:
-        self._lock = -1
-        try:
-            import fcntl
-        except ImportError:
-            return  # Windows has no advisory locks on folders: concurrent builds are not detected
+        if os.name == "nt":
+            return  # Windows opens no folders: concurrent builds are not detected
         self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if lock(self._lock) is False:
             self.__exit__()
-            raise DataError(
-                f"{self.folder}: another process is building it; wait or give another name"
-            ) from error
+            raise DataError(f"{self.folder}: another process is building it; wait or give another name")
 
     def _check_plan(self) -> None:
         """Write the plan of a new build, or compare ours with that of the build to resume."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import check_output, temporary_folder
+from ..files import check_output, writing
+from ..staging import staged_folder
 from .datum import chw_to_hwc, datum_image
 from .images import encode_image, name_with_suffix, suffix_of
 from .lmdb_read import LmdbReader, Row, key_text, split_key
@@ -33,11 +33,7 @@ def export_lmdb(
     check_output(target, [database])
     if os.path.lexists(target):
         raise DataError(f"{target}: already exists; remove it or give another name")
-    try:
-        partial = temporary_folder(target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    try:
+    with writing(target, DataError), staged_folder(target) as partial:
         with open(partial / "list.txt", "wb") as listed:
             for done, row in enumerate(reader, 1):
                 name, label = _export_row(row, partial)
@@ -46,10 +42,6 @@ def export_lmdb(
         if os.path.lexists(target):  # a rename would replace an empty folder
             raise DataError(f"{target}: was created meanwhile; remove it or give another name")
         partial.rename(target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return rows
 
 

@@ -207,11 +207,13 @@ class Trainer:
 
         Raises DivergedError if the loss is not finite, unless the options allow it.
         """
-        try:
-            self._solve()
-        finally:
-            for observer in self.observers:
-                observer.on_finish(self)
+        writes = self.settings.snapshot or self.settings.snapshot_after_train
+        with self.snapshots.claimed() if self.group.is_first and writes else nullcontext():
+            try:
+                self._solve()
+            finally:
+                for observer in self.observers:
+                    observer.on_finish(self)
 
     def _solve(self) -> None:
         settings = self.settings

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.kinds import Kind, expect
 from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
-from ..files import check_output
+from ..files import check_output, staged_results
 from ..runtime.net import CaffeNet
 from ..runtime.weights import take_weights
+from ..staging import claimed
 from . import snapshot_hdf5
 from .trained_net import net_message
 
@@ -75,6 +77,12 @@ class Snapshots:
             if match and iterations(int(match[1])):
                 check_output(path, inputs, "snapshot")
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Claim the prefix for a run.  Raises IlgnetError if a run of another process has it."""
+        with claimed(Path(self.root, self.prefix)):
+            yield
+
     def resume(self, iteration: int) -> None:
         """Count the snapshots up to that of ``iteration`` as written by this run, which resumes there."""
         self.written.update(number for number in self.iterations() if number <= iteration)
@@ -101,19 +109,22 @@ class Snapshots:
         current_step: int,
         updates: Sequence[Tensor] | None = None,
     ) -> tuple[str, str]:
-        """Write a snapshot and return the names of its two files.
+        """Write a snapshot, both files or none, and return their names.
 
-        ``updates`` are the diffs of the learned parameters, for snapshot_diff.  The weights are written first, so that
-        a solver state on disk always has its weights beside it.
+        ``updates`` are the diffs of the learned parameters, for snapshot_diff.  The weights get their name first, so
+        that a solver state on disk always has its weights beside it.
         """
         model, state = self.name(iteration, "caffemodel"), self.name(iteration, "solverstate")
         self.written.add(iteration)
         arrays = [_array(each) for each in history]
-        save_weights(net, self.root / model, updates)
-        if self.hdf5:
-            snapshot_hdf5.write_state(self.root / state, iteration, model, arrays, current_step)
-        else:
-            write_solverstate(self.root / state, iteration, model, arrays, current_step)
+        write_state = snapshot_hdf5.write_state if self.hdf5 else write_solverstate
+        prefix = Path(self.root, self.prefix)
+        with staged_results(prefix.parent, prefix.name, SolverError) as stage:
+            files = [stage / Path(name).name for name in (model, state)]
+            save_weights(net, files[0], updates)
+            write_state(files[1], iteration, model, arrays, current_step)
+            for file in files:
+                os.replace(file, prefix.with_name(file.name))
         if not (all_finite(net.parameters()) and all_finite(history)):
             self.nonfinite.add(iteration)
         else:

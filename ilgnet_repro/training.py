@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from .caffe.named_files import NamedFiles
 from .caffe_tool.log import CaffeLog
 from .errors import GraphError, SolverError
 from .reading.data_layer_batches import Feed
@@ -227,14 +229,17 @@ def batches(
     """Yield the batches of a net's data layers without end, as Caffe reads them: ``net.loss(batch).backward()``.
 
     Rows are read in order (shuffled where the layer says so) and wrap after the last; ``seed`` determines shuffling,
-    random crops and mirroring.  ``arrays`` feed MemoryData and Input layers, by top name.  Paths in the layers are
-    relative to ``root``.  ``start`` is the first batch, so that a loop can be resumed; ``workers`` threads read ahead.
-    Raises IlgnetError at once where a source cannot be read.
+    random crops and mirroring.  ``arrays`` feed MemoryData and Input layers, by top name.  Files of the layers are
+    looked up in ``root``, then beside the net's prototxt.  ``start`` is the first batch, so that a loop can be resumed;
+    ``workers`` threads read ahead.  Raises IlgnetError at once where a source cannot be read.
     """
     if start < 0 or workers < 0:
         raise GraphError(f"start={start}, workers={workers}: give 0 or more", option="start workers")
     net = expect_caffe_net(net, "fed by data layers")
-    feed = Feed(net.graph, Path(root), seed, arrays=arrays)
+    files = NamedFiles(root).beside(net.about.prototxt or "")
+    feed = Feed(net.graph, files, seed, arrays=arrays)
+    for note in files.notes:
+        warnings.warn(note, stacklevel=2)
     if net.inputs and not feed.streams:
         raise GraphError(f"net {net.name!r}: no layer of it reads data; give its inputs to net.loss")
     return feed.batches(start, workers)

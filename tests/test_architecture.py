@@ -48,7 +48,7 @@ ALLOWED_IMPORTS = {
     "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
-    "training": {"errors", "reading", "runtime", "train", "caffe_tool"},
+    "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},
     "pycaffe": {
         "version", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "known", "about",
         "prepare_images", "runtime", "export", "train", "caffe_tool", "training",

@@ -45,6 +45,7 @@ class ListedImages:
         rows = self._rows.images
         if not len(rows):
             raise DataError(f"{list_file}: no rows; write `path label` lines")
+        rows.check_labels()
         self.names, labels = zip(*rows, strict=True)
         self.labels = _two_classes(np.array(labels, np.int64), self.names, str(list_file))
         self.title = str(list_file)

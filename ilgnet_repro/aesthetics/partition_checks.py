@@ -51,6 +51,7 @@ def check_list(path: str | os.PathLike[str]) -> ListReport:
     rows = ImageList(path)
     if not len(rows):
         raise DataError(f"{path}: no rows; write `path label` lines")
+    rows.check_labels()
     sizes: Counter[int] = Counter()
     seen: set[str] = set()
     twice: dict[str, None] = {}

@@ -260,6 +260,10 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
     },
     (Kind.LMDB, "an LMDB database"): "give the folder that it is in",
     **{
+        (kind, "a list of HDF5 files"): "write its path into a text file and give that"
+        for kind in (Kind.HDF5, Kind.CAFFEMODEL_H5)
+    },
+    **{
         (kind, what): "pickles are never read; give the Caffe file"
         for kind in (Kind.TORCH, Kind.PICKLE)
         for what in ("weights", "a net's prototxt", "a solver's prototxt", "a solver state", "a mean file")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from ..caffe.graph import Graph, Node
 from ..caffe.kinds import Kind, expect
+from ..caffe.named_files import NamedFiles
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
-from ..layers.support.registry import class_of, layer_types, make_layer
+from ..layers.support.registry import class_of, make_layer
 from ..reading.arrays import load_npz
 from ..reading.data_layer_batches import Stream
 from ..reading.fed_arrays import as_rows
@@ -36,7 +36,7 @@ class TestFeed:
     """All inputs of a net: the databases, lists and files of its layers; MemoryData and Input from ``arrays``.
 
     ``arrays`` are by top name, rows first; an Input without one is zeros, as a new blob in Caffe.
-    ``root`` is the folder that paths are relative to. Random mirroring in phase TEST uses ``seed``.
+    Files are looked up in ``root``. Random mirroring in phase TEST uses ``seed``.
     Raises LayerError or DataError, by layer name, for a source that cannot be read.
     """
 
@@ -45,7 +45,7 @@ class TestFeed:
     def __init__(
         self,
         graph: Graph,
-        root: str | os.PathLike[str] = ".",
+        root: str | os.PathLike[str] | NamedFiles = ".",
         arrays: Arrays | None = None,
         *,
         shapes: Mapping[str, Shape] | None = None,
@@ -53,6 +53,7 @@ class TestFeed:
         workers: int | None = None,
     ) -> None:
         arrays = arrays or {}
+        files = NamedFiles.of(root)
         nodes = [node for node in graph if (cls := class_of(node)) and cls.is_input]
         tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
         for name in arrays:
@@ -68,7 +69,7 @@ class TestFeed:
                         f"the shape of {top!r} is that of its source's rows; omit it",
                     )
         self._readers: list[_Reader] = [
-            _SourceReader(Stream(node, Path(root), seed), workers)
+            _SourceReader(Stream(node, files, seed), workers)
             if node.type in SOURCES
             else _ArrayReader(node, arrays, shapes or {})
             for node in nodes
@@ -130,26 +131,6 @@ class _ArrayReader:
                 rows = np.arange(number * size, (number + 1) * size) % len(array)
                 batch[top] = torch.from_numpy(array[rows])
             yield {**zeros, **batch}
-
-
-def find_root(graph: Graph, prototxt: str | os.PathLike[str]) -> Path:
-    """The folder that a net's paths are relative to: the current one, as in Caffe.
-
-    If a path is missing there but all exist beside the prototxt, the folder of the prototxt.
-    """
-    named = list(_paths(graph))
-    here, beside = Path(), Path(prototxt).parent
-    if all((here / path).exists() for path in named) or not all((beside / path).exists() for path in named):
-        return here
-    return beside
-
-
-def _paths(graph: Graph) -> Iterator[str]:
-    for node in graph:
-        if node.type in SOURCES:
-            yield getattr(node.layer, layer_types()[node.type].message).source
-            if node.layer.transform_param.mean_file:
-                yield node.layer.transform_param.mean_file
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

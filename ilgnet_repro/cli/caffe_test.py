@@ -95,7 +95,8 @@ def log(location: str, message: str) -> None:
 def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     """Build the net that the flags describe, on its device, and its feed."""
     check_exist(args.model, args.weights, args.arrays)
-    from ..caffe_tool.batches import TestFeed, find_root, read_arrays
+    from ..caffe.named_files import READ_INSTEAD, NamedFiles
+    from ..caffe_tool.batches import TestFeed, read_arrays
     from ..caffe_tool.log import log_built, log_net
     from ..runtime.load import load_graph, load_net
     from ._options import read_shapes
@@ -112,7 +113,8 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
     graph = load_graph(args.model, input_shapes=shapes, crop=args.crop, **state)
     log_net(log, graph, args.level, stages)
     arrays = read_arrays(args.arrays) if args.arrays else None
-    feed = TestFeed(graph, find_root(graph, args.model), arrays, shapes=shapes)
+    files = NamedFiles().beside(args.model)
+    feed = TestFeed(graph, files, arrays, shapes=shapes)
     net = load_net(
         args.model,
         args.weights or None,
@@ -122,7 +124,9 @@ def build(args: argparse.Namespace, phase: str) -> tuple[CaffeNet, TestFeed]:
         allow_missing=args.allow_missing,
         **state,
     )
-    say_notes(net.about.filled)
+    # The mean is among the files of the feed.
+    matrices = [note for note in net.about.notes if note.endswith(READ_INSTEAD) and "mean_file " not in note]
+    say_notes([*net.about.filled, *files.notes, *matrices])
     net = net.to(device)
     log_built(log, graph)
     return net, feed

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files import json_text
 from ._console import say
+from ._options import say_notes
 
 _EPILOG = """examples:
   ilgnet sheet train_lmdb --out train.html
@@ -49,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
     check_outputs(args.out, [args.source], "--out")
     if not Path(args.source).is_dir():
+        images = ImageList(args.source)
         for page in args.out:
-            ImageList(args.source).check_output(page, args.root, "--out")
+            images.check_output(page, args.root, "--out")
+        say_notes(images.notes())
     sheet = make_sheet(
         args.source, args.root, per_label=args.per_label, sizes_of=args.sizes_of, seed=args.seed
     )

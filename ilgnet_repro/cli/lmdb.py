@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..files import json_text
 from ._console import say
+from ._options import say_notes
 from ._parser import CommandParser
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def make(args: argparse.Namespace) -> int:
         check_size=args.check_size,
         seed=args.seed if args.shuffle else None,
     )
-    with progress_bar("making", len(ImageList(args.list))) as bar:
+    images = ImageList(args.list)
+    say_notes(images.notes())
+    with progress_bar("making", len(images)) as bar:
         report = build_lmdb(
             args.root,
             args.list,

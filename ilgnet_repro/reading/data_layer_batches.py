@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..caffe.graph import Graph, Node
-from ..errors import DataError, LayerError
+from ..caffe.named_files import NamedFiles
+from ..errors import LayerError
 from ..layers.support.registry import layer_types
 from .fed_arrays import TYPES as FED
 from .fed_arrays import FedStream, fed_streams, feed_streams
@@ -33,9 +34,9 @@ _SKIP, _SHUFFLE, _TRANSFORM = range(3)
 class Stream:
     """The infinite row sequence of one data layer: ``stream[position]`` is the row that Caffe reads there."""
 
-    def __init__(self, node: Node, root: Path, seed: int) -> None:
+    def __init__(self, node: Node, files: NamedFiles, seed: int) -> None:
         self.node, self.seed = node, seed
-        self.source: Source = open_source(node, root)
+        self.source: Source = open_source(node, files)
         param = getattr(node.layer, layer_types()[node.type].message)
         self.batch_size: int = param.batch_size
         if self.batch_size < 1:
@@ -49,8 +50,7 @@ class Stream:
 
     def __getitem__(self, position: int) -> Row:
         rng = np.random.default_rng((self.seed, _TRANSFORM, position)) if self.source.draws else None
-        epoch, index = divmod(position + self.skip, len(self.source))
-        return self.source.row(self._shuffled(epoch, index), rng)[: len(self.node.tops)]
+        return self.source.row(self._index(position), rng)[: len(self.node.tops)]
 
     def _shuffled(self, epoch: int, index: int) -> int:
         if not self.shuffle:
@@ -75,28 +75,52 @@ class Stream:
             self.__getitem__, chain.from_iterable(read), 1 if self.source.in_order else workers
         )
         for positions in listed:
-            columns = zip(*islice(rows, len(positions)), strict=True)
+            batch = list(islice(rows, len(positions)))
+            self._check_shapes(positions, batch)
+            columns = zip(*batch, strict=True)
             yield {top: _stack(column) for top, column in zip(self.node.top_names, columns, strict=True)}
+
+    def _check_shapes(self, positions: Sequence[int], batch: Sequence[Row]) -> None:
+        """Raise LayerError, by both rows, where two rows of a batch differ in shape."""
+        for number, top in enumerate(self.node.top_names):
+            shapes = [np.shape(row[number]) for row in batch]
+            other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
+            if other is not None:
+                first, second = (
+                    f"{self.source.where(self._index(positions[index]))} is {_show(shapes[index])}"
+                    for index in (0, other)
+                )
+                raise LayerError(
+                    self.node.name,
+                    self.node.type,
+                    f"rows of one batch differ in shape: {top} of {first}, of {second}; resize or crop them alike",
+                )
+
+    def _index(self, position: int) -> int:
+        """The source's row at a position."""
+        return self._shuffled(*divmod(position + self.skip, len(self.source)))
 
 
 def _stack(rows: Sequence[np.ndarray | float]) -> Tensor:
-    try:
-        return torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in rows]))
-    except ValueError as error:
-        raise DataError(f"images of one batch differ in size ({error}); resize or crop them alike") from error
+    return torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in rows]))
+
+
+def _show(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 class Feed:
-    """All data layers of a net.  ``accumulate`` splits each batch into that many passes (gradient accumulation).
+    """All data layers of a net, their files looked up in ``root``.
 
-    ``arrays`` are fed to MemoryData and Input layers, by top name; with None a net that has such layers is refused,
-    and with an empty mapping they are fed later.
+    ``accumulate`` splits each batch into that many passes (gradient accumulation). ``arrays`` are fed to MemoryData and
+    Input layers, by top name; with None a net that has such layers is refused, and with an empty mapping they are fed
+    later.
     """
 
     def __init__(
         self,
         graph: Graph,
-        root: Path,
+        root: Path | NamedFiles,
         seed: int = 0,
         *,
         rank: int = 0,
@@ -104,6 +128,7 @@ class Feed:
         accumulate: int = 1,
         arrays: Mapping[str, Any] | None = None,
     ) -> None:
+        self.files = NamedFiles.of(root)
         types = layer_types()  # an unknown type is reported when the net is built
         data_layers = [node for node in graph if node.type in types and types[node.type].is_input]
         self.streams: list[Stream | FedStream] = []
@@ -111,7 +136,7 @@ class Feed:
             if arrays is not None and node.type in FED:
                 self.streams += fed_streams(node)
             else:
-                self.streams.append(Stream(node, root, seed))
+                self.streams.append(Stream(node, self.files, seed))
         self.rank, self.world, self.accumulate = rank, world, accumulate
         for stream in self.streams:
             if stream.batch_size % (world * accumulate):

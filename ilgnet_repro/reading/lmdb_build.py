@@ -11,12 +11,13 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import check_output
 from .datum import datum_image, encoded_datum, hwc_to_chw, parse_datum, raw_datum
-from .image_list import ImageList, ListRow, image_path
-from .images import LARGEST_SIDE, check_encode_type, encode_image, guess_encode_type, has_encoding, read_image
+from .image_list import ImageList, ListRow, find_image
+from .images import LARGEST_SIDE, check_encode_type, encode_image, guess_encode_type, has_encoding
 from .lmdb_build_journal import BadRow, Journal
 from .lmdb_read import key_text, row_key, split_key
 from .lmdb_write import MAX_KEY, LmdbWriter
 from .parallel import ordered_map
+from .rows import read_listed_image
 
 BATCH_ROWS = 256
 BATCH_BYTES = 32 << 20
@@ -79,8 +80,8 @@ def row_value(row: ListRow, root: str | os.PathLike[str], options: BuildOptions)
     Encoded rows that need no resizing keep the file's own bytes if its suffix is that of the encoding.
     Raises DataError if the file is not an image.
     """
-    path = image_path(root, row.path)
-    image = read_image(path, not options.gray, options.size)
+    path = find_image(root, row.path)
+    image = read_listed_image(row, root, not options.gray, options.size)
     kind = options.encode_type or (guess_encode_type(row.path) if options.encoded else "")
     if not kind:
         return raw_datum(hwc_to_chw(image), row.label), image.size
@@ -120,8 +121,8 @@ def build_lmdb(
     built in ``target.partial``; keys increase with the list's rows, so the last key stored is the point to
     resume from, and a run killed at any moment neither loses nor duplicates rows. The folder ``target`` appears
     when it is complete. Bad images are skipped and listed in ``target.bad.txt``; ``strict`` stops at the first.
-    Raises DataError if the target exists, the list cannot be used, ``target.partial`` belongs to another build,
-    or the disk is full; the same call again resumes the build.
+    Raises DataError if no row can be stored, the target exists, the list cannot be used, ``target.partial`` belongs to
+    another build, or the disk is full; the same call again resumes the build.
     """
     options = options or BuildOptions()
     target = Path(target)
@@ -147,6 +148,12 @@ def build_lmdb(
             finally:
                 writer.close()
         bad = tuple(journal.bad)
+        if len(bad) == len(images):
+            listed = journal.give_up()
+            raise DataError(
+                f"{target}: none of the {len(images):,} rows could be stored (row 0: {bad[0].reason}); {listed} "
+                "lists why"
+            )
         journal.finish()
     return BuildReport(target, len(images), len(images) - len(bad), bad, start)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -161,8 +162,8 @@ class Journal:
         with atomic_file(path, "w") as file:
             file.writelines(json_text(row) + "\n" for row in self.bad)
 
-    def finish(self) -> None:
-        """Write ``TARGET.bad.txt`` (or remove an old one) and rename the database to its final name."""
+    def _write_bad_list(self) -> Path:
+        """Write ``TARGET.bad.txt``, or remove an old one."""
         listed = bad_list(self.target)
         if self.bad:
             with atomic_file(listed, "wb") as file:
@@ -170,8 +171,23 @@ class Journal:
                 file.writelines(os.fsencode("\t".join(map(str, row)) + "\n") for row in self.bad)
         else:
             listed.unlink(missing_ok=True)
+        return listed
+
+    def give_up(self) -> Path:
+        """Write ``TARGET.bad.txt``, whose path is returned, and remove the database, which has no rows."""
+        listed = self._write_bad_list()
+        shutil.rmtree(self.database, ignore_errors=True)
+        self._finish(rename=False)
+        return listed
+
+    def finish(self) -> None:
+        """Write ``TARGET.bad.txt`` (or remove an old one) and rename the database to its final name."""
+        self._write_bad_list()
+        self._finish(rename=not self.complete)
+
+    def _finish(self, *, rename: bool) -> None:
         try:
-            if not self.complete:
+            if rename:
                 os.rename(self.database, self.target)
             # The plan is removed first: what remains after a kill is then not taken for a build.
             (self.folder / "build.json").unlink()

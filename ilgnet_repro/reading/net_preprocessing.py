@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..caffe.named_files import READ_INSTEAD, file_name
 from ..caffe.phase_rules import is_included, net_state
 from ..errors import DataError, IlgnetError
 from ..schema import caffe_pb2 as pb
@@ -151,12 +152,14 @@ def _stored_size(layer: pb.LayerParameter) -> Sides | None:
 
 def _read_mean(name: str, folder: Path | None, notes: list[str]) -> np.ndarray:
     """A mean file, looked up beside the prototxt, in the working directory, and beside the prototxt by file name only."""
-    places = [Path(name)] if folder is None else [folder / name, Path(name), folder / Path(name).name]
+    names = dict.fromkeys([name, name.replace("\\", "/")])
+    places = [place / form for form in names for place in ([] if folder is None else [folder]) + [Path()]]
+    places += [] if folder is None else [folder / file_name(name)]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise DataError(
             f"mean_file {name} is neither beside the prototxt nor in the working directory; state the mean"
         )
-    if found == places[-1] != places[0]:
-        notes.append(f"mean_file {name} does not exist; {found} is read instead")
+    if folder is not None and found == places[-1] != places[0]:
+        notes.append(f"mean_file {name} does not exist; {found} {READ_INSTEAD}")
     return read_mean(found)

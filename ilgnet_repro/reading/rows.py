@@ -8,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import DataError
 from .datum import hwc_to_chw
-from .image_list import ImageList, image_path
+from .image_list import ImageList, ListRow, find_image, why_missing
 from .images import read_image
 from .lmdb_read import LmdbReader, key_text, split_key
 
@@ -39,7 +40,8 @@ class ImageRows(Protocol):
 class ListRows:
     """The rows of a list file, their images under ``root``, resized to ``size`` (height, width) if given.
 
-    Images are decoded in colour unless ``colour`` is False, as Caffe decodes them.
+    Without ``root`` an absolute path stands, and others are relative to ``base``. Images are decoded in colour unless
+    ``colour`` is False, as Caffe decodes them.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class ListRows:
         list_file: str | os.PathLike[str],
         root: str | os.PathLike[str] = "",
         size: tuple[int, int] | None = None,
+        base: str | os.PathLike[str] = ".",
     ) -> None:
         self.images, self.root, self.size = ImageList(list_file), os.fspath(root), size
+        self.base = Path(base)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,11 +65,32 @@ class ListRows:
 
     def where(self, number: int) -> str:
         """The path of a row's image file."""
-        return image_path(self.root, self.name(number))
+        return find_image(self.root, self.name(number), self.base)
 
     def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
-        name, label = self.images[number]
-        return hwc_to_chw(read_image(image_path(self.root, name), colour is not False, self.size)), label
+        row = self.images[number]
+        image = read_listed_image(row, self.root, colour is not False, self.size, self.base)
+        return hwc_to_chw(image), row.label
+
+
+def read_listed_image(
+    row: ListRow,
+    root: str | os.PathLike[str],
+    colour: bool = True,
+    size: tuple[int, int] | None = None,
+    base: str | os.PathLike[str] = ".",
+) -> np.ndarray:
+    """Decode the image of a list's row as `read_image` does.
+
+    Raises DataError if it cannot be; where the file is missing and the row shows why, that is said.
+    """
+    path = find_image(root, row.path, base)
+    try:
+        return read_image(path, colour, size)
+    except DataError as error:
+        if os.path.lexists(path) or not (why := why_missing(row, root)):
+            raise
+        raise DataError(f"{path}: no such file; {why}") from error
 
 
 class DatabaseRows:

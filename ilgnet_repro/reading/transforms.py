@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..caffe.named_files import NamedFiles
 from ..errors import DataError
 from ..schema import caffe_pb2
 from .mean import read_mean
@@ -51,9 +51,12 @@ class Transform:
 
     @classmethod
     def from_param(
-        cls, param: caffe_pb2.TransformationParameter, phase: str, root: str | os.PathLike[str] = "."
+        cls,
+        param: caffe_pb2.TransformationParameter,
+        phase: str,
+        root: str | os.PathLike[str] | NamedFiles = ".",
     ) -> Transform:
-        """The transform of a layer's ``transform_param``; ``mean_file`` is relative to ``root``."""
+        """The transform of a layer's ``transform_param``; ``mean_file`` is looked up in ``root``."""
         if param.force_color and param.force_gray:
             raise DataError("transform_param: force_color and force_gray cannot both be set; omit one")
         return cls(
@@ -61,7 +64,7 @@ class Transform:
             scale=param.scale,
             crop_size=param.crop_size,
             mirror=param.mirror,
-            mean=read_mean(Path(root, param.mean_file)) if param.mean_file else None,
+            mean=read_mean(NamedFiles.of(root).find(param.mean_file)) if param.mean_file else None,
             mean_values=tuple(param.mean_value),
             colour=True if param.force_color else False if param.force_gray else None,
         )

@@ -16,6 +16,7 @@ from ..caffe.dummy_inputs import DUMMY_NOTE
 from ..caffe.graph import Graph
 from ..caffe.graph_build import Choices, choose_graph
 from ..caffe.kinds import Kind, expect_or_named
+from ..caffe.named_files import NamedFiles
 from ..caffe.upgrade import upgrade_net
 from ..errors import GraphError, WeightsError
 from ..known import assumed, find_model, identify
@@ -242,7 +243,9 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
     notes: list[str] = []
     graph = with_outputs(choose_graph(file.text, choices, notes), notes)
     plan = plan_net(graph, shapes_by_name(shapes, graph))
-    net = read_matrices(CaffeNet(plan, file.arrays(plan), carry_state=carry_state))
+    files = NamedFiles().beside(path)
+    net = read_matrices(CaffeNet(plan, file.arrays(plan), carry_state=carry_state), files)
+    notes += files.notes
     file.attach_quantized(net)
     about = _with_score(file.about, file.text, graph.outputs)
     net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan), *about.notes))
@@ -284,7 +287,9 @@ def _assemble(
     elif allow_missing:
         raise WeightsError("allow_missing goes with a weights file; without one the fillers draw every layer")
     notes += layer_notes(plan)
-    net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state))
+    files = NamedFiles().beside(found.origin)
+    net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state), files)
+    notes += files.notes
     about = _about(found, model, plan, choices, sha256)
     net.origin = None if model is None else Origin.of(model.path)
     net.about = replace(
@@ -370,10 +375,11 @@ def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> 
     return replace(about, notes=(*about.notes, f"labels and score are assumed from those of {model.name}"))
 
 
-def read_matrices(net: CaffeNet) -> CaffeNet:
-    """Read the matrix that each InfogainLoss names as `source`, relative to the working directory as in Caffe."""
+def read_matrices(net: CaffeNet, files: NamedFiles | None = None) -> CaffeNet:
+    """Read the matrix that each InfogainLoss names as `source`: in the working directory, or as ``files`` finds it."""
+    files = files or NamedFiles()
     for node in net.graph:
         layer = net.layer(node.name)
         if isinstance(layer, InfogainLoss) and layer.matrix_file:
-            layer.set_matrix(read_blob(layer.matrix_file), net.plan.value_shapes[node.bottoms[0]])
+            layer.set_matrix(read_blob(files.find(layer.matrix_file)), net.plan.value_shapes[node.bottoms[0]])
     return net

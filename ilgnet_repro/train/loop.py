@@ -98,7 +98,7 @@ class Trainer:
         )
         if self.group.is_first and (settings.snapshot or settings.snapshot_after_train):
             self.snapshots.check()
-            weights = [settings.root / name for name in settings.weights]
+            weights = [settings.files.find(name) for name in settings.weights]
             self.snapshots.check_inputs([*settings.weights, *weights], self._takes_snapshot)
         self.log(
             "settings", "Initializing solver from parameters: \n" + format_message(settings.message).rstrip()
@@ -122,12 +122,19 @@ class Trainer:
         self.log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
         accumulate = self.options.accumulate
         self.feed = Feed(
-            source.graph, settings.root, self.seed, rank=group.rank, world=group.world, accumulate=accumulate,
+            source.graph, source.files, self.seed, rank=group.rank, world=group.world, accumulate=accumulate,
             arrays=arrays,
         )  # fmt: skip
         ignored_layers: list[str] = []
-        files = [settings.root / file for file in settings.weights]
-        net = build_net(source.graph, self.feed.shapes(), files, seed=self.seed, note=ignored_layers.append)
+        weights = [settings.files.find(name) for name in settings.weights]
+        net = build_net(
+            source.graph,
+            self.feed.shapes(),
+            weights,
+            seed=self.seed,
+            note=ignored_layers.append,
+            files=source.files,
+        )
         check_splitting(net, group.world, accumulate)
         check_layer_names(net)
         for note in self.snapshots.check_names(net):
@@ -154,6 +161,9 @@ class Trainer:
             settings, self.net, seed=self.seed, device=self.device, precision=self.precision, group=group,
             log=self.log, arrays=test_arrays,
         )  # fmt: skip
+        for note in settings.files.notes:
+            if note not in settings.notes:
+                self.log("note", note)
         self.log("built", "Solver scaffolding done.")
 
     @property
@@ -176,7 +186,7 @@ class Trainer:
         iteration, step = self.iteration, self.current_step
         if self.group.is_first:
             restored = snapshots.restore(
-                Path(state), self.settings.root, self.net, self.updater.history,
+                Path(state), self.settings.files, self.net, self.updater.history,
                 allow_nonfinite=self.options.allow_nonfinite,
             )  # fmt: skip
             iteration, step = restored.iter, restored.current_step

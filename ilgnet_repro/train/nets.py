@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..caffe.graph import Graph
+from ..caffe.named_files import NamedFiles
 from ..errors import SolverError, WeightsError
 from ..layers.support.base import Layer, Shape
 from ..runtime.load import open_weights, read_matrices
@@ -62,13 +63,17 @@ def build_net(
     *,
     seed: int,
     note: Note = lambda text: None,
+    files: NamedFiles | None = None,
 ) -> CaffeNet:
-    """Build a net to be trained: trained layers from ``weights``, all others from their fillers."""
+    """Build a net to be trained: trained layers from ``weights``, all others from their fillers.
+
+    ``files`` finds the files that the net names.
+    """
     plan = plan_net(graph, shapes)
     arrays = starting_weights(plan, weights, note)
     # Copied: the files are memory-mapped, and training must not write to them.
     copies = {name: [np.array(blob, np.float32) for blob in blobs] for name, blobs in arrays.items()}
-    return read_matrices(CaffeNet(plan, copies, seed=seed, carry_state=True))
+    return read_matrices(CaffeNet(plan, copies, seed=seed, carry_state=True), files)
 
 
 def check_splitting(net: CaffeNet, processes: int, passes: int = 1) -> None:
@@ -108,7 +113,9 @@ def check_layer_names(net: CaffeNet) -> None:
         )
 
 
-def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -> CaffeNet:
+def build_test_net(
+    graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet, files: NamedFiles | None = None
+) -> CaffeNet:
     """Build a net whose layers share the parameters of the train net's layers of the same name.
 
     Raises WeightsError if the shapes differ.  Layers that the train net lacks keep the values of their
@@ -124,7 +131,7 @@ def build_test_net(graph: Graph, shapes: Mapping[str, Shape], train: CaffeNet) -
             )
     arrays = float_arrays(train)
     values = {name: arrays[name] for name in shared}
-    net = read_matrices(CaffeNet(plan, values, seed=0, carry_state=True))
+    net = read_matrices(CaffeNet(plan, values, seed=0, carry_state=True), files)
     for name in shared:
         net.layer(name).tie_blobs(train.layer(name))
     return net

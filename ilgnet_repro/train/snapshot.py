@@ -16,6 +16,7 @@ from torch import Tensor
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.kinds import Kind, expect
+from ..caffe.named_files import NamedFiles
 from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..files import check_output, staged_results
@@ -217,11 +218,11 @@ def read_state(path: Path) -> SolverState:
 
 @torch.no_grad()
 def restore(
-    path: Path, root: Path, net: CaffeNet, history: Sequence[Tensor], *, allow_nonfinite: bool = False
+    path: Path, files: NamedFiles, net: CaffeNet, history: Sequence[Tensor], *, allow_nonfinite: bool = False
 ) -> SolverState:
     """Load a snapshot, ours or Caffe's, into a net and the solver's history, and return its state.
 
-    The weights file is the one that the state names, looked up in ``root`` and then beside the state.  Raises
+    The weights file is the one that the state names, looked up by ``files`` and then beside the state.  Raises
     SolverError if state and net do not match and, unless ``allow_nonfinite``, if the snapshot has NaN or
     infinite values; nothing is changed then.
     """
@@ -239,7 +240,7 @@ def restore(
     # Layers that the weights file lacks keep their values, as in Caffe.
     weights = take_weights(
         net.plan.blobs,
-        open_caffemodel(_weights_of(state, path, root)).layers,
+        open_caffemodel(_weights_of(state, path, files)).layers,
         source=state.learned_net,
         allow_missing=True,
         owners=net.plan.owners,
@@ -266,12 +267,12 @@ def _check_finite(path: Path, weights: Mapping[str, Sequence[np.ndarray]], state
             )
 
 
-def _weights_of(state: SolverState, path: Path, root: Path) -> Path:
+def _weights_of(state: SolverState, path: Path, files: NamedFiles) -> Path:
     if not state.learned_net:
         raise FormatError(f"{path}: names no weights file; give a complete snapshot")
-    for place in (root / state.learned_net, path.parent / Path(state.learned_net).name):
-        if place.is_file():
-            return place
+    found = files.beside(path).first(state.learned_net, Path.is_file)
+    if found.is_file():
+        return found
     raise IlgnetError(
         f"{path}: its weights {state.learned_net} are missing; put them beside the solver state"
     )

@@ -11,13 +11,15 @@ from typing import Any
 from ..caffe.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
 from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
+from ..caffe.named_files import NamedFiles
 from ..caffe.prototxt import read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
 from ..errors import GraphError, SolverError
 from ..schema import caffe_pb2 as pb
 from .policies import Policy, make_policy, unused_fields
 
-ReadNet = Callable[[str], pb.NetParameter]
+NetText = tuple[pb.NetParameter, NamedFiles]  # a net, and what finds the files that it names
+ReadNet = Callable[[str], NetText]
 
 TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 _TRAIN_NETS = ("net", "net_param", "train_net", "train_net_param")
@@ -28,11 +30,15 @@ _WITHOUT_MOMENTUM = ("AdaGrad", "RMSProp")
 
 @dataclass(frozen=True)
 class NetSource:
-    """A net as the solver refers to it (``net file: x.prototxt``), and its graph in the solver's state."""
+    """A net as the solver refers to it (``net file: x.prototxt``), and its graph in the solver's state.
+
+    ``files`` finds the files that the net names.
+    """
 
     label: str
     graph: Graph
     state: pb.NetState
+    files: NamedFiles
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ class TestNet:
 
 @dataclass(frozen=True)
 class Settings:
-    """A solver.  ``root`` is the base of its paths; ``notes`` are the fields without effect, one line each."""
+    """A solver.  ``root`` is the base of its paths, ``files`` finds those that it and its nets name.
+
+    ``notes`` are the fields without effect, and the files found elsewhere, one line each.
+    """
 
     train_net: NetSource
     test_nets: tuple[TestNet, ...]
@@ -75,6 +84,7 @@ class Settings:
     gpu: int | None
     weights: tuple[str, ...]
     root: Path
+    files: NamedFiles
     message: pb.SolverParameter
     notes: tuple[str, ...] = ()
 
@@ -118,8 +128,13 @@ def read_settings(
     param.train_state.level = level
     param.train_state.stage.extend(stages)
     here = Path(root) == Path(".")
+    if not here and Path(root) == Path(path).parent:
+        named = param.net or param.train_net
+        notes.append(
+            f"{named} is not in the current folder; paths are relative to {root}, the solver's folder"
+        )
     param.weights.extend(name if here else os.path.abspath(name) for name in weights)
-    return make_settings(param, root, notes, ignore_fields)
+    return make_settings(param, NamedFiles(root).beside(path), notes, ignore_fields)
 
 
 def solver_root(path: str | os.PathLike[str]) -> Path:
@@ -133,23 +148,25 @@ def solver_root(path: str | os.PathLike[str]) -> Path:
 
 def make_settings(
     param: pb.SolverParameter,
-    root: str | os.PathLike[str] = ".",
+    root: str | os.PathLike[str] | NamedFiles = ".",
     notes: Iterable[str] = (),
     ignore_fields: Iterable[str] = (),
 ) -> Settings:
     """Check an upgraded solver message and return its settings."""
     _check(param)
+    files = NamedFiles.of(root)
 
-    def read(name: str) -> pb.NetParameter:
-        return drop_fields(read_net(Path(root, name)), ignore_fields)
+    def read(name: str) -> NetText:
+        path = files.find(name)
+        return drop_fields(read_net(path), ignore_fields), files.beside(path)
 
     unused = [f"{name} is not used by lr_policy {param.lr_policy}" for name in unused_fields(param)]
     if not param.layer_wise_reduce:
         unused.append("layer_wise_reduce: torch chooses how gradients are exchanged; the result is the same")
     gpu = param.device_id if param.solver_mode == pb.SolverParameter.GPU else None
     return Settings(
-        train_net=_train_net(param, read),
-        test_nets=_test_nets(param, read),
+        train_net=_train_net(param, read, files),
+        test_nets=_test_nets(param, read, files),
         policy=make_policy(param),
         type=param.type,
         momentum=param.momentum,
@@ -175,9 +192,10 @@ def make_settings(
         random_seed=param.random_seed,
         gpu=gpu,
         weights=tuple(name for names in param.weights for name in names.split(",") if name),
-        root=Path(root),
+        root=files.root,
+        files=files,
         message=param,
-        notes=(*notes, *unused),
+        notes=(*notes, *unused, *files.notes),
     )
 
 
@@ -205,21 +223,22 @@ def _check(param: pb.SolverParameter) -> None:
         raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
 
 
-def _train_net(param: pb.SolverParameter, read: ReadNet) -> NetSource:
+def _train_net(param: pb.SolverParameter, read: ReadNet, files: NamedFiles) -> NetSource:
     given = [name for name in _TRAIN_NETS if param.HasField(name)]
     if len(given) != 1:
         found = f"has {' and '.join(given)}" if given else "has no train net"
         raise SolverError(f"solver: {found}; give exactly one of {', '.join(_TRAIN_NETS)}")
     name = given[0]
     if name.endswith("_param"):
-        return _source(f"specified in {name}", getattr(param, name), "TRAIN", param.train_state)
+        text = getattr(param, name), files
+        return _source(f"specified in {name}", text, "TRAIN", param.train_state)
     path = getattr(param, name)
     return _source(f"from {name} file: {path}", read(path), "TRAIN", param.train_state)
 
 
-def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
+def _test_nets(param: pb.SolverParameter, read: ReadNet, files: NamedFiles) -> tuple[TestNet, ...]:
     """In Caffe's order: test_net_param, test_net, then net or net_param once for each remaining test_iter."""
-    nets = [("test_net_param", net) for net in param.test_net_param]
+    nets = [("test_net_param", (net, files)) for net in param.test_net_param]
     nets += [(f"test_net file: {path}", read(path)) for path in param.test_net]
     shared = [name for name in ("net", "net_param") if param.HasField(name)]
     remaining = len(param.test_iter) - len(nets)
@@ -231,7 +250,7 @@ def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
     if shared == ["net"]:
         nets += [(f"net file: {param.net}", read(param.net))] * remaining
     elif shared:
-        nets += [("net_param", param.net_param)] * remaining
+        nets += [("net_param", (param.net_param, files))] * remaining
     if nets and not param.test_interval:
         raise SolverError(
             "solver: test_interval is 0 with a test net; set it, or remove test_iter and the net"
@@ -249,8 +268,9 @@ def _test_nets(param: pb.SolverParameter, read: ReadNet) -> tuple[TestNet, ...]:
     )
 
 
-def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) -> NetSource:
+def _source(label: str, read: NetText, phase: str, state: pb.NetState) -> NetSource:
     """Merge the net's own state and the solver's, which takes precedence; the phase is the solver's unless stated."""
+    net, files = read
     merged = pb.NetState(phase=pb.TRAIN if phase == "TRAIN" else pb.TEST)
     merged.MergeFrom(net.state)
     merged.MergeFrom(state)
@@ -264,4 +284,4 @@ def _source(label: str, net: pb.NetParameter, phase: str, state: pb.NetState) ->
         raise SolverError(
             f"{error.where}: {error.what}; a net that is trained reads its data itself, so give it a data layer"
         ) from error
-    return NetSource(label, graph, merged)
+    return NetSource(label, graph, merged, files)

@@ -45,9 +45,11 @@ class Tester:
             log("test_net", f"Creating test net (#{index}) specified by {source.label}")
             log("net", "Initializing net from parameters: \n" + graph_text(source.graph, source.state))
             fed = None if arrays is None else arrays[index] if index < len(arrays) else {}
-            feed = Feed(source.graph, settings.root, seed, arrays=fed)
+            feed = Feed(source.graph, source.files, seed, arrays=fed)
             self.nets.append(
-                build_test_net(source.graph, feed.shapes(), train_net).to(device, precision.dtype)
+                build_test_net(source.graph, feed.shapes(), train_net, source.files).to(
+                    device, precision.dtype
+                )
             )
             check_splitting(self.nets[-1], group.world)
             self.feeds.append(feed)

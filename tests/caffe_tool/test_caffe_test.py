@@ -220,7 +220,7 @@ def test_images_of_two_sizes_do_not_form_a_batch(tmp_path, monkeypatch, capsys) 
     cv2.imwrite("1.png", np.zeros((9, 9, 3), np.uint8))
     found = run_layer("ImageData", LAYERS["ImageData"][0], [], capsys)
     assert found["status"] == 1
-    assert "images of one batch differ in size" in found["error"]
+    assert "(ImageData): rows of one batch differ in shape: data of " in found["error"]
 
 
 def test_time(golden, monkeypatch, capsys) -> None:

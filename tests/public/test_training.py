@@ -45,8 +45,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("solver.prototxt").write_text(SOLVER)
 
 
-def load(**options) -> ir.CaffeNet:
-    return ir.load_net("net.prototxt", phase="TRAIN", input_shapes=SHAPES, seed=2, **options)
+def load(prototxt="net.prototxt", **options) -> ir.CaffeNet:
+    return ir.load_net(prototxt, phase="TRAIN", input_shapes=SHAPES, seed=2, **options)
 
 
 def test_solve_and_resume() -> None:
@@ -84,7 +84,9 @@ REFUSED = {
         lambda: ir.batches(ir.load_net("fed.prototxt")), "x (Input)", "nothing feeds it while training",
     ),
     "a negative start": (lambda: ir.batches(load(), start=-1), "", "start=-1"),
-    "no source": (lambda: ir.batches(load(), root="elsewhere"), "elsewhere/list.txt", ""),
+    "no source": (
+        lambda: ir.batches(load("absent.prototxt"), root="elsewhere"), "elsewhere/absent.txt", "",
+    ),
     "what is no net": (lambda: ir.batches("net.prototxt"), "", "a str is no net"),
     "a fast net": (
         lambda: ir.batches(ir.fast(ir.load_net("fed.prototxt"))), "fed", "so it cannot be fed by data layers",
@@ -99,6 +101,7 @@ def test_refused_before_anything_is_written(name: str) -> None:
         'name: "fed" layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } } '
         'layer { name: "y" type: "ReLU" bottom: "x" top: "y" }'
     )
+    Path("absent.prototxt").write_text(NET.replace("list.txt", "absent.txt"))
     before = sorted(Path().iterdir())
     with pytest.raises(ir.IlgnetError) as caught:
         call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.reading.data_layer_batches import Feed
+from ilgnet_repro.reading.datum import encoded_datum
 from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.lmdb_write import LmdbWriter
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.train.testing import _own_passes
 
@@ -150,7 +153,8 @@ def test_images_of_several_sizes_in_a_batch_are_refused(tmp_path, workers):
     with pytest.raises(IlgnetError) as raised:
         next(batches)
     assert str(raised.value) == (
-        "images of one batch differ in size (all input arrays must have the same shape); resize or crop them alike"
+        f"d (ImageData): rows of one batch differ in shape: d of {tmp_path}/2.png is 3x8x7, of {tmp_path}/0.png is 3x9x7; "
+        "resize or crop them alike"
     )
 
 
@@ -166,15 +170,98 @@ def test_a_broken_image_is_named_in_its_batch(tmp_path, workers):
     assert str(raised.value) == f"{tmp_path}/1.png: no such file; remove the row or replace the image"
 
 
-def test_hdf5_datasets_that_are_not_numeric_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (["a", "b", "c"], "dataset 'x' holds text; store numbers, such as class indices"),
+        (np.array([b"a", b"bc", b"d"]), "dataset 'x' holds text; store numbers, such as class indices"),
+        (np.zeros(3, np.complex64), "has no numeric dataset 'x'; name the tops as the datasets"),
+    ],
+    ids=["text", "bytes", "complex"],
+)
+def test_hdf5_datasets_that_are_not_numeric_are_refused(values, what, tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["x"] = ["a", "b", "c"]
+        file["x"] = values
         file["y"] = np.arange(3)
     (tmp_path / "list.txt").write_text("a.h5\n")
     with pytest.raises(IlgnetError) as raised:
         feed_of(layer("HDF5Data", "x", "y", 'source: "list.txt" batch_size: 2'), tmp_path).shapes()
+    assert str(raised.value) == (f"x (HDF5Data): {tmp_path}/a.h5: {what}")
+
+
+def write_h5(path, start, rows, side=2):
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(start, start + rows)[:, None] * np.ones((1, side))
+        file["y"] = np.arange(start, start + rows)
+
+
+HDF5_LISTS = {
+    "one per row": b"a.h5\nb.h5\n",
+    "byte order mark, CRLF": b"\xef\xbb\xbfa.h5\r\nb.h5\r\n",
+    "carriage returns alone": b"a.h5\rb.h5\r",
+    "separated by blanks": b"  a.h5 b.h5\n",
+    "name of other bytes": b"a.h5\n\xe9.h5\n",
+    "name with a space": b"a.h5\nb c.h5\n",
+    "separators of Windows": b"data\\a.h5\nC:\\data\\b.h5\n",
+}
+
+
+@pytest.mark.parametrize("listed", HDF5_LISTS.values(), ids=HDF5_LISTS)
+def test_lists_of_hdf5_files(listed, tmp_path):
+    write_h5(tmp_path / "a.h5", 0, 3)
+    for name in (b"b.h5", b"\xe9.h5", b"b c.h5"):
+        write_h5(tmp_path / "new.h5", 3, 2)
+        (tmp_path / "new.h5").rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    (tmp_path / "list.txt").write_bytes(listed)
+    feed = feed_of(layer("HDF5Data", "x", "y", f'source: "{tmp_path}/list.txt" batch_size: 5'), tmp_path)
+    assert passes(feed, 1)[0]["y"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("source", "listed", "message"),
+    [
+        ("a.h5", b"", "a.h5: is an HDF5 file without Caffe's weights or solver state, not a list of HDF5 files; "
+         "write its path into a text file and give that"),
+        ("list.txt", "a.h5\n".encode("utf-16"), "{here}/list.txt: is UTF-16 text; save it as UTF-8"),
+        ("list.txt", b"c.h5\n", "x (HDF5Data): {here}/c.h5: no such file; check the list"),
+        ("list.txt", b"list.txt\n", "x (HDF5Data): {here}/list.txt: cannot be read as HDF5; check the list"),
+    ],
+    ids=["the-file-itself", "utf-16", "absent", "not-hdf5"],
+)  # fmt: skip
+def test_lists_of_hdf5_files_refused(source, listed, message, tmp_path):
+    write_h5(tmp_path / "a.h5", 0, 3)
+    (tmp_path / "list.txt").write_bytes(listed)
+    with pytest.raises(IlgnetError) as raised:
+        feed_of(layer("HDF5Data", "x", "y", f'source: "{source}" batch_size: 5'), tmp_path).shapes()
+    assert str(raised.value) == message.format(here=tmp_path)
+
+
+def test_hdf5_rows_of_two_shapes_are_refused_by_both_rows(tmp_path):
+    write_h5(tmp_path / "a.h5", 0, 3)
+    write_h5(tmp_path / "b.h5", 3, 2, side=4)
+    (tmp_path / "list.txt").write_text("a.h5\nb.h5\n")
+    feed = feed_of(layer("HDF5Data", "x", "y", 'source: "list.txt" batch_size: 4'), tmp_path)
+    with pytest.raises(IlgnetError) as raised:
+        passes(feed, 1)
     assert str(raised.value) == (
-        f"x (HDF5Data): {tmp_path}/a.h5: has no numeric dataset 'x'; name the tops as the datasets"
+        f"x (HDF5Data): rows of one batch differ in shape: x of row 0 of {tmp_path}/a.h5 is 2, of row 0 of {tmp_path}/b.h5 "
+        "is 4; resize or crop them alike"
+    )
+
+
+def test_database_rows_of_two_shapes_are_refused_by_both_keys(tmp_path):
+    writer = LmdbWriter(tmp_path / "db")
+    grey, colour = (
+        cv2.imencode(".png", np.zeros((5, 7, *more), np.uint8))[1].tobytes() for more in ((), (3,))
+    )
+    writer.write([(b"00000000", encoded_datum(colour, 1)), (b"00000001", encoded_datum(grey, 0))])
+    writer.close()
+    feed = feed_of(data_layer(batch=2).replace("raw64_lmdb", "db"), tmp_path)
+    with pytest.raises(IlgnetError) as raised:
+        passes(feed, 1)
+    assert str(raised.value) == (
+        "data (Data): rows of one batch differ in shape: data of 00000000 is 3x5x7, of 00000001 is 1x5x7; "
+        "resize or crop them alike"
     )
 
 

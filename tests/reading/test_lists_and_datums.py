@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ilgnet_repro.errors import DataError, FormatError, IlgnetError
+from ilgnet_repro.errors import DataError, FormatError, IlgnetError, printable
 from ilgnet_repro.reading.datum import datum_header, datum_image, encoded_datum, parse_datum, raw_datum
 from ilgnet_repro.reading.image_list import ImageList, image_path
 from ilgnet_repro.reading.lmdb_check import check_lmdb
@@ -14,6 +14,7 @@ from ilgnet_repro.reading.lmdb_export import export_lmdb
 from ilgnet_repro.reading.lmdb_read import LmdbReader, row_key, split_key
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
 from ilgnet_repro.reading.mean import compute_mean, read_mean
+from ilgnet_repro.reading.rows import ListRows
 from ilgnet_repro.schema import caffe_pb2
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
@@ -34,8 +35,27 @@ def database(folder, rows):
         ("a.jpg\t-2\r\nb  1  \r\n\n \n", [("a.jpg", -2), ("b", 1)]),
         ("é.jpg 7\n", [("é.jpg", 7)]),
         ("", []),
+        ("\ufeffa.jpg 4\nb.jpg 5\n", [("a.jpg", 4), ("b.jpg", 5)]),
+        ("\ufeff", []),
+        ("a.jpg\r\nb.jpg 2\r\n", [("a.jpg", 0), ("b.jpg", 2)]),
+        # Caffe's atoi of the whole row
+        ("12.jpg\n-3x.jpg\nsub/7.jpg", [("12.jpg", 12), ("-3x.jpg", -3), ("sub/7.jpg", 0)]),
+        ("a.jpg 5.0\nb.jpg 6.\n", [("a.jpg", 5), ("b.jpg", 6)]),
+        ('"a.jpg" 1\n', [('"a.jpg"', 1)]),
     ],
-    ids=["plain", "spaces", "tabs-and-crlf", "utf8", "empty"],
+    ids=[
+        "plain",
+        "spaces",
+        "tabs-and-crlf",
+        "utf8",
+        "empty",
+        "byte-order-mark",
+        "byte-order-mark-alone",
+        "no-label",
+        "no-label-but-digits",
+        "whole-floats",
+        "quotes",
+    ],
 )
 def test_list_rows(text, rows, tmp_path):
     (tmp_path / "list.txt").write_bytes(text.encode())
@@ -47,17 +67,129 @@ def test_list_rows(text, rows, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jpg 0\nb.jpg\n", r"list.txt:2: 'b.jpg' is not a row; write `path label`"),
         ("a.jpg 0\n\nb.jpg 1\n", r"list.txt:2: '' is not a row"),
         ("a.jpg 0.5\n", r"list.txt:1: label '0.5' is not an integer"),
         ("a.jpg 3000000000\n", r"list.txt:1: label '3000000000' is not an integer"),
+        (
+            "a.jpg 0.25\n",
+            r"list.txt:1: label '0.25' is not an integer; round it, or store such labels as HDF5Data$",
+        ),
+        (
+            "a.jpg 1,0,2\n",
+            r"list.txt:1: label '1,0,2' is not an integer; give one label per row, or store them as HDF5",
+        ),
+        (
+            "a.jpg 0.5 1.5\n",
+            r"list.txt:1: label '1.5' is not an integer; give one label per row, or store them as HDF5",
+        ),
+        ("a.jpg 0\rb.jpg 1\r", r"list.txt: its lines end in carriage returns alone; end them in line feeds$"),
+        ("a.jpg 0\n".encode("utf-16"), r"list.txt: is UTF-16 text; save it as UTF-8$"),
+        (b"\x89PNG\r\n\x1a\n", r"list.txt: is a PNG image, not an image list; give rows of `path label`$"),
+        ("hello there\n", r"list.txt:1: label 'there' is not an integer; write `path label`$"),
     ],
-    ids=["no-label", "blank-line", "fraction", "too-large"],
+    ids=[
+        "blank-line",
+        "fraction",
+        "too-large",
+        "float",
+        "commas",
+        "several-floats",
+        "old-mac",
+        "utf-16",
+        "an-image",
+        "prose",
+    ],
 )
 def test_bad_list_rows(text, message, tmp_path):
-    (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
+    (tmp_path / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(IlgnetError, match=message):
         list(ImageList(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("a.jpg 1\nb.jpg 2\n", None),
+        (
+            "a.jpg 1\nb.jpg\nc.jpg \n",
+            "2 rows have no label, the first in line 2 (b.jpg); its label is 0, as in Caffe",
+        ),
+        (
+            "\ufeff31.jpg\n",
+            "1 rows have no label, the first in line 1 (31.jpg); its label is the number that its name starts with, 31, "
+            "as in Caffe",
+        ),
+    ],
+    ids=["labelled", "some", "digits"],
+)
+@pytest.mark.parametrize("seed", [None, 5], ids=["in-order", "shuffled"])
+def test_rows_without_a_label_are_said(text, note, seed, tmp_path):
+    (tmp_path / "list.txt").write_text(text)
+    images = ImageList(tmp_path / "list.txt", seed)
+    assert images.notes() == ([] if note is None else [f"{tmp_path}/list.txt: {note}"])
+    if note is None:
+        images.check_labels()
+    else:
+        with pytest.raises(DataError, match=r"rows have no label, .*; write `path label`$"):
+            images.check_labels()
+
+
+NOT_FOUND = {  # rows whose image is there under another name: the reason beside "no such file"
+    "labels": (
+        "p.png 0 1 0",
+        "",
+        "its row has several labels (0 1 0): give one label per row, or store them as HDF5Data",
+    ),
+    "float labels": (
+        "p.png 0.5 1.5 2",
+        "",
+        "its row has several labels (0.5 1.5 2): give one label per row, or",
+    ),
+    "tabs": ("p.png\t3\t4", "", "its row has several labels (3 4): give one label"),
+    "csv": ("p.png,3", "", "write a space between path and label"),
+    "quotes": ('"p.png" 3', "", "its path is in quotation marks: remove them from the list"),
+    "absolute": (
+        "{here}/p.png 3",
+        "{here}",
+        "its path in the list is absolute: give / as the folder of the images",
+    ),
+    "absent": ("q.png 3", "", None),
+}
+
+
+@pytest.mark.parametrize(("row", "root", "why"), NOT_FOUND.values(), ids=NOT_FOUND)
+def test_a_missing_image_and_what_its_row_shows(row, root, why, tmp_path):
+    row, root = row.format(here=tmp_path), root.format(here=tmp_path)
+    cv2.imwrite(str(tmp_path / "p.png"), PICTURE.transpose(1, 2, 0))
+    (tmp_path / "list.txt").write_text(row)
+    rows = ListRows(tmp_path / "list.txt", root, base=tmp_path)
+    with pytest.raises(DataError) as raised:
+        rows.image(0)
+    name = rows.name(0)
+    path = f"{root}/{name}" if root else tmp_path / name
+    ending = f"no such file; {why}" if why else "no such file; remove the row or replace the image"
+    assert str(raised.value).startswith(f"{printable(str(path))}: {ending}")
+
+
+FOUND = {  # a row, the folder of the images, the base without one
+    "relative": ("sub/p.png 1", "", "{here}"),
+    "absolute": ("{here}/sub/p.png 1", "", "{here}/elsewhere"),
+    "absolute under the root": ("{here}/sub/p.png 1", "/", "{here}/elsewhere"),
+    "under a folder": ("p.png 1", "{here}/sub/", "."),
+    "under a folder without a slash": ("p.png 1", "{here}/sub", "."),
+    "separators of Windows": ("sub\\p.png 1", "", "{here}"),
+    "a folder of Windows": ("p.png 1", "{here}\\sub\\", "."),
+}
+
+
+@pytest.mark.parametrize(("row", "root", "base"), FOUND.values(), ids=FOUND)
+def test_where_a_lists_images_are(row, root, base, tmp_path):
+    (tmp_path / "sub").mkdir()
+    cv2.imwrite(str(tmp_path / "sub" / "p.png"), PICTURE.transpose(1, 2, 0))
+    (tmp_path / "list.txt").write_text(row.format(here=tmp_path))
+    rows = ListRows(tmp_path / "list.txt", root.format(here=tmp_path), base=base.format(here=tmp_path))
+    image, label = rows.image(0)
+    assert np.array_equal(image, PICTURE) and label == 1
 
 
 def test_list_larger_than_a_block(tmp_path):

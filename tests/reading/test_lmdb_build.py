@@ -106,6 +106,24 @@ def test_refused(names, options, message, images, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "db").exists()
 
 
+@pytest.mark.parametrize(
+    "names", [["9.png", "missing.png"], ["0.png 1", "1.png 0"]], ids=["missing", "labels"]
+)
+def test_a_build_that_stores_no_row_fails(names, images, tmp_path):
+    with pytest.raises(DataError) as raised:
+        build_lmdb(images, write_list(images, names), tmp_path / "db")
+    why = "its row has several labels" if " " in names[0] else "remove the row or replace the image"
+    start = (
+        f"{tmp_path}/db: none of the 2 rows could be stored (row 0: {images}/{names[0]}: no such file; {why}"
+    )
+    assert str(raised.value).startswith(start)
+    assert str(raised.value).endswith(f"); {tmp_path}/db.bad.txt lists why")
+    assert len((tmp_path / "db.bad.txt").read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db.bad.txt", "images", "list.txt"]
+    assert build_lmdb(images, write_list(images, ["0.png"]), tmp_path / "db").stored == 1
+    assert not (tmp_path / "db.bad.txt").exists()
+
+
 def test_check_size_accepts_equal_sizes(images, tmp_path):
     listed = write_list(images, ["0.png", "1.png", "missing.png", "2.png"])
     report = build_lmdb(images, listed, tmp_path / "db", BuildOptions(check_size=True, encoded=True))

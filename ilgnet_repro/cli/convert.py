@@ -139,6 +139,10 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         help="onnx: LRN as a convolution and roots, which ONNX Runtime computes several times faster than LRN nodes",
     )  # fmt: skip
     group.add_argument(
+        "--opset", type=int, metavar="N",
+        help="onnx: the opset, from 13 to the newest that the installed ONNX Runtime accepts (default 13, which most read)",
+    )  # fmt: skip
+    group.add_argument(
         "--with-preprocessing", action="store_true",
         help="onnx: take uint8 images (N, height, width, 3) and resize, crop, subtract and scale in the graph",
     )  # fmt: skip
@@ -330,6 +334,7 @@ def _options(args: argparse.Namespace) -> SaveOptions:
         "outputs": _blobs(args.outputs), "inputs": _blobs(args.inputs), "batch": args.batch,
         "fold": args.fold, "with_preprocessing": args.with_preprocessing, "input_order": args.input_order,
         "precision": args.precision, "dynamic_size": args.dynamic_size, "fast_lrn": args.fast_lrn,
+        "opset": args.opset,
     }  # fmt: skip
 
 

@@ -104,6 +104,8 @@ def read_options(given: SaveOptions) -> Options:
     _check_batch(options.batch)
     if options.precision is not None:
         check_weights_precision(options.precision)
+    if options.opset is not None:
+        import_module(f"{__package__}.onnx_opsets").check_opset(options.opset)
     if options.with_preprocessing and options.dynamic_size:
         raise IlgnetError(
             "dynamic_size=True: the preprocessing resizes every image to one size; leave one of the two out",

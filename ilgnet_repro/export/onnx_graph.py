@@ -18,11 +18,8 @@ from ..runtime.net import CaffeNet
 from ..runtime.quantize import QuantizedWeight, quantized_blob
 from ..runtime.safetensors_file import tensor_bytes
 from ..version import __version__
+from .onnx_opsets import DEFAULT, adapt, ir_version, needed_opset
 from .open_shapes import Dim, Dims, open_shapes
-
-# Opset 20 is in every release of ONNX Runtime since early 2024; its IR version is 9.
-OPSET = 20
-IR_VERSION = 9
 
 ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -83,6 +80,7 @@ class OnnxWriter:
 
     ``dims`` are the shapes of the net's blobs, with open axes as symbols or None.  ``expanded`` maps an operator to the
     function that adds other nodes in its place.  ``names`` are the names of the net's values (`Graph.names`).
+    Operators get the form that they have in ``opset``.
     """
 
     def __init__(
@@ -91,7 +89,9 @@ class OnnxWriter:
         outputs: Iterable[str] = (),
         expanded: Mapping[str, Callable[..., str]] | None = None,
         names: Mapping[Value, str] | None = None,
+        opset: int = DEFAULT,
     ) -> None:
+        self.opset = opset
         self.dims: Dims = dict(dims)
         self._value_names = names or {}
         self._outputs = set(outputs)
@@ -107,6 +107,7 @@ class OnnxWriter:
         self._made_here: set[str] = set()  # those of the current layer
         self._replaced: set[str] = set()  # blobs that an in-place layer replaces
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
+        self._arrays: dict[str, np.ndarray] = {}  # the constants, by name
         self._parameters: dict[tuple[int, Shape], str] = {}  # so that shared blobs stay one
         self._layer: Layer | None = None
         self._count = 0
@@ -122,7 +123,16 @@ class OnnxWriter:
         return self.nodes(op, inputs, 1, **attributes)[0]
 
     def nodes(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Attribute) -> list[str]:
-        return self._add(op, inputs, outputs, attributes)
+        given = list(inputs)
+        other = adapt(self, op, given, attributes, self.opset)
+        if other is not None:
+            return [other]
+        needed = needed_opset(op, given, attributes, self.opset)
+        if needed != self.opset:
+            raise self._error(
+                f"its ONNX operator {op} is so from opset {needed} on; write opset={needed}", option="opset"
+            )
+        return self._add(op, given, outputs, attributes)
 
     def scan(
         self, states: Sequence[str], sequences: Sequence[str], step: Callable[..., Sequence[str]]
@@ -143,6 +153,7 @@ class OnnxWriter:
         if key not in self._constants:
             name = self._unused(f"const_{len(self._constants)}")
             self._constants[key] = name
+            self._arrays[name] = array
             self.constants.append(numpy_helper.from_array(array, name))
         return self._constants[key]
 
@@ -170,6 +181,10 @@ class OnnxWriter:
             raise self._needs_fixed_size()
         return length
 
+    def value_of(self, name: str) -> np.ndarray | None:
+        """Return the constant of that name; None for other values."""
+        return self._arrays.get(name)
+
     # ------------------------------------------------------------------ nodes and names
 
     @property
@@ -194,6 +209,10 @@ class OnnxWriter:
 
     def _dims_of(self, value: str) -> tuple[Dim, ...]:
         return self._lengths[value] if value in self._lengths else self.dims[value]
+
+    def _error(self, message: str, *, option: str) -> LayerError:
+        name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
+        return LayerError(name, type_, message, option=option)
 
     def _needs_fixed_size(self) -> NeedsFixedSizeError:
         name, type_ = (self._layer.node.name, self._layer.node.type) if self._layer else ("net", "ONNX")
@@ -314,13 +333,15 @@ def plan_onnx(
     fast_lrn: bool = False,
     prepare: Prepare | None = None,
     open_batch: bool = True,
+    opset: int = DEFAULT,
 ) -> OnnxModel:
     """Return ``net`` as an ONNX model with a dynamic batch (unless not ``open_batch``), its weights not copied.
 
     The first axis of every input is open (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, also
     height and width of images (H, W), where the net accepts other lengths; the other blobs follow
-    (open_shapes.py).  ``fast_lrn`` replaces LRN nodes by a convolution; ``prepare`` computes one input
-    from images.  Raises LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
+    (open_shapes.py).  ``opset`` is the file's (onnx_opsets.py).  ``fast_lrn`` replaces LRN nodes by a convolution;
+    ``prepare`` computes one input from images.  Raises LayerError where a layer cannot be expressed in ONNX, or
+    needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
     for _, layer in net.steps(wanted):
@@ -337,7 +358,8 @@ def plan_onnx(
 
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
-        writer = OnnxWriter(dims, wanted, {"LRN": lrn_as_convolution} if fast_lrn else None, net.graph.names)
+        expanded = {"LRN": lrn_as_convolution} if fast_lrn else None
+        writer = OnnxWriter(dims, wanted, expanded, net.graph.names, opset)
         inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
         if prepare is not None and prepare.blob in inputs:
             inputs[prepare.blob] = given = prepare.add(writer)
@@ -370,9 +392,11 @@ def build_onnx(
     outputs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     dynamic_size: bool = False,
+    opset: int = DEFAULT,
 ) -> onnx.ModelProto:
     """Return ``net`` as an ONNX model in memory; see `plan_onnx`."""
-    return plan_onnx(net, outputs=outputs, metadata=metadata, dynamic_size=dynamic_size).proto()
+    model = plan_onnx(net, outputs=outputs, metadata=metadata, dynamic_size=dynamic_size, opset=opset)
+    return model.proto()
 
 
 def assemble(
@@ -389,8 +413,8 @@ def assemble(
     graph = helper.make_graph(nodes, name or "net", list(inputs), list(outputs), constants)
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", writer.opset)],
+        ir_version=ir_version(writer.opset),
         producer_name="ilgnet_repro",
         producer_version=__version__,
     )

@@ -42,8 +42,8 @@ def save(
     ``fold`` multiplies BatchNorm and the like into the layers before them;
     ``precision`` is that of dense weights, and float16 in a caffemodel also that of convolutions; ``dynamic_size`` leaves
     height and width open; ``with_preprocessing`` makes the input uint8 images in ``input_order``; ``fast_lrn`` writes LRN
-    as a convolution.  Raises IlgnetError where the format cannot store the net, by layer, and where a different net's
-    prototxt would be replaced.
+    as a convolution; ``opset`` is that of an ONNX file.  Raises IlgnetError where the format cannot store the net, by
+    layer, and where a different net's prototxt would be replaced.
     """
     target = Path(path)
     format_, chosen = format_of(target), read_options(options)

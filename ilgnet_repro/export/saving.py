@@ -37,6 +37,7 @@ class SaveOptions(TypedDict, total=False):
     with_preprocessing: bool
     input_order: str
     fast_lrn: bool
+    opset: int | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Options:
     with_preprocessing: bool = False
     input_order: str = "RGB"
     fast_lrn: bool = False
+    opset: int | None = None  # the default of onnx_opsets.py
 
 
 @dataclass(frozen=True)

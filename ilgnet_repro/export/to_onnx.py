@@ -15,6 +15,7 @@ from ..runtime.seeded_inputs import SEED
 from .formats import Format
 from .onnx_file import write_onnx
 from .onnx_graph import OnnxModel, Prepare, plan_onnx
+from .onnx_opsets import DEFAULT
 from .onnx_preprocess import IMAGE_INPUT, add_preprocessing, find_image_input
 from .open_shapes import size_notes
 from .saving import Saving, dense_notes
@@ -37,6 +38,7 @@ def _model(saving: Saving) -> OnnxModel:
     return plan_onnx(
         net, metadata=_metadata(saving), dynamic_size=options.dynamic_size,
         fast_lrn=options.fast_lrn, prepare=prepare, open_batch=options.batch is None,
+        opset=options.opset or DEFAULT,
     )  # fmt: skip
 
 
@@ -79,6 +81,6 @@ def notes(saving: Saving) -> tuple[str, ...]:
 
 FORMAT = Format(
     "onnx", ".onnx", write, reopen,
-    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn"), feed=prepared_inputs,
+    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn", "opset"), feed=prepared_inputs,
     notes=notes,
 )  # fmt: skip

@@ -25,16 +25,34 @@ from .net import Net
 from .net_spec import NetSpec, layers, params, to_proto
 from .phases import TEST, TRAIN
 from .python_layer import Layer
+from .solver import (
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
+    Solver,
+    get_solver,
+)
 
 __all__ = [
     "TEST",
     "TRAIN",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
     "Classifier",
     "Detector",
     "Layer",
+    "NesterovSolver",
     "Net",
     "NetSpec",
+    "RMSPropSolver",
+    "SGDSolver",
+    "Solver",
     "__version__",
+    "get_solver",
     "has_nccl",
     "init_log",
     "io",

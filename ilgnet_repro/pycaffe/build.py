@@ -70,15 +70,16 @@ def parameter_blobs(net: CaffeNet) -> dict[str, BlobVec]:
     found: dict[str, BlobVec] = {}
     for node in net.graph.layers:
         layer = net.layer(node.name)
-        if isinstance(layer, UserLayer):
-            found[node.name] = layer.user.blobs
-            continue
-        found[node.name] = BlobVec()
-        for name, spec in zip(layer.blob_names, net.plan.blobs[node.name], strict=True):
+        # The blobs that a script's layer has added are the parameters from here on.
+        blobs = layer.user.blobs if isinstance(layer, UserLayer) else BlobVec()
+        found[node.name] = blobs
+        for index, (name, spec) in enumerate(zip(layer.blob_names, net.plan.blobs[node.name], strict=True)):
             stored: Any = layer.stored_blob(name)
             if id(stored) not in memories:
                 memories[id(stored)] = ParameterValues(stored), ParameterGradient(stored)
-            found[node.name].append(Blob(spec.shape, *memories[id(stored)]))
+            if index == len(blobs):
+                blobs.append(Blob(spec.shape))
+            blobs[index].data_memory, blobs[index].diff_memory = memories[id(stored)]
     return found
 
 

@@ -27,3 +27,9 @@ class NoSuchField(IlgnetError, AttributeError):
 
 class FailedCheck(IlgnetError, AssertionError):
     """What pycaffe checks by `assert`."""
+
+
+class NoSuchBlob(IlgnetError, KeyError):
+    """A blob name that a net does not have."""
+
+    __str__ = Exception.__str__  # that of KeyError shows the message's repr

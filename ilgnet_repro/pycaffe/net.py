@@ -30,7 +30,7 @@ from ..train.trained_net import net_message
 from . import modes
 from .blob import Blob, BlobVec
 from .build import Data, build_steps, parameter_blobs
-from .failures import Failure, UnknownLayer, WrongCall
+from .failures import Failure, NoSuchBlob, UnknownLayer, WrongCall, WrongValue
 from .layout import lay_out, plan_backward, rates
 from .python_layer import Layer, register_user_layers
 from .steps import MemoryStep, PythonStep, Step
@@ -61,6 +61,8 @@ class Net:
     `blobs` and `layers` have these too; values stay after a pass, and a pass may start or end at any layer.
     """
 
+    caffe_net: CaffeNet  # the layers and their parameters
+
     def __init__(self, network_file: PathLike, *given: Any, **options: Any) -> None:
         """Take pycaffe's forms: (file, phase, level=0, stages=None, weights=None) and, older, (file, weights, phase).
 
@@ -81,7 +83,7 @@ class Net:
         cls, graph: Graph, root: Path, weights: Iterable[PathLike] = (), *, seed: int | None = None,
         share: Net | None = None,
     ) -> Net:  # fmt: skip
-        """Return the net of a graph; with ``share`` its layers have the parameters of that net's layers of the same name."""
+        """Return the net of a graph; with ``share`` it uses that net's weights (`share_with`)."""
         net = cls.__new__(cls)
         net._build(graph, root, weights, seed=seed, share=share)
         return net
@@ -94,18 +96,19 @@ class Net:
         seed = modes.next_seed() if seed is None else seed
         data = Data(graph, root, seed)
         plan = plan_net(graph, data.shapes)
-        arrays: Mapping[str, Sequence[np.ndarray]] = starting_weights(plan, weights, modes.log)
+        arrays: dict[str, Sequence[np.ndarray]] = dict(starting_weights(plan, weights, modes.log))
+        if share is not None:  # so that the fillers need not draw what is replaced
+            arrays |= {
+                name: own for name, own in float_arrays(share.caffe_net).items() if plan.blobs.get(name)
+            }
         self.caffe_net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=True))
-        if share is not None:
-            _tie(self.caffe_net, share.caffe_net)
         force = graph.text.force_backward
         for node in graph.layers:
             layer = self.caffe_net.layer(node.name)
             for index, rate in enumerate(rates(plan, node)):
                 stored = layer.stored_blob(layer.blob_names[index])
                 learned = plan.blobs[node.name][index].learned
-                if share is None or node.name not in share.caffe_net.params:
-                    stored.requires_grad_(bool(rate) or (learned and force))
+                stored.requires_grad_(bool(rate) or (learned and force))
         self._layout = lay_out(plan)
         self._backward_plan = plan_backward(plan, self._layout)
         self._param_blobs = parameter_blobs(self.caffe_net)
@@ -116,6 +119,8 @@ class Net:
         self._callbacks: dict[str, list[Callback]] = {"bf": [], "af": [], "bb": [], "ab": []}
         self._set_loss_weights()
         self._name_parts()
+        if share is not None:
+            self.share_with(share)
 
     def _name_parts(self) -> None:
         layout = self._layout
@@ -306,7 +311,7 @@ class Net:
             try:
                 held[...] = array
             except ValueError as error:
-                raise ShapeMismatch(
+                raise WrongValue(
                     f"{name}: shape {array.shape} does not fit the blob's {held.shape}; reshape one of them"
                 ) from error
 
@@ -323,7 +328,7 @@ class Net:
         for name in names:
             if name not in self.blobs:
                 hint = did_you_mean(str(name), self._blob_names)
-                raise UnknownBlob(f"{name!r} is not a blob of net {self.name!r}{hint}; see net.blobs")
+                raise NoSuchBlob(f"{name!r} is not a blob of net {self.name!r}{hint}; see net.blobs")
 
     def before_forward(self, callback: Callback) -> None:
         """Call ``callback(number)`` before each layer's forward pass."""
@@ -431,16 +436,6 @@ class Net:
         return list(self._layout.places[layer].bottoms)
 
 
-class UnknownBlob(IlgnetError, KeyError):
-    """A blob name that the net does not have."""
-
-    __str__ = Exception.__str__  # that of KeyError shows the message's repr
-
-
-class ShapeMismatch(IlgnetError, ValueError):
-    """Values of a shape that a blob does not take."""
-
-
 def _arguments(
     given: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[str, int, tuple[str, ...], str | None]:
@@ -493,16 +488,3 @@ def _trimmed(rows: Mapping[str, list[np.ndarray]], given: Mapping[str, Any]) -> 
     """Return rows as arrays, without those of the padding."""
     count = len(next(iter(given.values()))) if given else 0
     return {name: np.asarray(values[:count] if count else values) for name, values in rows.items()}
-
-
-def _tie(net: CaffeNet, other: CaffeNet) -> None:
-    """Let the layers of a net have the parameters of another net's layers of the same name.  Raises WeightsError."""
-    shared = [name for name in other.params if name in net.params]
-    for name in shared:
-        if [tuple(blob.shape) for blob in net.params[name]] != [
-            tuple(blob.shape) for blob in other.params[name]
-        ]:
-            raise WeightsError(
-                f"layer {name} differs in the train net and a test net; give its blobs the same shapes"
-            )
-        net.layer(name).tie_blobs(other.layer(name))

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..caffe.graph import Graph, Node
 from ..caffe.shared_memory import in_place_tops
@@ -17,7 +17,6 @@ from ..layers.support.base import BlobSpec, LayerPlan, Shape
 from ..layers.support.registry import layer_types
 from ..schema import caffe_pb2 as pb
 from .blob import Blob, BlobVec
-from .memory import ParameterGradient, ParameterValues
 
 _OWN = "ilgnet_repro.layers."  # the Python layers of well-known projects, written in torch
 
@@ -43,6 +42,14 @@ class Layer:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take what pycaffe passes: the layer's message."""
+
+
+class MissingModule(LayerError, ImportError):
+    """The module of a Python layer is not found."""
+
+
+class MissingClass(LayerError, AttributeError):
+    """The module of a Python layer has no such class."""
 
 
 class UserLayer(PythonLayer):
@@ -90,13 +97,6 @@ class UserLayer(PythonLayer):
         layer.user, layer.bottoms, layer.tops = held
         return layer
 
-    def register_blob(self, spec: BlobSpec, parameter: nn.Parameter) -> None:
-        """Let the script's own blob show the parameter."""
-        super().register_blob(spec, parameter)
-        blob = self.user.blobs[len(self.blob_names) - 1]
-        blob.data_memory = ParameterValues(parameter)
-        blob.diff_memory = ParameterGradient(parameter)
-
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         raise self.error(
             f"{self.user_class.__name__} is written for pycaffe and runs in its Net and solvers only; "
@@ -134,7 +134,7 @@ def _user_class(node: Node, *, has_own: bool) -> type | None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{param.module}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks another
-        raise LayerError(
+        raise MissingModule(
             node.name, node.type,
             f"module {param.module!r} is not found; start the script in its folder or set PYTHONPATH",
         ) from error  # fmt: skip

@@ -337,8 +337,7 @@ class Trainer:
     def _iterate(self, passes: int) -> None:
         settings = self.settings
         display = bool(settings.display) and self.iteration % settings.display == 0
-        for one in self.learnables:
-            one.tensor.grad = None
+        self._clear_gradients()
         with self._seeded():
             loss, outputs = self._passes(passes, backward=True)
         self._smooth(loss)
@@ -346,6 +345,16 @@ class Trainer:
         for observer in self.observers:
             observer.on_forward(self, forward)
         self._check_loss(loss)
+        self._update(display)
+        self.iteration += 1
+
+    def _clear_gradients(self) -> None:
+        for one in self.learnables:
+            one.tensor.grad = None
+
+    def _update(self, display: bool) -> None:
+        """Update the parameters by their gradients, at the rate of this iteration."""
+        settings = self.settings
         rate, step = settings.policy.at(self.iteration, self.current_step)
         new_step = step if step != self.current_step and settings.policy.name == "multistep" else None
         self.current_step = step
@@ -354,7 +363,6 @@ class Trainer:
         updated = Updated(self.iteration, rate, new_step, clipping, display)
         for observer in self.observers:
             observer.on_update(self, updated)
-        self.iteration += 1
 
     def _passes(self, count: int, *, backward: bool) -> tuple[float, tuple[Output, ...]]:
         """Run ``count`` passes; return the mean loss, and the outputs of the last batch."""
@@ -467,7 +475,11 @@ class Trainer:
         self.log("snapshot_weights", f"Snapshotting to {kind} file {names[0]}")
         self.log("snapshot_state", f"Snapshotting solver state to {kind} file {names[1]}")
         self.snapshots.save(
-            self.net, self.iteration, self.updater.history, self.current_step, self.updater.updates
+            self.net,
+            self.iteration,
+            self.updater.history,
+            self.current_step,
+            self.updater.updates if self.settings.snapshot_diff else None,
         )
 
     def save_weights(self, path: Path) -> None:

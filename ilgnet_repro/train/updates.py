@@ -53,12 +53,16 @@ Rule = Callable[[_Step, Tensors, Tensors, list[Tensors]], None]
 class Updater:
     """An update rule and its state: ``history`` is its arrays in the order of Caffe's solver states."""
 
-    def __init__(self, settings: Settings, learnables: Sequence[Learnable]) -> None:
+    def __init__(
+        self, settings: Settings, learnables: Sequence[Learnable], *, keep_updates: bool = False
+    ) -> None:
+        """With ``keep_updates``, or for snapshot_diff, what an update subtracts is kept in ``updates``."""
         self.settings = settings
         self.learnables = tuple(learnables)
-        # What Caffe leaves in the diffs of the parameters, for snapshot_diff: what the last update subtracted.
+        # What Caffe leaves in the diffs of the parameters: what the last update subtracted.
+        keep_updates = keep_updates or settings.snapshot_diff
         self.updates: Tensors | None = (
-            [torch.zeros_like(one.tensor) for one in learnables] if settings.snapshot_diff else None
+            [torch.zeros_like(one.tensor) for one in learnables] if keep_updates else None
         )
         self._rule, copies = RULES[settings.type]
         self.history: Tensors = [torch.zeros_like(one.tensor) for _ in range(copies) for one in learnables]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from ..version import __version__
 from . import alias, io, proto
-from .classifier import Classifier
-from .detector import Detector
-from .modes import (
+from ._caffe import (
+    NCCL,
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    Layer,
+    NesterovSolver,
+    Net,
+    RMSPropSolver,
+    SGDSolver,
+    Timer,
+    __version__,
+    get_solver,
     has_nccl,
     init_log,
     layer_type_list,
@@ -21,22 +30,13 @@ from .modes import (
     solver_count,
     solver_rank,
 )
-from .net import Net
+from .classifier import Classifier
+from .detector import Detector
 from .net_spec import NetSpec, layers, params, to_proto
 from .phases import TEST, TRAIN
-from .python_layer import Layer
-from .solver import (
-    AdaDeltaSolver,
-    AdaGradSolver,
-    AdamSolver,
-    NesterovSolver,
-    RMSPropSolver,
-    SGDSolver,
-    Solver,
-    get_solver,
-)
 
 __all__ = [
+    "NCCL",
     "TEST",
     "TRAIN",
     "AdaDeltaSolver",
@@ -50,7 +50,7 @@ __all__ = [
     "NetSpec",
     "RMSPropSolver",
     "SGDSolver",
-    "Solver",
+    "Timer",
     "__version__",
     "get_solver",
     "has_nccl",

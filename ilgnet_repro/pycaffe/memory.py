@@ -56,11 +56,15 @@ class Memory:
         """Replace the values by those of a tensor that nothing else uses, contiguous and without gradient."""
         base = None if self._array is None else self._array()
         if base is None or values.numel() > base.size:
-            self._hold(values)
-            self._array = None
+            self.replace(values)
         elif self._whole().data_ptr() != values.data_ptr():
             # By numpy: a copy by torch would be counted as a change of what the backward pass has saved.
             np.copyto(base[: values.numel()], values.view(-1).numpy())
+
+    def replace(self, values: Tensor) -> None:
+        """Use the memory of a tensor from now on; arrays that were handed out keep showing the old one."""
+        self._hold(values)
+        self._array = None
 
     @property
     def is_seen(self) -> bool:
@@ -69,14 +73,12 @@ class Memory:
 
     def share(self, other: Memory, shape: Shape) -> None:
         """Use the values of another memory from now on, which must be as many."""
-        self._hold(other.tensor(shape))
-        self._array = None
+        self.replace(other.tensor(shape))
 
     def _flat(self, count: int) -> Tensor:
         whole = self._tensor
         if whole is None or whole.numel() < count:
-            self._hold(torch.zeros(count))
-            self._array = None
+            self.replace(torch.zeros(count))
         whole = self._whole()
         return whole if whole.numel() == count else whole[:count]
 

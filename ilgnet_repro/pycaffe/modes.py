@@ -28,8 +28,8 @@ def log(message: str) -> None:
     print(glog("_caffe.cpp:91", message), file=sys.stderr)
 
 
-def init_log(level: int = 0, prefix: str = "") -> None:
-    """Accept a level and a prefix; what is logged here is what a script asks for, and what a net ignores."""
+def init_log(level: int = 0, stderr: bool = False) -> None:
+    """Accept a level and a target: the log goes to stderr, with what solvers do and what a net ignores."""
 
 
 def set_mode_cpu() -> None:

@@ -291,8 +291,8 @@ class MemoryStep(Step):
             raise self._layer.error("has no data; give them by net.set_input_arrays(data, labels)")
         size, start = self.batch[0], self._position
         for blob, rows in zip(self.tops, self._arrays, strict=True):
-            part = torch.from_numpy(rows[start : start + size])
-            blob.put(part if part.ndim == len(blob.shape) else part.view(blob.shape))
+            # The script's own memory, as in Caffe, so that nothing may be copied into it.
+            blob.data_memory.replace(torch.from_numpy(rows[start : start + size]).view(blob.shape))
         self._position = (start + size) % len(self._arrays[0])
 
 

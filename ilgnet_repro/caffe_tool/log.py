@@ -20,12 +20,12 @@ Log = Callable[[str, str], None]
 """Takes the location in Caffe's source that logs a line, such as ``caffe.cpp:304``, and the line."""
 
 
-def glog(location: str, message: str) -> str:
+def glog(location: str, message: str, level: str = "I") -> str:
     """A line with glog's prefix: level, date and time, process, source location.
 
     The date has no year, as in glog of Caffe's time: Caffe's `parse_log.py` relies on that.
     """
-    return f"I{datetime.now():%m%d %H:%M:%S.%f} {os.getpid():5d} {location}] {message}"
+    return f"{level}{datetime.now():%m%d %H:%M:%S.%f} {os.getpid():5d} {location}] {message}"
 
 
 def ostream(value: float) -> str:
@@ -89,8 +89,16 @@ LOCATIONS = {
     "net": "net.cpp:53",
     "net_output": "net.cpp:244",
     "net_done": "net.cpp:257",
+    "debug_top": "net.cpp:599",
+    "debug_param": "net.cpp:611",
+    "debug_bottom_diff": "net.cpp:627",
+    "debug_param_diff": "net.cpp:638",
+    "debug_norms": "net.cpp:727",
     "ignored": "net.cpp:752",
 }
+
+
+_ERRORS = ("debug_norms",)  # Caffe logs these as errors
 
 
 class CaffeLog(Observer):
@@ -102,7 +110,10 @@ class CaffeLog(Observer):
         self._last_iteration = 0
 
     def log(self, topic: str, text: str) -> None:
-        print(printable_lines(glog(LOCATIONS[topic], text)), file=self.stream or sys.stderr, flush=True)
+        level = "E" if topic in _ERRORS else "I"
+        print(
+            printable_lines(glog(LOCATIONS[topic], text, level)), file=self.stream or sys.stderr, flush=True
+        )
 
     def on_start(self, trainer: Run) -> None:
         self._last_time, self._last_iteration = time.perf_counter(), trainer.iteration

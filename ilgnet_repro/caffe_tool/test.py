@@ -13,7 +13,8 @@ from ..caffe.graph import Value
 from ..errors import GraphError
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from .log import Log, batch_line, mean_line, ostream
+from ..train.debug_info import DebugInfo
+from .log import LOCATIONS, Log, batch_line, mean_line, ostream
 
 DEFAULT_ITERATIONS = 50
 
@@ -66,9 +67,12 @@ def caffe_test(
     rows: dict[str, list[np.ndarray]] = {name: [] for name in net.outputs}
     loss = np.float32(0)
     log("caffe.cpp:281", f"Running for {iterations} iterations.")
+    wants_debug = net.graph.text.debug_info  # the net's own; a solver states it for its nets
+    debug = DebugInfo(net, lambda topic, text: log(LOCATIONS[topic], text)) if wants_debug else None
     for number, batch in enumerate(feed.batches(iterations)):
         with torch.inference_mode(), as_loaded(net):
-            done = net.run({name: value.to(device) for name, value in batch.items()})
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            done = net.run(inputs) if debug is None else debug.forward(inputs, net.outputs, backward=False)
         if done.loss is not None:
             loss += np.float32(done.loss.item())
         for name in net.outputs:

@@ -30,7 +30,8 @@ class TrainingView(Observer):
         self._loss = ""
 
     def log(self, topic: str, text: str) -> None:
-        if topic in ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged"):
+        shown = ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged")
+        if topic in shown or topic.startswith("debug_"):
             self._console.print(text, soft_wrap=True)
 
     def on_start(self, trainer: Run) -> None:

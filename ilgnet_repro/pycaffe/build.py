@@ -17,8 +17,8 @@ from ..layers.support.base import Shape
 from ..reading.data_layer_batches import Feed
 from ..reading.sources import SOURCES
 from ..runtime.net import CaffeNet
+from ..train.layout import Backward, Layout, Place
 from .blob import Blob, BlobVec
-from .layout import Backward, Layout, Place
 from .memory import ParameterGradient, ParameterValues
 from .python_layer import UserLayer
 from .steps import (

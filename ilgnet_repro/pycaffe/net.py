@@ -25,13 +25,13 @@ from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.plan import plan_net
 from ..runtime.weights import blob_counts
 from ..schema import caffe_pb2 as pb
+from ..train.layout import plan_backward, plan_layout, rates
 from ..train.nets import starting_weights
 from ..train.trained_net import net_message
 from . import modes
 from .blob import Blob, BlobVec
 from .build import Data, build_steps, parameter_blobs
 from .failures import Failure, NoSuchBlob, UnknownLayer, WrongCall, WrongValue
-from .layout import lay_out, plan_backward, rates
 from .python_layer import Layer, register_user_layers
 from .steps import MemoryStep, PythonStep, Step
 
@@ -109,7 +109,7 @@ class Net:
                 stored = layer.stored_blob(layer.blob_names[index])
                 learned = plan.blobs[node.name][index].learned
                 stored.requires_grad_(bool(rate) or (learned and force))
-        self._layout = lay_out(plan)
+        self._layout = plan_layout(plan)
         self._backward_plan = plan_backward(plan, self._layout)
         self._param_blobs = parameter_blobs(self.caffe_net)
         self._steps, self._blobs = build_steps(

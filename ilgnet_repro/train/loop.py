@@ -19,6 +19,7 @@ from ..reading.data_layer_batches import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from . import snapshot as snapshots
+from .debug_info import DebugInfo
 from .distributed import ProcessGroup, choose_device, device_line
 from .nets import build_net, check_layer_names, check_splitting, learnables
 from .observe import Forward, Observer, Output, Updated, log_outputs
@@ -53,10 +54,14 @@ class _Pass(nn.Module):
     def __init__(self, net: CaffeNet) -> None:
         super().__init__()
         self.net = net
+        self.debug: DebugInfo | None = None  # logs this pass
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with as_loaded(self.net):
-            done = self.net.run(batch)
+            if self.debug is None:
+                done = self.net.run(batch)
+            else:
+                done = self.debug.forward(batch, self.net.outputs, backward=torch.is_grad_enabled())
         if done.loss is None:
             raise GraphError(f"net {self.net.graph.name!r} has no loss layer in phase {self.net.graph.phase}")
         return done.loss, done.blobs
@@ -155,7 +160,9 @@ class Trainer:
         cut = any(
             node.layer.propagate_down or not (layer.has_gradient or layer.is_input) for node, layer in steps
         )
-        self._pass = group.wrap(_Pass(self.net), self.device, some_unused=cut)
+        self._own_pass = _Pass(self.net)
+        self._pass = group.wrap(self._own_pass, self.device, some_unused=cut)
+        self._debug = DebugInfo(self.net, self.log) if settings.debug_info and self.observers else None
         self.updater = Updater(settings, self.learnables)
         self.tester = Tester(
             settings, self.net, seed=self.seed, device=self.device, precision=self.precision, group=group,
@@ -251,6 +258,7 @@ class Trainer:
                 if not spec.learned
             ]
             saved = [blob.detach().clone() for blob in statistics]
+            self._own_pass.debug = None  # Caffe has no such pass
             loss = self._last_loss()
             with torch.no_grad():
                 for blob, value in zip(statistics, saved, strict=True):
@@ -338,6 +346,9 @@ class Trainer:
         settings = self.settings
         display = bool(settings.display) and self.iteration % settings.display == 0
         self._clear_gradients()
+        self._own_pass.debug = self._debug if display else None
+        if self._debug is not None:
+            self._debug.start_iteration()
         with self._seeded():
             loss, outputs = self._passes(passes, backward=True)
         self._smooth(loss)
@@ -377,6 +388,8 @@ class Trainer:
                     loss, blobs = self._pass(batch)
                 if backward and loss.requires_grad:
                     torch.autograd.backward(self.precision.scaled(loss) / accumulate)
+                if backward and self._own_pass.debug is not None:
+                    self._own_pass.debug.log_backward(self.precision.scale)
             total += loss.detach()
             for name, value in blobs.items():
                 value = value.detach().double().reshape(-1) / accumulate

@@ -54,6 +54,11 @@ class Precision:
         """Return the scaled loss, on which to call ``backward``."""
         return loss * self._scale if self._scale != 1 else loss
 
+    @property
+    def scale(self) -> float:
+        """The factor of the loss, and so of its gradients."""
+        return self._scale
+
     @torch.no_grad()
     def unscale(self, parameters: Iterable[Tensor]) -> bool:
         """Unscale the gradients; return False if one is not finite, so that the update is skipped."""

@@ -219,8 +219,6 @@ def _check(param: pb.SolverParameter) -> None:
         raise SolverError(f"solver: rms_decay {param.rms_decay:g} must be at least 0 and below 1")
     if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 < 1):
         raise SolverError("solver: momentum and momentum2 of Adam must be at least 0 and below 1")
-    if param.debug_info:
-        raise SolverError("solver: debug_info is not supported; remove it, or use `ilgnet audit` on the net")
 
 
 def _train_net(param: pb.SolverParameter, read: ReadNet, files: NamedFiles) -> NetSource:

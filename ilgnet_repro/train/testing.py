@@ -14,6 +14,7 @@ from ..caffe.graph_build import graph_text
 from ..reading.data_layer_batches import Feed
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
+from .debug_info import DebugInfo
 from .distributed import ProcessGroup
 from .nets import build_test_net, check_splitting
 from .observe import Log, Output, Test, log_outputs
@@ -57,6 +58,8 @@ class Tester:
             for file in settings.weights:
                 log("weights", f"Finetuning from {file}")
         self._batches: list[Iterator[dict[str, Tensor]]] = []
+        wants_debug = settings.debug_info and group.is_first
+        self._debugs = [DebugInfo(net, log) for net in self.nets] if wants_debug else []
 
     def seek(self, tests: int, workers: int) -> None:
         """Move the data to the position after a number of tests; ``workers`` threads read ahead."""
@@ -90,7 +93,10 @@ class Tester:
             batch = next(self._batches[index])
             batch = {top: value.to(self._device, self._precision.dtype) for top, value in batch.items()}
             with as_loaded(net):
-                done = net.run(batch, (*names, *scores))
+                if self._debugs:
+                    done = self._debugs[index].forward(batch, (*names, *scores), backward=False)
+                else:
+                    done = net.run(batch, (*names, *scores))
             sizes = {name: done.blobs[name].reshape(-1) for name in names}
             loss = torch.zeros(1, device=self._device) if done.loss is None else done.loss.view(1)
             nonfinite = ~loss.isfinite() | any(bool(done.blobs[name].isnan().any()) for name in scores)

@@ -12,7 +12,7 @@ from ..errors import GraphError
 from ..layers.support.base import Layer
 from ..runtime.plan import NetPlan
 from ..schema import caffe_pb2 as pb
-from ..train.trained_net import insert_splits
+from .trained_net import insert_splits
 
 AUTOMATIC = "(automatic)"  # the name of a loss that the text gives no top
 # The labels of losses, where they may be other numbers than indices.
@@ -65,7 +65,7 @@ class Backward:
     bottoms: tuple[tuple[bool, ...], ...]
 
 
-def lay_out(plan: NetPlan) -> Layout:
+def plan_layout(plan: NetPlan) -> Layout:
     """Return the layers and blobs of a net.  Raises GraphError where Caffe refuses what its splits lead to."""
     nodes = plan.graph.layers
     names: list[str] = []
@@ -108,6 +108,14 @@ def rates(plan: NetPlan, node: Node) -> list[float]:
     ]
 
 
+def stated_rates(plan: NetPlan, node: Node) -> list[float]:
+    """Return the `lr_mult` of each of a layer's blobs as its text states it, 1 by default.
+
+    `Net::Init` decides by these where gradients are computed, before BatchNorm sets those of its statistics to 0.
+    """
+    return [param_spec(node, index).lr_mult for index in range(len(plan.blobs[node.name]))]
+
+
 def plan_backward(plan: NetPlan, layout: Layout) -> Backward:
     """Decide the backward pass as `Net::Init` does: from parameters with a rate, and under a loss only."""
     count = len(layout.places)
@@ -121,7 +129,7 @@ def plan_backward(plan: NetPlan, layout: Layout) -> Backward:
         ])  # fmt: skip
         need = any(needed[bottom] for bottom in place.bottoms)
         if place.node is not None:
-            need = need or any(rates(plan, place.node))
+            need = need or any(stated_rates(plan, place.node))
         layers[number] = need
         if need:
             for top in place.tops:

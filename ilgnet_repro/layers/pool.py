@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, uses
@@ -50,6 +51,21 @@ class _PoolingBase(Layer):
         if self.method == "STOCHASTIC":
             return stochastic_pool2d_draw if draws else stochastic_pool2d
         return caffe_max_pool2d if self.method == "MAX" else caffe_avg_pool2d
+
+    def _pooled(self, x: Tensor, pool: Callable[[Tensor], Any]) -> Any:
+        """Return ``pool(x)``, its maxima as Caffe finds them: values greater than -FLT_MAX, so neither NaN nor -inf.
+
+        The bottom is searched for such values only where a maximum shows one, and always where torch traces.
+        """
+        if self.method != "MAX":
+            return pool(x)
+        lowest = torch.finfo(x.dtype).min
+        if not (torch.compiler.is_compiling() or is_tracing() or x.is_meta):
+            top = pool(x)
+            values = (top[0] if isinstance(top, tuple) else top).detach()
+            if not values.numel() or bool(values.amin() >= lowest):  # False for NaN too
+                return top
+        return pool(torch.where(x >= lowest, x, lowest))
 
     def _onnx_pool(self, graph: OnnxGraph, x: str, sides: Sides, window: Window) -> str:
         if self.method == "MAX":
@@ -205,12 +221,13 @@ class Pooling(_PoolingBase):
         if self.is_video:
             return (self._video_window(x.shape[2:])(x),)
         if self.torch_name:
-            return (self.torch_function(x, *self.arguments),)
+            return (self._pooled(x, lambda x: self.torch_function(x, *self.arguments)),)
         window = self._window(x.shape[2:])
         geometry = (window.kernel, window.stride, window.pad, window.ceil_mode)
         if self.has_mask:
-            return caffe_max_pool2d_mask(x, *geometry)
-        return (self.function(self.training)(x, *geometry),)
+            top, mask = self._pooled(x, lambda x: caffe_max_pool2d_mask(x, *geometry))
+            return top, mask
+        return (self._pooled(x, lambda x: self.function(self.training)(x, *geometry)),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.is_video:
@@ -288,7 +305,7 @@ class SPP(_PoolingBase):
         return LayerPlan([(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (spatial_pyramid_pool(x, self.levels, self.function(self.training)),)
+        return (self._pooled(x, lambda x: spatial_pyramid_pool(x, self.levels, self.function(self.training))),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         sides = graph.size(x, 2), graph.size(x, 3)

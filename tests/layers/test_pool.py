@@ -157,6 +157,37 @@ def test_empty_windows_are_lowest_and_nan_as_in_caffe():
     assert np.isnan(found[:, :, 1]).all()
 
 
+NAN_WINDOWS = {  # fields, kernel, stride, pad
+    "torch's own windows": ("kernel_size: 2 stride: 2", (2, 2), (2, 2), (0, 0)),
+    "windows that torch lacks": ("kernel_size: 2 stride: 2 pad: 1", (2, 2), (2, 2), (1, 1)),
+    "the whole plane": ("global_pooling: true", (6, 8), (1, 1), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("tops", [1, 2], ids=["maximum", "mask"])
+@pytest.mark.parametrize(("fields", "kernel", "stride", "pad"), NAN_WINDOWS.values(), ids=NAN_WINDOWS)
+def test_a_maximum_is_neither_nan_nor_minus_infinity(fields, kernel, stride, pad, tops):
+    x = draw(2, 3, 6, 8)
+    x[0, 0, 2, 3] = x[0, 1, :2, :2] = x[1, 2] = np.nan
+    x[1, 0, :2, :4] = -np.inf
+    x[1, 1, 5, 5] = np.inf
+    cleaned = np.where(x > LOWEST, x, LOWEST)  # NaN > is false, as in Caffe's comparison
+    top, mask = slow_pool(cleaned, "MAX", kernel, stride, pad, ceil_mode=True)
+    found = run(one_layer(f'type: "Pooling" pooling_param {{ {fields} }}', x.shape, tops=tops), [x])
+    np.testing.assert_array_equal(found[0], top)
+    if tops == 2:
+        np.testing.assert_array_equal(found[1], np.where(top > LOWEST, mask, -1))
+
+
+def test_spp_skips_nan():
+    x = draw(1, 2, 4, 4)
+    x[0, 0, 0, 0] = np.nan
+    net = one_layer('type: "SPP" spp_param { pyramid_height: 2 }', x.shape)
+    halves = np.nanmax(x.reshape(1, 2, 2, 2, 2, 2), axis=(3, 5)).reshape(1, -1)
+    expected = np.concatenate([np.nanmax(x, axis=(2, 3)), halves], 1)
+    np.testing.assert_array_equal(run(net, [x])[0], expected)
+
+
 def test_stochastic_pooling_samples_in_proportion():
     torch.manual_seed(0)
     x = np.array([1.0, 2.0, 0.0, 5.0], np.float32).reshape(1, 1, 2, 2).repeat(20000, 0)

@@ -77,7 +77,7 @@ def caffe_max_pool2d_mask(
     top, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
     height, width = x.shape[2:]
     row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (top > torch.finfo(x.dtype).min)
     # bfloat16 represents integers up to 256 only.
     wide = torch.promote_types(x.dtype, torch.float32)
     return top, torch.where(inside, row * width + column, -1).to(wide)

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack deployed crosscheck lint format schema prototxt clean
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck lint format schema prototxt clean
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -58,6 +58,10 @@ attack: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_severe.py
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_fuzz.py --cases 20000 --seconds $(ATTACK_SECONDS)
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_kill.py --ilgnet $(VENV)/bin/ilgnet --rounds 20 --leftovers-fail
+
+# docs/zoo.md: every net of the zoo in every form beside OpenCV, and the deployed nets where they are; about 20 minutes.
+zoo: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/zoo_agreement.py
 
 # Nets that people deployed, with what Caffe made of them, and their checker; neither is committed.  Not part of
 # check-all as long as some of these nets are refused.

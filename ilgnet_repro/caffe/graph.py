@@ -42,6 +42,9 @@ class Node:
     is_inserted: bool = False
     # Caffe's gradient stops here: a Flatten after it replaced the memory that this layer's bottom would get it from.
     loses_gradient: bool = False
+    # A Pooling's mask (the positions of its maxima) is computed from it: where two values are nearly equal, the last bit
+    # of a sum decides which position the mask names, and everything after it.
+    feeds_mask: bool = False
 
     @property
     def is_in_place(self) -> bool:

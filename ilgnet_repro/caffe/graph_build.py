@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import GraphError, LayerError
@@ -49,7 +49,7 @@ def build_graph(
     state = net_state(phase, level, (*net.state.stage, *stages))
     layers = [layer for layer in net.layer if is_included(layer, state)]
     if not layers:
-        raise GraphError(f"net {net.name!r} has no layer in phase {phase}; check include rules and phase")
+        raise _empty(net, phase, level, stages)
     for layer in layers:
         if not layer.type:
             raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
@@ -63,9 +63,20 @@ def build_graph(
     return Graph(net.name, phase, nodes, outputs, _value_names(nodes), net)
 
 
+def _empty(net: pb.NetParameter, phase: str, level: int, stages: Sequence[str]) -> GraphError:
+    what = f"net {net.name!r} has no layer in phase {phase}"
+    other = {"TEST": "TRAIN", "TRAIN": "TEST"}[phase]
+    count = sum(
+        is_included(layer, net_state(other, level, (*net.state.stage, *stages))) for layer in net.layer
+    )
+    if not count:
+        return GraphError(f"{what}; check include rules, phase, level and stages")
+    return GraphError(f"{what}; it has {count} in {other}: choose phase={other!r}", option="phase")
+
+
 @dataclass
 class _Draft:
-    """A node under construction: its tops, and whether its gradient is lost, are set later."""
+    """A node under construction: its tops, and what the layers after it decide, are set later."""
 
     name: str
     layer: pb.LayerParameter
@@ -73,11 +84,12 @@ class _Draft:
     tops: list[Value] = field(default_factory=list)
     is_inserted: bool = False
     loses_gradient: bool = False
+    feeds_mask: bool = False
 
     def node(self, phase: str) -> Node:
         return Node(
             self.name, self.layer.type, tuple(self.bottoms), tuple(self.tops),
-            phase, self.layer, self.is_inserted, self.loses_gradient,
+            phase, self.layer, self.is_inserted, self.loses_gradient, self.feeds_mask,
         )  # fmt: skip
 
 
@@ -130,6 +142,14 @@ class _Walk:
         for draft in self.drafts:
             if takes_gradient_memory(draft.layer) and not draft.is_inserted:
                 self._cut_gradient(draft.bottoms[0])
+        self._mark_masks()
+
+    def _mark_masks(self) -> None:
+        before: set[Value] = set()
+        for draft in reversed(self.drafts):
+            draft.feeds_mask = not before.isdisjoint(draft.tops)
+            if draft.feeds_mask or (draft.layer.type == "Pooling" and len(draft.tops) == 2):
+                before.update(draft.bottoms)
 
     # ------------------------------------------------------------------ blobs and their memory
 

@@ -305,7 +305,9 @@ class SPP(_PoolingBase):
         return LayerPlan([(count, channels, 1, 1) if self.levels == 1 else (count, channels * total)])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self._pooled(x, lambda x: spatial_pyramid_pool(x, self.levels, self.function(self.training))),)
+        return (
+            self._pooled(x, lambda x: spatial_pyramid_pool(x, self.levels, self.function(self.training))),
+        )
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         sides = graph.size(x, 2), graph.size(x, 3)

@@ -7,7 +7,7 @@ import pytest
 from ilgnet_repro.caffe.graph import Value
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
-from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.errors import GraphError, IlgnetError
 from ilgnet_repro.runtime.load import load_net
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
@@ -112,10 +112,16 @@ def test_refused(layers, message) -> None:
 
 
 def test_an_empty_phase_is_refused() -> None:
-    with pytest.raises(
-        IlgnetError, match=r"net 'n' has no layer in phase TRAIN; check include rules and phase"
-    ):
-        build_graph(parse_net('name: "n" layer { name: "x" type: "Input" include { phase: TEST } }'), "TRAIN")
+    text = 'name: "n" layer { name: "x" type: "Input" include { phase: TEST %s } }'
+    with pytest.raises(GraphError) as caught:
+        build_graph(parse_net(text % ""), "TRAIN")
+    assert str(caught.value) == "net 'n' has no layer in phase TRAIN; it has 1 in TEST: choose phase='TEST'"
+    with pytest.raises(GraphError) as caught:
+        build_graph(parse_net(text % 'stage: "s"'), "TRAIN")
+    assert (
+        str(caught.value)
+        == "net 'n' has no layer in phase TRAIN; check include rules, phase, level and stages"
+    )
 
 
 def test_the_graph_distinguishes_values_from_blobs() -> None:

@@ -7,6 +7,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_nets import draw, one_layer
@@ -16,6 +17,7 @@ from slow_convolution import slow_convolution, slow_deconvolution
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.runtime.load import load_net
 
 
 @st.composite
@@ -66,6 +68,37 @@ def test_equals_slow_loops(kind, case):
     assert net.shapes["top0"] == expected.shape
     for use in (run, run_onnx, run_source):
         np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
+
+
+MASKED = {
+    "plain": "kernel_size: 3",
+    "stride and pad": "kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 1 pad_h: 1 pad_w: 2",
+    "dilation": "kernel_size: 2 dilation: 3 pad: 2",
+    "groups": "kernel_size: 3 group: 2",
+    "no bias": "kernel_size: 3 bias_term: false",
+}
+
+
+@pytest.mark.parametrize("fields", MASKED.values(), ids=MASKED)
+def test_before_a_mask_sums_are_those_of_a_matrix_product(fields):
+    """A mask names a position by the last bit of nearly equal values; the sums before it are added as Caffe adds them."""
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 64 dim: 9 dim: 11 } } }
+layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 6 %s
+  weight_filler { type: "msra" } bias_filler { type: "uniform" } } }
+layer { name: "p" type: "Pooling" bottom: "c" top: "p" top: "mask" pooling_param { kernel_size: 2 stride: 2 } }"""
+    after = 'layer { name: "r" type: "ReLU" bottom: "p" top: "r" }'
+    net = load_net(parse_net(text % fields + after), seed=3)
+    assert [node.name for node in net.graph if node.feeds_mask] == ["x", "c"]
+    x = torch.from_numpy(draw(2, 64, 9, 11)).requires_grad_()
+    layer = net.layer("c")
+    wide = torch.nn.functional.conv2d(
+        x.double(), layer.weight.double(), layer.bias.double() if layer.has_bias else None,
+        layer.stride, layer.pad, layer.dilation, layer.group,
+    )  # fmt: skip
+    found = net(x=x, blobs=["c"])["c"]
+    torch.testing.assert_close(found.double(), wide, rtol=1e-5, atol=2e-5)
+    gradients = [torch.autograd.grad(top.sum(), x, retain_graph=True)[0] for top in (found, wide)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_bottoms_share_the_weights():

@@ -158,7 +158,7 @@ def _resolve(
 
 
 def _is_padded_and_upsampled(between: Sequence[pb.LayerParameter]) -> bool:
-    """Whether the layers are FCN's and HED's: a first padding that only a Crop by geometry takes off again."""
+    """Whether the layers are FCN's and HED's: a first padding that only a Crop by geometry removes."""
 
     def excess(layer: pb.LayerParameter) -> bool:
         param = layer.convolution_param

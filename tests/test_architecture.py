@@ -49,6 +49,7 @@ ALLOWED_IMPORTS = {
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
     "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},
+    "cvdnn": {"errors", "opencv", "caffe", "schema", "runtime"},
     "pycaffe": {
         "version", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "known", "about",
         "prepare_images", "runtime", "export", "train", "caffe_tool", "training",

@@ -17,9 +17,9 @@ from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape
 from ..layers.support.registry import class_of, make_layer
 from ..reading.arrays import load_npz
-from ..reading.data_layer_batches import Stream
+from ..reading.data_layer_batches import Stream, WindowStream, open_stream
 from ..reading.fed_arrays import as_rows
-from ..reading.sources import SOURCES
+from ..reading.sources import READING_TYPES
 from ..runtime.plan import by_input
 
 Arrays = Mapping[str, np.ndarray]
@@ -55,22 +55,22 @@ class TestFeed:
         arrays = arrays or {}
         files = NamedFiles.of(root)
         nodes = [node for node in graph if (cls := class_of(node)) and cls.is_input]
-        tops = {top for node in nodes for top in node.top_names if node.type not in SOURCES}
+        tops = {top for node in nodes for top in node.top_names if node.type not in READING_TYPES}
         for name in arrays:
             if name not in tops:
                 raise DataError(f"array {name!r}: the net takes {', '.join(sorted(tops)) or 'no arrays'}")
         by_input(graph, shapes or {})
         for node in nodes:
             for top in node.top_names:
-                if node.type in SOURCES and top in (shapes or {}):
+                if node.type in READING_TYPES and top in (shapes or {}):
                     raise LayerError(
                         node.name,
                         node.type,
                         f"the shape of {top!r} is that of its source's rows; omit it",
                     )
         self._readers: list[_Reader] = [
-            _SourceReader(Stream(node, files, seed), workers)
-            if node.type in SOURCES
+            _SourceReader(open_stream(node, files, seed), workers)
+            if node.type in READING_TYPES
             else _ArrayReader(node, arrays, shapes or {})
             for node in nodes
         ]
@@ -89,7 +89,7 @@ class TestFeed:
 class _SourceReader:
     """Batches of a layer that reads its own source."""
 
-    def __init__(self, stream: Stream, workers: int | None) -> None:
+    def __init__(self, stream: Stream | WindowStream, workers: int | None) -> None:
         self._stream, self._workers = stream, workers
 
     def shapes(self) -> dict[str, Shape]:

@@ -131,7 +131,7 @@ class ImageData(_ImageLayer):
 
 @register_layer("WindowData")
 class WindowData(_ImageLayer):
-    """Windows of images from R-CNN's window files; the caller feeds them."""
+    """Windows of images from R-CNN's window files (sampled by `reading`)."""
 
     message = "window_data_param"
     fields = (

@@ -15,7 +15,7 @@ from ..caffe.shared_memory import gives_gradient_memory, shares_memory, takes_gr
 from ..layers.data import DummyData, MemoryData, Parameter
 from ..layers.support.base import Shape
 from ..reading.data_layer_batches import Feed
-from ..reading.sources import SOURCES
+from ..reading.sources import READING_TYPES
 from ..runtime.net import CaffeNet
 from ..train.layout import Backward, Layout, Place
 from .blob import Blob, BlobVec
@@ -42,7 +42,7 @@ class Data:
         self._feeds = {
             node.name: Feed(replace(graph, nodes=(node,)), root, seed)
             for node in graph.layers
-            if node.type in SOURCES
+            if node.type in READING_TYPES
         }
 
     @property

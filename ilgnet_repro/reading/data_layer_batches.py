@@ -23,7 +23,8 @@ from ..layers.support.registry import layer_types
 from .fed_arrays import TYPES as FED
 from .fed_arrays import FedStream, fed_streams, feed_streams
 from .parallel import ordered_map
-from .sources import Row, Source, open_source
+from .sources import WINDOWS, Row, Source, open_source
+from .windows import Draws, WindowSource, prefetch_seed, samples
 
 Shape = tuple[int, ...]
 
@@ -101,6 +102,44 @@ class Stream:
         return self._shuffled(*divmod(position + self.skip, len(self.source)))
 
 
+class WindowStream:
+    """The sampled windows of a WindowData layer, with the methods of `Stream`."""
+
+    def __init__(self, node: Node, files: NamedFiles, seed: int, *, is_first: bool) -> None:
+        self.node = node
+        self.batch_size: int = node.layer.window_data_param.batch_size
+        if self.batch_size < 1:
+            raise LayerError(
+                node.name, node.type, "batch_size is 0 or absent; set the number of rows per batch"
+            )
+        self.source = WindowSource(node, files)
+        self._draws = Draws(prefetch_seed(node, seed, is_first=is_first))
+
+    def shapes(self, rows: int) -> dict[str, Shape]:
+        """Return the shape of each top for a batch of ``rows``."""
+        size = self.source.size
+        tops = [(rows, self.source.windows.channels, size, size), (rows,)]
+        return dict(zip(self.node.top_names, tops, strict=False))
+
+    def batches(
+        self, batches: Iterable[Sequence[int]], workers: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the tops of each batch, a list of positions; ``workers`` threads (default: one per core) read ahead."""
+        listed, read = tee(batches)
+        drawn = samples(self.source, self.batch_size, self._draws, chain.from_iterable(read))
+        rows = ordered_map(self.source.row, drawn, workers)
+        for positions in listed:
+            columns = zip(*islice(rows, len(positions)), strict=True)
+            yield {top: _stack(column) for top, column in zip(self.node.top_names, columns, strict=False)}
+
+
+def open_stream(node: Node, files: NamedFiles, seed: int, *, is_first: bool = False) -> Stream | WindowStream:
+    """Open the rows of a data layer that reads its source; ``is_first``: no layer of the net comes before it."""
+    if node.type == WINDOWS:
+        return WindowStream(node, files, seed, is_first=is_first)
+    return Stream(node, files, seed)
+
+
 def _stack(rows: Sequence[np.ndarray | float]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in rows]))
 
@@ -131,12 +170,13 @@ class Feed:
         self.files = NamedFiles.of(root)
         types = layer_types()  # an unknown type is reported when the net is built
         data_layers = [node for node in graph if node.type in types and types[node.type].is_input]
-        self.streams: list[Stream | FedStream] = []
+        self.streams: list[Stream | WindowStream | FedStream] = []
         for node in data_layers:
             if arrays is not None and node.type in FED:
                 self.streams += fed_streams(node)
             else:
-                self.streams.append(Stream(node, self.files, seed))
+                is_first = node is graph.nodes[0]
+                self.streams.append(open_stream(node, self.files, seed, is_first=is_first))
         self.rank, self.world, self.accumulate = rank, world, accumulate
         for stream in self.streams:
             if stream.batch_size % (world * accumulate):
@@ -185,7 +225,7 @@ class Feed:
         for tops in zip(*parts, strict=True):
             yield {top: value for part in tops for top, value in part.items()}
 
-    def _positions(self, stream: Stream | FedStream) -> Callable[[int], Sequence[int]]:
+    def _positions(self, stream: Stream | WindowStream | FedStream) -> Callable[[int], Sequence[int]]:
         """For the number of a pass, the positions of this rank's rows: every ``world``-th row of the batch."""
         size = stream.batch_size // self.accumulate
         return lambda number: range(number * size + self.rank, (number + 1) * size, self.world)

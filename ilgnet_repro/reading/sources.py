@@ -206,6 +206,9 @@ SOURCES: dict[str, Callable[[Node, NamedFiles], Source]] = {
     "HDF5Data": Hdf5Source,
 }
 
+WINDOWS = "WindowData"  # its rows are sampled (windows.py)
+READING_TYPES = (*SOURCES, WINDOWS)
+
 
 def open_source(node: Node, files: NamedFiles) -> Source:
     """Open the source of a data layer.  Raises LayerError, by name, for layers that only a caller can feed."""

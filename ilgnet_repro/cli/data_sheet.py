@@ -9,6 +9,7 @@ from typing import Any
 from ..files import json_text
 from ._console import say
 from ._options import say_notes
+from .lmdb import add_db_option
 
 _EPILOG = """examples:
   ilgnet sheet train_lmdb --out train.html
@@ -23,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="an LMDB folder or a list file")
+    parser.add_argument("source", metavar="SOURCE", help="an LMDB or a list file")
+    add_db_option(parser)
     parser.add_argument("--root", default="", metavar="DIR/", help="put before the paths of a list")
     parser.add_argument(
         "--out", required=True, action="append", metavar="PAGE", help=".html or .png; may be repeated"
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from ..files import check_outputs
     from ..process import tune_process
     from ..reading.image_list import ImageList
+    from ..reading.lmdb_read import is_database, join_database
     from ..reading.sheet import make_sheet
     from ..reading.sheet_page import check_page, write_sheet
 
@@ -49,13 +52,17 @@ def run(args: argparse.Namespace) -> int:
         check_page(page)
 
     check_outputs(args.out, [args.source], "--out")
-    if not Path(args.source).is_dir():
+    if not Path(args.source).is_dir() and not is_database(args.source):
         images = ImageList(args.source)
         for page in args.out:
             images.check_output(page, args.root, "--out")
         say_notes(images.notes())
     sheet = make_sheet(
-        args.source, args.root, per_label=args.per_label, sizes_of=args.sizes_of, seed=args.seed
+        join_database(args.source, args.db),
+        args.root,
+        per_label=args.per_label,
+        sizes_of=args.sizes_of,
+        seed=args.seed,
     )
     for page in args.out:
         write_sheet(sheet, page)

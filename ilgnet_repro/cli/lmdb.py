@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ _EPILOG = """examples:
   ilgnet lmdb info train_lmdb
   ilgnet lmdb check train_lmdb --list train.txt --labels 2
   ilgnet lmdb export train_lmdb images
+  ilgnet lmdb info data.mdb --db train
+  ilgnet lmdb from-leveldb train_leveldb train_lmdb
 
 make takes the flags of Caffe's convert_imageset. A build that was stopped resumes when the same command is
 run again; images that cannot be read are skipped and listed in DB.bad.txt.
@@ -38,7 +40,7 @@ _CAFFE_SWITCHES = {
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``lmdb`` with its four actions."""
+    """Add ``lmdb`` with its actions."""
     parser = subparsers.add_parser(
         "lmdb",
         description="Make a Caffe LMDB from an image list, or inspect one.",
@@ -50,14 +52,26 @@ def add_parser(subparsers: Any) -> None:
     info = actions.add_parser("info", help="rows, labels, kinds and shapes")
     check = actions.add_parser("check", help="decode every row, compare with a list")
     export = actions.add_parser("export", help="back to image files and a list")
+    leveldb = actions.add_parser(
+        "from-leveldb", help="a LevelDB becomes an LMDB (needs ilgnet_repro[leveldb])"
+    )
+    leveldb.add_argument("source", metavar="LEVELDB", help="its folder, which is not changed")
+    leveldb.add_argument("database", metavar="DB_NAME", help="a new folder")
+    leveldb.add_argument("--json", action="store_true", help="print the number of rows as JSON")
     for action in (info, check, export):
-        action.add_argument("database", metavar="DB")
+        action.add_argument("database", metavar="DB", help="its folder, or the file of an LMDB without one")
+        add_db_option(action)
         action.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.add_argument("--list", metavar="LIST", help="the list it was built from")
     check.add_argument("--seed", type=int, metavar="N", help="the seed, if it was made with --shuffle")
     check.add_argument("--labels", type=int, metavar="N", help="number of classes; labels are 0 to N - 1")
     check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
     export.add_argument("folder", metavar="FOLDER", help="a new folder for the images and list.txt")
+
+
+def add_db_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for one of several databases in a file."""
+    parser.add_argument("--db", default="", metavar="NAME", help="a named database in it")
 
 
 def add_make_flags(make: CommandParser) -> None:
@@ -90,7 +104,9 @@ def _hyphened(name: str) -> list[str]:
 def check_backend(name: str) -> None:
     """Raise DataError unless the database backend is supported."""
     if name != "lmdb":
-        raise DataError(f"--backend {name}: only lmdb is supported; omit the flag, and use `backend: LMDB`")
+        raise DataError(
+            f"--backend {name}: only lmdb is supported; omit the flag, and convert a LevelDB with `ilgnet lmdb from-leveldb`"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         "info": _info,
         "check": _check,
         "export": _export,
+        "from-leveldb": _from_leveldb,
     }
     return actions[args.action](args)
 
@@ -157,16 +174,23 @@ def _print_report(report: BuildReport, args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     from ..reading.lmdb_check import summarise
+    from ..reading.lmdb_read import join_database
 
-    summary = summarise(args.database)
+    summary = summarise(join_database(args.database, args.db))
     if args.json:
         print(json_text(asdict(summary)))
         return 0
     say(f"{summary.path}: {summary.rows:,} rows, {summary.file_bytes:,} bytes")
     say(f"keys: {summary.first_key} to {summary.last_key}")
-    for title, counts in (("label", summary.labels), ("kind", summary.kinds), ("shape", summary.shapes)):
+    shown: dict[str, Mapping[int, int] | Mapping[str, int]] = {
+        "label": summary.labels,
+        "kind": summary.kinds,
+        "shape": summary.shapes,
+        "class": summary.boxes,
+    }
+    for title, counts in shown.items():
         for value, count in list(counts.items())[:10]:
-            say(f"{title} {value}: {count:,} rows")
+            say(f"{title} {value}: {count:,} {'boxes' if counts is summary.boxes else 'rows'}")
         if len(counts) > 10:
             say(f"{title}: {len(counts) - 10:,} more")
     return 0
@@ -176,14 +200,15 @@ def _check(args: argparse.Namespace) -> int:
     from ..process import tune_process
     from ..reading.image_list import ImageList
     from ..reading.lmdb_check import check_lmdb
-    from ..reading.lmdb_read import LmdbReader
+    from ..reading.lmdb_read import LmdbReader, join_database
     from ._console import progress_bar
 
     tune_process()
     images = ImageList(args.list, args.seed) if args.list else None
-    with progress_bar("checking", len(LmdbReader(args.database))) as bar:
+    database = join_database(args.database, args.db)
+    with progress_bar("checking", len(LmdbReader(database))) as bar:
         found = check_lmdb(
-            args.database,
+            database,
             images=images,
             labels=args.labels,
             workers=args.workers,
@@ -202,13 +227,25 @@ def _check(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from ..reading.lmdb_export import export_lmdb
-    from ..reading.lmdb_read import LmdbReader
+    from ..reading.lmdb_read import LmdbReader, join_database
     from ._console import progress_bar
 
-    with progress_bar("exporting", len(LmdbReader(args.database))) as bar:
-        rows = export_lmdb(args.database, args.folder, lambda done, rows: bar(done))
+    database = join_database(args.database, args.db)
+    with progress_bar("exporting", len(LmdbReader(database))) as bar:
+        rows = export_lmdb(database, args.folder, lambda done, rows: bar(done))
     if args.json:
         print(json_text({"folder": args.folder, "rows": rows}))
     else:
         say(f"{args.folder}: {rows:,} images and list.txt")
+    return 0
+
+
+def _from_leveldb(args: argparse.Namespace) -> int:
+    from ..reading.leveldb_convert import convert_leveldb
+
+    rows = convert_leveldb(args.source, args.database)
+    if args.json:
+        print(json_text({"path": args.database, "rows": rows}))
+    else:
+        say(f"{args.database}: {rows:,} rows")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from ..files import json_text
 from ._console import say
 from ._parser import CommandParser
-from .lmdb import check_backend
+from .lmdb import add_db_option, check_backend
 
 _EPILOG = """examples:
   ilgnet mean train_lmdb mean.binaryproto
@@ -37,6 +37,7 @@ def add_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto, or .npy by its suffix"
     )
+    add_db_option(parser)
     parser.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
     parser.add_argument("--caffe-rounding", action="store_true", help="sum in float32, as Caffe does")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
@@ -46,22 +47,23 @@ def add_flags(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compute or read a mean, write it if asked, and print the channel means as Caffe does."""
     from ..files import check_output
+    from ..reading.lmdb_read import LmdbReader, is_database, join_database
     from ..reading.mean import MeanImage, compute_mean, read_mean, write_mean
 
     check_backend(args.backend)
     if args.output:
         check_output(args.output, [args.input])
-    if Path(args.input).is_file():
+    if Path(args.input).is_file() and not is_database(args.input):
         mean = MeanImage(read_mean(args.input), 0)
     else:
         from ..process import tune_process
-        from ..reading.lmdb_read import LmdbReader
         from ._console import progress_bar
 
         tune_process()
-        with progress_bar("summing", len(LmdbReader(args.input))) as bar:
+        database = join_database(args.input, args.db)
+        with progress_bar("summing", len(LmdbReader(database))) as bar:
             mean = compute_mean(
-                args.input,
+                database,
                 caffe_rounding=args.caffe_rounding,
                 workers=args.workers,
                 progress=lambda done, rows: bar(done),

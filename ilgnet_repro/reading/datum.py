@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from google.protobuf.message import DecodeError
 
 from .. import opencv as cv2
 from ..caffe.wire import BYTES, Buffer, fields
-from ..errors import DataError
+from ..errors import DataError, FormatError
 from ..schema import caffe_pb2
+from .annotated import datum_field
 from .image_size import too_large
 from .images import decode, suffix_of
 
@@ -54,13 +56,15 @@ class DatumHeader(NamedTuple):
 
 
 def datum_header(value: Buffer, where: str) -> DatumHeader:
-    """Read all fields of a row but its image, which is skipped.
+    """Read all fields of a row but its image, which is skipped; of an AnnotatedDatum those of its Datum.
 
     Raises FormatError (starting with ``where``) if the value is not a protocol buffer.
     """
     numbers = dict.fromkeys((1, 2, 3, 5, 7), 0)
     start, data, floats = b"", 0, 0
-    for field in fields(value, 0, len(value), where):
+    inner = datum_field(value, where)
+    begin, end = (0, len(value)) if inner is None else (inner.start, inner.stop)
+    for field in fields(value, begin, end, where):
         if field.number == 4 and field.wire == BYTES:
             start, data = (
                 bytes(value[field.start : min(field.start + 16, field.stop)]),
@@ -74,11 +78,15 @@ def datum_header(value: Buffer, where: str) -> DatumHeader:
     if numbers[7]:
         return DatumHeader(label, suffix_of(start)[1:], None, data)
     shape = (numbers[1], numbers[2], numbers[3])
-    return DatumHeader(label, "float" if floats else "raw", shape, data or floats)
+    # As in Caffe, which reads float_data only where data is empty.
+    return DatumHeader(label, "float" if floats and not data else "raw", shape, data or floats)
 
 
 def parse_datum(value: bytes, where: str) -> caffe_pb2.Datum:
-    """Parse a row's value. Raises DataError (starting with ``where``) if it is not a Datum."""
+    """Parse a row's value, a Datum or an AnnotatedDatum. Raises DataError (starting with ``where``) if it is neither."""
+    with suppress(FormatError):  # reported below
+        if inner := datum_field(value, where):
+            value = value[inner.start : inner.stop]
     try:
         return caffe_pb2.Datum.FromString(value)
     except DecodeError as error:
@@ -95,6 +103,10 @@ def datum_image(datum: caffe_pb2.Datum, where: str, colour: bool | None = None) 
     Raises DataError if the row cannot be decoded or its size fields disagree with its data.
     """
     if datum.encoded:
+        if not datum.data and datum.float_data:
+            raise DataError(
+                f"{where}: is marked encoded but holds float_data; rebuild the row with encoded: false"
+            )
         return _decode(datum.data, where, colour)
     if colour is not None:  # Caffe logs an error here and continues.
         warnings.warn("force_color and force_gray have no effect on rows that are not encoded", stacklevel=2)

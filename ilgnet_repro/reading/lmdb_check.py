@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, IlgnetError
+from ..errors import DataError, FormatError, IlgnetError
 from .image_list import ImageList
 from .lmdb_build_journal import read_bad_numbers
 from .lmdb_read import LmdbReader, Row, key_text, row_key, split_key
@@ -20,7 +20,8 @@ from .parallel import ordered_map
 class LmdbSummary:
     """Rows, bytes of the file, rows by label, by kind (raw, float, png, …) and by shape, and the first and last key.
 
-    Shapes are ``CxHxW`` as the rows state them; encoded rows state none and count by kind only.
+    Shapes are ``CxHxW`` as the rows state them; encoded rows state none and count by kind only. ``boxes`` are those of
+    SSD's AnnotatedDatum rows by class; empty for other rows.
     """
 
     path: str
@@ -31,6 +32,7 @@ class LmdbSummary:
     shapes: dict[str, int]
     first_key: str
     last_key: str
+    boxes: dict[int, int]
 
 
 def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
@@ -40,7 +42,9 @@ def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
     kinds: Counter[str] = Counter()
     shapes: Counter[str] = Counter()
     first = last = b""
-    for key, header in reader.headers():
+    found: Counter[int] = Counter()
+    for key, header, objects in reader.annotated_headers():
+        found.update(box.label for box in objects)
         first, last = first or key, key
         labels[header.label] += 1
         kinds[header.kind] += 1
@@ -49,12 +53,13 @@ def summarise(path: str | os.PathLike[str]) -> LmdbSummary:
     return LmdbSummary(
         path=str(path),
         rows=len(reader),
-        file_bytes=(Path(path) / "data.mdb").stat().st_size,
+        file_bytes=reader.file_bytes,
         labels=dict(sorted(labels.items())),
         kinds=dict(kinds.most_common()),
         shapes=dict(shapes.most_common()),
         first_key=key_text(first),
         last_key=key_text(last),
+        boxes=dict(sorted(found.items())),
     )
 
 
@@ -78,11 +83,12 @@ def check_lmdb(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> LmdbCheck:
-    """Check every row in constant memory: it decodes, and its key is ``%08d_path`` with increasing numbers.
+    """Check every row in constant memory: it decodes, and no two keys ``%08d_path`` have the same number.
 
     ``labels`` is the number of classes: labels must be in [0, labels). ``images`` is the list the database was
     built from: each row of the list must be there, with its path and label, except those that its ``.bad.txt``
-    lists. Raises DataError if the database cannot be opened; other problems are in the result.
+    lists. Keys of other tools name their row by a number, the path itself, or their position.
+    Raises DataError if the database cannot be opened; other problems are in the result.
     """
     reader = LmdbReader(path)
     rows = len(reader)
@@ -90,7 +96,11 @@ def check_lmdb(
     count = len(kept)
     skipped = read_bad_numbers(Path(path)) if images is not None else frozenset()
     seen = _with_progress(ordered_map(_check_row, reader, workers), lambda done: progress(done, rows))
-    found = _faults(seen, images, labels, skipped)
+    first = next(reader.keys(), b"") if images is not None and rows else b""
+    if images is not None and rows and not _is_convert_imagesets(first):
+        found = _faults_by_number(seen, images, labels, skipped)
+    else:
+        found = _faults(seen, images, labels, skipped)
     for fault in found:
         count += 1
         if len(kept) < MAX_FAULTS:
@@ -109,7 +119,8 @@ class _CheckedRow(NamedTuple):
 def _check_row(row: Row) -> _CheckedRow:
     try:
         _, label = row.image()
-    except DataError as error:
+        row.boxes()
+    except (DataError, FormatError) as error:
         return _CheckedRow(row.key, 0, str(error))
     return _CheckedRow(row.key, label, "")
 
@@ -136,7 +147,8 @@ def _faults(
         try:
             number, _ = split_key(key)
         except IlgnetError as error:
-            yield str(error)
+            if images is not None:
+                yield str(error)
             continue
         if number <= previous:
             yield f"{key_text(key)}: a second row with number {number}; build the database again"
@@ -153,6 +165,37 @@ def _faults(
             yield f"{key_text(key)}: label {label} where the list has {images[number].label}; build it again"
     if images is not None:
         yield from _missing(images, range(expected, len(images)), skipped)
+
+
+def _is_convert_imagesets(key: bytes) -> bool:
+    try:
+        split_key(key)
+    except DataError:
+        return False
+    return True
+
+
+def _faults_by_number(
+    rows: Iterable[_CheckedRow], images: ImageList, labels: int | None, skipped: frozenset[int]
+) -> Iterator[str]:
+    """Yield the problems of a database of another tool: whose keys are numbers, paths of the list, or anything."""
+    numbers = {os.fsencode(row.path): number for number, row in enumerate(images)}
+    seen = bytearray(len(images))
+    for position, (key, label, fault) in enumerate(rows):
+        if fault:
+            yield fault
+        elif labels is not None and not 0 <= label < labels:
+            yield f"{key_text(key)}: label {label} is not in 0..{labels - 1}; correct the list"
+        number = numbers.get(key, int(key) if key.isdigit() and len(key) < 20 else position)
+        if number >= len(images):
+            yield f"{key_text(key)}: the list has {len(images)} rows; give the list it was made from"
+            continue
+        if seen[number]:
+            yield f"{key_text(key)}: a second row with number {number}; build the database again"
+        elif not fault and label != images[number].label:
+            yield f"{key_text(key)}: label {label} where the list has {images[number].label}; build it again"
+        seen[number] = 1
+    yield from _missing(images, range(len(images)), skipped | {n for n, there in enumerate(seen) if there})
 
 
 def _missing(images: ImageList, numbers: range, skipped: frozenset[int]) -> Iterator[str]:

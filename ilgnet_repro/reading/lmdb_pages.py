@@ -2,14 +2,15 @@
 
 The lmdb library maps the file and trusts it: a damaged one ends the process (SIGSEGV, SIGBUS, an assertion).
 The format is that of LMDB 0.9 (data version 1) on 64-bit little-endian machines: two meta pages, of which the
-newer one counts, and B+ trees of branch, leaf and overflow pages.
+newer one counts, and B+ trees of branch, leaf and overflow pages. A named database is a tree of its own, kept as a row
+of the main one.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, overload
@@ -28,15 +29,23 @@ _PAGE_NUMBER = struct.Struct("<Q")
 _MAGIC, _VERSION, _NO_PAGE = 0xBEEFC0DE, 1, 2**64 - 1
 _BRANCH, _LEAF, _OVERFLOWS = 1, 2, 4
 _KINDS = 0x6F  # bits of the page flags that name its kind
-_BIG = 1  # node flag: the value is on overflow pages
-_INTEGER_KEYS = 8  # flag of the tree of free pages
+_BIG, _NAMED = 1, 2  # node flags: the value is on overflow pages, or is a named database
+_REVERSED, _INTEGER_KEYS = 2, 8  # tree flags: keys are compared from their end, or as numbers
 _MAX_DEPTH = 32  # LMDB's cursor stack
 _COPIED = 1 << 16  # up to this size, one read and a copy are faster than two reads
 _LEAST_ROW = 10  # bytes of a row on its page: 2 for its offset, 8 for its head
 
 
+def _reverse(key: bytes) -> bytes:
+    return key[::-1]
+
+
+# What sorts the keys of a tree, by its flags. Integer keys are little-endian and of one length.
+_ORDERS: dict[int, Callable[[bytes], bytes]] = {0: bytes, _REVERSED: _reverse, _INTEGER_KEYS: _reverse}
+
+
 class Tree(NamedTuple):
-    """One of the two trees of a file: its flags, number of levels, number of rows and root page."""
+    """A tree of a file (of free pages, or of the main or a named database): its levels, rows and root page."""
 
     flags: int
     depth: int
@@ -79,24 +88,32 @@ class StoredValue:
 
 
 class PageFile:
-    """An open data.mdb: its rows in key order, and the row under a key.
+    """An open data.mdb, in a folder or a file by itself: its rows in key order, and the row under a key.
+
+    ``name`` is that of a database in it, empty for the main one. Raises DataError where it has no such database, and
+    where the main one is read and has named ones.
 
     Nothing is mapped, so a file that is cut short while it is read is a DataError too; and nothing but the file
     descriptor is held, so it can be used by several threads and after a fork.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "") -> None:
         self.folder = folder
+        self.path = folder / "data.mdb" if folder.is_dir() else folder
+        self._own = f"{folder}: data.mdb" if folder.is_dir() else f"{folder}: the file"
         try:
-            self._handle: IO[bytes] = open(folder / "data.mdb", "rb", buffering=0)  # noqa: SIM115
+            self._handle: IO[bytes] = open(self.path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise DataError(
-                f"{folder}: data.mdb cannot be read ({error.strerror}); check its permissions"
+                f"{self._own} cannot be read ({error.strerror}); check its permissions"
             ) from error
         self._lock = Lock()
         self.size = os.fstat(self._handle.fileno()).st_size
         self.page_size = 0
         self._read_meta()
+        if name:
+            self.rows_tree = self._named(name)
+        self._check_rows_tree()
 
     def _read_meta(self) -> None:
         """Take page size, trees and number of pages from the newer meta page, as LMDB does."""
@@ -126,28 +143,62 @@ class PageFile:
             self.page_size = page_size
             if transaction > newest:
                 newest, self.last_page = transaction, last
-                self.free, self.rows_tree = (
+                self.free, self.main = (
                     Tree(flags, depth, entries, root) for _, flags, depth, _, _, _, entries, root in trees
                 )
+        self.rows_tree = self.main
         needed = (self.last_page + 1) * self.page_size
         if self.size < needed:
-            raise DataError(
-                f"{self.folder}: data.mdb has {self.size} of {needed} bytes; copy or build it again"
-            )
-        if self.rows_tree.flags:
+            raise DataError(f"{self._own} has {self.size} of {needed} bytes; copy or build it again")
+
+    def _check_rows_tree(self) -> None:
+        if self.rows_tree.flags not in _ORDERS:
             raise DataError(
                 f"{self.folder}: its keys are sorted otherwise than Caffe's (flags {self.rows_tree.flags:#x}); "
                 "build it again with `ilgnet lmdb make`"
             )
+        self._order = _ORDERS[self.rows_tree.flags]
         if self.rows_tree.entries > self.size // _LEAST_ROW:
             raise self.damaged(f"{self.rows_tree.entries:,} rows in {self.size:,} bytes")
+
+    def names(self) -> list[str]:
+        """The names of the databases in the main one."""
+        return [os.fsdecode(name) for name, _ in self._named_trees()]
+
+    def _named_trees(self) -> Iterator[tuple[bytes, Tree]]:
+        count = 0
+        for page, rows in self._leaves(self.main):
+            count += rows
+            if count > min(self.main.entries, self.size // _LEAST_ROW):  # pages that point to each other
+                raise self.damaged(f"{count:,} rows where it states {self.main.entries:,}")
+            for index in range(rows):
+                size, flags, start, key = self._node(page, index)
+                if flags == _NAMED:
+                    if size != _TREE.size or start + size > len(page):
+                        raise self.damaged(f"the database {os.fsdecode(key)!r} in it")
+                    _, tree_flags, depth, _, _, _, entries, root = _TREE.unpack_from(page, start)
+                    yield key, Tree(tree_flags, depth, entries, root)
+
+    def _named(self, name: str) -> Tree:
+        for key, tree in self._named_trees():
+            if key == os.fsencode(name):
+                return tree
+        raise DataError(
+            f"{self.folder}: has no database {name!r}; {self._choice() or 'it has no named ones'}"
+        )
+
+    def _choice(self) -> str:
+        """Which databases can be chosen, and how; empty if there are none."""
+        names = self.names()
+        more = ", ..." if len(names) > 10 else ""
+        return (names and f"choose {', '.join(names[:10])}{more} with --db NAME, or as source: DB#NAME") or ""
 
     def _foreign(self, why: str) -> DataError:
         return DataError(f"{self.folder}: is not an LMDB ({why}); give the folder of data.mdb")
 
     def damaged(self, what: str) -> DataError:
         """The error for a file whose content contradicts itself."""
-        return DataError(f"{self.folder}: data.mdb is damaged ({what}); copy or build it again")
+        return DataError(f"{self._own} is damaged ({what}); copy or build it again")
 
     def _read_or_none(self, start: int, size: int) -> bytes | None:
         """``size`` bytes from ``start``, or None if the file ends before."""
@@ -162,9 +213,7 @@ class PageFile:
                 parts.append(part)
                 start, size = start + len(part), size - len(part)
         except OSError as error:
-            raise DataError(
-                f"{self.folder}: data.mdb cannot be read ({error.strerror}); check the disk"
-            ) from error
+            raise DataError(f"{self._own} cannot be read ({error.strerror}); check the disk") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     if hasattr(os, "pread"):
@@ -218,6 +267,8 @@ class PageFile:
             if start + size > len(page):
                 raise self.damaged(f"page {page_number}, the value of row {index}")
             return key, Place(page_number * self.page_size + start, size, False)
+        if flags == _NAMED:
+            raise DataError(f"{self.folder}: holds several databases; {self._choice()}")
         if flags != _BIG or start + 8 > len(page):
             raise self.damaged(f"page {page_number}, the flags of row {index}")
         (number,) = _PAGE_NUMBER.unpack_from(page, start)
@@ -275,7 +326,7 @@ class PageFile:
         for page, rows in self._leaves(self.rows_tree):
             for index in range(rows):
                 key, place = self._row(page, index)
-                if count and key <= last:
+                if count and self._order(key) <= self._order(last):
                     raise self.damaged(f"page {_PAGE_NUMBER.unpack_from(page)[0]}, keys out of order")
                 last, count = key, count + 1
                 yield key, place, page
@@ -324,7 +375,7 @@ class PageFile:
         low, high = first, count
         while low < high:
             middle = (low + high) // 2
-            if self._node(page, middle)[3] <= key:
+            if self._order(self._node(page, middle)[3]) <= self._order(key):
                 low = middle + 1
             else:
                 high = middle

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..caffe.kinds import naming_kind
-from ..errors import DataError
+from ..caffe.kinds import Kind, kind_of, naming_kind
+from ..errors import DataError, FormatError
 from ..schema import caffe_pb2
+from .annotated import Box, boxes
 from .datum import DatumHeader, datum_header, datum_image, parse_datum
 from .lmdb_pages import PageFile, Place
 from .lmdb_read_environment import open_environment
@@ -27,6 +28,10 @@ class Row(NamedTuple):
 
     def datum(self) -> caffe_pb2.Datum:
         return parse_datum(self.value, key_text(self.key))
+
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes of an AnnotatedDatum; none in a Datum."""
+        return boxes(self.value, key_text(self.key))
 
     def image(self, colour: bool | None = None) -> tuple[np.ndarray, int]:
         """The image as (channels, height, width) and its label; see ``datum_image``."""
@@ -45,6 +50,14 @@ def split_key(key: bytes) -> tuple[int, str]:
     if not separator or not number.isdigit() or len(number) < 8:
         raise DataError(f"{key_text(key)}: is not a key of convert_imageset (`%08d_path`)")
     return int(number), os.fsdecode(path)
+
+
+def key_name(key: bytes) -> str:
+    """The path within a key of convert_imageset; a key of another tool as it is."""
+    try:
+        return split_key(key)[1]
+    except DataError:
+        return key_text(key)
 
 
 def key_text(key: bytes) -> str:
@@ -76,13 +89,17 @@ class _Index:
 class LmdbReader:
     """A Caffe LMDB of ``Datum`` rows, opened when first used; pickles as its path.
 
+    ``path`` is its folder, or the file of an LMDB without one; ``PATH#NAME`` is the database NAME in it.
     Iteration is in key order, which is Caffe's reading order. ``reader[number]`` is random access; it keeps
     the keys and places in memory, about 50 bytes per row. Raises DataError if the folder is not an LMDB or is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()  # LMDB identifies a database by its inode, not by the name of a link
-        if not (self.path / "data.mdb").is_file():
+        found, self.name = split_database(path)
+        self.path = Path(
+            found
+        ).resolve()  # LMDB identifies a database by its inode, not by the name of a link
+        if not is_database(self.path):
             absent = DataError(
                 f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote"
             )
@@ -94,11 +111,16 @@ class LmdbReader:
     @property
     def _file(self) -> PageFile:
         if self._opened is None:
-            self._opened = open_environment(self.path)
+            self._opened = open_environment(self.path, self.name)
         return self._opened
 
     def __len__(self) -> int:
         return self._file.rows_tree.entries
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of its file."""
+        return self._file.size
 
     def __iter__(self) -> Iterator[Row]:
         for key, value in self._file.rows():
@@ -108,6 +130,12 @@ class LmdbReader:
         """Every key with its row's header; the images are not read from disk."""
         for key, value in self._file.headed():
             yield key, datum_header(value, key_text(key))
+
+    def annotated_headers(self) -> Iterator[tuple[bytes, DatumHeader, tuple[Box, ...]]]:
+        """Every key with its row's header and boxes; the images are not read from disk."""
+        for key, value in self._file.headed():
+            where = key_text(key)
+            yield key, datum_header(value, where), boxes(value, where)
 
     def keys(self) -> Iterator[bytes]:
         """Every key, in order."""
@@ -140,5 +168,28 @@ class LmdbReader:
         """Release the database; the next use reopens it."""
         self._opened = None
 
-    def __reduce__(self) -> tuple[type[LmdbReader], tuple[Path]]:
-        return LmdbReader, (self.path,)
+    def __reduce__(self) -> tuple[type[LmdbReader], tuple[str]]:
+        return LmdbReader, (join_database(self.path, self.name),)
+
+
+def split_database(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The path of a database and the name in it, from ``PATH#NAME``; a path that exists has no name."""
+    text = os.fspath(path)
+    found, separator, name = text.rpartition("#")
+    return (found, name) if separator and found and not os.path.lexists(text) else (text, "")
+
+
+def join_database(path: str | os.PathLike[str], name: str) -> str:
+    """``PATH#NAME``, or the path where there is no name."""
+    return f"{os.fspath(path)}#{name}" if name else os.fspath(path)
+
+
+def is_database(path: str | os.PathLike[str]) -> bool:
+    """Whether there is an LMDB: a folder with data.mdb, or a file by itself; ``PATH#NAME`` too."""
+    found = Path(split_database(path)[0])
+    try:
+        if found.is_dir():
+            return (found / "data.mdb").is_file()
+        return found.is_file() and kind_of(found) is Kind.LMDB
+    except (OSError, ValueError, FormatError):
+        return False

@@ -7,11 +7,11 @@ from weakref import WeakValueDictionary
 
 from .lmdb_pages import PageFile
 
-_open_environments: WeakValueDictionary[Path, PageFile] = WeakValueDictionary()
+_open_environments: WeakValueDictionary[tuple[Path, str], PageFile] = WeakValueDictionary()
 
 
-def open_environment(path: Path) -> PageFile:
-    """The open file of the database at an absolute path, opened if no reader of this process uses it."""
-    environment = _open_environments.get(path) or PageFile(path)
-    _open_environments[path] = environment
+def open_environment(path: Path, name: str = "") -> PageFile:
+    """The open file of a database at an absolute path, opened if no reader of this process uses it."""
+    environment = _open_environments.get((path, name)) or PageFile(path, name)
+    _open_environments[path, name] = environment
     return environment

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import DataError
+from .annotated import Box
 from .datum import hwc_to_chw
 from .image_list import ImageList, ListRow, find_image, why_missing
 from .images import read_image
-from .lmdb_read import LmdbReader, key_text, split_key
+from .lmdb_read import LmdbReader, is_database, key_name, key_text
 
 
 class ImageRows(Protocol):
@@ -34,6 +35,10 @@ class ImageRows(Protocol):
 
     def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
         """A row's image as (channels, height, width) and its label; ``colour`` as in ``datum_image``."""
+        ...
+
+    def boxes(self, number: int) -> tuple[Box, ...]:
+        """The boxes of a row's objects, if it has any."""
         ...
 
 
@@ -72,6 +77,9 @@ class ListRows:
         image = read_listed_image(row, self.root, colour is not False, self.size, self.base)
         return hwc_to_chw(image), row.label
 
+    def boxes(self, number: int) -> tuple[Box, ...]:
+        return ()
+
 
 def read_listed_image(
     row: ListRow,
@@ -106,7 +114,7 @@ class DatabaseRows:
         return np.fromiter((header.label for _, header in self.reader.headers()), np.int64, len(self))
 
     def name(self, number: int) -> str:
-        return split_key(self.reader.key(number))[1]
+        return key_name(self.reader.key(number))
 
     def where(self, number: int) -> str:
         return key_text(self.reader.key(number))
@@ -114,7 +122,10 @@ class DatabaseRows:
     def image(self, number: int, colour: bool | None = None) -> tuple[np.ndarray, int]:
         return self.reader[number].image(colour)
 
+    def boxes(self, number: int) -> tuple[Box, ...]:
+        return self.reader[number].boxes()
+
 
 def open_rows(source: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> ListRows | DatabaseRows:
-    """The rows of an LMDB folder, or of a list file whose images are under ``root``."""
-    return DatabaseRows(source) if Path(source).is_dir() else ListRows(source, root)
+    """The rows of an LMDB, or of a list file whose images are under ``root``."""
+    return DatabaseRows(source) if Path(source).is_dir() or is_database(source) else ListRows(source, root)

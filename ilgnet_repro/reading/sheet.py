@@ -11,11 +11,12 @@ from functools import partial
 import numpy as np
 
 from .. import opencv as cv2
-from ..errors import DataError
+from ..errors import DataError, FormatError
 from .datum import chw_to_hwc
 from .parallel import ordered_map
 from .rows import ImageRows, open_rows
 
+BOX_COLOUR = (0, 255, 0)
 THUMBNAIL = 112
 """Side of the square a sample is fitted into, in pixels."""
 
@@ -87,10 +88,9 @@ def _sample(rows: ImageRows, number: int) -> Sample | str:
     """The sample of a row, or why there is none."""
     try:
         chw, label = rows.image(number)
-        if chw.dtype != np.uint8 or chw.shape[0] not in (1, 3, 4):
-            raise DataError(f"{rows.where(number)}: is not an 8-bit image of 1, 3 or 4 channels")
-        name, image = rows.name(number), chw_to_hwc(chw)
-    except DataError as error:
+        name, image = rows.name(number), chw_to_hwc(_shown(chw))
+        boxes = rows.boxes(number)
+    except (DataError, FormatError) as error:
         return str(error)
     height, width = image.shape[:2]
     if image.ndim == 2:
@@ -98,7 +98,24 @@ def _sample(rows: ImageRows, number: int) -> Sample | str:
     scale = min(THUMBNAIL / width, THUMBNAIL / height)
     fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
     thumbnail = cv2.resize(image[:, :, :3], fitted, interpolation=cv2.INTER_AREA)
+    for box in boxes:
+        corners = np.nan_to_num([box.xmin, box.ymin, box.xmax, box.ymax]).clip(0, 1) * (
+            np.array(fitted * 2) - 1
+        )
+        left, top, right, bottom = (round(float(corner)) for corner in corners)
+        cv2.rectangle(thumbnail, (left, top), (right, bottom), BOX_COLOUR, 1)
     return Sample(name, label, (width, height), thumbnail)
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """An image as 8 bits of 1, 3 or 4 channels: other numbers from their least to their greatest, other channels' mean."""
+    if image.shape[0] not in (1, 3, 4):
+        image = image.mean(axis=0, keepdims=True, dtype=np.float32)
+    if image.dtype == np.uint8:
+        return image
+    finite = np.nan_to_num(image.astype(np.float64), nan=0, posinf=0, neginf=0)
+    low, span = finite.min(), np.ptp(finite)
+    return np.asarray((finite - low) * (255 / span if span else 0), np.uint8)
 
 
 def histogram(values: np.ndarray, bins: int = 24) -> Iterator[tuple[int, int, int]]:

@@ -19,6 +19,7 @@ from ..files import utf8_path
 from ..schema import caffe_pb2 as pb
 from .fed_arrays import TYPES as FED
 from .image_list import find_image, read_list
+from .lmdb_read import is_database, join_database, split_database
 from .rows import DatabaseRows, ImageRows, ListRows
 from .transforms import Transform
 
@@ -72,14 +73,17 @@ class ImageSource:
 def _database_source(node: Node, files: NamedFiles) -> ImageSource:
     """A Data layer's database."""
     param = node.layer.data_param
-    folder = files.find(param.source)
-    if param.backend != pb.DataParameter.LMDB and not (folder / "data.mdb").is_file():
+    source, name = param.source, ""
+    if not files.first(source, Path.exists).exists():
+        source, name = split_database(source)
+    database = join_database(files.find(source), name)
+    if param.backend != pb.DataParameter.LMDB and not is_database(database):
         raise LayerError(
             node.name,
             node.type,
-            f"backend LEVELDB of {param.source} is not read; make an LMDB with `ilgnet lmdb make`",
+            f"backend LEVELDB of {param.source} is not read; convert it with `ilgnet lmdb from-leveldb`",
         )
-    return ImageSource(node, files, DatabaseRows(folder))
+    return ImageSource(node, files, DatabaseRows(database))
 
 
 def _list_source(node: Node, files: NamedFiles) -> ImageSource:

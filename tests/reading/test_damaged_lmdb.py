@@ -78,7 +78,7 @@ CASES = {
     "page-size": (lambda d: patched(d, META + 24, "<I", 0), "data.mdb is damaged (a page size of 0)"),
     "page-sizes": (lambda d: patched(d, META + 24, "<I", 8192), "data.mdb is damaged (two page sizes)"),
     "pages": (lambda d: patched(d, META + 120, "<Q", 2**50), "bytes; copy or build it again"),
-    "sorted-otherwise": (lambda d: patched(d, TREE + 4, "<H", 2), "its keys are sorted otherwise than Caffe's (flags 0x2)"),
+    "sorted-otherwise": (lambda d: patched(d, TREE + 4, "<H", 4), "its keys are sorted otherwise than Caffe's (flags 0x4)"),
     "levels": (lambda d: patched(d, TREE + 6, "<H", 999), "data.mdb is damaged (a tree of 999 levels)"),
     "no-levels": (lambda d: patched(d, TREE + 6, "<H", 0), "data.mdb is damaged (a tree of 0 levels)"),
     "too-many-rows": (lambda d: patched(d, TREE + 32, "<Q", 2**60), "data.mdb is damaged (1,152,921,504,606,846,976 rows"),

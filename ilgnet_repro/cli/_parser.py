@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import FormatError, printable
@@ -13,19 +15,28 @@ from ._gflags import from_gflags
 WRONG_OPTION = 2
 
 
+def _is_word(value: str) -> bool:
+    return not Path(value).suffix and len(Path(value).parts) == 1 and not Path(value).exists()
+
+
 class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line; its subparsers are of the same class.
 
     ``switches`` are the flags without a value of a command that takes its flags as Caffe's tools do (`from_gflags`).
+    ``optional_values`` are the flags whose value, a plain word, may be left out before a file.
     """
 
     given: Sequence[str] = ()
     switches: Collection[str] | None = None
+    optional_values: Collection[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Remember the arguments, for the message of an error."""
         self.given = list(sys.argv[1:] if args is None else args)
         typed = self.given if self.switches is None else from_gflags(self.given, self.switches)
+        for index, (flag, value) in enumerate(pairwise([*typed, "-"])):
+            if flag in self.optional_values and not value.startswith("-") and not _is_word(value):
+                typed = [*typed[:index], f"{flag}=", *typed[index + 1 :]]
         return super().parse_known_args(typed, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import precisions
-from ..errors import IlgnetError, printable
+from ..errors import IlgnetError, one_of, printable
 from ..files import json_text, parse_json
 from ._console import add_row, results_console, say
 from ._options import (
@@ -24,6 +24,7 @@ from ._options import (
     read_stages,
     text_path,
 )
+from ._parser import CommandParser
 
 if TYPE_CHECKING:
     from ..about import Source
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from ..reading.preprocessing import Preprocessing
     from ..runtime.net import CaffeNet
 
-FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5")
+FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino")
+CONSUMERS = ("onnxruntime", "openvino", "opencv")
 WEIGHTS = (
     ".caffemodel",
     ".caffemodel.h5",
@@ -72,6 +74,8 @@ def add_parser(subparsers: Any) -> None:
 
 def fill_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    if isinstance(parser, CommandParser):
+        parser.optional_values = ("--verify",)
     parser.add_argument("weights", nargs="+", metavar="X", help="weights files, or folders of them")
     parser.add_argument(
         "--prototxt",
@@ -91,8 +95,10 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
         "--sha256", action="store_true", help="hash the weights even if no known release has their size"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="run each written file and compare it with the original arrays"
-    )
+        "--verify", nargs="?", const=True, default=False, type=lambda name: name or True, metavar="CONSUMER",
+        help="run each written file and compare it with the original arrays; "
+        f"with {one_of(CONSUMERS)} (or several, separated by commas) let these run the ONNX file too",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     _add_writing_options(parser)
     add_net_options(parser)

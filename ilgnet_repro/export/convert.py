@@ -20,11 +20,12 @@ from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from ..signatures import shows_options
+from .consumers import check_verifier
 from .formats import Format, check_options, find_format, read_options
 from .publish import check_replacing, create_folder, is_same_file, publish
 from .quantization_deviation import Deviation, measure_deviation
 from .saving import Options, Progress, SaveOptions, Saving, make_saving
-from .verify import Verification, verify_files
+from .verify import Verification, verify_files, verify_in_consumer
 
 PathLike = str | os.PathLike[str]
 
@@ -79,7 +80,7 @@ def convert(
     to: str | Sequence[str] = ("safetensors",),
     out: PathLike | None = None,
     *,
-    verify: bool = False,
+    verify: bool | str = False,
     phase: str | None = None,
     level: int = 0,
     stages: Iterable[str] = (),
@@ -95,7 +96,8 @@ def convert(
 ) -> ConversionReport:
     """Convert a weights file (`load`) to the formats ``to`` in the folder ``out`` (default: the weights' own).
 
-    Files get their names only when all are written (and, with ``verify``, return the net's own outputs).
+    Files get their names only when all are written (and, with ``verify``, return the net's own outputs;
+    ``verify="openvino"``, "opencv" or "onnxruntime", several separated by commas, also lets these run the ONNX file).
     ``preprocessing`` (a value, or a function of the net) replaces the known one.  The deviation of quantized weights
     (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other options are those of `load`
     and `save`.  Raises IlgnetError for anything wrong with the input.
@@ -105,6 +107,7 @@ def convert(
     chosen = read_options(options)
     formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
     check_options(formats, chosen)
+    consumers = _consumers(verify, formats)
     net = load_caffe(
         source, prototxt=prototxt, phase=phase, level=level, stages=stages, input_shapes=input_shapes,
         ignore_fields=ignore_fields, allow_missing=allow_missing, crop=crop, sha256=sha256,
@@ -119,7 +122,7 @@ def convert(
     saving = make_saving(net, chosen, progress)
     results = "+".join([stem, *sorted(one.name for one in formats)])  # other formats may be written meanwhile
     with create_folder(folder), staged_results(folder, results, option="out") as stage:
-        written, checks, files = _write(formats, saving, verify, stage, folder, stem)
+        written, checks, files = _write(formats, saving, bool(verify), consumers, stage, folder, stem)
         deviations: tuple[Deviation, ...] = ()
         if chosen.precision is not None:
             deviations = _deviations(formats, saving, chosen.precision, images)
@@ -146,6 +149,19 @@ def _deviations(
     return measure_deviation(replace(saving, net=worst), precision, images)
 
 
+def _consumers(verify: bool | str, formats: Sequence[Format]) -> list[str]:
+    """Return the consumers that ``verify`` names.  Raises IlgnetError where one cannot run here, or no ONNX file."""
+    names = list(dict.fromkeys(verify.split(","))) if isinstance(verify, str) else []
+    for name in names:
+        check_verifier(name)
+    if names and "onnx" not in [format_.name for format_ in formats]:
+        raise IlgnetError(
+            f"verify={verify!r}: runs ONNX files, and none is written; add onnx to the formats",
+            option="verify",
+        )
+    return names
+
+
 def _check_names(source: Path, targets: Sequence[Path]) -> None:
     for target in targets:
         if target.resolve() == source.resolve():
@@ -155,7 +171,13 @@ def _check_names(source: Path, targets: Sequence[Path]) -> None:
 
 
 def _write(
-    formats: Sequence[Format], saving: Saving, verify: bool, stage: Path, folder: Path, stem: str
+    formats: Sequence[Format],
+    saving: Saving,
+    verify: bool,
+    consumers: Sequence[str],
+    stage: Path,
+    folder: Path,
+    stem: str,
 ) -> tuple[list[Written], list[Verification], list[Path]]:
     written: list[Written] = []
     checks: list[Verification] = []
@@ -176,6 +198,8 @@ def _write(
                     f"{paths[0].name}: output {checks[-1].blob!r} differs from the original's "
                     f"{checks[-1].how}; nothing was written; internal error; please report it"
                 )
+        if format_.name == "onnx":
+            checks += [verify_in_consumer(name, format_, saving, paths[0]) for name in consumers]
     return written, checks, files
 
 

@@ -27,6 +27,7 @@ class Format:
 
     ``write`` takes the path of its main file and returns all paths written, that one first.  ``reopen`` returns the
     files as a runnable net, for verification; ``feed`` turns seeded inputs into those of the file and of the net.
+    ``made_of`` is the format whose file is turned into this one, which therefore has its options.
     ``notes`` returns how the file differs from the net.  ``precisions`` are those of the option ``precision``, where
     the format has it, and ``reduced`` returns the net with its weights as the file stores them.
     """
@@ -36,6 +37,7 @@ class Format:
     write: Callable[[Saving, Path], list[Path]]
     reopen: Callable[[Sequence[Path], Saving], Runnable]
     options: Collection[str] = ()
+    made_of: str = ""
     stem: Callable[[str], str] = str
     feed: Callable[[Saving, Inputs], tuple[Inputs, Inputs]] = lambda saving, inputs: (inputs, inputs)
     notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
@@ -65,6 +67,7 @@ _MODULES = {
     "python": (".py", "to_python:FORMAT"),
     "caffemodel": (".caffemodel", "to_caffe:FORMAT"),
     "hdf5": (".caffemodel.h5", "to_caffe:HDF5"),
+    "openvino": (".xml", "to_openvino:FORMAT"),
 }
 NAMES = tuple(_MODULES)
 
@@ -145,7 +148,8 @@ def check_options(formats: Sequence[Format], options: Options) -> None:
             continue
         for format_ in formats:
             if not format_.takes(field.name, asked):
-                capable = [name for name in NAMES if find_format(name).takes(field.name, asked)]
+                others = [other for other in map(find_format, NAMES) if not other.made_of]
+                capable = [other.name for other in others if other.takes(field.name, asked)]
                 raise IlgnetError(
                     f"{field.name}= is for {' and '.join(capable)} files, not {format_.name}; convert to that separately",
                     option=field.name,

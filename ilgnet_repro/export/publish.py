@@ -70,6 +70,11 @@ def _recognizer(written: Path) -> Callable[[Path], bool]:
                 return any(name.endswith(METADATA_FILE) for name in archive.namelist())
         if target.suffix in (".py", ".safetensors", ".onnx"):
             return _has_marker(target)
+        if target.suffix == ".xml":
+            return b"ilgnet_repro" in target.read_bytes()
+        if target.suffix == ".bin":  # the weights of an .xml file
+            text = target.with_suffix(".xml")
+            return text.is_file() and b"ilgnet_repro" in text.read_bytes()
         if target.suffix == ".data":  # the weights of a large STEM.onnx
             return _has_marker(target.with_suffix(""))
         return filecmp.cmp(written, target, shallow=False)  # Caffe's own formats have no marker

@@ -1,15 +1,19 @@
-"""Script that lets one consumer run an ONNX file: for `--verify CONSUMER` and the table of docs/consumers.md.
+"""Script that lets a consumer run ONNX files: for `--verify CONSUMER` and the table of docs/consumers.md.
 
-Arguments: the consumer, the model, the inputs (npz: ``names``, ``wanted``, ``value_0``...), the outputs (npz).
-It imports nothing of this package, so that any Python with the consumer installed can run it, and it runs in its own
-process, because a consumer may crash.  The last line on standard error says why it failed.
+Arguments: the consumer, then for each file the model, the inputs (npz: ``names``, ``wanted``, ``value_0``...) and the
+outputs (npz), in whose place ``OUTPUTS.failed`` has the reason where the consumer fails.  It imports nothing of this
+package, so that any Python with the consumer installed can run it; a consumer that crashes takes only this process.
 """
 
 from __future__ import annotations
 
+import runpy
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +127,104 @@ def float16(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]
         return str(tool.__version__), onnxruntime(f"{folder}/m.onnx", inputs, wanted)[1]
 
 
+def onnx2torch(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+    """onnx2torch's module, in torch."""
+    script = runpy.run_path(str(Path(__file__).parents[1] / "compare" / "run_onnx2torch.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        values = {f"value_{index}": value for index, value in enumerate(inputs.values())}
+        save_arrays(f"{folder}/in.npz", {"names": list(inputs), "wanted": wanted, **values})
+        script["main"](model, f"{folder}/in.npz", f"{folder}/out.npz")
+        with np.load(f"{folder}/out.npz") as file:
+            return version("onnx2torch"), {name: file[f"value_{index}"] for index, name in enumerate(wanted)}
+
+
+def pnnx(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+    """pnnx's ncnn model of the ONNX file, in ncnn; it has no batch and numbers its inputs and outputs."""
+    import ncnn
+
+    if any(len(value) != 1 for value in inputs.values()):
+        raise SystemExit("ncnn has no batch")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(model, f"{folder}/m.onnx")
+        shapes = ",".join(f"[{','.join(map(str, value.shape))}]" for value in inputs.values())
+        command = [str(Path(sys.executable).with_name("pnnx")), "m.onnx", f"inputshape={shapes}", "fp16=0"]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
+        if not Path(folder, "m.ncnn.param").is_file():
+            raise SystemExit(f"pnnx writes no ncnn model: {(done.stderr or done.stdout).strip()[-200:]}")
+        net = ncnn.Net()
+        net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_fp16_packed = False
+        if net.load_param(f"{folder}/m.ncnn.param") or net.load_model(f"{folder}/m.ncnn.bin"):
+            raise SystemExit("ncnn does not load what pnnx wrote")
+        extractor = net.create_extractor()
+        for name, value in zip(net.input_names(), inputs.values(), strict=True):
+            extractor.input(name, ncnn.Mat(np.ascontiguousarray(value[0])))
+        found = [extractor.extract(name) for name in net.output_names()]
+        if any(code for code, _ in found):
+            raise SystemExit("ncnn does not run what pnnx wrote")
+        arrays = [np.array(value)[None] for _, value in found]
+    return f"pnnx {version('pnnx')}, ncnn {version('ncnn')}", dict(zip(wanted, arrays, strict=True))
+
+
+def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+    """coremltools' ML program from torch.jit.trace of the written module; it runs on macOS only."""
+    import coremltools as tool
+    import torch
+
+    module = runpy.run_path(str(Path(model).with_name("net.py")))["load"](
+        Path(model).with_name("net.safetensors")
+    )
+
+    class ByPosition(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(self.module(*values).values())
+
+    given = tuple(map(torch.from_numpy, inputs.values()))
+    traced = torch.jit.trace(ByPosition().eval(), given)
+    types = [tool.TensorType(name=f"input_{index}", shape=value.shape) for index, value in enumerate(given)]
+    made = tool.convert(
+        traced, inputs=types, convert_to="mlprogram", compute_precision=tool.precision.FLOAT32
+    )
+    if sys.platform != "darwin":
+        return version("coremltools"), {}
+    found = made.predict({f"input_{index}": value for index, value in enumerate(inputs.values())})
+    return version("coremltools"), dict(zip(wanted, found.values(), strict=True))
+
+
 CONSUMERS: dict[str, Callable[[str, Arrays, list[str]], tuple[str, Arrays]]] = {
     "onnxruntime": onnxruntime, "openvino": openvino, "opencv": opencv, "reference": reference, "onnxsim": onnxsim,
-    "onnxslim": onnxslim, "dynamic": dynamic, "static": static, "float16": float16,
+    "onnxslim": onnxslim, "dynamic": dynamic, "static": static, "float16": float16, "onnx2torch": onnx2torch,
+    "pnnx": pnnx, "coremltools": coremltools,
 }  # fmt: skip
 
 
-def main(consumer: str, model: str, inputs: str, outputs: str) -> None:
-    """Run one consumer and write what it computed, with its version."""
+def save_arrays(path: str, arrays: dict[str, Any]) -> None:
+    """Write an npz file."""
+    np.savez(path, **arrays)
+
+
+def run(consumer: str, model: str, inputs: str, outputs: str) -> None:
+    """Let one consumer run one model, and write what it computed, with its version."""
     with np.load(inputs) as file:
         given = {str(name): file[f"value_{index}"] for index, name in enumerate(file["names"])}
         wanted = [str(name) for name in file["wanted"]]
-    version, found = CONSUMERS[consumer](model, given, wanted)
-    results: dict[str, Any] = {f"value_{index}": found[name] for index, name in enumerate(wanted)}
-    np.savez(Path(outputs), version=version, **results)
+    of, found = CONSUMERS[consumer](model, given, wanted)
+    values = {f"value_{index}": found[name] for index, name in enumerate(wanted) if name in found}
+    save_arrays(outputs, {"version": of, **values})
+
+
+def main(consumer: str, *files: str) -> None:
+    """Run one model after another; a failure of one is written down."""
+    for model, inputs, outputs in zip(files[::3], files[1::3], files[2::3], strict=True):
+        try:
+            run(consumer, model, inputs, outputs)
+        except (Exception, SystemExit) as error:  # each consumer has its own
+            Path(f"{outputs}.failed").write_text(f"{type(error).__name__}: {error}", errors="replace")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..runtime.difference import Difference, differ
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.seeded_inputs import SEED, draw_inputs
+from .consumers import Job, run_consumer
 from .formats import Format
 from .saving import Saving
 
@@ -92,6 +93,34 @@ def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Veri
         found = format_.reopen(paths, saving)(given)
     shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
     return compare(paths[0], expected, found, f"seed {SEED}: {shown}")
+
+
+def verify_in_consumer(consumer: str, format_: Format, saving: Saving, path: Path) -> Verification:
+    """Let a consumer run an ONNX file, in a process of its own, and compare what it computes with the net's outputs.
+
+    Raises IlgnetError where it cannot run the file.
+    """
+    reference = format_.reference(saving)
+    given, inputs = format_.feed(saving, seeded_inputs(reference, saving.options.batch or BATCH))
+    with torch.inference_mode(), as_loaded(reference):
+        expected = reference(inputs)
+    arrays = {name: value.numpy() for name, value in given.items()}
+    (ran,) = run_consumer(consumer, [Job(path, arrays, list(expected))])
+    if ran.outputs is None:
+        raise IlgnetError(
+            f"{path.name}: {consumer} cannot run it ({ran.failed}); nothing was written; choose another consumer, "
+            "or leave it out",
+            option="verify",
+        )
+    shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
+    check = compare(path, expected, ran.outputs, f"seed {SEED}: {shown}")
+    if check.differs:
+        raise IlgnetError(
+            f"{path.name}: {consumer} {ran.version} computes output {check.blob!r} otherwise than the net, {check.how}; "
+            "nothing was written; choose another consumer, or leave it out",
+            option="verify",
+        )
+    return replace(check, file=f"{path.name} in {consumer} {ran.version}")
 
 
 def compare(

@@ -462,7 +462,7 @@ def test_an_interrupted_conversion_keeps_what_is_finished(monkeypatch, capsys) -
 
 
 def test_an_option_that_no_format_has_is_refused_before_the_first_file(capsys) -> None:
-    message = "format 'tflite' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5"
+    message = "format 'tflite' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5, openvino"
     assert (
         refused(capsys, "convert", "net.caffemodel", "net.safetensors", "--to", "tflite", "--out", "o")
         == message

@@ -1,0 +1,168 @@
+"""Consumers in processes of their own: `verify=CONSUMER`, the format openvino, and how a consumer fails."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_nets import SMALL_TEXT, net_of, write_weights
+
+import ilgnet_repro as ir
+from ilgnet_repro.cli.main import main
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export import consumers
+from ilgnet_repro.export.consumers import Job, run_consumer
+from ilgnet_repro.export.onnx_graph import build_onnx
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+
+
+@pytest.mark.parametrize(
+    "consumer",
+    ["onnxruntime", "opencv", "onnxruntime,opencv", pytest.param("openvino", marks=needs_openvino)],
+)
+def test_consumers_run_what_is_written(folder, consumer: str) -> None:
+    report = ir.convert(folder / "small.caffemodel", to=("safetensors", "onnx"), verify=consumer)
+    assert [check.is_equal for check in report.verified] == [True] * (2 + len(consumer.split(",")))
+    for name, check in zip(consumer.split(","), report.verified[2:], strict=True):
+        assert check.file.startswith(f"small.onnx in {name} ")
+        assert (check.blob, check.inputs) == ("prob", "seed 7: data 2x3x9x7")
+
+
+COMMANDS = [
+    ("before a file", ["--verify", "small.caffemodel"], 1),
+    ("alone at the end", ["small.caffemodel", "--verify"], 1),
+    ("before an option", ["--verify", "--fold", "small.caffemodel"], 1),
+    ("a consumer", ["--verify", "onnxruntime", "small.caffemodel"], 2),
+    ("a consumer at the end", ["small.caffemodel", "--verify", "onnxruntime"], 2),
+    ("with an equals sign", ["--verify=onnxruntime", "small.caffemodel"], 2),
+]
+
+
+@pytest.mark.parametrize(("words", "checks"), [row[1:] for row in COMMANDS], ids=[row[0] for row in COMMANDS])
+def test_the_command_takes_a_consumer_or_none(
+    folder, monkeypatch, capsys, words: list[str], checks: int
+) -> None:
+    import json
+
+    monkeypatch.chdir(folder)
+    assert main(["convert", *words, "--to", "onnx", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["verified"]) == checks
+
+
+STATISTICS = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 4 dim: 5 dim: 6 } } }
+layer { name: "y" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { use_global_stats: false } }
+"""
+
+
+def test_a_consumer_that_computes_something_else_is_refused(tmp_path) -> None:
+    """OpenCV 4.14 and 5.0 take the mean over fewer axes than the node states."""
+    (tmp_path / "b.prototxt").write_text(STATISTICS)
+    write_weights(tmp_path / "b.caffemodel", STATISTICS)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(IlgnetError) as caught:
+        ir.convert(tmp_path / "b.caffemodel", to="onnx", verify="opencv")
+    assert str(caught.value).startswith("b.onnx: opencv ")
+    assert "computes output 'y' otherwise than the net, by " in str(caught.value)
+    assert caught.value.remedy == "choose another consumer, or leave it out"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+REFUSED = [
+    ("unknown", "tensorrt", "onnx", "verify='tensorrt': choose one of onnxruntime, openvino, opencv"),
+    (
+        "no ONNX file", "opencv", "safetensors",
+        "verify='opencv': runs ONNX files, and none is written; add onnx to the formats",
+    ),
+    ("empty", "opencv,", "onnx", "verify='': choose one of onnxruntime, openvino, opencv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verify", "to", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_wrong_consumers_are_refused(folder, verify: str, to: str, message: str) -> None:
+    before = sorted(folder.iterdir())
+    with pytest.raises(IlgnetError) as caught:
+        ir.convert(folder / "small.caffemodel", to=to, verify=verify)
+    assert str(caught.value) == message
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_absent_consumer_is_refused(folder, monkeypatch) -> None:
+    monkeypatch.setitem(
+        consumers.VERIFIERS, "openvino", ("no_such_module", "pip install 'ilgnet_repro[openvino]'")
+    )
+    with pytest.raises(IlgnetError) as caught:
+        ir.convert(folder / "small.caffemodel", to="onnx", verify="openvino")
+    assert str(caught.value) == (
+        "verify='openvino': no_such_module is not installed; pip install 'ilgnet_repro[openvino]'"
+    )
+
+
+def test_a_crash_or_a_failure_leaves_the_other_jobs(tmp_path, monkeypatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, runpy\n"
+        f"run = runpy.run_path({str(consumers.SCRIPT)!r})\n"
+        "def crash(model, inputs, wanted):\n"
+        "    if model.endswith('crash'): os._exit(7)\n"
+        "    if model.endswith('fail'): raise SystemExit('it is too large\\nfor me')\n"
+        "    return '1.0', {name: inputs['data'] * 2 for name in wanted}\n"
+        "run['CONSUMERS']['mine'] = crash\n"
+        "run['main'](*sys.argv[1:])\n"
+    )
+    monkeypatch.setattr(consumers, "SCRIPT", script)
+    x = np.float32([1, 2])
+    jobs = [Job(tmp_path / name, {"data": x}, ["y"]) for name in ("a", "crash", "b", "fail", "c")]
+    found = run_consumer("mine", jobs)
+    assert [one.failed for one in found] == [
+        "", "it crashes (exit 7)", "", "SystemExit: it is too large for me", "",
+    ]  # fmt: skip
+    assert [one.outputs["y"].tolist() for one in found if one.outputs] == [[2, 4]] * 3
+
+
+def test_onnx_reference_implementation_agrees(tmp_path) -> None:
+    net = net_of(SMALL_TEXT)
+    onnx.save(build_onnx(net), str(tmp_path / "s.onnx"))
+    x = np.random.default_rng(1).standard_normal((2, 3, 9, 7), np.float32)
+    (found,) = run_consumer("reference", [Job(tmp_path / "s.onnx", {"data": x}, ["prob"])])
+    assert found.version == onnx.__version__
+    np.testing.assert_allclose(found.outputs["prob"], net(data=x)["prob"].detach(), rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- OpenVINO's own files
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "int8"}, {"fold": True}], ids=["plain", "int8", "folded"]
+)
+def test_openvino_files_are_verified_and_replaced(folder, options) -> None:
+    for _ in range(2):
+        report = ir.convert(
+            folder / "small.caffemodel", to="openvino", verify=True, out=folder / "ov", **options
+        )
+        assert [Path(entry.path).name for entry in report.written] == ["small.xml", "small.bin"]
+        assert report.is_verified
+    assert sorted(path.name for path in (folder / "ov").iterdir()) == ["small.bin", "small.xml"]
+    (folder / "ov" / "small.xml").write_text("<net/>")
+    with pytest.raises(IlgnetError, match=r"small\.xml: "):
+        ir.convert(folder / "small.caffemodel", to="openvino", out=folder / "ov")
+    assert (folder / "ov" / "small.xml").read_text() == "<net/>"
+
+
+def test_without_openvino_one_line_says_what_to_install(folder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    before = sorted(folder.iterdir())
+    with pytest.raises(IlgnetError) as caught:
+        ir.convert(folder / "small.caffemodel", to="openvino")
+    assert str(caught.value) == (
+        "OpenVINO is not installed, so its files cannot be written; pip install 'ilgnet_repro[openvino]'"
+    )
+    assert sorted(folder.iterdir()) == before

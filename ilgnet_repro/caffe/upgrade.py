@@ -31,18 +31,23 @@ def upgrade_net(net: caffe_pb2.NetParameter, notes: list[str] | None = None) -> 
     LayerError for a layer that has no modern form.
     """
     notes = [] if notes is None else notes
+    net = upgrade_net_as_caffe(net, notes)
+    for step in (drop_implementation_fields, rewrite_limited_relus, leave_out_evaluation):
+        net = step(net, notes)
+    return net
+
+
+def upgrade_net_as_caffe(
+    net: caffe_pb2.NetParameter, notes: list[str] | None = None
+) -> caffe_pb2.NetParameter:
+    """Return the net with the changes that Caffe's own tools make, forks' layers and fields as they are."""
+    notes = [] if notes is None else notes
     if net.layer and net.layers:
         raise FormatError(
             f"net {excerpt(net.name)}: has both `layer` {excerpt(net.layer[0].name)} and `layers` "
             f"{excerpt(net.layers[0].name or net.layers[0].layer.name)}; use only one of the two"
         )
-    steps = (
-        *(upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm),
-        drop_implementation_fields,
-        rewrite_limited_relus,
-        leave_out_evaluation,
-    )
-    for step in steps:
+    for step in (upgrade_v0, upgrade_transforms, upgrade_v1, _upgrade_inputs, _upgrade_batch_norm):
         net = step(net, notes)
     return net
 

@@ -5,16 +5,31 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import caffe_compute_image_mean, caffe_convert_imageset, caffe_run, caffe_test, caffe_time, caffe_train
+from . import (
+    caffe_compute_image_mean,
+    caffe_convert_imageset,
+    caffe_device_query,
+    caffe_run,
+    caffe_test,
+    caffe_time,
+    caffe_train,
+    caffe_upgrade_net_proto_binary,
+    caffe_upgrade_net_proto_text,
+    caffe_upgrade_solver_proto_text,
+)
 
 # The actions of Caffe's command, and Caffe's other tools under their names. Each module has `add_parser` and `run`.
 ACTIONS = {
     "train": caffe_train,
     "test": caffe_test,
     "time": caffe_time,
+    "device_query": caffe_device_query,
     "run": caffe_run,
     "convert_imageset": caffe_convert_imageset,
     "compute_image_mean": caffe_compute_image_mean,
+    "upgrade_net_proto_text": caffe_upgrade_net_proto_text,
+    "upgrade_net_proto_binary": caffe_upgrade_net_proto_binary,
+    "upgrade_solver_proto_text": caffe_upgrade_solver_proto_text,
 }
 
 _EPILOG = """examples:

@@ -140,7 +140,7 @@ def _user_class(node: Node, *, has_own: bool) -> type | None:
         ) from error  # fmt: skip
     found = getattr(module, param.layer, None)
     if not isinstance(found, type):
-        raise LayerError(
+        raise MissingClass(
             node.name,
             node.type,
             f"module {param.module!r} has no class {param.layer!r}; correct python_param.layer",

@@ -388,7 +388,9 @@ def test_share_with(net: caffe.Net, file: str) -> None:
 # ------------------------------------------------------------------ refused
 
 REFUSED: dict[str, tuple[Callable[[caffe.Net, str], object], type[Exception], str]] = {
-    "no such net": (lambda net, file: caffe.Net("gone", caffe.TEST), RuntimeError, "Could not open file gone; check the path"),
+    "no such net": (
+        lambda net, file: caffe.Net("gone", caffe.TEST), RuntimeError, "Could not open file gone; check the path",
+    ),
     "no such weights": (
         lambda net, file: caffe.Net(file, caffe.TEST, weights="gone"), RuntimeError, "Could not open file gone;",
     ),
@@ -488,7 +490,7 @@ def test_a_memory_layer_without_data_says_what_to_call(memory: caffe.Net) -> Non
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 2), ()], ids=["rows", "columns", "a number"])
 def test_inputs_that_do_not_fit(shape: tuple[int, ...], deploy: caffe.Net) -> None:
-    with pytest.raises(IlgnetError, match="is not batch sized|does not fit the blob"):
+    with pytest.raises(IlgnetError, match=r"is not batch sized|does not fit the blob"):
         deploy.forward(x=np.zeros(shape))
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ilgnet_repro.cli.main import main as ilgnet
+from ilgnet_repro.pycaffe import alias
+from ilgnet_repro.pycaffe.__main__ import main
 
 SCRIPT = """\
 import sys
@@ -45,26 +50,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(
-    folder: Path, *arguments: str, program: str = "ilgnet_repro.pycaffe"
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(alias._finder, "is_installed", False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("caffe", "my_layers", "main"):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_script_runs_as_python_runs_it(name: str, folder: Path) -> None:
+def test_a_script_runs_as_python_runs_it(name: str, folder: Path, monkeypatch, capsys) -> None:
     arguments, status, out, err = RUNS[name]
-    done = run(folder, "scripts/main.py", *arguments)
-    assert (done.returncode, done.stderr) == (status, err)
-    assert out is None or done.stdout == out
+    monkeypatch.chdir(folder)
+    assert main(["scripts/main.py", *arguments]) == status
+    said = capsys.readouterr()
+    assert said.err == err
+    assert out is None or said.out == out
 
 
-def test_an_exception_of_the_script_is_shown_with_its_own_lines_only(folder: Path) -> None:
-    done = run(folder, "caffe", "run", "scripts/main.py", "fails", program="ilgnet_repro")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
+def test_an_exception_of_the_script_is_shown_with_its_own_lines_only(
+    folder: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(folder)
+    assert ilgnet(["caffe", "run", "scripts/main.py", "fails"]) == 1
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert [line for line in lines if line.startswith("  File")] == [
         '  File "scripts/main.py", line 8, in <module>',
@@ -73,9 +86,18 @@ def test_an_exception_of_the_script_is_shown_with_its_own_lines_only(folder: Pat
     assert lines[-1] == "ValueError: a name: \\x1b"
 
 
-def test_a_module_runs_in_the_current_folder(folder: Path) -> None:
-    done = run(folder / "scripts", "caffe", "run", "-m", "main", "a", "-b", program="ilgnet_repro")
-    assert (done.returncode, done.stdout) == (0, "__main__ ['a', '-b'] True True\n")
+def test_a_module_runs_in_the_current_folder(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder / "scripts")
+    assert ilgnet(["caffe", "run", "-m", "main", "a", "-b"]) == 0
+    assert capsys.readouterr().out == "__main__ ['a', '-b'] True True\n"
+
+
+def test_in_a_process_of_its_own(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ilgnet_repro.pycaffe", "scripts/main.py", "--flag"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "__main__ ['--flag'] True True\n", "")
 
 
 WRONG = {
@@ -87,7 +109,16 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_run_is_one_line(name: str, folder: Path) -> None:
+def test_what_cannot_be_run_is_one_line(name: str, folder: Path, capsys) -> None:
     arguments, status, err = WRONG[name]
-    done = run(folder, *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
+    assert main(arguments) == status
+    assert tuple(capsys.readouterr()) == ("", err)
+
+
+def test_the_command_says_what_it_takes(folder: Path, capsys) -> None:
+    for arguments, message in (
+        (["gone.py"], "ilgnet: gone.py: cannot be read (No such file or directory); check the path\n"),
+        ([], "ilgnet: caffe run: no script; give its path, or -m and the name of a module\n"),
+    ):
+        assert ilgnet(["caffe", "run", *arguments]) == 1
+        assert tuple(capsys.readouterr()) == ("", message)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 from recorded_blas import recorded_product
-from train_cases import NAMES, SOLVERS, Trace, read_log, run, settings_of
+from train_cases import NAMES, SENSITIVE, SOLVERS, Trace, read_log, run, settings_of
 
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train import caffe_sums
@@ -14,9 +14,6 @@ from ilgnet_repro.train.loop import Options
 
 # In float64 the package's rounding is negligible, so these numbers hold on every machine.
 DOUBLE = Options(precision="float64")
-# Runs at rates so high that rounding decides which unit of a ReLU or a pooling window is the greatest: from
-# the step given, float32 sums in another order (other libraries, other processors) may diverge.
-SENSITIVE = {"sgd_clip": 9, "sgd_l1": 4, "sgd_sigmoid": 13, "nesterov": 6}
 
 LOSSES = {"rtol": 1e-4, "atol": 1e-6}
 # Six printed digits.

@@ -8,8 +8,10 @@ import torch
 from golden_cases import FOLDER
 from zoo_counter import count
 
+import ilgnet_repro.pycaffe as caffe
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.mean import read_mean
 from ilgnet_repro.reading.transforms import Transform
@@ -71,6 +73,38 @@ def test_the_authors_other_path(net, recorded) -> None:
     with torch.inference_mode():
         high = net(data=data)["loss1/loss"][0, 1].item()
     np.testing.assert_allclose(high, recorded["transformer_high_probability"][0], rtol=RELATIVE, atol=1e-5)
+
+
+def test_the_steps_of_the_authors_script(net, recorded, golden, authors, tmp_path) -> None:
+    """pycaffe's interface: deploy net and weights, Transformer, forward, `loss1/loss`, for the ten recorded images."""
+    prototxt = tmp_path / "deploy.prototxt"
+    prototxt.write_text(format_message(ilgnet.deploy()))
+    authors_net = caffe.Net(str(prototxt), caffe.TEST)
+    for name, blobs in net.params.items():  # as Net(prototxt, caffemodel, caffe.TEST), without a file of 604 MB
+        for own, blob in zip(authors_net.params[name], blobs, strict=True):
+            own.data[...] = blob.detach().numpy().reshape(own.data.shape)
+    blob = caffe.proto.caffe_pb2.BlobProto.FromString((authors / "mean" / "AVA2_mean.binaryproto").read_bytes())
+    mean = caffe.io.blobproto_to_array(blob)[0].mean(1).mean(1)
+
+    transformer = caffe.io.Transformer({"data": authors_net.blobs["data"].data.shape})
+    transformer.set_transpose("data", (2, 0, 1))
+    transformer.set_mean("data", mean)
+    transformer.set_raw_scale("data", 255)
+    transformer.set_channel_swap("data", (2, 1, 0))
+    authors_net.blobs["data"].reshape(1, 3, 227, 227)
+
+    found = []
+    rows = iter(LmdbReader(golden / "ilgnet" / "val_lmdb"))
+    for _ in recorded["transformer_high_probability"]:
+        image = tmp_path / "image.png"
+        image.write_bytes(next(rows).datum().data)
+        data = transformer.preprocess("data", caffe.io.load_image(str(image)))
+        if not found:
+            np.testing.assert_allclose(data, recorded["transformer_in/0"].reshape(data.shape), atol=2e-4)
+        authors_net.blobs["data"].data[...] = data
+        authors_net.forward()
+        found.append(float(authors_net.blobs["loss1/loss"].data[0][1]))
+    np.testing.assert_allclose(found, recorded["transformer_high_probability"], rtol=1e-4, atol=1e-4)
 
 
 def test_hundred_recorded_scores(net, recorded, golden, authors) -> None:

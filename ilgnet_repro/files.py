@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,28 @@ def map_file(path: PathLike) -> memoryview:
     except ValueError as error:
         raise FormatError(f"{path}: cannot be read ({error}); check the path") from error
     return memoryview(mapped)
+
+
+def open_input(path: PathLike, mode: str = "rb", **options: Any) -> IO[Any]:
+    """Open an input file as `open`; a pipe or a device, which might never end or begin, is an OSError by that reason."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            reason = os.strerror(code) if stat.S_ISDIR(mode) else "is a pipe or device, not a plain file"
+            raise OSError(code, reason, name)
+        return descriptor
+
+    return open(path, mode, opener=opener, **options)
+
+
+def read_input(path: PathLike) -> bytes:
+    """Return the bytes of an input file; raises OSError as `open_input`."""
+    with open_input(path) as file:
+        data: bytes = file.read()
+    return data
 
 
 @contextmanager
@@ -282,8 +305,8 @@ def starts_with(*heads: bytes) -> Callable[[Path], bool]:
     """Return a function that checks whether a file starts with one of ``heads``, for `check_replaced`."""
 
     def test(path: Path) -> bool:
-        with open(path, "rb") as file:
-            return file.read(max(map(len, heads))).startswith(heads)
+        with open_input(path) as file:
+            return bytes(file.read(max(map(len, heads)))).startswith(heads)
 
     return test
 
@@ -315,3 +338,20 @@ def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_replace_non_finite(inner) for inner in value]
     return value
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_QUOTED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def csv_text(text: str) -> str:
+    """Return a text as a cell of CSV that no spreadsheet takes for a formula: with a quote before it.
+
+    For names that come from files. `from_csv_text` removes the quote.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_csv_text(cell: str) -> str:
+    """Return the text of a cell that `csv_text` wrote."""
+    return cell[1:] if _QUOTED.match(cell) else cell

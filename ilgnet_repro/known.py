@@ -15,6 +15,7 @@ from typing import Any
 
 from .caffe.upgrade import upgrade_net
 from .errors import DataError
+from .files import open_input
 from .manifest import listed, model_rows, resolve
 from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
@@ -144,7 +145,7 @@ def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
     """Return several digests of a file, read once."""
     hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             while piece := file.read(_PIECE):
                 for value in hashes.values():
                     value.update(piece)

@@ -31,7 +31,7 @@ ALLOWED_IMPORTS = {
     "layers": {"errors", "schema", "caffe"},
     "zoo": {"errors", "files", "manifest", "schema", "caffe"},
     "reading": {"errors", "opencv", "files", "pages", "schema", "caffe", "layers", "staging"},
-    "known": {"errors", "manifest", "schema", "caffe", "reading"},
+    "known": {"errors", "files", "manifest", "schema", "caffe", "reading"},
     "about": {"errors", "files", "schema", "reading", "known"},
     "prepare_images": {"errors", "reading", "about"},
     "runtime": {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..caffe.kinds import kind_named
 from ..errors import FormatError
+from ..files import read_input
 
 # glog's prefix: level, date, time, thread, source file and line. Older glog prints no year.
 _PREFIX = re.compile(r"^[IWEF]\d{4,8} \d\d:\d\d:\d\d\.\d+ +\d+ [^ \]]+:\d+\] ?")
@@ -90,7 +90,7 @@ class TestLog:
 def read_test_log(path: str | os.PathLike[str]) -> TestLog:
     """Read a `caffe test` log; raises FormatError if it cannot be read or contains no batch."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = read_input(path).decode(errors="replace")
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); give a `caffe test` log") from error
     with kind_named(path, "a log of `caffe test`"):

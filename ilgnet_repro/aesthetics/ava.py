@@ -16,6 +16,7 @@ import numpy as np
 
 from ..caffe.kinds import naming_kind
 from ..errors import DataError
+from ..files import open_input
 
 COLUMNS = 15
 SCORES = np.arange(1, 11, dtype=np.int64)
@@ -135,7 +136,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[list[int]]:
     """The numbers of each line; line k of the file is item k - 1, since blank lines are allowed only at its end."""
     blank = 0
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             number = 0
             while line := file.readline(_LONGEST_LINE):
                 number += 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..caffe.kinds import naming_kind
 from ..errors import DataError
-from ..files import atomic_path
+from ..files import atomic_path, open_input
 from .ava import AvaTable
 
 PUBLISHED_VAL_SIZES = (4_000, 16_000)  # low, high: the class sizes of the authors' AVA1 val
@@ -177,7 +177,7 @@ def read_excluded(path: str | os.PathLike[str]) -> set[int]:
     such a list). Raises DataError with file and line for any other line."""
     excluded = set()
     try:
-        with open(path, encoding="ascii", errors="backslashreplace") as file:
+        with open_input(path, "r", encoding="ascii", errors="backslashreplace") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

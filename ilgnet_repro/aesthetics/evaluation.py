@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import IlgnetError
+from ..errors import IlgnetError, printable
 from ..files import atomic_file, check_outputs, check_replaced, json_text, starts_with
 from ..runtime.fast import FastNet
 from ..runtime.runnable import Runnable
@@ -228,7 +228,7 @@ def _write(result: RunResult, bad: tuple[tuple[str, str], ...], folder: Path, ta
     (folder / "bad.txt").unlink(missing_ok=True)
     if bad:
         with atomic_file(folder / "bad.txt", "w") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in bad)
+            file.writelines(f"{printable(name)}\t{reason}\n" for name, reason in bad)
     result.write(folder / "run.json")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import IlgnetError
+from ..errors import FormatError, IlgnetError
 from .results import Row, csv_line, parse_row, row_fields
 
 TITLE = "ilgnet_repro journal"
@@ -106,4 +106,7 @@ def _opened(line: bytes) -> Row | None:
         return None
     parts = text.decode("utf-8", "surrogateescape").split("\\\\")
     plain = "\\".join(part.replace("\\n", "\n").replace("\\r", "\r") for part in parts)
-    return parse_row(next(csv.reader(io.StringIO(plain, newline=""))), "journal")
+    try:
+        return parse_row(next(csv.reader(io.StringIO(plain, newline=""))), "journal")
+    except (csv.Error, StopIteration, FormatError):  # sealed, but not by this program
+        return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..caffe.kinds import naming_kind
 from ..errors import DataError
-from ..files import atomic_path
+from ..files import atomic_path, open_input
 from ..reading.arrays import load_npz
 from .ava import SCORES, AvaTable
 from .ava_partition import Partition
@@ -94,18 +96,18 @@ def _read_npz(path: str | os.PathLike[str]) -> ScoreTable:
 
 def _read_csv(path: str | os.PathLike[str]) -> ScoreTable:
     rows = []
-    with open(path, encoding="ascii", errors="backslashreplace", newline="") as file:
+    with open_input(path, "r", encoding="ascii", errors="backslashreplace", newline="") as file:
         reader = csv.reader(file)
         if next(reader, None) != _HEADER:
             wrong = DataError(f"{path}:1: not the header of a scores file; it is {','.join(_HEADER[:5])},…")
             raise naming_kind(wrong, path, "a scores file")
-        for line in reader:
+        for line in _lines(reader, path):
             try:
                 image, split, label, mean, std, *tally = line
                 counts = np.array([int(vote) for vote in tally], np.int32)
-                if len(counts) != len(SCORES):
-                    raise ValueError
                 identity = int(image.removesuffix(".jpg"))
+                if len(counts) != len(SCORES) or not 0 <= identity < 1 << 63 or label not in ("0", "1"):
+                    raise ValueError
                 rows.append((identity, SPLITS.index(split), int(label), float(mean), float(std), counts))
             except (ValueError, OverflowError):
                 raise DataError(
@@ -122,3 +124,10 @@ def _read_csv(path: str | os.PathLike[str]) -> ScoreTable:
         np.array(stds),
         np.stack(votes),
     )
+
+
+def _lines(reader: Any, path: str | os.PathLike[str]) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}; give a scores file") from error

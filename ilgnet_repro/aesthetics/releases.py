@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tomllib
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import DataError, DownloadError
+from ..files import open_input
 from ..manifest import model_rows
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -103,8 +105,8 @@ def shared_rows(train: str, partition: str) -> int:
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, read in pieces. Raises DataError if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_input(path) as file:
+            return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from .. import opencv as cv2
 from ..errors import DataError, FormatError
-from ..files import atomic_file, json_text, parse_json
+from ..files import atomic_file, json_text, open_input, parse_json, read_input
 from ..pages import fill_template
 from ..reading.image_list import image_path
 from ..reading.images import decode_file
@@ -37,13 +37,13 @@ _VALUES = {"run", "warnings", "protocol_accuracy", "metrics", "verdicts"}  # key
 
 def is_report_page(path: Path) -> bool:
     """Whether a file is a page that `write_report` wrote."""
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         return _GENERATOR.encode() in file.read(1000)
 
 
 def is_report_values(path: Path) -> bool:
     """Whether a file is a JSON that `write_report` wrote."""
-    values = parse_json(path.read_bytes())
+    values = parse_json(read_input(path))
     return isinstance(values, dict) and values.keys() >= _VALUES
 
 

@@ -17,7 +17,16 @@ import numpy as np
 
 from ..caffe.kinds import Kind, naming_kind
 from ..errors import FormatError, IlgnetError, printable
-from ..files import atomic_file, atomic_path, json_text, parse_json
+from ..files import (
+    atomic_file,
+    atomic_path,
+    csv_text,
+    from_csv_text,
+    json_text,
+    open_input,
+    parse_json,
+    read_input,
+)
 from .metrics import is_correct
 
 
@@ -151,7 +160,7 @@ def _text(value: Any) -> str:
 
 def is_run(path: Path) -> bool:
     """Whether a file is a run's result."""
-    values = parse_json(path.read_bytes())
+    values = parse_json(read_input(path))
     return isinstance(values, dict) and values.keys() >= {"protocol", "dataset", "weights", "pictures"}
 
 
@@ -258,7 +267,7 @@ class RunResult:
     def read(cls, path: str | os.PathLike[str]) -> RunResult:
         """Read what ``write`` wrote; raises FormatError if it is anything else."""
         try:
-            values = parse_json(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(read_input(path).decode())
         except (OSError, ValueError) as error:
             wrong = FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result")
             raise naming_kind(wrong, path, "a run's result", Kind.JSON) from error
@@ -287,13 +296,16 @@ def read_table(path: str | os.PathLike[str]) -> ImageResults:
     if Path(path).suffix == ".parquet":
         return _read_parquet(path)
     try:
-        text = Path(path).read_bytes().decode()
+        text = read_input(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: cannot be read ({error}); give a table of results") from error
     reader = csv.reader(io.StringIO(text, newline=""))
-    if next(reader, None) != list(COLUMNS):
-        raise FormatError(f"{path}:1: the first line must be {','.join(COLUMNS)}")
-    return from_rows(parse_row(fields, f"{path}:{reader.line_num}") for fields in reader)
+    try:
+        if next(reader, None) != list(COLUMNS):
+            raise FormatError(f"{path}:1: the first line must be {','.join(COLUMNS)}")
+        return from_rows(parse_row(fields, f"{path}:{reader.line_num}") for fields in reader)
+    except csv.Error as error:
+        raise FormatError(f"{path}:{reader.line_num}: {error}; give a table of results") from error
 
 
 def from_rows(rows: Iterable[Row]) -> ImageResults:
@@ -329,7 +341,7 @@ def _plain(name: str) -> str:
 def row_fields(row: Row) -> list[str | int | float]:
     """A row as the fields of its CSV line, an unknown score as an empty one."""
     score = "" if math.isnan(row[4]) else float(row[4])
-    return [row[0], int(row[1]), float(row[2]), float(row[3]), score]
+    return [csv_text(row[0]), int(row[1]), float(row[2]), float(row[3]), score]
 
 
 def csv_line(fields: Sequence[str | int | float]) -> str:
@@ -346,7 +358,13 @@ def parse_row(fields: Sequence[str], place: str) -> Row:
     """The row that ``row_fields`` wrote; raises FormatError naming ``place``."""
     try:
         name, label, probability, loss, score = fields
-        return name, int(label), float(probability), float(loss), float(score) if score else math.nan
+        return (
+            from_csv_text(name),
+            int(label),
+            float(probability),
+            float(loss),
+            float(score) if score else math.nan,
+        )
     except ValueError as error:
         raise FormatError(f"{place}: not a row of {','.join(COLUMNS)} ({error})") from error
 
@@ -381,7 +399,7 @@ def _write_parquet(path: str | os.PathLike[str], images: ImageResults) -> None:
 def _read_parquet(path: str | os.PathLike[str]) -> ImageResults:
     pyarrow = _pyarrow()
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             table = pyarrow.parquet.read_table(file)
         columns = [table.column(name).to_pylist() for name in COLUMNS]
     except (OSError, KeyError, pyarrow.ArrowException) as error:

@@ -17,7 +17,7 @@ import numpy as np
 from .. import opencv as cv2
 from ..caffe.prototxt import format_message
 from ..errors import DataError
-from ..files import atomic_file
+from ..files import atomic_file, staged_results
 from ..reading.lmdb_read import row_key
 from ..reading.lmdb_write import LmdbWriter
 from ..schema import caffe_pb2 as pb
@@ -88,14 +88,19 @@ def make_task(folder: str | os.PathLike[str], images: int = IMAGES, val: int = V
             chw = np.ascontiguousarray(image.transpose(2, 0, 1))
             datum = pb.Datum(channels=3, height=SIDE, width=SIDE, data=chw.tobytes(), label=label)
             rows[name].append((row_key(number, f"{number}.png"), datum.SerializeToString()))
-    for name, held in rows.items():
-        writer = LmdbWriter(folder / name)
-        writer.write(held)
-        writer.close()
     messages = (trunk_net(), reduced_ilgnet(), _solver("trunk", 250), _solver("ilgnet", 1200))
-    for name, message in zip(_TEXTS, messages, strict=True):
-        with atomic_file(folder / name, "w") as file:
-            file.write(format_message(message))
+    with staged_results(folder, "synthetic", DataError) as stage:
+        for name, held in rows.items():
+            writer = LmdbWriter(stage / name)
+            try:
+                writer.write(held)
+            finally:
+                writer.close()
+        for name, message in zip(_TEXTS, messages, strict=True):
+            with atomic_file(stage / name, "w") as file:
+                file.write(format_message(message))
+        for name in (*_DATABASES, *_TEXTS):
+            os.rename(stage / name, folder / name)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import GraphError
+from ..errors import GraphError, IlgnetError
 from ..schema import caffe_pb2 as pb
 
 PHASES = {"TRAIN": pb.TRAIN, "TEST": pb.TEST}
@@ -12,7 +12,12 @@ def net_state(phase: str, level: int = 0, stages: tuple[str, ...] = ()) -> pb.Ne
     """Return the state that rules are checked against; ``phase`` is TRAIN or TEST."""
     if phase not in PHASES:
         raise GraphError(f"phase {phase!r} is unknown; use TRAIN or TEST")
-    return pb.NetState(phase=PHASES[phase], level=level, stage=stages)
+    try:
+        return pb.NetState(phase=PHASES[phase], level=level, stage=stages)
+    except UnicodeEncodeError as error:
+        raise IlgnetError(f"stages={list(stages)}: is not UTF-8 text; correct it", option="stages") from error
+    except ValueError as error:
+        raise IlgnetError(f"level={level}: give a number from -2**31 to 2**31 - 1", option="level") from error
 
 
 def meets(rule: pb.NetStateRule, state: pb.NetState) -> bool:

@@ -9,14 +9,63 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import precisions
-from ..errors import FormatError, IlgnetError, SolverError
+from ..errors import FormatError, IlgnetError, SolverError, excerpt
 from ._console import say
 
 if TYPE_CHECKING:
     from ..reading.preprocessing import Preprocessing
+
+
+MOST = 2**31 - 1  # of Caffe's own counts
+MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number in a range, as a type of argparse."""
+
+    least: int = 0
+    most: int = MOST
+
+    def __call__(self, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = self.least - 1
+        if not self.least <= value <= self.most:
+            raise argparse.ArgumentTypeError(
+                f"{excerpt(text)!r}: give a whole number from {self.least} to {self.most}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number in a range, as a type of argparse."""
+
+    least: float = 0.0
+    most: float = 3.4e38
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not self.least <= value <= self.most:
+            raise argparse.ArgumentTypeError(
+                f"{excerpt(text)!r}: give a number from {self.least:g} to {self.most:g}"
+            )
+        return value
+
+
+LEVEL = Whole(-MOST - 1)
+SEED = Whole(most=2**32 - 1)
+COUNT = Whole(1)
+WORKERS = Whole(most=MOST_WORKERS)
 
 
 def check_exist(*given: str | Iterable[str] | None) -> None:
@@ -64,7 +113,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 def add_state_options(parser: argparse.ArgumentParser) -> None:
     """Add level and stages, which include and exclude rules are matched against besides the phase."""
-    parser.add_argument("--level", type=int, default=0, metavar="N", help="the net's level (default 0)")
+    parser.add_argument("--level", type=LEVEL, default=0, metavar="N", help="the net's level (default 0)")
     parser.add_argument(
         "--stage", action="append", default=[], metavar="NAME",
         help="a stage of the net, such as `deploy`, or several separated by commas; may be repeated",
@@ -127,7 +176,9 @@ def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mean-file", metavar="FILE", help="a mean image (.binaryproto or .npy); implies --path crop"
     )
-    group.add_argument("--scale", type=float, help="factor applied after the mean is subtracted (default 1)")
+    group.add_argument(
+        "--scale", type=Real(-3.4e38), help="factor applied after the mean is subtracted (default 1)"
+    )
 
 
 def add_fast_options(parser: argparse.ArgumentParser) -> None:

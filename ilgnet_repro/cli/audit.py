@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError, printable
-from ..files import json_text
+from ..files import csv_text, json_text
 from ._console import add_row, results_console, say
 from ._options import add_net_options, check_exist, for_command, in_flags, read_shapes, read_stages
 
@@ -119,13 +119,7 @@ def _write_csv(rows: list[NetRow]) -> None:
     writer.writerow(_COLUMNS)
     for row in rows:
         cells = (row.prototxt, row.net, "; ".join(row.weights), row.status, "; ".join(row.missing))
-        writer.writerow([*map(_csv_text, cells), row.layers, row.parameters])
-
-
-def _csv_text(text: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula: names come from files."""
-    text = printable(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+        writer.writerow([*(csv_text(printable(cell)) for cell in cells), row.layers, row.parameters])
 
 
 def _print_rows(rows: list[NetRow]) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..files import json_text
-from ._options import add_allow_missing, add_ignore_field, check_exist, say_notes
+from ._options import COUNT, LEVEL, add_allow_missing, add_ignore_field, check_exist, say_notes
 from ._parser import CommandParser
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def add_net_flags(parser: CommandParser, phase: str) -> None:
         metavar="CAFFEMODEL",
         default="",
     )
-    flag("iterations", "batches (default 50)", type=int, default=50, metavar="N")
+    flag("iterations", "batches (default 50)", type=COUNT, default=50, metavar="N")
     flag("gpu", "a GPU's number (default: the CPU)", default="", metavar="N")
     flag("phase", f"TRAIN or TEST (default {phase})", choices=("TRAIN", "TEST", ""), default="")
-    flag("level", "the net's level", type=int, default=0, metavar="N")
+    flag("level", "the net's level", type=LEVEL, default=0, metavar="N")
     flag("stage", "the net's stages, separated by commas", default="", metavar="NAMES")
     flag("arrays", "rows for MemoryData and Input, named as their tops", metavar="NPZ", default="")
     flag(

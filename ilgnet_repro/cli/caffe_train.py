@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._options import add_ignore_field, check_exist, check_state
+from ._options import COUNT, LEVEL, add_ignore_field, check_exist, check_state
 
 _EPILOG = """examples:
   ilgnet caffe train -solver solver.prototxt
@@ -43,9 +43,9 @@ def add_parser(actions: Any) -> None:
         default="",
         metavar="N",
     )
-    flag("iterations", "ignored, as in Caffe: max_iter of the solver applies", type=int, metavar="N")
+    flag("iterations", "ignored, as in Caffe: max_iter of the solver applies", type=COUNT, metavar="N")
     flag("phase", "TRAIN, the only phase there is to train in", choices=("TRAIN", ""), default="")
-    flag("level", "the net's level", type=int, default=0, metavar="N")
+    flag("level", "the net's level", type=LEVEL, default=0, metavar="N")
     flag("stage", "the net's stages, separated by commas", default="", metavar="NAMES")
     add_ignore_field(parser, "-ignore-field", "--ignore-field")
     parser.add_argument(

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..files import json_text
 from ._console import add_row, results_console
-from ._options import add_allow_missing, add_text_options, check_exist, read_shapes, read_stages, text_path
+from ._options import (
+    SEED,
+    Real,
+    add_allow_missing,
+    add_text_options,
+    check_exist,
+    read_shapes,
+    read_stages,
+    text_path,
+)
 
 if TYPE_CHECKING:
     from ..compare.comparison import BlobRow, Comparison
@@ -44,8 +53,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--inputs", metavar="NPZ", help="an array for each input (default: drawn from --seed)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="default 7")
-    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help="default 1e-4")
+    parser.add_argument("--seed", type=SEED, default=7, help="default 7")
+    parser.add_argument("--tolerance", type=Real(), default=1e-4, metavar="T", help="default 1e-4")
     parser.add_argument(
         "--in-place",
         action="store_true",

@@ -14,6 +14,7 @@ from ..errors import IlgnetError, one_of, printable
 from ..files import json_text, parse_json
 from ._console import add_row, results_console, say
 from ._options import (
+    COUNT,
     add_allow_missing,
     add_net_options,
     add_preprocessing_options,
@@ -119,7 +120,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch",
-        type=int,
+        type=COUNT,
         metavar="N",
         help="fix the batch at N (default: open in onnx and pt2, else as stated)",
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import json_text
 from ._console import say
+from ._options import Real, Whole
 
 _EPILOG = """NAME is a released file (ava1-train, ava2-weights, deploy, ...) or a kind of them
 (partition, mean, weights, net, solver, log); `ilgnet data where` lists them all.
@@ -39,8 +40,12 @@ def add_parser(subparsers: Any) -> None:
     get.add_argument("--from", dest="folder", metavar="FOLDER", help="copy from here instead of the network")
     get.add_argument("--mirror", metavar="URL", help="fetch URL/path instead of the manifest's address")
     get.add_argument("--proxy", metavar="URL", help="instead of the environment's")
-    get.add_argument("--timeout", type=float, default=30.0, metavar="S", help="read timeout (default 30)")
-    get.add_argument("--tries", type=int, default=5, metavar="N", help="for each address (default 5)")
+    get.add_argument(
+        "--timeout", type=Real(0.001, 86400), default=30.0, metavar="S", help="read timeout (default 30)"
+    )
+    get.add_argument(
+        "--tries", type=Whole(1, 1000), default=5, metavar="N", help="for each address (default 5)"
+    )
     verify = actions.add_parser("verify", help="compare size and SHA-256 with the manifest")
     verify.add_argument("names", nargs="*", metavar="NAME")
     where = actions.add_parser("where", help="where each file is, here and at its source")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..files import json_text
 from ._console import say
-from ._options import say_notes
+from ._options import SEED, Whole, say_notes
 from .lmdb import add_db_option
 
 _EPILOG = """examples:
@@ -30,11 +30,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--out", required=True, action="append", metavar="PAGE", help=".html or .png; may be repeated"
     )
-    parser.add_argument("--per-label", type=int, default=12, metavar="N", help="samples shown (default 12)")
     parser.add_argument(
-        "--sizes-of", type=int, default=1000, metavar="N", help="images measured (default 1000)"
+        "--per-label", type=Whole(most=1000), default=12, metavar="N", help="samples shown (default 12)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default 0)")
+    parser.add_argument(
+        "--sizes-of", type=Whole(), default=1000, metavar="N", help="images measured (default 1000)"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the samples (default 0)")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 

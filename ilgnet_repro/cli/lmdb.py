@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..files import json_text
 from ._console import say
-from ._options import say_notes
+from ._options import COUNT, SEED, WORKERS, say_notes
 from ._parser import CommandParser
 
 if TYPE_CHECKING:
@@ -63,9 +63,11 @@ def add_parser(subparsers: Any) -> None:
         add_db_option(action)
         action.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.add_argument("--list", metavar="LIST", help="the list it was built from")
-    check.add_argument("--seed", type=int, metavar="N", help="the seed, if it was made with --shuffle")
-    check.add_argument("--labels", type=int, metavar="N", help="number of classes; labels are 0 to N - 1")
-    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    check.add_argument("--seed", type=SEED, metavar="N", help="the seed, if it was made with --shuffle")
+    check.add_argument("--labels", type=COUNT, metavar="N", help="number of classes; labels are 0 to N - 1")
+    check.add_argument(
+        "--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)"
+    )
     export.add_argument("folder", metavar="FOLDER", help="a new folder for the images and list.txt")
 
 
@@ -91,9 +93,9 @@ def add_make_flags(make: CommandParser) -> None:
         "--encode_type", "--encode-type", default="", metavar="TYPE", help="png, jpg, …; implies --encoded"
     )
     make.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
-    make.add_argument("--seed", type=int, default=1, metavar="N", help="seed of --shuffle (default 1)")
+    make.add_argument("--seed", type=SEED, default=1, metavar="N", help="seed of --shuffle (default 1)")
     make.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
-    make.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core)")
+    make.add_argument("--workers", type=WORKERS, metavar="N", help="threads (default: one per core)")
     make.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files import json_text
 from ._console import say
+from ._options import WORKERS
 from ._parser import CommandParser
 from .lmdb import add_db_option, check_backend
 
@@ -40,7 +41,9 @@ def add_flags(parser: CommandParser) -> None:
     add_db_option(parser)
     parser.add_argument("--backend", default="lmdb", metavar="NAME", help="lmdb, the only one there is")
     parser.add_argument("--caffe-rounding", action="store_true", help="sum in float32, as Caffe does")
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    parser.add_argument(
+        "--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)"
+    )
     parser.add_argument("--json", action="store_true", help="print the means as JSON")
 
 

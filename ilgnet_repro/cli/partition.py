@@ -11,6 +11,7 @@ from typing import Any
 
 from ..files import json_text
 from ._console import say
+from ._options import SEED, WORKERS, Real, Whole
 
 _EPILOG = """examples:
   ilgnet partition ava1 AVA.txt --out lists/AVA1 --seed 1
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         make.add_argument("ava", metavar="AVA.txt")
         make.add_argument("--out", required=True, metavar="DIR", help="gets train.txt and val.txt")
         make.add_argument(
-            "--seed", required=True, type=int, metavar="N", help="the same seed, the same lists"
+            "--seed", required=True, type=SEED, metavar="N", help="the same seed, the same lists"
         )
         default = "class" if name == "ava1" else "shuffled"
         make.add_argument(
@@ -55,14 +56,14 @@ def add_parser(subparsers: Any) -> None:
         if name == "ava1":
             make.add_argument(
                 "--delta",
-                type=float,
+                type=Real(0, 10),
                 default=0.0,
                 metavar="D",
                 help="drop training images with |mean - 5| < D",
             )
             make.add_argument(
                 "--val-sizes",
-                type=int,
+                type=Whole(),
                 nargs=2,
                 default=(4_000, 16_000),
                 metavar=("LOW", "HIGH"),
@@ -72,7 +73,9 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("lists", nargs="+", metavar="LIST")
     check.add_argument("--pictures", metavar="DIR", help="decode every image below this folder")
     check.add_argument("--bad", metavar="FILE", help="write the missing and bad images here, for --exclude")
-    check.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    check.add_argument(
+        "--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)"
+    )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -13,6 +13,8 @@ from ..errors import IlgnetError
 from ..files import json_text
 from ._console import say
 from ._options import (
+    COUNT,
+    WORKERS,
     add_allow_missing,
     add_crop_option,
     add_fast_options,
@@ -80,8 +82,8 @@ def add_parser(subparsers: Any) -> None:
         "--resize", type=int, default=256, metavar="N", help="side before the crop (default 256)"
     )
     run_ = parser.add_argument_group("run")
-    run_.add_argument("--batch-size", type=int, metavar="N", help="default 50, for ava2 48")
-    run_.add_argument("--batches", type=int, metavar="N", help="of the protocol published (default 50)")
+    run_.add_argument("--batch-size", type=COUNT, metavar="N", help="default 50, for ava2 48")
+    run_.add_argument("--batches", type=COUNT, metavar="N", help="of the protocol published (default 50)")
     run_.add_argument("--out", metavar="DIR", help="folder of the results (default DATASET_PROTOCOL)")
     run_.add_argument(
         "--check", action="store_true",
@@ -92,7 +94,7 @@ def add_parser(subparsers: Any) -> None:
         "--table", choices=("csv", "parquet"), default="csv", help="of the images (default csv)"
     )
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
-    run_.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    run_.add_argument("--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_text_options(parser)
     add_crop_option(parser)

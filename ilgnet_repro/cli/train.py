@@ -8,7 +8,7 @@ from typing import Any
 from .. import precisions
 from ..files import json_text
 from ._console import say
-from ._options import add_ignore_field, check_exist, check_state
+from ._options import COUNT, WORKERS, Whole, add_ignore_field, check_exist, check_state
 
 _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
@@ -39,14 +39,14 @@ def add_parser(subparsers: Any) -> None:
         help="a .solverstate to resume from, or `latest`: the newest, if there is one",
     )
     add("--out", metavar="DIR", help="folder of tables and plot (default: SNAPSHOT_PREFIX_log)")
-    add("--max-iter", type=int, metavar="N", help="overrides the solver's max_iter")
+    add("--max-iter", type=Whole(), metavar="N", help="overrides the solver's max_iter")
     add(
         "--best-by",
         metavar="OUTPUT",
         help="test output that selects the best weights (default: the accuracy)",
     )
-    add("--patience", type=int, default=0, metavar="N", help="stop after N tests without improvement")
-    add("--keep", type=int, default=0, metavar="N", help="keep the newest N snapshots (default: all)")
+    add("--patience", type=Whole(), default=0, metavar="N", help="stop after N tests without improvement")
+    add("--keep", type=Whole(), default=0, metavar="N", help="keep the newest N snapshots (default: all)")
     add(
         "--allow-nonfinite", action="store_true",
         help="continue if the loss is NaN or infinite, as Caffe does (default: stop, with status 1)",
@@ -57,12 +57,12 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add(
         "--accumulate",
-        type=int,
+        type=COUNT,
         default=1,
         metavar="N",
         help="split each batch into N passes, with the same result",
     )
-    add("--workers", type=int, metavar="N", help="threads that read ahead (default 0, or 4 with a GPU)")
+    add("--workers", type=WORKERS, metavar="N", help="threads that read ahead (default 0, or 4 with a GPU)")
     add(
         "--device",
         metavar="D",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from .openers import open_backend
 
 TOLERANCE = 1e-4
 BATCH = 2
+MOST_DRAWN = 1 << 28  # values of an input, 1 GiB
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,11 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
         other = same.get(entry.name) or others[argument_name(entry.name)]
         name = entry.name if entry.name != argument_name(entry.name) else other.name
         lengths: list[int] = []
+        if len(entry.dims) != len(other.dims):
+            raise IlgnetError(
+                f"input {name!r}: has {len(entry.dims)} axes in {first.spec} and {len(other.dims)} in {second.spec}; "
+                "compare files of one net"
+            )
         for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
             length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
             if length is None:
@@ -184,6 +191,11 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
                     option="inputs",
                 )
             lengths.append(length)
+        if min(lengths, default=1) < 0 or math.prod(lengths) > MOST_DRAWN:
+            raise IlgnetError(
+                f"input {name!r}: its shape {tuple(lengths)} holds no values or too many; give arrays as inputs=",
+                option="inputs",
+            )
         shapes[name], is_bytes[name] = tuple(lengths), entry.is_bytes
     known = _drawn_by_readers(first.graph or second.graph, shapes, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import DataError
+from ..files import open_input
 
 # What a damaged header, archive or stream makes NumPy and zipfile raise.
 _DAMAGED = (
@@ -32,7 +33,7 @@ _DAMAGED = (
 def load_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """Return the array of an .npy file. Raises DataError if it is none, or shorter than its header states."""
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except _DAMAGED as error:
         raise DataError(f"{path}: is not an npy file ({_reason(error)}); write it with numpy.save") from error
@@ -42,7 +43,7 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name. Raises DataError if it, or a member of it, is none."""
     arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_input(path) as file, zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 with archive.open(member) as stream:
                     arrays[member.filename.removesuffix(".npy")] = _read(stream, member.file_size)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..caffe.kinds import Kind, encoding_of, kind_of, naming_kind
 from ..errors import DataError, IlgnetError
-from ..files import check_output
+from ..files import check_output, open_input, read_input
 from .datum import INT32
 
 
@@ -50,7 +50,7 @@ class ImageList:
         self.seed = seed
         self._is_list: bool | None = None
         try:
-            with open(self.path, "rb") as file:
+            with open_input(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
@@ -191,7 +191,7 @@ def _numbers(text: str) -> list[str]:
 
 def read_list(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a list of files without a byte order mark. Raises OSError, and DataError for UTF-16."""
-    data = Path(path).read_bytes()
+    data = read_input(path)
     return data[len(_byte_order_mark(path, data[:4])) :]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import opencv as cv2
 from ..caffe.kinds import Kind, naming_kind
 from ..errors import DataError
+from ..files import open_input
 from .image_size import too_large
 
 _IMAGES = (Kind.PNG, Kind.JPEG, Kind.GIF, Kind.BMP, Kind.TIFF, Kind.WEBP)
@@ -74,8 +75,8 @@ def not_decoded(path: str | os.PathLike[str]) -> str:
 def _beginning(path: str | os.PathLike[str]) -> bytes:
     """The part of a file that states an image's size."""
     try:
-        with open(path, "rb") as file:
-            return file.read(1 << 20)
+        with open_input(path) as file:
+            return bytes(file.read(1 << 20))
     except (OSError, ValueError):
         return b""
 

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import IO, NamedTuple, overload
 
 from ..errors import DataError
+from ..files import open_input
 
 _HEADER = struct.Struct("<QHHHH")  # page number, pad, flags, lower, upper
 _META = struct.Struct("<IIQQ")  # magic, version, address, map size
@@ -102,7 +103,7 @@ class PageFile:
         self.path = folder / "data.mdb" if folder.is_dir() else folder
         self._own = f"{folder}: data.mdb" if folder.is_dir() else f"{folder}: the file"
         try:
-            self._handle: IO[bytes] = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            self._handle: IO[bytes] = open_input(self.path, buffering=0)
         except OSError as error:
             raise DataError(
                 f"{self._own} cannot be read ({error.strerror}); check its permissions"

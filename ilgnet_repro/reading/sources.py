@@ -15,7 +15,7 @@ from ..caffe.kinds import Kind, kind_named, kind_of
 from ..caffe.kinds import refusal as refusal_of_kind
 from ..caffe.named_files import NamedFiles
 from ..errors import DataError, LayerError
-from ..files import utf8_path
+from ..files import open_input, utf8_path
 from ..schema import caffe_pb2 as pb
 from .fed_arrays import TYPES as FED
 from .image_list import find_image, read_list
@@ -182,6 +182,7 @@ class Hdf5Source:
         except ImportError as error:
             raise DataError(f"{self._where}: HDF5 needs h5py; pip install 'ilgnet_repro[hdf5]'") from error
         try:
+            open_input(path).close()  # HDF5 would wait for a pipe
             with utf8_path(path) as name:
                 file = h5py.File(name, "r")
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name

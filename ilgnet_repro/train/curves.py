@@ -5,11 +5,22 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, SolverError, printable
-from ..files import atomic_file, atomic_path, check_output, check_replaced, starts_with
+from ..files import (
+    atomic_file,
+    atomic_path,
+    check_output,
+    check_replaced,
+    csv_text,
+    from_csv_text,
+    open_input,
+    starts_with,
+    writing,
+)
 from .observe import Forward, Observer, Run, Test, Updated
 
 TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"
@@ -82,7 +93,8 @@ class CsvLog(Observer):
 
     def on_finish(self, trainer: Run) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # reported where the row was written
+                file.close()
 
     def _table(self, name: str, trainer: Run, columns: Sequence[str]) -> None:
         path = self.folder / name
@@ -91,15 +103,16 @@ class CsvLog(Observer):
             kept = [row for row in read_table(path)[1] if row[0] < trainer.iteration]
         with atomic_file(path, "w") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
+            writer.writerow(map(csv_text, columns))
             writer.writerows([int(row[0]), *row[1:]] for row in kept)
         self._files[name] = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in on_finish
 
     def _write(self, name: str, row: Sequence[float]) -> None:
-        csv.writer(self._files[name], lineterminator="\n").writerow(
-            [row[0], *(f"{value:.9g}" for value in row[1:])]
-        )
-        self._files[name].flush()
+        with writing(self.folder / name, SolverError):
+            csv.writer(self._files[name], lineterminator="\n").writerow(
+                [row[0], *(f"{value:.9g}" for value in row[1:])]
+            )
+            self._files[name].flush()
 
 
 class TensorBoardLog(Observer):
@@ -137,11 +150,13 @@ class TensorBoardLog(Observer):
 def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
     """Read a table of `CsvLog`: its columns and its complete rows.  Raises DataError for other files."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open_input(path, "r", encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
         # A run that was killed may have left an incomplete row.
-        return columns, [[float(value) for value in row] for row in rows if len(row) == len(columns)]
-    except (OSError, ValueError) as error:
+        return [*map(from_csv_text, columns)], [
+            [float(value) for value in row] for row in rows if len(row) == len(columns)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path}: is not a table of a training run; give the folder that `ilgnet train` wrote"
         ) from error

@@ -77,7 +77,7 @@ COMMANDS: dict[str, list[str]] = {
     "audit": ["audit", "net.prototxt", "net.caffemodel"],
     "audit folder": ["audit", "more", "--csv"],
     "audit candidates": ["audit", "net.caffemodel", "--candidates", "net.prototxt"],
-    "score": ["score", "images/1.png", "--weights", "net.caffemodel", "--mean-file", "mean.binaryproto", "--resize", "20", "--labels", "labels.txt"],
+    "score": ["score", "images/1.png", "--weights", "net.caffemodel", "--mean-file", "mean.binaryproto", "--labels", "labels.txt"],
     "partition ava1": ["partition", "ava1", "AVA.txt", "--out", "out", "--seed", "1", "--val-sizes", "3", "3", "--scores", "out/scores.csv", "--exclude", "exclude.txt"],
     "partition ava2": ["partition", "ava2", "AVA.txt", "--out", "out", "--seed", "1"],
     "partition check": ["partition", "check", "list.txt", "--pictures", "images", "--bad", "out/bad.txt"],
@@ -102,6 +102,8 @@ COMMANDS: dict[str, list[str]] = {
     "caffe train": ["caffe", "train", "-solver", "solver.prototxt"],
     "caffe test": ["caffe", "test", "-model", "train.prototxt", "-weights", "start.caffemodel", "-iterations", "2"],
     "caffe test arrays": ["caffe", "test", "-model", "net.prototxt", "-weights", "net.caffemodel", "-iterations", "2", "-arrays", "data.npz"],
+    "caffe convert_imageset": ["caffe", "convert_imageset", "-resize_height=20", "-resize_width=20", "images/", "list.txt", "out/db"],
+    "caffe compute_image_mean": ["caffe", "compute_image_mean", "db", "out/mean.binaryproto"],
     "caffe time": ["caffe", "time", "-model", "net.prototxt", "-iterations", "2"],
 }  # fmt: skip
 # What a run that stops may leave, for the next one to resume.
@@ -429,7 +431,9 @@ def options(root: Path, rng: random.Random) -> Iterator[Case]:
     covered = set()
     for path, parser in parsers(cli.build_parser()):
         calls = [argv for argv in COMMANDS.values() if tuple(argv[: len(path)]) == path]
-        assert calls or path == ("demo",), f"{path} has no call in COMMANDS"
+        if path in (("demo",), ("caffe", "run")):  # minutes; the user's own code
+            continue
+        assert calls, f"{path} has no call in COMMANDS"
         for action in parser._actions:
             if not action.option_strings or action.nargs == 0 or action.choices:
                 continue

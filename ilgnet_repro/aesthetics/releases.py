@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tomllib
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..errors import DataError, DownloadError
 from ..files import open_input
@@ -105,8 +104,11 @@ def shared_rows(train: str, partition: str) -> int:
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, read in pieces. Raises DataError if it cannot be read."""
     try:
+        digest = hashlib.sha256()
         with open_input(path) as file:
-            return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .export.convert import convert
     from .export.save import save
+    from .features import Features, extract_features
     from .layers.python_layer import PythonLayer, register_python_layer
     from .layers.support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, SourceCode
     from .layers.support.registry import register_layer
@@ -47,6 +48,7 @@ _EXPORTS = {
         ),
         "export.convert": ("convert",),
         "export.save": ("save",),
+        "features": ("Features", "extract_features"),
         "layers.python_layer": ("PythonLayer", "register_python_layer"),
         "layers.support.base": ("BlobSpec", "Layer", "LayerPlan", "OnnxGraph", "SourceCode"),
         "layers.support.registry": ("register_layer",),
@@ -69,6 +71,7 @@ __all__ = [
     "DivergedError",
     "DownloadError",
     "FastNet",
+    "Features",
     "FileNet",
     "FormatError",
     "GraphError",
@@ -91,6 +94,7 @@ __all__ = [
     "batches",
     "convert",
     "errors",
+    "extract_features",
     "fast",
     "load",
     "load_net",

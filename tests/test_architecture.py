@@ -41,6 +41,7 @@ ALLOWED_IMPORTS = {
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
     "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime", "signatures"},
+    "features": {"errors", "reading", "prepare_images", "runtime", "scoring", "signatures"},
     "export": {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime", "signatures", "staging",

@@ -9,6 +9,7 @@ from . import (
     caffe_compute_image_mean,
     caffe_convert_imageset,
     caffe_device_query,
+    caffe_extract_features,
     caffe_run,
     caffe_test,
     caffe_time,
@@ -27,6 +28,7 @@ ACTIONS = {
     "run": caffe_run,
     "convert_imageset": caffe_convert_imageset,
     "compute_image_mean": caffe_compute_image_mean,
+    "extract_features": caffe_extract_features,
     "upgrade_net_proto_text": caffe_upgrade_net_proto_text,
     "upgrade_net_proto_binary": caffe_upgrade_net_proto_binary,
     "upgrade_solver_proto_text": caffe_upgrade_solver_proto_text,
@@ -38,7 +40,8 @@ _EPILOG = """examples:
   ilgnet caffe time -model deploy.prototxt
   ilgnet caffe run classify.py images/
   ilgnet caffe convert_imageset -resize_height=256 -resize_width=256 --shuffle images/ train.txt train_lmdb
-  ilgnet caffe compute_image_mean -backend=lmdb train_lmdb mean.binaryproto"""
+  ilgnet caffe compute_image_mean -backend=lmdb train_lmdb mean.binaryproto
+  ilgnet caffe extract_features net.caffemodel val.prototxt fc7 fc7_lmdb 10 lmdb"""
 
 
 def add_parser(subparsers: Any) -> None:

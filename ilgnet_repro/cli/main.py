@@ -21,6 +21,7 @@ COMMANDS = {
         "compare": "compare",
         "audit": "audit",
         "score": "score",
+        "features": "features",
         "partition": "partition",
         "data": "data",
         "lmdb": "lmdb",

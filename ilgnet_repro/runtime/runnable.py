@@ -251,20 +251,20 @@ def tensor_net(
     return TensorNet(net, *check((net.outputs[0] if blob is None else blob,)))
 
 
-def run_rows(net: Runnable, name: str, rows: Tensor) -> dict[str, Tensor]:
-    """Run a net on independent rows (images), in batches of the size that it takes.
+def run_rows(net: Runnable, name: str, rows: Tensor, blobs: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Run a net on independent rows (images), in batches of the size that it takes, for some blobs (default: outputs).
 
     Where a file has a fixed batch size, the last batch is padded with its last row.  Raises GraphError where
     an output of such a file does not have one row per image.
     """
     size, count = net.fixed_batch, len(rows)
     if size is None or count in (0, size):
-        return net({name: rows})
+        return net({name: rows}, blobs=blobs)
     parts: list[dict[str, Tensor]] = []
     for start in range(0, count, size):
         part = rows[start : start + size]
         missing = size - len(part)
-        parts.append(net({name: torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])}))
+        parts.append(net({name: torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])}, blobs=blobs))
     for blob, value in parts[0].items():
         if value.dim() == 0 or value.shape[0] != size:
             raise GraphError(

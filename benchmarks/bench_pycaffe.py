@@ -52,7 +52,10 @@ def measure(name: str, turns: int, rounds: int) -> tuple[float, float]:
     best = [float("inf")] * 2
     with torch.inference_mode():
         for _ in range(rounds * turns):
-            best = [min(held, seconds(run)) for held, run in zip(best, (net.forward, lambda: direct(x)), strict=True)]
+            best = [
+                min(held, seconds(run))
+                for held, run in zip(best, (net.forward, lambda: direct(x)), strict=True)
+            ]
     return best[0], best[1]
 
 
@@ -70,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, turns in NETS.items():
         ours, direct = measure(name, turns, args.rounds)
         worst = max(worst, ours / direct)
-        print(f"{name}: net.forward() {ours * 1e3:.3f} ms, CaffeNet {direct * 1e3:.3f} ms, ratio {ours / direct:.3f}")
+        print(
+            f"{name}: net.forward() {ours * 1e3:.3f} ms, CaffeNet {direct * 1e3:.3f} ms, ratio {ours / direct:.3f}"
+        )
     return int(args.check and worst > LIMIT)
 
 

@@ -125,6 +125,11 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         help="fix the batch at N (default: open in onnx and pt2, else as stated)",
     )
     group.add_argument(
+        "--states", action="store_true",
+        help="make the first and last states of RNN and LSTM inputs and outputs, as with Caffe's expose_hidden: "
+        "LAYER_h_0, LAYER_c_0, LAYER_h_T, LAYER_c_T",
+    )  # fmt: skip
+    group.add_argument(
         "--fold", action="store_true",
         help="multiply BatchNorm, Scale and Bias into the layers before them, drop Dropout and Split",
     )  # fmt: skip
@@ -339,6 +344,7 @@ def _check_places(
 def _options(args: argparse.Namespace) -> SaveOptions:
     return {
         "outputs": _blobs(args.outputs), "inputs": _blobs(args.inputs), "batch": args.batch,
+        "states": args.states,
         "fold": args.fold, "with_preprocessing": args.with_preprocessing, "input_order": args.input_order,
         "precision": args.precision, "dynamic_size": args.dynamic_size, "fast_lrn": args.fast_lrn,
         "opset": args.opset,

@@ -18,7 +18,7 @@ from .saving import Options, SaveOptions, Saving
 
 Inputs = Mapping[str, Tensor]
 # The options that change the net itself, in every format; the order of channels stands without preprocessing.
-GENERAL = ("outputs", "inputs", "batch", "fold", "input_order")
+GENERAL = ("outputs", "inputs", "batch", "states", "fold", "input_order")
 
 
 @dataclass(frozen=True)

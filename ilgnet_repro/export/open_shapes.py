@@ -6,16 +6,18 @@ always has the length of an input's axis has that axis's symbol, and any other i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..runtime.net import CaffeNet
 
-# Symbols of open input axes; a second one with another length gets its input's name as suffix.
+# Symbols of open input axes; a second one with another length gets its input's name as suffix.  Where a recurrent layer
+# reads steps x streams, these are T and N.
 SYMBOLS = {0: "N", 2: "H", 3: "W"}
 BATCH = SYMBOLS[0]
+STEPS = "T"
 IMAGE_AXES = 4
 
 Dim = int | str | None
@@ -30,15 +32,16 @@ def open_shapes(
 ) -> Dims:
     """Return the shape of every blob that ``wanted`` depends on, open axes as symbols or None.
 
-    ``batch`` opens the first axis of every input, ``dynamic_size`` height and width of images, wherever the layers
-    and their weights accept other lengths.  Raises IlgnetError, by layer, where neither side can be open.
+    ``batch`` opens the first axis of every input, and the streams of recurrent layers, ``dynamic_size`` height and width
+    of images, wherever the layers and their weights accept other lengths.  Raises IlgnetError, by layer, where neither
+    side can be open.
     """
     plans = _Plans(net, wanted)
     images = [name for name, shape in plans.inputs.items() if len(shape) == IMAGE_AXES]
     sides = [(name, axis) for axis in (2, 3) for name in images]
     others = [axis for axis in plans.axes() if axis not in sides]
     if batch:
-        plans.open_axes([axis for axis in others if axis[1] == 0], others, _batches)
+        plans.open_axes([axis for axis in others if axis[1] == 0 or axis in plans.streams], others, _batches)
     if dynamic_size:
         if not images:
             raise IlgnetError(
@@ -91,6 +94,36 @@ def size_step(net: CaffeNet, wanted: tuple[str, ...]) -> int:
     return 0
 
 
+def other_shapes(net: CaffeNet, dims: Dims, fixed: Collection[str] = ()) -> list[dict[str, Shape]]:
+    """Return input shapes that the net takes besides its own, with the open axes of ``dims`` (except ``fixed``) longer."""
+    wanted = net.outputs
+    plans = _Plans(net, wanted)
+    has_sides = any(dim in (SYMBOLS[2], SYMBOLS[3]) for name in plans.inputs for dim in dims[name])
+    step = size_step(net, wanted) if has_sides else 1
+    found = []
+    for times, height, width in ((2, 1, 2), (3, 2, 1), (2, 3, 3), (4, 5, 4), (3, 36, 37), (2, 1, 1)):
+        longer = {}
+        for name, axis in plans.axes():
+            dim, length = dims[name][axis], plans.length((name, axis))
+            if not isinstance(dim, str) or dim in fixed:
+                continue
+            if dim[:1] in (SYMBOLS[2], SYMBOLS[3]):
+                longer[name, axis] = length + step * (height if dim[:1] == SYMBOLS[2] else width)
+            else:
+                longer[name, axis] = length * times
+        try:
+            plans.at(longer)
+        except IlgnetError:
+            continue
+        found.append(
+            {
+                name: tuple(longer.get((name, axis), length) for axis, length in enumerate(shape))
+                for name, shape in plans.inputs.items()
+            }
+        )
+    return found
+
+
 def batched_shapes(net: CaffeNet, batch: int) -> dict[str, Shape]:
     """Return the input shapes of a net for a batch of that size; inputs with rows of their own keep these.
 
@@ -99,15 +132,18 @@ def batched_shapes(net: CaffeNet, batch: int) -> dict[str, Shape]:
     wanted = net.outputs
     shapes = {name: net.shapes[name] for name in net.inputs_for(wanted)}
     dims = open_shapes(net, wanted)
-    tied = [name for name in shapes if dims[name][:1] == (BATCH,)]
-    if not tied and any(shape[:1] == (batch,) for shape in shapes.values()):
+    tied = {name: [axis for axis, dim in enumerate(dims[name]) if dim == BATCH] for name in shapes}
+    if not any(tied.values()) and any(shape[:1] == (batch,) for shape in shapes.values()):
         return {}
-    if not tied:
+    if not any(tied.values()):
         fixed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         raise IlgnetError(
             f"batch={batch}: net {net.graph.name!r} takes one batch only ({fixed}); omit it", option="batch"
         )
-    given = {name: (batch, *shapes[name][1:]) for name in tied}
+    given = {
+        name: tuple(batch if axis in axes else length for axis, length in enumerate(shapes[name]))
+        for name, axes in tied.items()
+    }
     try:
         net.blob_shapes(given)
     except IlgnetError as error:
@@ -136,6 +172,10 @@ class _Plans:
         self._has_counts = any(layer.sized_by_values for _, layer in steps)
         self.inputs: dict[str, Shape] = {name: net.shapes[name] for name in net.inputs_for(wanted)}
         self._kept = [self.at({})]
+        # What recurrent layers read: steps x streams x values.
+        self._sequences = [net.graph.names[node.bottoms[0]] for node, layer in steps if layer.is_unrolled]
+        lengths = {net.shapes[name][1] for name in self._sequences if len(net.shapes[name]) > 1}
+        self.streams = [axis for axis in self.axes() if axis[1] == 1 and self.length(axis) in lengths]
 
     def length(self, axis: Axis) -> int:
         return self.inputs[axis[0]][axis[1]]
@@ -206,6 +246,11 @@ class _Plans:
     def dims(self) -> Dims:
         """Return every blob's shape; axes with equal lengths in all plans share one symbol."""
         symbols: dict[Shape, str] = {}
+        for name in self._sequences:
+            for axis, stem in enumerate((STEPS, BATCH)[: len(self._kept[0][name])]):
+                lengths = self._lengths(name, axis)
+                if lengths in self._input_lengths() and stem not in symbols.values():
+                    symbols.setdefault(lengths, stem)
         for name, axis in self.axes():
             lengths = self._lengths(name, axis)
             if len(set(lengths)) > 1 and lengths not in symbols:
@@ -216,6 +261,11 @@ class _Plans:
             for name, shape in self._kept[0].items()
         }
 
+    def _input_lengths(self) -> set[Shape]:
+        """The lengths of the inputs' open axes in all plans."""
+        every = (self._lengths(name, axis) for name, axis in self.axes())
+        return {lengths for lengths in every if len(set(lengths)) > 1}
+
     def _lengths(self, name: str, axis: int) -> Shape:
         return tuple(shapes[name][axis] for shapes in self._kept)
 
@@ -225,7 +275,12 @@ class _Plans:
 
 
 def _groups(start: Axis, alike: list[Axis]) -> Iterator[tuple[Axis, ...]]:
-    """Yield an axis by itself, with one or two others, and with all others of the same axis number."""
+    """Yield an axis by itself, with one or two others, and with all others of the same axis number and up to two more."""
     for count in range(3):
         yield from ((start, *others) for others in combinations(alike, count))
-    yield (start, *(axis for axis in alike if axis[1] == start[1]))
+    same = [axis for axis in alike if axis[1] == start[1]]
+    for count in range(3):
+        yield from (
+            (start, *same, *more)
+            for more in combinations([axis for axis in alike if axis not in same], count)
+        )

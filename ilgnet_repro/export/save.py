@@ -38,7 +38,8 @@ def save(
     Files are complete or absent; the file that ``net`` is mapped from may be replaced.
 
     ``outputs`` and ``inputs`` are blobs between which the net is cut: only what computes those outputs is written, and
-    those inputs are fed instead of computed (`caffe.cut.cut`); ``batch`` fixes the batch.
+    those inputs are fed instead of computed (`caffe.cut.cut`); ``batch`` fixes the batch, and ``states`` makes the
+    states of RNN and LSTM inputs and outputs.
     ``fold`` multiplies BatchNorm and the like into the layers before them;
     ``precision`` is that of dense weights, and float16 in a caffemodel also that of convolutions; ``dynamic_size`` leaves
     height and width open; ``with_preprocessing`` makes the input uint8 images in ``input_order``; ``fast_lrn`` writes LRN

@@ -18,7 +18,7 @@ from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.net_file import FORMAT
 from ..runtime.plan import plan_net
 from ..runtime.quantize import SCALE_SUFFIX, WEIGHT, attach_quantized, quantize_dense
-from ..runtime.rebuild import about_part, cut_net, planned_for, quantized_layers, rebuild
+from ..runtime.rebuild import about_part, cut_net, planned_for, quantized_layers, rebuild, with_states
 from ..version import __version__
 from .open_shapes import batched_shapes
 
@@ -31,6 +31,7 @@ class SaveOptions(TypedDict, total=False):
     outputs: Sequence[str]
     inputs: Sequence[str]
     batch: int | None
+    states: bool
     fold: bool
     precision: str | None
     dynamic_size: bool
@@ -47,6 +48,7 @@ class Options:
     outputs: Sequence[str] = ()
     inputs: Sequence[str] = ()
     batch: int | None = None
+    states: bool = False
     fold: bool = False
     precision: str | None = None
     dynamic_size: bool = False
@@ -112,6 +114,8 @@ def make_saving(
         net = cut_net(whole, options.outputs, options.inputs)
         about = about_part(about or whole.about, whole, net)
         notes.append(_cut_note(whole, net))
+    if options.states:
+        net = with_states(net)
     if options.batch is not None:
         net = planned_for(net, batched_shapes(net, options.batch))
     arrays = float_arrays(net)

@@ -8,22 +8,25 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import IlgnetError
 from ..files import deferred_file, json_text, utf8_path
+from ..layers.support.base import Shape
 from ..process import environment
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.pt2_file import METADATA_FILE, check_members
 from ..runtime.python_names import Names, argument_name
 from ..runtime.runnable import FileNet, Runnable
+from ..runtime.seeded_inputs import draw_inputs
 from .formats import Format
-from .open_shapes import open_shapes
+from .open_shapes import BATCH, Dims, open_shapes, other_shapes
+from .pt2_guards import FixedLengthError, GuardWatch
 from .saving import Saving
-from .verify import seeded_inputs
 
 LARGEST_BATCH = 1 << 14
 
@@ -31,7 +34,7 @@ LARGEST_BATCH = 1 << 14
 class _ByName(nn.Module):
     """The net as a module with named arguments, as torch.export requires."""
 
-    def __init__(self, net: CaffeNet, names: dict[str, str]) -> None:
+    def __init__(self, net: CaffeNet, names: dict[str, str], watch: GuardWatch) -> None:
         super().__init__()
         self.layers = _named_layers(net)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -39,7 +42,9 @@ class _ByName(nn.Module):
 
         def forward(*values: Tensor, **named: Tensor) -> dict[str, Tensor]:
             given = signature.bind(*values, **named).arguments
-            return net.run({blob: given[name] for blob, name in names.items()}, with_loss=False).blobs
+            inputs = {blob: given[name] for blob, name in names.items()}
+            watch.start(inputs)
+            return net.run(inputs, with_loss=False).blobs
 
         vars(forward)["__signature__"] = signature  # torch.export reads it through inspect
         self.forward = forward
@@ -59,11 +64,10 @@ def export(
 ) -> torch.export.ExportedProgram:
     """Export a net; its inputs are keywords, Caffe's names turned into identifiers.
 
-    The batch is dynamic, unless not ``open_batch``. The number of steps of a recurrent layer is fixed.
-
-    The result has no example inputs: they are the only part that torch would pickle.  During the call
+    The batch (the streams of recurrent layers) is dynamic unless not ``open_batch``; the number of steps of a recurrent
+    layer is fixed.  The result has no example inputs: they are the only part that torch would pickle.  During the call
     ``sys.stderr`` is redirected: torch prints the graph there on failure, whatever its settings.  Raises
-    IlgnetError, with torch's reason, where the batch (or the size) cannot stay open.
+    IlgnetError, by layer, where the batch (or the size) cannot stay open.
     """
     for _, layer in net.steps(net.outputs):
         if layer.sized_by_values:
@@ -73,46 +77,150 @@ def export(
                 option="to",
             )
     dims = open_shapes(net, net.outputs, batch=open_batch, dynamic_size=dynamic_size)
-    # The steps of RNN and LSTM are unrolled, so that their number is fixed.
-    unrolled = {
-        dims[net.graph.names[node.bottoms[0]]][0]
-        for node, layer in net.steps(net.outputs)
-        if layer.is_unrolled
-    }
-    dims = {name: tuple(None if dim in unrolled else dim for dim in shape) for name, shape in dims.items()}
+    steps = fixed_steps(net, dims)
+    dims = {name: tuple(None if dim in steps else dim for dim in shape) for name, shape in dims.items()}
     names = _argument_names(net)
-    inputs = {names[name]: value for name, value in seeded_inputs(net, batch=3 if open_batch else 1).items()}
-    identifiers = Names(())
-    batches = {
-        symbol: torch.export.Dim(identifiers.of(symbol), min=1, max=LARGEST_BATCH)
-        for name in names
-        for symbol in dims[name][:1]
-        if isinstance(symbol, str)
+    shapes = _traced_shapes(net, dims)
+    inputs = {
+        names[name]: value for name, value in draw_inputs(net.plan.at(shapes), net.graph, shapes).items()
     }
-    # Pooling that rounds up adds inequalities between sizes, which a named Dim does not allow.
-    open_axes = {
-        names[name]: {
-            axis: batches.get(symbol, torch.export.Dim.DYNAMIC)
-            for axis, symbol in enumerate(dims[name])
-            if isinstance(symbol, str)
-        }
-        for name in names
-    }
+    is_open = any(isinstance(dim, str) for name in names for dim in dims[name])
+    remedy, option = _remedy(dynamic_size, open_batch, net)
+    watch = GuardWatch(net, other_shapes(net, dims) if is_open else (), remedy, option)
     try:
         # On failure torch prints the whole graph; the reason is in the exception.
         with (
             torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()),
-            environment("TORCHINDUCTOR_CACHE_DIR"),
+            environment("TORCHINDUCTOR_CACHE_DIR"), watch.watching(),
         ):  # fmt: skip
-            program = torch.export.export(_ByName(net, names), (), inputs, dynamic_shapes=open_axes)
+            program = torch.export.export(
+                _ByName(net, names, watch), (), inputs, dynamic_shapes=_dynamic_shapes(net, dims, names)
+            )
+    except FixedLengthError:
+        raise
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
-        reason = re.sub(r"\s+", " ", str(error).partition("For more information")[0].strip())[:300]
-        raise IlgnetError(f"net {net.graph.name!r} cannot be exported by torch.export: {reason}") from error
+        reason = _reason(error)
+        if watch.layer is not None:
+            raise watch.layer.error(
+                f"torch.export cannot trace it ({reason}); {remedy}", option=option
+            ) from error
+        raise IlgnetError(
+            f"net {net.graph.name!r} cannot be exported by torch.export: {reason}; {remedy}", option=option
+        ) from error
     program.example_inputs = None
     # The paths of source files would make the file's bytes depend on where this package is installed.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of torch's message, without the code and the advice that follow it."""
+    text = re.sub(r"\s+", " ", str(error))
+    text = re.split(
+        r" \(unhinted| \(Size-like| consider using| Caused by|! For more| For more information", text
+    )[0]
+    return text.strip(" .!")[:200] or type(error).__name__
+
+
+def _remedy(dynamic_size: bool, open_batch: bool, net: CaffeNet) -> tuple[str, str]:
+    """Return what to do where an axis cannot stay open, and the option that it names."""
+    if dynamic_size:
+        return "export without dynamic_size=True, or use to='onnx'", "dynamic_size to"
+    if open_batch and (
+        shapes := [net.shapes[name] for name in net.inputs_for(net.outputs) if net.shapes[name]]
+    ):
+        return f"fix the batch (batch={shapes[0][0]}), or use to='onnx'", "batch to"
+    return "use to='onnx' or to='python'", "to"
+
+
+def _traced_shapes(net: CaffeNet, dims: Dims) -> dict[str, Shape]:
+    """Return the input shapes to trace: the net's own, except that torch takes an open axis of one for a fixed one."""
+    own = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
+    for count in (3, 2, 4):
+        shapes = {
+            name: tuple(
+                count if length == 1 and isinstance(dim, str) else length
+                for length, dim in zip(shape, dims[name], strict=True)
+            )
+            for name, shape in own.items()
+        }
+        with contextlib.suppress(IlgnetError):
+            net.blob_shapes(shapes)
+            return shapes
+    return own
+
+
+def _dynamic_shapes(net: CaffeNet, dims: Dims, names: Mapping[str, str]) -> dict[str, dict[int, Any]]:
+    """Return torch's description of the open axes.
+
+    Pooling that rounds up adds inequalities between sizes, which a named Dim does not allow.
+    """
+    identifiers = Names(())
+    lengths: dict[str, int] = {}
+    for name in names:
+        for dim, length in zip(dims[name], net.shapes[name], strict=True):
+            if isinstance(dim, str) and dim[:1] not in "HW":
+                lengths.setdefault(dim, length)
+    batch = torch.export.Dim(identifiers.of(BATCH), min=1, max=LARGEST_BATCH)
+    made: dict[str, Any] = {
+        dim: batch if dim == BATCH else torch.export.Dim(identifiers.of(dim), min=1, max=LARGEST_BATCH)
+        for dim in lengths
+    }
+    for dim, length in lengths.items():
+        if dim != BATCH and BATCH in lengths and _is_multiple(net, dims, dim):
+            made[dim] = (length // lengths[BATCH]) * batch
+    return {
+        names[name]: {
+            axis: made.get(dim, torch.export.Dim.DYNAMIC)
+            for axis, dim in enumerate(dims[name])
+            if isinstance(dim, str)
+        }
+        for name in names
+    }
+
+
+def _is_multiple(net: CaffeNet, dims: Dims, symbol: str) -> bool:
+    """Whether axes of a symbol must change with the batch, as an input with so many rows for each image."""
+    shapes = {
+        name: tuple(
+            2 * length if dim == symbol else length
+            for length, dim in zip(net.shapes[name], dims[name], strict=True)
+        )
+        for name in net.inputs_for(net.outputs)
+    }
+    try:
+        net.blob_shapes(shapes)
+    except IlgnetError:
+        return True
+    return False
+
+
+def fixed_steps(net: CaffeNet, dims: Dims) -> set[str]:
+    """Return the symbols of the numbers of steps, which are fixed: RNN and LSTM are traced step by step."""
+    found = {
+        dims[net.graph.names[node.bottoms[0]]][0]
+        for node, layer in net.steps(net.outputs)
+        if layer.is_unrolled
+    }
+    return {dim for dim in found if isinstance(dim, str)}
+
+
+def notes(saving: Saving) -> tuple[str, ...]:
+    """Return what a pt2 file fixes."""
+    net = saving.net
+    if not any(layer.is_unrolled for _, layer in net.steps(net.outputs)):
+        return ()
+    steps = fixed_steps(net, open_shapes(net, net.outputs))
+    lengths = {
+        f"{name} {length}"
+        for name in net.inputs_for(net.outputs)
+        for dim, length in zip(open_shapes(net, net.outputs)[name], net.shapes[name], strict=True)
+        if dim in steps
+    }
+    return (
+        f"pt2: the number of steps is fixed ({', '.join(sorted(lengths))}); load with another shape, or use onnx",
+    )
 
 
 def _argument_names(net: CaffeNet) -> dict[str, str]:
@@ -157,4 +265,4 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
     return FileNet(paths[0].name, "torch.export", saving.about, inputs, net.outputs, {}, run)
 
 
-FORMAT = Format("pt2", ".pt2", write, reopen, options=("dynamic_size",))
+FORMAT = Format("pt2", ".pt2", write, reopen, options=("dynamic_size",), notes=notes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..about import About
 from ..caffe.cut import cut
+from ..caffe.states import expose_states
 from .net import CaffeNet, float_arrays
 from .plan import NetPlan, plan_net
 from .quantize import DENSE, WEIGHT, QuantizedWeight, attach_quantized, quantized_blob
@@ -52,6 +53,13 @@ def cut_net(net: CaffeNet, outputs: Sequence[str] = (), inputs: Sequence[str] = 
     made = _with_plan(net, plan)
     made.about = about_part(net.about, net, made)
     return made
+
+
+def with_states(net: CaffeNet) -> CaffeNet:
+    """Return ``net`` with the states of RNN and LSTM as inputs and outputs (`caffe.states.expose_states`)."""
+    stateful = tuple(layer.node.name for layer in net.stateful_layers if layer.is_unrolled)
+    graph = expose_states(net.graph, net.plan.value_shapes, stateful)
+    return _with_plan(net, plan_net(graph, {name: net.shapes[name] for name in net.inputs}))
 
 
 def planned_for(net: CaffeNet, shapes: Mapping[str, tuple[int, ...]]) -> CaffeNet:

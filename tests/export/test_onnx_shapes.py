@@ -130,8 +130,8 @@ MOVED = {
     "steps and streams": (
         {"x": (4, 2, 3), "cont": (4, 2), "static": (2, 6)},
         'name: "l" type: "RNN" bottom: "x" bottom: "cont" bottom: "static" top: "l" recurrent_param { num_output: 5 }',
-        {"x": ("N", "N_static", 3), "cont": ("N", "N_static"), "static": ("N_static", 6)},
-        {"l": ("N", "N_static", 5)}, {"x": (7, 5, 3), "cont": (7, 5), "static": (5, 6)},
+        {"x": ("T", "N", 3), "cont": ("T", "N"), "static": ("N", 6)},
+        {"l": ("T", "N", 5)}, {"x": (7, 5, 3), "cont": (7, 5), "static": (5, 6)},
     ),
     "Flatten": (
         IMAGE, 'name: "f" type: "Flatten" bottom: "x" top: "f" flatten_param { axis: 0 end_axis: 1 }',

@@ -277,8 +277,8 @@ REFUSED = {
     ),
     "an option misspelt": (
         "x.onnx", {"dynamic_sise": True},
-        "option 'dynamic_sise' is unknown (did you mean dynamic_size?); use outputs, inputs, batch, fold, precision, "
-        "dynamic_size, with_preprocessing, input_order, fast_lrn, opset",
+        "option 'dynamic_sise' is unknown (did you mean dynamic_size?); use outputs, inputs, batch, states, fold, "
+        "precision, dynamic_size, with_preprocessing, input_order, fast_lrn, opset",
     ),
     "an option of another format": (
         "x.caffemodel", {"dynamic_size": True},

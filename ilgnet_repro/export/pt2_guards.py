@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +37,12 @@ class GuardWatch:
 
     def start(self, inputs: Mapping[str, Tensor]) -> None:
         """Read the symbols of the inputs' open lengths, when the trace begins."""
-        symbols = {
-            symbolic.node.expr: (name, axis)
-            for name, value in inputs.items()
-            for axis, length in enumerate(value.shape)
-            for symbolic in [cast(Any, length)]
-            if isinstance(symbolic, torch.SymInt)
-        }
+        symbols: dict[Any, tuple[str, int]] = {}
+        for name, value in inputs.items():
+            lengths: tuple[Any, ...] = tuple(value.shape)
+            for axis, length in enumerate(lengths):
+                if isinstance(length, torch.SymInt):
+                    symbols[length.node.expr] = name, axis
         self._values = [
             {symbol: shapes[name][axis] for symbol, (name, axis) in symbols.items()}
             for shapes in self._others

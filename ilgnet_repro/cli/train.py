@@ -13,6 +13,7 @@ from ._options import COUNT, WORKERS, Whole, add_ignore_field, check_exist, chec
 _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --weights bvlc_googlenet.caffemodel
   ilgnet train --solver solver.prototxt --resume latest --patience 5 --keep 3
+  ilgnet train --solver solver.prototxt --weights w.caffemodel --freeze 'conv[1-3].*' --lr-mult 'fc8=10' --warm-up 500
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt --resume latest
 
 Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
@@ -38,6 +39,18 @@ def add_parser(subparsers: Any) -> None:
         metavar="STATE",
         help="a .solverstate to resume from, or `latest`: the newest, if there is one",
     )
+    add(
+        "--freeze", metavar="REGEX", action="append", default=[],
+        help="layers, by whole name, that do not learn (repeatable): 'conv[1-3].*'",
+    )  # fmt: skip
+    add(
+        "--lr-mult", metavar="REGEX=FACTOR", action="append", default=[],
+        help="layers that learn FACTOR times as fast as the net says (repeatable): 'fc8.*=10'",
+    )  # fmt: skip
+    add(
+        "--warm-up", metavar="N[:FACTOR]", default="",
+        help="raise the rate from FACTOR (default 0.1) of base_lr to base_lr in the first N iterations",
+    )  # fmt: skip
     add("--out", metavar="DIR", help="folder of tables and plot (default: SNAPSHOT_PREFIX_log)")
     add("--max-iter", type=Whole(), metavar="N", help="overrides the solver's max_iter")
     add(
@@ -68,6 +81,10 @@ def add_parser(subparsers: Any) -> None:
         metavar="D",
         help="cpu or cuda:N (default: the solver's choice; the CPU if there is no GPU)",
     )
+    add(
+        "--grad-norms", action="store_true",
+        help="write the norms of the gradients to gradients.csv, and show that of all",
+    )  # fmt: skip
     add("--tensorboard", action="store_true", help="write TensorBoard events too")
     add("--caffe-log", action="store_true", help="print Caffe's log on stderr instead of the progress view")
     add_ignore_field(parser, "--ignore-field")
@@ -100,6 +117,7 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     from ..train.loop import Options, Trainer
     from ..train.observe import Observer
     from ..train.one_run import OneRun
+    from ..train.recipes import Recipe, RecipeFiles, apply_recipe
     from ..train.solver import read_settings, solver_root
     from ._training_view import TrainingView
 
@@ -110,8 +128,14 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     if args.max_iter is not None:
         settings = settings.with_(max_iter=args.max_iter)
     folder = Path(args.out) if args.out else Path(settings.root, f"{settings.snapshot_prefix}_log")
+    recipe = Recipe(tuple(args.freeze), tuple(args.lr_mult), args.warm_up)
+    changed = apply_recipe(settings, recipe, folder) if recipe else None
+    settings = settings if changed is None else changed.settings
     view = CaffeLog() if args.caffe_log else TrainingView()
-    observers: list[Observer] = [view, OneRun(folder, resumes=bool(args.resume)), CsvLog(folder)]
+    observers: list[Observer] = [view, OneRun(folder, resumes=bool(args.resume))]
+    if changed is not None:
+        observers.append(RecipeFiles(changed, folder))
+    observers.append(CsvLog(folder, norms=args.grad_norms))
     tests = bool(settings.test_nets) and settings.test_nets[0].test_iter > 0
     # Without tests, the options that need them are refused.
     wants_best = tests or args.best_by or args.patience
@@ -123,9 +147,11 @@ def _train(args: argparse.Namespace, group: Any, requests: Any) -> int:
     if group.is_first:
         for note in settings.notes:
             say(f"note: {note}", file=sys.stderr)
+        for line in changed.lines(folder) if changed is not None else ():
+            say(line, file=sys.stderr)
     workers = args.workers if args.workers is not None else 4 if torch.cuda.is_available() else 0
     options = Options(
-        args.device, args.precision, args.accumulate, args.keep, workers, args.allow_nonfinite
+        args.device, args.precision, args.accumulate, args.keep, workers, args.allow_nonfinite, args.grad_norms
     )  # fmt: skip
     trainer = Trainer(settings, options, observers, group, requests)
     state = group.broadcast_object(trainer.snapshots.latest()) if args.resume == "latest" else args.resume

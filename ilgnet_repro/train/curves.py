@@ -23,26 +23,31 @@ from ..files import (
 )
 from .observe import Forward, Observer, Run, Test, Updated
 
-TRAIN, TEST, PLOT = "train.csv", "test.csv", "curves.png"
+TRAIN, TEST, NORMS, PLOT = "train.csv", "test.csv", "gradients.csv", "curves.png"
 _TRAIN_COLUMNS = ["iteration", "learning_rate", "loss", "smoothed_loss"]
-_HEADS = {TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(), TEST: b"iteration"}
+_HEADS = {
+    TRAIN: f"{','.join(_TRAIN_COLUMNS)}\n".encode(),
+    TEST: b"iteration",
+    NORMS: b"iteration,gradient_norm",
+}
 
 
 class CsvLog(Observer):
     """Writes ``train.csv`` (a row per iteration) and ``test.csv`` (a row per test) into a folder.
 
-    A resumed run keeps the rows before its first iteration.
+    With ``norms`` also ``gradients.csv``: the L2 norm of all gradients, and that of each parameter's.  A resumed run keeps
+    the rows before its first iteration.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], *, norms: bool = False) -> None:
+        self.folder, self.norms = Path(folder), norms
         self._files: dict[str, Any] = {}
 
     def check(self) -> None:
         """Raise IlgnetError if the folder is a database, or has files of these names that are not ours."""
         check_output(self.folder / TRAIN, [self.folder])
         remedy = "give another folder as out="
-        for name in (TRAIN, TEST):
+        for name in (TRAIN, TEST, *([NORMS] if self.norms else [])):
             check_replaced(
                 self.folder / name, starts_with(_HEADS[name]), "`ilgnet train`", remedy, option="out"
             )
@@ -72,6 +77,9 @@ class CsvLog(Observer):
             for output in trainer.test_nets[net].outputs
         ]
         self._table(TEST, trainer, ["iteration", *names])
+        if self.norms:
+            parameters = [one.name for one in trainer.net.learnables()]
+            self._table(NORMS, trainer, ["iteration", "gradient_norm", *parameters])
         self._row: dict[str, float] = {}
         self._nets, self._tested, self._remaining = nets, len(tested), len(tested)
 
@@ -80,6 +88,8 @@ class CsvLog(Observer):
 
     def on_update(self, trainer: Run, updated: Updated) -> None:
         self._write(TRAIN, [updated.iteration, updated.rate, self._forward.loss, self._forward.smoothed])
+        if updated.norms is not None and self.norms:
+            self._write(NORMS, [updated.iteration, updated.norm, *updated.norms.values()])
 
     def on_test(self, trainer: Run, test: Test) -> None:
         if not test.outputs:  # test_iter 0
@@ -138,6 +148,10 @@ class TensorBoardLog(Observer):
 
     def on_update(self, trainer: Run, updated: Updated) -> None:
         self._writer.add_scalar("train/learning_rate", updated.rate, updated.iteration)
+        if updated.norms is not None:
+            self._writer.add_scalar("gradients/all", updated.norm, updated.iteration)
+            for name, norm in updated.norms.items():
+                self._writer.add_scalar(f"gradients/{name}", norm, updated.iteration)
 
     def on_test(self, trainer: Run, test: Test) -> None:
         for output in test.outputs:

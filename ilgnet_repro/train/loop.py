@@ -37,7 +37,8 @@ class Options:
     ``accumulate`` splits each batch into that many passes with the same result; ``keep`` is the number of
     snapshots kept (0: all); ``workers`` is the number of threads that read ahead; ``device`` is torch's
     name, by default the solver's choice if there is a GPU.  With ``allow_nonfinite`` a run continues, as in
-    Caffe, after a loss that is NaN or infinite; otherwise it stops.
+    Caffe, after a loss that is NaN or infinite; otherwise it stops.  ``gradient_norms`` measures the gradients of every
+    iteration for the observers.
     """
 
     device: str | None = None
@@ -46,6 +47,7 @@ class Options:
     keep: int = 0
     workers: int = 0
     allow_nonfinite: bool = False
+    gradient_norms: bool = False
 
 
 class _Pass(nn.Module):
@@ -370,8 +372,9 @@ class Trainer:
         new_step = step if step != self.current_step and settings.policy.name == "multistep" else None
         self.current_step = step
         finite = self.precision.unscale(one.tensor for one in self.learnables)
+        norms = self.updater.norms() if self.options.gradient_norms else None
         clipping = self.updater.update(rate, self.iteration) if finite else None
-        updated = Updated(self.iteration, rate, new_step, clipping, display)
+        updated = Updated(self.iteration, rate, new_step, clipping, display, norms)
         for observer in self.observers:
             observer.on_update(self, updated)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,13 +35,22 @@ class Forward:
 
 @dataclass(frozen=True)
 class Updated:
-    """An iteration's update: learning rate, the new step of a multistep policy, and gradient clipping."""
+    """An iteration's update: learning rate, the new step of a multistep policy, and gradient clipping.
+
+    ``norms`` are the L2 norms of the gradients by parameter, before clipping and decay, where the options ask for them.
+    """
 
     iteration: int
     rate: float
     new_step: int | None
     clipping: Clipping | None
     display: bool
+    norms: Mapping[str, float] | None = None
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of all gradients."""
+        return math.hypot(*(self.norms or {}).values())
 
 
 @dataclass(frozen=True)

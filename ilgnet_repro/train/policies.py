@@ -24,8 +24,17 @@ class Rate(NamedTuple):
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """A rate that rises by a line before the policy starts: Caffe's `inv` of power -1, base_lr (1 + gamma iter)."""
+
+    iterations: int
+    base_lr: float
+    gamma: float
+
+
+@dataclass(frozen=True)
 class Policy:
-    """A policy with its parameters; those it does not use are 0."""
+    """A policy with its parameters; those it does not use are 0.  ``warm_up`` precedes it."""
 
     name: str
     base_lr: float
@@ -34,9 +43,13 @@ class Policy:
     stepsize: int = 0
     stepvalue: tuple[int, ...] = ()
     max_iter: int = 0
+    warm_up: WarmUp | None = None
 
     def at(self, iteration: int, current_step: int = 0) -> Rate:
         """Return the rate of ``iteration`` (from 0); ``current_step`` is that of the previous iteration."""
+        warm = self.warm_up
+        if warm is not None and iteration < warm.iterations:
+            return Policy("inv", warm.base_lr, warm.gamma, -1).at(iteration, current_step)
         with np.errstate(all="ignore"):
             factor, current_step = _FACTORS[self.name](self, iteration, current_step)
             return Rate(float(_single(np.float64(_single(self.base_lr)) * factor)), current_step)

@@ -109,6 +109,15 @@ class Updater:
             torch._foreach_sub_(own, updates)
         return clipping
 
+    @torch.no_grad()
+    def norms(self) -> dict[str, float]:
+        """Return the L2 norm of each parameter's gradient, the mean over iter_size; 0 where there is none."""
+        grads = [(one.name, one.tensor.grad) for one in self.learnables]
+        return {
+            name: 0.0 if grad is None else float(grad.double().norm()) / self.settings.iter_size
+            for name, grad in grads
+        }
+
     def clear_updates(self) -> None:
         """Forget the last update, as Caffe clears the diffs before it computes new gradients."""
         for update in self.updates or ():

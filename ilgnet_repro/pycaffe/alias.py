@@ -7,7 +7,8 @@ would differ from themselves.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -66,5 +67,21 @@ def install() -> None:
     """Make `import caffe` lead to this package, in this process, from now on."""
     answer_submodules()
     _finder.is_installed = True
+    _forget()
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Make `import caffe` lead to this package for a while."""
+    before = _finder.is_installed
+    install()
+    try:
+        yield
+    finally:
+        _finder.is_installed = before
+        _forget()
+
+
+def _forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == CAFFE]:
         del sys.modules[name]

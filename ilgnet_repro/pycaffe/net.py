@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,11 @@ class Net:
                 stored = layer.stored_blob(layer.blob_names[index])
                 learned = plan.blobs[node.name][index].learned
                 stored.requires_grad_(bool(rate) or (learned and force))
-        self._layout = plan_layout(plan)
-        self._backward_plan = plan_backward(plan, self._layout)
+        self.layout = plan_layout(plan)
+        self.backward_plan = plan_backward(plan, self.layout)
         self._param_blobs = parameter_blobs(self.caffe_net)
         self._steps, self._blobs = build_steps(
-            self.caffe_net, self._layout, self._backward_plan, self._param_blobs, data
+            self.caffe_net, self.layout, self.backward_plan, self._param_blobs, data
         )
         self._learnables = [one.tensor for one in self.caffe_net.learnables()]
         self._callbacks: dict[str, list[Callback]] = {"bf": [], "af": [], "bb": [], "ab": []}
@@ -123,7 +124,7 @@ class Net:
             self.share_with(share)
 
     def _name_parts(self) -> None:
-        layout = self._layout
+        layout = self.layout
         names = layout.blobs
         self.name = self.caffe_net.graph.name
         self._layer_names = [place.name for place in layout.places]
@@ -152,7 +153,7 @@ class Net:
 
     def _set_loss_weights(self) -> None:
         """Give each loss its weight as gradient, as `Layer::SetLossWeights`."""
-        for place in self._layout.places:
+        for place in self.layout.places:
             for top, weight in zip(place.tops, place.loss_weights, strict=True):
                 if weight:
                     self._blobs[top].diff[...] = weight
@@ -192,7 +193,7 @@ class Net:
                 for callback in before:
                     callback(number)
                 self._steps[number].forward()
-                place = self._layout.places[number]
+                place = self.layout.places[number]
                 if any(place.loss_weights):
                     loss += self._loss_of(number)
                 for callback in after:
@@ -200,7 +201,7 @@ class Net:
         return loss
 
     def _loss_of(self, number: int) -> float:
-        place = self._layout.places[number]
+        place = self.layout.places[number]
         loss = 0.0
         for top, weight in zip(place.tops, place.loss_weights, strict=True):
             if weight:
@@ -231,7 +232,7 @@ class Net:
     def _backward(self, first: int, last: int) -> None:
         """Run backward passes by layer number, downwards."""
         before, after = self._callbacks["bb"], self._callbacks["ab"]
-        plan = self._backward_plan
+        plan = self.backward_plan
         with torch.no_grad():
             for number in range(first, last - 1, -1):
                 for callback in before:
@@ -346,6 +347,18 @@ class Net:
         """Call ``callback(number)`` after each layer's backward pass."""
         self._callbacks["ab"].append(callback)
 
+    @contextmanager
+    def watched(self, forward: Callback, backward: Callback) -> Iterator[None]:
+        """Call functions after each layer's passes for a while, with the layer's number."""
+        added = (("af", forward), ("ab", backward))
+        for when, callback in added:
+            self._callbacks[when].append(callback)
+        try:
+            yield
+        finally:
+            for when, callback in added:
+                self._callbacks[when].remove(callback)
+
     # ------------------------------------------------------------------ shapes, inputs
 
     def reshape(self) -> None:
@@ -430,10 +443,10 @@ class Net:
     # ------------------------------------------------------------------ names by number
 
     def _top_ids(self, layer: int) -> list[int]:
-        return list(self._layout.places[layer].tops)
+        return list(self.layout.places[layer].tops)
 
     def _bottom_ids(self, layer: int) -> list[int]:
-        return list(self._layout.places[layer].bottoms)
+        return list(self.layout.places[layer].bottoms)
 
 
 def _arguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from ..train.observe import Log, Output, Test, log_outputs
 from ..train.solver import Settings, read_settings, solver_root
 from ..train.testing import Tester, output_values
 from ..train.updates import Updater
+from .debug_log import DebugLog
 from .failures import Failure
 from .net import Net
 
@@ -32,7 +34,7 @@ class _Tester(Tester):
     """Tests on pycaffe nets, which read their own data."""
 
     def __init__(self, settings: Settings, train_net: Net, seed: int, log: Log) -> None:
-        self._settings = settings
+        self._settings, self._log = settings, log
         self.feeds = []
         self.pycaffe_nets: list[Net] = []
         for index, test_net in enumerate(settings.test_nets):
@@ -50,7 +52,8 @@ class _Tester(Tester):
         for number in range(iterations):
             if is_stopped():
                 return None
-            total += net._forward(0, len(net.layers) - 1)
+            with DebugLog(net, self._log).logged() if self._settings.debug_info else nullcontext():
+                total += net._forward(0, len(net.layers) - 1)
             sizes = _outputs(net)
             values = _joined(sizes)
             sums = sums + values if number else values
@@ -75,6 +78,7 @@ class _Trainer(Trainer):
     pycaffe_net: Net
     callbacks: tuple[tuple[Callable[[], object], Callable[[], object]], ...] = ()
     tester: _Tester
+    _is_logged = False  # for debug_info
 
     def _build(
         self, arrays: Mapping[str, Any] | None, test_arrays: Sequence[Mapping[str, Any]] | None
@@ -100,19 +104,19 @@ class _Trainer(Trainer):
     def _open_data(self) -> None:
         """Nothing: the nets read their data themselves, in every pass."""
 
-    def _clear_gradients(self) -> None:
+    def _begin_iteration(self, display: bool) -> None:
         self.pycaffe_net.clear_param_diffs()
+        self._is_logged = display and self.settings.debug_info
 
     def _passes(self, count: int, *, backward: bool) -> tuple[float, tuple[Output, ...]]:
         net = self.pycaffe_net
         if backward:
             for on_start, _ in self.callbacks:
                 on_start()
-        last, total = len(net.layers) - 1, 0.0
-        for _ in range(count):
-            total += net._forward(0, last)
-            if backward:
-                net._backward(last, 0)
+        total = 0.0
+        with DebugLog(net, self.log).logged() if self._is_logged and backward else nullcontext():
+            for _ in range(count):
+                total += net.forward_backward() if backward else net._forward(0, len(net.layers) - 1)
         outputs = _outputs(net)
         if backward:
             for _, on_gradients in self.callbacks:

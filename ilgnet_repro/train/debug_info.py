@@ -58,14 +58,14 @@ class DebugInfo:
                 blob = self._layout.blobs[top]
                 value = self._top(done, number, position)
                 self._log(
-                    "debug_top", f"    [Forward] Layer {place.name}, top blob {blob} data: {_mean(value)}"
+                    "debug_top", f"    [Forward] Layer {place.name}, top blob {blob} data: {mean_text(value)}"
                 )
             for index, name in enumerate(self._parameters(place)):
                 assert place.node is not None
                 value = net.layer(place.node.name).blobs[index]
                 self._log(
                     "debug_param",
-                    f"    [Forward] Layer {place.name}, param blob {name} data: {_mean(value)}",
+                    f"    [Forward] Layer {place.name}, param blob {name} data: {mean_text(value)}",
                 )
         return Pass({name: done.blobs[name] for name in blobs}, done.loss)
 
@@ -89,7 +89,7 @@ class DebugInfo:
         self._log_norms()
 
     def _mean_diff(self, diff: Tensor | None) -> str:
-        return "0" if diff is None else _mean(diff / self._scale)
+        return "0" if diff is None else mean_text(diff / self._scale)
 
     def _log_parameters(self, place: Place) -> None:
         if place.node is None:
@@ -239,7 +239,7 @@ def _values(net: CaffeNet, layout: Layout) -> list[list[Value | None]]:
     return values
 
 
-def _mean(values: Tensor) -> str:
+def mean_text(values: Tensor) -> str:
     """The mean absolute value, as Caffe prints it; that of an empty blob is 0 / 0."""
     if not values.numel():
         return "-nan"

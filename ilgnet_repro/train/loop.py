@@ -347,10 +347,7 @@ class Trainer:
     def _iterate(self, passes: int) -> None:
         settings = self.settings
         display = bool(settings.display) and self.iteration % settings.display == 0
-        self._clear_gradients()
-        self._own_pass.debug = self._debug if display else None
-        if self._debug is not None:
-            self._debug.start_iteration()
+        self._begin_iteration(display)
         with self._seeded():
             loss, outputs = self._passes(passes, backward=True)
         self._smooth(loss)
@@ -361,9 +358,13 @@ class Trainer:
         self._update(display)
         self.iteration += 1
 
-    def _clear_gradients(self) -> None:
+    def _begin_iteration(self, display: bool) -> None:
+        """Clear the gradients; the passes of an iteration that is displayed are logged for debug_info."""
         for one in self.learnables:
             one.tensor.grad = None
+        self._own_pass.debug = self._debug if display else None
+        if self._debug is not None:
+            self._debug.start_iteration()
 
     def _update(self, display: bool) -> None:
         """Update the parameters by their gradients, at the rate of this iteration."""

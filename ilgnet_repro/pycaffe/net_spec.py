@@ -181,12 +181,11 @@ class _Writer:
 
 
 def _owner(layer: caffe_pb2.LayerParameter, name: str) -> Message:
-    """The message that a parameter goes to: the layer itself, or one of its type's that has such a field."""
-    if not name.endswith("param"):
-        for held in _messages_of(layer.type):
-            message: Message = getattr(layer, held)
-            if name in message.DESCRIPTOR.fields_by_name:
-                return message
+    """The message that a parameter goes to: one of its type's that has such a field, otherwise the layer itself."""
+    for held in _messages_of(layer.type):
+        message: Message = getattr(layer, held)
+        if name in message.DESCRIPTOR.fields_by_name:
+            return message
     return layer
 
 

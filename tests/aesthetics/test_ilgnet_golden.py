@@ -80,10 +80,15 @@ def test_the_steps_of_the_authors_script(net, recorded, golden, authors, tmp_pat
     prototxt = tmp_path / "deploy.prototxt"
     prototxt.write_text(format_message(ilgnet.deploy()))
     authors_net = caffe.Net(str(prototxt), caffe.TEST)
-    for name, blobs in net.params.items():  # as Net(prototxt, caffemodel, caffe.TEST), without a file of 604 MB
+    for (
+        name,
+        blobs,
+    ) in net.params.items():  # as Net(prototxt, caffemodel, caffe.TEST), without a file of 604 MB
         for own, blob in zip(authors_net.params[name], blobs, strict=True):
             own.data[...] = blob.detach().numpy().reshape(own.data.shape)
-    blob = caffe.proto.caffe_pb2.BlobProto.FromString((authors / "mean" / "AVA2_mean.binaryproto").read_bytes())
+    blob = caffe.proto.caffe_pb2.BlobProto.FromString(
+        (authors / "mean" / "AVA2_mean.binaryproto").read_bytes()
+    )
     mean = caffe.io.blobproto_to_array(blob)[0].mean(1).mean(1)
 
     transformer = caffe.io.Transformer({"data": authors_net.blobs["data"].data.shape})

@@ -188,6 +188,9 @@ def test_the_scripts_under_their_names(tool: str, tmp_path: Path) -> None:
     source.write_text(V1)
     given = [] if tool == "device_query" else [str(source), str(tmp_path / "new.prototxt")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *given], capture_output=True, text=True, check=True
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *given],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == ""

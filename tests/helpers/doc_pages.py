@@ -171,13 +171,13 @@ def _commands(block: Block) -> Iterator[Step]:
 def run_page(page: str, text: str, folder: Path, slow: bool = False) -> Run:
     """Run a page in ``folder``, which is the current one meanwhile; nothing is compared yet.
 
-    The folder has the checkout's ``prototxt`` and ``tools``.
+    The folder has the checkout's ``examples``, ``prototxt`` and ``tools``.
     """
     run = Run(page)
     names: dict[str, object] = {"__name__": "__main__"}
     status = 0
     with contextlib.chdir(folder), _importing_from(folder):
-        for name in ("prototxt", "tools"):
+        for name in ("examples", "prototxt", "tools"):
             if not Path(name).exists():
                 Path(name).symlink_to(ROOT / name)
         for name in re.findall(r"^<!-- given: (.*?) -->$", text, re.MULTILINE):

@@ -156,6 +156,9 @@ VALUES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a fork's enum": (
         "DetectionOutput", dict(num_classes=3, code_type=P.PriorBox.CENTER_SIZE),
         "detection_output_param { num_classes: 3 code_type: CENTER_SIZE }"),
+    "a message of its own message, which another fork has in its layers": (
+        "DetectionOutput", dict(num_classes=2, nms_param=dict(nms_threshold=0.5)),
+        "detection_output_param { num_classes: 2 nms_param { nms_threshold: 0.5 } }"),
     "an empty dict": ("Convolution", dict(weight_filler={}), ""),
     "an empty list": ("Convolution", dict(pad=[]), ""),
 }  # fmt: skip

@@ -24,7 +24,7 @@ def add_parser(actions: Any) -> None:
         "-m",
         dest="module",
         nargs=argparse.REMAINDER,
-        help="run a module, as `python -m` does, with its arguments",
+        help="run a module, as -m of Python does, with its arguments",
     )
     parser.add_argument("script", nargs="?", help="the script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")

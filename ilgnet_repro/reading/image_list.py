@@ -27,7 +27,7 @@ class ListRow(NamedTuple):
 
 
 _ATOI = re.compile(rb"[-+]?\d+")
-_UNLABELLED = re.compile(rb"(?m)^[^ \t\r\n]+[ \t\r]*$")
+_UNLABELLED = re.compile(rb"(?m)^[^ \t\r\n\0]+[ \t\r]*$")
 _NUMBERS = re.compile(r".*?\.\w+((?:[ \t,;]+[-+]?\d+(?:\.\d*)?)+)")
 _ONE_LABEL = "give one label per row, or store them as HDF5Data"
 _FLOAT = re.compile(rb"[-+]?\d+\.(\d*)")
@@ -80,6 +80,8 @@ class ImageList:
         path, separator, label = text.replace(b"\t", b" ").rpartition(b" ")
         path = text[: len(path)].rstrip()
         where = f"{self.path}:{line + 1}"
+        if b"\0" in text:
+            raise self._wrong(f"{where}: has a zero byte; save the list as UTF-8 text")
         if not separator and text and self._is_text():
             found = _ATOI.match(text)  # as in Caffe, where the whole row is then both the path and the label
             path, label = text, found[0] if found else b"0"

@@ -72,6 +72,11 @@ def read_input(path: PathLike) -> bytes:
     return data
 
 
+def real_path(path: PathLike) -> Path:
+    """Return an absolute path without links; unlike `Path.resolve`, never raises for links in a circle."""
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def utf8_path(path: PathLike) -> Iterator[str]:
     """Yield a valid UTF-8 path for ``path``: the path itself, or a symbolic link to it in a temporary folder.

@@ -19,8 +19,8 @@ from ..staging import discard_staged
 DONE, WRONG_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 3, 130
 BY_SIGNAL = 128  # plus the number, as shells report it
 
-# What a system that is short of something raises, in whatever is called.
-_SHORT_OF = {
+# What a system that is short of something, or a path that leads nowhere, raises in whatever is called.
+_REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files",
@@ -29,6 +29,11 @@ _SHORT_OF = {
     errno.ENOMEM: "use a machine with more memory",
     errno.EAGAIN: "raise the limit on processes",
     errno.EROFS: "give another folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
     errno.EIO: "check the disk",
 }
 _catching: list[int] = []  # the processes that began to catch signals, of nested calls
@@ -65,11 +70,11 @@ def guarded(work: Callable[[], int]) -> int:
         _discard_broken(sys.stdout)
         return DONE
     except OSError as error:
-        if error.errno not in _SHORT_OF:
+        if error.errno not in _REMEDIES:
             return _internal_error()
         # Files are written under their names (`files.writing`): what has none is what is printed.
         where = error.filename or "standard output: cannot be written"
-        return _ended(f"{where} ({error.strerror}); {_SHORT_OF[error.errno]}", WRONG_INPUT)
+        return _ended(f"{where} ({error.strerror}); {_REMEDIES[error.errno]}", WRONG_INPUT)
     except MemoryError as error:
         reason = excerpt(str(error).partition("\n")[0], 200)
         return _ended(

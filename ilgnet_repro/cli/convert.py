@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import precisions
 from ..errors import IlgnetError, one_of, printable
-from ..files import json_text, parse_json
+from ..files import json_text, parse_json, real_path
 from ._console import add_row, results_console, say
 from ._options import (
     COUNT,
@@ -272,7 +272,7 @@ def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
     _check_all(args)
     rows: list[dict[str, Any]] = []
     results: dict[Path, Path] = {}  # result -> the weights file it was written from
-    inputs = {source.path.resolve() for source in sources}
+    inputs = {real_path(source.path) for source in sources}
     for number, source in enumerate(sources, 1):
         path = source.path
         say(f"{number} of {len(sources)}: {path}", file=sys.stderr)
@@ -280,7 +280,7 @@ def _run_many(args: argparse.Namespace, sources: list[Given]) -> int:
             _check_places(args, source, results, inputs)
             report = _convert(args, source).to_json()
             rows.append({"file": str(path), "report": report, "error": None})
-            results |= {Path(one["path"]).resolve(): path for one in report["written"]}
+            results |= {real_path(one["path"]): path for one in report["written"]}
         except IlgnetError as error:
             rows.append({"file": str(path), "report": None, "error": for_command(error)})
             say(f"ilgnet: {for_command(error)}", file=sys.stderr)
@@ -329,13 +329,13 @@ def _check_places(
 
     for name in args.to.split(","):
         place = find_format(name).path(source.out, stem_of(source.path))
-        target = place.resolve()
+        target = real_path(place)
         if target in results:
             raise IlgnetError(
                 f"{source.path}: its results would replace those of {results[target]}, which has the same name; "
                 "convert it separately"
             )
-        if target in inputs and target != source.path.resolve():
+        if target in inputs and target != real_path(source.path):
             raise IlgnetError(
                 f"{source.path}: its result {place} would replace another of the files; give another --out"
             )

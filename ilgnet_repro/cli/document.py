@@ -15,7 +15,7 @@ HEAD = """# Commands
 Written by `python -m ilgnet_repro.cli.document --write`; a test compares it with the parsers.
 
 Results go to stdout, progress and log to stderr. Exit status: 0 done, 1 wrong input (one line says where,
-what and how to fix it), 3 internal error, 130 interrupted.
+what and how to fix it), 3 internal error, 130 interrupted, 143 ended by SIGTERM.
 """
 
 

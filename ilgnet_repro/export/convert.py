@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from ..about import About, Source
 from ..errors import IlgnetError
-from ..files import parse_json, staged_results
+from ..files import parse_json, real_path, staged_results
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
 from ..runtime.find import stem_of
@@ -164,7 +164,7 @@ def _consumers(verify: bool | str, formats: Sequence[Format]) -> list[str]:
 
 def _check_names(source: Path, targets: Sequence[Path]) -> None:
     for target in targets:
-        if target.resolve() == source.resolve():
+        if real_path(target) == real_path(source):
             raise IlgnetError(
                 f"{source}: would be written over itself; give another folder as out=", option="out"
             )

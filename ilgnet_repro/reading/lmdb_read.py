@@ -13,6 +13,7 @@ import numpy as np
 
 from ..caffe.kinds import Kind, kind_of, naming_kind
 from ..errors import DataError, FormatError
+from ..files import real_path
 from ..schema import caffe_pb2
 from .annotated import Box, boxes
 from .datum import DatumHeader, datum_header, datum_image, parse_datum
@@ -96,9 +97,7 @@ class LmdbReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         found, self.name = split_database(path)
-        self.path = Path(
-            found
-        ).resolve()  # LMDB identifies a database by its inode, not by the name of a link
+        self.path = real_path(found)  # LMDB identifies a database by its inode, not by the name of a link
         if not is_database(self.path):
             absent = DataError(
                 f"{path}: is not an LMDB (no data.mdb); give the folder `ilgnet lmdb make` wrote"

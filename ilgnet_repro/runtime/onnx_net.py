@@ -18,7 +18,7 @@ from torch import Tensor
 from ..about import About
 from ..caffe.kinds import Kind, expect
 from ..errors import FormatError, IlgnetError
-from ..files import parse_json, utf8_path
+from ..files import parse_json, real_path, utf8_path
 from .runnable import FileNet, OpenShape
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
     """Refuse weights that are not in a file beside the model: older runtimes read any file, or any memory."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    folder = path.parent.resolve()
+    folder = real_path(path.parent)
     try:
-        target = (folder / location).resolve()
+        target = real_path(folder / location)
         is_beside = target.is_relative_to(folder) and target.is_file()
     except (OSError, ValueError):
         is_beside = False
@@ -147,7 +147,7 @@ def open_session(model: Path | bytes, folder: Path | None = None) -> InferenceSe
     try:
         with ExitStack() as stack:
             if folder is not None:
-                place = stack.enter_context(utf8_path(folder.resolve()))
+                place = stack.enter_context(utf8_path(real_path(folder)))
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", place
                 )

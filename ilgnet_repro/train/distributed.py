@@ -6,6 +6,7 @@ instead), so the losses do not depend on the number of processes.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -97,7 +98,11 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
         if gpu:
             torch.cuda.set_device(local)
         yield ProcessGroup(rank, world, local)
+        # The first process reports while the others have ended: none closes its connections before all are done.
+        torch.distributed.barrier()
     finally:
+        # What still refers to the group, as gradient hooks in cycles do, would keep its threads past the interpreter.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

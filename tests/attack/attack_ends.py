@@ -1,6 +1,6 @@
 """Every command under bad conditions: limits on files, broken streams, wrong kinds of input, options out of range.
 
-    python attack_ends.py [--seed 1] [--only limits,streams,inputs,options,names] [--every 1]
+    python attack_ends.py [--seed 1] [--only kills,limits,streams,inputs,options] [--every 1]
 
 Each case is a command in a forked child of its own in a folder of its own.  A defect is: a status other than 0 or 1, a
 traceback, a signal, over ten seconds, an error of more or less than one line, an output that is neither absent nor
@@ -135,9 +135,15 @@ def preload() -> None:
 
 
 def start(
-    argv: list[str], cwd: Path, prepare: Callable[[], None] = lambda: None, seconds: float = SECONDS
+    argv: list[str],
+    cwd: Path,
+    prepare: Callable[[], None] = lambda: None,
+    sent: tuple[int, float] | None = None,
 ) -> End:
-    """Run a command in a child, ``prepare`` in it first; the ends of its two streams are pipes."""
+    """Run a command in a child, ``prepare`` in it first; the ends of its two streams are pipes.
+
+    ``sent`` is a signal, and the seconds after which the child gets it.
+    """
     pipes = [os.pipe() for _ in range(2)]
     for _, writing in pipes:
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
@@ -166,7 +172,10 @@ def start(
     texts, hung = [b"", b""], False
     reading = {pipes[0][0]: 0, pipes[1][0]: 1}
     while reading:
-        for handle in select.select(list(reading), [], [], 0.2)[0]:
+        if sent and time.monotonic() - began > sent[1]:
+            os.kill(child, sent[0])
+            sent = None
+        for handle in select.select(list(reading), [], [], 0.005 if sent else 0.2)[0]:
             data = os.read(handle, 1 << 16)
             texts[reading[handle]] += data
             if not data:
@@ -433,7 +442,7 @@ def options(root: Path, rng: random.Random) -> Iterator[Case]:
         calls = [argv for argv in COMMANDS.values() if tuple(argv[: len(path)]) == path]
         if path in (("demo",), ("caffe", "run")):  # minutes; the user's own code
             continue
-        assert calls, f"{path} has no call in COMMANDS"
+        calls = calls or [[*path, "db", "out/x"]]
         for action in parser._actions:
             if not action.option_strings or action.nargs == 0 or action.choices:
                 continue
@@ -466,7 +475,65 @@ def options(root: Path, rng: random.Random) -> Iterator[Case]:
                     yield f"{' '.join(path)} {flag}={value[:30]!r}", case
 
 
-GROUPS = {"limits": limits, "streams": streams, "inputs": inputs, "options": options}
+KILLED = {
+    **{name: (argv, argv) for name, argv in COMMANDS.items() if name.startswith(("convert ", "mean", "sheet", "lmdb make", "lmdb export"))},
+    "partition": ([*COMMANDS["partition ava1"], "--force"],) * 2,
+    "test": (COMMANDS["test"], [*COMMANDS["test"], "--resume"]),
+    "train": (["train", "--solver", "solver.prototxt"], ["train", "--solver", "solver.prototxt", "--resume", "latest"]),
+    "caffe train": (COMMANDS["caffe train"],) * 2,
+}  # fmt: skip
+
+
+def kills(root: Path, rng: random.Random) -> Iterator[Case]:
+    """A signal at a random moment, and the command once more: the same files as if nothing had happened."""
+    for name, (argv, again) in KILLED.items():
+        with Place(root / "w", root / "made") as folder:
+            before, began = content(folder), time.monotonic()
+            start(argv, folder)
+            seconds, whole = time.monotonic() - began, content(folder)
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) * 2:
+            after = rng.uniform(0, seconds)
+
+            def case(
+                place: Place,
+                argv=argv,
+                again=again,
+                number=number,
+                after=after,
+                whole=whole,
+                before=before,
+            ) -> str:
+                with place as folder:
+                    end = start(argv, folder, sent=(number, after))
+                    if number == signal.SIGKILL and end.status == -number:
+                        end.status = 0
+                    elif end.status in (128 + number, 130):
+                        end.status = 1
+                    left = [
+                        path
+                        for path in content(folder)
+                        if any(part.startswith(".") for part in Path(path).parts)
+                    ]
+                    if fault := fault_of(end, silent=True) or (
+                        number != signal.SIGKILL and left and f"{left[0]} is left over"
+                    ):
+                        return f"at the signal: {fault}"
+                    states = sorted((folder / "out").glob("s_iter_*.solverstate"))
+                    if argv[0] == "caffe" and states:
+                        again = [*again, "-snapshot", f"out/{states[-1].name}"]
+                    done = content(folder) == whole
+                    end = start(again, folder)
+                    if end.status and not ("already exists" in end.err or done):
+                        return f"once more: status {end.status}: {end.err.strip()[-160:]}"
+                    missing = [path for path in whole if not (folder / path).exists()]
+                    return half_written(folder, whole, before) or (
+                        f"{missing[0]} is missing" if missing else ""
+                    )
+
+            yield f"{name}, {signal.Signals(number).name}", case
+
+
+GROUPS = {"kills": kills, "limits": limits, "streams": streams, "inputs": inputs, "options": options}
 
 
 def attack(

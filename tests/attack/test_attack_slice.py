@@ -1,4 +1,4 @@
-"""A small, seeded part of what attack_fuzz.py does by the hundred thousand: no group may find a defect."""
+"""A small, seeded part of what the attack scripts do by the hundred thousand: no group may find a defect."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from places import ROOT
 
 SCRIPT = Path(__file__).with_name("attack_fuzz.py")
+ENDS = SCRIPT.with_name("attack_ends.py")
 
 
 @pytest.mark.parametrize(("groups", "least"), [("formats,layers,lmdb,datum", 50), ("resumes", 10)])
@@ -23,3 +24,13 @@ def test_no_defects(groups, least):
     for group in groups.split(","):
         cases = re.search(rf"^{group}: ([\d,]+) cases, 0 defects", done.stdout, re.MULTILINE)
         assert cases and int(cases[1].replace(",", "")) >= least, done.stdout
+
+
+def test_commands_under_bad_conditions():
+    """Kills, limits on files, broken streams, wrong inputs and options out of range, one case of 97."""
+    done = subprocess.run(
+        [sys.executable, ENDS, "--every", "97", "--seed", "3"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"^([\d,]+) cases in 5 groups, 0 defects$", done.stdout, re.MULTILINE)[1]) >= 25

@@ -1,7 +1,7 @@
 """Learning-rate policies: the rate of an iteration, as Caffe's `GetLearningRate`.
 
-Caffe's numbers are float32 (only a power with an integer exponent is a double): a rate beyond them is infinite or 0,
-and near the end of `poly` the rounding of iter / max_iter shows in the digits that are logged.
+Caffe's numbers are float32 (only `exp` and a power with an integer exponent are doubles): a rate beyond them is infinite
+or 0, and near the end of `poly` the rounding of iter / max_iter shows in the digits that are logged.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _poly(policy: Policy, iteration: int, step: int) -> Rate:
 
 def _sigmoid(policy: Policy, iteration: int, step: int) -> Rate:
     exponent = -_single(policy.gamma) * (_single(iteration) - _single(policy.stepsize))
-    return Rate(float(np.float32(1) / (np.float32(1) + np.exp(exponent))), step)
+    return Rate(float(1 / (1 + np.exp(np.float64(exponent)))), step)
 
 
 _FACTORS: dict[str, Callable[[Policy, int, int], Rate]] = {

@@ -220,7 +220,7 @@ class Net:
         batches = [net.graph.names[detections[value].bottoms[0]] for value in values if value in detections]
         started = time.perf_counter()
         with torch.inference_mode(), as_loaded(net):
-            blobs = net(self._fed(), blobs=list(dict.fromkeys([*wanted, *batches])))
+            blobs = net(self._fed(wanted), blobs=list(dict.fromkeys([*wanted, *batches])))
         self._ticks = (time.perf_counter() - started) * float(cv2.getTickFrequency())
         # A layer that only passes values on (Dropout, Reshape) returns the memory of the input.
         fed = {one.data_ptr() for one in self._given.values()}
@@ -234,10 +234,11 @@ class Net:
             arrays.append(array)
         return arrays
 
-    def _fed(self) -> dict[str, Tensor]:
-        missing = [name for name in self._inputs if name not in self._given]
-        if missing:
-            raise GraphError(f"input {missing[0]!r} has no value; call setInput(blob, {missing[0]!r})")
+    def _fed(self, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """The inputs that were set.  Raises GraphError unless all that ``wanted`` blobs need are among them."""
+        for name in self._net.inputs_for(wanted):
+            if name not in self._given and name in self._inputs:
+                raise GraphError(f"input {name!r} has no value; call setInput(blob, {name!r})")
         return dict(self._given)
 
     def _check_runnable(self) -> None:
@@ -394,7 +395,7 @@ class Net:
         try:
             with torch.inference_mode(), as_loaded(self._net):
                 self._check_runnable()
-                self._net(self._fed())
+                self._net(self._fed(self._net.outputs))
         finally:
             for handle in handles:
                 handle.remove()

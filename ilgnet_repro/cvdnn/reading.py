@@ -25,8 +25,10 @@ def readNetFromCaffe(*given: Any, **options: Any) -> Net:
     """Read a net: ``readNetFromCaffe(prototxt, caffeModel)``, each a path or, both alike, bytes or arrays of them.
 
     All text and weights that `ilgnet_repro.load_net` takes are taken.  Without weights a net can be inspected, and run
-    if no layer needs any.  Raises IlgnetError for a file that cannot be read.
+    if no layer needs any.  ``crop``, "bvlc" (OpenCV's rule) or "geometry", is for Crop layers that state no offset where
+    forks differ.  Raises IlgnetError for a file that cannot be read.
     """
+    crop = options.pop("crop", None)
     by_path = "prototxt" in options or "caffeModel" in options
     names = ("prototxt", "caffeModel") if by_path else ("bufferProto", "bufferModel")
     stated = [*given, *(options.pop(name) for name in names[len(given) :] if name in options)]
@@ -38,14 +40,14 @@ def readNetFromCaffe(*given: Any, **options: Any) -> Net:
     text, weights = (*stated, None)[:2]
     net = _text(text) if _is_buffer(text) else os.fspath(text)
     if weights is None or len(weights if _is_buffer(weights) else os.fspath(weights)) == 0:
-        return Net(load_net(net, seed=0), has_weights=False)
+        return Net(load_net(net, seed=0, crop=crop), has_weights=False)
     if not _is_buffer(weights):
-        return Net(load_net(net, os.fspath(weights)))
+        return Net(load_net(net, os.fspath(weights), crop=crop))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "buffer.caffemodel")  # its arrays stay mapped when the name is gone
         path.write_bytes(_bytes(weights))
         try:
-            return Net(load_net(net, path))
+            return Net(load_net(net, path, crop=crop))
         except IlgnetError as error:
             error.args = (str(error).replace(f"{folder}{os.sep}", ""),)  # a name that the caller has not seen
             raise

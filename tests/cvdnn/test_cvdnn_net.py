@@ -351,6 +351,34 @@ def test_every_way_to_read(tmp_path: Path) -> None:
     assert all(np.array_equal(one, outputs[0]) for one in outputs)
 
 
+def test_only_the_inputs_that_an_output_needs_are_set() -> None:
+    net = cvdnn.readNetFromCaffe(TEXT, WEIGHTS)
+    net.setInput(INPUTS["data"])
+    assert np.array_equal(net.forward("conv"), own().forward("conv"))
+    with pytest.raises(IlgnetError, match="input 'scale' has no value"):
+        net.forward("sum")
+
+
+CROP = b"""
+input: "x" input_shape { dim: 1 dim: 1 dim: 8 dim: 6 }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"
+  convolution_param { num_output: 1 kernel_size: 3 pad: 3 bias_term: false } }
+layer { name: "crop" type: "Crop" bottom: "conv" bottom: "x" top: "crop" }
+"""
+
+
+@pytest.mark.parametrize(("rule", "offset"), [("bvlc", 0), ("geometry", 2)])
+def test_the_rule_for_crops_is_chosen(rule: str, offset: int) -> None:
+    net = cvdnn.readNetFromCaffe(CROP, crop=rule)
+    net.setParam("conv", 0, np.eye(3)[1][:, None] * np.eye(3)[1])  # the middle of each window
+    image = RANDOM.uniform(1, 2, (1, 1, 8, 6)).astype(np.float32)
+    net.setInput(image)
+    padded = np.pad(image[0, 0], 2)
+    np.testing.assert_allclose(
+        net.forward()[0, 0], padded[offset : offset + 8, offset : offset + 6], rtol=1e-6
+    )
+
+
 def test_other_formats_go_to_opencv(tmp_path: Path) -> None:
     import onnx
     from onnx import TensorProto, helper
@@ -370,6 +398,8 @@ def unread() -> Any:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no file": (lambda: cvdnn.readNetFromCaffe("missing.prototxt", "missing.caffemodel"), "missing"),
     "no arguments": (cvdnn.readNetFromCaffe, "readNetFromCaffe: takes prototxt and caffeModel, or bufferProto"),
+    "a Crop of two rules": (
+        lambda: cvdnn.readNetFromCaffe(CROP), "crop (Crop): has no offset: it is 0 in BVLC Caffe and 2, 2"),
     "text that is none": (lambda: cvdnn.readNetFromCaffe(b"layer {"), "<buffer>"),
     "a buffer of floats": (lambda: cvdnn.readNetFromCaffe(np.zeros(3)), "buffer of float64; give bytes"),
     "weights that are none": (lambda: cvdnn.readNetFromCaffe(TEXT, b"\xff\xff\xff"), "buffer.caffemodel"),

@@ -32,9 +32,10 @@ core-alone: $(READY)
 check-docs: $(READY)
 	SLOW_DOCS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_docs.py -k holds
 
-# `net(x)` takes at most 1.2 x bare torch.
+# `net(x)` takes at most 1.2 x bare torch, pycaffe's `net.forward()` 1.05 x `net(x)`.
 overhead: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_overhead.py --check
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_pycaffe.py --check
 
 # Converting 604 MB takes at most 3 x `cp`, loading them 0.3 s and no more than one hash besides.
 convert-speed: $(READY)

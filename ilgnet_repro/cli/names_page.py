@@ -65,13 +65,13 @@ PYCAFFE = (
         {
             "NCCL": "refused by name; `ilgnet train` under torchrun trains with several processes",
             "set_mode_gpu": _GPU,
-            "set_device": _GPU,
+            "set_device": "accepted; no GPU is used, which `set_mode_gpu` says",
             "set_random_seed": "repeats the draws of this package, which are not those of Caffe's generator",
             "set_solver_count": _RANKS,
             "set_solver_rank": _RANKS,
             "set_multiprocess": _RANKS,
             "init_log": "accepted; the log goes to stderr",
-            "__version__": "that of this package",
+            "__version__": "1.0.0, the Caffe whose interface this is; `ilgnet_repro.__version__` is this package's",
         },
     ),
     Group(
@@ -81,6 +81,11 @@ PYCAFFE = (
         "_blob_names _inputs _outputs _blob_loss_weights forward backward forward_all forward_backward_all "
         "set_input_arrays copy_from share_with save load_hdf5 save_hdf5 reshape clear_param_diffs before_forward "
         "after_forward before_backward after_backward",
+        {
+            "copy_from": "layers that only the net or only the file has are named on stderr; reads HDF5 files too",
+            "save_hdf5": "needs the extra `hdf5`",
+            "load_hdf5": "needs the extra `hdf5`",
+        },
     ),
     Group("caffe.Blob", lambda: Blob, "data diff shape num channels height width count reshape"),
     Group("caffe.Layer", lambda: _built_net().layers[0], "type blobs setup reshape"),
@@ -88,6 +93,10 @@ PYCAFFE = (
         "caffe.SGDSolver and the other solvers",
         lambda: Solver,
         "net test_nets iter lr step solve restore snapshot add_callback apply_update param share_weights",
+        {
+            "test_nets": "share the weights of `net` from the start; Caffe shares them at the first test",
+            "add_callback": "takes two functions; NCCL is refused by name",
+        },
     ),
     Group(
         "caffe.io",

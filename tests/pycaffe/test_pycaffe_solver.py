@@ -256,3 +256,36 @@ def test_refused(name: str, folder: Path) -> None:
     with pytest.raises(kind, match=re.escape(message)) as caught:
         call()
     assert isinstance(caught.value, IlgnetError)
+
+
+DEBUGGED = """
+layer { name: "data" type: "DummyData" top: "x" top: "t" dummy_data_param {
+  shape { dim: 4 dim: 3 } shape { dim: 4 dim: 2 } data_filler { value: 0.5 } data_filler { value: 0 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" param { lr_mult: 0 } inner_product_param {
+  num_output: 2 weight_filler { value: 2 } bias_filler { value: -1 } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "y" bottom: "t" top: "loss" }
+"""
+# y = 3 x 0.5 x 2 - 1 = 2 everywhere; loss = 4 x 2 x 2 x 2 / 4 / 2; its gradient 2 / 4, that of the bias 4 x 2 / 4.
+LINES = [
+    "[Forward] Layer data, top blob x data: 0.5",
+    "[Forward] Layer data, top blob t data: 0",
+    "[Forward] Layer ip, top blob y data: 2",
+    "[Forward] Layer ip, param blob 0 data: 2",
+    "[Forward] Layer ip, param blob 1 data: 1",
+    "[Forward] Layer loss, top blob loss data: 4",
+    "[Backward] Layer loss, bottom blob y diff: 0.5",
+    "[Backward] Layer ip, param blob 1 diff: 2",
+    "[Backward] All net params (data, diff): L1 norm = (14, 4); L2 norm = (5.09902, 2.82843)",
+]
+
+
+def test_debug_info_logs_the_passes_of_displayed_iterations(folder: Path, capfd) -> None:
+    (folder / "net.prototxt").write_text(DEBUGGED)
+    (folder / "solver.prototxt").write_text(
+        'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" display: 2 debug_info: true snapshot_after_train: false'
+    )
+    solver = caffe.SGDSolver("solver.prototxt")
+    capfd.readouterr()
+    solver.step(2)
+    logged = [line.partition("]     ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert [line for line in logged if line.startswith("[")] == LINES

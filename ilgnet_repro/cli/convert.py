@@ -135,8 +135,8 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 in a caffemodel also of convolutions; "
-        "the loss of accuracy is measured and reported",
+        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 of all weights, in a caffemodel too; "
+        "the loss of accuracy is measured and reported, and layers whose rounding changes the logits keep float32",
     )  # fmt: skip
     group.add_argument(
         "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these images"
@@ -431,8 +431,7 @@ def print_report(report: ConversionReport) -> None:
             for text in check.not_compared:
                 console.print(printable(f"{check.file}: not compared: {text}"))
     if report.deviations:
-        # A caffemodel in float16 also rounds the weights of convolutions.
-        dense = "" if "caffemodel" in [file.format for file in report.written] else "dense "
+        dense = "" if report.deviations[0].precision == "float16" else "dense "
         costs = Table(
             title=f"deviation with {report.deviations[0].precision} {dense}weights", title_justify="left"
         )

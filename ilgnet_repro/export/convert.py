@@ -144,7 +144,7 @@ def _deviations(
     nets = [format_.reference(saving) for format_ in formats]
     if all(net is saving.original for net in nets):
         return ()
-    # A caffemodel also rounds the weights of convolutions.
+    # A caffemodel also rounds biases, and weights that keep float32 elsewhere.
     worst = next((net for net in nets if net not in (saving.net, saving.original)), saving.net)
     return measure_deviation(replace(saving, net=worst), precision, images)
 

@@ -196,10 +196,38 @@ def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arr
     return version("coremltools"), dict(zip(wanted, found.values(), strict=True))
 
 
+def tflite(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+    """The TensorFlow Lite file that onnx2tf makes, in LiteRT; its images have their channels last."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with tempfile.TemporaryDirectory() as folder:
+        # onnx2tf downloads images to compare with, unless they are there.
+        np.save(
+            f"{folder}/calibration_image_sample_data_20x128x128x3_float32.npy",
+            np.zeros((20, 128, 128, 3), "f"),
+        )
+        command = [str(Path(sys.executable).with_name("onnx2tf")), "-i", model, "-o", "tf", "-b", "1", "-n"]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
+        made = list(Path(folder, "tf").glob("*_float32.tflite"))
+        if not made:
+            raise SystemExit(f"onnx2tf writes no file: {(done.stdout or done.stderr).strip()[-200:]}")
+        interpreter = Interpreter(str(made[0]))
+        interpreter.allocate_tensors()
+        for entry, value in zip(interpreter.get_input_details(), inputs.values(), strict=True):
+            is_image = value.ndim == 4 and tuple(entry["shape"]) != value.shape
+            interpreter.set_tensor(entry["index"], value.transpose(0, 2, 3, 1) if is_image else value)
+        interpreter.invoke()
+        found = [interpreter.get_tensor(entry["index"]) for entry in interpreter.get_output_details()]
+    arrays = [value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for value in found]
+    return f"onnx2tf {version('onnx2tf')}", dict(zip(wanted, arrays, strict=True))
+
+
 CONSUMERS: dict[str, Callable[[str, Arrays, list[str]], tuple[str, Arrays]]] = {
     "onnxruntime": onnxruntime, "openvino": openvino, "opencv": opencv, "reference": reference, "onnxsim": onnxsim,
     "onnxslim": onnxslim, "dynamic": dynamic, "static": static, "float16": float16, "onnx2torch": onnx2torch,
-    "pnnx": pnnx, "coremltools": coremltools,
+    "pnnx": pnnx, "coremltools": coremltools, "tflite": tflite,
 }  # fmt: skip
 
 

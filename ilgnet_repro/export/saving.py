@@ -20,6 +20,7 @@ from ..runtime.plan import plan_net
 from ..runtime.quantize import SCALE_SUFFIX, WEIGHT, attach_quantized, quantize_dense
 from ..runtime.rebuild import about_part, cut_net, planned_for, quantized_layers, rebuild, with_states
 from ..version import __version__
+from .half_precision import halve
 from .open_shapes import batched_shapes
 
 Progress = Callable[[int], None] | None
@@ -84,7 +85,7 @@ class Saving:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether dense weights are stored quantized."""
+        """Whether weights are stored quantized."""
         return bool(quantized_layers(self.net))
 
     def metadata(self) -> dict[str, str]:
@@ -141,7 +142,12 @@ def make_saving(
         )
     stored = {} if options.fold else quantized_layers(net)
     if options.precision is not None and (stored or options.precision != "float32"):
-        quantized = quantize_dense(saved.plan, arrays, options.precision)
+        if options.precision == "float16":
+            halved = halve(saved, arrays)
+            quantized = dict(halved.weights)
+            notes += halved.notes
+        else:
+            quantized = quantize_dense(saved.plan, arrays, options.precision)
         saved = rebuild(saved, saved.plan, arrays)
         for name, weight in quantized.items():
             attach_quantized(saved.layer(name), weight)
@@ -161,6 +167,8 @@ def dense_notes(saving: Saving) -> tuple[str, ...]:
     precision = saving.options.precision
     if precision in (None, "float32") or saving.is_quantized:
         return ()
+    if precision == "float16":
+        return ("no weights to keep in float16: every blob is float32",)
     return (f"no dense weights to keep in {precision}: every blob is float32",)
 
 

@@ -28,6 +28,7 @@ from .support.base import (
 from .support.iteration import CountsPasses, constant_top
 from .support.labels import check_labels, labels_onnx
 from .support.registry import register_layer
+from .support.shapes import shape_of
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -129,7 +130,7 @@ class _LabelMargin(Layer):
         own = graph.node("Equal", [numbers_of_classes, every])
         if len(graph.shape(x)) == 2:
             return own
-        return graph.node("Reshape", [own, graph.node("Shape", [x])])
+        return graph.node("Reshape", [own, shape_of(graph, x)])
 
 
 def _scalar(graph: OnnxGraph, value: float) -> str:

@@ -13,7 +13,7 @@ from .loss import Loss
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers, uses
 from .support.labels import ignored_label, normalization, normalized_sum, normalized_sum_onnx
 from .support.registry import register_layer
-from .support.shapes import AXES, legacy_shape
+from .support.shapes import AXES, legacy_shape, shape_of
 
 BALANCE = "loss_param.balance"
 
@@ -81,7 +81,7 @@ class EqualLoss(Loss):
         # The numbers of values are equal, so with all other lengths equal a single unknown one is too.
         if shape == graph.shape(first) and shape.count(None) <= 1:
             return value
-        return graph.node("Reshape", [value, graph.node("Shape", [first])])
+        return graph.node("Reshape", [value, shape_of(graph, first)])
 
     @staticmethod
     def per_image(graph: OnnxGraph, losses: str, like: str) -> str:

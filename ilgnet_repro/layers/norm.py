@@ -22,7 +22,7 @@ from .support.base import (
     uses,
 )
 from .support.registry import register_layer
-from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
+from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, shape_of, with_four_axes
 
 NVIDIA_MIN_EPS = 1e-5
 
@@ -293,7 +293,7 @@ class MVN(Layer):
             variance = graph.node("ReduceMean", [graph.node("Mul", [top, top]), axis])
             eps = graph.constant(numbers([self.param.eps]).reshape(()))
             top = graph.node("Div", [top, graph.node("Add", [graph.node("Sqrt", [variance]), eps])])
-        top = graph.node("Reshape", [top, graph.node("Shape", [x])])
+        top = graph.node("Reshape", [top, shape_of(graph, x)])
         return [onnx_with_four_axes(graph, top, self.rank)]
 
     def source(self, code: SourceCode, x: str) -> list[str]:

@@ -23,7 +23,7 @@ from .support.base import (
 )
 from .support.labels import label_rows, normalization, normalized_sum, normalized_sum_onnx
 from .support.registry import register_layer
-from .support.shapes import AXES, legacy_shape, onnx_with_four_axes
+from .support.shapes import AXES, legacy_shape, onnx_with_four_axes, shape_of
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -109,7 +109,7 @@ class SoftmaxWithLossOHEM(SoftmaxWithLoss):
         log_p, classes, counts = self._log_rows_onnx(graph, x, labels)
         losses = graph.node("Neg", [graph.node("GatherElements", [log_p, classes], axis=1)])
         losses = graph.node("Where", [counts, losses, graph.constant(numbers(0))])
-        return [*tops, graph.node("Reshape", [losses, graph.node("Shape", [labels])])]
+        return [*tops, graph.node("Reshape", [losses, shape_of(graph, labels)])]
 
     def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
         tops = self._tops_source(x, self._call(code.helper(softmax_loss), x, labels))
@@ -176,7 +176,7 @@ class SmoothL1LossOHEM(Loss):
     def _like(graph: OnnxGraph, value: str, first: str) -> str:
         if len(graph.shape(value)) == len(graph.shape(first)):
             return value
-        return graph.node("Reshape", [value, graph.node("Shape", [first])])
+        return graph.node("Reshape", [value, shape_of(graph, first)])
 
     def source(self, code: SourceCode, x: str, target: str, inside: str = "None") -> list[str]:
         shape = f"[*{x}.shape{', 1' * (AXES - len(code.shape(0)))}]"

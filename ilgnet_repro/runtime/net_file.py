@@ -41,7 +41,7 @@ class NetFile:
         return _arrays(self.file, plan)
 
     def attach_quantized(self, net: CaffeNet) -> None:
-        """Attach the weights that the file stores quantized to the dense layers of ``net``."""
+        """Attach the weights that the file stores quantized to the layers of ``net``."""
         for node in net.graph:
             if _is_quantized(self.file, node):
                 attach_quantized(net.layer(node.name), _read_quantized(self.file, node))
@@ -107,7 +107,9 @@ def _arrays(file: TensorFile, plan: NetPlan) -> dict[str, list[np.ndarray]]:
 
 def _is_quantized(file: TensorFile, node: Node) -> bool:
     tensor = file.tensors.get(f"{node.name}.{WEIGHT}")
-    return node.type == DENSE and tensor is not None and tensor.dtype in STORED
+    if tensor is None or tensor.dtype not in STORED:
+        return False
+    return node.type == DENSE or tensor.dtype == torch.float16  # of any layer (export/half_precision.py)
 
 
 def _placeholder(shape: Shape) -> np.ndarray:

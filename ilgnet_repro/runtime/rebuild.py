@@ -12,7 +12,7 @@ from ..caffe.cut import cut
 from ..caffe.states import expose_states
 from .net import CaffeNet, float_arrays
 from .plan import NetPlan, plan_net
-from .quantize import DENSE, WEIGHT, QuantizedWeight, attach_quantized, quantized_blob
+from .quantize import WEIGHT, QuantizedWeight, attach_quantized, quantized_blob
 
 
 def rebuild(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]) -> CaffeNet:
@@ -30,10 +30,10 @@ def rebuild(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]
 
 
 def quantized_layers(net: CaffeNet) -> dict[str, QuantizedWeight]:
-    """Return the quantized dense weights of a net, by layer name."""
+    """Return the quantized weights of a net, by layer name: of dense layers, and in float16 of any."""
     found = {}
     for node in net.graph:
-        if node.type == DENSE and net.layer(node.name).blob_names:
+        if WEIGHT in net.layer(node.name).blob_names:
             one = quantized_blob(net.layer(node.name), WEIGHT)
             if one is not None:
                 found[node.name] = one

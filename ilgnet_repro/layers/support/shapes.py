@@ -26,6 +26,14 @@ def with_four_axes(x: Tensor) -> Tensor:
     return x.reshape(legacy_shape(tuple(x.shape)))
 
 
+def shape_of(graph: OnnxGraph, x: str) -> str:
+    """Return a bottom's shape for a Reshape: stated where at most one length is open, as OpenCV 4 needs it."""
+    lengths = graph.shape(x)
+    if lengths.count(None) > 1 or 0 in lengths:
+        return graph.node("Shape", [x])
+    return graph.constant(integers(*(-1 if length is None else length for length in lengths)))
+
+
 def onnx_with_four_axes(graph: OnnxGraph, value: str, rank: int) -> str:
     """Add the node for `with_four_axes` where ``rank`` is less than four."""
     if rank == AXES:

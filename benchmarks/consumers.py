@@ -49,6 +49,7 @@ class Consumer:
     packages: tuple[str, ...]
     allowed: float = RIGHT
     needs_torch: bool = False
+    small_only: bool = False  # for what takes minutes per image
     note: str = ""
 
 
@@ -62,7 +63,10 @@ CONSUMERS = {
         "`--verify opencv` refuses each of these",
     ),
     "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",)),
-    "reference": Consumer("the onnx package's reference implementation", "reference", ()),
+    "reference": Consumer(
+        "the onnx package's reference implementation", "reference", (), small_only=True,
+        note="in NumPy, the small nets only; its LRN is not that of the standard: `--fast-lrn` avoids it",
+    ),
     "onnxsim": Consumer("onnxsim, then ONNX Runtime", "onnxsim", ("onnxsim", "onnxruntime")),
     "onnxslim": Consumer("onnxslim, then ONNX Runtime", "onnxslim", ("onnxslim", "onnxruntime")),
     "dynamic": Consumer(

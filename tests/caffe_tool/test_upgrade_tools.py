@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message, parse_net, parse_solver, read_net
+from ilgnet_repro.cli.caffe import ACTIONS
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.schema import caffe_pb2 as pb
 
@@ -182,15 +184,21 @@ def test_gpus_as_caffe_logs_them(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "-gpu 2: there are GPUs 0 to 1; give a number of a GPU, or all" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tool", ["device_query", "upgrade_net_proto_text"])
-def test_the_scripts_under_their_names(tool: str, tmp_path: Path) -> None:
-    source = tmp_path / "old.prototxt"
-    source.write_text(V1)
-    given = [] if tool == "device_query" else [str(source), str(tmp_path / "new.prototxt")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *given],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == ""
+# Caffe's own tools that a script here has the name of; each calls the action of that name.
+SCRIPTS = (
+    "compute_image_mean", "convert_imageset", "device_query", "upgrade_net_proto_binary", "upgrade_net_proto_text",
+    "upgrade_solver_proto_text",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", SCRIPTS)
+def test_a_script_for_each_name_that_people_type(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr("ilgnet_repro.cli.main.main", lambda arguments: given.append(arguments) or 7)
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "-x", "y"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    assert (given, ended.value.code) == ([["caffe", tool, "-x", "y"]], 7)
+    assert tool in ACTIONS
+    assert os.access(ROOT / "tools" / f"{tool}.py", os.X_OK)

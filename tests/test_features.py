@@ -156,6 +156,23 @@ def test_the_command(source, keys, has_labels, capsys) -> None:
     np.testing.assert_allclose([row.image()[0] for row in rows], CONV, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("blobs", "out", "message"),
+    [
+        ([], "f.npz", "blobs none: name at least one, and each once"),
+        (["a", "a/b"], "f.h5", "f.h5: 'a' cannot be the name of an array in it; write an LMDB"),
+        (["\udce9"], "f.npz", "f.npz: '\\udce9' cannot be the name of an array in it; write an LMDB"),
+        (["label"], "f.h5", "f.h5: 'label' is the name of the rows' own column; write an LMDB"),
+        (["a/b", "a_b"], "f_lmdb", "f_lmdb: two blobs would be f_lmdb_a_b; extract them one at a time"),
+    ],
+    ids=["none", "group", "not-utf8", "own-name", "one-folder"],
+)
+def test_names_that_a_file_cannot_hold(blobs, out, message) -> None:
+    with pytest.raises(ir.DataError) as raised:
+        ir.extract_features("db", "w.caffemodel", blobs, out, prototxt="deploy.prototxt")
+    assert str(raised.value) == message
+
+
 def test_from_python() -> None:
     how = ir.Preprocessing(size=(4, 6), mean_value=(100,), scale=0.5)
     options = {"prototxt": "deploy.prototxt", "preprocessing": how}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError, IlgnetError
 from ..reading.datum import datum_image
-from ..reading.lmdb_read import key_text, split_key
+from ..reading.lmdb_read import key_name, key_text
 from ..reading.rows import DatabaseRows, ListRows
 from .caffe_shuffle import caffe_shuffle
 from .releases import Release, default_folder, find_release, known_release
@@ -69,7 +69,7 @@ class StoredImages:
         self._rows = DatabaseRows(database)
         names, labels = [], []
         for key, head in self._rows.reader.headers():
-            names.append(_name(key))
+            names.append(key_name(key))
             labels.append(head.label)
         if not names:
             raise DataError(f"{database}: has no rows; build it again")
@@ -111,13 +111,6 @@ class ShuffledImages:
 
     def image(self, row: int) -> str | np.ndarray:
         return self._images.image(int(self._rows[row]))
-
-
-def _name(key: bytes) -> str:
-    try:
-        return split_key(key)[1]
-    except DataError:
-        return key_text(key)
 
 
 def _two_classes(labels: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:

@@ -258,7 +258,6 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
         (kind, ""): "unpack it first"
         for kind in (Kind.ZIP, Kind.TAR, Kind.GZIP, Kind.BZIP2, Kind.XZ, Kind.ZSTD, Kind.SEVEN_ZIP, Kind.RAR)
     },
-    (Kind.LMDB, "an LMDB database"): "give the folder that it is in",
     **{
         (kind, "a list of HDF5 files"): "write its path into a text file and give that"
         for kind in (Kind.HDF5, Kind.CAFFEMODEL_H5)

@@ -19,8 +19,8 @@ _EPILOG = """examples:
   ilgnet caffe test -model val.prototxt -weights net.caffemodel -iterations 400 2> test.log
   ilgnet caffe test -model net.prototxt -weights w.caffemodel -arrays rows.npz -json
 
-Paths in the prototxt are relative to the current folder, as in Caffe, or to the prototxt's own if they are not
-found there. Caffe's log goes to stderr, word for word; -json prints all values on stdout."""
+Paths in the prototxt are relative to the current folder, as in Caffe; a file that is missing there is looked up
+beside the prototxt. Caffe's log goes to stderr, word for word; -json prints all values on stdout."""
 
 
 def add_parser(actions: Any) -> None:

@@ -14,7 +14,8 @@ _EPILOG = """examples:
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt   (more devices: see ilgnet train)
 
 Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
-found there. Caffe's log goes to stderr. Ctrl-C stops with a snapshot, SIGHUP takes one and continues."""
+found there; a file that is missing there is looked up beside the solver or the net that names it. Caffe's log goes
+to stderr. Ctrl-C stops with a snapshot, SIGHUP takes one and continues."""
 
 
 def add_parser(actions: Any) -> None:

@@ -33,8 +33,12 @@ class Box(NamedTuple):
 def datum_field(value: Buffer, where: str) -> Field | None:
     """The Datum within an AnnotatedDatum; None if the value is a Datum itself. Raises FormatError for neither."""
     for field in fields(value, 0, len(value), where):
-        if field.number == _DATUM:
-            return field if field.wire == BYTES else None
+        if field.number == _DATUM and field.wire == BYTES:
+            return field
+        if (
+            field.number == _DATUM or field.number > _GROUP
+        ):  # of a Datum; what follows may be large, and is not read
+            return None
     return None
 
 

@@ -216,6 +216,14 @@ def check_names(
         return
     if not _is_database(out) and (taken := {"key", "label"}.intersection(blobs)):
         raise DataError(f"{out}: {taken.pop()!r} is the name of the rows' own column; write an LMDB")
+    for blob in blobs if not _is_database(out) else ():
+        clash = next((other for other in blobs if other.startswith(f"{blob}/")), None)
+        if (
+            not blob.isprintable()
+            or not blob.strip("./")
+            or (clash and Path(out).suffix.lower() in HDF5_SUFFIXES)
+        ):
+            raise DataError(f"{out}: {blob!r} cannot be the name of an array in it; write an LMDB")
     paths = output_paths(out, blobs)
     if len(set(paths)) != len(paths):
         raise DataError(f"{out}: two blobs would be {paths[0]}; extract them one at a time")

@@ -37,7 +37,12 @@ def add_parser(actions: Any) -> None:
         metavar="CAFFEMODELS",
         default="",
     )
-    flag("snapshot", "the solver state to resume from", metavar="SOLVERSTATE", default="")
+    flag(
+        "snapshot",
+        "the solver state to resume from; the data start at the first row again",
+        metavar="SOLVERSTATE",
+        default="",
+    )
     flag(
         "gpu",
         "a GPU's number (default: the solver's choice; the CPU if there is none)",

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--resume",
         metavar="STATE",
-        help="a .solverstate to resume from, or `latest`: the newest, if there is one",
+        help="a .solverstate to resume from, or `latest`: the newest, if there is one; the data are read on",
     )
     add(
         "--freeze", metavar="REGEX", action="append", default=[],

@@ -9,6 +9,7 @@ from . import (
     caffe_compute_image_mean,
     caffe_convert_imageset,
     caffe_device_query,
+    caffe_draw_net,
     caffe_extract_features,
     caffe_run,
     caffe_test,
@@ -32,6 +33,7 @@ ACTIONS = {
     "upgrade_net_proto_text": caffe_upgrade_net_proto_text,
     "upgrade_net_proto_binary": caffe_upgrade_net_proto_binary,
     "upgrade_solver_proto_text": caffe_upgrade_solver_proto_text,
+    "draw_net": caffe_draw_net,
 }
 
 _EPILOG = """examples:

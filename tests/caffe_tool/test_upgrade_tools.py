@@ -186,8 +186,8 @@ def test_gpus_as_caffe_logs_them(capsys: pytest.CaptureFixture[str], monkeypatch
 
 # Caffe's own tools that a script here has the name of; each calls the action of that name.
 SCRIPTS = (
-    "compute_image_mean", "convert_imageset", "device_query", "upgrade_net_proto_binary", "upgrade_net_proto_text",
-    "upgrade_solver_proto_text",
+    "compute_image_mean", "convert_imageset", "device_query", "draw_net", "upgrade_net_proto_text",
+    "upgrade_net_proto_binary", "upgrade_solver_proto_text",
 )  # fmt: skip
 
 

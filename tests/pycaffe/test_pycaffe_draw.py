@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ilgnet_repro import pycaffe as caffe
-from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.prototxt import format_message, parse_net
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.pycaffe import draw
 from ilgnet_repro.pycaffe import layers as L
@@ -135,6 +136,27 @@ def test_the_tables() -> None:
     assert draw.get_edge_label(NET.layer[4]) == "10"
     assert draw.get_layer_label(NET.layer[2], "TB") == "relu (ReLU)"
     assert P.Pooling.AVE == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "hidden"),
+    [
+        ([], "Data", "lr mult"),
+        (["--rankdir", "TB", "--phase", "TEST", "--display_lrm"], "lr mult: 2.0, 1.0", "(Data)"),
+    ],
+    ids=["as it is", "all flags"],
+)
+def test_the_command(
+    given: list[str], shown: str, hidden: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "net.prototxt", tmp_path / "net.raw"
+    source.write_text(format_message(NET))
+    assert main(["caffe", "draw_net", str(source), str(target), *given]) == 0
+    assert capsys.readouterr().out == f"Drawing net to {target}\n"
+    text = target.read_text()
+    assert shown in text and hidden not in text
+    assert main(["caffe", "draw_net", str(source), str(source)]) == 1
+    assert "is the input" in capsys.readouterr().err
 
 
 def absent(monkeypatch: pytest.MonkeyPatch) -> None:

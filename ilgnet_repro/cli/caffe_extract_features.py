@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ._options import COUNT
 from ._parser import CommandParser
 
 _EPILOG = """examples:
@@ -32,7 +33,7 @@ def add_parser(actions: Any) -> None:
     parser.add_argument(
         "databases", metavar="DB_NAMES", help="a new folder for each blob, separated by commas"
     )
-    parser.add_argument("iterations", metavar="BATCHES", type=int, help="number of mini-batches")
+    parser.add_argument("iterations", metavar="BATCHES", type=COUNT, help="number of mini-batches")
     parser.add_argument("backend", metavar="DB_TYPE", help="lmdb, the only one there is")
     parser.add_argument(
         "device", metavar="CPU/GPU", nargs="?", choices=("CPU", "GPU"), default="CPU", help="default CPU"

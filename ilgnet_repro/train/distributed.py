@@ -100,6 +100,10 @@ def process_group(device: str | None = None) -> Iterator[ProcessGroup]:
         yield ProcessGroup(rank, world, local)
         # The first process reports while the others have ended: none closes its connections before all are done.
         torch.distributed.barrier()
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise SolverError("another process of this run has ended; its own message says why") from error
+        raise
     finally:
         # What still refers to the group, as gradient hooks in cycles do, would keep its threads past the interpreter.
         gc.collect()

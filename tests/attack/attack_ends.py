@@ -326,7 +326,7 @@ def limits(root: Path, rng: random.Random) -> Iterator[Case]:
             def case(place: Place, argv=argv, limit=limit, whole=whole, before=before) -> str:
                 with place as folder:
                     end = start(
-                        argv, folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), 20
+                        argv, folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
                     )
                     return fault_of(end) or half_written(folder, whole, before)
 

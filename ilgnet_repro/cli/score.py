@@ -110,7 +110,7 @@ def read_labels(path: str) -> tuple[str, ...]:
     from ..caffe.kinds import Kind, expect
 
     expect(path, Kind.TEXT, what="a list of labels")
-    return tuple(Path(path).read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
+    return tuple(Path(path).read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines())
 
 
 def _best(values: tuple[float, ...], labels: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def read_windows(path: str | os.PathLike[str], fg_threshold: float, bg_threshold
     """
     with kind_named(path, "a window file"):
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
                 words = (word for line in file for word in line.split())
                 return _read(words, os.fspath(path), np.float32(fg_threshold), np.float32(bg_threshold))
         except OSError as error:

@@ -194,11 +194,15 @@ class Trainer:
         """
         iteration, step = self.iteration, self.current_step
         if self.group.is_first:
+            files = self.settings.files
+            said = len(files.notes)
             restored = snapshots.restore(
-                Path(state), self.settings.files, self.net, self.updater.history,
+                Path(state), files, self.net, self.updater.history,
                 allow_nonfinite=self.options.allow_nonfinite,
             )  # fmt: skip
             iteration, step = restored.iter, restored.current_step
+            for note in files.notes[said:]:
+                self.log("note", note)
             self.snapshots.resume(iteration)
         self.iteration, self.current_step = self.group.broadcast_object((iteration, step))
         self.group.broadcast([*self.net.parameters(), *self.updater.history])

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.kinds import Kind, expect
-from ..caffe.named_files import NamedFiles
+from ..caffe.named_files import READ_INSTEAD, NamedFiles
 from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
 from ..files import check_output, staged_results
@@ -272,6 +272,8 @@ def _weights_of(state: SolverState, path: Path, files: NamedFiles) -> Path:
         raise FormatError(f"{path}: names no weights file; give a complete snapshot")
     found = files.beside(path).first(state.learned_net, Path.is_file)
     if found.is_file():
+        if found != files.root / state.learned_net:
+            files.note(f"{state.learned_net} does not exist; {found} {READ_INSTEAD}")
         return found
     raise IlgnetError(
         f"{path}: its weights {state.learned_net} are missing; put them beside the solver state"

@@ -218,7 +218,7 @@ def test_tools_are_thin(tool: str) -> None:
 
 def test_score_names_the_five_best_classes(folder, capsys) -> None:
     names = ["tench", "goldfish, Carassius auratus", "great white shark", "tiger shark", "ray"]
-    Path("words.txt").write_text("\n".join(names) + "\n")
+    Path("words.txt").write_text("\ufeff" + "\n".join(names) + "\n")  # as Windows's editors write it
     arguments = (
         "score",
         "images/0.png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -164,7 +165,12 @@ def test_states_written_on_windows_find_their_weights(hdf5: bool, tmp_path: Path
     else:
         found = read_solverstate(state)
         write_solverstate(state, 2, name, [blob.array() for blob in found.history], found.current_step)
-    resumed = ir.solve("solver.prototxt", resume=state)
+    log = io.StringIO()
+    resumed = ir.solve("solver.prototxt", resume=state, log=log)
+    assert (
+        f"] {name} does not exist; {tmp_path}/out_iter_2.caffemodel{ending} is read instead\n"
+        in log.getvalue()
+    )
     for mine, theirs in zip(resumed.net.parameters(), whole.net.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     (tmp_path / f"out_iter_2.caffemodel{ending}").unlink()

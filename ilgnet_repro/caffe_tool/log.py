@@ -86,6 +86,7 @@ LOCATIONS = {
     "rate": "sgd_solver.cpp:112",
     "snapshot_state": "sgd_solver.cpp:284",
     "restored": "sgd_solver.cpp:345",
+    "rows": "ilgnet:0",  # no line of Caffe's
     "net": "net.cpp:53",
     "net_output": "net.cpp:244",
     "net_done": "net.cpp:257",

@@ -15,7 +15,8 @@ from ..errors import GraphError
 from ..layers.support.base import Layer
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from .log import Log, ostream
+from ..train.debug_info import DebugInfo
+from .log import LOCATIONS, Log, ostream
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,16 @@ def _timed(net: CaffeNet, batch: Mapping[str, Tensor], iterations: int, log: Log
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     batch = {name: value.to(device) for name, value in batch.items()}
     log("caffe.cpp:352", "Performing Forward")
-    first = net.run(batch, ())
+    wants_debug = net.graph.text.debug_info  # of the first pass; the timed ones call the layers themselves
+    debug = DebugInfo(net, lambda topic, text: log(LOCATIONS[topic], text)) if wants_debug else None
+    first = net.run(batch, ()) if debug is None else debug.forward(batch, (), backward=True)
     log("caffe.cpp:357", f"Initial loss: {ostream(0.0 if first.loss is None else first.loss.item())}")
     log("caffe.cpp:358", "Performing Backward")
+    if debug is not None:
+        if first.loss is not None and first.loss.requires_grad:
+            torch.autograd.backward(first.loss)
+        debug.log_backward()
+        net.zero_grad()
     _backward(
         steps, _forward(net.graph, steps, batch, _Clock(len(steps), device)), _Clock(len(steps), device)
     )

@@ -35,7 +35,7 @@ class TrainingView(Observer):
         self._times: deque[float] = deque(maxlen=_SPEED_OVER + 1)
 
     def log(self, topic: str, text: str) -> None:
-        shown = ("weights", "ignored", "snapshot_weights", "restored", "note", "diverged")
+        shown = ("weights", "ignored", "snapshot_weights", "restored", "rows", "note", "diverged")
         if topic in shown or topic.startswith("debug_"):
             self._console.print(text, soft_wrap=True)
 

@@ -211,10 +211,10 @@ class Trainer:
         self._rows_from = self.iteration if from_first_row else 0
         self._batches = None
         if from_first_row:
-            self.log("restored", "Data are read from the first row again, as Caffe does")
+            self.log("rows", "Data are read from the first row again, as Caffe does")
         elif self.iteration:
             self.log(
-                "restored",
+                "rows",
                 f"Data are read on from iteration {self.iteration}, as if the run had not stopped",
             )
         for net in (self.net, *self.tester.nets):

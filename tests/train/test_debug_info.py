@@ -192,6 +192,19 @@ def test_statistics_need_a_backward_pass_in_caffe(here):
     assert [line.rsplit(": ", 1)[1] for line in lines[3:6]] == ["0", "0", "0"]
 
 
+@pytest.mark.parametrize("stated", ["debug_info: true", ""])
+def test_caffe_time_shows_its_first_pass(here, capsys, stated):
+    """As Caffe, whose timed passes call the layers themselves."""
+    text = NET.replace('type: "Input"', 'type: "DummyData"').replace("input_param", "dummy_data_param")
+    Path("net.prototxt").write_text(text + stated)
+    assert main(["caffe", "time", "-model", "net.prototxt", "-iterations", "2"]) == 0
+    found = debug_lines(capsys.readouterr().err)
+    counts = [
+        sum(mark in line for line in found) for mark in ("[Forward]", "[Backward] Layer", "All net params")
+    ]
+    assert counts == ([16, 12, 1] if stated else [0, 0, 0])
+
+
 def test_tests_and_caffe_test_show_the_forward_pass(here, capsys):
     """Test nets by the solver's debug_info, every batch; `caffe test` by that of the net."""
     Path("solver.prototxt").write_text(SOLVER + "test_iter: 2 test_interval: 9")

@@ -68,8 +68,9 @@ def parameter_blobs(net: CaffeNet) -> dict[str, BlobVec]:
     """Return the parameters of each layer as blobs; what layers share is one memory."""
     memories: dict[int, tuple[ParameterValues, ParameterGradient]] = {}
     found: dict[str, BlobVec] = {}
+    layers = net.layers_by_name()
     for node in net.graph.layers:
-        layer = net.layer(node.name)
+        layer = layers[node.name]
         # The blobs that a script's layer has added are the parameters from here on.
         blobs = layer.user.blobs if isinstance(layer, UserLayer) else BlobVec()
         found[node.name] = blobs
@@ -89,19 +90,20 @@ def build_steps(
     """Return the steps of a net in order, and its blobs in the order of `Layout.blobs`."""
     blobs: dict[int, Blob] = {}
     steps: list[Step] = []
+    layers = net.layers_by_name()
     for number, place in enumerate(layout.places):
         bottoms = [blobs[bottom] for bottom in place.bottoms]
-        _make_tops(net, place, blobs)
+        layer = None if place.node is None else layers[place.node.name]
+        _make_tops(net, place, layer, blobs)
         tops = [blobs[top] for top in place.tops]
         own = BlobVec() if place.node is None else params[place.node.name]
         goes = backward.bottoms[number] if backward.layers[number] else None
-        steps.append(_step(net, place, bottoms, tops, own, goes, data))
+        steps.append(_step(place, layer, bottoms, tops, own, goes, data))
     return steps, BlobVec(blobs[number] for number in range(len(layout.blobs)))
 
 
-def _make_tops(net: CaffeNet, place: Place, blobs: dict[int, Blob]) -> None:
+def _make_tops(net: CaffeNet, place: Place, layer: Any, blobs: dict[int, Blob]) -> None:
     node = place.node
-    layer = None if node is None else net.layer(node.name)
     shapes: Sequence[Shape]
     if node is None:
         shapes = [blobs[place.bottoms[0]].shape] * len(place.tops)
@@ -114,14 +116,13 @@ def _make_tops(net: CaffeNet, place: Place, blobs: dict[int, Blob]) -> None:
 
 
 def _step(
-    net: CaffeNet, place: Place, bottoms: list[Blob], tops: list[Blob], params: BlobVec,
+    place: Place, layer: Any, bottoms: list[Blob], tops: list[Blob], params: BlobVec,
     goes: tuple[bool, ...] | None, data: Data,
 ) -> Step:  # fmt: skip
     common = (place.name, place.type, bottoms, tops, params)
     node = place.node
     if node is None:
         return SplitStep(*common)
-    layer = net.layer(node.name)
     if isinstance(layer, UserLayer):
         return PythonStep(*common, layer)
     if isinstance(layer, DummyData):

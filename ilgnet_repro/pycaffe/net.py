@@ -104,8 +104,9 @@ class Net:
             }
         self.caffe_net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=True))
         force = graph.text.force_backward
+        layers = self.caffe_net.layers_by_name()
         for node in graph.layers:
-            layer = self.caffe_net.layer(node.name)
+            layer = layers[node.name]
             for index, rate in enumerate(rates(plan, node)):
                 stored = layer.stored_blob(layer.blob_names[index])
                 learned = plan.blobs[node.name][index].learned
@@ -120,6 +121,9 @@ class Net:
         self._callbacks: dict[str, list[Callback]] = {"bf": [], "af": [], "bb": [], "ab": []}
         self._set_loss_weights()
         self._name_parts()
+        for node in graph.layers:
+            if node.type == "HDF5Output":
+                modes.log(f"{node.name} ({node.type}): writes no file here; read its blobs from net.blobs")
         if share is not None:
             self.share_with(share)
 
@@ -177,7 +181,7 @@ class Net:
         """
         first = 0 if start is None else self._layer_index(start)
         last = len(self._steps) - 1 if end is None else self._layer_index(end)
-        wanted = [*(self.outputs if end is None else self.top_names[end]), *(blobs or ())]
+        wanted = [*(self.outputs if end is None else self.top_names[end]), *_listed(blobs, "blobs")]
         self._check_blobs(wanted)
         if inputs:
             self._write(inputs, self.inputs, "Input", "inputs", lambda blob: blob.data)
@@ -222,7 +226,7 @@ class Net:
         """
         first = len(self._steps) - 1 if start is None else self._layer_index(start)
         last = 0 if end is None else self._layer_index(end)
-        wanted = [*(self.inputs if end is None else self.bottom_names[end]), *(diffs or ())]
+        wanted = [*(self.inputs if end is None else self.bottom_names[end]), *_listed(diffs, "diffs")]
         self._check_blobs(wanted)
         if outputs:
             self._write(outputs, self.outputs, "Top diff", "outputs", lambda blob: blob.diff)
@@ -251,7 +255,7 @@ class Net:
     def forward_all(self, blobs: Sequence[str] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run as many batches as the rows of ``inputs`` take, the last one padded, and return the rows' outputs."""
         rows: dict[str, list[np.ndarray]] = {
-            name: [] for name in dict.fromkeys([*self.outputs, *(blobs or ())])
+            name: [] for name in dict.fromkeys([*self.outputs, *_listed(blobs, "blobs")])
         }
         for batch in self._batches(inputs):
             for name, values in self.forward(blobs, None, None, **batch).items():
@@ -263,10 +267,10 @@ class Net:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Run forward and backward in batches; ``given`` are inputs and, by the names of outputs, gradients."""
         outs: dict[str, list[np.ndarray]] = {
-            name: [] for name in dict.fromkeys([*self.outputs, *(blobs or ())])
+            name: [] for name in dict.fromkeys([*self.outputs, *_listed(blobs, "blobs")])
         }
         gradients: dict[str, list[np.ndarray]] = {
-            name: [] for name in dict.fromkeys([*self.inputs, *(diffs or ())])
+            name: [] for name in dict.fromkeys([*self.inputs, *_listed(diffs, "diffs")])
         }
         forward = list(self._batches({name: given[name] for name in self.inputs if name in given}))
         backward = list(self._batches({name: given[name] for name in self.outputs if name in given}))
@@ -369,6 +373,8 @@ class Net:
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Let the net's MemoryData layer, its first, read these rows; the arrays are used as they are, without a copy."""
+        if not isinstance(data, np.ndarray) or not isinstance(labels, np.ndarray):
+            raise WrongCall("set_input_arrays: give two arrays of NumPy, data and labels")
         if labels.ndim == 1:
             labels = np.ascontiguousarray(labels[:, np.newaxis, np.newaxis, np.newaxis])
         self._set_input_arrays(data, labels)
@@ -401,8 +407,9 @@ class Net:
         path = os.fspath(trained_file)
         _check_file(path)
         found = starting_weights(self.caffe_net.plan, [path], modes.log)
+        layers = self.caffe_net.layers_by_name()
         for name, arrays in found.items():
-            layer = self.caffe_net.layer(name)
+            layer = layers[name]
             for blob_name, array in zip(layer.blob_names, arrays, strict=True):
                 values = layer.blob(blob_name).detach().numpy()
                 np.copyto(values, np.asarray(array).reshape(values.shape))
@@ -476,6 +483,12 @@ def _arguments(
             "give Net(file, phase, level=0, stages=[...], weights=file), the phase as caffe.TRAIN or caffe.TEST"
         )
     return pb.Phase.Name(phase), level, tuple(stages), None if weights is None else os.fspath(weights)
+
+
+def _listed(names: Sequence[str] | None, what: str) -> Sequence[str]:
+    if isinstance(names, str):
+        raise WrongCall(f"{what}={names!r}: give a list of names, as [{names!r}]")
+    return names or ()
 
 
 def _check_file(path: str) -> None:

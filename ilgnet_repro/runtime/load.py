@@ -378,8 +378,9 @@ def _with_score(about: About, text: pb.NetParameter, outputs: Iterable[str]) -> 
 def read_matrices(net: CaffeNet, files: NamedFiles | None = None) -> CaffeNet:
     """Read the matrix that each InfogainLoss names as `source`: in the working directory, or as ``files`` finds it."""
     files = files or NamedFiles()
+    layers = net.layers_by_name()
     for node in net.graph:
-        layer = net.layer(node.name)
+        layer = layers[node.name]
         if isinstance(layer, InfogainLoss) and layer.matrix_file:
             layer.set_matrix(read_blob(files.find(layer.matrix_file)), net.plan.value_shapes[node.bottoms[0]])
     return net

@@ -201,6 +201,10 @@ class CaffeNet(nn.Module):
         """Return the parameters with their multipliers, in the order of Caffe's `learnable_params`."""
         return learnables(self.plan, self._sequence)
 
+    def layers_by_name(self) -> dict[str, Any]:
+        """Return all layers by name, those that the graph inserts included."""
+        return {node.name: layer for node, layer in self._sequence}
+
     def layer(self, name: str) -> Layer:
         """Return the layer of that name."""
         layer: Layer

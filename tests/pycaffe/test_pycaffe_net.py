@@ -409,6 +409,16 @@ REFUSED: dict[str, tuple[Callable[[caffe.Net, str], object], type[Exception], st
         lambda net, file: net.forward(blobs=["scores"]), KeyError,
         "'scores' is not a blob of net 'small' (did you mean score?); see net.blobs",
     ),
+    "a blob that is not in a list": (
+        lambda net, file: net.forward(blobs="score"), TypeError, "blobs='score': give a list of names, as ['score']",
+    ),
+    "a diff that is not in a list": (
+        lambda net, file: net.forward_backward_all(diffs="score"), TypeError, "diffs='score': give a list of names",
+    ),
+    "input arrays that are none": (
+        lambda net, file: net.set_input_arrays([1], [2]), TypeError,
+        "set_input_arrays: give two arrays of NumPy, data and labels",
+    ),
     "no such diff": (lambda net, file: net.backward(diffs=["q"]), KeyError, "'q' is not a blob of net 'small'"),
     "an input that is none": (
         lambda net, file: net.forward(data=np.zeros((3, 2, 5, 4))), IlgnetError,
@@ -492,6 +502,18 @@ def test_a_memory_layer_without_data_says_what_to_call(memory: caffe.Net) -> Non
 def test_inputs_that_do_not_fit(shape: tuple[int, ...], deploy: caffe.Net) -> None:
     with pytest.raises(IlgnetError, match=r"is not batch sized|does not fit the blob"):
         deploy.forward(x=np.zeros(shape))
+
+
+def test_a_layer_that_would_write_a_file_says_so(tmp_path: Path, capsys) -> None:
+    (tmp_path / "net.prototxt").write_text(
+        'input: "x" input_shape { dim: 2 dim: 3 } input: "t" input_shape { dim: 2 }\n'
+        'layer { name: "out" type: "HDF5Output" bottom: "x" bottom: "t" hdf5_output_param { file_name: "o.h5" } }\n'
+    )
+    net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+    assert capsys.readouterr().err.endswith(
+        "] out (HDF5Output): writes no file here; read its blobs from net.blobs\n"
+    )
+    assert net.forward() == {}
 
 
 def test_a_blob_read_before_it_is_overwritten_is_refused_as_in_caffe(tmp_path: Path) -> None:

@@ -163,13 +163,15 @@ def image_path(root: str | os.PathLike[str], name: str) -> str:
 def find_image(root: str | os.PathLike[str], name: str, base: str | os.PathLike[str] = ".") -> str:
     """The path of a list's image: without ``root`` relative to ``base``.
 
-    Where there is no such file, a name with the separators of Windows is also looked up with slashes.
+    ``root`` is put before the name without a separator, as in Caffe, or with one where no such file is there; and the
+    separators of Windows are looked up as slashes too.
     """
     path = image_path(root, name)
     if not os.fspath(root) and os.fspath(base) != ".":
         path = os.path.join(base, path)
-    slashed = path.replace("\\", "/")
-    return slashed if slashed != path and not os.path.lexists(path) and os.path.lexists(slashed) else path
+    forms = [path] if not os.fspath(root) else [os.fspath(root) + name, path]
+    forms = list(dict.fromkeys([*forms, *(form.replace("\\", "/") for form in forms)]))
+    return path if len(forms) == 1 else next(filter(os.path.lexists, forms), path)
 
 
 def why_missing(row: ListRow, root: str | os.PathLike[str]) -> str:

@@ -179,6 +179,7 @@ FOUND = {  # a row, the folder of the images, the base without one
     "absolute under the root": ("{here}/sub/p.png 1", "/", "{here}/elsewhere"),
     "under a folder": ("p.png 1", "{here}/sub/", "."),
     "under a folder without a slash": ("p.png 1", "{here}/sub", "."),
+    "a prefix of the names": (".png 1", "{here}/sub/p", "."),
     "separators of Windows": ("sub\\p.png 1", "", "{here}"),
     "a folder of Windows": ("p.png 1", "{here}\\sub\\", "."),
 }

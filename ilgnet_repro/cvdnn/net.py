@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import opencv as cv2
+from ..caffe.blob import LARGEST_COUNT
 from ..caffe.graph import Node, Value
 from ..errors import GraphError, IlgnetError, did_you_mean
 from ..runtime.calls import names as listed
@@ -135,7 +136,12 @@ class Net:
 
     def setInputShape(self, inputName: str, shape: Shape) -> None:
         """State the shape of an input, as the shape of the next blob: nothing is computed."""
-        self._given[self._input(inputName)] = torch.zeros(tuple(map(int, shape)))
+        input_, stated = self._input(inputName), tuple(map(int, shape))
+        if min(stated, default=0) < 0 or prod(stated) > LARGEST_COUNT:
+            raise GraphError(
+                f"input {input_!r}: {stated} is not the shape of a blob; give lengths of at least 0"
+            )
+        self._given[input_] = torch.zeros(stated)
 
     def _input(self, name: str) -> str:
         if not self._inputs:

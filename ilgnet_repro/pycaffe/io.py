@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from scipy.ndimage import zoom
 
-from ..caffe.blob import scan_blob
+from ..caffe.blob import LARGEST_COUNT, scan_blob
 from ..errors import DataError, FormatError, IlgnetError, did_you_mean
 from ..reading.datum import datum_image
 from ..reading.preprocessing import load_grey
@@ -289,6 +289,10 @@ def resize_image(
     if im.ndim != 3 or min(*im.shape, *size) < 1:
         raise WrongValue(
             f"image of shape {im.shape} to {size}: needs (height, width, channels), none of them 0"
+        )
+    if size[0] * size[1] * im.shape[2] > LARGEST_COUNT:
+        raise WrongValue(
+            f"image of shape {im.shape} to {size}: has more values than a blob holds; give a smaller size"
         )
     if interp_order not in range(_MOST_ORDER + 1):
         raise WrongValue(

@@ -415,6 +415,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: own().setInput(INPUTS["data"], "dta"), "input 'dta' is not in the net (did you mean data?)"),
     "no input": (
         lambda: cvdnn.readNetFromCaffe(TEXT, WEIGHTS).forward(), "input 'data' has no value; call setInput"),
+    "a shape beyond any memory": (
+        lambda: own().setInputShape("data", (10**6, 10**6, 3, 3)), "(1000000, 1000000, 3, 3) is not the shape of a blob"),
     "text as an input": (lambda: own().setInput("image.png"), "input 'data': is not an array of numbers"),
     "too few means": (
         lambda: own().setInput(INPUTS["data"],

@@ -305,6 +305,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an image of two axes to resize": (
         lambda: io.resize_image(np.zeros((4, 4)), (2, 2)), ValueError, "image of shape (4, 4)"),
     "an empty size": (lambda: io.resize_image(EMPTY, (0, 2)), ValueError, "to (0, 2)"),
+    "a size beyond any memory": (
+        lambda: io.resize_image(EMPTY, (10**6, 10**6)), ValueError, "has more values than a blob holds"),
     "an order of splines": (lambda: io.resize_image(EMPTY, (2, 2), 6), ValueError, "interp_order 6 is not from 0 to 5"),
     "a file that is no image": (
         lambda: io.load_image(__file__), Exception, "is Python source, not an image; give a JPEG or PNG"),

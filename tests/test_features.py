@@ -99,7 +99,6 @@ CAFFE_REFUSED = {
     ),
     "twice": (["ip,a/conv", "x,x", "1", "lmdb"], "ip,a/conv and x,x: one is named twice; name each once"),
     "leveldb": (["ip", "x", "1", "leveldb"], "--backend leveldb: only lmdb is supported"),
-    "no batches": (["ip", "x", "0", "lmdb"], "0 batches: must be 1 or more"),
     "exists": (["ip", "im", "1", "lmdb"], "im: already exists; remove it or give another name"),
     "no GPU": (["ip", "x", "1", "lmdb", "GPU", "99"], "-gpu 99: there are "),
 }

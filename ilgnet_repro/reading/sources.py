@@ -150,7 +150,7 @@ class Hdf5Source:
         return int(np.searchsorted(self._starts, index, side="right")) - 1
 
     def _listed(self, source: Path, files: NamedFiles) -> Iterator[Path]:
-        """The files that a list names, one per row; Caffe also separates them at blanks."""
+        """The files that a list names, one per row; Caffe also separates them at spaces."""
         try:
             lines = read_list(source).splitlines()
         except OSError as error:

@@ -199,7 +199,7 @@ HDF5_LISTS = {
     "one per row": b"a.h5\nb.h5\n",
     "byte order mark, CRLF": b"\xef\xbb\xbfa.h5\r\nb.h5\r\n",
     "carriage returns alone": b"a.h5\rb.h5\r",
-    "separated by blanks": b"  a.h5 b.h5\n",
+    "separated by spaces": b"  a.h5 b.h5\n",
     "name of other bytes": b"a.h5\n\xe9.h5\n",
     "name with a space": b"a.h5\nb c.h5\n",
     "separators of Windows": b"data\\a.h5\nC:\\data\\b.h5\n",

@@ -14,6 +14,7 @@ from ..errors import DataError, excerpt
 
 _FIELDS = 6  # of a window: class, overlap, x1, y1, x2, y2
 _AT_ONCE = 4096  # windows
+_LARGEST = 2**31 - 1  # they are int in Caffe
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _windows(
                 f"{where}: windows {start} to {start + rows - 1} are not all numbers ({error})"
             ) from error
         whole = table[:, [0, 2, 3, 4, 5]]
-        bad = np.flatnonzero((whole != np.trunc(whole)).any(1) | ~np.isfinite(table).all(1))
+        is_whole = (whole == np.trunc(whole)) & (np.abs(whole) <= _LARGEST)
+        bad = np.flatnonzero(~is_whole.all(1) | ~np.isfinite(table).all(1))
         if len(bad):
             raise DataError(
                 f"{where}: window {start + int(bad[0])}: class and corners must be whole numbers; "

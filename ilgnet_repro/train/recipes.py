@@ -54,7 +54,11 @@ class Changed:
     warm_up: pb.SolverParameter | None
 
     def lines(self, folder: Path) -> list[str]:
-        """What is different, and the commands of the same run in Caffe."""
+        """What is different, and the commands of the same run in Caffe, from the folder that the solver's paths are of."""
+        root = self.settings.root
+        if root != Path():
+            folder = Path(os.path.relpath(folder, root))
+        place = "in Caffe" if root == Path() else f"in Caffe, from {root}"
         names = {NET: self.net, WARM_UP: self.warm_up}
         lines = [f"recipe: {folder / name}" for name, text in names.items() if text is not None]
         lines += [f"  {layer.name}: {_rows(layer)}" for layer in self.layers]
@@ -63,12 +67,12 @@ class Changed:
             suffix = ".h5" if self.settings.snapshot_hdf5 else ""
             state = f"{warm.snapshot_prefix}_iter_{warm.max_iter}.solverstate{suffix}"
             lines += [
-                f"recipe: in Caffe, `caffe train -solver {folder / WARM_UP}`, then "
+                f"recipe: {place}, `caffe train -solver {folder / WARM_UP}`, then "
                 f"`caffe train -solver {solver} -snapshot {state}`, which starts at the first row of the data again",
                 *("  " + line for line in format_message(warm).splitlines()),
             ]
         else:
-            lines.append(f"recipe: in Caffe, `caffe train -solver {solver}`")
+            lines.append(f"recipe: {place}, `caffe train -solver {solver}`")
         return [
             *lines,
             f"recipe: {solver}",

@@ -48,7 +48,7 @@ ALLOWED_IMPORTS = {
     },
     "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
-    "caffe_tool": {"errors", "schema", "caffe", "layers", "reading", "runtime", "train"},
+    "caffe_tool": {"errors", "files", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},
     "cvdnn": {"errors", "opencv", "caffe", "schema", "runtime"},
     "pycaffe": {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, FormatError, IlgnetError
+from .annotated import is_annotated
 from .image_list import ImageList
 from .lmdb_build_journal import read_bad_numbers
 from .lmdb_read import LmdbReader, Row, key_text, row_key, split_key
@@ -85,10 +86,10 @@ def check_lmdb(
 ) -> LmdbCheck:
     """Check every row in constant memory: it decodes, and no two keys ``%08d_path`` have the same number.
 
-    ``labels`` is the number of classes: labels must be in [0, labels). ``images`` is the list the database was
-    built from: each row of the list must be there, with its path and label, except those that its ``.bad.txt``
-    lists. Keys of other tools name their row by a number, the path itself, or their position.
-    Raises DataError if the database cannot be opened; other problems are in the result.
+    ``labels`` is the number of classes: labels, or the classes of boxes, must be in [0, labels). ``images`` is the list
+    the database was built from: each row of the list must be there, with its path and label, except those that its
+    ``.bad.txt`` lists. Keys of other tools name their row by a number, the path itself, or their position. Raises
+    DataError if the database cannot be opened; other problems are in the result.
     """
     reader = LmdbReader(path)
     rows = len(reader)
@@ -109,20 +110,33 @@ def check_lmdb(
 
 
 class _CheckedRow(NamedTuple):
-    """A row's key, its label, and why it cannot be decoded."""
+    """A row's key, its label, why it cannot be decoded, and the classes of its boxes if it is an AnnotatedDatum."""
 
     key: bytes
     label: int
     fault: str
+    classes: tuple[int, ...] | None = None
+
+    def wrong_label(self, labels: int | None) -> str:
+        """What is wrong with its label, or with the classes of its boxes, where there are ``labels`` classes."""
+        stated = (self.label,) if self.classes is None else self.classes
+        wrong = next((label for label in stated if labels is not None and not 0 <= label < labels), None)
+        if wrong is None or labels is None:
+            return ""
+        what, remedy = (
+            ("label", "correct the list") if self.classes is None else ("box of class", "correct it")
+        )
+        return f"{key_text(self.key)}: {what} {wrong} is not in 0..{labels - 1}; {remedy}"
 
 
 def _check_row(row: Row) -> _CheckedRow:
     try:
         _, label = row.image()
-        row.boxes()
+        annotated = is_annotated(row.value, key_text(row.key))
+        classes = tuple(box.label for box in row.boxes()) if annotated else None
     except (DataError, FormatError) as error:
         return _CheckedRow(row.key, 0, str(error))
-    return _CheckedRow(row.key, label, "")
+    return _CheckedRow(row.key, label, "", classes)
 
 
 def _with_progress(rows: Iterable[_CheckedRow], progress: Callable[[int], None]) -> Iterator[_CheckedRow]:
@@ -139,11 +153,12 @@ def _faults(
 ) -> Iterator[str]:
     """Yield the problems in row order. ``expected`` is the next row number of the list."""
     expected, previous = 0, -1
-    for key, label, fault in rows:
+    for row in rows:
+        key, label, fault, _ = row
         if fault:
             yield fault
-        elif labels is not None and not 0 <= label < labels:
-            yield f"{key_text(key)}: label {label} is not in 0..{labels - 1}; correct the list"
+        elif wrong := row.wrong_label(labels):
+            yield wrong
         try:
             number, _ = split_key(key)
         except IlgnetError as error:
@@ -181,11 +196,12 @@ def _faults_by_number(
     """Yield the problems of a database of another tool: whose keys are numbers, paths of the list, or anything."""
     numbers = {os.fsencode(row.path): number for number, row in enumerate(images)}
     seen = bytearray(len(images))
-    for position, (key, label, fault) in enumerate(rows):
+    for position, row in enumerate(rows):
+        key, label, fault, _ = row
         if fault:
             yield fault
-        elif labels is not None and not 0 <= label < labels:
-            yield f"{key_text(key)}: label {label} is not in 0..{labels - 1}; correct the list"
+        elif wrong := row.wrong_label(labels):
+            yield wrong
         number = numbers.get(key, int(key) if key.isdigit() and len(key) < 20 else position)
         if number >= len(images):
             yield f"{key_text(key)}: the list has {len(images)} rows; give the list it was made from"

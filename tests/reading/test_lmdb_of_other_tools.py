@@ -293,6 +293,9 @@ def test_annotated_rows(encoded, tmp_path, capsys):
     reader = LmdbReader(path)
     assert np.array_equal(reader[2].image()[0], IMAGES[2]) and reader[2].image()[1] == -1
     found = summarise(path)
+    assert check_lmdb(path, labels=8).faults == ()
+    wrong = [f"{key.decode()}: box of class 7 is not in 0..6; correct it" for key in rows]
+    assert list(check_lmdb(path, labels=7).faults) == wrong
     assert (found.labels, found.boxes) == ({-1: ROWS}, {2: ROWS, 7: 2 * ROWS})
     assert main(["lmdb", "info", str(path)]) == 0
     assert "class 7: 10 boxes" in capsys.readouterr().out

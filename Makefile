@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck lint format schema prototxt clean
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck lint format schema prototxt clean opsets consumers
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -22,7 +22,7 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz crosscheck
+check-all: check-docs core-alone overhead convert-speed full-size fuzz crosscheck opsets
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -78,6 +78,14 @@ deployed: $(READY)
 crosscheck: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps caffe2onnx==2.0.1 onnx2torch==1.5.15 torchvision==0.29.2
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/compare/test_compare.py
+
+# Every recorded layer and random net through the lowest and the newest opset in ONNX Runtime.
+opsets: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests/helpers/opset_sweep.py
+
+# What other programs make of our ONNX files: the table of docs/consumers.md.  Installs several GB in .make/consumers.
+consumers: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/consumers.py --write
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -9,6 +9,7 @@ With --write the figures go into docs/consumers.md, between the markers.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import sysconfig
@@ -49,10 +50,16 @@ class Consumer:
     packages: tuple[str, ...]
     allowed: float = RIGHT
     needs_torch: bool = False
-    small_only: bool = False  # for what takes minutes per image
+    zoo: tuple[str, ...] = NETS  # fewer for what takes minutes per net
     note: str = ""
 
+    @property
+    def nets(self) -> tuple[str, ...]:
+        return (*self.zoo, *SMALL)
 
+
+# For converters that take long.
+FEW = ("squeezenet", "alexnet", "mobilenet", "resnet50", "mobilenet_ssd")
 CONSUMERS = {
     "ort_old": Consumer("ONNX Runtime, the oldest that setup.cfg allows", "onnxruntime", ("onnxruntime==1.20.0",)),
     "ort_new": Consumer("ONNX Runtime, the newest", "onnxruntime", ("onnxruntime>=1.32",)),
@@ -64,30 +71,33 @@ CONSUMERS = {
     ),
     "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",)),
     "reference": Consumer(
-        "the onnx package's reference implementation", "reference", (), small_only=True,
+        "the onnx package's reference implementation", "reference", (), zoo=(),
         note="in NumPy, the small nets only; its LRN is not that of the standard: `--fast-lrn` avoids it",
     ),
-    "onnxsim": Consumer("onnxsim, then ONNX Runtime", "onnxsim", ("onnxsim", "onnxruntime")),
-    "onnxslim": Consumer("onnxslim, then ONNX Runtime", "onnxslim", ("onnxslim", "onnxruntime")),
+    "onnxsim": Consumer("onnxsim, then ONNX Runtime", "onnxsim", ("onnxsim", "onnxruntime"), zoo=FEW),
+    "onnxslim": Consumer("onnxslim, then ONNX Runtime", "onnxslim", ("onnxslim", "onnxruntime"), zoo=FEW),
     "dynamic": Consumer(
-        "ONNX Runtime's dynamic quantization", "dynamic", ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
+        "ONNX Runtime's dynamic quantization", "dynamic",
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
         allowed=0.25, note="eight bits round; random weights are the worst case",
     ),
     "static": Consumer(
-        "ONNX Runtime's static quantization", "static", ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
+        "ONNX Runtime's static quantization", "static",
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
         allowed=0.25, note="eight bits round; calibrated on the one input that is measured",
     ),
     "float16": Consumer(
-        "onnxconverter-common's float16", "float16", ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
+        "onnxconverter-common's float16", "float16",
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
         allowed=2e-2, note="ten bits round; `--precision float16` keeps float32 where that matters",
     ),
     "onnx2torch": Consumer(
-        "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), needs_torch=True,
+        "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), zoo=FEW, needs_torch=True,
     ),
-    "pnnx": Consumer("pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), note="ncnn has no batch axis"),
-    "onnx2tf": Consumer("onnx2tf, then LiteRT (TensorFlow Lite)", "tflite", ("onnx2tf",)),
+    "pnnx": Consumer("pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW, note="ncnn has no batch axis"),
+    "onnx2tf": Consumer("onnx2tf, then LiteRT (TensorFlow Lite)", "tflite", ("onnx2tf",), zoo=FEW),
     "coreml": Consumer(
-        "coremltools, from the torch source", "coremltools", ("coremltools",), needs_torch=True,
+        "coremltools, from the torch source", "coremltools", ("coremltools",), zoo=FEW, needs_torch=True,
         note="Core ML runs on macOS only: elsewhere it is converted, not run",
     ),
 }  # fmt: skip
@@ -252,10 +262,9 @@ def row_of(key: str, nets: Sequence[Net], found: Sequence[Ran]) -> tuple[str, li
     )
 
 
-def report(rows: Sequence[tuple[str, str, list[str]]], nets: Sequence[Net]) -> str:
+def report(rows: Sequence[tuple[str, str, list[str]]]) -> str:
     """Return the generated part of the page."""
     lines = [
-        f"{len(nets)} nets: {', '.join(net.name for net in nets)}.", "",
         "| consumer | version | right | largest difference | refuses | computes otherwise | |",
         "|---|---|---|---|---|---|---|", *[row for _, row, _ in rows], "",
         "Refused, or computed otherwise, with the consumer's own words:", "",
@@ -280,17 +289,19 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", default=[], choices=[*NETS, *SMALL])
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    store = Path(args.venvs) / "results.json"  # so that one consumer can be measured again
+    stored = json.loads(store.read_text()) if store.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         nets = list(make_nets(Path(folder), args.nets))
-        rows = []
         for key in args.only:
-            found = run_consumer(
-                CONSUMERS[key].run, [net.job for net in nets], python_of(key, Path(args.venvs))
-            )
-            rows.append((key, *row_of(key, nets, found)))
-            print(rows[-1][1], *rows[-1][2], sep="\n  ", flush=True)
-        text = report(rows, nets)
+            chosen = [net for net in nets if net.name in CONSUMERS[key].nets]
+            python = python_of(key, Path(args.venvs))
+            found = run_consumer(CONSUMERS[key].run, [net.job for net in chosen], python)
+            stored[key] = row_of(key, chosen, found)
+            print(stored[key][0], *stored[key][1], sep="\n  ", flush=True)
+            store.write_text(json.dumps(stored, indent=1))
     if args.write:
+        text = report([(key, *stored[key]) for key in CONSUMERS if key in stored])
         page = PAGE.read_text()
         before, _, rest = page.partition(START)
         PAGE.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")

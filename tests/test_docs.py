@@ -30,6 +30,7 @@ MARKS = {"measured", "digits", "slow", "not run", "file", "given"}
 WITHOUT_QUOTES = {
     "docs/architecture.md": "tests/test_architecture.py",
     "docs/commands.md": "tests/cli/test_commands.py, from the parsers themselves",
+    "docs/consumers.md": "`make consumers`, which writes its table",
 }
 
 # ----------------------------------------------------------------------------------------------------- running

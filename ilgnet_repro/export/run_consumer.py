@@ -129,11 +129,14 @@ def float16(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]
 
 def onnx2torch(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
     """onnx2torch's module, in torch."""
-    script = runpy.run_path(str(Path(__file__).parents[1] / "compare" / "run_onnx2torch.py"))
+    script = Path(__file__).parents[1] / "compare" / "run_onnx2torch.py"
     with tempfile.TemporaryDirectory() as folder:
         values = {f"value_{index}": value for index, value in enumerate(inputs.values())}
         save_arrays(f"{folder}/in.npz", {"names": list(inputs), "wanted": wanted, **values})
-        script["main"](model, f"{folder}/in.npz", f"{folder}/out.npz")
+        command = [sys.executable, str(script), model, f"{folder}/in.npz", f"{folder}/out.npz"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr.strip().splitlines()[-1])
         with np.load(f"{folder}/out.npz") as file:
             return version("onnx2torch"), {name: file[f"value_{index}"] for index, name in enumerate(wanted)}
 

@@ -57,7 +57,7 @@ def random_nets(folder: Path) -> Iterator[tuple[str, CaffeNet, Arrays, Arrays]]:
             except IlgnetError as error:
                 print(f"{path.stem}: not run: {error}")
                 continue
-        yield path.stem, net, inputs, {name: value.numpy() for name, value in found.items()}
+        yield path.stem, net, inputs, {name: value.detach().numpy() for name, value in found.items()}
 
 
 def check(name: str, net: CaffeNet, inputs: Arrays, outputs: Arrays, opset: int) -> str | None:

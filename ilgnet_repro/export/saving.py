@@ -64,7 +64,8 @@ class Saving:
     """The input of a format's writer.
 
     ``net`` is the net to write: folded and with quantized dense weights where requested.
-    ``original`` is the caller's net in float32.  ``notes`` list the changes.
+    ``original`` is the caller's net in float32.  ``notes`` list the changes;
+    ``weight_notes`` those of float16 weights, for the formats that store them.
     """
 
     net: CaffeNet
@@ -73,6 +74,7 @@ class Saving:
     options: Options
     notes: tuple[str, ...] = ()
     progress: Progress = None
+    weight_notes: tuple[str, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -140,18 +142,18 @@ def make_saving(
         notes.append(
             f"{len(folded.folded)} layers folded into those before them, {len(folded.dropped)} dropped"
         )
+    weight_notes: tuple[str, ...] = ()
     stored = {} if options.fold else quantized_layers(net)
     if options.precision is not None and (stored or options.precision != "float32"):
         if options.precision == "float16":
             halved = halve(saved, arrays)
-            quantized = dict(halved.weights)
-            notes += halved.notes
+            quantized, weight_notes = dict(halved.weights), halved.notes
         else:
             quantized = quantize_dense(saved.plan, arrays, options.precision)
         saved = rebuild(saved, saved.plan, arrays)
         for name, weight in quantized.items():
             attach_quantized(saved.layer(name), weight)
-    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress)
+    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress, weight_notes)
     return replace(saving, about=_derived(saving))
 
 
@@ -163,8 +165,10 @@ def _cut_note(whole: CaffeNet, part: CaffeNet) -> str:
 
 
 def dense_notes(saving: Saving) -> tuple[str, ...]:
-    """Say that a format which stores dense weights in fewer bits found none."""
+    """Say what a format that stores weights in fewer bits keeps in float32, or that it found none to round."""
     precision = saving.options.precision
+    if saving.weight_notes:
+        return saving.weight_notes
     if precision in (None, "float32") or saving.is_quantized:
         return ()
     if precision == "float16":

@@ -14,7 +14,7 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.export.half_precision import LIMIT, halve, logit_blobs
-from ilgnet_repro.export.saving import Options, make_saving
+from ilgnet_repro.export.saving import Options, dense_notes, make_saving
 from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.net import float_arrays
 
@@ -42,7 +42,7 @@ def test_every_layer_of_a_net_is_rounded_and_says_so() -> None:
             other.blob("weight"), own.blob("weight").detach().half().float(), rtol=0, atol=0
         )
         torch.testing.assert_close(other.blob("bias"), own.blob("bias"), rtol=0, atol=0)
-    assert saving.notes[-1].startswith(
+    assert dense_notes(saving)[0].startswith(
         "float16: the weights of 3 layers; biases and statistics stay float32; the logits change by 0.000"
     )
 

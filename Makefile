@@ -22,7 +22,7 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz crosscheck opsets
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -53,10 +53,11 @@ FUZZ_SECONDS ?= 120
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz_formats.py --seconds $(FUZZ_SECONDS)
 
-# Hostile files, kills and full disks, in the long form.  Not part of check-all as long as some groups have defects.
+# Hostile files, kills, full disks and commands under bad conditions, in the long form.
 ATTACK_SECONDS ?= 300
 attack: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_severe.py
+	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_ends.py
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_fuzz.py --cases 20000 --seconds $(ATTACK_SECONDS)
 	OMP_NUM_THREADS=1 $(RUN) tests/attack/attack_kill.py --ilgnet $(VENV)/bin/ilgnet --rounds 20 --leftovers-fail
 

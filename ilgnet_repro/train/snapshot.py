@@ -58,7 +58,7 @@ class Snapshots:
         """Raise SolverError unless files can be written there, before any training."""
         if "\0" in self.prefix:
             raise SolverError(f"snapshot_prefix {self.prefix!r}: a file name cannot have a zero byte")
-        folder = Path(self.root, self.prefix).parent
+        folder = self._start.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise SolverError(
                 f"snapshot_prefix {self.prefix!r}: its folder is missing or read-only; make {folder}"
@@ -71,8 +71,8 @@ class Snapshots:
 
         ``iterations`` returns whether there will be a snapshot at an iteration.
         """
-        pattern = re.compile(re.escape(Path(self.prefix).name) + r"_iter_(\d+)\..*")
-        folder = Path(self.root, self.prefix).parent
+        pattern = re.compile(re.escape(self._start.name) + r"_(\d+)\..*")
+        folder = self._start.parent
         for path in folder.iterdir() if folder.is_dir() else ():
             match = pattern.fullmatch(path.name)
             if match and iterations(int(match[1])):
@@ -81,8 +81,13 @@ class Snapshots:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Claim the prefix for a run.  Raises IlgnetError if a run of another process has it."""
-        with claimed(Path(self.root, self.prefix)):
+        with claimed(self._start):
             yield
+
+    @property
+    def _start(self) -> Path:
+        """The beginning of every file's path; a prefix that ends in a slash is a folder."""
+        return Path(self.root, f"{self.prefix}_iter")
 
     def resume(self, iteration: int) -> None:
         """Count the snapshots up to that of ``iteration`` as written by this run, which resumes there."""
@@ -119,13 +124,13 @@ class Snapshots:
         self.written.add(iteration)
         arrays = [_array(each) for each in history]
         write_state = snapshot_hdf5.write_state if self.hdf5 else write_solverstate
-        prefix = Path(self.root, self.prefix)
-        with staged_results(prefix.parent, prefix.name, SolverError) as stage:
+        start = self._start
+        with staged_results(start.parent, start.name, SolverError) as stage:
             files = [stage / Path(name).name for name in (model, state)]
             save_weights(net, files[0], updates)
             write_state(files[1], iteration, model, arrays, current_step)
             for file in files:
-                os.replace(file, prefix.with_name(file.name))
+                os.replace(file, start.with_name(file.name))
         if not (all_finite(net.parameters()) and all_finite(history)):
             self.nonfinite.add(iteration)
         else:
@@ -150,8 +155,8 @@ class Snapshots:
     def iterations(self) -> list[int]:
         """Return the iterations that have a complete snapshot on disk, in order."""
         ending = re.escape(f".solverstate{HDF5_SUFFIX if self.hdf5 else ''}")
-        pattern = re.compile(re.escape(Path(self.prefix).name) + r"_iter_(\d+)" + ending)
-        folder = Path(self.root, self.prefix).parent
+        pattern = re.compile(re.escape(self._start.name) + r"_(\d+)" + ending)
+        folder = self._start.parent
         matches = [pattern.fullmatch(path.name) for path in folder.glob("*")] if folder.is_dir() else []
         numbers = sorted(int(match[1]) for match in matches if match)
         return [number for number in numbers if (self.root / self.name(number, "caffemodel")).is_file()]

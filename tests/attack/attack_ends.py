@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -298,39 +299,66 @@ def half_written(folder: Path, whole: dict[str, bytes], before: dict[str, bytes]
     return f"{unpaired.pop()} has one file of two" if unpaired else ""
 
 
+@dataclass
+class Whole:
+    """A run to the end: the files before and after it, its seconds, and what was wrong with it."""
+
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+    seconds: float
+    fault: str
+
+
+FAULTY = (
+    "data verify",
+    "data get",
+    "partition check",
+    "test check",
+    "lmdb check",
+)  # end with 1: the images are so
+
+
+def whole_runs(place: Place) -> Callable[[str, list[str]], Whole]:
+    """Return a function that runs a command to its end, the first time that it is asked for."""
+
+    @cache
+    def run(name: str, argv: tuple[str, ...]) -> Whole:
+        with place as folder:
+            before, began = content(folder), time.monotonic()
+            end = start(list(argv), folder)
+            fault = f"the whole run gives {end.status}: {end.err[-200:]}"
+            is_right = end.status == 0 or (end.status == 1 and name in FAULTY)
+            return Whole(before, content(folder), time.monotonic() - began, "" if is_right else fault)
+
+    return lambda name, argv: run(name, tuple(argv))
+
+
 def limits(root: Path, rng: random.Random) -> Iterator[Case]:
     """A limit on the size of files, as a full disk: one line, and no output cut short."""
-    made = root / "made"
+    runs = whole_runs(Place(root / "w", root / "made"))
     for name, argv in COMMANDS.items():
-        with Place(root / "w", made) as folder:
-            before = content(folder)
-            end = start(argv, folder)
-            whole = content(folder)
-            if end.status not in (0, 1) or (
-                end.status
-                and name not in ("data verify", "data get", "partition check", "test check", "lmdb check")
-            ):
-                yield name, lambda place, end=end: f"the whole run gives {end.status}: {end.err[-200:]}"
-                continue
-        sizes = {len(data) for path, data in whole.items() if before.get(path) != data}
-        tried = {
-            0,
-            1,
-            100,
-            4096,
-            *(size * part // 4 for size in sizes for part in (1, 2, 3)),
-            *(size - 1 for size in sizes if size),
-        }
-        for limit in sorted(rng.sample(sorted(tried), min(len(tried), 10)) if sizes else (0,)):
+        for part in (0, 1, 100, 0.25, 0.5, 0.75, -1, rng.random(), rng.random(), rng.random()):
+            draw = rng.random()
 
-            def case(place: Place, argv=argv, limit=limit, whole=whole, before=before) -> str:
+            def case(place: Place, name=name, argv=argv, part=part, draw=draw) -> str:
+                whole = runs(name, argv)
+                sizes = sorted(
+                    {len(data) for path, data in whole.after.items() if whole.before.get(path) != data}
+                ) or [0]
+                size = sizes[int(draw * len(sizes))]
+                limit = (
+                    int(size * part) if isinstance(part, float) else max(0, size - 1) if part < 0 else part
+                )
                 with place as folder:
                     end = start(
                         argv, folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
                     )
-                    return fault_of(end) or half_written(folder, whole, before)
+                    return whole.fault or fault_of(end) or half_written(folder, whole.after, whole.before)
 
-            yield f"{name}, files of at most {limit} bytes", case
+            yield (
+                f"{name}, files of at most {part:.3g} {'times their size' if isinstance(part, float) else 'bytes'}",
+                case,
+            )
 
 
 def streams(root: Path, rng: random.Random) -> Iterator[Case]:
@@ -486,23 +514,14 @@ KILLED = {
 
 def kills(root: Path, rng: random.Random) -> Iterator[Case]:
     """A signal at a random moment, and the command once more: the same files as if nothing had happened."""
+    runs = whole_runs(Place(root / "w", root / "made"))
     for name, (argv, again) in KILLED.items():
-        with Place(root / "w", root / "made") as folder:
-            before, began = content(folder), time.monotonic()
-            start(argv, folder)
-            seconds, whole = time.monotonic() - began, content(folder)
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) * 2:
-            after = rng.uniform(0, seconds)
+            draw = rng.random()
 
-            def case(
-                place: Place,
-                argv=argv,
-                again=again,
-                number=number,
-                after=after,
-                whole=whole,
-                before=before,
-            ) -> str:
+            def case(place: Place, name=name, argv=argv, again=again, number=number, draw=draw) -> str:
+                run = runs(name, argv)
+                after, whole, before = draw * run.seconds, run.after, run.before
                 with place as folder:
                     end = start(argv, folder, sent=(number, after))
                     if end.status == -number:  # SIGKILL, or another signal before the command began

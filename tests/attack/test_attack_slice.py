@@ -27,10 +27,10 @@ def test_no_defects(groups, least):
 
 
 def test_commands_under_bad_conditions():
-    """Kills, limits on files, broken streams, wrong inputs and options out of range, one case of 97."""
+    """Kills, limits on files, broken streams, wrong inputs and options out of range, one case of 150."""
     done = subprocess.run(
-        [sys.executable, ENDS, "--every", "97", "--seed", "3"],
+        [sys.executable, ENDS, "--every", "150", "--seed", "3"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"^([\d,]+) cases in 5 groups, 0 defects$", done.stdout, re.MULTILINE)[1]) >= 25
+    assert int(re.search(r"^([\d,]+) cases in 5 groups, 0 defects$", done.stdout, re.MULTILINE)[1]) >= 15

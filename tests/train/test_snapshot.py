@@ -383,3 +383,38 @@ def test_a_slash_in_hdf5_is_noted(tmp_path):
         "snapshot_format HDF5: layer a/b has a slash in its name; such snapshots resume here, but Caffe neither "
         "writes nor reads them"
     ]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["snap/", "snap/s", "s", ""], ids=["folder", "in a folder", "name", "none"]
+)
+@pytest.mark.parametrize("hdf5", [False, True], ids=["binary", "hdf5"])
+def test_names_of_a_prefix(tmp_path, prefix, hdf5) -> None:
+    """As Caffe: the prefix, then `_iter_N`; a prefix that ends in a slash names a folder."""
+    (tmp_path / "snap").mkdir()
+    text = (
+        'name: "n" layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 2 dim: 3 } } } '
+        'layer { name: "f" type: "InnerProduct" bottom: "d" top: "f" inner_product_param { num_output: 4 } }'
+    )
+    net = load_net(parse_net(text), phase="TRAIN", seed=1)
+    snapshots = Snapshots(prefix, tmp_path, hdf5)
+    snapshots.check()
+    names = snapshots.save(net, 7, [], 0)
+    ending = ".h5" if hdf5 else ""
+    assert names == (f"{prefix}_iter_7.caffemodel{ending}", f"{prefix}_iter_7.solverstate{ending}")
+    assert sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    ) == sorted(names)
+    assert snapshots.iterations() == [7]
+    assert snapshots.latest() == tmp_path / names[1]
+
+
+def test_two_runs_of_one_prefix(tmp_path) -> None:
+    first, second = Snapshots("s", tmp_path), Snapshots("s", tmp_path)
+    with first.claimed(), Snapshots("other", tmp_path).claimed():
+        with pytest.raises(IlgnetError) as refused, second.claimed():
+            pytest.fail("two runs write one snapshot")
+        assert str(refused.value) == (
+            f"{tmp_path / 's_iter'}: another process is writing it; wait for it, or give another name"
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,8 @@ _EPILOG = """examples:
   ilgnet caffe draw_net deploy.prototxt net.png
   ilgnet caffe draw_net train_val.prototxt net.svg --rankdir TB --phase TEST
 
-Needs the extra draw. The suffix chooses the format; .raw is Graphviz's own text."""
+By Graphviz where it or the extra draw is installed, otherwise plainer, by matplotlib. The suffix chooses the format;
+.raw is Graphviz's own text."""
 
 
 def add_parser(actions: Any) -> None:

@@ -144,7 +144,7 @@ PYCAFFE = (
         "get_pooling_types_dict choose_color_by_layertype LAYER_STYLE_DEFAULT NEURON_LAYER_STYLE BLOB_STYLE",
         {
             "get_pydot_graph": "nodes are named by number and shown by label; nets of older generations are upgraded",
-            "draw_net": "needs the extra `draw`; Graphviz's `dot` is used where it is installed",
+            "draw_net": "by Graphviz where `dot` or the extra `draw` is installed, otherwise plainer, by matplotlib",
         },
     ),
     Group("caffe.Classifier", lambda: pycaffe.Classifier, "predict"),

@@ -1,4 +1,4 @@
-"""pycaffe's `caffe.draw`: a net as an image, by Graphviz through `pydot` (the extra ``draw``)."""
+"""pycaffe's `caffe.draw`: a net as an image, by Graphviz through `pydot` (the extra ``draw``), or by matplotlib."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..caffe.upgrade import upgrade_net
 from ..errors import IlgnetError, one_of, printable
 from ..files import atomic_file
 from ..schema import caffe_pb2
+from . import plain_drawing
 from .failures import WrongValue
+from .plain_drawing import Edge, Node
 
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
@@ -58,7 +61,7 @@ def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: 
     kind = layer.type
     if kind == "Pooling":
         kind += f" {get_pooling_types_dict()[layer.pooling_param.pool]}"
-    parts = [_plain(layer.name), f"({_plain(kind)})", *_window(layer)]
+    parts = [printable(layer.name), f"({printable(kind)})", *_window(layer)]
     if display_lrm and any(rates := get_layer_lr_mult(layer)):
         parts.append(f"lr mult: {rates[0]:.1f}, {rates[1]:.1f}")
     # Across, nodes are stacked and a line each costs nothing; down the page, width is free.
@@ -106,35 +109,47 @@ def get_pydot_graph(
 
     ``phase`` leaves out the layers of the other one.  Nets of any generation are taken, upgraded as Caffe does.
     """
-    if rankdir not in _RANKDIRS:
-        raise WrongValue(f"rankdir {rankdir!r} is not {one_of(_RANKDIRS)}")
+    nodes, edges = _parts(caffe_net, rankdir, label_edges, phase, display_lrm)
     pydot = _pydot()
     graph = pydot.Dot(_quoted(_plain(caffe_net.name or "Net")), graph_type="digraph", rankdir=rankdir)
-    blobs: dict[str, str] = {}
+    for number, node in enumerate(nodes):
+        label = _record(node.label) if node.is_layer else _plain(node.label)
+        style = {**(LAYER_STYLE_DEFAULT if node.is_layer else BLOB_STYLE), "fillcolor": node.colour}
+        graph.add_node(pydot.Node(f"node{number}", label=_quoted(label), **_styled(style)))
+    for edge in edges:
+        graph.add_edge(pydot.Edge(f"node{edge.start}", f"node{edge.end}", label=_quoted(edge.label)))
+    return graph
 
-    def blob(name: str) -> str:
+
+def _parts(
+    caffe_net: caffe_pb2.NetParameter, rankdir: str, label_edges: bool, phase: int | None, display_lrm: bool
+) -> tuple[list[Node], list[Edge]]:
+    """Return what is drawn: layers and blobs, in the order of the net, and what connects them."""
+    if rankdir not in _RANKDIRS:
+        raise WrongValue(f"rankdir {rankdir!r} is not {one_of(_RANKDIRS)}")
+    nodes: list[Node] = []
+    edges: list[Edge] = []
+    blobs: dict[str, int] = {}
+
+    def add(node: Node) -> int:
+        nodes.append(node)
+        return len(nodes) - 1
+
+    def blob(name: str) -> int:
         if name not in blobs:
-            blobs[name] = f"blob{len(blobs)}"
-            graph.add_node(pydot.Node(blobs[name], label=_quoted(_plain(name)), **_styled(BLOB_STYLE)))
+            blobs[name] = add(Node(name, BLOB_STYLE["fillcolor"], False))
         return blobs[name]
 
-    def connect(first: str, second: str, label: str = "") -> None:
-        graph.add_edge(pydot.Edge(first, second, label=_quoted(label)))
-
-    layers = [layer for layer in upgrade_net(caffe_net).layer if phase is None or _is_in(layer, phase)]
-    for number, layer in enumerate(layers):
+    for layer in upgrade_net(caffe_net).layer:
+        if phase is not None and not _is_in(layer, phase):
+            continue
         in_place = len(layer.bottom) == 1 and list(layer.top) == list(layer.bottom)
-        style = NEURON_LAYER_STYLE if in_place else LAYER_STYLE_DEFAULT
-        if not in_place:
-            style = {**style, "fillcolor": choose_color_by_layertype(layer.type)}
-        label = _record(get_layer_label(layer, rankdir, display_lrm))
-        node = f"layer{number}"
-        graph.add_node(pydot.Node(node, label=_quoted(label), **_styled(style)))
-        for name in layer.bottom:
-            connect(blob(name), node)
-        for name in layer.top:
-            connect(node, blob(name), get_edge_label(layer) if label_edges else "")
-    return graph
+        colour = NEURON_LAYER_STYLE["fillcolor"] if in_place else choose_color_by_layertype(layer.type)
+        number = add(Node(get_layer_label(layer, rankdir, display_lrm), colour, True))
+        edges += [Edge(blob(name), number, "") for name in layer.bottom]
+        label = get_edge_label(layer) if label_edges else ""
+        edges += [Edge(number, blob(name), label) for name in layer.top]
+    return nodes, edges
 
 
 def _is_in(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
@@ -148,7 +163,7 @@ def _styled(style: dict[str, str]) -> dict[str, str]:
 
 def _record(label: str) -> str:
     """Escape what has a meaning in the label of a record."""
-    return "".join(f"\\{char}" if char in "{}|<>" else char for char in label)
+    return "".join(f"\\{char}" if char in "{}|<>\\" else char for char in label)
 
 
 def _quoted(text: str) -> str:
@@ -169,15 +184,21 @@ def draw_net(
     phase: int | None = None,
     display_lrm: bool = False,
 ) -> bytes:
-    """Return a net as the bytes of an image: ``ext`` is a format of Graphviz, ``raw`` its own text."""
+    """Return a net as the bytes of an image: ``ext`` is a format of Graphviz, ``raw`` its own text.
+
+    Where Graphviz or pydot is not installed, matplotlib draws a plainer image.
+    """
+    if not ext.isalnum():
+        raise WrongValue(f"image format {ext!r} is not the name of one; give png, svg, jpg or raw")
+    program = None if find_spec("pydot") is None else _program()
+    if program is None and ext != "raw":
+        return plain_drawing.draw(*_parts(caffe_net, rankdir, True, phase, display_lrm), rankdir, ext)
     graph = get_pydot_graph(caffe_net, rankdir, phase=phase, display_lrm=display_lrm)
     if ext == "raw":
         text: str = graph.to_string()
         return text.encode()
-    if not ext.isalnum():
-        raise WrongValue(f"image format {ext!r} is not the name of one; give png, svg, jpg or raw")
     try:
-        image: bytes = graph.create(prog=_program(), format=ext)
+        image: bytes = graph.create(prog=program, format=ext)
     except (OSError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise IlgnetError(f"Graphviz cannot write {ext} ({reason}); give png or svg") from error
@@ -202,15 +223,14 @@ def _pydot() -> Any:
     try:
         return import_module("pydot")
     except ImportError as error:
-        raise IlgnetError(f"drawing a net needs pydot ({error}); pip install 'ilgnet_repro[draw]'") from error
+        raise IlgnetError(
+            f"get_pydot_graph needs pydot ({error}); pip install 'ilgnet_repro[draw]'"
+        ) from error
 
 
-def _program() -> str:
+def _program() -> str | None:
     """The program that draws graphs, in the PATH or beside this Python, where pip puts it."""
-    for name in _PROGRAMS:
-        found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-        if found:
-            return found
-    raise IlgnetError(
-        "drawing a net needs Graphviz's program dot; install graphviz, or pip install 'ilgnet_repro[draw]'"
+    beside = str(Path(sys.executable).parent)
+    return next(
+        filter(None, (shutil.which(name) or shutil.which(name, path=beside) for name in _PROGRAMS)), None
     )

@@ -16,9 +16,10 @@ from ilgnet_repro import pycaffe as caffe
 from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.pycaffe import draw
+from ilgnet_repro.pycaffe import draw, plain_drawing
 from ilgnet_repro.pycaffe import layers as L
 from ilgnet_repro.pycaffe import params as P
+from ilgnet_repro.pycaffe.plain_drawing import Edge, Node
 
 NET = parse_net("""
 name: "small"
@@ -107,7 +108,7 @@ def test_names_are_text_not_markup() -> None:
     n.data = L.Input(shape=dict(dim=[1, 2]))
     n['"];evil->x["{a|b}<i>\\N\n'] = L.ReLU(n.data)
     text = draw.get_pydot_graph(n.to_proto(), "LR").to_string()
-    assert r'layer1 [label="\"];evil-\>x[\"\{a\|b\}\<i\>\\N\\n\n(ReLU)"' in text
+    assert r'node2 [label="\"];evil-\>x[\"\{a\|b\}\<i\>\\N\\n\n(ReLU)"' in text
     image = draw.draw_net(n.to_proto(), "LR", "svg").decode()
     assert ">&quot;];evil&#45;&gt;x[&quot;{a|b}&lt;i&gt;\\N\\n</text>" in image
     assert "<i>" not in image
@@ -167,9 +168,37 @@ def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw, "_PROGRAMS", ("no-such-program",))
 
 
+@pytest.mark.parametrize("without", [absent, no_program], ids=["pydot", "Graphviz"])
+def test_without_them_matplotlib_draws(
+    without: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As text in SVG: every label, each edge's, none as markup or as TeX; and the same image each time."""
+    without(monkeypatch)
+    image = draw.draw_net(NET, "LR", "png", phase=caffe.TRAIN)
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels.shape[1] > 2 * pixels.shape[0]
+    assert {tuple(colour) for colour in pixels.reshape(-1, 3)} >= {(0x50, 0x50, 0xFF), (0xE0, 0xE0, 0xE0)}
+    down = cv2.imdecode(np.frombuffer(draw.draw_net(NET, "TB"), np.uint8), cv2.IMREAD_COLOR)
+    assert down.shape[0] > down.shape[1]
+    n = caffe.NetSpec()
+    n["$a_b$ <i>"] = L.Input(shape=dict(dim=[1, 2]))
+    text = draw.draw_net(n.to_proto(), "LR", "svg").decode()
+    assert "<i>" not in text and "$a_b$ &lt;i&gt;" in text
+
+
+def test_matplotlib_places_layers_behind_what_they_read() -> None:
+    nodes = [Node(name, "#fff", name.isupper()) for name in ("A", "x", "y", "B", "R", "z")]
+    edges = [
+        Edge(*pair, "") for pair in ((0, 1), (0, 2), (1, 3), (3, 5), (5, 4), (4, 5))
+    ]  # R is in place on z
+    assert plain_drawing._places(nodes, edges) == [(0, 0), (1, 0), (1, 1), (2, 0), (4, 0), (3, 0)]
+
+
 REFUSED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None] | None, Callable[[], Any], str]] = {
-    "no pydot": (absent, lambda: draw.draw_net(NET, "LR"), "drawing a net needs pydot ("),
-    "no program": (no_program, lambda: draw.draw_net(NET, "LR"), "drawing a net needs Graphviz's program dot; install"),
+    "a graph without pydot": (absent, lambda: draw.get_pydot_graph(NET, "LR"), "get_pydot_graph needs pydot ("),
+    "a format of Graphviz without it": (
+        no_program, lambda: draw.draw_net(NET, "LR", "dot"),
+        "image format 'dot' needs Graphviz; without it give jpg, jpeg, pdf, png or svg"),
     "a direction": (None, lambda: draw.draw_net(NET, "UP"), "rankdir 'UP' is not LR, RL, TB or BT"),
     "a format": (None, lambda: draw.draw_net(NET, "LR", "no such"), "image format 'no such' is not the name of one"),
     "an unknown format": (None, lambda: draw.draw_net(NET, "LR", "xyz"), "Graphviz cannot write xyz ("),

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..caffe.param_sharing import show_shape
 from ..errors import ARITHMETIC, unusable
+from ..layers.norm import BatchNorm
+from ..layers.scale import Scale
 from ..layers.support.base import Layer, Shape
 from ..runtime.net import CaffeNet
 from ..runtime.python_names import Names, plain, quoted
@@ -66,6 +68,9 @@ class SourceWriter:
         self._attributes = Names.for_attributes()
         self._numbers: dict[str, int] = {}  # blob -> its variable's number
         self._layer: Layer | None = None
+        self._declared: dict[tuple[Any, ...], str] = {}  # what has state -> its attribute
+        self._affine = _affine_pairs(net)
+        self._absorbed = {scale.node.name for scale in self._affine.values()}
         self.helpers: dict[str, str] = {}
         self.init: list[str] = []
         self.body: list[_Statement] = []
@@ -74,17 +79,40 @@ class SourceWriter:
     # ------------------------------------------------------------------ called by layers
 
     def module(self, constructor: str, **blobs: Tensor) -> str:
+        identity = (
+            constructor,
+            *((name, value.data_ptr(), tuple(value.shape)) for name, value in blobs.items()),
+        )
+        if identity in self._declared:  # layers that share their parameters by name
+            return self._declared[identity]
         attribute = self._attributes.fresh(self._current.node.name)
-        self.init.append(f"self.{attribute} = {constructor}")
+        self.init.append(f"self.{attribute} = {constructor}{self._absorbed_note()}")
+        if blobs and all(value.numel() for value in blobs.values()):
+            self._declared[identity] = f"self.{attribute}"
         for key, value in blobs.items():
             self.state[f"{attribute}.{key}"] = value.detach()
         return f"self.{attribute}"
 
     def parameter(self, name: str, value: Tensor) -> str:
+        key = ("", value.data_ptr(), tuple(value.shape))
+        if key in self._declared:
+            return self._declared[key]
         attribute = self._attributes.fresh(f"{self._current.node.name}_{name}")
         self.init.append(f"self.{attribute} = nn.Parameter(torch.empty({_sizes(value)}))")
+        if value.numel():
+            self._declared[key] = f"self.{attribute}"
         self.state[attribute] = value.detach()
         return f"self.{attribute}"
+
+    def buffer(self, name: str, value: Tensor) -> str:
+        attribute = self._attributes.fresh(f"{self._current.node.name}_{name}")
+        self.init.append(f'self.register_buffer("{attribute}", torch.empty({_sizes(value)}))')
+        self.state[attribute] = value.detach()
+        return f"self.{attribute}"
+
+    def affine(self) -> dict[str, Tensor]:
+        scale = self._affine.get(self._current.node.name)
+        return {} if scale is None else {name: scale.blob(name) for name in ("weight", "bias")}
 
     def helper(self, function: Callable[..., Any]) -> str:
         name = function.__name__
@@ -105,9 +133,20 @@ class SourceWriter:
             raise RuntimeError("a writer's method was called outside a layer")
         return self._layer
 
+    def _absorbed_note(self) -> str:
+        """Return a comment that names the Scale layer that a normalization includes."""
+        scale = self._affine.get(self._current.node.name)
+        return "" if scale is None else f"  # and {plain(scale.node.name, 60)}"
+
     def variable(self, blob: str) -> int:
         """Return the number of a blob's variable; in-place layers assign to the same one again."""
         return self._numbers.setdefault(blob, len(self._numbers))
+
+    @property
+    def switches_with_mode(self) -> bool:
+        """Whether `train()` and `eval()` change what the written module computes."""
+        texts = [*self.init, *("".join(statement.pieces) for statement in self.body)]
+        return any(word in text for text in texts for word in ("nn.BatchNorm", "nn.Dropout", "self.training"))
 
     def names(self) -> list[str]:
         """Return the variables' names by number; none shadows a helper."""
@@ -121,7 +160,8 @@ class SourceWriter:
         self._layer = layer
         bottoms = [self.variable(value.blob) for value in layer.node.bottoms]
         try:
-            expressions = layer.source(self, *(f"{_MARK}{number}{_MARK}" for number in bottoms))
+            read = [f"{_MARK}{number}{_MARK}" for number in bottoms]
+            expressions = read[:1] if layer.node.name in self._absorbed else layer.source(self, *read)
         except ARITHMETIC as error:
             raise unusable(layer.node.name, layer.node.type, "cannot be written as Python", error) from error
         tops = [self.variable(value.blob) for value in layer.node.tops]
@@ -133,6 +173,30 @@ class SourceWriter:
                 if statement.pieces != ("", str(top), ""):
                     self.body.append(statement)
         self._layer = None
+
+
+def _affine_pairs(net: CaffeNet) -> dict[str, Layer]:
+    """Return the Scale layer, one weight and bias per channel, that alone reads a BatchNorm layer, by the latter's name.
+
+    torch's BatchNorm modules hold both.
+    """
+    shared = {key[0] for key in net.plan.owners} | {owner.layer for owner in net.plan.owners.values()}
+    outputs = {net.graph.value(name) for name in net.outputs}
+    found: dict[str, Layer] = {}
+    for node in net.graph:
+        if node.type != "BatchNorm" or node.tops[0] in outputs:
+            continue
+        readers = net.graph.consumers(node.tops[0])
+        if len(readers) != 1 or readers[0].type != "Scale" or readers[0].name in shared:
+            continue
+        norm, scale = net.layer(node.name), net.layer(readers[0].name)
+        shape = net.plan.value_shapes[node.tops[0]]
+        if (
+            isinstance(norm, BatchNorm) and norm.becomes_module(shape) and not norm.has_affine
+            and isinstance(scale, Scale) and scale.scales_channels(shape) and scale.param.bias_term
+        ):  # fmt: skip
+            found[node.name] = scale
+    return found
 
 
 def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -> PythonSource:
@@ -153,6 +217,10 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
     lines += ["    def __init__(self):", "        super().__init__()"]
     lines += [f"        {text}" for text in writer.init]
+    if net.graph.phase != "TRAIN" and writer.switches_with_mode:
+        lines.append(
+            "        self.eval()  # Caffe's phase TEST; train() turns on dropout and batch statistics"
+        )
     lines += ["", f"    def forward({', '.join(['self', *arguments.values()])}):"]
     for statement in _nest_in_place(_used(writer.body, set(results.values())), names):
         targets = ", ".join(names[number] for number in statement.targets)

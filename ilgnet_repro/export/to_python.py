@@ -45,7 +45,6 @@ def _comment(net: str, name: str, weights: str) -> str:
         '    with torch.device("meta"):',
         f"        net = {name}()",
         f'    net.load_state_dict(load_file("{weights}"), assign=True)',
-        "    net.requires_grad_(False)",
         "",
     ]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ class Mean(Layer):
     def source(self, code: SourceCode, *bottoms: str) -> list[str]:
         tops = []
         for index, x in enumerate(bottoms):
-            shift = code.parameter(f"shift{index}", self._shift(code.shape(index)[1]))
+            shift = code.buffer(f"shift{index}", self._shift(code.shape(index)[1]))
             tops.append(f"{x} * {literal(self.factor)} + {shift}")
         return tops
 
@@ -178,4 +178,4 @@ class DataAugmentation(Layer):
         if self.size:
             x = f"{code.helper(crop_middle)}({x}, {self.size})"
         mean = self._mean()
-        return [x if mean is None else f"{x} - {code.parameter('mean', mean)}"]
+        return [x if mean is None else f"{x} - {code.buffer('mean', mean)}"]

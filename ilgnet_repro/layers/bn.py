@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from ..schema import caffe_pb2 as pb
-from .norm import along_channels, batch_norm, onnx_affine, onnx_batch_norm
+from .norm import along_channels, batch_norm, batch_norm_source, has_module, onnx_affine, onnx_batch_norm
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
 from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
@@ -235,10 +235,17 @@ class BN(Layer):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         eps = literal(self.eps)
+        if self.kind == "stored" and not self.is_frozen and has_module(code.shape(0), self.is_train):
+            affine = dict(zip(("weight", "bias"), self._affine, strict=True))
+            statistics = self.mean.flatten(), self.variance
+            return [batch_norm_source(code, x, self.eps, 1 - self.param.momentum, statistics, affine)]
         if self.is_stored:
             stored = (("mean", self.mean.flatten()), ("variance", self.variance))
-            affine = zip(("scale", "shift"), self._affine, strict=True)
-            arguments = [code.parameter(name, value) for name, value in (*stored, *affine)]
+            arguments = [code.buffer(name, value) for name, value in stored]
+            declare = code.buffer if self.is_frozen else code.parameter
+            arguments += [
+                declare(name, value) for name, value in zip(("scale", "shift"), self._affine, strict=True)
+            ]
             return [f"F.batch_norm({x}, {', '.join(arguments)}, eps={eps})"]
         scale, shift = (
             code.parameter(name, along_channels(value, self.rank))

@@ -199,7 +199,13 @@ class DenseBlock(Layer):
                 else:
                     affine = [along_channels(value, 4) for value in self._affine(prefix, index)]
                 values = {"scale": affine[0], "bias": affine[1], "filter": self._filter(prefix, index)}
-                names = [code.parameter(f"{prefix}{name}{index}", value) for name, value in values.items()]
+                # In phase TEST the scale and bias hold the statistics too.
+                declare = {"scale": code.parameter if self.is_train else code.buffer}
+                declare["bias"] = declare["scale"]
+                names = [
+                    declare.get(name, code.parameter)(f"{prefix}{name}{index}", value)
+                    for name, value in values.items()
+                ]
                 arguments.append(f"({', '.join(names)})")
             middle = f", middle={arguments.pop(1)}" if self.has_bottleneck else ""
             x = f"{call}({', '.join(arguments)}{middle}, by_batch={self.is_train})"

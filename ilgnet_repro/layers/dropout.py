@@ -61,13 +61,17 @@ class Dropout(_Dropout):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         ratio = literal(self.ratio)
-        top = f"F.dropout({x}, {ratio})" if self.is_train or self.always_draws else x
+        if self.always_draws:
+            top = f"F.dropout({x}, {ratio})"
+        else:
+            drop = code.module(f"nn.Dropout({ratio})")
+            top = f"{drop}({x})"
         return [top if self.scales_train else f"{top} * (1 - {ratio})"]
 
 
-def drop_channels(x: Tensor, ratio: float) -> Tensor:
-    """Zero whole channels at random and scale the others by 1 / (1 - ratio)."""
-    return x * F.dropout(x.new_ones(x.shape[0], x.shape[1], *[1] * (x.dim() - 2)), ratio)
+def drop_channels(x: Tensor, ratio: float, training: bool = True) -> Tensor:
+    """In training, zero whole channels at random and scale the others by 1 / (1 - ratio)."""
+    return x * F.dropout(x.new_ones(x.shape[0], x.shape[1], *[1] * (x.dim() - 2)), ratio, training)
 
 
 @register_layer("SpatialDropout")
@@ -106,7 +110,7 @@ class SpatialDropout(_Dropout):
         return [x]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
-        return [f"{code.helper(drop_channels)}({x}, {literal(self.ratio)})" if self.is_train else x]
+        return [f"{code.helper(drop_channels)}({x}, {literal(self.ratio)}, self.training)"]
 
 
 def random_leaky_relu(x: Tensor, least: float, greatest: float) -> Tensor:

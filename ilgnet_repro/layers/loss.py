@@ -264,5 +264,5 @@ class InfogainLoss(SoftmaxLoss):
         return self._tops_onnx(graph, x, graph.node("Neg", [total]), counts)
 
     def source(self, code: SourceCode, x: str, labels: str, *given: str) -> list[str]:
-        matrix = given[0] if given else code.parameter("matrix", self._matrix())
+        matrix = given[0] if given else code.buffer("matrix", self._matrix())
         return self._tops_source(x, self._call(code.helper(infogain_loss), x, labels, matrix))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,32 @@ def onnx_affine(graph: OnnxGraph, x: str, scale: Tensor, shift: Tensor, rank: in
     """Add nodes for x · scale + shift, one value per channel."""
     factors = (graph.constant(numbers(along_channels(values, rank))) for values in (scale, shift))
     return graph.node("Add", [graph.node("Mul", [x, next(factors)]), next(factors)])
+
+
+def has_module(shape: Shape, is_train: bool) -> bool:
+    """Whether torch has a module that normalises the channels of such a blob; by one value per channel it trains none."""
+    return 2 <= len(shape) <= 5 and (not is_train or prod(shape) > shape[1])
+
+
+def batch_norm_source(
+    code: SourceCode,
+    x: str,
+    eps: float,
+    momentum: float,
+    statistics: tuple[Tensor, Tensor],
+    affine: Mapping[str, Tensor],
+) -> str:
+    """Declare torch's BatchNorm module, and return the expression that calls it."""
+    mean, variance = (value.flatten() for value in statistics)
+    arguments = [str(mean.numel())]
+    arguments += [f"eps={literal(eps)}"] if literal(eps) != "1e-05" else []
+    arguments += [f"momentum={round(momentum, 6):g}"]
+    arguments += [] if affine else ["affine=False"]
+    state = {key: value.flatten() for key, value in affine.items()}
+    state |= {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
+    dims = max(len(code.shape(0)) - 2, 1)
+    module = code.module(f"nn.BatchNorm{dims}d({', '.join(arguments)})", **state)
+    return f"{module}({x})"
 
 
 @register_layer("BatchNorm")
@@ -163,6 +191,10 @@ class BatchNorm(Layer):
         inverse = torch.where(factor == 0, 0, 1 / torch.where(factor == 0, 1, factor))
         return self.mean * inverse, self.variance * inverse
 
+    def becomes_module(self, shape: Shape) -> bool:
+        """Whether written source has one of torch's modules for it, which `train()` and `eval()` switch."""
+        return self.follows_mode and has_module(shape, self.is_train)
+
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Add a batch's statistics to the moving sums, as Caffe does on every pass."""
         fraction = self.param.moving_average_fraction
@@ -209,13 +241,17 @@ class BatchNorm(Layer):
         return [top if self.rank > 1 else graph.node("Squeeze", [top, last])]
 
     def source(self, code: SourceCode, x: str) -> list[str]:
+        if self.becomes_module(code.shape(0)):
+            affine_blobs = {"weight": self.scale, "bias": self.bias} if self.has_affine else code.affine()
+            momentum = 1 - self.param.moving_average_fraction
+            return [batch_norm_source(code, x, self.eps, momentum, self.statistics, affine_blobs)]
         eps = literal(self.eps)
         affine = (
             [code.parameter(name, self.blob(name)) for name in ("scale", "bias")] if self.has_affine else []
         )
         if self.is_stored:
             stored = zip(("mean", "variance"), self.statistics, strict=True)
-            arguments = [code.parameter(name, value) for name, value in stored]
+            arguments = [code.buffer(name, value) for name, value in stored]
             wide, end = (x, "") if self.rank > 1 else (f"{x}[:, None]", "[:, 0]")
             return [f"F.batch_norm({', '.join([wide, *arguments, *affine])}, eps={eps}){end}"]
         top = f"{code.helper(batch_norm)}({x}, {eps})[0]"

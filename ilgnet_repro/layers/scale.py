@@ -40,6 +40,10 @@ class Broadcast(Layer):
                 )
         return shape
 
+    def scales_channels(self, shape: Shape) -> bool:
+        """Whether its learned blobs have one value per channel of such a bottom."""
+        return self.is_learned and (self.start, self.end) == (1, 2) and len(shape) > 1
+
     def _aligned(self, values: Tensor) -> Tensor:
         return values[(..., *(None,) * self.trailing_axes)]
 

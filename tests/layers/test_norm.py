@@ -273,11 +273,16 @@ def test_other_ranks_are_refused(kind, shape, message):
 @pytest.mark.parametrize(
     ("body", "line"),
     [
-        ('type: "BatchNorm"', "top0 = F.batch_norm(in0, self.op_mean, self.op_variance, eps=1e-05)"),
+        ('type: "BatchNorm"', "top0 = self.op(in0)"),
+        ('type: "BatchNorm"', "self.op = nn.BatchNorm2d(3, momentum=0.001, affine=False)"),
+        (
+            'type: "BatchNorm" batch_norm_param { use_global_stats: true eps: 0.01 }',
+            "top0 = F.batch_norm(in0, self.op_mean, self.op_variance, eps=0.01)",
+        ),
         ('type: "LRN"', "top0 = lrn_across_channels(in0, 5, 1.0, 0.75, 1.0)"),
         ('type: "BN" bn_param { bn_mode: INFERENCE }', "top0 = in0 * self.op_scale + self.op_shift"),
     ],
-    ids=["BatchNorm", "LRN", "BN"],
+    ids=["BatchNorm", "its module", "stored statistics", "LRN", "BN"],
 )
 def test_source_is_what_a_person_would_write(body, line):
     assert f"        {line}\n" in build_source(one_layer(body, (2, 3, 4, 5))).text

@@ -102,6 +102,12 @@ class SourceCode(Protocol):
     def parameter(self, name: str, value: Tensor) -> str:
         """Declare a bare ``nn.Parameter`` of the current layer and return the expression that names it."""
 
+    def buffer(self, name: str, value: Tensor) -> str:
+        """Declare a buffer of the current layer, for values that are not learned, and return its expression."""
+
+    def affine(self) -> dict[str, Tensor]:
+        """Return weight and bias of the Scale layer that the current layer's module is to include, or nothing."""
+
     def helper(self, function: Callable[..., Any]) -> str:
         """Copy ``function``'s source into the written file and return its name.
 

@@ -258,7 +258,9 @@ def test_dropout_in_training_scales_the_kept_values():
     top = net(in0=leaf)["top0"]
     top.sum().backward()
     assert torch.equal(leaf.grad, top)  # the same mask and scale on the way back
-    assert "F.dropout(in0, 0.7)" in build_source(net).text
+    text = build_source(net).text
+    assert "self.op = nn.Dropout(0.7)" in text
+    assert "top0 = self.op(in0)" in text
     with pytest.raises(
         LayerError, match=r"op \(Dropout\): cannot be written as ONNX: it draws random numbers in each pass"
     ):

@@ -84,7 +84,7 @@ def draw(nodes: Sequence[Node], edges: Sequence[Edge], rankdir: str, ext: str) -
 
 
 def _places(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[tuple[int, int]]:
-    """Give each node its depth and its row there; an in-place layer is behind the blob that it writes."""
+    """Give each node its depth and its row there; an in-place layer follows the blob that it writes."""
     ranks = [0] * len(nodes)
     seen = [False] * len(nodes)
     for edge in edges:

@@ -73,14 +73,14 @@ def test_the_mean_over_ten_crops(files: tuple[str, str]) -> None:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> tuple[str, np.ndarray]:
+def photo(tmp_path: Path) -> tuple[str, np.ndarray]:
     path = tmp_path / "image.png"
     cv2.imwrite(str(path), RANDOM.integers(0, 256, (20, 17, 3), dtype=np.uint8))
     return str(path), io.load_image(path)
 
 
-def test_windows_are_cut_and_resized(files: tuple[str, str], picture: tuple[str, np.ndarray]) -> None:
-    path, pixels = picture
+def test_windows_are_cut_and_resized(files: tuple[str, str], photo: tuple[str, np.ndarray]) -> None:
+    path, pixels = photo
     net = caffe.Detector(*files, **SETTINGS)
     windows = [(2, 3, 8, 9), (0, 0, 20, 17), np.array([5, 1, 19, 4])]
     found = net.detect_windows([(path, windows), (path, [])])
@@ -93,19 +93,17 @@ def test_windows_are_cut_and_resized(files: tuple[str, str], picture: tuple[str,
     assert net.detect_windows([]) == []
 
 
-def test_context_within_the_image(files: tuple[str, str], picture: tuple[str, np.ndarray]) -> None:
+def test_context_within_the_image(files: tuple[str, str], photo: tuple[str, np.ndarray]) -> None:
     """A window of 4 x 4 values, 6 x 6 with one value of context around it: the input is that part as it is."""
-    _, pixels = picture
+    _, pixels = photo
     net = caffe.Detector(*files, context_pad=1, **SETTINGS)
     # Sides count both ends: rows 5 to 8, grown by 6 / 4 about their centre, 7, are 4 to 10.
     cut = net.crop(pixels, np.array([5, 5, 8, 8]))
     np.testing.assert_allclose(cut, io.resize_image(pixels[4:10, 4:10], (6, 6)), atol=1e-6)
 
 
-def test_context_beyond_the_border_is_the_mean(
-    files: tuple[str, str], picture: tuple[str, np.ndarray]
-) -> None:
-    _, pixels = picture
+def test_context_beyond_the_border_is_the_mean(files: tuple[str, str], photo: tuple[str, np.ndarray]) -> None:
+    _, pixels = photo
     net = caffe.Detector(*files, context_pad=2, **SETTINGS)
     cut = net.crop(pixels, [0, 8, 4, 12])
     mean = MEAN[::-1] / RAW  # in the image's own space: RGB from 0 to 1
@@ -119,12 +117,12 @@ def test_context_beyond_the_border_is_the_mean(
 
 
 def test_selective_search_calls_the_module_of_pycaffe(
-    files: tuple[str, str], picture: tuple[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    files: tuple[str, str], photo: tuple[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = SimpleNamespace(get_windows=lambda paths: [[(0, 0, 6, 6)] for _ in paths])
     monkeypatch.setitem(sys.modules, "selective_search_ijcv_with_python", search)
-    (found,) = caffe.Detector(*files).detect_selective_search([picture[0]])
-    assert (found["window"], found["filename"]) == ((0, 0, 6, 6), picture[0])
+    (found,) = caffe.Detector(*files).detect_selective_search([photo[0]])
+    assert (found["window"], found["filename"]) == ((0, 0, 6, 6), photo[0])
 
 
 Case = tuple[Callable[[Any, tuple[str, np.ndarray]], Any], str]
@@ -152,10 +150,10 @@ REFUSED: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str, files: tuple[str, str], picture: tuple[str, np.ndarray]) -> None:
+def test_refused(name: str, files: tuple[str, str], photo: tuple[str, np.ndarray]) -> None:
     work, message = REFUSED[name]
     with pytest.raises(IlgnetError, match=re.escape(message)):
-        work(files, picture)
+        work(files, photo)
 
 
 @pytest.mark.parametrize("kind", [caffe.Classifier, caffe.Detector])

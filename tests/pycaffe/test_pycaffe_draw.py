@@ -186,7 +186,7 @@ def test_without_them_matplotlib_draws(
     assert "<i>" not in text and "$a_b$ &lt;i&gt;" in text
 
 
-def test_matplotlib_places_layers_behind_what_they_read() -> None:
+def test_matplotlib_places_layers_after_what_they_read() -> None:
     nodes = [Node(name, "#fff", name.isupper()) for name in ("A", "x", "y", "B", "R", "z")]
     edges = [
         Edge(*pair, "") for pair in ((0, 1), (0, 2), (1, 3), (3, 5), (5, 4), (4, 5))

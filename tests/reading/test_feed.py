@@ -277,7 +277,7 @@ def test_processes_split_the_batches_of_a_test():
         (data_layer(batch=0), "data (Data): batch_size is 0 or absent; set the number of rows per batch"),
         (data_layer().replace("raw64_lmdb", "absent_lmdb"), "is not an LMDB (no data.mdb)"),
         (data_layer().replace("raw64_lmdb", "absent").replace("LMDB", "LEVELDB"),
-         "data (Data): backend LEVELDB of absent is not read; make an LMDB with `ilgnet lmdb make`"),
+         "data (Data): backend LEVELDB of absent is not read; convert it with `ilgnet lmdb from-leveldb`"),
         (layer("MemoryData", "x", "y", "batch_size: 2 channels: 1 height: 3 width: 4"),
          "x (MemoryData): nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData"),
         (layer("Input", "x", "y", "shape { dim: 2 } shape { dim: 3 }"), "x (Input): nothing feeds it"),

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck lint format schema prototxt clean opsets consumers
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines lint format schema prototxt clean opsets consumers
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -22,7 +22,7 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -52,6 +52,10 @@ full-size: $(READY)
 FUZZ_SECONDS ?= 120
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz_formats.py --seconds $(FUZZ_SECONDS)
+
+# Every recorded layer in ONNX Runtime and OpenVINO, as far as they are installed; `make test` runs a twelfth.
+engines: $(READY)
+	ALL_ENGINE_CASES=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/engines/test_engines.py
 
 # Hostile files, kills, full disks and commands under bad conditions, in the long form.
 ATTACK_SECONDS ?= 300

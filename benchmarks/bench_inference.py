@@ -28,10 +28,10 @@ from ilgnet_repro import precisions, tune_process
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.mean import read_mean
 from ilgnet_repro.reading.transforms import Transform
-from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.load import load_net
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo.seeded import seeded_blobs

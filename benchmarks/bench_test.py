@@ -30,11 +30,11 @@ from ilgnet_repro.aesthetics.labelled_images import StoredImages
 from ilgnet_repro.aesthetics.protocol_run import run_protocol, scorer
 from ilgnet_repro.aesthetics.protocols import PROTOCOLS, RESIZE, Mean, Preparation
 from ilgnet_repro.caffe.prototxt import format_message
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.reading.datum import encoded_datum, raw_datum
 from ilgnet_repro.reading.images import encode_image
 from ilgnet_repro.reading.lmdb_read import row_key
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
-from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.load import load
 
 BATCH = 48

@@ -10,6 +10,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import aesthetics, errors, zoo
+    from .engines.fast import FastNet, fast
     from .errors import (
         DataError,
         DivergedError,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .layers.support.registry import register_layer
     from .process import tune_process
     from .reading.preprocessing import Preprocessing
-    from .runtime.fast import FastNet, fast
     from .runtime.load import load, load_net
     from .runtime.net import CaffeNet
     from .runtime.runnable import FileNet, Runnable
@@ -42,6 +42,7 @@ _MODULES = ("aesthetics", "errors", "zoo")
 _EXPORTS = {
     name: module
     for module, names in {
+        "engines.fast": ("FastNet", "fast"),
         "errors": (
             "DataError", "DivergedError", "DownloadError", "FormatError", "GraphError", "IlgnetError", "LayerError",
             "ParseError", "SolverError", "WeightsError",
@@ -54,7 +55,6 @@ _EXPORTS = {
         "layers.support.registry": ("register_layer",),
         "process": ("tune_process",),
         "reading.preprocessing": ("Preprocessing",),
-        "runtime.fast": ("FastNet", "fast"),
         "runtime.load": ("load", "load_net"),
         "runtime.net": ("CaffeNet",),
         "runtime.runnable": ("FileNet", "Runnable"),

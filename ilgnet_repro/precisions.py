@@ -12,3 +12,13 @@ def check_weights_precision(precision: str) -> None:
     """Raise IlgnetError for a name that is not in `WEIGHTS`."""
     if precision not in WEIGHTS:
         raise IlgnetError(f"precision={precision!r}: choose one of {', '.join(WEIGHTS)}", option="precision")
+
+
+# What may compute a fast net; "auto" is the fastest that is installed.
+ENGINES = ("auto", "torch", "onnxruntime", "openvino")
+
+
+def check_engine(engine: str) -> None:
+    """Raise IlgnetError for a name that is not in `ENGINES`."""
+    if engine not in ENGINES:
+        raise IlgnetError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}", option="engine")

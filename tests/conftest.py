@@ -1,5 +1,7 @@
 """Where the recorded cases are, and a single torch thread so that parallel runs stay fast."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ from small_nets import SMALL_TEXT, write_weights
 from ilgnet_repro.layers.support import registry
 
 torch.set_num_threads(1)
+# What `fast` measures is kept apart from the user's own.
+_cache = tempfile.TemporaryDirectory(prefix="ilgnet-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 @pytest.fixture

@@ -46,7 +46,11 @@ ALLOWED_IMPORTS = {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime", "signatures", "staging",
     },
-    "compare": {"errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
+    "engines": {
+        "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "prepare_images", "runtime",
+        "export", "signatures",
+    },
+    "compare": {"engines", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
     "caffe_tool": {"errors", "files", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engines.fast import FastNet
 from ..errors import IlgnetError, printable
 from ..files import atomic_file, check_outputs, check_replaced, json_text, starts_with
-from ..runtime.fast import FastNet
 from ..runtime.runnable import Runnable
 from ..staging import claimed
 from .context import (

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..engines.fast import fast
 from ..errors import IlgnetError
-from ..runtime.fast import fast
 from ..runtime.load import load
 from ..runtime.net import CaffeNet
 from .evaluation import Test, run_test

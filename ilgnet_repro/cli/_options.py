@@ -187,31 +187,44 @@ def add_fast_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fast",
         action="store_true",
-        help="optimize the net for this processor; results change by rounding only",
+        help="compute the net by the fastest engine that is installed; results change by rounding only",
     )
+    add_engine_option(group)
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of large dense weights, with --fast (default float32)",
+        help="of large dense weights, with --fast or --engine (default float32)",
     )  # fmt: skip
     group.add_argument(
         "--compile",
         action="store_true",
-        help="with --fast: also torch.compile elementwise layers and LRN; slow the first time, then cached (docs/speed.md)",
+        help="in torch: also torch.compile elementwise layers and LRN; slow the first time, then cached (docs/speed.md)",
     )
 
 
-def make_fast(net: Any, args: argparse.Namespace) -> Any:
-    """Return ``net``, or its fast form if the options ask for it."""
-    if args.fast:
-        from ..runtime.fast import fast
+def add_engine_option(parser: Any, *flags: str) -> None:
+    """Add the option for the engine of a fast net."""
+    parser.add_argument(
+        *(flags or ("--engine",)), choices=precisions.ENGINES, dest="engine",
+        help="compute the net by this engine: auto, the fastest installed, measured once (as --fast); "
+        "torch; onnxruntime or openvino (docs/speed.md)",
+    )  # fmt: skip
+
+
+def make_fast(net: Any, args: argparse.Namespace, batch: int | None = None) -> Any:
+    """Return ``net``, or its fast form, for ``batch`` images at a time, if the options ask for it."""
+    if args.fast or args.engine:
+        from ..engines.fast import fast
         from ..runtime.runnable import FileNet
 
         if isinstance(net, FileNet):
-            raise IlgnetError(f"--fast: {net.name} is run by {net.form}, which optimizes it itself; omit it")
+            flag = "--fast" if args.fast else f"--engine {args.engine}"
+            raise IlgnetError(f"{flag}: {net.name} is run by {net.form}, which optimizes it itself; omit it")
 
         return fast(
             net,
             args.precision or "float32",
+            engine=args.engine or "auto",
+            batch=batch,
             compile=args.compile,
             log=lambda text: say(text, file=sys.stderr),
         )

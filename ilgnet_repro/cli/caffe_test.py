@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..files import json_text
-from ._options import COUNT, LEVEL, add_allow_missing, add_ignore_field, check_exist, say_notes
+from ._console import say
+from ._options import COUNT, LEVEL, add_allow_missing, add_engine_option, add_ignore_field, check_exist, say_notes
 from ._parser import CommandParser
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_parser(actions: Any) -> None:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_net_flags(parser, "TEST")
+    add_engine_option(parser, "-engine", "--engine")
 
 
 def add_net_flags(parser: CommandParser, phase: str) -> None:
@@ -78,7 +80,12 @@ def run(args: argparse.Namespace) -> int:
     net, feed = build(args, "TEST")
     from ..caffe_tool.test import caffe_test
 
-    result = caffe_test(net, feed, args.iterations, log)
+    fast = None
+    if args.engine:
+        from ..engines import fast as engines
+
+        fast = engines.fast(net, engine=args.engine, log=lambda text: say(text, file=sys.stderr))
+    result = caffe_test(net, feed, args.iterations, log, fast=fast)
     if args.json:
         print(json_text(result.to_dict()))
     return 0

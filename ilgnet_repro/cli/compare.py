@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
 from ..files import json_text
+from ..precisions import ENGINES
 from ._console import add_row, results_console
 from ._options import (
     SEED,
@@ -32,6 +33,7 @@ examples:
   ilgnet compare net.caffemodel opencv:net.caffemodel --prototxt deploy.prototxt
   ilgnet compare net.onnx onnx2torch:net.onnx --inputs images.npz --tolerance 1e-5
   ilgnet compare net.safetensors net.pt2 --json
+  ilgnet compare net.caffemodel net.caffemodel --engine openvino
   ilgnet compare net.caffemodel net.caffemodel.h5 --prototxt all_in_one.prototxt --stage deploy
 
 A blob agrees if no value differs by more than T times the blob's largest value (at least 1).
@@ -60,6 +62,10 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="also what in-place layers replace (blob@layer); not for folded nets",
     )
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="compute B, Caffe weights, by a fast net in this engine (as `ilgnet score --engine`)",
+    )  # fmt: skip
     add_text_options(parser)
     add_allow_missing(parser)
     parser.add_argument("--all", action="store_true", help="list every blob, even if many agree")
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
         in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
         input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+        engine=args.engine,
     )  # fmt: skip
     if args.json:
         print(json_text(found.to_json(), indent=2))

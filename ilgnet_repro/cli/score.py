@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     images = expand(args.pictures)
     if not images:
         raise IlgnetError(f"{args.pictures[0]}: contains no images")
-    net = make_fast(net, args)
+    net = make_fast(net, args, 1 if about.image_order else args.batch)
     with progress_bar("scoring", len(images)) as progress:
         for done, row in enumerate(score_with(net, images, preprocessing, args.batch), 1):
             if args.json:

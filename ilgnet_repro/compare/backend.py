@@ -50,7 +50,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class TextChoices:
-    """The caller's options for the prototxt of Caffe weights."""
+    """The caller's options for Caffe weights: their prototxt, and the engine that computes the net."""
 
     prototxt: Path | None = None
     allow_missing: Collection[str] = ()
@@ -58,6 +58,7 @@ class TextChoices:
     stages: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
     ignore_fields: tuple[str, ...] = ()
+    engine: str | None = None
 
     def refuse(self, where: str) -> None:
         """Raise IlgnetError where any option is set."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..caffe.kinds import Kind, expect_or_named
+from ..engines.fast import fast
 from ..errors import IlgnetError
 from ..runtime.load import load_caffe
 from ..runtime.net import CaffeNet
@@ -36,7 +37,13 @@ def open_backend(spec: str, choices: TextChoices | None = None) -> Backend:
         )
         raise IlgnetError(f"{path}: no such file{named}")
     opener = _REFERENCE_TOOLS[tool] if is_tool else _opener(path)
-    return opener(spec, path, choices or TextChoices())
+    choices = choices or TextChoices()
+    if choices.engine is not None and opener is not _open_caffe:
+        raise IlgnetError(
+            f"engine={choices.engine!r}: goes with Caffe weights, which {spec} is not; leave it out",
+            option="engine",
+        )
+    return opener(spec, path, choices)
 
 
 def _opener(path: Path) -> Callable[[str, Path, TextChoices], Backend]:
@@ -72,7 +79,21 @@ def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
         input_shapes=choices.input_shapes,
         ignore_fields=choices.ignore_fields,
     )
-    return replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
+    backend = replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
+    return backend if choices.engine is None else _in_engine(backend, net, choices.engine)
+
+
+def _in_engine(backend: Backend, net: CaffeNet, engine: str) -> Backend:
+    """Return the backend of a net that an engine computes."""
+    made = fast(net, engine=engine)
+
+    def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        if not made.can_compute(wanted, {name: tuple(value.shape) for name, value in given.items()}):
+            raise IlgnetError(f"engine={engine!r}: {made.engine} cannot compute these blobs", option="engine")
+        return {name: value.numpy() for name, value in made(given, blobs=wanted).items()}
+
+    return replace(backend, kind=f"{backend.kind} in {made.engine}", run=run)
 
 
 def _open_pt2(spec: str, path: Path, choices: TextChoices) -> Backend:

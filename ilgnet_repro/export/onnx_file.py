@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -41,20 +42,40 @@ def write_onnx(
     """
     target = Path(path)
     fields = [_initializer_head(name, tensor) for name, tensor in model.weights.items()]
-    weights = sum(
-        tensor.nbytes + len(head) for head, tensor in zip(fields, model.weights.values(), strict=True)
-    )
-    if model.skeleton.ByteSize() + weights > SINGLE_FILE_LIMIT:
+    if _whole_size(model, fields) > SINGLE_FILE_LIMIT:
         return _write_external(target, model, progress)
-    head, graph, tail = _parts(model.skeleton)
     with atomic_file(target) as file:
-        file.write(head + encode_header(_GRAPH, len(graph) + weights) + graph)
-        done = 0
-        for start, tensor in zip(fields, model.weights.values(), strict=True):
-            file.write(start)
-            done = _write_values(file, tensor, done, progress)
-        file.write(tail)
+        _write_single(file, model, fields, progress)
     return [target]
+
+
+def onnx_bytes(model: OnnxModel) -> bytes | None:
+    """Return a model as the bytes of its file, or None past 2 GB."""
+    fields = [_initializer_head(name, tensor) for name, tensor in model.weights.items()]
+    if _whole_size(model, fields) > SINGLE_FILE_LIMIT:
+        return None
+    file = BytesIO()
+    _write_single(file, model, fields, None)
+    return file.getvalue()
+
+
+def _whole_size(model: OnnxModel, fields: Sequence[bytes]) -> int:
+    return int(model.skeleton.ByteSize()) + _weights_size(model, fields)
+
+
+def _weights_size(model: OnnxModel, fields: Sequence[bytes]) -> int:
+    return sum(tensor.nbytes for tensor in model.weights.values()) + sum(map(len, fields))
+
+
+def _write_single(file: IO[bytes], model: OnnxModel, fields: Sequence[bytes], progress: Progress) -> None:
+    """Write one file; ``fields`` are the heads of its initializers."""
+    head, graph, tail = _parts(model.skeleton)
+    file.write(head + encode_header(_GRAPH, len(graph) + _weights_size(model, fields)) + graph)
+    done = 0
+    for start, tensor in zip(fields, model.weights.values(), strict=True):
+        file.write(start)
+        done = _write_values(file, tensor, done, progress)
+    file.write(tail)
 
 
 def _parts(skeleton: onnx.ModelProto) -> tuple[bytes, bytes, bytes]:

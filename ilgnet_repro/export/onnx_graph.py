@@ -331,6 +331,7 @@ def plan_onnx(
     metadata: Mapping[str, str] | None = None,
     dynamic_size: bool = False,
     fast_lrn: bool = False,
+    expanded: Mapping[str, Callable[..., str]] | None = None,
     prepare: Prepare | None = None,
     open_batch: bool = True,
     opset: int = DEFAULT,
@@ -339,9 +340,9 @@ def plan_onnx(
 
     The first axis of every input is open (N, or N_INPUT where lengths differ) and, with ``dynamic_size``, also
     height and width of images (H, W), where the net accepts other lengths; the other blobs follow
-    (open_shapes.py).  ``opset`` is the file's (onnx_opsets.py).  ``fast_lrn`` replaces LRN nodes by a convolution;
-    ``prepare`` computes one input from images.  Raises LayerError where a layer cannot be expressed in ONNX, or
-    needs the size it was given.
+    (open_shapes.py).  ``opset`` is the file's (onnx_opsets.py).  ``fast_lrn`` replaces LRN nodes by a convolution,
+    ``expanded`` any operator by the nodes that its function adds; ``prepare`` computes one input from images.  Raises
+    LayerError where a layer cannot be expressed in ONNX, or needs the size it was given.
     """
     wanted = tuple(outputs if outputs is not None else net.outputs)
     for _, layer in net.steps(wanted):
@@ -356,10 +357,11 @@ def plan_onnx(
                 "names, so give the in-place layer's top another one"
             )
 
+    instead = {**({"LRN": lrn_as_convolution} if fast_lrn else {}), **(expanded or {})}
+
     def plan(batch: bool) -> OnnxModel:
         dims = open_shapes(net, wanted, batch=batch, dynamic_size=dynamic_size)
-        expanded = {"LRN": lrn_as_convolution} if fast_lrn else None
-        writer = OnnxWriter(dims, wanted, expanded, net.graph.names, opset)
+        writer = OnnxWriter(dims, wanted, instead, net.graph.names, opset)
         inputs = {name: value_info(name, dims[name]) for name in net.inputs_for(wanted)}
         if prepare is not None and prepare.blob in inputs:
             inputs[prepare.blob] = given = prepare.add(writer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,15 @@ from places import SHARED
 
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.engines.fast import fast
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.mean import read_mean
 from ilgnet_repro.reading.transforms import Transform
-from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo.seeded import seeded_blobs
+
+fast_net = partial(fast, engine="torch")
 
 GOLDEN = FOLDER.parent / "ilgnet"
 MEAN = SHARED / "ilgnet" / "mean" / "AVA2_mean.binaryproto"

@@ -9,11 +9,11 @@ import torch
 from caffe_memory import random_net
 
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.errors import IlgnetError, LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
 from ilgnet_repro.export.to_pt2 import export
-from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.fold import fold
 from ilgnet_repro.runtime.load import load_graph, load_net
 from ilgnet_repro.runtime.net import CaffeNet

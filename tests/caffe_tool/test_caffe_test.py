@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.engines.onnx_engines import EXTRAS
 from ilgnet_repro.reading.datum import raw_datum
 from ilgnet_repro.reading.lmdb_read import row_key
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
@@ -37,6 +39,22 @@ def read_log(path: Path) -> dict[str, Any]:
         "loss": float(loss),
         "summary": re.findall(r"^(.+?) = (\S+)(?: \(\* (\S+) = (\S+) loss\))?$", summary, re.M),
     }
+
+
+@pytest.mark.parametrize("engine", ["torch", *(name for name in EXTRAS if find_spec(name))])
+def test_an_engine_gives_the_same_numbers(golden, tmp_path, monkeypatch, capsys, engine: str) -> None:
+    log, net, weights, flags, inside = next(iter(LOGS.values()))
+    folder = golden / "pipeline"
+    monkeypatch.chdir(folder if inside else tmp_path)
+    prefix = "" if inside else f"{folder}/"
+    flags = ["-model", f"{prefix}{net}.prototxt", "-weights", f"{prefix}{weights}.caffemodel", *flags]
+    assert main(["caffe", "test", *flags, "-json", "-engine", engine]) == 0
+    recorded, found = read_log(folder / log), json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(recorded["loss"], abs=1e-5)
+    values = [float(value) for _, _, value in recorded["batches"]]
+    assert sorted(np.ravel([*map(np.ravel, found["batches"].values())])) == pytest.approx(
+        sorted(values), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("log, net, weights, flags, inside", LOGS.values(), ids=LOGS)

@@ -17,6 +17,7 @@ from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.compare.comparison import BlobRow, Comparison, _row, compare_files
+from ilgnet_repro.engines.onnx_engines import EXTRAS
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.export import onnx_file
 
@@ -310,3 +311,19 @@ def test_onnx2torch_gets_numbers_instead_of_names(files, tmp_path) -> None:
     assert len(set(renamed.values())) == len(renamed)
     found = open_session(model.SerializeToString()).run([renamed["prob"]], {renamed["data"]: x})[0]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("engine", ["torch", *(name for name in EXTRAS if find_spec(name))])
+def test_the_second_in_an_engine(files, monkeypatch, capsys, engine: str) -> None:
+    monkeypatch.chdir(files)
+    assert main(["compare", "small.caffemodel", "small.safetensors", "--engine", engine, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["blob"] for row in found["rows"]] == BLOBS
+
+
+def test_an_engine_goes_with_caffe_weights(files, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(files)
+    assert main(["compare", "small.caffemodel", "small.onnx", "--engine", "torch"]) == 1
+    assert capsys.readouterr().err == (
+        "ilgnet: --engine torch: goes with Caffe weights, which small.onnx is not; leave it out\n"
+    )

@@ -18,11 +18,11 @@ from golden_cases import (
     read_case,
     tolerance,
 )
+from ilgnet_repro.runtime.fast import fast
 
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
-from ilgnet_repro.runtime.fast import fast
 from ilgnet_repro.runtime.fold import fold
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.schema import caffe_pb2 as pb

@@ -12,10 +12,10 @@ from one_layer import assert_all_uses, build, draw, layer_text, run, run_onnx, r
 from ilgnet_repro.audit import STATE_NOTE, audit
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.errors import GraphError, LayerError
 from ilgnet_repro.export.convert import convert
 from ilgnet_repro.layers.recurrent import LSTM, RNN
-from ilgnet_repro.runtime.fast import fast as fast_net
 from ilgnet_repro.runtime.load import load, load_net
 from ilgnet_repro.train.nets import check_splitting
 

@@ -12,8 +12,8 @@ from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.caffe_tool.batches import TestFeed
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.runtime.fast import fast as fast_net
 
 TWO = """name: "two"
 layer { name: "a" type: "Input" top: "a" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, prune
 
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.engines.fast import fast as fast_net
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.runtime.fast import fast as fast_net
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.engines.fast import fast
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.runtime.fast import fast as fast_net
+
+fast_net = partial(fast, engine="torch")
 
 # Every kind of step: packed and plain convolutions, dense layers, layers that run as they are, folded ones.
 TEXT = """name: "mixed"
@@ -108,9 +111,6 @@ REFUSED = {
     "share_memory": (lambda fast: fast.share_memory(), "converted, moved or shared"),
     "state_dict": (lambda fast: fast.state_dict(), "saved as a state_dict"),
     "load_state_dict": (lambda fast: fast.load_state_dict({}), "given a state_dict"),
-    "copy": (copy.copy, "copied or pickled"),
-    "deepcopy": (copy.deepcopy, "copied or pickled"),
-    "pickle": (pickle.dumps, "copied or pickled"),
 }
 
 
@@ -125,3 +125,39 @@ def test_a_fast_net_cannot_be_changed(use, what) -> None:
     wanted = fast(torch.ones(1, 3, 8, 6))["out"]
     for same in (fast.float(), fast.cpu(), fast.to("cpu"), fast.eval()):
         torch.testing.assert_close(same(torch.ones(1, 3, 8, 6))["out"], wanted)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+def test_a_copy_of_a_fast_net_is_itself(copied) -> None:
+    fast = fast_net(ir.load_net(parse_net(TEXTS["plain"]), seed=4))
+    assert copied(fast) is fast
+
+
+def test_a_pickle_holds_the_exact_net_and_the_settings() -> None:
+    fast = fast_net(ir.load_net(parse_net(TEXTS["folded"]), seed=4), threads=2)
+    again = pickle.loads(pickle.dumps(fast))  # noqa: S301 (made here)
+    assert again.settings == fast.settings
+    data = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(again(data)["out"], fast(data)["out"], rtol=0, atol=0)
+
+
+NEEDS_WEIGHTS = {
+    "pickle": pickle.dumps,
+    "another blob": lambda fast: fast(torch.ones(1, 3, 8, 6), blobs=["c2"]),
+    "no images": lambda fast: fast(torch.ones(0, 3, 8, 6)),
+}
+
+
+@pytest.mark.parametrize("use", NEEDS_WEIGHTS.values(), ids=NEEDS_WEIGHTS)
+def test_what_needs_the_weights_again_refuses_changed_ones(use) -> None:
+    net = ir.load_net(parse_net(TEXTS["plain"]), seed=4)
+    fast = fast_net(net)
+    use(fast)
+    fast = fast_net(net)
+    net.layer("c1").weight.data.mul_(2)
+    with pytest.raises(IlgnetError) as caught:
+        use(fast)
+    assert str(caught.value) == (
+        "net 'mixed': its weights have changed since it was made fast, and this call or copy needs them; "
+        "make it fast again"
+    )

@@ -17,8 +17,8 @@ from ..caffe.graph import Value
 from ..layers.lrn import CompiledLRN, FastLRN
 from ..layers.support.base import Layer
 from ..process import environment
-from .fast_layers import Conv, Dense
-from .fast_steps import Step, run_steps
+from .torch_layers import Conv, Dense
+from .torch_steps import Step, run_steps
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
 

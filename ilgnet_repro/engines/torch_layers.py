@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers.dense import InnerProduct
 from ..layers.support.base import Layer, Shape
-from .quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
+from ..runtime.quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
 
 
 def can_pack(layer: Layer) -> bool:
@@ -93,12 +93,17 @@ class Dense(nn.Module):
         super().__init__()
         self.start = layer.start
         self.relu = relu
-        is_image = self.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
-        self.plane: Plane | None = (bottom[1], bottom[2], bottom[3]) if is_image else None
+        self.plane = self.plane_of(layer, bottom)
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", None, persistent=False)
         self.pack_weights(layer)
+
+    @staticmethod
+    def plane_of(layer: InnerProduct, bottom: Shape) -> Plane | None:
+        """Return channels, height and width of the images that a layer reads, or None where it reads none."""
+        is_image = layer.start == 1 and len(bottom) == 4 and prod(bottom[2:]) > 1
+        return (bottom[1], bottom[2], bottom[3]) if is_image else None
 
     def pack_weights(self, layer: InnerProduct) -> None:
         """Copy and pack the layer's weights."""
@@ -209,10 +214,16 @@ class Int8Dense(Dense):
 _KINDS = {"float32": Dense, "float16": Float16Dense, "bfloat16": Bfloat16Dense, "int8": Int8Dense}
 
 
+def is_large_dense(layer: Layer) -> bool:
+    """Return whether a layer is dense, with enough weights that fewer bits save time."""
+    if not (isinstance(layer, InnerProduct) and layer.is_plain):
+        return False
+    return layer.blob(WEIGHT).numel() > LARGEST_UNQUANTIZED
+
+
 def fast_dense(layer: InnerProduct, bottom: Shape, precision: str, relu: bool) -> Dense:
     """Return the fast module of a dense layer; only large layers are quantized."""
-    is_large = layer.blob(WEIGHT).numel() > LARGEST_UNQUANTIZED
-    return _KINDS[precision if is_large else "float32"](layer, bottom, relu)
+    return _KINDS[precision if is_large_dense(layer) else "float32"](layer, bottom, relu)
 
 
 def _rows(layer: InnerProduct) -> Tensor:

@@ -1,4 +1,4 @@
-"""A net's layers as the steps of the fast path: drops no-ops, fuses ReLU."""
+"""A net's layers as steps that torch runs: drops no-ops, fuses ReLU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..caffe.graph import Node, Value
 from ..layers.dense import InnerProduct
 from ..layers.lrn import LRN, FastLRN
 from ..layers.support.base import Layer
+from ..runtime.fold import fold
+from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
-from .fast_layers import Conv, can_pack, fast_dense, own_copy
-from .fold import fold
-from .net import CaffeNet
+from .torch_layers import Conv, can_pack, fast_dense, is_large_dense, own_copy
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
 # Layers that process each image separately, besides the fast modules.
@@ -43,28 +43,45 @@ def folded(net: CaffeNet) -> CaffeNet:
     return CaffeNet(result.graph, result.arrays, input_shapes={name: net.shapes[name] for name in net.inputs})
 
 
-def plan_steps(net: CaffeNet, precision: str) -> list[Step]:
-    """Return the steps that compute a net's outputs; ``precision`` is that of large dense weights."""
+def plan_steps(
+    net: CaffeNet, wanted: tuple[str, ...], precision: str, only: Collection[str] | None = None
+) -> list[Step]:
+    """Return the steps that compute some blobs; ``precision`` is that of large dense weights.
+
+    With ``only``, the names of layers, the others are left out: their tops are given.
+    """
     alias: dict[Value, Value] = {}
     fused: set[str] = set()
     steps = []
-    for node, layer in net.steps(net.outputs):
-        if layer.is_input or node.name in fused:
+    targets = {net.graph.value(name) for name in wanted}
+    for node, layer in net.steps(wanted):
+        if layer.is_input or node.name in fused or (only is not None and node.name not in only):
             continue
         bottoms = tuple(alias.get(value, value) for value in node.bottoms)
         if layer.is_identity():
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
-        relu = _following_relu(net, node)
+        relu = _following_relu(net, node, targets)
         module = _fast_module(net, node, layer, precision, relu is not None)
         if module is None or relu is None:
             steps.append(Step(module or own_copy(layer), bottoms, node.tops))
         else:
             fused.add(relu.name)
             steps.append(Step(module, bottoms, relu.tops))
-    # An output that is the alias of another value gets a step that copies the reference.
-    outputs = map(net.graph.value, net.outputs)
-    return [*steps, *(Step(_Identity(), (alias[value],), (value,)) for value in outputs if value in alias)]
+    # A wanted value that is the alias of another one gets a step that copies the reference.
+    copied = [value for value in map(net.graph.value, wanted) if value in alias]
+    return [*steps, *(Step(_Identity(), (alias[value],), (value,)) for value in copied)]
+
+
+def after_large_dense(net: CaffeNet, wanted: tuple[str, ...]) -> set[str]:
+    """Return the names of the large dense layers, and of all layers that depend on one."""
+    found: set[str] = set()
+    made: set[Value] = set()
+    for node, layer in net.steps(wanted):
+        if is_large_dense(layer) or made.intersection(node.bottoms):
+            found.add(node.name)
+            made.update(node.tops)
+    return found
 
 
 def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
@@ -78,9 +95,9 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
     return None
 
 
-def _following_relu(net: CaffeNet, node: Node) -> Node | None:
+def _following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
     """Return the plain ReLU (no negative slope, no limit) that is the only reader of a layer's only top, or None."""
-    if len(node.tops) != 1 or node.tops[0] in map(net.graph.value, net.outputs):
+    if len(node.tops) != 1 or node.tops[0] in kept:
         return None
     readers = net.graph.consumers(node.tops[0])
     if len(readers) != 1 or readers[0].type != "ReLU" or not net.layer(readers[0].name).is_plain:

@@ -1,0 +1,152 @@
+"""ONNX Runtime and OpenVINO: an ONNX model made in memory becomes a function from arrays to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from ..errors import IlgnetError
+from ..export.onnx_file import onnx_bytes, write_onnx
+from ..export.onnx_graph import OnnxModel
+
+# Each engine and the extra that installs it.
+EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}
+Arrays = Mapping[str, np.ndarray]
+Dims = tuple[int | str, ...]  # a symbol stands for any length, the same wherever it is used
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledModel:
+    """A model in an engine: the dims of its inputs, its outputs, and the function that runs it."""
+
+    inputs: Mapping[str, Dims]
+    outputs: tuple[str, ...]
+    run: Callable[[Arrays], list[np.ndarray]]
+
+
+def is_installed(engine: str) -> bool:
+    """Return whether an engine can be imported."""
+    return find_spec(engine) is not None
+
+
+def engine_version(engine: str) -> str:
+    """Return the version of an engine's package; empty where its metadata are missing."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return ""
+
+
+def compile_model(engine: str, model: OnnxModel, threads: int) -> CompiledModel:
+    """Compile a model.  Raises IlgnetError where the engine is not installed or does not take the model."""
+    if not is_installed(engine):
+        raise IlgnetError(
+            f"engine={engine!r}: it is not installed; pip install 'ilgnet_repro[{EXTRAS[engine]}]'",
+            option="engine",
+        )
+    opened = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}[engine]
+    inputs = {
+        entry.name: tuple(dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim)
+        for entry in model.skeleton.graph.input
+    }
+    outputs = tuple(entry.name for entry in model.skeleton.graph.output)
+    with _explained(engine, "open"), _as_file(model) as source:
+        run = opened(source, threads, outputs)
+
+    def checked(arrays: Arrays) -> list[np.ndarray]:
+        with _explained(engine, "run"):
+            return run(arrays)
+
+    return CompiledModel(inputs, outputs, checked)
+
+
+@contextmanager
+def _explained(engine: str, what: str) -> Iterator[None]:
+    """Turn an engine's own exceptions, which share no base class, into one line."""
+    try:
+        yield
+    except IlgnetError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise IlgnetError(
+            f"{engine} cannot {what} the net ({reason}); use another engine", option="engine"
+        ) from error
+
+
+@contextmanager
+def _as_file(model: OnnxModel) -> Iterator[bytes | str]:
+    """Yield the bytes of a model; past 2 GB, which no protobuf message holds, the path of temporary files."""
+    whole = onnx_bytes(model)
+    if whole is not None:
+        yield whole
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        write_onnx(path, model)
+        yield str(path)
+
+
+def _open_onnxruntime(
+    source: bytes | str, threads: int, outputs: tuple[str, ...]
+) -> Callable[[Arrays], list[np.ndarray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Its threads do not wait in a loop between calls: they would take the cores from torch's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = list(outputs)
+
+    def run(arrays: Arrays) -> list[np.ndarray]:
+        found: list[np.ndarray] = session.run(names, arrays)
+        return found
+
+    return run
+
+
+def _open_openvino(
+    source: bytes | str, threads: int, outputs: tuple[str, ...]
+) -> Callable[[Arrays], list[np.ndarray]]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # activations of compressed layers stay float32
+        "ENABLE_CPU_PINNING": False,  # the cores belong to the caller
+    }
+    compiled = core.compile_model(core.read_model(source), "CPU", settings)
+    request = compiled.create_infer_request()
+    places = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
+    lock = Lock()  # a request computes one batch at a time
+
+    def run(arrays: Arrays) -> list[np.ndarray]:
+        with lock:
+            for name, array in arrays.items():
+                request.set_input_tensor(places[name], openvino.Tensor(array, shared_memory=True))
+            request.infer()
+            return [request.get_output_tensor(index).data.copy() for index in range(len(outputs))]
+
+    return run
+
+
+def as_float32(value: Any) -> np.ndarray:
+    """Return a tensor as a contiguous float32 array that the engines may read."""
+    array: np.ndarray = value.detach().contiguous().numpy()
+    return array

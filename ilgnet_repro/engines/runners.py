@@ -1,0 +1,251 @@
+"""What computes some blobs of a net: steps that torch runs, or an engine with torch's dense layers after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..caffe.graph import Value
+from ..export.onnx_graph import plan_onnx
+from ..layers.lrn import lrn_as_convolution
+from ..layers.support.base import OnnxGraph, Shape
+from ..process import huge_pages
+from ..runtime.net import CaffeNet, float_arrays
+from ..runtime.quantize import WEIGHT, attach_quantized, output_axis, quantize_rows, quantized_blob
+from ..runtime.rebuild import rebuild
+from .onnx_engines import Arrays, CompiledModel, Dims, as_float32, compile_model
+from .torch_compiled import compile_steps
+from .torch_layers import Dense, is_large_dense
+from .torch_steps import Step, after_large_dense, folded, plan_steps, run_steps, split_per_image
+
+TORCH = "torch"
+# The engine that multiplies int8 weights with float32 activations itself; the others leave dense layers to torch.
+MULTIPLIES_INT8 = "openvino"
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a fast net computes: by which engine, in which precision of large dense weights, on how many threads."""
+
+    engine: str
+    precision: str
+    threads: int
+    compile: bool = False
+
+
+class Runner(Protocol):
+    """Computes some blobs from inputs by name, all float32 on the CPU."""
+
+    modules: list[nn.Module]
+    compile_seconds: float
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        """Return whether it takes inputs of these shapes."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the blobs."""
+
+
+def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> Runner:
+    """Return what computes some blobs of a net.  Raises IlgnetError where the engine cannot."""
+    with huge_pages(), torch.no_grad():
+        if settings.engine == TORCH:
+            return TorchRunner(net, wanted, settings, log)
+        return EngineRunner(net, wanted, settings)
+
+
+def slice_size() -> int:
+    """Return how many images the trunk computes at a time: two per thread fit the caches and keep it busy."""
+    return 2 * torch.get_num_threads()
+
+
+class TorchRunner:
+    """Steps of torch: layers that process each image separately run on a few images at a time.
+
+    So their blobs stay in the processor's caches; dense layers run on the whole batch.
+    """
+
+    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> None:
+        self.wanted, self.threads, self.compile_seconds = wanted, settings.threads, 0.0
+        planned = _folded_for(net, wanted)
+        needed = net.inputs_for(wanted)
+        shapes = {name: net.shapes[name] for name in needed}
+        # Values of the folded net: folding changes which layer writes a blob.
+        self._fed = {name: planned.graph.input_value(name) for name in needed}
+        self._values = {name: planned.graph.value(name) for name in wanted}
+        steps = plan_steps(planned, wanted, settings.precision)
+        self._trunk, self._heads = split_per_image(steps, self._fed.values())
+        self._trunk_tops = {value for step in self._heads for value in step.bottoms}.union(
+            self._values.values()
+        )
+        if settings.compile:
+            with threads_of_torch(self.threads):
+                self._trunk, self.compile_seconds = compile_steps(
+                    self._trunk, self._trunk_tops, log, lambda trunk: self._warm(trunk, shapes)
+                )
+        self.modules: list[nn.Module] = [step.module for step in (*self._trunk, *self._heads)]
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        return True
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode(), threads_of_torch(self.threads):
+            values = {fed: _channels_last(inputs[name]) for name, fed in self._fed.items()}
+            values = run_steps(self._heads, self._in_slices(values), set(self._values.values()))
+            return {name: values[value].contiguous() for name, value in self._values.items()}
+
+    def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
+        """Run the trunk on a few images at a time."""
+        counts = {tensor.shape[:1] for tensor in values.values()}
+        size = slice_size()
+        if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
+            return run_steps(self._trunk, values, self._trunk_tops)
+        pieces = [tensor.split(size) for tensor in values.values()]
+        parts = [
+            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._trunk_tops)
+            for piece in zip(*pieces, strict=True)
+        ]
+        return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
+
+    def _warm(self, trunk: Sequence[Step], shapes: Mapping[str, Shape]) -> None:
+        """Run a trunk once for each slice size, so that torch compiles it for them."""
+        for count in {1, slice_size()}:
+            values = {
+                fed: _channels_last(torch.zeros(count, *shapes[name][1:])) for name, fed in self._fed.items()
+            }
+            with torch.inference_mode():
+                run_steps(trunk, values, self._trunk_tops)
+
+
+class EngineRunner:
+    """ONNX Runtime or OpenVINO; large dense layers in fewer bits, and what follows them, by torch or by OpenVINO.
+
+    ONNX Runtime widens small weights before it multiplies, so it gains nothing by them.
+    """
+
+    compile_seconds = 0.0
+
+    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings) -> None:
+        self.wanted, self.threads = wanted, settings.threads
+        self._heads: list[Step] = []
+        self._rows: dict[str, Value] = {}
+        outputs = wanted
+        if settings.precision == "int8" and settings.engine == MULTIPLIES_INT8:
+            net = _with_int8(net, wanted)
+        elif settings.precision != "float32":
+            net = _folded_for(net, wanted)
+            later = after_large_dense(net, wanted)
+            self._heads = plan_steps(net, wanted, settings.precision, later)
+            made = {top for step in self._heads for top in step.tops}
+            read = {value for step in self._heads for value in step.bottoms if value not in made}
+            self._rows = {net.graph.names[value]: value for value in read}
+            names = [name for name in wanted if net.graph.value(name) not in made]
+            outputs = tuple(dict.fromkeys([*names, *self._rows]))
+        self._values = {name: net.graph.value(name) for name in wanted}
+        self._given = tuple(name for name in net.inputs_for(wanted) if name in outputs)
+        outputs = tuple(name for name in outputs if name not in self._given)
+        self._model = self._compile(net, outputs, settings) if outputs else None
+        self._inputs = net.inputs_for(wanted)
+        self.modules: list[nn.Module] = [step.module for step in self._heads]
+
+    @staticmethod
+    def _compile(net: CaffeNet, outputs: tuple[str, ...], settings: Settings) -> CompiledModel:
+        model = plan_onnx(net, outputs=outputs, expanded=_EXPANDED[settings.engine])
+        return compile_model(settings.engine, model, settings.threads)
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        return self._model is None or fits(self._model.inputs, shapes)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {name: inputs[name] for name in self._given}
+        if self._model is not None:
+            arrays: Arrays = {name: as_float32(inputs[name]) for name in self._model.inputs}
+            results = self._model.run(arrays)
+            found.update(zip(self._model.outputs, map(torch.from_numpy, results), strict=True))
+        if not self._heads:
+            return found
+        with torch.inference_mode(), threads_of_torch(self.threads):
+            given = {value: found[name] for name, value in self._rows.items()}
+            values = run_steps(self._heads, given, set(self._values.values()))
+            made = {name: values[value] for name, value in self._values.items() if value in values}
+            return {name: made[name].contiguous() if name in made else found[name] for name in self.wanted}
+
+
+def _lrn_with_k(graph: OnnxGraph, x: str, *, bias: float, **attributes: Any) -> str:
+    """Add an LRN node where k is 1, and a convolution where OpenVINO 2026.4 computes another number."""
+    if bias == 1:
+        return graph.nodes("LRN", [x], 1, bias=bias, **attributes)[0]
+    return lrn_as_convolution(graph, x, bias=bias, **attributes)
+
+
+# Operators that an engine computes slowly or wrongly.  ONNX Runtime's LRN takes half of GoogLeNet's time, as a
+# convolution it takes a tenth; OpenVINO's is as fast as the convolution.
+_EXPANDED: dict[str, dict[str, Callable[..., str]]] = {
+    "onnxruntime": {"LRN": lrn_as_convolution},
+    "openvino": {"LRN": _lrn_with_k},
+}
+
+
+def fits(stated: Mapping[str, Dims], shapes: Mapping[str, Shape]) -> bool:
+    """Return whether shapes fit the dims of a model; one symbol stands for one length."""
+    lengths: dict[int | str, int] = {}
+    for name, dims in stated.items():
+        shape = shapes[name]
+        if len(dims) != len(shape):
+            return False
+        for dim, length in zip(dims, shape, strict=True):
+            if (lengths.setdefault(dim, length) if isinstance(dim, str) else dim) != length:
+                return False
+    return True
+
+
+@contextmanager
+def threads_of_torch(threads: int) -> Iterator[None]:
+    """Let torch use this many threads within the block."""
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def net_at(net: CaffeNet, shapes: Mapping[str, Shape]) -> CaffeNet:
+    """Return a net with the same weights for inputs of other shapes."""
+    return rebuild(net, net.plan.at(shapes), float_arrays(net))
+
+
+def _folded_for(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
+    """Return the folded net, or, where blobs are wanted that folding changes, the net itself."""
+    return folded(net) if set(wanted) <= set(net.outputs) else net
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
+def _with_int8(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
+    """Return a net whose large dense weights are int8, with errors diffused over the plane that each reads."""
+    large = [(node, layer) for node, layer in net.steps(wanted) if is_large_dense(layer)]
+    made = rebuild(net, net.plan, float_arrays(net)) if large else net
+    for node, layer in large:
+        stored = quantized_blob(layer, WEIGHT)
+        if stored is None or stored.scale is None:
+            transposed = output_axis(node.layer) == 1
+            weight = layer.blob(WEIGHT).detach()
+            bottom = net.plan.value_shapes[node.bottoms[0]]
+            plane = Dense.plane_of(layer, bottom)
+            stored = quantize_rows(weight.t().contiguous() if transposed else weight, "int8", plane)
+            if transposed:
+                stored = type(stored)(stored.values.t().contiguous(), stored.scale, 1)
+        attach_quantized(made.layer(node.name), stored)
+    return made

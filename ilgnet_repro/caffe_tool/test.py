@@ -71,6 +71,10 @@ def caffe_test(
     loss = np.float32(0)
     log("caffe.cpp:281", f"Running for {iterations} iterations.")
     wants_debug = net.graph.text.debug_info  # the net's own; a solver states it for its nets
+    if wants_debug and fast is not None:
+        raise GraphError(
+            f"net {net.graph.name!r} states debug_info, which the exact net prints; remove it, or omit the engine"
+        )
     debug = DebugInfo(net, lambda topic, text: log(LOCATIONS[topic], text)) if wants_debug else None
     for number, batch in enumerate(feed.batches(iterations)):
         with torch.inference_mode(), as_loaded(net):

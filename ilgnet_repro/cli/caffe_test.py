@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import json_text
 from ._console import say
-from ._options import COUNT, LEVEL, add_allow_missing, add_engine_option, add_ignore_field, check_exist, say_notes
+from ._options import (
+    COUNT,
+    LEVEL,
+    add_allow_missing,
+    add_engine_option,
+    add_ignore_field,
+    check_exist,
+    say_notes,
+)
 from ._parser import CommandParser
 
 if TYPE_CHECKING:

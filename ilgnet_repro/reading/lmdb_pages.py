@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, overload
@@ -280,10 +280,17 @@ class PageFile:
 
     def check_overflow(self, place: Place, header: bytes = b"") -> None:
         """Raise DataError unless a large value is where its row says; ``header`` is that of its page, if read."""
-        expected = place.start // self.page_size
-        number, _, flags, pages = _OVERFLOW.unpack_from(header or self.read(place.start - 16, 16))
-        if number != expected or flags & _KINDS != _OVERFLOWS or pages * self.page_size < 16 + place.size:
-            raise self.damaged(f"page {expected} does not hold a value of {place.size:,} bytes")
+        self.check_overflows([place], header[:16] or self.read(place.start - 16, 16))
+
+    def check_overflows(self, places: Sequence[Place], headers: bytes) -> None:
+        """Check the headers of several large values, 16 bytes each, as `check_overflow`."""
+        for place, (number, _, flags, pages) in zip(places, _OVERFLOW.iter_unpack(headers), strict=True):
+            expected = place.start // self.page_size
+            if number != expected or flags & _KINDS != _OVERFLOWS or pages * self.page_size < 16 + place.size:
+                raise self._not_overflow(expected, place)
+
+    def _not_overflow(self, page: int, place: Place) -> DataError:
+        return self.damaged(f"page {page} does not hold a value of {place.size:,} bytes")
 
     def value(self, place: Place) -> bytes:
         """The bytes of a row's value."""

@@ -40,6 +40,13 @@ class Row(NamedTuple):
         return datum_image(datum, key_text(self.key), colour), datum.label
 
 
+class RowBlock(NamedTuple):
+    """The keys of consecutive rows, and where their values are."""
+
+    keys: list[bytes]
+    places: list[Place]
+
+
 def row_key(number: int, path: str) -> bytes:
     """The key of row ``number`` of a list in convert_imageset: ``%08d_path``."""
     return b"%08d_" % number + os.fsencode(path)
@@ -124,6 +131,47 @@ class LmdbReader:
     def __iter__(self) -> Iterator[Row]:
         for key, value in self._file.rows():
             yield Row(key, value)
+
+    def blocks(self, rows: int, size: int) -> Iterator[RowBlock]:
+        """Every row in key order, in blocks of at most so many rows and bytes whose values are evenly spaced in the file."""
+        keys: list[bytes] = []
+        places: list[Place] = []
+        spacing = 0  # of the values of a block; 0 where it has one row
+        for key, place in self._file.places():
+            if places:
+                last, step = places[-1], place.start - places[-1].start
+                follows = place.size == last.size and place.is_large == last.is_large and step > 0
+                most = min(rows, size // max(step, 1))
+                if (
+                    not follows
+                    or len(places) >= most
+                    or step != (spacing or step)
+                    or step > 2 * place.size + 4096
+                ):
+                    yield RowBlock(keys, places)
+                    keys, places, step = [], [], 0
+                spacing = step
+            keys.append(key)
+            places.append(place)
+        if places:
+            yield RowBlock(keys, places)
+
+    def rows_of(self, block: RowBlock) -> list[Row]:
+        """The rows of a block."""
+        pairs = zip(block.keys, block.places, strict=True)
+        return [Row(key, self._file.value(place)) for key, place in pairs]
+
+    def stacked(self, block: RowBlock) -> np.ndarray | None:
+        """The values of a block of large ones, rows × bytes, by one read; None for any other block."""
+        first, count = block.places[0], len(block.places)
+        if count == 1 or not first.is_large:
+            return None
+        spacing = block.places[1].start - first.start
+        data = self._file.read(first.start - 16, (count - 1) * spacing + 16 + first.size)
+        shape, steps = (count, 16 + first.size), (spacing, 1)
+        stack = np.lib.stride_tricks.as_strided(np.frombuffer(data, np.uint8), shape, steps, writeable=False)
+        self._file.check_overflows(block.places, stack[:, :16].tobytes())
+        return stack[:, 16:]
 
     def headers(self) -> Iterator[tuple[bytes, DatumHeader]]:
         """Every key with its row's header; the images are not read from disk."""

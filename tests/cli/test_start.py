@@ -82,8 +82,8 @@ def test_every_way_to_start(words, status, shown, capsys) -> None:
     assert shown in streams.out + streams.err
 
 
-# The command's own name: a word by itself, and the folder's variable; no file, net or list is named so.
-OWN_NAME = re.compile(r"\bilgnet\b(?![.\w-])|\bILGNET_HOME\b")
+# The command's own name: a word by itself, and its variables; no file, net or list is named so.
+OWN_NAME = re.compile(r"\bilgnet\b(?![.\w-])|\bILGNET_(?:HOME|THREADS)\b")
 STUDY_NAME = re.compile(r"\bAVA[12]?\b|(?i:ilgnet)(?!_repro|Error)")
 
 

@@ -18,8 +18,8 @@ from golden_cases import (
     read_case,
     tolerance,
 )
-from ilgnet_repro.runtime.fast import fast
 
+from ilgnet_repro.engines.fast import fast
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.source_writer import build_source
@@ -118,7 +118,7 @@ def test_fast_and_folded(case: Case, tmp_path) -> None:
     result = fold(net, pb.NetParameter(name=net.graph.name), arrays)
     folded = CaffeNet(result.graph, result.arrays)
     inputs = {name: torch.from_numpy(value) for name, value in case.inputs.items()}
-    for form, made in (("fast", fast(net)), ("folded", folded)):
+    for form, made in (("fast", fast(net, engine="torch")), ("folded", folded)):
         with torch.inference_mode():
             found = made(inputs)
         for blob, expected in case.outputs.items():

@@ -110,12 +110,11 @@ class ImageList:
 
     def notes(self) -> list[str]:
         """What users should know about the rows, one line each: how many have no label, and which is taken."""
-        found = _UNLABELLED.search(self._text)
-        if found is None or not len(self) or not self._is_text():
+        if (found := self._unlabelled()) is None:
             return []
-        line = int(np.searchsorted(self._starts, found.end(), side="right")) - 1
+        line, end = found
         first = self[line if self._order is None else int(np.flatnonzero(self._order == line)[0])]
-        count = 1 + sum(1 for _ in _UNLABELLED.finditer(self._text, found.end()))
+        count = 1 + sum(1 for _ in _UNLABELLED.finditer(self._text, end))
         why = f"the number that its name starts with, {first.label}" if first.label else "0"
         return [
             f"{self.path}: {count:,} rows have no label, the first in line {line + 1} ({first.path}); "
@@ -124,8 +123,19 @@ class ImageList:
 
     def check_labels(self) -> None:
         """Raise DataError if a row has no label."""
-        for note in self.notes():
-            raise DataError(f"{note.partition(';')[0]}; write `path label`")
+        if found := self._unlabelled():
+            line = found[0]
+            text = self._text[int(self._starts[line]) : int(self._starts[line + 1]) - 1].rstrip()
+            raise DataError(
+                f"{self.path}:{line + 1}: {os.fsdecode(text)[:80]!r} is not a row; write `path label`"
+            )
+
+    def _unlabelled(self) -> tuple[int, int] | None:
+        """The first line without a label, and where it ends; None if there is none."""
+        found = _UNLABELLED.search(self._text)
+        if found is None or not len(self) or not self._is_text():
+            return None
+        return int(np.searchsorted(self._starts, found.end(), side="right")) - 1, found.end()
 
     def _wrong(self, message: str) -> IlgnetError:
         return naming_kind(DataError(message), self.path, "an image list")

@@ -132,7 +132,7 @@ def test_rows_without_a_label_are_said(text, note, seed, tmp_path):
     if note is None:
         images.check_labels()
     else:
-        with pytest.raises(DataError, match=r"rows have no label, .*; write `path label`$"):
+        with pytest.raises(DataError, match=r"list.txt:[12]: '.*' is not a row; write `path label`$"):
             images.check_labels()
 
 

@@ -86,20 +86,32 @@ def export(
     }
     is_open = any(isinstance(dim, str) for name in names for dim in dims[name])
     remedy, option = _remedy(dynamic_size, open_batch, net)
-    watch = GuardWatch(net, other_shapes(net, dims) if is_open else (), remedy, option)
-    try:
+    others = other_shapes(net, dims) if is_open else []
+    watch = GuardWatch(net, others, remedy, option)
+
+    def trace(dynamic_shapes: dict[str, dict[int, Any]]) -> torch.export.ExportedProgram:
         # On failure torch prints the whole graph; the reason is in the exception.
         with (
             torch.no_grad(), as_loaded(net), contextlib.redirect_stderr(io.StringIO()),
             environment("TORCHINDUCTOR_CACHE_DIR"), watch.watching(),
         ):  # fmt: skip
-            program = torch.export.export(
-                _ByName(net, names, watch), (), inputs, dynamic_shapes=_dynamic_shapes(net, dims, names)
-            )
+            return torch.export.export(_ByName(net, names, watch), (), inputs, dynamic_shapes=dynamic_shapes)
+
+    try:
+        try:
+            program = trace(_dynamic_shapes(net, dims, names))
+        except Exception as error:
+            if watch.layer is not None or not others or isinstance(error, FixedLengthError):
+                raise
+            # torch cannot prove for all lengths of a named Dim what holds for those that were tried.
+            watch = GuardWatch(net, others, remedy, option)
+            program = trace(_unnamed_shapes(dims, names))
     except FixedLengthError:
         raise
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
         reason = _reason(error)
+        if "onstraints violated" in reason:
+            reason = "it fixes a length that should stay open"
         if watch.layer is not None:
             raise watch.layer.error(
                 f"torch.export cannot trace it ({reason}); {remedy}", option=option
@@ -177,6 +189,16 @@ def _dynamic_shapes(net: CaffeNet, dims: Dims, names: Mapping[str, str]) -> dict
             if isinstance(dim, str)
         }
         for name in names
+    }
+
+
+def _unnamed_shapes(dims: Dims, names: Mapping[str, str]) -> dict[str, dict[int, Any]]:
+    """Return torch's description of the open axes, each by itself and without bounds."""
+    return {
+        argument: {
+            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(dims[name]) if isinstance(dim, str)
+        }
+        for name, argument in names.items()
     }
 
 

@@ -115,7 +115,11 @@ class Slice(_AlongAxis):
         if len(self.node.tops) == 1:
             return [x]
         if self.points:
-            return [f"{x}.tensor_split({self.points}, dim={self.dim})"]
+            edges: list[int | None] = [0, *self.points, None]
+            before = ":, " * self.dim
+            return [
+                f"{x}[{before}{start or ''}:{'' if end is None else end}]" for start, end in pairwise(edges)
+            ]
         return [f"{x}.chunk({len(self.node.tops)}, dim={self.dim})"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -66,10 +67,10 @@ CONSUMERS = {
     "openvino": Consumer("OpenVINO", "openvino", ("openvino",)),
     "cv4": Consumer(
         "OpenCV 4", "opencv", ("opencv-python-headless<5",),
-        note="its importer lacks operators (And, GatherND, NonMaxSuppression, Scan); MaxUnpool-like scattering crashes it; "
-        "`--verify opencv` refuses each of these",
+        note="its limits: no And, GatherND, NonMaxSuppression or Scan (SSD, LSTM), a crash on scattered values, sums "
+        "over several axes lose the batch; `--verify opencv` refuses each of these",
     ),
-    "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",)),
+    "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",), note="its limit: no Scan (LSTM)"),
     "reference": Consumer(
         "the onnx package's reference implementation", "reference", (), zoo=(),
         note="in NumPy, the small nets only; its LRN is not that of the standard: `--fast-lrn` avoids it",
@@ -79,22 +80,25 @@ CONSUMERS = {
     "dynamic": Consumer(
         "ONNX Runtime's dynamic quantization", "dynamic",
         ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
-        allowed=0.25, note="eight bits round; random weights are the worst case",
+        allowed=0.25, note="its eight bits: other detections of the SSD",
     ),
     "static": Consumer(
         "ONNX Runtime's static quantization", "static",
         ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
-        allowed=0.25, note="eight bits round; calibrated on the one input that is measured",
+        allowed=0.25, note="its eight bits: other maxima in the pooling whose mask SegNet reads",
     ),
     "float16": Consumer(
         "onnxconverter-common's float16", "float16",
         ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
-        allowed=2e-2, note="ten bits round; `--precision float16` keeps float32 where that matters",
+        allowed=2e-2, note="its limit: Cast nodes to float32 (SSD, SegNet); `--precision float16` writes such files",
     ),
     "onnx2torch": Consumer(
         "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), zoo=FEW, needs_torch=True,
     ),
-    "pnnx": Consumer("pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW, note="ncnn has no batch axis"),
+    "pnnx": Consumer(
+        "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW,
+        note="their limits: no batch axis, no scattering, no reduction of all axes",
+    ),
     "onnx2tf": Consumer("onnx2tf, then LiteRT (TensorFlow Lite)", "tflite", ("onnx2tf",), zoo=FEW),
     "coreml": Consumer(
         "coremltools, from the torch source", "coremltools", ("coremltools",), zoo=FEW, needs_torch=True,
@@ -276,7 +280,8 @@ def report(rows: Sequence[tuple[str, str, list[str]]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a consumer's message as text that is no markup."""
+    """Return a consumer's message as text that is no markup, without its temporary files."""
+    text = re.sub(r"(\\x1b|\x1b)\[[0-9;]*m|/tmp/\S+/", "", text)
     return "".join(f"\\{char}" if char in "<>[]_`|" else char for char in text)
 
 

@@ -166,3 +166,22 @@ def test_without_openvino_one_line_says_what_to_install(folder, monkeypatch) -> 
         "OpenVINO is not installed, so its files cannot be written; pip install 'ilgnet_repro[openvino]'"
     )
     assert sorted(folder.iterdir()) == before
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def test_the_page_has_a_row_for_each_consumer_that_was_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "consumers.md").read_text()
+    table = page.partition("<!-- consumers:start -->")[2].partition("<!-- consumers:end -->")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 8
+    for name in (
+        "ONNX Runtime, the oldest",
+        "ONNX Runtime, the newest",
+        "OpenVINO",
+        "OpenCV 4",
+        "OpenCV 5",
+        "onnxsim",
+    ):
+        assert [row[0].startswith(f"| {name}") for row in rows].count(True) == 1, name

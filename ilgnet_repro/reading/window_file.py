@@ -93,7 +93,7 @@ def _windows(
         bad = np.flatnonzero(~is_whole.all(1) | ~np.isfinite(table).all(1))
         if len(bad):
             raise DataError(
-                f"{where}: window {start + int(bad[0])}: class and corners must be whole numbers; "
+                f"{where}: window {start + int(bad[0])}: class and corners must be integers; "
                 "write class, overlap, x1, y1, x2, y2"
             )
         overlaps = table[:, 1].astype(np.float32)

@@ -234,9 +234,9 @@ WRONG_FILES = {
     "short": ("# 0\n0.png\n3 31 24 2\n1 0.5 0 0 3 3\n1 0.5", "image 0: the file ends at window 1 of 2; fetch it again"),
     "huge": ("# 0\n0.png\n3 31 24 999999999999\n1 0.5 0 0 3 3", "image 0: the file ends at window 1 of 999999999999; "),
     "words": ("# 0\n0.png\n3 31 24 1\n1 half 0 0 3 3", "image 0: windows 0 to 0 are not all numbers ("),
-    "fractions": ("# 0\n0.png\n3 31 24 1\n1 0.5 0 0.5 3 3", "image 0: window 0: class and corners must be whole numbers; "),
-    "beyond int": ("# 0\n0.png\n3 31 24 1\n1 0.5 0 0 1e20 3", "image 0: window 0: class and corners must be whole numbers; "),
-    "infinite": ("# 0\n0.png\n3 31 24 1\n1 inf 0 0 3 3", "image 0: window 0: class and corners must be whole numbers; "),
+    "fractions": ("# 0\n0.png\n3 31 24 1\n1 0.5 0 0.5 3 3", "image 0: window 0: class and corners must be integers; "),
+    "beyond int": ("# 0\n0.png\n3 31 24 1\n1 0.5 0 0 1e20 3", "image 0: window 0: class and corners must be integers; "),
+    "infinite": ("# 0\n0.png\n3 31 24 1\n1 inf 0 0 3 3", "image 0: window 0: class and corners must be integers; "),
     "class 0": (
         "# 0\n0.png\n3 31 24 1\n0 0.9 0 0 3 3",
         "image 0: window 0: is foreground (overlap 0.9) of class 0; classes of objects are over 0",

@@ -250,7 +250,7 @@ def _warm_up(settings: Settings, stated: str) -> WarmUp | None:
 
 
 def _warm_up_solver(solver: pb.SolverParameter, warm_up: WarmUp) -> pb.SolverParameter:
-    """The solver of the warm-up alone; the run goes on from its last snapshot."""
+    """The solver of the warm-up alone; the run continues from its last snapshot."""
     text = pb.SolverParameter()
     text.CopyFrom(solver)
     for name in ("stepsize", "stepvalue", "snapshot_after_train"):

@@ -43,7 +43,7 @@ def weights(file: str) -> dict[str, list[np.ndarray]]:
     }
 
 
-def same(mine: dict[str, list[np.ndarray]], theirs: dict[str, list[np.ndarray]]) -> bool:
+def equal_weights(mine: dict[str, list[np.ndarray]], theirs: dict[str, list[np.ndarray]]) -> bool:
     return all(np.array_equal(a, b) for name in LAYERS for a, b in zip(mine[name], theirs[name], strict=True))
 
 
@@ -65,7 +65,7 @@ def test_layers_freeze_and_learn_faster_as_the_prototxts_say(here, capsys):
     assert [layer.name for layer in net.layer].count("data") == 2  # both phases
     Path("run_iter_3.caffemodel").rename("mine.caffemodel")
     assert main(["caffe", "train", "-solver", "out/recipe_solver.prototxt"]) == 0
-    assert same(weights("mine.caffemodel"), weights("run_iter_3.caffemodel"))
+    assert equal_weights(weights("mine.caffemodel"), weights("run_iter_3.caffemodel"))
 
 
 def test_factors_multiply_what_the_net_states(here):
@@ -109,7 +109,7 @@ def test_a_warm_up_is_two_solvers_in_caffe(here, capsys):
     assert main(["caffe", "train", "-solver", "out/recipe_warm_up.prototxt"]) == 0
     state = "run_iter_4.solverstate"
     assert main(["caffe", "train", "-solver", "out/recipe_solver.prototxt", "-snapshot", state]) == 0
-    assert same(weights("mine.caffemodel"), weights("run_iter_8.caffemodel"))
+    assert equal_weights(weights("mine.caffemodel"), weights("run_iter_8.caffemodel"))
 
 
 WRONG = {

@@ -124,12 +124,19 @@ class FileNet:
         )
 
     def __call__(
-        self, given: Any = None, *, blobs: Iterable[str] | None = None, **inputs: Any
+        self, given: Any = None, *more: Any, blobs: Iterable[str] | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
         """Run the file and return its outputs, or the requested ones.
 
+        Inputs are given by name, or several by position, in the order of ``inputs``.
         Raises IlgnetError for an input that is missing, unknown, or not accepted by the engine.
         """
+        if more:
+            if len(more) >= len(self.inputs):
+                raise GraphError(
+                    f"{self.name}: {1 + len(more)} inputs by position; it takes {len(self.inputs)} ({names(self.inputs)})"
+                )
+            given = dict(zip(self.inputs, (given, *more), strict=False))
         if torch.compiler.is_exporting():
             raise GraphError(
                 f"{self.name}: a net that {self.form} runs cannot be exported; save the Caffe net"

@@ -152,3 +152,14 @@ def test_states_that_are_none_are_refused(text, message, tmp_path) -> None:
         ir.save(net_of(text), tmp_path / "net.onnx", states=True)
     assert str(error.value) == message
     assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_a_file_are_given_by_position_too(tmp_path) -> None:
+    case, net = read_case("RNN-basic"), recorded("RNN-basic", tmp_path, steps=4)
+    ir.save(net, tmp_path / "net.onnx")
+    run = ir.load(tmp_path / "net.onnx")
+    x, cont = (torch.from_numpy(case.inputs[name]) for name in ("x", "cont"))
+    for found in (run(x, cont), run(x=x, cont=cont), run({"x": x, "cont": cont})):
+        np.testing.assert_allclose(np.asarray(found["o"]), case.outputs["o"], **tolerance("RNN-basic"))
+    with pytest.raises(IlgnetError, match=r"3 inputs by position; it takes 2 \('x', 'cont'\)"):
+        run(x, cont, x)

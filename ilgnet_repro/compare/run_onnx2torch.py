@@ -80,7 +80,8 @@ def main(model: str, inputs: str, outputs: str) -> None:
             renamed[str(name)]: torch.from_numpy(file[f"value_{i}"]) for i, name in enumerate(file["names"])
         }
         wanted = [renamed.get(str(name), "") for name in file["wanted"]]
-    module = convert(loaded, attach_onnx_mapping=True)
+    # BatchNormalization of opset 13 follows the mode of the module.
+    module = convert(loaded, attach_onnx_mapping=True).eval()
     watch = _Watch(module, set(wanted))
     with torch.no_grad():
         watch.run(*(given[name] for name in names))

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import IlgnetError
 from ..export.onnx_file import onnx_bytes, write_onnx
@@ -59,29 +59,26 @@ def compile_model(engine: str, model: OnnxModel, threads: int) -> CompiledModel:
         for entry in model.skeleton.graph.input
     }
     outputs = tuple(entry.name for entry in model.skeleton.graph.output)
-    with _explained(engine, "open"), _as_file(model) as source:
-        run = opened(source, threads, outputs)
+    with _as_file(model) as source:
+        try:
+            run = opened(source, threads, outputs)
+        except Exception as error:  # the engines' own share no base class
+            raise _explanation(engine, "open", error) from error
 
     def checked(arrays: Arrays) -> list[np.ndarray]:
-        with _explained(engine, "run"):
+        try:
             return run(arrays)
+        except Exception as error:  # the engines' own share no base class
+            raise _explanation(engine, "run", error) from error
 
     return CompiledModel(inputs, outputs, checked)
 
 
-@contextmanager
-def _explained(engine: str, what: str) -> Iterator[None]:
-    """Turn an engine's own exceptions, which share no base class, into one line."""
-    try:
-        yield
-    except IlgnetError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise IlgnetError(
-            f"{engine} cannot {what} the net ({reason}); use another engine", option="engine"
-        ) from error
+def _explanation(engine: str, what: str, error: Exception) -> IlgnetError:
+    """Return an engine's own error as one line."""
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    return IlgnetError(f"{engine} cannot {what} the net ({reason}); use another engine", option="engine")
 
 
 @contextmanager
@@ -146,7 +143,9 @@ def _open_openvino(
     return run
 
 
-def as_float32(value: Any) -> np.ndarray:
-    """Return a tensor as a contiguous float32 array that the engines may read."""
-    array: np.ndarray = value.detach().contiguous().numpy()
+def as_float32(value: Tensor) -> np.ndarray:
+    """Return a float32 tensor as a contiguous array that the engines may read."""
+    if value.requires_grad:
+        value = value.detach()
+    array: np.ndarray = (value if value.is_contiguous() else value.contiguous()).numpy()
     return array

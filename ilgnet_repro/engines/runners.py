@@ -163,13 +163,14 @@ class EngineRunner:
         return self._model is None or fits(self._model.inputs, shapes)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {name: inputs[name] for name in self._given}
+        found: dict[str, Tensor] = {}
         if self._model is not None:
             arrays: Arrays = {name: as_float32(inputs[name]) for name in self._model.inputs}
-            results = self._model.run(arrays)
-            found.update(zip(self._model.outputs, map(torch.from_numpy, results), strict=True))
+            results = map(torch.from_numpy, self._model.run(arrays))
+            found = dict(zip(self._model.outputs, results, strict=True))
+        found.update((name, inputs[name]) for name in self._given)
         if not self._heads:
-            return found
+            return found if not self._given else {name: found[name] for name in self.wanted}
         with torch.inference_mode(), threads_of_torch(self.threads):
             given = {value: found[name] for name, value in self._rows.items()}
             values = run_steps(self._heads, given, set(self._values.values()))

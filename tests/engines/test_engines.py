@@ -133,6 +133,20 @@ def test_precision_is_that_of_large_dense_weights(
     assert (apart["out"] > 1e-6) == (precision != "float32")
 
 
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_net_of_one_dense_layer(engine: str, precision: str) -> None:
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 1100 } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+      inner_product_param { num_output: 1000 weight_filler { type: "xavier" } } }"""
+    net = ir.load_net(parse_net(text), seed=4)
+    x = torch.rand(3, 1100, generator=torch.Generator().manual_seed(1))
+    made = quiet(net, precision, engine=engine)
+    for _ in range(2):
+        torch.testing.assert_close(made(x)["ip"], net(x)["ip"], rtol=0.02, atol=0.02)
+    assert list(made(x, blobs=["ip", "x"])) == ["ip", "x"]
+
+
 def test_int8_in_openvino_keeps_float32_activations(net: ir.CaffeNet) -> None:
     if "openvino" not in INSTALLED:
         pytest.skip("openvino is not installed")

@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Images per second of eight public nets beside OpenCV 4, ONNX Runtime and OpenVINO, at batches 1 and 8.
+
+    python benchmarks/bench_zoo.py [--seconds 6] [--threads N] [--nets alexnet ilgnet] [--json FILE] [--price 0.08]
+
+For each net and batch all engines run in turns in one process, on the same drawn weights and images, and the
+best run of each counts: other programs on the machine only ever slow a run down.  OpenCV reads Caffe's files, ONNX
+Runtime and OpenVINO the ONNX file that `ilgnet convert` writes, with the batch fixed for OpenVINO; `fast` is `ir.fast`
+with engine="auto", measured anew.  Deviations are the largest difference of a probability from the exact net, for
+ILGNet on the hundred recorded images where the authors' mean file is there (../shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import exp, log, prod, sqrt
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ilgnet_repro as ir
+from ilgnet_repro.aesthetics import ilgnet
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.engines.onnx_engines import engine_version, is_installed
+from ilgnet_repro.reading.lmdb_read import LmdbReader
+from ilgnet_repro.reading.mean import read_mean
+from ilgnet_repro.reading.transforms import Transform
+from ilgnet_repro.runtime.plan import plan_net
+from ilgnet_repro.zoo.catalogue import build
+from ilgnet_repro.zoo.seeded import seeded_blobs
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "ilgnet"
+MEAN = ROOT.parent / "shared" / "ilgnet" / "mean" / "AVA2_mean.binaryproto"
+NETS = ("alexnet", "googlenet", "squeezenet", "resnet50", "mobilenet", "mobilenet_v2", "lenet", "ilgnet")
+BATCHES = (1, 8)
+MORE_BATCHES = {"ilgnet": (1, 8, 16)}
+OPENCV = "OpenCV 4"
+FAST = ("float32", "float16", "int8")
+LENET = """
+name: "LeNet"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 28 dim: 28 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 20 kernel_size: 5 } }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "conv2" type: "Convolution" bottom: "pool1" top: "conv2"
+  convolution_param { num_output: 50 kernel_size: 5 } }
+layer { name: "pool2" type: "Pooling" bottom: "conv2" top: "pool2" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "ip1" type: "InnerProduct" bottom: "pool2" top: "ip1" inner_product_param { num_output: 500 } }
+layer { name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" inner_product_param { num_output: 10 } }
+layer { name: "prob" type: "Softmax" bottom: "ip2" top: "prob" }
+"""
+
+
+def load(name: str) -> ir.CaffeNet:
+    """A net with drawn weights that keep the values of all layers at similar magnitudes."""
+    from ilgnet_repro.caffe.graph_build import build_graph
+
+    text = parse_net(LENET) if name == "lenet" else ilgnet.deploy() if name == "ilgnet" else build(name)
+    graph = build_graph(text)
+    blobs = plan_net(graph).blobs
+    if name == "ilgnet":  # the weights that tests/golden was recorded with
+        shapes = {layer: [spec.shape for spec in specs] for layer, specs in blobs.items()}
+        biases = {"loss1/classifier_cjy": np.loadtxt(GOLDEN / "classifier_bias.txt")}
+        return ir.CaffeNet(graph, dict(seeded_blobs(text, shapes, biases=biases)))
+    random = np.random.default_rng(11)
+    return ir.CaffeNet(
+        graph, {layer: [draw(spec, random) for spec in specs] for layer, specs in blobs.items()}
+    )
+
+
+def draw(spec: Any, random: np.random.Generator) -> np.ndarray:
+    shape = spec.shape
+    if spec.name == "weight" and len(shape) > 1:
+        return random.standard_normal(shape, np.float32) * np.float32(sqrt(2 / prod(shape[1:])))
+    low, high = {
+        "weight": (0.8, 1.2), "variance": (0.5, 1.5), "scale_factor": (1, 1), "scale": (0.9, 1.1),
+    }.get(spec.name, (-0.1, 0.1))  # fmt: skip
+    return random.uniform(low, high, shape).astype(np.float32)
+
+
+def images(name: str, net: ir.CaffeNet, count: int) -> torch.Tensor:
+    if name == "ilgnet":
+        with np.load(GOLDEN / "blobs.npz") as recorded:
+            two = [recorded[f"in/{number}"].reshape(3, 227, 227) for number in (0, 1)]
+        return torch.from_numpy(np.stack([two[index % 2] for index in range(count)]))
+    random = np.random.default_rng(7)
+    shape = (count, *net.shapes[net.image_input()][1:])
+    return torch.from_numpy(random.uniform(-120, 135, shape).astype(np.float32))
+
+
+def others(net: ir.CaffeNet, folder: Path, threads: int) -> dict[str, Callable[[int], Callable]]:
+    """OpenCV, ONNX Runtime and OpenVINO: for a batch size the function from images to outputs."""
+    ir.save(net, folder / "net.caffemodel")
+    ir.save(net, folder / "net.onnx")
+    name = net.image_input()
+    shape = net.shapes[name]
+    loaded = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"), str(folder / "net.caffemodel"))
+
+    def opencv(batch: torch.Tensor) -> np.ndarray:
+        loaded.setInput(batch.numpy())
+        return loaded.forward()
+
+    found: dict[str, Callable[[int], Callable]] = {OPENCV: lambda count: opencv}
+    if is_installed("onnxruntime"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        session = onnxruntime.InferenceSession(
+            str(folder / "net.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        found["ONNX Runtime"] = lambda count: lambda batch: session.run(None, {name: batch.numpy()})[0]
+    if is_installed("openvino"):
+        import openvino
+
+        core = openvino.Core()
+
+        def openvino_at(count: int) -> Callable:
+            model = core.read_model(folder / "net.onnx")
+            model.reshape({name: [count, *shape[1:]]})
+            settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+            request = core.compile_model(model, "CPU", settings).create_infer_request()
+            return lambda batch: request.infer({name: batch.numpy()}, share_inputs=True)[0]
+
+        found["OpenVINO"] = openvino_at
+    return found
+
+
+def through(net: ir.CaffeNet, output: str) -> Callable:
+    def run(batch: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return net(batch)[output].numpy()
+
+    return run
+
+
+def take_turns(runners: dict[str, Callable], batch: torch.Tensor, seconds: float) -> dict[str, float]:
+    """The shortest run of each, in seconds."""
+    best = dict.fromkeys(runners, float("inf"))
+    repeats = 4 if len(batch) == 1 else 1
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while time.perf_counter() < end or rounds < 4:
+        rounds += 1
+        for name, run in runners.items():
+            run(batch)  # brings its weights back into the caches
+            for _ in range(repeats):
+                start = time.perf_counter()
+                run(batch)
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def hundred() -> torch.Tensor | None:
+    if not MEAN.is_file():
+        return None
+    transform = Transform(crop_size=227, mean=read_mean(MEAN))
+    rows = LmdbReader(GOLDEN / "val_lmdb")
+    return torch.from_numpy(transform.batch(np.stack([row.image()[0] for row in rows])))
+
+
+def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One net at all its batches."""
+    net = load(name)
+    output = net.outputs[-1]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        engines = others(net, Path(folder), args.threads)
+        for count in MORE_BATCHES.get(name, BATCHES):
+            batch = images(name, net, count)
+            runners = {engine: make(count) for engine, make in engines.items()}
+            runners["exact"] = through(net, output)
+            chosen: dict[str, str] = {}
+            for precision in ("torch", *FAST):
+                engine = "torch" if precision == "torch" else "auto"
+                weights = "float32" if precision == "torch" else precision
+                made = ir.fast(net, weights, engine=engine, batch=count, threads=args.threads)
+                key = "fast, torch only" if precision == "torch" else f"fast {precision}"
+                runners[key] = lambda batch, made=made: made(batch)[output].numpy()
+                chosen[key] = made.engine if made.precision == weights else f"{made.engine} {made.precision}"
+            exact = runners["exact"](batch)
+            compared = hundred() if name == "ilgnet" and count != 8 else None
+            sets = [batch] if compared is None else [*compared.split(count)]
+            wanted = [runners["exact"](part) for part in sets]
+            apart = {
+                key: max(float(np.abs(run(part) - one).max()) for part, one in zip(sets, wanted, strict=True))
+                for key, run in runners.items()
+            }
+            assert np.isfinite(exact).all()
+            seconds = take_turns(runners, batch, args.seconds)
+            rows.append({
+                "net": name, "batch": count, "seconds": seconds, "chosen": chosen, "deviation": apart,
+                "relative": {key: seconds[OPENCV] / value for key, value in seconds.items()},
+            })  # fmt: skip
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+            del runners, made
+            gc.collect()
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    shown = ", ".join(f"{key} {value:.2f}" for key, value in row["relative"].items())
+    return f"{row['net']} {row['batch']}: {shown}; {row['chosen']}"
+
+
+def geometric_mean(values: list[float]) -> float:
+    return exp(sum(map(log, values)) / len(values))
+
+
+def report(rows: list[dict[str, Any]], price: float) -> None:
+    columns = list(rows[0]["seconds"])
+    print(f"| net, batch | {OPENCV}: images/s | {' | '.join(columns[1:])} | chosen |")
+    print("|---" * (len(columns) + 2) + "|")
+    for row in rows:
+        rate = row["batch"] / row["seconds"][OPENCV]
+        shown = " | ".join(f"{row['relative'][key]:.2f}" for key in columns[1:])
+        chosen = ", ".join(dict.fromkeys(row["chosen"][f"fast {precision}"] for precision in FAST))
+        print(f"| {row['net']}, {row['batch']} | {rate:.1f} | {shown} | {chosen} |")
+    table = [row for row in rows if row["batch"] in BATCHES]
+    means = (geometric_mean([row["relative"][key] for row in table]) for key in columns[1:])
+    print(f"| geometric mean, batches 1 and 8 | | {' | '.join(f'**{mean:.2f}**' for mean in means)} | |")
+    worst = (max(row["deviation"][key] for row in rows if key in row["deviation"]) for key in columns[1:])
+    print(f"| largest difference of a probability | | {' | '.join(f'{value:.1g}' for value in worst)} | |")
+    engines = [name for name in ("ONNX Runtime", "OpenVINO") if name in columns]
+    if engines:
+        least = min(
+            table,
+            key=lambda row: row["relative"]["fast float32"] / max(row["relative"][one] for one in engines),
+        )
+        ratio = least["relative"]["fast float32"] / max(least["relative"][one] for one in engines)
+        print(f"\nfast float32 over the best engine: least {ratio:.2f} ({least['net']}, {least['batch']})")
+    print(f"\nOne million images at {price:.2f} an hour for this machine:\n")
+    print(f"| net | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|")
+    for row in rows:
+        if row["batch"] == 8:
+            costs = (price / 3600 * row["seconds"][key] / row["batch"] * 1e6 for key in columns)
+            print(f"| {row['net']} | {' | '.join(f'{cost:.2f}' for cost in costs)} |")
+
+
+def machine() -> str:
+    model = platform.processor()
+    with suppress(OSError):
+        for text in Path("/proc/cpuinfo").read_text().splitlines():
+            if text.startswith("model name"):
+                model = text.partition(":")[2].strip()
+    engines = ", ".join(f"{name} {engine_version(name)}" for name in ("onnxruntime", "openvino"))
+    return f"{os.cpu_count()} cores, {model}; torch {torch.__version__}, OpenCV {cv2.__version__}, {engines}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=6, help="for each net and batch (default 6)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument(
+        "--price", type=float, default=0.08, help="of an hour of this machine, for the cost (default 0.08)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+    ir.tune_process()
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ILGNET_HOME"] = folder  # engines are chosen anew
+        for name in args.nets:
+            rows += measure(name, args)
+            if args.json:
+                figures = {"machine": machine(), "threads": args.threads, "rows": rows}
+                Path(args.json).write_text(json.dumps(figures, indent=2))
+    print(machine(), f"{args.threads} threads", sep=", ")
+    print()
+    report(rows, args.price)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Staging of outputs: a hidden file or folder beside the result, locked as long as a process writes it.
 
 The name follows from the result's, so what a killed process left is found and removed by the next one, and the lock,
-which ends with its process, tells what was left from what is being written.
+which ends with its process, shows which of them is still being written.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ PRIVATE = {
     "_Retryable, _Fatal, read timeout": r"(?<!\w)_Passing\b|\bexhaust\b|longest silence",
     "ignored_layers, defer_sync, handle_signals": r"\bheed|\bstrange|(?<=[.]|=)alone\b|\bdef alone\b|\balone(?=[(:=])",
     "broadcast_object, process_group": r"\bdef (?:same|joined)\(|[.](?:same|joined)\(",
-    "momentum": r"\bself[.]share\b|\bshare of the (?:last|previous) (?:step|update)\b",
+    "momentum": r"\bself[.]share\b(?! with)|\bshare of the (?:last|previous) (?:step|update)\b",
     "reports, is reported": r"\baloud\b|\btold\b|(?<![.])(?<!def\x20)\btells?\b",
     "internal error; please report it": r"\bfaults? of ours\b",
     "Tried and rejected": r"Tried and left",

@@ -26,7 +26,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number in a range, as a type of argparse."""
+    """An integer in a range, as a type of argparse."""
 
     least: int = 0
     most: int = MOST
@@ -38,7 +38,7 @@ class Whole:
             value = self.least - 1
         if not self.least <= value <= self.most:
             raise argparse.ArgumentTypeError(
-                f"{excerpt(text)!r}: give a whole number from {self.least} to {self.most}"
+                f"{excerpt(text)!r}: give an integer from {self.least} to {self.most}"
             )
         return value
 

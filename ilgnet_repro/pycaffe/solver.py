@@ -55,7 +55,7 @@ class _Tester(Tester):
             with DebugLog(net, self._log).logged() if self._settings.debug_info else nullcontext():
                 total += net._forward(0, len(net.layers) - 1)
             sizes = _outputs(net)
-            values = _joined(sizes)
+            values = _concatenated(sizes)
             sums = sums + values if number else values
         loss = (
             (total / iterations if iterations else float("nan")) if self._settings.test_compute_loss else None
@@ -68,7 +68,7 @@ def _outputs(net: Net) -> dict[str, Tensor]:
     return {name: net.blobs[name].tensor().reshape(-1) for name in net.outputs}
 
 
-def _joined(outputs: Mapping[str, Tensor]) -> Tensor:
+def _concatenated(outputs: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([torch.zeros(0, dtype=torch.float64), *(value.double() for value in outputs.values())])
 
 
@@ -121,7 +121,7 @@ class _Trainer(Trainer):
         if backward:
             for _, on_gradients in self.callbacks:
                 on_gradients()
-        return total / count, output_values(self.net, outputs, _joined(outputs).tolist())
+        return total / count, output_values(self.net, outputs, _concatenated(outputs).tolist())
 
     def _update(self, display: bool) -> None:
         super()._update(display)

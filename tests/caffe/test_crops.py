@@ -137,7 +137,7 @@ def test_geometry_recognized_from_the_text(text, options, wanted):
     build_graph(upgrade_net(parse_net(text)), **options)
 
 
-def test_one_crop_tells_the_rule_of_all():
+def test_one_crop_decides_the_rule_of_all():
     side = conv("c", "s", "kernel_size: 1") + layer("Crop", "s x", "d")
     assert offsets(PADDED + side) == {"crop": (7, 4), "d1": (7, 4)}
 

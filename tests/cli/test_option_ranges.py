@@ -49,15 +49,15 @@ def test_every_number_has_a_range(command, option) -> None:
 
 
 REFUSED = {
-    "workers": (["mean", "db", "--workers", "-1"], "--workers: '-1': give a whole number from 0 to 1024"),
-    "huge": (["score", "x.png", "--batch=99999999999"], "--batch: '99999999999': give a whole number from 1 to 2147483647"),
+    "workers": (["mean", "db", "--workers", "-1"], "--workers: '-1': give an integer from 0 to 1024"),
+    "huge": (["score", "x.png", "--batch=99999999999"], "--batch: '99999999999': give an integer from 1 to 2147483647"),
     "tolerance": (["compare", "a", "b", "--tolerance=nan"], "--tolerance: 'nan': give a number from 0 to 3.4e+38"),
     "delta": (["partition", "ava1", "AVA.txt", "--delta=inf"], "--delta: 'inf': give a number from 0 to 10"),
     "iterations": (["caffe", "test", "-model", "x", "-iterations", "0"],
-                   "--iterations: '0': give a whole number from 1 to 2147483647"),
+                   "--iterations: '0': give an integer from 1 to 2147483647"),
     "level": (["audit", "x", "--level=-2147483649"],
-              "--level: '-2147483649': give a whole number from -2147483648 to 2147483647"),
-    "escape": (["sheet", "x", "--seed=\x1b[31m"], r"--seed: '\\x1b[31m': give a whole number from 0 to 4294967295"),
+              "--level: '-2147483649': give an integer from -2147483648 to 2147483647"),
+    "escape": (["sheet", "x", "--seed=\x1b[31m"], r"--seed: '\\x1b[31m': give an integer from 0 to 4294967295"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Written Python is torch source to go on with: it is trained, traced, compiled, exported and quantized."""
+"""Written Python is torch source that people use further: it is trained, traced, compiled, exported and quantized."""
 
 from __future__ import annotations
 

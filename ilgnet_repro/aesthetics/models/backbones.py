@@ -107,9 +107,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        widen = [conv_bn_relu6(inputs, hidden, 1, 1)] if expansion != 1 else []
+        expand = [conv_bn_relu6(inputs, hidden, 1, 1)] if expansion != 1 else []
         self.conv = nn.Sequential(
-            *widen, conv_bn_relu6(hidden, hidden, 3, stride, hidden),
+            *expand, conv_bn_relu6(hidden, hidden, 3, stride, hidden),
             nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
         )  # fmt: skip
         self.is_residual = stride == 1 and inputs == outputs

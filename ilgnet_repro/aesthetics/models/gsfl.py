@@ -1,6 +1,6 @@
 """GSFL-Net: group-based shared feature learning (Li and Monga, IEEE Transactions on Image Processing 2020).
 
-A head on any features: an autoencoder takes them apart into what classes of a group share and what tells them apart, and
+A head on any features: an autoencoder splits them into what classes of a group share and what distinguishes them, and
 only the latter is classified.  Published on VGG-16 with compact bilinear pooling (8,192 features): 166.6 M parameters
 in training, 65.9 M at inference, where the shared encoder and the decoder are not needed.
 

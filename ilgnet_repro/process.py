@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from . import opencv as cv2
+from . import opencv
 from .errors import IlgnetError
 
 # malloc.h of the GNU C library: the size from which a block gets its own mapping, and how much free memory
@@ -39,8 +39,7 @@ def tune_process() -> None:
     tune_allocator()
     _settings["huge_pages"] = True
     with suppress(IlgnetError):  # without OpenCV, the first image says so
-        cv2.setNumThreads(1)
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        opencv.use_one_thread()
 
 
 @cache

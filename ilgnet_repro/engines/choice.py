@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ FORMAT = 1  # of a kept choice
 LARGEST_FILE = 1 << 16
 SECONDS = 0.25  # for each candidate, after a first run
 FEWEST_RUNS, MOST_RUNS = 3, 50
-# Largest difference from the exact net, relative to the blob's largest value, at which float32 is still float32.
-ROUNDING = 1e-3
+# The largest difference from the exact net, over the blob's largest value where that is over 1, of a candidate: float32
+# is still float32, and the probabilities of the others are those of the net.
+MOST = {"float32": 1e-3, "float16": 5e-3, "int8": 5e-3}
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,12 @@ def _measure(
                 raise
             log(f"engine: {one} is left out: {error}")
             continue
-        if one.engine != TORCH and one.precision == "float32":
-            apart = _furthest(exact, found)
-            if not apart <= ROUNDING:
-                log(
-                    f"engine: {one} is left out: it differs from the exact net by {apart:.3g} of the largest value"
-                )
-                continue
+        apart, most = _furthest(exact, found), MOST.get(one.precision, inf)
+        if one != Candidate(TORCH, settings.precision) and not apart <= most:
+            log(
+                f"engine: {one} is left out: it differs from the exact net by {apart:.3g} of the largest value"
+            )
+            continue
         runners[one] = runner
     best = dict.fromkeys(runners, float("inf"))
     spent = dict.fromkeys(runners, 0.0)

@@ -123,9 +123,10 @@ def work(folder: Path, watch: Callable[[], None]) -> None:
     net = ir.load(weights, text)
     batch = torch.ones(2, 3, 9, 7)
     net(data=batch)
-    ir.fast(net, "float16")(data=batch)
+    said: list[str] = []  # "auto" says on stderr what it chose, unless the caller takes it
+    ir.fast(net, "float16", log=said.append)(data=batch)
     large = ir.load_net(folder / "large.prototxt")  # its weights would be worth a move to huge pages
-    ir.fast(large)(data=torch.ones(1, 3000))
+    ir.fast(large, log=said.append)(data=torch.ones(1, 3000))
     preprocessing = Preprocessing(size=(9, 7), mean_value=(104.0, 117.0, 123.0))
     images = [folder / "a.png", folder / "b.png"]
     ir.score(images, weights, prototxt=text, preprocessing=preprocessing)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import inf
@@ -33,6 +33,9 @@ FEWEST_RUNS, MOST_RUNS = 3, 50
 # The largest difference from the exact net, over the blob's largest value where that is over 1, of a candidate: float32
 # is still float32, and the probabilities of the others are those of the net.
 MOST = {"float32": 1e-3, "float16": 5e-3, "int8": 5e-3}
+
+
+Batches = Sequence[Mapping[str, Tensor]]  # inputs by name, of one size unless the last is smaller
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,11 @@ class Choice:
     runner: Runner | None = None
 
 
-def choose(net: CaffeNet, settings: Settings, inputs: Mapping[str, Tensor], log: Log) -> Choice:
-    """Return the fastest candidate for inputs like these: as kept from an earlier call, or measured now."""
+def choose(net: CaffeNet, settings: Settings, batches: Batches, log: Log) -> Choice:
+    """Return the fastest candidate for batches like the first: as kept from an earlier call, or measured now.
+
+    It keeps the net's numbers on all of them.
+    """
     able = candidates(settings.precision)
     missing = [engine for engine in EXTRAS if not is_installed(engine)]
     if len(missing) == len(EXTRAS):
@@ -79,12 +85,12 @@ def choose(net: CaffeNet, settings: Settings, inputs: Mapping[str, Tensor], log:
         )
     if len(able) == 1:
         return Choice(able[0], {})
-    path = choice_folder() / f"{_key(net, settings, inputs, able)}.json"
+    path = choice_folder() / f"{_key(net, settings, batches, able)}.json"
     kept = read_choice(path, able)
     if kept is not None:
         log(f"engine: {_shown(kept)}, as measured before")
         return kept
-    found = _measure(net, settings, inputs, able, log)
+    found = _measure(net, settings, batches, able, log)
     log(f"engine: {_shown(found)}")
     with suppress(
         OSError, IlgnetError
@@ -102,12 +108,17 @@ def choice_folder() -> Path:
     return base / "engines"
 
 
-def _key(net: CaffeNet, settings: Settings, inputs: Mapping[str, Tensor], able: list[Candidate]) -> str:
-    """Return the digest of all that the time depends on: the net's text, sizes, threads, versions and processor."""
+def _key(net: CaffeNet, settings: Settings, batches: Batches, able: list[Candidate]) -> str:
+    """Return the digest of all that the choice depends on: net, inputs, threads, versions and processor."""
+    values = hashlib.sha256()
+    for batch in batches:
+        for value in batch.values():
+            values.update(value.contiguous().numpy().tobytes())
     stated = {
         "net": format_message(net.graph.text),
         "phase": net.graph.phase,
-        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "inputs": {name: list(value.shape) for name, value in batches[0].items()},
+        "values": values.hexdigest(),
         "outputs": list(net.outputs),
         "settings": asdict(settings),
         "candidates": [str(one) for one in able],
@@ -169,24 +180,22 @@ def _shown(choice: Choice) -> str:
     return f"{own} ({', '.join(others)})" if others else own
 
 
-def _measure(
-    net: CaffeNet, settings: Settings, inputs: Mapping[str, Tensor], able: list[Candidate], log: Log
-) -> Choice:
+def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Candidate], log: Log) -> Choice:
     """Run every candidate in turns and return the one with the shortest run."""
     with torch.inference_mode(), as_loaded(net):
-        exact = net(inputs)
+        exact = [net(batch) for batch in batches]
     runners: dict[Candidate, Runner] = {}
     for one in able:
         own = Settings(one.engine, one.precision, settings.threads)
         try:
             runner = make_runner(net, net.outputs, own, log)
-            found = runner(inputs)
+            found = [runner(batch) for batch in batches]
         except IlgnetError as error:
             if one.engine == TORCH:
                 raise
             log(f"engine: {one} is left out: {error}")
             continue
-        apart, most = _furthest(exact, found), MOST.get(one.precision, inf)
+        apart, most = max(map(_furthest, exact, found)), MOST.get(one.precision, inf)
         if one != Candidate(TORCH, settings.precision) and not apart <= most:
             log(
                 f"engine: {one} is left out: it differs from the exact net by {apart:.3g} of the largest value"
@@ -200,7 +209,7 @@ def _measure(
             if turn >= FEWEST_RUNS and spent[one] > SECONDS:
                 continue
             start = time.perf_counter()
-            runner(inputs)
+            runner(batches[0])
             seconds = time.perf_counter() - start
             best[one], spent[one] = min(best[one], seconds), spent[one] + seconds
     fastest = min(best, key=lambda one: best[one])

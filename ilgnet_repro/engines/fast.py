@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 from typing import Any, Unpack
 
 import torch
@@ -42,6 +42,7 @@ def fast(
     engine: str = "auto",
     threads: int | None = None,
     batch: int | None = None,
+    inputs: Mapping[str, Any] | Any = None,
     compile: bool = False,
     log: Log | None = None,
 ) -> FastNet:
@@ -49,7 +50,8 @@ def fast(
 
     ``engine`` is "torch", "onnxruntime" (pip install 'ilgnet_repro[runtime]'), "openvino" (ilgnet_repro[openvino]), or
     "auto": the fastest that is installed, by a short measurement on ``batch`` images (default: as many as the net
-    states), which is kept for the net and the machine.  ``threads`` are those of one call (default: $ILGNET_THREADS,
+    states), which is kept for the net and the machine.  The difference from the exact net is measured on ``inputs``, as
+    many as are given, or on seeded ones.  ``threads`` are those of one call (default: $ILGNET_THREADS,
     else as many as torch uses).  ``compile`` compiles elementwise layers and LRN with torch.compile, for the engine
     torch.  ``log`` receives what is chosen and measured (default: "auto" says it on stderr).
 
@@ -69,10 +71,10 @@ def fast(
     if engine == TORCH:
         return FastNet(net, settings, make_runner(net, net.outputs, settings, log or _say_nothing))
     log = log or _say_on_stderr
-    inputs = _seeded(net, batch)
+    batches = [_seeded(net, batch)] if inputs is None else _given(net, inputs, batch)
     runner = None
     if engine == "auto":
-        choice = choose(net, settings, inputs, log)
+        choice = choose(net, settings, batches, log)
         settings, runner = (
             Settings(choice.best.engine, choice.best.precision, settings.threads),
             choice.runner,
@@ -85,7 +87,10 @@ def fast(
         raise IlgnetError(f"engine={engine!r}: {error}; use engine='torch'", option="engine") from error
     made = FastNet(net, settings, runner)
     if settings.engine != TORCH:
-        log(f"{made.form}: {_shown_deviation(made.deviation(inputs))} from the exact net on seeded inputs")
+        apart = [made.deviation(one) for one in batches]
+        furthest = {name: _largest(one[name] for one in apart) for name in net.outputs}
+        which = "seeded" if inputs is None else "the given"
+        log(f"{made.form}: {_shown_deviation(furthest)} from the exact net on {which} inputs")
     return made
 
 
@@ -131,13 +136,42 @@ def _thread_count(threads: int | None) -> int:
     return stated
 
 
+def _check_batch(batch: Any) -> None:
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 65_536:
+        raise IlgnetError(f"batch={batch!r}: give a number from 1 to 65536", option="batch")
+
+
+def _given(net: CaffeNet, inputs: Any, batch: int | None) -> list[dict[str, Tensor]]:
+    """Return the caller's inputs in batches: ``batch`` rows each, or all rows as one."""
+    intake = net.make_intake()
+    tensors = intake.tensors(intake.named(inputs, {}))
+    intake.check_sizes(tensors, by_plan=lambda: True)
+    needed = net.inputs_for(net.outputs)
+    values = {name: intake.value(tensors, name, torch.float32, _CPU).detach() for name in needed}
+    if batch is None or not values:
+        return [values]
+    _check_batch(batch)
+    counts = {len(value) if value.dim() else 0 for value in values.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise IlgnetError(
+            "inputs=: give the same number of rows, one or more, for each input", option="inputs"
+        )
+    parts = {name: value.split(batch) for name, value in values.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(-(-counts.pop() // batch))]
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Return the largest of some numbers, NaN where there is one."""
+    found = list(values)
+    return nan if any(map(isnan, found)) else max(found)
+
+
 def _seeded(net: CaffeNet, batch: int | None) -> dict[str, Tensor]:
     """Return seeded inputs of the net, with ``batch`` images where that is stated."""
     needed = net.inputs_for(net.outputs)
     if batch is None:
         return draw_inputs(net.plan, net.graph, needed)
-    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 65_536:
-        raise IlgnetError(f"batch={batch!r}: give a number from 1 to 65536", option="batch")
+    _check_batch(batch)
     shapes = {name: (batch, *net.shapes[name][1:]) if net.shapes[name] else () for name in net.inputs}
     return draw_inputs(net.plan.at(shapes), net.graph, needed)
 
@@ -153,7 +187,7 @@ def _say_on_stderr(message: str) -> None:
 def _shown_deviation(apart: Mapping[str, float]) -> str:
     if not apart:
         return "nothing is computed, so no difference"
-    name = max(apart, key=lambda name: (apart[name] != apart[name], apart[name]))
+    name = max(apart, key=lambda name: (isnan(apart[name]), apart[name]))
     return f"at most {apart[name]:.2g} ({name})"
 
 

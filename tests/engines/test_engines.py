@@ -168,6 +168,46 @@ def test_an_engine_reports_its_deviation(net: ir.CaffeNet, engine: str) -> None:
     assert line.endswith(" from the exact net on seeded inputs")
 
 
+def test_the_callers_inputs_are_measured(net: ir.CaffeNet, kept: Path) -> None:
+    logged: list[str] = []
+    made = fast(net, "int8", inputs=images(5), batch=2, log=logged.append)
+    assert logged[0].startswith("engine: ")
+    if made.engine != "torch":
+        assert logged[-1].endswith(" from the exact net on the given inputs")
+    again: list[str] = []
+    fast(net, "int8", inputs=images(5), batch=2, log=again.append)
+    assert again[0] == f"{logged[-2 if made.engine != 'torch' else -1]}, as measured before"
+    fast(net, "int8", inputs=images(4), batch=2, log=again.append)
+    assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is not installed")
+def test_int8_that_changes_the_numbers_is_left_out(
+    net: ir.CaffeNet, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choice.MOST, "int8", 1e-5)
+    logged: list[str] = []
+    assert fast(net, "int8", inputs=images(3), log=logged.append).precision == "float16"
+    assert logged[0].startswith("engine: openvino int8 is left out: it differs from the exact net by ")
+
+
+INPUTS = {
+    "another name": ({"x": torch.zeros(1, 3, 36, 40)}, "'x' is no input of net 'two'"),
+    "another size": (torch.zeros(1, 3, 30, 40), "ip (InnerProduct): weight would be 128x"),
+    "no rows": (
+        torch.zeros(0, 3, 36, 40),
+        "inputs=: give the same number of rows, one or more, for each input",
+    ),
+}
+
+
+@pytest.mark.parametrize(("inputs", "message"), INPUTS.values(), ids=INPUTS)
+def test_inputs_are_checked(net: ir.CaffeNet, inputs: Any, message: str) -> None:
+    with pytest.raises(ir.IlgnetError) as caught:
+        fast(net, engine="auto", inputs=inputs, batch=2)
+    assert message in str(caught.value)
+
+
 def test_torch_says_nothing(net: ir.CaffeNet, capsys: pytest.CaptureFixture[str]) -> None:
     fast(net, engine="torch")
     assert capsys.readouterr() == ("", "")

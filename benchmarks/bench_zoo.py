@@ -6,7 +6,7 @@
 For each net and batch all engines run in turns in one process, on the same drawn weights and images, and the
 best run of each counts: other programs on the machine only ever slow a run down.  OpenCV reads Caffe's files, ONNX
 Runtime and OpenVINO the ONNX file that `ilgnet convert` writes, with the batch fixed for OpenVINO; `fast` is `ir.fast`
-with engine="auto", measured anew.  Deviations are the largest difference of a probability from the exact net, for
+with engine="auto", measured again.  Deviations are the largest difference of a probability from the exact net, for
 ILGNet on the hundred recorded images where the authors' mean file is there (../shared).
 """
 
@@ -285,7 +285,7 @@ def main() -> None:
     cv2.setNumThreads(args.threads)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["ILGNET_HOME"] = folder  # engines are chosen anew
+        os.environ["ILGNET_HOME"] = folder  # engines are chosen again
         for name in args.nets:
             rows += measure(name, args)
             if args.json:

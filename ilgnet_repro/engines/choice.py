@@ -176,7 +176,7 @@ def _shown(choice: Choice) -> str:
         for name, time in sorted(choice.milliseconds.items(), key=lambda item: item[1])
         if name != str(choice.best)
     ]
-    own = f"{choice.best}, {choice.milliseconds[str(choice.best)]:.4g} ms a batch"
+    own = f"{choice.best}, {choice.milliseconds[str(choice.best)]:.4g} ms per batch"
     return f"{own} ({', '.join(others)})" if others else own
 
 

@@ -35,8 +35,11 @@ class Step:
 
 
 def folded(net: CaffeNet) -> CaffeNet:
-    """Return ``net`` with BatchNorm, Scale, Bias and BN multiplied into the layers before them."""
-    if not _FOLDABLE & {node.type for node in net.graph}:
+    """Return ``net`` with BatchNorm, Scale, Bias and BN multiplied into the layers before them.
+
+    A net with a pooling's mask stays: its positions depend on the last bit of nearly equal values.
+    """
+    if not _FOLDABLE & {node.type for node in net.graph} or any(node.feeds_mask for node in net.graph):
         return net
     arrays = {name: [blob.detach().numpy() for blob in blobs] for name, blobs in net.params.items()}
     result = fold(net, pb.NetParameter(name=net.graph.name), arrays)
@@ -86,6 +89,8 @@ def after_large_dense(net: CaffeNet, wanted: tuple[str, ...]) -> set[str]:
 
 def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
     """Return a faster module for a layer and the ReLU after it, or None where there is none."""
+    if node.feeds_mask:
+        return None
     if can_pack(layer):
         return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
     if isinstance(layer, InnerProduct) and layer.is_plain:

@@ -121,6 +121,15 @@ def _axes_as_attribute(
     return None
 
 
+def _sum_after(op: str) -> Form:
+    """ReduceL1 and the like: OpenVINO (2026.4) reduces all axes of those of opset 13, whatever they state."""
+
+    def write(graph: Graph, inputs: list[str], attributes: dict[str, Attribute], opset: int) -> str | None:
+        return graph.node("ReduceSum", [graph.node(op, inputs[:1]), *inputs[1:]], **attributes)
+
+    return write
+
+
 def _equal_parts(graph: Graph, inputs: list[str], attributes: dict[str, Attribute], opset: int) -> str | None:
     """Split: without lengths the parts are equal, and their number is that of the outputs."""
     attributes.pop("num_outputs", None)
@@ -213,9 +222,10 @@ _ALL = range(1 << 30)
 # Operator -> the opsets that need another form than the layers', and what writes it.
 _FORMS: dict[str, tuple[range, Form]] = {
     **dict.fromkeys(
-        ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-         "ReduceProd", "ReduceSumSquare"), (range(18), _axes_as_attribute),
+        ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+         "ReduceSumSquare"), (range(18), _axes_as_attribute),
     ),
+    "ReduceL1": (range(18), _sum_after("Abs")),
     "Split": (range(18), _equal_parts),
     "Shape": (_ALL, _whole_shape),
     "Unsqueeze": (_ALL, _one_by_one),

@@ -233,7 +233,7 @@ def test_a_choice_is_measured_once(net: ir.CaffeNet, kept: Path, capsys: pytest.
     made = ir.fast(net, batch=3)
     first = capsys.readouterr().err.splitlines()
     assert first[0].startswith(f"engine: {made.engine}, ")
-    assert " ms a batch (" in first[0]
+    assert " ms per batch (" in first[0]
     (path,) = kept.iterdir()
     held = json.loads(path.read_text())
     assert held["engine"] == made.engine

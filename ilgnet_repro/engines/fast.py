@@ -279,7 +279,7 @@ class FastNet(nn.Module):
             and not given.requires_grad
             and self._process == os.getpid()
         ):  # as the call before it, which was checked: a small net takes no longer than its engine
-            return self._runner({self._needed[0]: given})
+            return self._runner.single(self._needed[0], given)
         return self._run(given, blobs, inputs)
 
     def _run(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST = 2**31 - 1  # of Caffe's own counts
 MOST_WORKERS = 1024
+MOST_IMAGES = 65_536  # of a batch, as in `scoring`
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Real:
 LEVEL = Whole(-MOST - 1)
 SEED = Whole(most=2**32 - 1)
 COUNT = Whole(1)
+BATCH = Whole(1, MOST_IMAGES)
 WORKERS = Whole(most=MOST_WORKERS)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..files import json_text
 from ._console import say
 from ._options import (
-    COUNT,
+    BATCH,
     add_allow_missing,
     add_crop_option,
     add_preprocessing_options,
@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--root", default="", metavar="DIR/", help="put before the paths of a list")
     add_db_option(parser)
-    parser.add_argument("--batch", type=COUNT, default=16, metavar="N", help="images per batch (default 16)")
+    parser.add_argument("--batch", type=BATCH, default=16, metavar="N", help="images per batch (default 16)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_text_options(parser)
     add_crop_option(parser)

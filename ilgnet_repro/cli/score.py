@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import json_text
 from ._console import say
 from ._options import (
-    COUNT,
+    BATCH,
     add_allow_missing,
     add_crop_option,
     add_fast_options,
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="the classes, one per line, such as synset_words.txt: shows the five best",
     )
-    parser.add_argument("--batch", type=COUNT, default=16, metavar="N", help="images per batch (default 16)")
+    parser.add_argument("--batch", type=BATCH, default=16, metavar="N", help="images per batch (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     add_text_options(parser)
     add_crop_option(parser)

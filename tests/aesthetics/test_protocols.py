@@ -260,7 +260,7 @@ class NetOf:
     def inputs_for(self, wanted):
         return self.inputs
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, blobs=None):
         return {"prob": inputs["data"].new_tensor([self.values]).repeat(len(inputs["data"]), 1)}
 
 

@@ -75,7 +75,8 @@ def test_the_fast_path_reports_its_deviation(
     exact, run = RunResult.read("exact/run.json"), RunResult.read("fast/run.json")
     assert run.computed in capsys.readouterr().out
     stated = re.fullmatch(
-        rf"fast path, large dense weights in {precision}; at most (\S+) from the exact net's probabilities"
+        r"fast path in (?:torch|onnxruntime|openvino), "
+        rf"large dense weights in {precision}; at most (\S+) from the exact net's probabilities"
         " on the first 16 images", run.computed,
     )  # fmt: skip
     assert stated is not None
@@ -164,7 +165,7 @@ WRONG = {
     "mean value": (["--mean-value", "1,2"], "--mean-value 1,2: write one number, or three"),
     "two means": (["--mean-value", "1"], "give --mean or --mean-value, not both"),
     "no mean": (["--mean", "absent"], "absent: cannot be read"),
-    "batch of none": (["--batch-size", "-1"], "must be 1 or more"),
+    "batch of none": (["--batch-size", "-1"], "--batch-size: '-1': give an integer from 1 to"),
 }
 
 

@@ -215,7 +215,7 @@ WRONG = {
         LAYERS["Input"][0],
         {},
         ["-iterations", "0"],
-        "iterations 0: must be 1 or more",
+        "-iterations/--iterations: '0': give an integer from 1 to",
     ),
     "no GPU": ("Input", LAYERS["Input"][0], {}, ["-gpu", "99"], "-gpu 99: there are"),
     "no weights": ("Input", LAYERS["Input"][0], {}, ["-weights", ""], "-weights is missing"),
@@ -270,7 +270,7 @@ def test_time(golden, monkeypatch, capsys) -> None:
     assert float(rows[2][2]) == pytest.approx(layers["conv"]["forward"], rel=1e-5)
     assert len(re.findall(r"Iteration: \d forward-backward time: \S+ ms\.", printed.err)) == 3
     assert main(["caffe", "time", "-model", "tiny.prototxt", "-iterations", "0"]) == 1
-    assert "iterations 0: must be 1 or more" in capsys.readouterr().err
+    assert "-iterations/--iterations: '0': give an integer from 1 to" in capsys.readouterr().err
 
 
 def test_commands_carry_the_state_of_an_lstm(tmp_path, monkeypatch, capsys):

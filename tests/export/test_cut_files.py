@@ -174,7 +174,7 @@ def test_the_command_cuts(tmp_path, capsys) -> None:
     assert main(["convert", *given, "--outputs", "locc"]) == 1
     assert "blob 'locc' is not in net 'detector' (did you mean loc?)" in capsys.readouterr().err
     assert main(["convert", *given, "--batch", "0"]) == 1
-    assert "--batch 0: give a number of images from 1 on, or omit it" in capsys.readouterr().err
+    assert "--batch: '0': give an integer from 1 to" in capsys.readouterr().err
 
 
 def test_a_part_is_folded(tmp_path) -> None:

@@ -134,7 +134,7 @@ COMMAND_LINE = {
     "nan mean": ("--mean-value nan", "--mean-value nan: write one number, or three as 104,117,123"),
     "inf mean": ("--mean-value 1,inf,3", "--mean-value 1,inf,3: write one number, or three as 104,117,123"),
     "scale 0": ("--scale 0", "--scale 0: give a finite number other than 0"),
-    "scale nan": ("--scale nan", "--scale nan: give a finite number other than 0"),
+    "scale nan": ("--scale nan", "argument --scale: 'nan': give a number from -3.4e+38 to 3.4e+38"),
     "size 0": ("--order BGR --size 0", "--size 0: give a number of pixels from 1 to 32766"),
     "size below 0": ("--order BGR --size -9", "--size -9: give a number of pixels from 1 to 32766"),
     "size beyond": ("--order BGR --size 99999999", "--size 99999999: give a number of pixels from 1 to 32766"),
@@ -172,8 +172,16 @@ COMMAND_LINE = {
 @pytest.mark.parametrize(("options", "message"), COMMAND_LINE.values(), ids=COMMAND_LINE)
 def test_refused_on_the_command_line(folder, capsys, command, options, message) -> None:
     assert main([*command.split(), *options.split()]) == 1
-    assert capsys.readouterr().err == f"ilgnet: {message}\n"
+    assert capsys.readouterr().err == one_line(command, message)
     assert not Path("net.safetensors").exists()
+
+
+def one_line(command: str, message: str) -> str:
+    """The line on stderr; the range of an option's number is stated when it is read, with the command's name."""
+    if not message.startswith("argument "):
+        return f"ilgnet: {message}\n"
+    name = command.split(maxsplit=1)[0]
+    return f"ilgnet {name}: {message}; `ilgnet {name} --help` lists what it takes\n"
 
 
 @pytest.mark.parametrize(
@@ -183,15 +191,15 @@ def test_refused_on_the_command_line(folder, capsys, command, options, message) 
          "resize_height 40000: give 0 (no resize) to 32766"),
         ("lmdb make --resize_width -1 images/ list.txt db",
          "resize_width -1: give 0 (no resize) to 32766"),
-        ("compare net.caffemodel net.caffemodel --seed 9223372036854775808",
-         "--seed 9223372036854775808: give a signed 64-bit integer"),
+        ("compare net.caffemodel net.caffemodel --seed 4294967296",
+         "argument --seed: '4294967296': give an integer from 0 to 4294967295"),
     ],
     ids=["height", "width", "seed"],
 )  # fmt: skip
 def test_numbers_of_other_commands(folder, capsys, command, message) -> None:
     Path("list.txt").write_text("1.png 0\n")
     assert main(command.split()) == 1
-    assert capsys.readouterr().err == f"ilgnet: {message}\n"
+    assert capsys.readouterr().err == one_line(command, message)
 
 
 @pytest.mark.parametrize("batch", [0, -1, 65_537, 10**20])
@@ -199,7 +207,8 @@ def test_impossible_batches(folder, capsys, batch) -> None:
     assert (
         main(["score", "images", "--weights", "net.caffemodel", "--order", "BGR", "--batch", str(batch)]) == 1
     )
-    assert capsys.readouterr().err == f"ilgnet: --batch {batch}: give a number from 1 to 65536\n"
+    message = f"argument --batch: '{batch}': give an integer from 1 to 65536"
+    assert capsys.readouterr().err == one_line("score", message)
 
 
 @pytest.mark.parametrize(

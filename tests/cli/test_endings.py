@@ -15,6 +15,12 @@ from ilgnet_repro.cli import _ending
 from ilgnet_repro.cli._ending import Terminated, guarded
 from ilgnet_repro.staging import staged_file
 
+# A child inherits what its parent ignores: SIGHUP of a test run under nohup, SIGINT of one in the background of a script.
+DEFAULTS = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
 # A command whose work is ``{work}``.
 COMMAND = """
 import os, signal, sys, time
@@ -33,7 +39,7 @@ sys.exit(status)
 
 
 def run(work: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    code = COMMAND.format(work=work.replace("\n", "\n    "))
+    code = DEFAULTS + COMMAND.format(work=work.replace("\n", "\n    "))
     return subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, text=True, check=False, timeout=60,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},

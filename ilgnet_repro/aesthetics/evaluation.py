@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def run_test(
                 protocol.name, test.dataset, known.source.sha256, partition.sha256, mean_source and mean_source.sha256,
                 preparation.describe(), test.size, test.images.order, test.count or len(finished.batches),
             )  # fmt: skip
-            if _identity(finished) != expected or not finished.computed.startswith(net.form):
+            if _identity(finished) != expected or not _computed_by(net, finished.computed):
                 raise IlgnetError(
                     f"{folder}: has another run, which is finished; give another out=", option="out"
                 )
@@ -144,7 +145,7 @@ def run_test(
         order = [test.images.order] if isinstance(test.images, ShuffledImages) else []
         key = _key(
             known.source.sha256, partition.sha256, mean_source and mean_source.sha256, preparation.describe(),
-            protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), net.form,
+            protocol.name, test.size, test.count, test.scores and os.fspath(test.scores), _form(net),
             *order,
         )  # fmt: skip
         with Journal(journal_file, key) as journal:
@@ -267,6 +268,16 @@ def _about(bad: tuple[tuple[str, str], ...], file: Path) -> str:
     names = ", ".join(name for name, _ in bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
     were = "image was" if len(bad) == 1 else "images were"
     return f"left out: {len(bad):,} {were} missing or broken: {names}; {file} has all with the reason"
+
+
+def _form(net: Runnable) -> str:
+    """The net's form without its engine: a choice by speed, which may differ when an interrupted run continues."""
+    return f"fast path, large dense weights in {net.precision}" if isinstance(net, FastNet) else net.form
+
+
+def _computed_by(net: Runnable, stated: str) -> bool:
+    """Whether a finished run was computed by this form of the net, by any engine."""
+    return re.sub(r"^fast path in \w+,", "fast path,", stated).startswith(_form(net))
 
 
 def _key(*parts: Any) -> str:

@@ -174,6 +174,7 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
     same = {entry.name: entry for entry in second.inputs}
     shapes: dict[str, Shape] = {}
     is_bytes: dict[str, bool] = {}
+    stated = _stated_shapes(first.graph or second.graph)
     for entry in first.inputs:
         # The original name is used where the other is an argument name derived from it.
         other = same.get(entry.name) or others[argument_name(entry.name)]
@@ -186,6 +187,8 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
             )
         for axis, pair in enumerate(zip(entry.dims, other.dims, strict=True)):
             length = next((size for size in pair if size is not None), BATCH if axis == 0 else None)
+            if length is None and len(stated.get(name, ())) == len(entry.dims):
+                length = stated[name][axis]
             if length is None:
                 raise IlgnetError(
                     f"input {name!r}: axis {axis} may have any length; give arrays as inputs=",
@@ -207,6 +210,16 @@ def _draw(first: Backend, second: Backend, seed: int) -> dict[str, np.ndarray]:
         else:
             drawn[name] = (known[name] if name in known else draw_plain(shape, generator)).numpy()
     return drawn
+
+
+def _stated_shapes(graph: Graph | None) -> Mapping[str, Shape]:
+    """The shapes in the net's text, for axes that both files leave open, such as a recurrent net's streams."""
+    if graph is None:
+        return {}
+    try:
+        return plan_net(graph).shapes
+    except IlgnetError:  # the text leaves them open too
+        return {}
 
 
 def _drawn_by_readers(

@@ -259,6 +259,14 @@ AGAIN = {
 }
 
 
+RENAMED = {
+    "bn_mean": "bn.running_mean",
+    "bn_variance": "bn.running_var",
+    "scale_weight": "bn.weight",
+    "scale_bias": "bn.bias",
+}
+
+
 @pytest.mark.parametrize("folder", AGAIN)
 def test_the_same_command_writes_what_readers_of_those_files_expect(
     files: None, tmp_path: Path, folder: str
@@ -268,7 +276,14 @@ def test_the_same_command_writes_what_readers_of_those_files_expect(
     assert main(["convert", f"{net}.caffemodel", "--out", str(tmp_path), *options]) == 0
     for old in sorted(Path(folder).glob(f"{net}*")):
         new = tmp_path / old.name
-        if old.suffix == ".safetensors":
+        if old.name == "photo.weights.safetensors":
+            # Belongs to the photo.py beside it, whose BatchNorm with its Scale is torch's module since then.
+            named = {
+                RENAMED.get(name, name): shape[:1] if name in RENAMED else shape
+                for name, shape in header(old)[1].items()
+            }
+            assert header(new)[1] == {**named, "bn.num_batches_tracked": ()}
+        elif old.suffix == ".safetensors":
             mine, theirs = header(new), header(old)
             assert mine[0] >= theirs[0]
             assert mine[1] == theirs[1]
@@ -276,9 +291,7 @@ def test_the_same_command_writes_what_readers_of_those_files_expect(
             assert onnx_values(new) == onnx_values(old)
     if folder == "plain":
         state = load_file(tmp_path / "photo.weights.safetensors")
-        assert {name: tuple(array.shape) for name, array in state.items()} == header(
-            Path("plain/photo.weights.safetensors")
-        )[1]
+        assert set(RENAMED.values()) <= state.keys()
 
 
 def header(path: Path) -> tuple[set[str], dict[str, tuple[int, ...]]]:

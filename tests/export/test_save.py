@@ -223,10 +223,12 @@ def test_a_net_of_phase_train_is_not_exported_to_onnx(tmp_path: Path) -> None:
 def test_weights_converted_to_float32_are_stored_as_float32(tmp_path: Path) -> None:
     net = quantized("float16", tmp_path).float()
     ir.save(net, tmp_path / "x.safetensors")
-    weight = net.params["fc"][0]
-    assert torch.equal(ir.load(tmp_path / "x.safetensors").params["fc"][0], weight)
+    weights = {name: net.params[name][0] for name in ("conv", "fc")}
+    again = ir.load(tmp_path / "x.safetensors")
+    assert all(torch.equal(again.params[name][0], weight) for name, weight in weights.items())
+    values = sum(weight.numel() for weight in weights.values())
     whole, reduced = (os.path.getsize(tmp_path / f"{name}.safetensors") for name in ("x", "reduced"))
-    assert whole - reduced == pytest.approx(2 * weight.numel(), abs=16)  # the metadata's padding
+    assert whole - reduced == pytest.approx(2 * values, abs=16)  # the metadata's padding
 
 
 # ------------------------------------------------------------------------------------ what is refused

@@ -31,6 +31,7 @@ WITHOUT_QUOTES = {
     "docs/architecture.md": "tests/test_architecture.py",
     "docs/commands.md": "tests/cli/test_commands.py, from the parsers themselves",
     "docs/consumers.md": "`make consumers`, which writes its table",
+    "docs/zoo.md": "benchmarks/zoo_agreement.py, which writes it",
 }
 
 # ----------------------------------------------------------------------------------------------------- running

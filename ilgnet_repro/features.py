@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,16 +12,14 @@ import numpy as np
 import torch
 
 from .errors import DataError, IlgnetError
-from .prepare_images import prepare
 from .reading.datum import chw_to_hwc
 from .reading.feature_files import FeatureRow, check_names, output_paths, write_features
 from .reading.image_list import ImageList, find_image
 from .reading.lmdb_read import LmdbReader, is_database, key_text, row_key
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
-from .runtime.modes import as_loaded
-from .runtime.runnable import Runnable, run_rows
-from .scoring import BATCH, check_batch, expand
+from .runtime.runnable import Runnable
+from .scoring import BATCH, check_batch, expand, prepared_about, run_images
 from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]
@@ -165,18 +162,8 @@ def extract_with(
 def _extract(
     net: Runnable, images: Images, blobs: Sequence[str], preprocessing: Preprocessing | None, batch: int
 ) -> Iterator[list[FeatureRow]]:
-    about = net.about if preprocessing is None else net.about.stating(preprocessing)
-    if about.preprocessing is None and not about.image_order:
-        raise IlgnetError(
-            f"net {net.name!r}: nothing says how its images are prepared; state it as preprocessing=",
-            option="preprocessing",
-        )
-    name = net.image_input()
-    rows = images.rows()
-    while chunk := list(islice(rows, 1 if about.image_order else batch)):
-        prepared = torch.from_numpy(prepare(about, [image for _, _, image in chunk], net=net.name))
-        with torch.inference_mode(), as_loaded(net):
-            found = run_rows(net, name, prepared, blobs)
+    about = prepared_about(net, preprocessing)
+    for chunk, found in run_images(net, about, images.rows(), batch, blobs, image=lambda row: row[2]):
         arrays = {blob: _rows_of(blob, found[blob], len(chunk)) for blob in blobs}
         yield [
             FeatureRow(key, label, {blob: array[index] for blob, array in arrays.items()})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import torch
 
+from .about import About
 from .errors import IlgnetError
 from .known import ScoreAt
 from .prepare_images import list_images, prepare
@@ -21,6 +22,7 @@ from .runtime.runnable import Runnable, run_rows
 from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]
+Row = TypeVar("Row")
 BATCH = 16
 LARGEST_BATCH = 65_536
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -68,28 +70,47 @@ def score_with(
     net: Runnable, images: Iterable[Any], preprocessing: Preprocessing | None = None, batch: int = BATCH
 ) -> Iterator[Score]:
     """Score images with a loaded net, in batches."""
-    about = net.about if preprocessing is None else net.about.stating(preprocessing)
-    if about.preprocessing is None and not about.image_order:
-        raise IlgnetError(
-            f"net {net.name!r}: nothing says how its images are prepared; state it as preprocessing=",
-            option="preprocessing",
-        )
-    name = net.image_input()
-    check_batch(batch)
-    if about.image_order:
-        batch = 1  # images of several sizes cannot form a batch
-    remaining = iter(images)
+    about = prepared_about(net, preprocessing)
     done = 0
-    while chunk := list(islice(remaining, batch)):
-        values = torch.from_numpy(prepare(about, chunk, net=net.name))
-        with torch.inference_mode(), as_loaded(net):
-            outputs = run_rows(net, name, values)
+    for chunk, outputs in run_images(net, about, images, batch):
         for index, image in enumerate(chunk):
             rows = {blob: _row(found, index, len(chunk)) for blob, found in outputs.items()}
             value = _value(rows, about.score)
             meaning = about.score.meaning if about.score is not None and value is not None else ""
             done += 1
             yield Score(_path_of(image) or f"image {done}", rows, value, meaning)
+
+
+def prepared_about(net: Runnable, preprocessing: Preprocessing | None) -> About:
+    """Return what is known of a net, with the ``preprocessing`` stated. Raises IlgnetError where there is none."""
+    about = net.about if preprocessing is None else net.about.stating(preprocessing)
+    if about.preprocessing is None and not about.image_order:
+        raise IlgnetError(
+            f"net {net.name!r}: nothing says how its images are prepared; state it as preprocessing=",
+            option="preprocessing",
+        )
+    return about
+
+
+def run_images(
+    net: Runnable,
+    about: About,
+    rows: Iterable[Row],
+    batch: int,
+    blobs: Sequence[str] | None = None,
+    image: Callable[[Row], Any] = lambda row: row,
+) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
+    """Yield the rows of each batch with the net's outputs for their images, or the requested blobs."""
+    name = net.image_input()
+    check_batch(batch)
+    if about.image_order:
+        batch = 1  # images of several sizes cannot form a batch
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, batch)):
+        values = torch.from_numpy(prepare(about, [image(row) for row in chunk], net=net.name))
+        with torch.inference_mode(), as_loaded(net):
+            found = run_rows(net, name, values, blobs)
+        yield chunk, found
 
 
 def _path_of(image: Any) -> str:

@@ -17,7 +17,10 @@ from ..errors import FormatError, IlgnetError, SolverError, excerpt
 from ._console import say
 
 if TYPE_CHECKING:
+    from ..about import About
     from ..reading.preprocessing import Preprocessing
+    from ..runtime.net import CaffeNet
+    from ..runtime.runnable import FileNet
 
 
 MOST = 2**31 - 1  # of Caffe's own counts
@@ -250,6 +253,18 @@ def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
         if not name or min(shapes[name]) < 1:
             raise IlgnetError(f"--shape {text}: write INPUT=N,C,H,W with numbers over 0, as data=1,3,227,227")
     return shapes
+
+
+def load_for_images(args: argparse.Namespace) -> tuple[CaffeNet | FileNet, Preprocessing | None, About]:
+    """Load the net of the options; return it, the preprocessing that they state, and what is known of the net with it."""
+    from ..runtime.load import load
+
+    net = load(
+        args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,
+        allow_missing=args.allow_missing, input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+    )  # fmt: skip
+    preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
+    return net, preprocessing, net.about if preprocessing is None else net.about.stating(preprocessing)
 
 
 def read_preprocessing(

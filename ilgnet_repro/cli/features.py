@@ -14,9 +14,7 @@ from ._options import (
     add_preprocessing_options,
     add_text_options,
     check_exist,
-    read_preprocessing,
-    read_shapes,
-    read_stages,
+    load_for_images,
     say_notes,
     text_path,
 )
@@ -66,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     from ..process import tune_process
     from ..reading.feature_files import output_paths
     from ..reading.lmdb_read import join_database
-    from ..runtime.load import load
     from ._console import progress_bar
 
     tune_process()
@@ -74,12 +71,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = output_paths(args.out, args.blob)
     check_outputs(outputs, [args.source, args.weights, text_path(args.prototxt), args.mean_file], "--out")
     say_notes(images.notes)
-    net = load(
-        args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,
-        allow_missing=args.allow_missing, input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
-    )  # fmt: skip
-    preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
-    about = net.about if preprocessing is None else net.about.stating(preprocessing)
+    net, preprocessing, about = load_for_images(args)
     say_notes(about.notes)
     with progress_bar("extracting", images.count) as progress:
         done = extract_with(net, images, args.blob, args.out, preprocessing, args.batch, progress)

@@ -15,10 +15,8 @@ from ._options import (
     add_preprocessing_options,
     add_text_options,
     check_exist,
+    load_for_images,
     make_fast,
-    read_preprocessing,
-    read_shapes,
-    read_stages,
     say_notes,
     text_path,
 )
@@ -69,18 +67,12 @@ def run(args: argparse.Namespace) -> int:
     check_exist(args.pictures, args.weights, text_path(args.prototxt), args.mean_file, args.labels)
     from ..errors import IlgnetError
     from ..process import tune_process
-    from ..runtime.load import load
     from ..scoring import check_batch, expand, score_with
     from ._console import progress_bar
 
     tune_process()
     check_batch(args.batch)
-    net = load(
-        args.weights, args.prototxt, level=args.level, stages=read_stages(args.stage), crop=args.crop,
-        allow_missing=args.allow_missing, input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
-    )  # fmt: skip
-    preprocessing = read_preprocessing(args, net.shapes[net.image_input()])
-    about = net.about if preprocessing is None else net.about.stating(preprocessing)
+    net, preprocessing, about = load_for_images(args)
     say_notes(about.notes)
     labels = read_labels(args.labels) if args.labels else about.labels
     images = expand(args.pictures)

@@ -272,22 +272,18 @@ class ConvolutionBase(Spatial):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         weight, bias = self.blob("weight"), self._bias() if self.has_bias else None
-        convolve: Callable[..., Tensor] = self.function
         leading = self.channel_axis
-        if self.node.feeds_mask and convolve is F.conv2d and not torch.compiler.is_compiling():
-            convolve = gemm_conv2d
         tops = []
         for x in bottoms:
             # To Caffe all axes before `axis` are batch axes; torch has one.
             images = x if leading == 1 else x.reshape(-1, *x.shape[leading:])
             groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
+            convolve = self._kernel_for(tuple(x.shape), weight)
             if not self.kernel:
                 y = convolve(images[..., None], weight[..., None], bias, groups=groups).squeeze(-1)
             else:
                 if any(missing := self._missing(x.shape)):
                     images = F.pad(images, _ends(missing))
-                elif convolve is F.conv2d and self._is_small(tuple(x.shape), weight):
-                    convolve = gemm_conv2d
                 y = convolve(
                     images,
                     weight,
@@ -299,6 +295,14 @@ class ConvolutionBase(Spatial):
                 )
             tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
+
+    def _kernel_for(self, shape: Shape, weight: Tensor) -> Callable[..., Tensor]:
+        """Return what convolves a bottom: a matrix product before a pooling's mask, and where that is faster."""
+        if self.function is F.conv2d:
+            feeds_mask = self.node.feeds_mask and not torch.compiler.is_compiling()
+            if feeds_mask or (not any(self._missing(shape)) and self._is_small(shape, weight)):
+                return gemm_conv2d
+        return self.function
 
     def _is_small(self, shape: Shape, weight: Tensor) -> bool:
         """Return whether a matrix product is faster than oneDNN's kernel: for LeNet's layers by 2 to 5 times.

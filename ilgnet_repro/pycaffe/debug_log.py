@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..train.debug_info import mean_text
+from ..train.debug_info import mean_text, norms_text
 from ..train.layout import stated_rates
 from ..train.observe import Log
 from .net import Net
@@ -59,10 +58,4 @@ class DebugLog:
         tensors = [one.tensor for one in self._net.caffe_net.learnables()]
         data = [tensor.detach().double() for tensor in tensors]
         diffs = [tensor.grad.double() for tensor in tensors if tensor.grad is not None]
-        absolute = [sum(float(each.abs().sum()) for each in values) for values in (data, diffs)]
-        squares = [math.sqrt(sum(float(each.square().sum()) for each in values)) for values in (data, diffs)]
-        self._log(
-            "debug_norms",
-            f"    [Backward] All net params (data, diff): L1 norm = ({absolute[0]:g}, {absolute[1]:g}); "
-            f"L2 norm = ({squares[0]:g}, {squares[1]:g})",
-        )
+        self._log("debug_norms", norms_text(data, diffs))

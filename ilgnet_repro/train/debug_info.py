@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,13 +112,7 @@ class DebugInfo:
     def _log_norms(self) -> None:
         data = [one.tensor.detach().double() for one in self._net.learnables()]
         diffs = [diff / self._scale for diff in self._diffs.values()]
-        absolute = [sum(float(each.abs().sum()) for each in values) for values in (data, diffs)]
-        squares = [math.sqrt(sum(float(each.square().sum()) for each in values)) for values in (data, diffs)]
-        self._log(
-            "debug_norms",
-            f"    [Backward] All net params (data, diff): L1 norm = ({absolute[0]:g}, {absolute[1]:g}); "
-            f"L2 norm = ({squares[0]:g}, {squares[1]:g})",
-        )
+        self._log("debug_norms", norms_text(data, diffs))
 
     # ------------------------------------------------------------------ values
 
@@ -237,6 +231,16 @@ def _values(net: CaffeNet, layout: Layout) -> list[list[Value | None]]:
         latest.update(zip(place.tops, own, strict=True))
         values.append(own)
     return values
+
+
+def norms_text(data: Sequence[Tensor], diffs: Sequence[Tensor]) -> str:
+    """Return Caffe's line of the norms of all parameters and of their gradients, float64."""
+    absolute = [sum(float(each.abs().sum()) for each in values) for values in (data, diffs)]
+    squares = [math.sqrt(sum(float(each.square().sum()) for each in values)) for values in (data, diffs)]
+    return (
+        f"    [Backward] All net params (data, diff): L1 norm = ({absolute[0]:g}, {absolute[1]:g}); "
+        f"L2 norm = ({squares[0]:g}, {squares[1]:g})"
+    )
 
 
 def mean_text(values: Tensor) -> str:

@@ -277,6 +277,7 @@ layer { name: "tanh" type: "TanH" bottom: "ip" top: "y" }
 @pytest.fixture
 def deploy(tmp_path: Path) -> caffe.Net:
     (tmp_path / "deploy.prototxt").write_text(DEPLOY)
+    caffe.set_random_seed(2)
     return caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
 
 

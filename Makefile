@@ -18,9 +18,7 @@ demo: $(READY)
 	$(RUN) tools/demo.py --out demo
 
 test: $(READY) lint
-	# By itself: in the middle of the others a worker of pytest-xdist ended here without a word, twice of two runs.
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_architecture.py
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/test_architecture.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from . import opencv
 from .errors import IlgnetError
@@ -100,6 +102,17 @@ def private_pages() -> set[int]:
     """Return the numbers of the huge-page ranges in this process's private memory; empty except on Linux."""
     table = Path("/proc/self/maps")
     return _pages_of(table.read_text().splitlines()) if table.is_file() else set()
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process's only ``openvino.Core``.  Raises ImportError where OpenVINO is not installed.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack, and puts back what it found there when
+    its core is dropped. Of two cores dropped in the order in which they were made, the second puts back the stack
+    that the first one freed, and the next signal (SIGCHLD of a DataLoader's worker) ends the process.
+    """
+    return import_module("openvino").Core()
 
 
 def use_huge_pages(before: set[int]) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import IlgnetError
 from ..export.onnx_file import onnx_bytes, write_onnx
 from ..export.onnx_graph import OnnxModel
+from ..process import openvino_core
 
 # Each engine and the extra that installs it.
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}
@@ -119,7 +120,7 @@ def _open_openvino(
 ) -> Callable[[Arrays], list[np.ndarray]]:
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,

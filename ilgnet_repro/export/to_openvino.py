@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import IlgnetError
 from ..files import utf8_path
+from ..process import openvino_core
 from ..runtime.runnable import FileNet, Runnable
 from . import to_onnx
 from .formats import Format
@@ -27,7 +28,7 @@ def write(saving: Saving, path: Path) -> list[Path]:
     files = to_onnx.write(saving, made)
     try:
         with utf8_path(path.parent) as folder:
-            model = _guarded(path, lambda: openvino.Core().read_model(f"{folder}/{made.name}"))
+            model = _guarded(path, lambda: openvino_core().read_model(f"{folder}/{made.name}"))
             _check_names(saving, model)
             for key, value in saving.metadata().items():
                 model.set_rt_info(_without_controls(value), ["ilgnet_repro", key.replace(".", "_")])
@@ -78,11 +79,11 @@ def _without_controls(text: str) -> str:
 
 def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
     """Run what was written in OpenVINO on the CPU, in float32: its default is less on some processors."""
-    openvino, net = _openvino(), saving.net
+    net = saving.net
     with utf8_path(paths[0].parent) as folder:
-        read = _guarded(paths[0], lambda: openvino.Core().read_model(f"{folder}/{paths[0].name}"))
+        read = _guarded(paths[0], lambda: openvino_core().read_model(f"{folder}/{paths[0].name}"))
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = _guarded(paths[0], lambda: openvino.compile_model(read, "CPU", exact))
+        compiled = _guarded(paths[0], lambda: openvino_core().compile_model(read, "CPU", exact))
 
     def run(given: dict[str, Tensor]) -> Mapping[str, Tensor]:
         found = _guarded(paths[0], lambda: compiled({name: value.numpy() for name, value in given.items()}))

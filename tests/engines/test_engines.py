@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,30 @@ def test_int8_in_openvino_keeps_float32_activations(net: ir.CaffeNet) -> None:
         pytest.skip("openvino is not installed")
     rounded = quiet(net, "int8", engine="torch").deviation(images(4))["out"]
     assert quiet(net, "int8", engine="openvino").deviation(images(4))["out"] < rounded
+
+
+# SIGCHLD with a handler comes to every process that reads through workers. The first net's OpenVINO is the first dropped.
+DROPPED = """
+import faulthandler, gc, os, signal, sys
+import ilgnet_repro as ir
+faulthandler.enable()
+net = ir.load_net(sys.argv[1], seed=1)
+nets = [ir.fast(net, engine="openvino"), ir.fast(net, engine="openvino")]
+for _ in range(2):
+    nets[0].deviation()
+    del nets[0]
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *arguments: print("a signal"))
+os.kill(os.getpid(), signal.SIGCHLD)
+"""
+
+
+@pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is not installed")
+def test_a_signal_after_nets_in_openvino_were_dropped(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(TEXT)
+    command = [sys.executable, "-c", DROPPED, str(tmp_path / "net.prototxt")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "a signal\n"), ended.stderr
 
 
 @pytest.mark.parametrize("engine", ALL)

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval of a proportion, both ends in [0, 1]."""
+    """A confidence interval; of a proportion both ends are in [0, 1]."""
 
     low: float
     high: float

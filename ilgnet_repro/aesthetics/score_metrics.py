@@ -1,0 +1,116 @@
+"""What models of scores are reported by: SRCC, LCC, MSE, accuracy at a cut and EMD, with bootstrap intervals.
+
+SRCC, LCC, MSE and EMD themselves are in `metrics`. The intervals are of the bootstrap (Efron, 1979): images are drawn
+with replacement as often as there are images, and the interval has the middle 95 % of what the draws give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .metrics import emd, lcc, mse, srcc
+from .proportions import Interval, Measured, missing, proportion
+
+RESAMPLES = 1000
+Metric = Callable[..., Measured]
+
+
+def accuracy_at(predicted: np.ndarray, target: np.ndarray, cut: float = 5.0) -> Measured:
+    """Return the share of N images of which both (N,) scores, or neither, are above ``cut``; with Wilson's interval.
+
+    1/N Σ [p_n > c] = [t_n > c]; AVA's c is 5 (Murray et al., 2012: of high quality where the mean is above 5).
+    """
+    predicted, target = np.asarray(predicted), np.asarray(target)
+    if predicted.shape != target.shape or predicted.ndim != 1:
+        raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
+    if not (np.isfinite(predicted).all() and np.isfinite(target).all()):
+        return missing("a value is not finite")
+    return proportion(int(((predicted > cut) == (target > cut)).sum()), len(target))
+
+
+def image_emds(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return each image's 1/B Σ|CDF_p − CDF_q| of (N, B) vote counts or shares, (N,): NIMA's EMD with r = 1.
+
+    Raises ValueError where shapes differ or a row has no vote.
+    """
+    if predicted.shape != target.shape or predicted.ndim != 2:
+        raise ValueError(f"{predicted.shape} predictions for {target.shape} votes")
+    shares = []
+    for votes in (np.asarray(predicted, np.float64), np.asarray(target, np.float64)):
+        totals = votes.sum(1, keepdims=True)
+        if not np.isfinite(votes).all() or (votes < 0).any() or (totals == 0).any():
+            raise ValueError("votes must be finite, none negative, and not all 0 in a row")
+        shares.append(votes / totals)
+    distances: np.ndarray = np.abs(np.cumsum(shares[0] - shares[1], axis=1)).mean(1)
+    return distances
+
+
+def bootstrap(
+    metric: Metric,
+    *values: np.ndarray,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Measured:
+    """Return ``metric(*values)`` with its percentile bootstrap interval over the N rows of the values.
+
+    The rows of all values are drawn together. Draws that do not define the metric (all scores equal) are left out; there
+    is no interval where more than half of them are, nor where N is below 2. The same seed gives the same interval.
+    """
+    found = metric(*values)
+    count = len(values[0])
+    if found.value is None or count < 2:
+        return found
+    random = np.random.default_rng(seed)
+    drawn = (random.integers(count, size=count) for _ in range(resamples))
+    figures = [metric(*(value[rows] for value in values)).value for rows in drawn]
+    defined = [figure for figure in figures if figure is not None]
+    if 2 * len(defined) <= resamples:
+        return Measured(found.value)
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Measured(found.value, interval=Interval(float(low), float(high)))
+
+
+def mean_of_rows(values: np.ndarray) -> Measured:
+    """Return the mean of (N,) values."""
+    return Measured(float(np.mean(values, dtype=np.float64))) if len(values) else missing("no image")
+
+
+def score_figures(
+    predicted: Mapping[str, np.ndarray],
+    target: Mapping[str, np.ndarray],
+    *,
+    cut: float = 5.0,
+    scale: float = 1.0,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Measured]:
+    """Return the figures of N predictions by name, each with its bootstrap interval.
+
+    Both hold ``score`` (N,), on one scale, and may hold ``distribution`` (N, B). MSE is of the scores divided by
+    ``scale`` (TANet reports it of a tenth of TAD66K's scores).
+    """
+    ours, theirs = np.asarray(predicted["score"], np.float64), np.asarray(target["score"], np.float64)
+    options = {"resamples": resamples, "seed": seed}
+    figures = {
+        "SRCC": bootstrap(srcc, ours, theirs, **options),
+        "LCC": bootstrap(lcc, ours, theirs, **options),
+        "MSE": bootstrap(mse, ours / scale, theirs / scale, **options),
+        "accuracy": bootstrap(lambda p, t: accuracy_at(p, t, cut), ours, theirs, **options),
+    }
+    if "distribution" in predicted and "distribution" in target:
+        figures["EMD"] = distribution_emd(predicted["distribution"], target["distribution"], **options)
+    return figures
+
+
+def distribution_emd(
+    predicted: np.ndarray, target: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Measured:
+    """Return the EMD with r = 1 of (N, B) votes, as `metrics.emd` computes it, with its bootstrap interval."""
+    try:
+        distances = image_emds(predicted, target)
+    except ValueError:
+        return emd(predicted, target)  # says why there is none
+    return bootstrap(mean_of_rows, distances, resamples=resamples, seed=seed)

@@ -70,6 +70,19 @@ def is_misspelt(field: pb.ForkField, descriptor: Any) -> bool:
     return bool(_meant(field.path, descriptor, None))
 
 
+def filler_of(field: pb.ForkField) -> str:
+    """Return the path of the filler that an unknown field belongs to; "" for any other, and for a misspelt one.
+
+    A filler matters only where initial values are drawn.
+    """
+    message, _, rest = without_indices(field.path).partition(".")
+    name = rest.rpartition(".")[0]
+    known = pb.LayerParameter.DESCRIPTOR.fields_by_name.get(message)
+    inner = known.message_type.fields_by_name.get(name) if known and known.message_type else None
+    is_filler = inner is not None and inner.message_type is pb.FillerParameter.DESCRIPTOR
+    return f"{message}.{name}" if is_filler and not is_misspelt(field, pb.LayerParameter.DESCRIPTOR) else ""
+
+
 def net_refusals(net: pb.NetParameter) -> list[str]:
     """Return a message for each unknown field of a net outside its layers, one per top-level block."""
     first = {field.path.split(".")[0]: field for field in reversed(net.fork_field)}

@@ -9,6 +9,8 @@ from .support.fed import FedLayer
 from .support.registry import register_layer
 
 BOX = 8  # image, label, instance, four corners, difficult
+YOLO_BOX = 5  # class, centre, width, height
+YOLO_BOXES = 300  # of an image
 
 
 class _ForkData(FedLayer):
@@ -71,12 +73,17 @@ class _ForkData(FedLayer):
 class AnnotatedData(_ForkData):
     """Images and their boxes, 1×1×boxes×8 (SSD); the number of boxes is that of the batch, here planned as 1.
 
-    The image's size is that of `transform_param` (`crop_size` or `resize_param`).
-    Source: SSD, src/caffe/layers/annotated_data_layer.cpp and video_data_layer.cpp; MobileNet-YOLO's LaneData.
+    The image's size is that of `transform_param` (`crop_size` or `resize_param`).  With `yolo_data_type: 1` the boxes are
+    N×1×300×5: class, centre, width and height, and zeros.
+    Source: SSD, src/caffe/layers/annotated_data_layer.cpp and video_data_layer.cpp; MobileNet-YOLO's AnnotatedData
+    and LaneData.
     """
 
     def _others(self, image: Shape) -> tuple[Shape, ...]:
-        return (1, 1, 1, BOX), (image[0], 1, *image[2:])
+        boxes = (1, 1, 1, BOX)
+        if self._stated("annotated_data_param.yolo_data_type") == 1:
+            boxes = (image[0], 1, YOLO_BOXES, YOLO_BOX)
+        return boxes, (image[0], 1, *image[2:])
 
 
 @register_layer("DenseImageData", "ImageSegData")

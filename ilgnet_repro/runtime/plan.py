@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
+from ..caffe.fork_fields import filler_of
 from ..caffe.graph import Graph, Node, Value
 from ..caffe.param_sharing import Owner, find_owners, show_shape
 from ..errors import ARITHMETIC, GraphError, LayerError, did_you_mean, unusable
 from ..layers.support.base import BlobSpec, Layer, LayerPlan, Shape
 from ..layers.support.registry import class_of, make_layer
+from ..schema import caffe_pb2 as pb
 
 # Caffe counts a blob's elements in a signed 32-bit integer and refuses more.
 LARGEST_BLOB = 2**31 - 1
@@ -128,7 +130,19 @@ def _plan_layer(layer: Layer, bottoms: Sequence[Shape], given: Mapping[str, Shap
         return LayerPlan(layer.input_shapes(given))
     made = layer.plan(*bottoms)
     layer.check_param_rows(len(made.blobs))
-    return made
+    return replace(made, blobs=_with_foreign_fillers(made.blobs, layer.node.layer))
+
+
+def _with_foreign_fillers(blobs: Sequence[BlobSpec], text: pb.LayerParameter) -> list[BlobSpec]:
+    """Return the blobs with the fields of their fillers that only a fork knows."""
+    marked = list(blobs)
+    for field in text.fork_field:
+        message, _, name = filler_of(field).partition(".")
+        filler = getattr(getattr(text, message), name) if name else None
+        for index, spec in enumerate(marked):
+            if filler is not None and spec.filler is filler:
+                marked[index] = replace(spec, foreign=field.path)
+    return marked
 
 
 def _multiply_counts(layer: Layer, tops: Sequence[Shape], counts: int) -> list[Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from layer_nets import draw
 
 import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
@@ -10,6 +11,7 @@ from ilgnet_repro.caffe.fork_fields import drop_fields
 from ilgnet_repro.caffe.prototxt import parse_net, parse_solver
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.runtime.load import load_graph
+from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.train.solver import read_settings
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
@@ -217,3 +219,34 @@ def test_dropped_fields_leave_the_callers_message() -> None:
     assert "fork_field" not in str(dropped)
     assert str(solver).count("fork_field") == 5
     assert drop_fields(solver, ["c.e", "include[1].e", "d"]) == solver
+
+
+FILLED = (
+    INPUT
+    + 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 2 kernel_size: 1'
+    ' weight_filler { type: "msra" alpha: 0.25 } bias_filler { type: "constant" value: 2 } } }'
+)
+
+
+def test_a_field_of_a_filler_matters_where_initial_values_are_drawn() -> None:
+    """happynear's msra has alpha, the slope of the next ReLU; with weights it changes nothing."""
+    net = parse_net(FILLED)
+    assert not audit(net).problems
+    graph = load_graph(net)
+    weights = [draw(2, 3, 1, 1), draw(2, seed=1)]
+    assert CaffeNet(graph, {"c": weights}).params["c"][0].shape == (2, 3, 1, 1)
+    with pytest.raises(IlgnetError) as caught:
+        CaffeNet(graph)
+    assert str(caught.value) == (
+        "c (Convolution): weight filler: field convolution_param.weight_filler.alpha is unknown to Caffe and to this "
+        "package; give weights, or ignore it with ignore_fields= if the initial values may differ"
+    )
+    filled = ir.load_net(net, ignore_fields=["convolution_param.weight_filler.alpha"])
+    assert filled.params["c"][1].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("field", ["tpye: 'x'", "varianec_norm: AVERAGE"])
+def test_a_misspelt_field_of_a_filler_is_refused(field) -> None:
+    net = parse_net(FILLED.replace("alpha: 0.25", field))
+    (problem,) = audit(net).problems
+    assert "did you mean" in problem

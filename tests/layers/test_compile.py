@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_cases import NAMES, read_case, tolerance
 
+from ilgnet_repro.caffe.fork_layers import _KNOWN
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import IlgnetError, LayerError
@@ -53,6 +54,30 @@ def test_a_type_registered_twice_is_an_error() -> None:
 )
 def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
     assert unknown_type(type_) == f"y ({type_}): layer type is unknown; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("type_", "known"),
+    [
+        (
+            "DetectNetTransformation",
+            "augments DetectNet's images and draws its coverage maps (NVIDIA/caffe, "
+            "src/caffe/layers/detectnet_transform_layer.cpp)",
+        ),
+        (
+            "FcRistretto",
+            "quantizes weights and activations in each pass (pmgysel/caffe, branch ristretto, src/caffe/ristretto/layers)",
+        ),
+    ],
+)
+def test_a_known_layer_of_a_fork_is_described(type_: str, known: str) -> None:
+    assert unknown_type(type_) == (
+        f"y ({type_}): layer type is not implemented: {known}; register a class for it (docs/layers.md)"
+    )
+
+
+def test_no_described_type_is_implemented() -> None:
+    assert not set(_KNOWN) & set(layer_types())
 
 
 def unknown_type(type_: str, fields: str = "") -> str:

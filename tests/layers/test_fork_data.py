@@ -13,6 +13,9 @@ RESIZE = "transform_param { mean_value: 104 resize_param { resize_mode: WARP hei
 FED = {
     "boxes": ("AnnotatedData", 2, f"{RESIZE} data_param {{ batch_size: 4 }} annotated_data_param {{ label_map_file: 'x' }}",
               {"t0": (4, 3, 30, 20), "t1": (1, 1, 1, 8)}),
+    "boxes of YOLO": ("AnnotatedData", 2,
+              f"{RESIZE} data_param {{ batch_size: 4 }} annotated_data_param {{ yolo_data_type : 1 }}",
+              {"t0": (4, 3, 30, 20), "t1": (4, 1, 300, 5)}),
     "video": ("VideoData", 1, "transform_param { crop_size: 9 } data_param { batch_size: 2 } video_data_param { skip: 0 }",
               {"t0": (2, 3, 9, 9)}),
     "pixels": ("DenseImageData", 2, "dense_image_data_param { source: 'x' batch_size: 3 new_height: 8 new_width: 6 }",

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...caffe.fork_fields import refusal
+from ...caffe.fork_fields import filler_of, refusal
 from ...caffe.graph import Node
 from ...errors import LayerError
 from ...schema import caffe_pb2 as pb
@@ -28,7 +28,8 @@ class BlobSpec:
     """One parameter blob of a layer: its attribute name, shape, filler, and whether it is learned.
 
     ``any_ones``: a weights file may store it with more or fewer axes of size 1, as the releases of some forks do.
-    ``values`` are initial values that the layer itself has computed, instead of a filler's.
+    ``values`` are initial values that the layer itself has computed, instead of a filler's.  ``foreign`` is a field of
+    the filler that only a fork knows, so that it cannot be used.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BlobSpec:
     learned: bool = True
     any_ones: bool = False
     values: np.ndarray | None = field(default=None, repr=False, compare=False)
+    foreign: str = ""
 
     @property
     def has_filler(self) -> bool:
@@ -462,7 +464,7 @@ class Layer(nn.Module):
     def _check_fork_fields(self) -> None:
         layer = self.node.layer
         for fork in layer.fork_field:
-            if not self.takes_fork_field(fork):
+            if not self.takes_fork_field(fork) and not filler_of(fork):
                 own = (self.message, *self.other_messages)
                 raise self.error(refusal(fork, layer.DESCRIPTOR, own), option="ignore_fields")
 

@@ -25,6 +25,11 @@ def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
     if spec.values is not None:
         return torch.from_numpy(np.array(spec.values, np.float32))
     filler = spec.filler if spec.filler is not None else pb.FillerParameter()
+    if spec.foreign:
+        raise error(
+            f"{spec.name} filler: field {spec.foreign} is unknown to Caffe and to this package; give weights, or ignore "
+            "it with ignore_fields= if the initial values may differ"
+        )
     if filler.type not in _FILLERS:
         raise error(
             f"{spec.name} filler {filler.type!r} is unknown; use one of {', '.join(sorted(_FILLERS))}"
@@ -89,7 +94,9 @@ def _bilinear(filler: pb.FillerParameter, shape: Shape, generator: Generator, er
 
 def draws(spec: BlobSpec) -> bool:
     """Whether ``spec``'s filler draws random numbers, or is unknown; no filler means zeros."""
-    return spec.filler is not None and spec.filler.type not in ("constant", "bilinear")
+    return spec.filler is not None and (
+        spec.filler.type not in ("constant", "bilinear") or bool(spec.foreign)
+    )
 
 
 def machine_memory() -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TypeVar
 
+from ...caffe.fork_layers import known_fork_layer
 from ...caffe.graph import Node
 from ...caffe.layer_types import FORK_V1_TYPES, V1_TYPES
 from ...errors import IlgnetError, LayerError, did_you_mean
@@ -72,6 +73,12 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
         return UnknownData(node, ranks)
     cls = _classes.get(node.type)
     if cls is None:
+        if known := known_fork_layer(node.type):
+            raise LayerError(
+                node.name,
+                node.type,
+                f"layer type is not implemented: {known}; register a class for it (docs/layers.md)",
+            )
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
         # Types of V1 layers are spelled like this; one that no Caffe has arrives here as it is written.

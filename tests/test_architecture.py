@@ -23,6 +23,7 @@ ALLOWED_IMPORTS = {
     "opencv": {"errors"},
     "process": {"errors", "opencv"},
     "signatures": set(),
+    "intervals": set(),
     "files": {"errors", "staging"},
     "staging": {"errors"},
     "pages": {"errors"},
@@ -54,6 +55,9 @@ ALLOWED_IMPORTS = {
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
     "caffe_tool": {"errors", "files", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},
+    "finetune": {
+        "errors", "files", "intervals", "pages", "schema", "caffe", "zoo", "reading", "runtime",
+    },
     "cvdnn": {"errors", "opencv", "caffe", "schema", "runtime"},
     "pycaffe": {
         "version", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "known", "about",

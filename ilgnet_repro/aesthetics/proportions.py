@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval; of a proportion both ends are in [0, 1]."""
-
-    low: float
-    high: float
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+from ..intervals import Interval, wilson
 
 
 @dataclass(frozen=True)
@@ -31,21 +22,6 @@ class Measured:
 def missing(reason: str) -> Measured:
     """The figure that these inputs do not define."""
     return Measured(None, reason)
-
-
-def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval | None:
-    """Wilson's score interval of ``correct`` out of ``count`` (Wilson 1927); None where ``count`` is 0.
-
-    Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at ``count``.
-    """
-    if not 0 <= correct <= count:
-        raise ValueError(f"{correct} correct of {count}: not a proportion")
-    if count == 0:
-        return None
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, count).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
 
 
 def proportion(correct: int, count: int, what: str = "image") -> Measured:

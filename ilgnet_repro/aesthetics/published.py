@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import IlgnetError
-from .proportions import Compatibility, Interval, compare_proportions, wilson
+from ..intervals import Interval, wilson
+from .proportions import Compatibility, compare_proportions
 
 SOURCE = "logs of `caffe test` in github BestiVictory/ILGnet at commit eb29754"
 

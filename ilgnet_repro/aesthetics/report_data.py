@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..intervals import Interval, wilson
 from .author_logs import TestLog
 from .caffe_shuffle import SeedSearch, caffe_shuffle, search_seed
 from .metrics import FIGURES, Metrics, evaluate
-from .proportions import Compatibility, Interval, McNemar, Measured, mcnemar, wilson
+from .proportions import Compatibility, McNemar, Measured, mcnemar
 from .published import PUBLISHED, PublishedFigure, compare_with_published
 from .results import RunResult
 from .verdict import Verdict, batch_counts, compare_batches

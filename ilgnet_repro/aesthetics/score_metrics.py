@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..intervals import Interval
 from .metrics import emd, lcc, mse, srcc
-from .proportions import Interval, Measured, missing, proportion
+from .proportions import Measured, missing, proportion
 
 RESAMPLES = 1000
 Metric = Callable[..., Measured]

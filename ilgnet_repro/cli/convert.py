@@ -26,6 +26,7 @@ from ._options import (
     text_path,
 )
 from ._parser import CommandParser
+from .score import read_labels
 
 if TYPE_CHECKING:
     from ..about import Source
@@ -100,6 +101,17 @@ def fill_parser(parser: argparse.ArgumentParser) -> None:
         help="run each written file and compare it with the original arrays; "
         f"with {one_of(CONSUMERS)} (or several, separated by commas) let these run the ONNX file too",
     )  # fmt: skip
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="the classes, one per line, stored in the file: `ilgnet score` prints them",
+    )
+    parser.add_argument(
+        "--score",
+        default="",
+        metavar="BLOB[:INDEX]",
+        help="the output value that is the score, stored in the file",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     _add_writing_options(parser)
     add_net_options(parser)
@@ -174,7 +186,7 @@ class Given:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print the report, or a table for several files."""
-    check_exist(args.weights, text_path(args.prototxt), args.mean_file, args.pictures)
+    check_exist(args.weights, text_path(args.prototxt), args.mean_file, args.pictures, args.labels)
     from ..process import tune_process
 
     tune_process()
@@ -263,6 +275,7 @@ def _convert(args: argparse.Namespace, source: Given) -> ConversionReport:
             input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field, crop=args.crop,
             allow_missing=args.allow_missing, sha256=args.sha256, pictures=args.pictures,
             preprocessing=lambda net: _preprocessing(args, net), progress=progress,
+            labels=read_labels(args.labels) if args.labels else (), score=args.score,
             **_options(args),
         )  # fmt: skip
 

@@ -26,10 +26,12 @@ _EPILOG = """examples:
   ilgnet lmdb export train_lmdb images
   ilgnet lmdb info data.mdb --db train
   ilgnet lmdb from-leveldb train_leveldb train_lmdb
+  ilgnet lmdb labels train_lmdb train_scores.txt train_scores_lmdb
 
 make takes the flags of Caffe's convert_imageset. A build that was stopped resumes when the same command is
 run again; images that cannot be read are skipped and listed in DB.bad.txt.
-check exits with 1 if it finds a problem."""
+check exits with 1 if it finds a problem. labels stores rows of `path number [number ...]` for a second Data
+layer, which reads them in step with the images."""
 
 _CAFFE_SWITCHES = {
     "gray": "store grey images",
@@ -58,6 +60,13 @@ def add_parser(subparsers: Any) -> None:
     leveldb.add_argument("source", metavar="LEVELDB", help="its folder, which is not changed")
     leveldb.add_argument("database", metavar="DB_NAME", help="a new folder")
     leveldb.add_argument("--json", action="store_true", help="print the number of rows as JSON")
+    labels = actions.add_parser("labels", help="float labels, one or more per image, for a second Data layer")
+    labels.add_argument("images", metavar="DB", help="the LMDB of the images")
+    labels.add_argument(
+        "list", metavar="LISTFILE", help="rows of `path number [number ...]`, as in its own list"
+    )
+    labels.add_argument("database", metavar="DB_NAME", help="a new folder")
+    labels.add_argument("--json", action="store_true", help="print the number of rows as JSON")
     for action in (info, check, export):
         action.add_argument("database", metavar="DB", help="its folder, or the file of an LMDB without one")
         add_db_option(action)
@@ -119,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         "check": _check,
         "export": _export,
         "from-leveldb": _from_leveldb,
+        "labels": _labels,
     }
     return actions[args.action](args)
 
@@ -246,6 +256,17 @@ def _from_leveldb(args: argparse.Namespace) -> int:
     from ..reading.leveldb_convert import convert_leveldb
 
     rows = convert_leveldb(args.source, args.database)
+    if args.json:
+        print(json_text({"path": args.database, "rows": rows}))
+    else:
+        say(f"{args.database}: {rows:,} rows")
+    return 0
+
+
+def _labels(args: argparse.Namespace) -> int:
+    from ..reading.lmdb_labels import build_label_lmdb
+
+    rows = build_label_lmdb(args.images, args.list, args.database)
     if args.json:
         print(json_text({"path": args.database, "rows": rows}))
     else:

@@ -30,6 +30,7 @@ COMMANDS = {
         "test": "test",
         "report": "report",
         "train": "train",
+        "finetune": "finetune",
         "synthetic": "synthetic",
         "caffe": "caffe",
         "demo": "demo",

@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..about import About, Source
 from ..errors import IlgnetError
 from ..files import parse_json, real_path, staged_results
+from ..known import ScoreAt
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
 from ..runtime.find import stem_of
@@ -90,6 +92,8 @@ def convert(
     crop: str | None = None,
     sha256: bool = False,
     preprocessing: Preprocessing | Callable[[CaffeNet], Preprocessing | None] | None = None,
+    labels: Sequence[str] = (),
+    score: str = "",
     pictures: Sequence[PathLike] = (),
     progress: Progress = None,
     **options: Unpack[SaveOptions],
@@ -98,8 +102,10 @@ def convert(
 
     Files get their names only when all are written (and, with ``verify``, return the net's own outputs;
     ``verify="openvino"``, "opencv" or "onnxruntime", several separated by commas, also lets these run the ONNX file).
-    ``preprocessing`` (a value, or a function of the net) replaces the known one.  The deviation of quantized weights
-    (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other options are those of `load`
+    ``preprocessing`` (a value, or a function of the net) replaces the known one, as do ``labels``, the classes of an
+    output, and ``score``, the output that is the score ("blob", or "blob:index" of one with several values).  The
+    deviation of quantized weights (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other
+    options are those of `load`
     and `save`.  Raises IlgnetError for anything wrong with the input.
     """
     images = pictures  # the keyword keeps its name
@@ -116,6 +122,8 @@ def convert(
         preprocessing = preprocessing(net)
     if preprocessing is not None:
         net.about = net.about.stating(preprocessing)
+    if labels or score:
+        net.about = replace(net.about, **_stated(net, tuple(labels), score))
     folder = Path(out) if out is not None else source.parent
     stem = stem_of(source)
     _check_names(source, [format_.path(folder, stem) for format_ in formats])
@@ -135,6 +143,30 @@ def convert(
         publish(files, folder)
     extra_notes = dict.fromkeys(note for format_ in formats for note in format_.notes(saving))
     return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)
+
+
+def _stated(net: CaffeNet, labels: tuple[str, ...], score: str) -> dict[str, Any]:
+    """What is known of a net by the caller's labels and score.  Raises IlgnetError where no output has such values."""
+    counts = {name: prod(net.shapes[name][1:]) for name in net.outputs}
+    shown = ", ".join(f"{name} of {count}" for name, count in counts.items())
+    stated: dict[str, Any] = {}
+    if labels:
+        if len(labels) not in counts.values():
+            raise IlgnetError(
+                f"labels: are {len(labels)}, and the outputs are {shown}; give one per value", option="labels"
+            )
+        stated["labels"] = labels
+    if score:
+        name, _, index = score.rpartition(":")
+        if score in counts:
+            name, index = score, "0"
+        if name not in counts or not index.isdecimal() or int(index) >= counts[name]:
+            raise IlgnetError(
+                f"score={score!r}: is no value of an output; write BLOB or BLOB:INDEX of {shown}",
+                option="score",
+            )
+        stated["score"] = ScoreAt(name, int(index), "score")
+    return stated
 
 
 def _deviations(

@@ -69,7 +69,7 @@ def make_sheet(
     chosen = list(dict.fromkeys([row for rows in shown.values() for row in rows] + order[:sizes_of].tolist()))
     found: dict[int, Sample] = {}
     unreadable = []
-    for row, result in zip(chosen, ordered_map(partial(_sample, where), chosen), strict=True):
+    for row, result in zip(chosen, ordered_map(partial(sample, where), chosen), strict=True):
         if isinstance(result, Sample):
             found[row] = result
         else:
@@ -84,7 +84,7 @@ def make_sheet(
     )
 
 
-def _sample(rows: ImageRows, number: int) -> Sample | str:
+def sample(rows: ImageRows, number: int) -> Sample | str:
     """The sample of a row, or why there is none."""
     try:
         chw, label = rows.image(number)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chi2_contingency, fisher_exact
 
-from ilgnet_repro.aesthetics.proportions import Interval, compare_proportions, mcnemar, proportion, wilson
+from ilgnet_repro.aesthetics.proportions import compare_proportions, mcnemar, proportion
+from ilgnet_repro.intervals import Interval, wilson
 
 COUNTS = [(2042, 2500), (2052, 2400), (0, 7), (7, 7), (1, 1), (3, 11), (16_000, 20_000)]
 

@@ -44,6 +44,7 @@ ALLOWED_IMPORTS = {
     "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime", "signatures"},
     "features": {"errors", "reading", "prepare_images", "runtime", "scoring", "signatures"},
     "export": {
+        "known",
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",
         "runtime", "signatures", "staging",
     },

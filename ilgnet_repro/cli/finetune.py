@@ -23,7 +23,7 @@ _EPILOG = """examples:
   ilgnet finetune photos --out tuned --prepare
 
 DATA is a folder with a folder per class, or a CSV: `path,label`, `path,score`, or `path,votes,votes,...` with a column
-per score. Each step is a command that is printed as it can be typed. Stopped at any moment, the same command goes on.
+per score. Each step is a command that is printed as it can be typed. Stopped at any moment, the same command resumes.
 --prepare stops before the training: edit tuned/solver.prototxt or tuned/train_val.prototxt and run again without it.
 The result is tuned/net_best.safetensors, which `ilgnet score` takes as it is, and tuned/report.html."""
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if _run(training) and not training.product.exists():
         say(
-            f"stopped before its last iteration; the same command goes on: {training.product} is missing",
+            f"stopped before its last iteration; the same command resumes: {training.product} is missing",
             file=sys.stderr,
         )
         raise KeyboardInterrupt

@@ -152,7 +152,7 @@ def _listable(examples: list[Example]) -> tuple[list[Example], list[str]]:
     left = set(bad)
     kept = [one for one in examples if one not in left]
     return kept, [
-        f"{excerpt(one.path)}: left out, its name has a line break or blanks at its ends" for one in bad
+        f"{excerpt(one.path)}: left out, its name has a line break, or spaces at its ends" for one in bad
     ]
 
 
@@ -229,7 +229,7 @@ def _check_names(names: Sequence[str], where: Path) -> None:
     wrong = [name for name in names if name.splitlines() != [name] or name != name.strip()]
     if wrong:
         raise DataError(
-            f"{where}: class {excerpt(wrong[0])!r} is empty or has a line break or blanks; give it another name"
+            f"{where}: class {excerpt(wrong[0])!r} is empty or has a line break, or spaces at its ends; give it another name"
         )
 
 

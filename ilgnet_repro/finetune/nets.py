@@ -15,7 +15,7 @@ from ..zoo.builder import MSRA, XAVIER, NetBuilder, constant, gaussian
 
 DATA, LABEL = "data", "label"
 _LEARNED = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
-_KEPT_AFTER = ("Pooling", "Flatten", "Reshape")  # what brings a map of scores to one row per image
+_TO_ROWS = ("Pooling", "Flatten", "Reshape")  # what brings a map of scores to one row per image
 _WIDTHS = (16, 32, 48, 64, 96, 128, 160, 192)
 _LAST_SIDE = 5  # of the default net's last map
 # Small: however large the features are, it starts near equal shares, or the mean score.
@@ -169,7 +169,7 @@ def _after(graph: Graph, last: Node) -> list[Node]:
     """The layers after the last one that are kept, in order."""
     kept, value = [], last.tops[0]
     while len(readers := graph.consumers(value)) == 1 and len(readers[0].bottoms) == 1:
-        if readers[0].type in _KEPT_AFTER:
+        if readers[0].type in _TO_ROWS:
             kept.append(readers[0])
         value = readers[0].tops[0]
     return kept
@@ -249,12 +249,12 @@ def train_val_net(
             **({"mean_value": feeding.mean} if any(feeding.mean) else {}),
             **({"scale": feeding.scale} if feeding.scale != 1 else {}),
         }
-        alone = targets.task != "classes"
+        float_labels = targets.task != "classes"
         net.layer(
-            "Data", DATA, tops=[body.blob] if alone else [body.blob, label], phase=phase, transform_param=transform,
+            "Data", DATA, tops=[body.blob] if float_labels else [body.blob, label], phase=phase, transform_param=transform,
             data_param={"source": os.path.join(folder, f"{name}_lmdb"), "batch_size": batch, "backend": "LMDB"},
         )  # fmt: skip
-        if alone:
+        if float_labels:
             net.layer(
                 "Data", "targets", tops=label, phase=phase,
                 data_param={
@@ -328,7 +328,7 @@ def make_schedule(train: int, val: int, epochs: int, batch: int) -> Schedule:
 def solver_text(
     schedule: Schedule, folder: str, *, adam: bool, rate: float, seed: int, on_gpu: bool
 ) -> pb.SolverParameter:
-    """A solver whose rate falls by a line to 0; tested and stored once an epoch."""
+    """A solver whose rate falls by a line to 0; tested and stored once per epoch."""
     solver = pb.SolverParameter(
         net=os.path.join(folder, "train_val.prototxt"), test_iter=[schedule.test_iter],
         test_interval=schedule.per_epoch, test_initialization=False, base_lr=rate, lr_policy="poly", power=1.0,

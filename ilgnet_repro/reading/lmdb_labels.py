@@ -25,7 +25,7 @@ def build_label_lmdb(
 ) -> int:
     """Store the numbers of each row of a list under the key that the image of this row has in an LMDB; return the count.
 
-    A row is ``path number [number ...]``, separated by blanks.  ``images`` was made of a list of the same paths in the same
+    A row is ``path number [number ...]``, separated by spaces.  ``images`` was made of a list of the same paths in the same
     order; the images that it lacks, because they could not be read, have no label either, so that two Data layers
     stay in step.  Each row becomes a Datum of shape (numbers, 1, 1).  Raises DataError where list and images do not fit.
     """
@@ -69,13 +69,13 @@ def _read_rows(path: Path) -> list[tuple[str, tuple[float, ...]]]:
         name, numbers = _read_row(os.fsdecode(text.rstrip()))
         if not name or not numbers or len(numbers) != len(found[0][1] if found else numbers):
             wanted = f" ({len(found[0][1])} of them, as in the first row)" if found else ""
-            raise DataError(f"{path}:{line}: write a path, then its numbers{wanted}, separated by blanks")
+            raise DataError(f"{path}:{line}: write a path, then its numbers{wanted}, separated by spaces")
         found.append((name, numbers))
     return found
 
 
 def _read_row(text: str) -> tuple[str, tuple[float, ...]]:
-    """The path, which may contain blanks, and the numbers at the end of a row."""
+    """The path, which may contain spaces, and the numbers at the end of a row."""
     numbers: list[float] = []
     while (parts := text.rsplit(None, 1)) and len(parts) == 2:
         value = _number(parts[1])

@@ -145,7 +145,7 @@ WRONG = {
     "twice": ("a.jpg,x\nb.jpg,y\na.jpg,y\n", None, ": a.jpg is listed 2 times; list an image once"),
     "equal": ("a.jpg,2.5\nb.jpg,2.5\n", None, ": all scores are equal; there is nothing to learn"),
     "zero byte": ("a.jpg,x\0\n", None, ": is no CSV; write rows of path and label"),
-    "empty class": ("a.jpg,\nb.jpg,x\n", None, ": class '' is empty or has a line break or blanks; give it another"),
+    "empty class": ("a.jpg,\nb.jpg,x\n", None, ": class '' is empty or has a line break, or spaces"),
 }  # fmt: skip
 
 
@@ -163,7 +163,7 @@ FOLDERS = {
     "one class": (("a/0.jpg",), "needs a folder per class, at least two (only a there)"),
     "an empty class": (("a/0.jpg", "a/1.jpg", "b/x.txt"), "contains no images; add some, or remove the folder"),
     "too few": (("a/0.jpg", "b/0.jpg"), "has too few images to hold some out for val; give more"),
-    "a class name": (("a /0.jpg", "b/0.jpg"), "class 'a ' is empty or has a line break or blanks"),
+    "a class name": (("a /0.jpg", "b/0.jpg"), "class 'a ' is empty or has a line break, or spaces at its ends"),
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_names_that_no_list_can_hold_are_named(tmp_path: Path) -> None:
     split = read_examples(
         touch(tmp_path, "a/x\ny.jpg", *(f"{name}/{n}.jpg" for name in "ab" for n in range(3)))
     )
-    assert split.notes == ("a/x\\ny.jpg: left out, its name has a line break or blanks at its ends",)
+    assert split.notes == ("a/x\\ny.jpg: left out, its name has a line break, or spaces at its ends",)
     assert len(split.train) + len(split.val) == 6
 
 

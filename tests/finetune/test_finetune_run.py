@@ -130,7 +130,7 @@ def test_caffe_test_gives_the_accuracy_of_the_report(there: Path, capfd) -> None
     assert float(accuracy) == pytest.approx(found["figures"]["accuracy"]["value"], abs=1e-6)
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_result(there: Path, monkeypatch, capsys) -> None:
+def test_a_run_that_was_stopped_resumes_with_the_same_result(there: Path, monkeypatch, capsys) -> None:
     """Ctrl-C in the fourth iteration; the same command ends with the same bytes, and runs nothing twice."""
     interrupted = []
 
@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_result(there: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(TrainingView, "on_update", stop)
         assert main(command) == 130
-    assert "stopped before its last iteration; the same command goes on" in capsys.readouterr().err
+    assert "stopped before its last iteration; the same command resumes" in capsys.readouterr().err
     assert not (there / "stopped" / "net_best.safetensors").exists()
     assert main(command) == 0
     err = capsys.readouterr().err

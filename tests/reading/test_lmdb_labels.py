@@ -68,7 +68,7 @@ WRONG = {
     "no number": ("a.png 1\nb c.png\n", "LIST:2: write a path, then its numbers (1 of them, as in the first row)"),
     "more numbers": ("a.png 1\nb c.png 1 2\n", "LIST:2: write a path, then its numbers (1 of them"),
     "not finite": ("a.png nan\n", "label 'nan': is beyond float32; correct the list"),
-    "empty": ("", "LIST:1: write a path, then its numbers, separated by blanks"),
+    "empty": ("", "LIST:1: write a path, then its numbers, separated by spaces"),
 }  # fmt: skip
 
 

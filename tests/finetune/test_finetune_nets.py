@@ -140,7 +140,7 @@ def test_distributions_are_learned_by_their_cross_entropy(phase: str, count: int
     found = net({"x": x, "label": torch.from_numpy(shares).reshape(count, 3, 1, 1)}, blobs=["d_new", "loss"])
     logits = found["d_new"].detach().double().numpy()
     log_shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    assert float(found["loss"]) == pytest.approx(-(shares * log_shares).sum(axis=1).mean(), rel=1e-5)
+    assert float(found["loss"].detach()) == pytest.approx(-(shares * log_shares).sum(axis=1).mean(), rel=1e-5)
 
 
 def test_a_distribution_is_deployed_with_its_mean() -> None:

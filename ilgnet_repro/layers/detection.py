@@ -23,6 +23,7 @@ from .support.base import (
 )
 from .support.boxes import decode_boxes, greedy_nms
 from .support.detections import node_writer, rows_or_blank
+from .support.labels import foreground_labels
 from .support.registry import register_layer
 
 # ---------------------------------------------------------------------- torch, also for written source
@@ -102,8 +103,7 @@ class DetectionOutput(Layer):
 
     def setup(self, *ranks: int) -> None:
         nms = self.param.nms_param
-        if not self.param.num_classes:
-            raise self.error("num_classes is 0 or absent; state their number, with the background")
+        self.foreground = foreground_labels(self)
         if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
             raise self.error(
                 f"nms_threshold {nms.nms_threshold} must be at least 0 and eta {nms.eta} in (0, 1]"
@@ -118,8 +118,6 @@ class DetectionOutput(Layer):
         stated = self.param.HasField("confidence_threshold")
         lowest = float(np.finfo(np.float32).min)
         self.confidence: float = self.param.confidence_threshold if stated else lowest
-        background = self.param.background_label_id
-        self.foreground = [label for label in range(self.classes) if label != background]
         if not self.foreground:
             raise self.error("the background is the only class; num_classes includes it")
 

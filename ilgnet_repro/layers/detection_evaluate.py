@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .support.base import Layer, LayerPlan, Shape
+from .support.labels import foreground_labels
 from .support.matching import overlaps
 from .support.registry import register_layer
 
@@ -31,10 +32,7 @@ class DetectionEvaluate(Layer):
     no_source = "detections are counted one after another"
 
     def setup(self, *ranks: int) -> None:
-        if not self.param.num_classes:
-            raise self.error("num_classes is 0 or absent; state their number, with the background")
-        background = self.param.background_label_id
-        self.labels = [label for label in range(self.param.num_classes) if label != background]
+        self.labels = foreground_labels(self)
 
     def plan(self, found: Shape, truth: Shape) -> LayerPlan:
         for what, shape, width in (("detections", found, 7), ("true boxes", truth, 8)):

@@ -15,7 +15,7 @@ from ..schema import caffe_pb2 as pb
 from .loss import FLT_MIN, Loss, floored_log_softmax
 from .support.base import LayerPlan, Shape
 from .support.boxes import decode_boxes, greedy_nms
-from .support.labels import normalization
+from .support.labels import foreground_labels, normalization
 from .support.matching import UNMATCHED, box_areas, encode_boxes, match
 from .support.registry import register_layer
 
@@ -98,8 +98,7 @@ class MultiBoxLoss(Loss):
         if isinstance(mode, float):
             raise self.error("normalization PRE_FIXED is not supported; use VALID, FULL, BATCH_SIZE or NONE")
         self.mode: str = mode
-        if self.classes < 1:
-            raise self.error("num_classes is 0 or absent; state their number, with the background")
+        self.foreground = foreground_labels(self)
         if param.HasField("do_neg_mining") and param.do_neg_mining != (self.mining != "NONE"):
             raise self.error(
                 f"do_neg_mining {str(param.do_neg_mining).lower()} contradicts mining_type {self.mining}"
@@ -182,7 +181,7 @@ class MultiBoxLoss(Loss):
 
     def _columns(self) -> list[int]:
         """Return the columns of the offsets that predict boxes: one, or that of each class but the background."""
-        return [0] if self.shared else [label for label in range(self.classes) if label != self.background]
+        return [0] if self.shared else self.foreground
 
     def _decoded(self, own: _Image, column: int) -> Tensor:
         variances = torch.ones_like(own.variances) if self.param.encode_variance_in_target else own.variances

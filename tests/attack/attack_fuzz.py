@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import faulthandler
 import importlib
 import io
 import json
@@ -69,6 +70,7 @@ for _module in ("export.convert", "export.to_onnx", "export.to_python", "export.
 
 MEMORY, SECONDS = 1 << 30, 10.0  # of the processor
 WALL = 6  # times as long, for what waits: the machine may be busy
+STARVED = 10  # times that, for a child that the machine gives no processor
 LIMIT = 4 << 30  # RLIMIT_AS above what a child begins with
 GROUPS: dict[str, Counter] = {}
 FIRST: dict[tuple[str, str], str] = {}
@@ -96,14 +98,30 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def processor_seconds(child: int) -> float:
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stack_of(child: int, file) -> str:
+    """Ask the child where it is, and return the last frame in the package."""
+    os.kill(child, signal.SIGUSR1)
+    time.sleep(1)
+    file.seek(0)
+    frames = re.findall(r'File "[^"]*?/ilgnet_repro/([^"]+)", line (\d+)', file.read())
+    return ":".join(frames[0]) if frames else "?"
+
+
 def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
     """Run ``work(case)`` for each; a crash or a hang costs one case only."""
     index, end = 0, time.monotonic() + seconds
     while index < len(cases) and time.monotonic() < end:
         reading, writing = os.pipe()
+        stack = tempfile.TemporaryFile("w+")
         child = os.fork()
         if child == 0:
             os.close(reading)
+            faulthandler.register(signal.SIGUSR1, file=stack)
             null = os.open(os.devnull, os.O_RDWR)
             for handle in (0, 1, 2):
                 os.dup2(null, handle)
@@ -122,13 +140,13 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
                 os.write(writing, (json.dumps([number, verdict]) + "\n").encode())
             os._exit(0)
         os.close(writing)
-        buffer, last, hung = b"", time.monotonic(), False
+        buffer, last, used, hung = b"", time.monotonic(), 0.0, ""
         while True:
             if select.select([reading], [], [], 1)[0]:
                 data = os.read(reading, 1 << 16)
                 if not data:
                     break
-                buffer, last = buffer + data, time.monotonic()
+                buffer, last, used = buffer + data, time.monotonic(), processor_seconds(child)
                 while b"\n" in buffer:
                     line, buffer = buffer.split(b"\n", 1)
                     number, verdict = json.loads(line)
@@ -136,20 +154,23 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
                     index = number + 1
                     if verdict:
                         found(group, verdict, show(cases[number]))
-            elif time.monotonic() - last > SECONDS * WALL:
+            elif (waited := time.monotonic() - last) > SECONDS * WALL and (
+                processor_seconds(child) - used > SECONDS or waited > SECONDS * WALL * STARVED
+            ):
+                hung = f"hang at {stack_of(child, stack)}"
                 os.kill(child, signal.SIGKILL)
-                hung = True
                 break
             if time.monotonic() > end:
                 os.kill(child, signal.SIGKILL)
                 break
         os.close(reading)
+        stack.close()
         status = os.waitpid(child, 0)[1]
         if time.monotonic() > end and not hung:
             return
         if index < len(cases) and (hung or os.WIFSIGNALED(status)):
             RUN[group] += 1
-            found(group, "hang" if hung else f"signal {os.WTERMSIG(status)}", show(cases[index]))
+            found(group, hung or f"signal {os.WTERMSIG(status)}", show(cases[index]))
             index += 1
 
 

@@ -13,6 +13,7 @@ from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
 
+BOTTOM = 'bottom: "x" '
 INPUT = 'layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }} '
 
 
@@ -39,6 +40,18 @@ REFUSED = {
         'type: "DenseBlock" denseblock_param { numTransition: 2147483648 growthRate: 7 }',
         "op (DenseBlock): numTransition 2147483648 must be at most 1000",
     ),
+    **{
+        f"{kind}-of-classes-beyond-memory": (
+            (1, 1, 3, 7),
+            f'type: "{kind}" {BOTTOM * more} {message} {{ num_classes: 2147483648 }}',
+            f"op ({kind}): num_classes 2147483648 must be at most 1,000,000",
+        )
+        for kind, message, more in (
+            ("DetectionOutput", "detection_output_param", 2),
+            ("DetectionEvaluate", "detection_evaluate_param", 1),
+            ("MultiBoxLoss", "multibox_loss_param", 3),
+        )
+    },
     "DeephiResize-beyond-numbers": (
         (2, 3, 8, 9),
         'type: "DeephiResize" deephi_resize_param { scale_h: 3e38 scale_w: 2 }',

@@ -14,6 +14,19 @@ from torch import Tensor
 from ...schema import caffe_pb2 as pb
 from .base import Layer, OnnxGraph, Shape, integers, numbers
 
+MOST_CLASSES = 1_000_000  # the labels are listed before any blob bounds their number
+
+
+def foreground_labels(layer: Layer) -> list[int]:
+    """Return the labels of a layer of SSD, all below `num_classes` but that of the background."""
+    count, background = layer.param.num_classes, layer.param.background_label_id
+    if not count:
+        raise layer.error("num_classes is 0 or absent; state their number, with the background")
+    if count > MOST_CLASSES:
+        raise layer.error(f"num_classes {count} must be at most {MOST_CLASSES:,}")
+    return [label for label in range(count) if label != background]
+
+
 # ---------------------------------------------------------------------- torch, also for written source
 
 

@@ -130,11 +130,15 @@ ARITHMETIC = (ArithmeticError, LookupError, ValueError, RuntimeError, MemoryErro
 beyond its type, memory that nobody has."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the class and the first line of an exception that is not ours."""
+    lines = str(error).strip().splitlines()
+    return excerpt(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 200)
+
+
 def unusable(name: str, type_: str, doing: str, error: BaseException) -> LayerError:
     """Return the LayerError for one of `ARITHMETIC` that no check of the layer's own foresaw."""
-    lines = str(error).strip().splitlines()
-    reason = excerpt(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 200)
-    return LayerError(name, type_, f"{doing} ({reason}); correct its parameters or its bottoms")
+    return LayerError(name, type_, f"{doing} ({reason_of(error)}); correct its parameters or its bottoms")
 
 
 class GraphError(IlgnetError):

@@ -60,6 +60,8 @@ def flow_warp(x: Tensor, flow: Tensor, fill: float) -> Tensor:
 
 # ---------------------------------------------------------------------- layers
 
+MOST_SHIFTS = 10_000  # each is a slice and a product; FlowNet has 441
+
 
 class _Correlation(Layer):
     """Shared by both: the mean over `kernel_size`² and the channels of the product of two blobs, one of them shifted."""
@@ -85,7 +87,14 @@ class _Correlation(Layer):
         pad, reach, step = self.param.pad, self.param.max_displacement, self.param.stride_2
         self.pad = (0, pad) if self.is_flat else (pad, pad)
         self.reach = (0, reach) if self.is_flat else (reach, reach)
-        steps = [i * step for i in range(self._first(reach // step), reach // step + 1)]
+        first, last = self._first(reach // step), reach // step
+        count = (last - first + 1) ** (1 if self.is_flat else 2)
+        if count > MOST_SHIFTS:
+            raise self.error(
+                f"max_displacement {reach} with stride_2 {step} gives {count:,} shifts; "
+                f"at most {MOST_SHIFTS:,} are supported"
+            )
+        steps = [i * step for i in range(first, last + 1)]
         self.shifts = tuple((down, right) for down in ([0] if self.is_flat else steps) for right in steps)
 
     def _first(self, radius: int) -> int:

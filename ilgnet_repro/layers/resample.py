@@ -366,9 +366,10 @@ class Resize(_Resized):
 
 def _scaled(sides: tuple[int, int], scales: tuple[float, float]) -> tuple[int, int]:
     """Return sides times float32 factors, rounded down, as C computes them."""
-    height, width = (
-        int(np.float32(side) * np.float32(scale)) for side, scale in zip(sides, scales, strict=True)
-    )
+    with np.errstate(over="ignore"):  # an infinite size is refused by its caller
+        height, width = (
+            int(np.float32(side) * np.float32(scale)) for side, scale in zip(sides, scales, strict=True)
+        )
     return height, width
 
 

@@ -204,6 +204,8 @@ def fault_of(end: End, *, silent: bool = False) -> str:
         return f"over {SECONDS:.0f} s"
     if "Traceback" in end.err or end.status not in (0, 1):
         return f"status {end.status}: {end.err.strip()[-160:]}"
+    if "RuntimeWarning" in end.err:
+        return f"a warning of a library is printed: {end.err.strip()[:160]}"
     if end.memory > MEMORY:
         return f"takes {end.memory >> 20} MiB"
     errors = [line for line in end.err.splitlines() if line.startswith("ilgnet")]

@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -126,6 +127,13 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
             for handle in (0, 1, 2):
                 os.dup2(null, handle)
             limit_memory()
+            warned: list[str] = []
+            warnings.simplefilter("always", RuntimeWarning)
+            warnings.showwarning = lambda message, category, file, line, *_: (
+                warned.append(f"{category.__name__} at {file[max(0, file.rfind('ilgnet_repro')) :]}:{line}")
+                if category is RuntimeWarning
+                else None
+            )
             for number in range(index, len(cases)):
                 began, verdict = time.process_time(), ""
                 try:
@@ -135,6 +143,8 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
                 except BaseException as error:
                     where = place_of(traceback.extract_tb(error.__traceback__))
                     verdict = f"{type(error).__name__} at {where}"
+                verdict = verdict or next((w for w in warned if "ilgnet_repro" in w), "")
+                warned.clear()
                 if time.process_time() - began > SECONDS:
                     verdict = f"{verdict} over {SECONDS:.0f} s".strip()
                 os.write(writing, (json.dumps([number, verdict]) + "\n").encode())

@@ -52,6 +52,52 @@ REFUSED = {
             ("MultiBoxLoss", "multibox_loss_param", 3),
         )
     },
+    **{
+        f"{kind}-of-shifts-beyond-memory": (
+            (2, 3, 8, 9),
+            f'type: "{kind}" {BOTTOM} correlation_param {{ kernel_size: 1 max_displacement: {reach} }}',
+            f"op ({kind}): max_displacement {reach} with stride_2 1 gives {shifts} shifts; at most 10,000",
+        )
+        for kind, reach, shifts in (
+            ("Correlation", 50, "10,201"),
+            ("Correlation1D", 4294967295, "8,589,934,591"),
+        )
+    },
+    **{
+        f"filler-{name}": ((2, 3, 4, 5), f"type: {layer}", message)
+        for name, layer, message in (
+            (
+                "uniform-of-swapped-ends",
+                '"InnerProduct" inner_product_param { num_output: 4 weight_filler { type: "uniform" min: 2 max: 1 } }',
+                "op (InnerProduct): weight filler uniform: min 2 and max 1 cannot be drawn from",
+            ),
+            (
+                "uniform-beyond-numbers",
+                '"InnerProduct" inner_product_param { num_output: 4 weight_filler { type: "uniform" max: inf } }',
+                "op (InnerProduct): weight filler uniform cannot fill a blob of shape [4, 60] (RuntimeError: ",
+            ),
+            (
+                "gaussian-of-negative-std",
+                '"PReLU" prelu_param { channel_shared: true filler { type: "gaussian" std: -1 } }',
+                "op (PReLU): slope filler gaussian: std -1 cannot be drawn from",
+            ),
+            (
+                "gaussian-of-std-nan",
+                '"Scale" scale_param { num_axes: 0 filler { type: "gaussian" std: nan } }',
+                "op (Scale): weight filler gaussian: std nan cannot be drawn from",
+            ),
+            (
+                "gaussian-sparse-negative",
+                '"InnerProduct" inner_product_param { num_output: 4 weight_filler { type: "gaussian" sparse: -7 } }',
+                "op (InnerProduct): weight filler gaussian: sparse -7 cannot be drawn from",
+            ),
+            (
+                "gaussian-sparse-of-a-scalar",
+                '"Bias" bias_param { num_axes: 0 filler { type: "gaussian" sparse: 2 } }',
+                "op (Bias): bias filler gaussian cannot fill a blob of shape [] (IndexError: ",
+            ),
+        )
+    },
     "DeephiResize-beyond-numbers": (
         (2, 3, 8, 9),
         'type: "DeephiResize" deephi_resize_param { scale_h: 3e38 scale_w: 2 }',
@@ -80,6 +126,12 @@ def test_the_same_layers_with_parameters_that_make_sense():
         ((2, 3, 8, 9), 'type: "DenseBlock" denseblock_param { numTransition: 2 growthRate: 7 }'),
         ((2, 3, 8, 9), 'type: "DeephiResize" deephi_resize_param { scale_h: 3 scale_w: 2 }'),
         ((2, 3, 8, 9), 'type: "InnerProduct" inner_product_param { num_output: 6 }'),
+        (
+            (2, 3, 4, 5),
+            f'type: "Correlation" {BOTTOM} correlation_param {{ kernel_size: 1 max_displacement: 1 pad: 1 }}',
+        ),
+        ((2, 3, 4, 5), 'type: "Scale" scale_param { num_axes: 0 filler { type: "positive_unitball" } }'),
+        ((2, 3, 4, 5), 'type: "Scale" scale_param { num_axes: 0 filler { type: "uniform" min: 2 max: 2 } }'),
     ):
         assert torch.isfinite(CaffeNet(graph(layer, *dims), seed=1)({"x": torch.ones(dims)})["y"]).all()
 

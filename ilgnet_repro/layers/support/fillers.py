@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ...errors import IlgnetError
+from ...errors import ARITHMETIC, IlgnetError, reason_of
 from ...schema import caffe_pb2 as pb
 from .base import BlobSpec, Shape
 
@@ -36,7 +36,21 @@ def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
         )
     if filler.sparse != -1 and filler.type != "gaussian":
         raise error(f"{spec.name} filler: sparse goes with type gaussian only, not {filler.type}")
-    return _FILLERS[filler.type](filler, spec.shape, generator, error)
+    # What Caffe checks before it draws; it also refuses std 0, which gives the mean.
+    for is_right, what in (
+        (filler.type != "uniform" or filler.min <= filler.max, f"min {filler.min:g} and max {filler.max:g}"),
+        (filler.type != "gaussian" or filler.std >= 0, f"std {filler.std:g}"),
+        (filler.sparse >= -1, f"sparse {filler.sparse}"),
+    ):
+        if not is_right:
+            raise error(
+                f"{spec.name} filler {filler.type}: {what} cannot be drawn from; correct the prototxt"
+            )
+    try:
+        return _FILLERS[filler.type](filler, spec.shape, generator, error)
+    except ARITHMETIC as fault:
+        shape = f"a blob of shape {list(spec.shape)}"
+        raise error(f"{spec.name} filler {filler.type} cannot fill {shape} ({reason_of(fault)})") from fault
 
 
 def _constant(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
@@ -79,7 +93,7 @@ def _msra(filler: pb.FillerParameter, shape: Shape, generator: Generator, error:
 def _positive_unitball(
     filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error
 ) -> Tensor:
-    values = torch.empty(shape).uniform_(0, 1, generator=generator).reshape(shape[0], -1)
+    values = torch.empty(shape).uniform_(0, 1, generator=generator).reshape(shape[0] if shape else 1, -1)
     return (values / values.sum(dim=1, keepdim=True)).reshape(shape)
 
 

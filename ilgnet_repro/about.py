@@ -129,7 +129,7 @@ class About:
             **({"model": self.model} if self.model else {}),
             **({"assumed": True} if self.assumed else {}),
             **({"labels": list(self.labels)} if self.labels else {}),
-            **({"score": vars(self.score)} if self.score else {}),
+            **({"score": _stated(self.score)} if self.score else {}),
         }
         return {
             **({"source": json_text(self.source.to_json())} if self.source else {}),
@@ -157,6 +157,11 @@ class About:
         return replace(about, notes=(*notes, assumed_note(model)) if model else notes)
 
 
+def _stated(score: ScoreAt) -> dict[str, Any]:
+    """Return the fields of a score; without a distribution, those of files of earlier versions."""
+    return {key: value for key, value in vars(score).items() if value != "" or key != "distribution"}
+
+
 def _object(key: str, text: str) -> dict[str, Any]:
     try:
         values = parse_json(text)
@@ -179,7 +184,8 @@ def _read_about(values: dict[str, Any]) -> dict[str, Any]:
     if is_valid and score is not None:
         is_valid = (
             isinstance(score, dict)
-            and score.keys() == {"output", "index", "meaning"}
+            and score.keys() - {"distribution"} == {"output", "index", "meaning"}
+            and isinstance(score.get("distribution", ""), str)
             and isinstance(score["output"], str)
             and type(score["index"]) is int
             and score["index"] >= 0

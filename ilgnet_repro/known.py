@@ -25,11 +25,16 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class ScoreAt:
-    """Which value of an output blob is the score: ``index`` is the position in a row of ``output``."""
+    """Which value of an output blob is the score: ``index`` is the position in a row of ``output``.
+
+    ``distribution`` is the output with the shares of the votes for 1, 2 and so on whose mean the score is, where there is
+    one.
+    """
 
     output: str
     index: int
     meaning: str
+    distribution: str = ""
 
 
 @dataclass(frozen=True)

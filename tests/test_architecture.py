@@ -36,8 +36,8 @@ ALLOWED_IMPORTS = {
     "about": {"errors", "files", "schema", "reading", "known"},
     "prepare_images": {"errors", "reading", "about"},
     "runtime": {
-        "errors", "files", "precisions", "process", "schema", "caffe", "layers", "zoo", "reading", "known", "about",
-        "prepare_images", "signatures",
+        "errors", "files", "manifest", "precisions", "process", "schema", "caffe", "layers", "zoo", "reading", "known",
+        "about", "prepare_images", "signatures",
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},

@@ -19,6 +19,7 @@ from ._console import say
 if TYPE_CHECKING:
     from ..about import About
     from ..reading.preprocessing import Preprocessing
+    from ..runtime.model import Model
     from ..runtime.net import CaffeNet
     from ..runtime.runnable import FileNet
 
@@ -219,8 +220,13 @@ def make_fast(net: Any, args: argparse.Namespace, batch: int | None = None) -> A
     """Return ``net``, or its fast form, for ``batch`` images at a time, if the options ask for it."""
     if args.fast or args.engine:
         from ..engines.fast import fast
+        from ..runtime.model import Model
         from ..runtime.runnable import FileNet
 
+        if isinstance(net, Model):
+            raise IlgnetError(
+                f"{'--fast' if args.fast else '--engine'}: model {net.name} is no Caffe net, and torch computes it; omit it"
+            )
         if isinstance(net, FileNet):
             flag = "--fast" if args.fast else f"--engine {args.engine}"
             raise IlgnetError(f"{flag}: {net.name} is run by {net.form}, which optimizes it itself; omit it")
@@ -255,7 +261,9 @@ def read_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_for_images(args: argparse.Namespace) -> tuple[CaffeNet | FileNet, Preprocessing | None, About]:
+def load_for_images(
+    args: argparse.Namespace,
+) -> tuple[CaffeNet | FileNet | Model, Preprocessing | None, About]:
     """Load the net of the options; return it, the preprocessing that they state, and what is known of the net with it."""
     from ..runtime.load import load
 

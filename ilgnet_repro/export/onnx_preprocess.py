@@ -73,6 +73,9 @@ def add_preprocessing(writer: OnnxWriter, blob: str, how: Preprocessing, order: 
         value = nodes("Sub", value, writer.constant(mean))
     if how.scale != 1:
         value = nodes("Mul", value, writer.constant(np.float32(how.scale)))
+    if how.deviation:
+        divisor = np.asarray(how.deviation, np.float32).reshape(1, -1, 1, 1)
+        value = nodes("Div", value, writer.constant(divisor))
     writer.bind(blob, value)
     return value_info(IMAGE_INPUT, [writer.dims[blob][0], *sides, 3], TensorProto.UINT8)
 

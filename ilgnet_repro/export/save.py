@@ -14,6 +14,7 @@ from ..about import About
 from ..errors import IlgnetError
 from ..files import staged_results
 from ..runtime.load import open_weights
+from ..runtime.model import Model
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet, expect_caffe_net
 from ..runtime.origin import Origin
@@ -21,6 +22,7 @@ from ..runtime.runnable import FileNet
 from ..runtime.weights import take_weights
 from ..signatures import shows_options
 from .formats import check_options, format_of, read_options
+from .model_formats import find_writer
 from .publish import publish
 from .saving import Options, Progress, SaveOptions, make_saving
 
@@ -29,7 +31,11 @@ PathLike = str | os.PathLike[str]
 
 @shows_options(SaveOptions, Options)
 def save(
-    net: CaffeNet | FileNet, path: PathLike, *, progress: Progress = None, **options: Unpack[SaveOptions]
+    net: CaffeNet | FileNet | Model,
+    path: PathLike,
+    *,
+    progress: Progress = None,
+    **options: Unpack[SaveOptions],
 ) -> tuple[Path, ...]:
     """Save a net in its present state in the format of the suffix of ``path``; return the paths written.
 
@@ -45,19 +51,30 @@ def save(
     height and width open; ``with_preprocessing`` makes the input uint8 images in ``input_order``; ``fast_lrn`` writes LRN
     as a convolution; ``opset`` is that of an ONNX file.  Raises IlgnetError where the format cannot store the net, by
     layer, and where a different net's prototxt would be replaced.
+
+    A `Model`, which is no Caffe net, is saved as ``.safetensors``, ``.onnx`` or ``.pt2`` (model_formats.py).
     """
     target = Path(path)
     format_, chosen = format_of(target), read_options(options)
+    if isinstance(net, Model):
+        write_model = find_writer(net, format_.name, chosen)
+        _check_place(target)
+        with staged_results(target.parent, target.name) as stage, as_loaded(net):
+            return publish(write_model(stage / target.name, progress), target.parent)
     check_options([format_], chosen)
-    if not target.parent.is_dir():
-        raise IlgnetError(f"{target.parent}: is not a folder; create it first")
-    if target.is_dir():
-        raise IlgnetError(f"{target}: is a folder; give a file's name")
+    _check_place(target)
     net = expect_caffe_net(net, "saved")
     saving = make_saving(net, chosen, progress, present_about(net))
     with staged_results(target.parent, target.name) as stage, as_loaded(net):
         written = format_.write(saving, stage / target.name)
         return publish(written, target.parent)
+
+
+def _check_place(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise IlgnetError(f"{target.parent}: is not a folder; create it first")
+    if target.is_dir():
+        raise IlgnetError(f"{target}: is a folder; give a file's name")
 
 
 def present_about(net: CaffeNet) -> About:

@@ -28,6 +28,7 @@ _LUMA = (
 )  # of red, green, blue: scikit-image's rgb2gray, which pycaffe's load_image calls
 CHANNELS = 3
 LARGEST_VALUE = 1e30  # of a mean or factor: products with pixels fit float32
+LEAST_DEVIATION = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,8 @@ class Preprocessing:
     ``mean_value``, times ``scale``.  Path ``crop`` is Caffe's Data layer: the image resized to
     ``resize``, minus ``mean_image`` (channels, height, width) or ``mean_value``, times ``scale``, its centre
     ``size`` crop taken; the crop is square unless it is the whole resized image.  Pixels range from 0 to
-    255; ``mean_value`` and ``mean_image`` are in ``order``.
+    255; ``mean_value`` and ``mean_image`` are in ``order``, and so is ``deviation``, one number per channel by
+    which nets of other frameworks divide last (Caffe's do not).
     """
 
     size: tuple[int, int]
@@ -48,6 +50,7 @@ class Preprocessing:
     mean_value: tuple[float, ...] = ()
     mean_image: np.ndarray | None = None
     scale: float = 1.0
+    deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("size", "resize"):
@@ -58,6 +61,12 @@ class Preprocessing:
         _check_numbers("scale", (self.scale,), (1,))
         if self.scale == 0:
             raise DataError("preprocessing: scale 0 makes every image the same; give another factor")
+        _check_numbers("deviation", self.deviation, (0, 1, self.channels))
+        if any(not abs(value) >= LEAST_DEVIATION for value in self.deviation):
+            raise DataError(
+                f"preprocessing: deviation {_short(min(self.deviation, key=abs))}: give numbers of at least "
+                f"{LEAST_DEVIATION:g}"
+            )
         if self.mean_image is not None:
             _check_mean_image(self.mean_image, self.channels)
             if len(self.mean_value):
@@ -89,15 +98,14 @@ class Preprocessing:
             unit = grey_to_unit(pixels) if self.order == GREY else bgr_to_unit(pixels)
             values = preprocess(unit, self.size, (0.0,) * self.channels)
             values = values[::-1] if self.order == "RGB" else values
-            prepared: np.ndarray = (values - self._channel_mean()[:, None, None]) * np.float32(self.scale)
-            return prepared
+            return self._divided((values - self._channel_mean()[:, None, None]) * np.float32(self.scale))
         if self.order == GREY:
             grey = (
                 cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if isinstance(image, np.ndarray) else read_grey(image)
             )
-            return self._transform()(self._resized(grey[..., None]))
+            return self._divided(self._transform()(self._resized(grey[..., None])))
         pixels = image if isinstance(image, np.ndarray) else read_bgr(image)
-        return self._transform()(self._resized(pixels))
+        return self._divided(self._transform()(self._resized(pixels)))
 
     @property
     def channels(self) -> int:
@@ -112,6 +120,12 @@ class Preprocessing:
 
     def _channel_mean(self) -> np.ndarray:
         return np.broadcast_to(np.asarray(self.mean_value or (0.0,), np.float32), (self.channels,))
+
+    def _divided(self, values: np.ndarray) -> np.ndarray:
+        if not self.deviation:
+            return values
+        divided: np.ndarray = values / np.asarray(self.deviation, np.float32)[:, None, None]
+        return divided
 
     def _transform(self) -> Transform:
         return Transform(
@@ -150,6 +164,8 @@ class Preprocessing:
         steps.append(f"{self.order} minus {mean}" if mean else self.order)
         if self.scale != 1:
             steps.append(f"times {self.scale:g}")
+        if self.deviation:
+            steps.append(f"divided by {', '.join(f'{value:g}' for value in self.deviation)}")
         return ", ".join(steps)
 
     def to_json(self) -> str:
@@ -158,6 +174,7 @@ class Preprocessing:
             "size": self.size, "path": self.path, "resize": self.resize, "order": self.order,
             "mean_value": tuple(map(float, self.mean_value)), "scale": float(self.scale),
             "has_mean_image": self.mean_image is not None,
+            **({"deviation": tuple(map(float, self.deviation))} if self.deviation else {}),
         }  # fmt: skip
         return json_text(fields)
 
@@ -168,7 +185,7 @@ class Preprocessing:
             fields = parse_json(text)
             if fields.pop("has_mean_image") and mean_image is None:
                 raise DataError("preprocessing: names a mean image that the file does not contain")
-            for key in ("size", "resize", "mean_value"):
+            for key in ("size", "resize", "mean_value", *(("deviation",) if "deviation" in fields else ())):
                 fields[key] = tuple(fields[key]) if fields[key] is not None else None
             if fields["path"] == "whole":  # files of earlier versions may have an unused resize
                 fields["resize"] = None

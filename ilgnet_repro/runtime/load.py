@@ -27,12 +27,15 @@ from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
 from .calls import shapes_by_name
 from .find import Found, find_net, read_net_text
+from .model import Model
+from .model_file import load_model
 from .net import CaffeNet, float_arrays
-from .net_file import read_net_file
+from .net_file import MODEL, NET, read_net_file
 from .open_channels import channels_of_weights
 from .origin import Origin
 from .plan import NetPlan, plan_net
 from .runnable import FileNet
+from .safetensors_file import read_metadata
 from .weights import (
     DRAW_SEED,
     ArrayBlob,
@@ -78,11 +81,12 @@ def load(
     crop: str | None = None,
     carry_state: bool = False,
     sha256: bool = False,
-) -> CaffeNet | FileNet:
+) -> CaffeNet | FileNet | Model:
     """Load a net from a file, whose kind is detected by its content, whatever its suffix.
 
     ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the
-    ``.safetensors`` files of this package become a `CaffeNet`, ``.onnx`` and ``.pt2`` files a `FileNet` with the same call.
+    ``.safetensors`` files of this package become a `CaffeNet`, ``.onnx`` and ``.pt2`` files a `FileNet` with the same call,
+    and a ``.safetensors`` file of a model that is no Caffe net that `Model`.
     Weights are memory-mapped, not copied.  ``net.about`` holds what is known of the net.
 
     ``phase`` is TEST unless the file says otherwise.  ``input_shapes`` overrides or supplies the shapes of inputs, by
@@ -95,15 +99,20 @@ def load(
         "ignore_fields": tuple(ignore_fields), "allow_missing": allow_missing, "crop": crop,
         "carry_state": carry_state, "sha256": sha256,
     }  # fmt: skip
+    if kind is Kind.SAFETENSORS and MODEL in (metadata := read_metadata(path)) and NET not in metadata:
+        _refuse_all(path, "a model and no Caffe net", chosen)
+        return load_model(path)
     if kind in _OTHER_ENGINES:
-        for name, value in chosen.items():
-            if value:
-                raise GraphError(
-                    f"{path}: is {kind.value}, to which {name}= does not apply; leave it out", option=name
-                )
+        _refuse_all(path, kind.value, chosen)
         net: FileNet = import_module(f"{__package__}.{_OTHER_ENGINES[kind]}").open_net(Path(path))
         return net
     return _load_caffe(path, kind, **chosen)
+
+
+def _refuse_all(path: PathLike, what: str, chosen: LoadOptions) -> None:
+    for name, value in chosen.items():
+        if value:
+            raise GraphError(f"{path}: is {what}, to which {name}= does not apply; leave it out", option=name)
 
 
 # Imported when used: importing onnx takes a third of a second.

@@ -23,6 +23,8 @@ from .quantize import DENSE, SCALE_SUFFIX, STORED, WEIGHT, QuantizedWeight, atta
 from .safetensors_file import TensorFile, open_safetensors
 
 FORMAT = "1"
+NET = "caffe.net"  # the key of the net's text
+MODEL = "model"  # the key of a model's name and options (model_file.py)
 MEAN_TENSOR = "preprocessing/mean_image"
 
 
@@ -53,7 +55,12 @@ def read_net_file(path: str | os.PathLike[str]) -> NetFile:
     Raises FormatError for any other file.
     """
     file = open_safetensors(path)
-    if "caffe.net" not in file.metadata:
+    if NET not in file.metadata and MODEL in file.metadata:
+        raise FormatError(
+            f"{path}: holds a model that is no Caffe net, so it cannot be used as one; give Caffe weights, or a file that "
+            "`ilgnet convert` wrote of them"
+        )
+    if NET not in file.metadata:
         raise FormatError(f"{path}: holds no Caffe net; only files written by `ilgnet convert` can be loaded")
     return net_file(file, file.metadata)
 
@@ -63,7 +70,7 @@ def net_file(file: TensorFile, metadata: Mapping[str, str]) -> NetFile:
     try:
         shapes = {name: tuple(shape) for name, shape in parse_json(metadata["caffe.input_shapes"]).items()}
         phase = metadata["caffe.phase"]
-        text = metadata["caffe.net"]
+        text = metadata[NET]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(
             f"{file.path}: its metadata are not as `ilgnet convert` writes them ({error})"

@@ -79,6 +79,15 @@ def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
 
 def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     """Memory-map a safetensors file.  Raises FormatError if it is another kind of file or truncated."""
+    return _open(path, with_tensors=True)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return a safetensors file's metadata, as `open_safetensors` does."""
+    return _open(path, with_tensors=False).metadata
+
+
+def _open(path: str | os.PathLike[str], *, with_tensors: bool) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.exists(path):
@@ -87,7 +96,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     try:
         with utf8_path(path) as name, safe_open(name, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            listed = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in listed}
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FormatError(f"{path}: is not a complete safetensors file ({reason})") from error

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .backbones import VGG16
+from ...errors import DataError
+from ...known import ScoreAt
+from ...runtime.model import Model
+from .backbones import VGG16, about_images
 
 ATTRIBUTES = {
     "aadb": (
@@ -24,21 +27,38 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-class AttributesNet(nn.Module):
+class AttributesNet(Model):
     """``data`` is "aadb" or "eva"; ``tasks`` names the outputs, by default the score and every attribute.
 
     Takes N x 3 x 224 x 224; returns ``score`` and the attributes, N x 1 each, on the data's own scales.
     """
 
+    name = "attributes"
+
     def __init__(
         self, data: str = "aadb", tasks: tuple[str, ...] | None = None, *, hidden: int = 512
     ) -> None:
-        super().__init__()
-        self.tasks = tuple(tasks) if tasks is not None else ("score", *ATTRIBUTES[data])
+        known = ("score", *ATTRIBUTES[data])
+        chosen = tuple(tasks) if tasks is not None else known
+        for task in chosen:
+            if task not in known:
+                raise DataError(f"attributes: task {task!r} is not of {data}; choose from {', '.join(known)}")
+            if chosen.count(task) > 1:
+                raise DataError(f"attributes: task {task!r} is given twice; give it once")
+        score = ScoreAt("score", 0, "score") if "score" in chosen else None
+        super().__init__(
+            about_images(score),
+            (3, 224, 224),
+            dict.fromkeys(chosen, 1),
+            data=data,
+            tasks=chosen,
+            hidden=hidden,
+        )
+        self.tasks = chosen
         self.backbone = VGG16(dense=False)
         self.shared = nn.Sequential(nn.Linear(512, hidden), nn.ReLU(), nn.Dropout(0.5))
-        self.outputs = nn.ModuleDict({task: nn.Linear(hidden, 1) for task in self.tasks})
+        self.heads = nn.ModuleDict({task: nn.Linear(hidden, 1) for task in self.tasks})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         hidden = self.shared(self.backbone.features_of(x))
-        return {task: self.outputs[task](hidden) for task in self.tasks}
+        return {task: self.heads[task](hidden) for task in self.tasks}

@@ -17,9 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...about import About
+from ...known import ScoreAt
+from ...reading.preprocessing import Preprocessing
+
 # ImageNet's mean and standard deviation per channel, RGB, of values from 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
+
+
+def about_images(score: ScoreAt | None, *, resize: int = 224) -> About:
+    """Return what is known of a model of 224 x 224 images: they are resized to ``resize``, and the centre is taken."""
+    how = Preprocessing(
+        (224, 224), "crop", (resize, resize), "RGB", tuple(255 * value for value in MEAN),
+        deviation=tuple(255 * value for value in DEVIATION),
+    )  # fmt: skip
+    return About(how, score=score)
 
 
 class Backbone(nn.Module):

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...about import About
 from ...errors import DataError
+from ...runtime.model import Model
 
 HIDDEN = 4096
 
@@ -32,13 +34,15 @@ def encoder(features: int, hidden: int) -> nn.Sequential:
     )
 
 
-class Gsfl(nn.Module):
+class Gsfl(Model):
     """Takes N x ``features``; returns ``logits``, N x ``classes``, and in training what `loss` needs too.
 
     ``groups`` is the number of groups; `set_groups` says which class is in which.  ``is_decomposed=False`` leaves the
     shared part and the decoder out: the same head without the decomposition, to compare with.
     """
 
+    name = "gsfl"
+    input_name = "features"
     classes_of_groups: Tensor
     class_centres: Tensor
     group_centres: Tensor
@@ -52,9 +56,12 @@ class Gsfl(nn.Module):
         hidden: int = HIDDEN,
         is_decomposed: bool = True,
     ) -> None:
-        super().__init__()
         if not 1 <= groups <= classes:
             raise DataError(f"gsfl: {groups} groups of {classes} classes; give 1 to {classes}")
+        super().__init__(
+            About(), (features,), {"logits": classes}, features=features, classes=classes, groups=groups,
+            hidden=hidden, is_decomposed=is_decomposed,
+        )  # fmt: skip
         self.features, self.hidden, self.is_decomposed = features, hidden, is_decomposed
         self.discriminative = encoder(features, hidden)
         self.classifier = nn.Linear(hidden, classes)

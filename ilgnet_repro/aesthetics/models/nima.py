@@ -14,21 +14,30 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .backbones import BACKBONES
+from ...known import ScoreAt
+from ...runtime.model import Model
+from .backbones import BACKBONES, about_images
 
 BINS = 10
 
 
-class Nima(nn.Module):
+class Nima(Model):
     """``backbone`` is "mobilenet_v1", "mobilenet_v2", "vgg16" or "inception_v2".
 
     Takes N x 3 x 224 x 224; returns ``distribution``, N x 10, bin k for score k + 1, and ``score``, N x 1: its mean.
     """
 
+    name = "nima"
     backbones = ("mobilenet_v1", "mobilenet_v2", "vgg16", "inception_v2")
 
     def __init__(self, backbone: str = "mobilenet_v1") -> None:
-        super().__init__()
+        score = ScoreAt("score", 0, "mean score", "distribution")
+        super().__init__(
+            about_images(score, resize=256),
+            (3, 224, 224),
+            {"distribution": BINS, "score": 1},
+            backbone=backbone,
+        )
         self.backbone = BACKBONES[backbone](classes=BINS)
         # The classification layer of the backbone gives way to NIMA's own.
         name = next(reversed(dict(self.backbone.named_children())))

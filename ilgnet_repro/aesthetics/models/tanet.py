@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import MobileNetV2, ResNet18
+from ...known import ScoreAt
+from ...runtime.model import Model
+from .backbones import MobileNetV2, ResNet18, about_images
 from .nima import mean_of
 
 BRANCHES = ("aesthetics", "theme", "colour")
@@ -61,15 +63,22 @@ def self_similarity(x: Tensor) -> Tensor:
     return unit.transpose(1, 2) @ unit
 
 
-class TANet(nn.Module):
+class TANet(Model):
     """``data`` is "tad66k" or "ava"; ``branches`` are those to use, for the ablation.
 
     Takes N x 3 x 224 x 224; returns ``score``, N x 1 (TAD66K: 0 to 1, a tenth of the score; AVA: 1 to 10), and for AVA
     ``distribution``, N x 10.
     """
 
+    name = "tanet"
+
     def __init__(self, data: str = "tad66k", branches: tuple[str, ...] = BRANCHES) -> None:
-        super().__init__()
+        is_ava = data == "ava"
+        score = (
+            ScoreAt("score", 0, "mean score", "distribution") if is_ava else ScoreAt("score", 0, "score / 10")
+        )
+        widths = {"distribution": BINS, "score": 1} if is_ava else {"score": 1}
+        super().__init__(about_images(score), (3, 224, 224), widths, data=data, branches=tuple(branches))
         self.data, self.branches = data, tuple(branches)
         if "theme" in branches:
             self.places = ResNet18(classes=THEMES).requires_grad_(False)

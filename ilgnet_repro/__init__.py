@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from .runtime.load import load, load_net
     from .runtime.net import CaffeNet
     from .runtime.runnable import FileNet, Runnable
-    from .scoring import Score, score
+    from .scored import Score
+    from .scoring import score
     from .training import Solved, Solver, batches, solve
 
 # Imported on first use, so that `ilgnet --help` does not wait for torch.
@@ -58,7 +59,8 @@ _EXPORTS = {
         "runtime.load": ("load", "load_net"),
         "runtime.net": ("CaffeNet",),
         "runtime.runnable": ("FileNet", "Runnable"),
-        "scoring": ("Score", "score"),
+        "scored": ("Score",),
+        "scoring": ("score",),
         "training": ("Solved", "Solver", "batches", "solve"),
     }.items()
     for name in names

@@ -72,6 +72,11 @@ def _stacked(listed: list[Any], wanted: str, order: str) -> np.ndarray:
     if len(sizes) > 1:
         shown = ", ".join("x".join(map(str, size)) for size in sorted(sizes)[:3])
         raise DataError(f"images of several sizes ({shown}) cannot form a batch; give them one at a time")
+    return stack_pixels(pixels, wanted)
+
+
+def stack_pixels(pixels: list[np.ndarray], wanted: str) -> np.ndarray:
+    """Return pixels of one size, in BGR, as uint8 N x height x width x 3 in ``wanted`` order."""
     stacked = np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8)
     return np.ascontiguousarray(stacked if wanted == "BGR" else stacked[..., ::-1])
 
@@ -79,6 +84,15 @@ def _stacked(listed: list[Any], wanted: str, order: str) -> np.ndarray:
 def _pixels(image: Any, order: str, where: str) -> np.ndarray:
     found = _opened(image, order, where, upright=True)
     return found if isinstance(found, np.ndarray) else read_bgr(found)
+
+
+def open_pixels(image: Any, where: str, *, upright: bool) -> np.ndarray:
+    """Return an array in BGR, or a PIL image, as uint8 height x width x 3, BGR.  Raises DataError for anything else."""
+    if isinstance(image, np.ndarray):
+        return _bgr(image, "BGR", where)
+    if is_pil(image):
+        return _from_pil(image, where, upright=upright)
+    raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
 
 
 def list_images(images: Any) -> list[Any]:
@@ -109,11 +123,11 @@ def _opened(image: Any, order: str, where: str, *, upright: bool) -> str | os.Pa
             where = os.fsdecode(image) or "''"
             raise DataError(f"{where}: {'is a folder; give its files' if is_folder else 'no such file'}")
         return image
-    if isinstance(image, np.ndarray):
-        return _bgr(image, order, where)
-    if is_pil(image):
-        return _from_pil(image, where, upright=upright)
-    raise DataError(f"{where}: is of type {_kind(image)}; give a path, a uint8 array or a PIL image")
+    return (
+        _bgr(image, order, where)
+        if isinstance(image, np.ndarray)
+        else open_pixels(image, where, upright=upright)
+    )
 
 
 def _bgr(image: np.ndarray, order: str, where: str) -> np.ndarray:

@@ -1,24 +1,32 @@
-"""`score`: a net's outputs for images."""
+"""`score` and `Scorer`: images in, one record per image out, by any net."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .about import About
-from .errors import IlgnetError
+from .engines.fast import FastNet, fast
+from .errors import DataError, IlgnetError
 from .known import ScoreAt
-from .prepare_images import list_images, prepare
+from .prepare_images import list_images, open_pixels, prepare, stack_pixels
+from .reading.parallel import ordered_map
+from .reading.photos import Photo, decode_photo, read_file
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
-from .runtime.runnable import Runnable, run_rows
+from .runtime.net import CaffeNet
+from .runtime.runnable import FileNet, Runnable, run_rows
+from .scored import MEAN, TOP, Box, Score, distribution
 from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]
@@ -26,19 +34,266 @@ Row = TypeVar("Row")
 BATCH = 16
 LARGEST_BATCH = 65_536
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ERRORS = ("raise", "record")
+_CHUNK = 4  # images that a thread prepares at a time
 
 
-@dataclass(frozen=True)
-class Score:
-    """One image's outputs: each output blob's values, flattened.  ``path`` is "image N" for an array.
+class ScorerOptions(TypedDict, total=False):
+    """The options of a `Scorer`, by keyword."""
 
-    ``value`` is the score, if the net's metadata say which value it is (`About.score`), and ``meaning`` its name.
+    preprocessing: Preprocessing | None
+    batch: int
+    labels: Sequence[str]
+    top: int
+    threshold: float
+    raw_pixels: bool
+    distributions: bool
+    pad: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image as the net's input, float32 channels x height x width (or uint8 pixels), with its name and size."""
+
+    name: str
+    values: np.ndarray
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+
+class Scorer:
+    """Scores images with a loaded net (`load`, `fast`, or a file of another engine).
+
+    `read` decodes and prepares one image and may be called in any thread; `run` scores prepared images; `score` does
+    both for any number of images, with the next ones prepared on threads while the net runs.
+
+    ``labels`` name classes (default: the net's own), ``top`` of which are returned; boxes below ``threshold`` are
+    left out.  EXIF orientation is applied unless ``raw_pixels``.  Ten values that sum to 1 in a net without labels are a
+    distribution over the scores 1 to 10, unless ``distributions`` is False.  ``pad`` runs every batch at its full size,
+    so that a score does not depend on how many images are in its batch.
     """
 
-    path: str
-    outputs: dict[str, tuple[float, ...]]
-    value: float | None = None
-    meaning: str = ""
+    def __init__(
+        self,
+        net: Runnable,
+        *,
+        preprocessing: Preprocessing | None = None,
+        batch: int = BATCH,
+        labels: Sequence[str] = (),
+        top: int = TOP,
+        threshold: float = -np.inf,
+        raw_pixels: bool = False,
+        distributions: bool = True,
+        pad: bool = False,
+    ) -> None:
+        self.net = net
+        self.about = prepared_about(net, preprocessing)
+        check_batch(batch)
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise IlgnetError(f"top={top!r}: give a number from 1", option="top")
+        self.labels = tuple(labels) or self.about.labels
+        self.top, self.threshold, self.raw_pixels, self.pad = top, threshold, raw_pixels, pad
+        self._distributions = distributions and not self.labels and self.about.score is None
+        self._input = net.image_input()
+        self._detection = detection_output(net)
+        self.batch = 1 if self.about.image_order else batch  # images of several sizes cannot form a batch
+        if self._detection and net.fixed_batch:
+            self.batch = net.fixed_batch
+
+    @property
+    def detects(self) -> bool:
+        """Whether the net ends in DetectionOutput, so that its records have boxes."""
+        return bool(self._detection)
+
+    def read(self, image: Any, name: str = "") -> Prepared:
+        """Decode and prepare one image: a path, the bytes of a file, a uint8 array in BGR, or a PIL image.
+
+        Raises DataError, with the image's name, if it cannot be used.
+        """
+        is_path = isinstance(image, str | os.PathLike)
+        name = name or (os.fsdecode(image) if is_path else "image")
+        how = None if self.about.image_order else self.about.preprocessing
+        if is_path or isinstance(image, bytes):
+            data = read_file(image) if is_path else image
+            photo = decode_photo(
+                data,
+                how,
+                os.fsdecode(image) if is_path else name,
+                raw_pixels=self.raw_pixels,
+                is_path=is_path,
+            )
+        else:
+            photo = Photo(open_pixels(image, name, upright=not self.raw_pixels))
+        if how is None:
+            (values,) = stack_pixels([photo.pixels], self.about.image_order)
+        else:
+            try:
+                values = how.prepare_pixels(photo.pixels)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        return Prepared(name, values, photo.size, photo.notes)
+
+    def run(self, prepared: Sequence[Prepared]) -> list[Score]:
+        """Score prepared images, in batches."""
+        found: list[Score] = []
+        for start in range(0, len(prepared), self.batch):
+            found += self._run_batch(prepared[start : start + self.batch])
+        return found
+
+    def score(
+        self, images: Iterable[Any], *, errors: str = "record", workers: int | None = None
+    ) -> Iterator[Score]:
+        """Yield the record of each image, in order: a path, bytes, an array, a PIL image, or (name, one of these).
+
+        An image that cannot be used has a record with its ``error``; ``errors="raise"`` raises it as a DataError.
+        """
+        if errors not in ERRORS:
+            raise IlgnetError(f"errors={errors!r}: is one of {', '.join(ERRORS)}", option="errors")
+        read = ordered_map(lambda numbered: self._try_read(*numbered), zip(count(1), images), workers, _CHUNK)
+        yield from self.score_read(_raised(read) if errors == "raise" else read)
+
+    def score_read(self, read: Iterable[Prepared | Score], most: int = 64) -> Iterator[Score]:
+        """Yield the record of each image that was read; records among them are passed on, in order.
+
+        A batch is run when it is full, or where records of ``most`` batches wait for it.
+        """
+        waiting: deque[Prepared | Score] = deque()
+        missing = 0
+        for one in read:
+            waiting.append(one)
+            missing += isinstance(one, Prepared)
+            if missing == self.batch or (missing and len(waiting) >= most * self.batch):
+                yield from self._scored(waiting)
+                waiting.clear()
+                missing = 0
+            elif not missing:
+                yield from map(self._labelled, [one for one in waiting if isinstance(one, Score)])
+                waiting.clear()
+        yield from self._scored(waiting)
+
+    def _scored(self, waiting: Iterable[Prepared | Score]) -> Iterator[Score]:
+        listed = list(waiting)
+        found = iter(self.run([one for one in listed if isinstance(one, Prepared)]))
+        for one in listed:
+            yield self._labelled(one) if isinstance(one, Score) else next(found)
+
+    def _try_read(self, number: int, image: Any) -> Prepared | Score:
+        name, image = image if isinstance(image, tuple) else ("", image)
+        name = name or _path_of(image) or f"image {number}"
+        try:
+            return self.read(image, name)
+        except DataError as error:
+            return Score(name, {}, error=str(error))
+
+    def _run_batch(self, chunk: Sequence[Prepared]) -> list[Score]:
+        values = np.stack([one.values for one in chunk])
+        padded = self.pad or (self._detection and self.net.fixed_batch)
+        if padded and len(chunk) < self.batch:
+            values = np.concatenate([values, values[-1:].repeat(self.batch - len(chunk), axis=0)])
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        with torch.inference_mode(), as_loaded(self.net):
+            if self._detection:
+                found = dict(self.net({self._input: tensor}))
+            else:
+                found = run_rows(self.net, self._input, tensor)
+        boxes = self._boxes(found.pop(self._detection), chunk) if self._detection else None
+        return [
+            self._labelled(self._record(one, index, len(values), found, boxes))
+            for index, one in enumerate(chunk)
+        ]
+
+    def _record(
+        self, one: Prepared, index: int, rows: int, found: dict[str, Tensor], boxes: list[list[Box]] | None
+    ) -> Score:
+        outputs = {
+            blob: _row(value, index, rows)
+            for blob, value in found.items()
+            if boxes is None or value.shape[:1] == (rows,)
+        }
+        value, meaning, deviation = _value(outputs, self.about.score), "", None
+        if value is not None and self.about.score is not None:
+            meaning = self.about.score.meaning
+        elif self._distributions and len(outputs) == 1:
+            (values,) = outputs.values()
+            if (spread := distribution(values)) is not None:
+                (value, deviation), meaning = spread, MEAN
+        return Score(
+            one.name, outputs, value, meaning, deviation, (), None if boxes is None else tuple(boxes[index]),
+            one.size, one.notes,
+        )  # fmt: skip
+
+    def _labelled(self, score: Score) -> Score:
+        return score.labelled(self.labels, self.top, self.threshold)
+
+    def _boxes(self, rows: Tensor, chunk: Sequence[Prepared]) -> list[list[Box]]:
+        """The detections of each image: rows of number, class, score and corners as fractions of the input."""
+        found: list[list[Box]] = [[] for _ in chunk]
+        for number, label, score, *corners in rows.reshape(-1, 7).tolist():
+            if label < 0 or not 0 <= number < len(chunk):  # Caffe writes -1 where there are no detections
+                continue
+            one = chunk[int(number)]
+            xmin, ymin, xmax, ymax = self._in_pixels(corners, one.size)
+            found[int(number)].append(Box(int(label), str(int(label)), score, xmin, ymin, xmax, ymax))
+        return [sorted(boxes, key=lambda box: -box.score) for boxes in found]
+
+    def _in_pixels(self, corners: Sequence[float], size: tuple[int, int]) -> list[float]:
+        """Corners as fractions of the net's input, in pixels of the image it was made from."""
+        how = self.about.preprocessing
+        if how is None or how.path == "whole":
+            spans = [(0.0, float(side)) for side in size]
+        else:
+            # The centre crop begins where Caffe's integer division puts it.
+            resized = how.resize or size
+            spans = [
+                ((whole - crop) // 2 * side / whole, crop * side / whole)
+                for whole, crop, side in zip(resized, how.size, size, strict=True)
+            ]
+        (top, height), (left, width) = spans
+        return [
+            first + fraction * length
+            for fraction, (first, length) in zip(corners, [(left, width), (top, height)] * 2, strict=True)
+        ]
+
+
+def _raised(read: Iterable[Prepared | Score]) -> Iterator[Prepared | Score]:
+    for one in read:
+        if isinstance(one, Score) and one.error:
+            raise DataError(one.error)
+        yield one
+
+
+def detection_output(net: Runnable) -> str:
+    """Return the output that DetectionOutput computes, or "": of a file, one of rows of 7 for a batch as a whole."""
+    caffe = net.exact if isinstance(net, FastNet) else net
+    if isinstance(caffe, CaffeNet):
+        tops = {top.blob for node in caffe.graph.nodes if node.type == "DetectionOutput" for top in node.tops}
+        return next((name for name in net.outputs if name in tops), "")
+    for name in net.outputs:
+        shape = net.shapes.get(name, ())
+        if len(shape) == 4 and shape[:2] == (1, 1) and shape[3] == 7:
+            return name
+    return ""
+
+
+@shows_options(LoadOptions, load)
+def open_scorer(
+    weights: PathLike | Runnable,
+    *,
+    engine: str | None = None,
+    precision: str = "float32",
+    scorer: ScorerOptions | None = None,
+    **options: Unpack[LoadOptions],
+) -> Scorer:
+    """Return a `Scorer` of a file that `load` takes, with its ``options``, computed by an engine of `fast` if given."""
+    net = load(weights, **options) if isinstance(weights, str | os.PathLike) else weights
+    given: ScorerOptions = scorer or {}
+    if engine is not None:
+        if not isinstance(net, CaffeNet | FileNet):
+            raise IlgnetError(
+                f"engine={engine!r}: the net is computed by {net.form} already; leave it out", option="engine"
+            )
+        net = fast(net, precision, engine=engine, batch=given.get("batch", BATCH))
+    return Scorer(net, **given)
 
 
 @shows_options(LoadOptions, load)
@@ -48,37 +303,33 @@ def score(
     *,
     preprocessing: Preprocessing | None = None,
     batch: int = BATCH,
+    engine: str | None = None,
+    precision: str = "float32",
+    labels: Sequence[str] = (),
+    top: int = TOP,
+    raw_pixels: bool = False,
+    errors: str = "raise",
     **options: Unpack[LoadOptions],
 ) -> list[Score]:
     """Return each image's score, in the order given.
 
-    ``images`` are files, folders, uint8 arrays or PIL images, or one of them.  ``weights`` is any file that `load`
-    takes, with its ``options``, or a loaded net.  Raises IlgnetError where the net's preprocessing is neither known
-    nor given, since the scores would be wrong.
+    ``images`` are files, folders (with their subfolders), uint8 arrays or PIL images, or one of them.  ``weights`` is any
+    file that `load` takes, with its ``options``, or a loaded net, computed by an ``engine`` of `fast` if one is given.
+    ``labels`` name the ``top`` best classes, and boxes.  EXIF orientation is applied unless ``raw_pixels``.
+    An image that cannot be used raises its DataError; with ``errors="record"`` its record has the ``error``.
+    Raises IlgnetError where the net's preprocessing is neither known nor given, since the scores would be wrong.
     """
-    net = load(weights, **options) if isinstance(weights, str | os.PathLike) else weights
-    return list(score_with(net, expand(list_images(images)), preprocessing, batch))
+    given: ScorerOptions = {
+        "preprocessing": preprocessing, "batch": batch, "labels": labels, "top": top, "raw_pixels": raw_pixels,
+    }  # fmt: skip
+    scorer = open_scorer(weights, engine=engine, precision=precision, scorer=given, **options)
+    return list(scorer.score(expand(list_images(images), recursive=True), errors=errors))
 
 
 def check_batch(batch: int) -> None:
     """Raise IlgnetError for an impossible batch size."""
     if not 1 <= batch <= LARGEST_BATCH:
         raise IlgnetError(f"batch={batch}: give a number from 1 to {LARGEST_BATCH}", option="batch")
-
-
-def score_with(
-    net: Runnable, images: Iterable[Any], preprocessing: Preprocessing | None = None, batch: int = BATCH
-) -> Iterator[Score]:
-    """Score images with a loaded net, in batches."""
-    about = prepared_about(net, preprocessing)
-    done = 0
-    for chunk, outputs in run_images(net, about, images, batch):
-        for index, image in enumerate(chunk):
-            rows = {blob: _row(found, index, len(chunk)) for blob, found in outputs.items()}
-            value = _value(rows, about.score)
-            meaning = about.score.meaning if about.score is not None and value is not None else ""
-            done += 1
-            yield Score(_path_of(image) or f"image {done}", rows, value, meaning)
 
 
 def prepared_about(net: Runnable, preprocessing: Preprocessing | None) -> About:
@@ -130,15 +381,19 @@ def _row(blob: torch.Tensor, index: int, count: int) -> tuple[float, ...]:
     return tuple(blob[index].flatten().tolist())
 
 
-def expand(images: Iterable[Any]) -> list[Any]:
-    """Return images with each folder replaced by its images (not those of its subfolders), sorted by name."""
+def expand(images: Iterable[Any], *, recursive: bool = False) -> list[Any]:
+    """Return images with each folder replaced by its images, sorted by name; subfolders after them if ``recursive``."""
     found: list[Any] = []
     for image in images:
         path = Path(image) if isinstance(image, str | os.PathLike) else None
         if path is None:
             found.append(image)
         elif path.is_dir():
-            found += sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            entries = sorted(path.iterdir())
+            found += [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
+            if recursive:
+                inner = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+                found += expand(inner, recursive=True)
         else:
             found.append(path)
     return found

@@ -41,7 +41,10 @@ ALLOWED_IMPORTS = {
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
-    "scoring": {"errors", "reading", "known", "about", "prepare_images", "runtime", "signatures"},
+    "scored": {"errors", "files"},
+    "scoring": {
+        "engines", "errors", "reading", "known", "about", "prepare_images", "runtime", "scored", "signatures",
+    },
     "features": {"errors", "reading", "prepare_images", "runtime", "scoring", "signatures"},
     "export": {
         "known",

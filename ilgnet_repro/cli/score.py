@@ -22,7 +22,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..scoring import Score
+    from ..scored import Score
 
 _TOP = 5  # classes shown
 _EPILOG = """examples:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     check_exist(args.pictures, args.weights, text_path(args.prototxt), args.mean_file, args.labels)
     from ..errors import IlgnetError
     from ..process import tune_process
-    from ..scoring import check_batch, expand, score_with
+    from ..scoring import Scorer, check_batch, expand
     from ._console import progress_bar
 
     tune_process()
@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         raise IlgnetError(f"{args.pictures[0]}: contains no images")
     net = make_fast(net, args, 1 if about.image_order else args.batch)
     with progress_bar("scoring", len(images)) as progress:
-        for done, row in enumerate(score_with(net, images, preprocessing, args.batch), 1):
+        for done, row in enumerate(
+            Scorer(net, preprocessing=preprocessing, batch=args.batch).score(images, errors="raise"), 1
+        ):
             if args.json:
                 print(json_text(_values(row, labels)))
             elif row.value is not None and not args.labels:

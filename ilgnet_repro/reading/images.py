@@ -45,7 +45,12 @@ def decode_file(path: str | os.PathLike[str], flag: int) -> np.ndarray | None:
             data = file.read()
     except (OSError, ValueError, MemoryError):
         return None
-    return decode(data + _JPEG_END if data.startswith(b"\xff\xd8") else data, flag)
+    return decode(with_jpeg_end(data), flag)
+
+
+def with_jpeg_end(data: bytes) -> bytes:
+    """The bytes of a file, those of a JPEG with end markers, so that a truncated one is decoded as far as it goes."""
+    return data + _JPEG_END if data.startswith(b"\xff\xd8") else data
 
 
 def read_image(path: str, colour: bool = True, size: tuple[int, int] | None = None) -> np.ndarray:

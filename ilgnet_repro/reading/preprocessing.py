@@ -93,18 +93,27 @@ class Preprocessing:
         """
         if isinstance(image, np.ndarray) and (image.ndim != 3 or image.shape[2] != 3 or not image.size):
             raise DataError(f"image of shape {list(image.shape)}: give (height, width, 3) in BGR")
+        if isinstance(image, np.ndarray):
+            return self.prepare_pixels(image)
         if self.path == "whole":
-            pixels = image if isinstance(image, np.ndarray) else _decode(image)
-            unit = grey_to_unit(pixels) if self.order == GREY else bgr_to_unit(pixels)
-            values = preprocess(unit, self.size, (0.0,) * self.channels)
-            values = values[::-1] if self.order == "RGB" else values
+            return self.prepare_pixels(_decode(image))
+        return self.prepare_pixels(read_grey(image)[..., None] if self.order == GREY else read_bgr(image))
+
+    def prepare_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Prepare decoded pixels, integers (height, width, channels) in OpenCV's BGR, as a call does.
+
+        The path whole takes 8 or 16 bits and 1, 3 or 4 channels, the path crop 8 bits and 3 channels or, in the order
+        GRAY, 1.
+        """
+        if self.path == "whole":
+            if self.order == GREY:
+                values = preprocess(grey_to_unit(pixels), self.size, (0.0,))
+            else:
+                resized = _resize_bgr(pixels, self.size).transpose(2, 0, 1)
+                values = (resized[::-1] if self.order == "BGR" else resized) * np.float32(255)
             return self._divided((values - self._channel_mean()[:, None, None]) * np.float32(self.scale))
-        if self.order == GREY:
-            grey = (
-                cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if isinstance(image, np.ndarray) else read_grey(image)
-            )
-            return self._divided(self._transform()(self._resized(grey[..., None])))
-        pixels = image if isinstance(image, np.ndarray) else read_bgr(image)
+        if self.order == GREY and pixels.shape[2] == 3:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)[..., None]
         return self._divided(self._transform()(self._resized(pixels)))
 
     @property
@@ -235,7 +244,7 @@ def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to uint8 (height, width, 3) in BGR.  Raises DataError if it is not an image."""
     pixels = decode_file(path, cv2.IMREAD_COLOR)
     if pixels is None:
-        raise _not_an_image(path)
+        raise not_an_image(path, not_decoded(path))
     return pixels
 
 
@@ -243,12 +252,12 @@ def read_grey(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to uint8 (height, width), as `convert_imageset --gray` does."""
     pixels = decode_file(path, cv2.IMREAD_GRAYSCALE)
     if pixels is None:
-        raise _not_an_image(path)
+        raise not_an_image(path, not_decoded(path))
     return pixels
 
 
-def _not_an_image(path: str | os.PathLike[str]) -> DataError:
-    reason = not_decoded(path)
+def not_an_image(path: str | os.PathLike[str], reason: str) -> DataError:
+    """Return the error for a file that cannot be decoded, for a reason of `not_decoded`."""
     reason = "is not an image that can be decoded" if reason == "cannot be decoded" else reason
     remedy = "shrink it" if reason.startswith("states ") else "give a JPEG or PNG"
     return DataError(f"{path}: {reason}; {remedy}")
@@ -272,7 +281,7 @@ def _decode(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file to integers (height, width, channels), as stored."""
     image = decode_file(path, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise _not_an_image(path)
+        raise not_an_image(path, not_decoded(path))
     return np.atleast_3d(image)
 
 
@@ -313,12 +322,65 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def _resample(image: np.ndarray, size: int) -> np.ndarray:
-    """Resample the first axis linearly to ``size`` points, with 0 outside it."""
-    length = image.shape[0]
+def _resize_bgr(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`resize_image` of `bgr_to_unit`: RGB float32 in [0, 1], the same numbers from the samples that are needed only.
+
+    Every step before the interpolation is one of each value, so it is computed once for each of the integers.
+    """
+    if pixels.shape[:2] == tuple(size):
+        return bgr_to_unit(pixels)
+    rgb = pixels[:, :, 2::-1] if pixels.shape[2] > 1 else pixels
+    unit = (np.arange(np.iinfo(pixels.dtype).max + 1) / np.float64(np.iinfo(pixels.dtype).max)).astype(
+        np.float32
+    )
+    low, high = unit[rgb.min()], unit[rgb.max()]
+    if low == high:
+        return np.full((*size, CHANNELS), low, np.float32)
+    values = np.append(
+        ((unit - low) / (high - low)).astype(np.float64), 0.0
+    )  # the last one is outside the image
+    (rows, row_weight), (columns, column_weight) = (
+        _samples(length, side) for length, side in zip(pixels.shape[:2], size, strict=True)
+    )
+    between = _blend([_take(rgb, index, columns, values) for index in rows], row_weight[:, None, None])
+    count = size[1]
+    both = _blend([between[:, :count], between[:, count:]], column_weight[None, :, None])
+    resized: np.ndarray = (both * (high - low) + low).astype(np.float32)
+    return resized if resized.shape[2] == CHANNELS else resized.repeat(CHANNELS, axis=2)
+
+
+def _samples(length: int, size: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The samples before and after each of ``size`` points (-1 and ``length`` are outside), and the weight of the second."""
+    below, weight = _centres(length, size)
+    return [below, below + 1], weight
+
+
+def _take(rgb: np.ndarray, rows: np.ndarray, columns: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+    """The values of these rows, at the first of the columns and then at the second; 0 outside the image."""
+    every = np.concatenate(columns)
+    height, width = rgb.shape[:2]
+    taken: np.ndarray = values[rgb[np.clip(rows, 0, height - 1)][:, np.clip(every, 0, width - 1)]]
+    taken[(rows < 0) | (rows >= height)] = 0
+    taken[:, (every < 0) | (every >= width)] = 0
+    return taken
+
+
+def _blend(pair: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    blended: np.ndarray = pair[0] * (1 - weight) + pair[1] * weight
+    return blended
+
+
+def _centres(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sample before each of ``size`` points with half-pixel centres, and the weight of the one after it."""
     centres = (np.arange(size) + 0.5) * (length / size) - 0.5
     below = np.floor(centres).astype(np.int64)
-    weight = (centres - below).reshape(-1, *[1] * (image.ndim - 1))
+    return below, centres - below
+
+
+def _resample(image: np.ndarray, size: int) -> np.ndarray:
+    """Resample the first axis linearly to ``size`` points, with 0 outside it."""
+    below, weight = _centres(image.shape[0], size)
+    weight = weight.reshape(-1, *[1] * (image.ndim - 1))
     padded = np.concatenate([np.zeros_like(image[:1]), image, np.zeros_like(image[:1])])
     resampled: np.ndarray = padded[below + 1] * (1 - weight) + padded[below + 2] * weight
     return resampled

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines lint format schema prototxt clean opsets consumers pt2-axes
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -22,7 +22,7 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -52,6 +52,10 @@ full-size: $(READY)
 # Open axes of pt2 files; tracing takes seconds per net.
 pt2-axes: $(READY)
 	SLOW_PT2=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/export/test_pt2_axes.py
+
+# On a local Ray of two workers; skipped where ray is not installed.
+cluster: $(READY)
+	SLOW_CLUSTER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/reading/test_cluster.py
 
 FUZZ_SECONDS ?= 120
 fuzz: $(READY)

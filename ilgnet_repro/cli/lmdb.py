@@ -105,6 +105,11 @@ def add_make_flags(make: CommandParser) -> None:
     make.add_argument("--seed", type=SEED, default=1, metavar="N", help="seed of --shuffle (default 1)")
     make.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     make.add_argument("--workers", type=WORKERS, metavar="N", help="threads (default: one per core)")
+    make.add_argument(
+        "--cluster",
+        choices=("ray",),
+        help="decode and resize on a cluster (needs ilgnet_repro[ray]; docs/databases.md)",
+    )
     make.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
@@ -165,6 +170,7 @@ def make(args: argparse.Namespace) -> int:
             options,
             strict=args.strict,
             workers=args.workers,
+            cluster=args.cluster,
             progress=lambda done, rows: bar(done),
             on_bad=lambda bad: say(f"skipped: row {bad.number}: {bad.reason}", file=sys.stderr),
         )

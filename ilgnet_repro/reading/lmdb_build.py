@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from ..errors import DataError
 from ..files import check_output
+from .cluster import Columns, check_cluster, rows_on_cluster
 from .datum import datum_image, encoded_datum, hwc_to_chw, parse_datum, raw_datum
 from .image_list import ImageList, ListRow, find_image
 from .images import LARGEST_SIDE, check_encode_type, encode_image, guess_encode_type, has_encoding
@@ -112,6 +113,7 @@ def build_lmdb(
     *,
     strict: bool = False,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
     on_bad: Callable[[BadRow], None] = lambda bad: None,
 ) -> BuildReport:
@@ -121,10 +123,14 @@ def build_lmdb(
     built in ``target.partial``; keys increase with the list's rows, so the last key stored is the point to
     resume from, and a run killed at any moment neither loses nor duplicates rows. The folder ``target`` appears
     when it is complete. Bad images are skipped and listed in ``target.bad.txt``; ``strict`` stops at the first.
+    ``cluster="ray"`` decodes and resizes on a cluster, whose machines see list and images by the same paths; the database is
+    the same, and is written here.
     Raises DataError if no row can be stored, the target exists, the list cannot be used, ``target.partial`` belongs to
     another build, or the disk is full; the same call again resumes the build.
     """
     options = options or BuildOptions()
+    if cluster is not None:
+        check_cluster(cluster)
     target = Path(target)
     images = ImageList(list_file, options.seed)
     if not len(images):
@@ -141,7 +147,11 @@ def build_lmdb(
                 journal.keep_bad_before(start)
                 items = ((number, images[number]) for number in range(start, len(images)))
                 build = partial(_build_row, os.fspath(root), options)
-                made: Iterable[_BuiltRow] = ordered_map(build, items, workers)
+                made: Iterable[_BuiltRow]
+                if cluster is None:
+                    made = ordered_map(build, items, workers)
+                else:
+                    made = _built_on_cluster(root, options, images, start)
                 if options.check_size:
                     made = _check_sizes(made, _first_size(writer))
                 _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)
@@ -156,6 +166,38 @@ def build_lmdb(
             )
         journal.finish()
     return BuildReport(target, len(images), len(images) - len(bad), bad, start)
+
+
+@dataclass(frozen=True)
+class _ClusterBuild:
+    """Builds numbered rows on another machine, which opens the list itself: only its path is sent."""
+
+    root: str
+    options: BuildOptions
+    list_file: str
+    seed: int | None
+
+    def __call__(self, numbers: Sequence[int]) -> Columns:
+        images = ImageList(self.list_file, self.seed)
+        made = [_build_row(self.root, self.options, (number, images[number])) for number in numbers]
+        return {
+            "number": [row.number for row in made],
+            "value": [row.value for row in made],
+            "size": [row.size for row in made],
+            "reason": [os.fsencode(row.reason) for row in made],
+        }
+
+
+def _built_on_cluster(
+    root: str | os.PathLike[str], options: BuildOptions, images: ImageList, start: int
+) -> Iterator[_BuiltRow]:
+    # Other machines do not know the working directory; the end of the root matters, as in Caffe.
+    root = os.fspath(root)
+    root = os.path.join(os.getcwd(), root) if root else os.path.join(os.getcwd(), "")
+    build = _ClusterBuild(root, options, os.path.abspath(images.path), images.seed)
+    for row in rows_on_cluster(build, start, len(images)):
+        number = int(row["number"])
+        yield _BuiltRow(number, images[number], row["value"], int(row["size"]), os.fsdecode(row["reason"]))
 
 
 def _good_rows(

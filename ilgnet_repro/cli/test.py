@@ -1,4 +1,4 @@
-"""``ilgnet test``: measure accuracy on AVA1, AVA2 or own images."""
+"""``ilgnet test``: measure accuracy on AVA1, AVA2 or own images, or a model of image scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import IlgnetError
 from ..files import json_text
 from ._console import say
+from ._model_runs import add_testing_options, check_not_given, run_testing
 from ._options import (
     COUNT,
     WORKERS,
@@ -31,6 +32,8 @@ from ._options import (
 if TYPE_CHECKING:
     from ..aesthetics.labelled_images import LabelledImages
 
+_NOT_REPEATED = ("command", "dataset", "resume", "check", "json")  # in the command that a report shows
+_OF_MODELS = ("split", "val_share")  # have defaults, and are of no protocol
 _SHOWN = 10  # faults listed by --check
 _EPILOG = """examples:
   ilgnet test ava1 --pictures images --check
@@ -38,6 +41,7 @@ _EPILOG = """examples:
   ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --protocol full --resume
   ilgnet test ava2 --weights ilgnet.safetensors --lmdb val_lmdb --fast --precision float16
   ilgnet test own --weights mine.caffemodel --list val.txt --pictures images --mean mean.binaryproto
+  ilgnet test --model tanet --weights tanet_tad66k/tanet.safetensors --data tad66k --folder labels --pictures images
 
 protocols:
   published  the first 50 batches of 50 (AVA1) or 48 (AVA2), in the list's order, as was published
@@ -55,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
         "test", description="Test a two-class net by a named protocol, and print the result with its context.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("dataset", choices=("ava1", "ava2", "own"), help="own: any other two-class images")
+    parser.add_argument(
+        "dataset", nargs="?", choices=("ava1", "ava2", "own"), help="own: any other two-class images"
+    )
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -100,10 +106,16 @@ def add_parser(subparsers: Any) -> None:
     add_crop_option(parser)
     add_allow_missing(parser)
     add_fast_options(parser)
+    add_testing_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write its files and print its figures."""
+    if args.model is not None:
+        return run_testing(args)
+    check_not_given(args, of="tested model")
+    if args.dataset is None:
+        raise IlgnetError("DATASET is missing: give ava1, ava2 or own, or a model of scores with --model")
     check_exist(args.weights, text_path(args.prototxt), args.list, args.lmdb, args.mean, args.scores)
     if args.check:
         return _check(args)
@@ -236,7 +248,7 @@ def _command(args: argparse.Namespace) -> str:
     """The command as it could be typed again; whether it was resumed does not matter to the result."""
     parts = ["ilgnet", "test", args.dataset]
     for name, value in vars(args).items():
-        if name in ("command", "dataset", "resume", "check", "json") or value in (None, False, []):
+        if name in (*_NOT_REPEATED, *_OF_MODELS) or value in (None, False, []):
             continue
         if isinstance(value, list):
             parts += [part for each in value for part in (f"--{name.replace('_', '-')}", str(each))]

@@ -1,4 +1,4 @@
-"""``ilgnet train``: train or fine-tune a net from a solver prototxt."""
+"""``ilgnet train``: train or fine-tune a net from a solver prototxt, or a model of image scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from .. import precisions
 from ..files import json_text
 from ._console import say
+from ._model_runs import add_training_options, check_not_given, run_training
 from ._options import COUNT, WORKERS, Whole, add_ignore_field, check_exist, check_state
 
 _EPILOG = """examples:
@@ -15,6 +16,8 @@ _EPILOG = """examples:
   ilgnet train --solver solver.prototxt --resume latest --patience 5 --keep 3
   ilgnet train --solver solver.prototxt --weights w.caffemodel --freeze 'conv[1-3].*' --lr-mult 'fc8=10' --warm-up 500
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt --resume latest
+  ilgnet train --model tanet --data tad66k --folder labels --pictures images --weights places=resnet18_places365.safetensors
+  ilgnet train --model nima --option backbone=mobilenet_v2 --data ava --folder ava --pictures ava/images --resume latest
 
 Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
 found there. With torchrun the batch of the prototxt is that of all processes together. See docs/training.md."""
@@ -23,7 +26,7 @@ found there. With torchrun the batch of the prototxt is that of all processes to
 def add_parser(subparsers: Any) -> None:
     """Add ``train``."""
     parser = subparsers.add_parser(
-        "train", description="Train or fine-tune a net with Caffe's solvers, step for step.",
+        "train", description="Train or fine-tune a net with Caffe's solvers, step for step, or a model of image scores.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -89,10 +92,14 @@ def add_parser(subparsers: Any) -> None:
     add("--caffe-log", action="store_true", help="print Caffe's log on stderr instead of the progress view")
     add_ignore_field(parser, "--ignore-field")
     add("--json", action="store_true", help="print the result as JSON")
+    add_training_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the result."""
+    if args.model is not None:
+        return run_training(args)
+    check_not_given(args, of="trained model")
     check_exist(args.solver, args.weights.split(","))
     check_state(None if args.resume == "latest" else args.resume)
     from ..process import tune_process

@@ -1,0 +1,363 @@
+#!/usr/bin/env python3
+"""The models of scores on generated data: overfitting, GSFL's decomposition, multi-task learning.
+
+    python benchmarks/bench_models.py [overfit] [gsfl] [multitask]    measure (all: about half an hour), write the page
+    python benchmarks/bench_models.py --write                         write the page from docs/model_experiments.json
+
+The generators (`aesthetics/synthetic_scores.py`, and `draw_features` here) and the sizes below were committed before
+anything was trained on them. With and without what is compared, the data, the trunk, the first weights' seed, the epochs,
+the batch and the rate are the same, and the weights are those of the last epoch, so that nothing is selected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ilgnet_repro.aesthetics.datasets.splits import Dataset, Rows  # noqa: E402
+from ilgnet_repro.aesthetics.metrics import mse, srcc  # noqa: E402
+from ilgnet_repro.aesthetics.model_runs.batches import Inputs  # noqa: E402
+from ilgnet_repro.aesthetics.model_runs.predict import predict  # noqa: E402
+from ilgnet_repro.aesthetics.model_runs.recipes import Recipe  # noqa: E402
+from ilgnet_repro.aesthetics.model_runs.tasks import Task, make_task  # noqa: E402
+from ilgnet_repro.aesthetics.model_runs.train import ModelTrainer, Settings  # noqa: E402
+from ilgnet_repro.aesthetics.models.backbones import Backbone  # noqa: E402
+from ilgnet_repro.aesthetics.models.gsfl import Gsfl  # noqa: E402
+from ilgnet_repro.aesthetics.synthetic_scores import FACTORS, draw_scored, write_scored_set  # noqa: E402
+
+PAGE, RESULTS = ROOT / "docs" / "model_experiments.md", ROOT / "docs" / "model_experiments.json"
+SEEDS = (0, 1, 2)
+CPU = torch.device("cpu")
+
+# ---------------------------------------------------------------------- multi-task learning
+
+
+@dataclass(frozen=True)
+class MultiTask:
+    """Sizes of the comparison on correlated attributes; scores and attributes of training carry noise."""
+
+    train: int = 120
+    val: int = 20  # not used for selection
+    test: int = 400  # without noise
+    side: int = 32
+    noise: float = 0.15  # of a score from 0 to 1, and of an attribute from 0 to 1
+    epochs: int = 60
+    batch: int = 20
+    rate: float = 1e-3
+
+
+class SmallTrunk(Backbone):
+    """Three convolutions with stride 2 and a 1x1: 512 features as VGG-16's, 56,864 parameters."""
+
+    channels = 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 64)
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(64, self.channels, 1), nn.ReLU())
+
+    def map_of(self, x: Tensor) -> Tensor:
+        top: Tensor = self.layers(x)
+        return top
+
+    def features_of(self, x: Tensor) -> Tensor:
+        return self.map_of(x).mean((2, 3))
+
+
+class SmallTask(Task):
+    """The attributes network on `SmallTrunk` instead of VGG-16."""
+
+    def create(self, seed: int) -> nn.Module:
+        model = super().create(seed)
+        torch.manual_seed(seed)
+        model.backbone = SmallTrunk()
+        return model
+
+
+class DrawnImages(Inputs):
+    """Inputs of images in memory, not cropped or mirrored."""
+
+    def __init__(self, rows: Rows, images: list[np.ndarray]) -> None:
+        super().__init__(rows)
+        object.__setattr__(self, "images", np.stack([self.normalized(image[..., ::-1]) for image in images]))
+
+    def _read(self, batches: Any, crop: Any) -> Any:
+        for numbers in batches:
+            yield torch.from_numpy(self.images[numbers])  # type: ignore[attr-defined]
+
+
+def multitask_data(seed: int, sizes: MultiTask) -> tuple[Dataset, dict[str, list[np.ndarray]]]:
+    """Draw the images of a seed: EVA's scales, its four attributes, noise in training and validation only."""
+    splits, images = {}, {}
+    for index, split in enumerate(("train", "val", "test")):
+        noise = 0.0 if split == "test" else sizes.noise
+        drawn = draw_scored(getattr(sizes, split), sizes.side, 100 * seed + index, noise=noise)
+        random = np.random.default_rng([seed, index, 1])
+        attributes = drawn.factors + noise * random.standard_normal(drawn.factors.shape)
+        targets = {"score": np.float32(10 * drawn.score)}
+        targets |= {name: np.float32(1 + 3 * attributes[:, number]) for number, name in enumerate(FACTORS)}
+        splits[split] = Rows(tuple(f"{split}{number}" for number in range(len(drawn))), targets)
+        images[split] = drawn.images
+    return Dataset("eva", splits, (0.0, 10.0), 5.0), images
+
+
+def run_multitask() -> dict[str, Any]:
+    """Train the multi-task net and its single-task twin for each seed."""
+    sizes = MultiTask()
+    recipe = Recipe("adam", {"": sizes.rate}, sizes.batch, sizes.epochs, size=sizes.side, resize=sizes.side)
+    rows = []
+    for seed in SEEDS:
+        dataset, images = multitask_data(seed, sizes)
+        row: dict[str, Any] = {"seed": seed}
+        for name, tasks in (("multi", ("score", *FACTORS)), ("single", ("score",))):
+            task = SmallTask("attributes", {"data": "eva", "tasks": tasks}, "eva")
+            inputs = {split: DrawnImages(dataset.split(split), images[split]) for split in images}
+            model = _train(task, dataset, recipe, seed, inputs)
+            predicted, _ = predict(model, task, inputs["test"], 100, CPU)
+            theirs = dataset.split("test").targets["score"]
+            row[name] = {
+                "SRCC": srcc(predicted["score"], theirs).value,
+                "MSE": mse(predicted["score"] / 10, theirs / 10).value,
+            }
+            print(f"seed {seed}, {name}: {row[name]}", file=sys.stderr, flush=True)
+        rows.append(row)
+    return {"sizes": vars(sizes), "rows": rows}
+
+
+def _train(
+    task: Task, dataset: Dataset, recipe: Recipe, seed: int, inputs: dict[str, Inputs] | None = None
+) -> nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(Path(folder), recipe.epochs, recipe.batch, seed, select="last")
+        trainer = ModelTrainer(task, dataset, recipe, settings, CPU)
+        if inputs is not None:
+            trainer.train_inputs, trainer.val_inputs = inputs["train"], inputs["val"]
+        return trainer.train(resume=False).model
+
+
+# ---------------------------------------------------------------------- GSFL's decomposition
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Sizes of the features with a known shared component: ``gain`` x the group's direction + the class's + noise."""
+
+    features: int = 64
+    groups: int = 3
+    classes: int = 12
+    train: int = 8  # per class
+    val: int = 4
+    test: int = 100
+    gain: float = 4.0  # its mean; its deviation is half of that
+    noise: float = 0.15  # per feature; directions of classes have the length 1
+    hidden: int = 64
+    epochs: int = 60
+    batch: int = 24
+    rate: float = 1e-2
+
+
+def draw_features(seed: int, sizes: Shared) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """Draw the features of a seed, and each row's gain of the component that its group shares."""
+    random = np.random.default_rng(seed)
+    directions = random.standard_normal((sizes.groups + sizes.classes, sizes.features))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    shared, own = directions[: sizes.groups], directions[sizes.groups :]
+    splits, gains = {}, {}
+    for split in ("train", "val", "test"):
+        labels = np.repeat(np.arange(sizes.classes), getattr(sizes, split))
+        gain = sizes.gain * (1 + 0.5 * random.standard_normal(len(labels)))
+        noise = sizes.noise * random.standard_normal((len(labels), sizes.features))
+        values = gain[:, None] * shared[labels % sizes.groups] + own[labels] + noise
+        names = tuple(f"{split}{number}" for number in range(len(labels)))
+        splits[split] = Rows(names, {"label": labels.astype(np.int64)}, inputs=values.astype(np.float32))
+        gains[split] = gain
+    return Dataset("features", splits), gains
+
+
+def shared_ratio(part: np.ndarray, gain: np.ndarray, labels: np.ndarray) -> float:
+    """Return how much of a part is the shared component: the variance that its gain explains within the classes,
+    over the variance between the classes' means; 0 where the part says nothing of the gain.
+    """
+    explained, means = 0.0, []
+    for label in np.unique(labels):
+        rows = labels == label
+        values, centred = part[rows] - part[rows].mean(0), gain[rows] - gain[rows].mean()
+        slopes = centred @ values / (centred @ centred)
+        explained += float((slopes**2).sum() * (centred**2).sum())
+        means.append(part[rows].mean(0))
+    between = np.stack(means) - np.mean(means, axis=0)
+    return explained / len(labels) / float((between**2).sum() / len(means))
+
+
+def run_gsfl() -> dict[str, Any]:
+    """Train the head with and without the decomposition for each seed."""
+    sizes = Shared()
+    recipe = Recipe("sgd", {"": sizes.rate}, sizes.batch, sizes.epochs)
+    rows = []
+    for seed in SEEDS:
+        dataset, gains = draw_features(seed, sizes)
+        test = dataset.split("test")
+        labels = test.targets["label"]
+        row: dict[str, Any] = {
+            "seed": seed,
+            "ratio of the features": shared_ratio(test.inputs, gains["test"], labels),
+        }
+        for name, decomposed in (("with", True), ("without", False)):
+            options = {"groups": sizes.groups, "hidden": sizes.hidden, "is_decomposed": decomposed}
+            task = make_task("gsfl", dataset, options)
+            model = _train(task, dataset, recipe, seed)
+            assert isinstance(model, Gsfl)
+            predicted, _ = predict(model, task, Inputs(test), 400, CPU)
+            with torch.inference_mode():
+                x = torch.from_numpy(test.inputs)
+                parts = {"discriminative": model.discriminative(x).numpy()}
+                if decomposed:
+                    parts["shared"] = model.shared(x).numpy()
+            row[name] = {"accuracy": float((predicted["logits"].argmax(1) == labels).mean())}
+            row[name] |= {
+                f"ratio, {part}": shared_ratio(values, gains["test"], labels)
+                for part, values in parts.items()
+            }
+            print(f"seed {seed}, {name} the decomposition: {row[name]}", file=sys.stderr, flush=True)
+        rows.append(row)
+    return {"sizes": vars(sizes), "rows": rows}
+
+
+# ---------------------------------------------------------------------- overfitting from the command line
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """A model on a small set of its own kind; ``arguments`` are those of `ilgnet train`."""
+
+    model: str
+    data: str
+    images: int
+    side: int
+    epochs: int
+    batch: int
+    rate: float
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return " ".join([self.model, *(text for text in self.arguments if "=" in text), "on", self.data])
+
+
+OVERFIT = (
+    Overfit("nima", "ava", 16, 64, 60, 8, 3e-3, ("--option", "backbone=mobilenet_v2")),
+    Overfit("tanet", "tad66k", 16, 64, 200, 8, 3e-3),
+    Overfit("tanet", "ava", 16, 64, 200, 8, 3e-3),
+    Overfit("attributes", "aadb", 16, 32, 80, 8, 3e-4),
+    Overfit("attributes", "eva", 20, 32, 80, 9, 3e-4),
+    Overfit("gsfl", "features", 32, 0, 60, 16, 1e-2, ("--option", "hidden=64", "--option", "groups=2")),
+)
+
+
+def write_features(folder: Path, count: int) -> None:
+    """Write the features of four classes as `ilgnet features` does."""
+    dataset, _ = draw_features(5, Shared(classes=4, groups=2, train=count // 4, val=2, test=2))
+    folder.mkdir(parents=True)
+    for split, rows in dataset.splits.items():
+        np.savez(
+            folder / f"{split}.npz", fc7=rows.inputs, label=rows.targets["label"], key=np.array(rows.images)
+        )
+
+
+def run_overfit(cases: tuple[Overfit, ...] = OVERFIT) -> list[dict[str, Any]]:
+    """Train each model on its small set by `ilgnet train`, and test it on the same images by `ilgnet test`."""
+    rows = []
+    for case in cases:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if case.data == "features":
+                write_features(folder / "set", case.images)
+            else:
+                counts = {"train": case.images, "val": 2, "test": 2}
+                write_scored_set(case.data, folder / "set", counts, side=case.side, seed=4)
+            given = ["--model", case.model, "--data", case.data, "--folder", str(folder / "set")]
+            given += [] if case.data == "features" else ["--pictures", str(folder / "set" / "images")]
+            sides = [] if case.data == "features" else ["--size", str(case.side), "--resize", str(case.side)]
+            _run(
+                "train", *given, *case.arguments, *sides, "--epochs", str(case.epochs), "--batch-size", str(case.batch),
+                "--lr", str(case.rate), "--select", "last", "--out", str(folder / "run"),
+            )  # fmt: skip
+            weights = folder / "run" / f"{case.model}.safetensors"
+            text = _run(
+                "test",
+                *given,
+                "--weights",
+                str(weights),
+                "--split",
+                "train",
+                "--out",
+                str(folder / "test"),
+                "--json",
+            )
+        found = json.loads(text)
+        figures = {name: figure["value"] for name, figure in found["figures"].items()}
+        rows.append(
+            {
+                "title": case.title,
+                "images": found["images"],
+                "epochs": case.epochs,
+                "side": case.side,
+                **figures,
+            }
+        )
+        print(f"{case.title}: {figures}", file=sys.stderr, flush=True)
+    return rows
+
+
+def _run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "ilgnet_repro", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+# ---------------------------------------------------------------------- the page
+
+EXPERIMENTS: dict[str, Callable[[], Any]] = {
+    "gsfl": run_gsfl,
+    "multitask": run_multitask,
+    "overfit": run_overfit,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("experiments", nargs="*", metavar="|".join(EXPERIMENTS), help="default: all")
+    parser.add_argument("--write", action="store_true", help="write the page only")
+    arguments = parser.parse_args()
+    for name in arguments.experiments:
+        if name not in EXPERIMENTS:
+            parser.error(f"{name} is unknown; choose from {', '.join(EXPERIMENTS)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not arguments.write:
+        for name in arguments.experiments or EXPERIMENTS:
+            results[name] = EXPERIMENTS[name]()
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

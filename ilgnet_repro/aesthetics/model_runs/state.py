@@ -45,7 +45,8 @@ def save_state(
     tensors |= {f"best.{name}": value for name, value in progress.best.items()}
     values = {name: getattr(progress, name) for name in _FIELDS[1:]}
     values["best_loss"] = None if progress.best_epoch is None else progress.best_loss
-    arrays = {name: value.detach().cpu() for name, value in tensors.items()}
+    # Sorted, as a reader lists them: an optimizer whose state was loaded has it in that order.
+    arrays = {name: tensors[name].detach().cpu() for name in sorted(tensors)}
     write_safetensors(path, arrays, {_KEY: json_text({"run": dict(run), **values})})
 
 

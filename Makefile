@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes
+.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -22,7 +22,7 @@ test: $(READY) lint
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -48,6 +48,10 @@ full-size: $(READY)
 	$(RUN) tools/convert_caffe.py .make/full-size/ilgnet_random.caffemodel --verify \
 		--to safetensors,onnx,pt2,python,caffemodel,hdf5 --out .make/full-size/converted
 	rm -rf .make/full-size
+
+# Models of scores: runs that are killed, and runs of two processes.
+models: $(READY)
+	SLOW_MODELS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/aesthetics/test_model_runs.py
 
 # Open axes of pt2 files; tracing takes seconds per net.
 pt2-axes: $(READY)

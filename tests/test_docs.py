@@ -31,6 +31,8 @@ WITHOUT_QUOTES = {
     "docs/architecture.md": "tests/test_architecture.py",
     "docs/commands.md": "tests/cli/test_commands.py, from the parsers themselves",
     "docs/consumers.md": "`make consumers`, which writes its table",
+    "docs/model_experiments.md": "benchmarks/bench_models.py, which writes it",
+    "docs/model_results.md": "tests/aesthetics/test_model_runs.py, from the published figures and ours",
     "docs/zoo.md": "benchmarks/zoo_agreement.py, which writes it",
 }
 

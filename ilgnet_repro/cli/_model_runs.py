@@ -169,11 +169,11 @@ def train_model(args: argparse.Namespace, group: Any, requests: Any) -> int:
         folder, args.epochs or recipe.epochs, args.batch_size or recipe.batch, args.seed, args.save_every, args.patience,
         args.workers or 0, args.select,
     )  # fmt: skip
-    pictures = args.pictures or args.folder
+    root = args.pictures or args.folder
     paths = (
         {}
         if dataset.split("train").inputs is not None
-        else {split: locate_images(dataset, split, pictures) for split in ("train", "val")}
+        else {split: locate_images(dataset, split, root) for split in ("train", "val")}
     )
     log = _log if group.is_first else _silent
     for note in dataset.notes:

@@ -64,7 +64,7 @@ def evaluate_model(
     task: Task,
     recipe: Recipe,
     dataset: Dataset,
-    pictures: str | os.PathLike[str],
+    images: str | os.PathLike[str],
     *,
     split: str = "test",
     batch: int = 32,
@@ -75,7 +75,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Run a model on a split and return its figures; ``trained_on`` are (data, image) pairs that it was trained on."""
     rows = dataset.split(split)
-    paths = [] if rows.inputs is not None else locate_images(dataset, split, pictures)
+    paths = [] if rows.inputs is not None else locate_images(dataset, split, images)
     inputs = tested_inputs(recipe, rows, paths, workers)
     predicted, loss = predict(model, task, inputs, batch, device or torch.device("cpu"), progress)
     warned = contamination(trained_on or [], dataset, split)

@@ -1,4 +1,4 @@
-"""The file of a trained model: its weights, what it is, how images are prepared for it, how it was trained."""
+"""The file of a trained model: what `save` writes, with how images were prepared for it and how it was trained."""
 
 from __future__ import annotations
 
@@ -8,38 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ...errors import FormatError
+from ...export.save import save
 from ...files import json_text, parse_json
-from ...runtime.safetensors_file import open_safetensors, write_safetensors
-from ..models.backbones import DEVIATION, MEAN
-from ..models.pretrained import load_named
+from ...runtime.load import load
+from ...runtime.model import Model
 from .recipes import RECIPES, Recipe
 from .tasks import Task
 from .train import ModelTrainer
 
-_MODEL, _PREPARED, _TRAINED = "model", "preprocessing", "training"
+_TRAINED = "training"
 
 
-def save_trained(trainer: ModelTrainer, model: nn.Module, path: str | os.PathLike[str]) -> Path:
+def save_trained(trainer: ModelTrainer, model: Model, path: str | os.PathLike[str]) -> Path:
     """Write a trained model as one safetensors file; the same run gives the same bytes."""
-    recipe, task = trainer.recipe, trainer.task
+    recipe, progress = trainer.recipe, trainer.progress
+    how = model.about.preprocessing
+    if how is not None:
+        side = recipe.size if recipe.whole else recipe.resize
+        how = dataclasses.replace(how, path="crop", size=(recipe.size, recipe.size), resize=(side, side))
+        model.about = dataclasses.replace(model.about, preprocessing=how)
     run = {name: value for name, value in trainer.run.items() if name not in ("model", "options")}
-    images = {
-        "size": recipe.size, "resize": recipe.size if recipe.whole else recipe.resize, "order": "RGB", "scale": 1 / 255,
-        "mean": MEAN, "deviation": DEVIATION,
-    }  # fmt: skip
-    progress = trainer.progress
-    metadata = {
-        _MODEL: json_text({"name": task.model, "options": trainer.run["options"]}),
-        _PREPARED: json_text(None if trainer.train_rows.inputs is not None else images),
-        _TRAINED: json_text(
-            {**run, "factor": task.factor, "epochs": progress.epoch, "best_epoch": progress.best_epoch,
-             "select": trainer.settings.select, "history": progress.history}
-        ),
-    }  # fmt: skip
-    write_safetensors(path, {name: value.cpu() for name, value in model.state_dict().items()}, metadata)
+    model.extra_metadata[_TRAINED] = json_text(
+        {
+            **run, "factor": trainer.task.factor, "epochs": progress.epoch, "best_epoch": progress.best_epoch,
+            "select": trainer.settings.select, "history": progress.history,
+        }
+    )  # fmt: skip
+    save(model, path)
     return Path(path)
 
 
@@ -47,7 +43,7 @@ def save_trained(trainer: ModelTrainer, model: nn.Module, path: str | os.PathLik
 class TrainedFile:
     """A model's file, opened: the model in evaluation mode, its task and how its inputs are prepared."""
 
-    model: nn.Module
+    model: Model
     task: Task
     recipe: Recipe
     training: Mapping[str, Any]
@@ -55,21 +51,20 @@ class TrainedFile:
 
 def open_trained(path: str | os.PathLike[str]) -> TrainedFile:
     """Open what `save_trained` wrote. Raises FormatError for another file, WeightsError where tensors do not fit."""
-    file = open_safetensors(path)
+    model = load(path)
+    wrong = f"{path}: is not a model that `ilgnet train --model` wrote; give its --out's MODEL.safetensors"
+    if not isinstance(model, Model):
+        raise FormatError(wrong)
     try:
-        stated = {name: parse_json(file.metadata[name]) for name in (_MODEL, _PREPARED, _TRAINED)}
-        name, options = stated[_MODEL]["name"], stated[_MODEL]["options"]
-        factor, data = float(stated[_TRAINED]["factor"]), str(stated[_TRAINED]["data"])
-        images = stated[_PREPARED] or {"size": 1, "resize": 1}
-        size, resize = int(images["size"]), int(images["resize"])
-        recipe = dataclasses.replace(RECIPES[name], size=size, resize=resize, whole=False)
+        training = parse_json(model.extra_metadata[_TRAINED])
+        factor, data = float(training["factor"]), str(training["data"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{path}: is not a model that `ilgnet train --model` wrote ({error!r}); give its --out's MODEL.safetensors"
-        ) from error
-    task = Task(
-        name, {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}, data, factor
-    )
-    model = task.create(0)
-    load_named(model, file.tensors, str(path))
-    return TrainedFile(model, task, recipe, stated[_TRAINED])
+        raise FormatError(wrong) from error
+    recipe = dataclasses.replace(RECIPES[model.name], whole=False)
+    how = model.about.preprocessing
+    if how is not None:
+        recipe = dataclasses.replace(recipe, size=how.size[0], resize=(how.resize or how.size)[0])
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in model.options.items()
+    }
+    return TrainedFile(model, Task(model.name, options, data, factor), recipe, training)

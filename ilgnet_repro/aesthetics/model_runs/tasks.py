@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import DataError, IlgnetError, one_of
+from ...runtime.model import Model
 from ..datasets.features import count_classes
 from ..datasets.splits import Dataset, Rows
 from ..losses import attributes_loss, emd_loss, score_loss
+from ..metrics import srcc
 from ..models import CHOICES, MODELS, create
 from ..models.attributes import ATTRIBUTES
 from ..models.gsfl import Gsfl, find_groups
@@ -37,7 +39,7 @@ class Task:
     factor: float = 1.0
     summed: tuple[str, ...] = ()
 
-    def create(self, seed: int) -> nn.Module:
+    def create(self, seed: int) -> Model:
         """Return the model with weights drawn by the seed."""
         torch.manual_seed(seed)
         return create(self.model, **self.options)
@@ -124,8 +126,6 @@ class Task:
 
 
 def _attribute_srcc(predicted: np.ndarray, target: np.ndarray, resamples: int) -> Measured:
-    from ..metrics import srcc
-
     known = np.isfinite(target)
     return bootstrap(srcc, predicted[known], target[known], resamples=resamples)
 

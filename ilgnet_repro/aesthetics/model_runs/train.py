@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import DivergedError, SolverError
 from ...files import atomic_file, csv_text
+from ...runtime.model import Model
 from ...staging import claimed
 from ...train.distributed import ProcessGroup
 from ...train.signals import Requests
@@ -54,7 +55,7 @@ class Settings:
 class Trained:
     """What a run gave: the model with the best epoch's weights, and where the run is."""
 
-    model: nn.Module
+    model: Model
     progress: Progress
     stopped: str = ""
     notes: list[str] = field(default_factory=list)

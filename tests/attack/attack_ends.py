@@ -1,6 +1,6 @@
 """Every command under bad conditions: limits on files, broken streams, wrong kinds of input, options out of range.
 
-    python attack_ends.py [--seed 1] [--only kills,limits,streams,inputs,options] [--every 1]
+    python attack_ends.py [--seed 1] [--only chains,kills,limits,streams,inputs,options] [--every 1]
 
 Each case is a command in a forked child of its own in a folder of its own.  A defect is: a status other than 0 or 1, a
 traceback, a signal, over ten seconds, an error of more or less than one line, an output that is neither absent nor
@@ -22,11 +22,13 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,6 +65,10 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "l
 SOLVER = """net: "train.prototxt" base_lr: 0.001 lr_policy: "fixed" momentum: 0.9 max_iter: 4 snapshot: 2 display: 1
 snapshot_prefix: "out/s" random_seed: 3
 """
+
+# A snapshot is after two passes of the three rows: `caffe train -snapshot` starts at the first row, as Caffe
+# does, and draws its crops anew, so it has none.
+CHAIN = SOLVER.replace("max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 3")
 
 IMAGES = ["--pictures", "images", "--list", "list.txt"]
 OWN = ["test", "own", "--weights", "net.caffemodel", *IMAGES, "--mean-value", "100", "--resize", "20", "--batch-size", "2"]  # fmt: skip
@@ -554,7 +560,103 @@ def kills(root: Path, rng: random.Random) -> Iterator[Case]:
             yield f"{name}, {signal.Signals(number).name}", case
 
 
-GROUPS = {"kills": kills, "limits": limits, "streams": streams, "inputs": inputs, "options": options}
+def together(argv: list[str], cwd: Path, processes: int, sent: tuple[int, float] | None = None) -> End:
+    """Run a command in one process, or in several that train together; a signal goes to all."""
+    if processes == 1:
+        return start(argv, cwd, sent=sent)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def joining(rank: int) -> Callable[[], None]:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        return lambda: os.environ.update({name: str(value) for name, value in group.items()})
+
+    with ThreadPoolExecutor(processes) as pool:
+        ends = list(pool.map(lambda rank: start(argv, cwd, joining(rank), sent), range(processes)))
+    return max(ends, key=lambda end: (end.status not in (0, 1), end.status))
+
+
+TRAINED = (".caffemodel", ".solverstate")
+
+
+def chain(
+    whole: Callable[..., Whole], place: Place, processes: int, tool: str, dropout: bool, draws: list[float]
+) -> str:
+    """Train, killed once per draw and taken up again each time, then to the end; what is wrong, or ""."""
+    argv = [*tool.split(), "--solver" if tool == "train" else "-solver", "chain.prototxt"]
+    run = whole(argv, processes, tool, dropout)
+    with place as folder:
+        chain_fixture(folder, tool, dropout)
+        command, killed = argv, 0
+        for draw in draws:
+            end = together(command, folder, processes, (signal.SIGKILL, draw * run.seconds))
+            if end.status != -signal.SIGKILL:
+                break
+            killed += 1
+            states = sorted(
+                (folder / "out").glob("s_iter_*.solverstate"),
+                key=lambda path: int(path.stem.rpartition("_")[2]),
+            )
+            if tool == "train":
+                command = [*argv, "--resume", "latest"]
+            elif states:
+                command = [*argv, "-snapshot", f"out/{states[-1].name}"]
+        else:
+            end = together(command, folder, processes)
+        if fault := run.fault or fault_of(end) or (end.status and f"status {end.status}: {end.err[-160:]}"):
+            return f"after {killed} kills: {fault}"
+        if any(name.startswith(".") for path in content(folder) for name in Path(path).parts):
+            return "a hidden file is left over"
+        trained = {name: data for name, data in run.after.items() if name.endswith(TRAINED)}
+        other = [name for name, data in trained.items() if content(folder).get(name) != data]
+        return f"after {killed} kills {other[0]} is not that of the whole run" if other else ""
+
+
+def chain_fixture(folder: Path, tool: str, dropout: bool) -> None:
+    (folder / "chain.prototxt").write_text(CHAIN)
+    drawn = "" if tool == "caffe train" else "crop_size: 20 mirror: true"
+    lines = TRAIN.replace("scale: 0.01", f"scale: 0.01 {drawn}").splitlines(keepends=True)
+    kept = [line for line in lines if dropout or "Dropout" not in line]
+    (folder / "train.prototxt").write_text("".join(kept))
+
+
+def chains(root: Path, rng: random.Random) -> Iterator[Case]:
+    """Training killed one to three times: the same bytes as a run that nothing stopped.
+
+    With and without Dropout, `train` in one process and two, and `caffe train`; 20 of each.
+    """
+    spare = Place(root / "w", root / "made")
+
+    @cache
+    def run(argv: tuple[str, ...], processes: int, tool: str, dropout: bool) -> Whole:
+        with spare as folder:
+            chain_fixture(folder, tool, dropout)
+            began = time.monotonic()
+            end = together(list(argv), folder, processes)
+            fault = f"the whole run gives {end.status}: {end.err[-200:]}" if end.status else ""
+            return Whole({}, content(folder), time.monotonic() - began, fault)
+
+    for number in range(20):
+        for processes, tool in ((1, "train"), (1, "caffe train"), (2, "train")):
+            for dropout in (True, False):
+                draws = [rng.random() for _ in range(rng.choice((1, 1, 2, 3)))]
+
+                def case(place: Place, settings=(processes, tool, dropout, draws)) -> str:
+                    return chain(lambda argv, *rest: run(tuple(argv), *rest), place, *settings)
+
+                form = f"{'Dropout' if dropout else 'plain'}, {processes} process{'es' * (processes > 1)}"
+                yield f"{tool}, {form}, chain {number}", case
+
+
+GROUPS = {
+    "chains": chains,
+    "kills": kills,
+    "limits": limits,
+    "streams": streams,
+    "inputs": inputs,
+    "options": options,
+}
 
 
 def attack(

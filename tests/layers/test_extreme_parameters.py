@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.export.onnx_graph import build_onnx
 from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.net import CaffeNet
 from ilgnet_repro.runtime.plan import plan_net
@@ -163,3 +166,17 @@ def test_inputs_are_drawn_for_any_parameters(layer):
     except IlgnetError:
         return  # the layer refuses the parameters itself
     assert torch.isfinite(inputs["x"]).all() and inputs["x"].shape == (2, 3, 4, 5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "Mean" mean_param { operation: ADD value: 2 input_scale: 3e38 output_scale: 3e38 }',
+        'type: "DeephiResize" deephi_resize_param { scale_h: 3e38 scale_w: 2 }',
+    ],
+    ids=["factor", "size"],
+)
+def test_numbers_beyond_float32_print_no_warning(layer):
+    with suppress(IlgnetError):
+        build_onnx(CaffeNet(graph(layer, 2, 3, 4, 5), seed=1))

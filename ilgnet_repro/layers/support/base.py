@@ -501,7 +501,8 @@ def numbers(values: float | Sequence[float] | Tensor) -> np.ndarray:
     """Return float32 values as an array for an ONNX constant; a single number becomes a scalar."""
     if isinstance(values, Tensor):
         return values.detach().to(torch.float32).cpu().numpy()
-    return np.asarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):  # products of parameters may be infinite in float32, as in C++
+        return np.asarray(values, dtype=np.float32)
 
 
 def integers(*values: int) -> np.ndarray:

@@ -53,9 +53,9 @@ full-size: $(READY)
 models: $(READY)
 	SLOW_MODELS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/aesthetics/test_model_runs.py
 
-# Open axes of pt2 files; tracing takes seconds per net.
+# Open axes of pt2 files, and their bytes in another process; tracing takes seconds per net.
 pt2-axes: $(READY)
-	SLOW_PT2=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/export/test_pt2_axes.py
+	SLOW_PT2=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/export/test_pt2_axes.py tests/export/test_pt2.py
 
 # On a local Ray of two workers; skipped where ray is not installed.
 cluster: $(READY)

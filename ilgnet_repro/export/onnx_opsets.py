@@ -121,13 +121,33 @@ def _axes_as_attribute(
     return None
 
 
-def _sum_after(op: str) -> Form:
-    """ReduceL1 and the like: OpenVINO (2026.4) reduces all axes of those of opset 13, whatever they state."""
+def _reduce(op: str) -> Form:
+    """Reduce: OpenCV 4 and 5 read other values than those of axes that are not spatial, unless these come one by one."""
 
     def write(graph: Graph, inputs: list[str], attributes: dict[str, Attribute], opset: int) -> str | None:
-        return graph.node("ReduceSum", [graph.node(op, inputs[:1]), *inputs[1:]], **attributes)
+        axes = graph.value_of(inputs[1]) if len(inputs) > 1 and inputs[1] else None
+        if axes is not None and axes.size > 1 and 0 <= axes.min() < 2:
+            rest = "ReduceSum" if op == "ReduceSumSquare" else op
+            spatial = axes[axes > 1]
+            value, first = inputs[0], op
+            for some in ([spatial] if spatial.size else []) + sorted(axes[axes < 2], reverse=True):
+                value = graph.node(
+                    first, [value, graph.constant(integers(*np.atleast_1d(some)))], **attributes
+                )
+                first = rest
+            return value
+        return (
+            _axes_as_attribute(graph, inputs, attributes, opset) if opset < 18 and op != "ReduceSum" else None
+        )
 
     return write
+
+
+def _absolute_sum(
+    graph: Graph, inputs: list[str], attributes: dict[str, Attribute], opset: int
+) -> str | None:
+    """ReduceL1: OpenVINO (2026.4) reduces all axes of that of opset 13, whatever it states."""
+    return graph.node("ReduceSum", [graph.node("Abs", inputs[:1]), *inputs[1:]], **attributes)
 
 
 def _equal_parts(graph: Graph, inputs: list[str], attributes: dict[str, Attribute], opset: int) -> str | None:
@@ -221,11 +241,12 @@ def _as_given(graph: Graph, inputs: list[str], attributes: dict[str, Attribute],
 _ALL = range(1 << 30)
 # Operator -> the opsets that need another form than the layers', and what writes it.
 _FORMS: dict[str, tuple[range, Form]] = {
-    **dict.fromkeys(
-        ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-         "ReduceSumSquare"), (range(18), _axes_as_attribute),
-    ),
-    "ReduceL1": (range(18), _sum_after("Abs")),
+    **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp"), (range(18), _axes_as_attribute)),
+    **{
+        op: (_ALL, _reduce(op))
+        for op in ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare")
+    },
+    "ReduceL1": (_ALL, _absolute_sum),
     "Split": (range(18), _equal_parts),
     "Shape": (_ALL, _whole_shape),
     "Unsqueeze": (_ALL, _one_by_one),

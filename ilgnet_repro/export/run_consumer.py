@@ -245,6 +245,11 @@ def run(consumer: str, model: str, inputs: str, outputs: str) -> None:
         given = {str(name): file[f"value_{index}"] for index, name in enumerate(file["names"])}
         wanted = [str(name) for name in file["wanted"]]
     of, found = CONSUMERS[consumer](model, given, wanted)
+    for name, value in found.items():
+        if (
+            not isinstance(value, np.ndarray) or value.dtype.hasobject
+        ):  # OpenCV 5 returns None for an empty one
+            raise SystemExit(f"no array for output {name}")
     values = {f"value_{index}": found[name] for index, name in enumerate(wanted) if name in found}
     save_arrays(outputs, {"version": of, **values})
 

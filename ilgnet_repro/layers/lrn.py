@@ -80,7 +80,14 @@ class LRN(Layer):
         param = self.param
         # ONNX Runtime refuses an LRN node with an alpha or beta of 0 or less.
         if self.is_across and param.alpha > 0 and param.beta > 0:
-            return [graph.node("LRN", [x], size=self.size, alpha=param.alpha, beta=param.beta, bias=param.k)]
+            # OpenVINO 2026.4 computes other numbers where k is not 1: k is taken out of the sum, unless it is extreme.
+            k = param.k if 1e-3 < param.k < 1e3 else 1.0
+            value = graph.node(
+                "LRN", [x], size=self.size, alpha=param.alpha / k, beta=param.beta, bias=param.k / k
+            )
+            if k == 1:
+                return [value]
+            return [graph.node("Mul", [value, graph.constant(numbers([k**-param.beta]).reshape(()))])]
         squares = graph.node("Mul", [x, x])
         half = self.size // 2
         window = Window((self.size, self.size), (1, 1), (half, half), ceil_mode=False)

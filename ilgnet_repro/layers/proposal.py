@@ -246,7 +246,10 @@ class _Proposals(Layer):
         # Corners are pixels of the box; its edge is one further.
         edges = node("Unsqueeze", node("Add", boxes, numbers([0, 0, 1, 1])), integers(0))
         limits = (integers(settings.top_n[1]), numbers([settings.nms_threshold]))
-        chosen = node("NonMaxSuppression", edges, node("Unsqueeze", best, integers(0, 1)), *limits)
+        # Ranks as scores: OpenCV 5 drops boxes of score 0, and OpenVINO has an order of its own for equal ones.
+        ranks = node("Range", node("Squeeze", limit), np.array(0), np.array(-1))
+        ranks = node("Cast", ranks, to=TensorProto.FLOAT)
+        chosen = node("NonMaxSuppression", edges, node("Unsqueeze", ranks, integers(0, 1)), *limits)
         kept = node("Gather", chosen, np.array(2), axis=1)
         regions = node("Pad", node("Gather", boxes, kept), integers(0, 1, 0, 0))
         chosen_scores = node("Gather", best, kept)

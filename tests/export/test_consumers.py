@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -54,21 +55,62 @@ def test_the_command_takes_a_consumer_or_none(
     assert len(json.loads(capsys.readouterr().out)["verified"]) == checks
 
 
-STATISTICS = """
-layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 4 dim: 5 dim: 6 } } }
-layer { name: "y" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { use_global_stats: false } }
-"""
+DATA = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 4 dim: 5 dim: 6 } } }\n'
+# OpenCV 4.14 and 5.0 read other values than those of axes that are not spatial, unless these come one by one.
+REDUCTIONS = {
+    "statistics of the batch": 'type: "BatchNorm" batch_norm_param { use_global_stats: false }',
+    "a norm of the whole image": 'type: "Normalize" norm_param { scale_filler { value: 3 } }',
+    "a norm of the channels": 'type: "Normalize" norm_param { across_spatial: false scale_filler { value: 3 } }',
+    "means over maps": 'type: "MVN"',
+    "LRN with k": 'type: "LRN" lrn_param { local_size: 3 alpha: 0.3 k: 2 }',
+}
 
 
-def test_a_consumer_that_computes_something_else_is_refused(tmp_path) -> None:
-    """OpenCV 4.14 and 5.0 take the mean over fewer axes than the node states."""
-    (tmp_path / "b.prototxt").write_text(STATISTICS)
-    write_weights(tmp_path / "b.caffemodel", STATISTICS)
+@pytest.mark.parametrize("layer", REDUCTIONS.values(), ids=REDUCTIONS)
+def test_opencv_computes_what_the_net_does(tmp_path, layer: str) -> None:
+    text = DATA + f'layer {{ name: "y" bottom: "x" top: "y" {layer} }}'
+    (tmp_path / "b.prototxt").write_text(text)
+    write_weights(tmp_path / "b.caffemodel", text)
+    report = ir.convert(tmp_path / "b.caffemodel", to="onnx", verify="opencv")
+    assert [check.is_equal for check in report.verified] == [True, True]
+
+
+def _double(script: Path) -> None:
+    script.write_text(
+        "import sys, runpy\n"
+        f"run = runpy.run_path({str(consumers.SCRIPT)!r})\n"
+        "def double(model, inputs, wanted):\n"
+        "    return '1.0', {name: inputs['x'] * 2 for name in wanted}\n"
+        "run['CONSUMERS']['opencv'] = double\n"
+        "run['main'](*sys.argv[1:])\n"
+    )
+
+
+OTHERWISE = {
+    "other values": ('type: "ReLU"', _double, "by "),
+    "another shape": (
+        'type: "Deconvolution" convolution_param { num_output: 2 kernel_size: 3 dilation: 2 }', None,
+        "in its shape or in which of its values are finite",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "patch", "how"), OTHERWISE.values(), ids=OTHERWISE)
+def test_a_consumer_that_computes_something_else_is_refused(tmp_path, monkeypatch, layer, patch, how) -> None:
+    """OpenCV 4.14 ignores the dilation of a Deconvolution."""
+    if patch is not None:
+        patch(tmp_path / "script.py")
+        monkeypatch.setattr(consumers, "SCRIPT", tmp_path / "script.py")
+    elif cv2.__version__ >= "5":
+        pytest.skip("OpenCV 5 reads the dilation")
+    text = DATA + f'layer {{ name: "y" bottom: "x" top: "y" {layer} }}'
+    (tmp_path / "b.prototxt").write_text(text)
+    write_weights(tmp_path / "b.caffemodel", text)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(IlgnetError) as caught:
         ir.convert(tmp_path / "b.caffemodel", to="onnx", verify="opencv")
     assert str(caught.value).startswith("b.onnx: opencv ")
-    assert "computes output 'y' otherwise than the net, by " in str(caught.value)
+    assert f"computes output 'y' otherwise than the net, {how}" in str(caught.value)
     assert caught.value.remedy == "choose another consumer, or leave it out"
     assert sorted(tmp_path.iterdir()) == before
 
@@ -113,16 +155,18 @@ def test_a_crash_or_a_failure_leaves_the_other_jobs(tmp_path, monkeypatch) -> No
         "def crash(model, inputs, wanted):\n"
         "    if model.endswith('crash'): os._exit(7)\n"
         "    if model.endswith('fail'): raise SystemExit('it is too large\\nfor me')\n"
+        "    if model.endswith('none'): return '1.0', dict.fromkeys(wanted)\n"
         "    return '1.0', {name: inputs['data'] * 2 for name in wanted}\n"
         "run['CONSUMERS']['mine'] = crash\n"
         "run['main'](*sys.argv[1:])\n"
     )
     monkeypatch.setattr(consumers, "SCRIPT", script)
     x = np.float32([1, 2])
-    jobs = [Job(tmp_path / name, {"data": x}, ["y"]) for name in ("a", "crash", "b", "fail", "c")]
+    jobs = [Job(tmp_path / name, {"data": x}, ["y"]) for name in ("a", "crash", "b", "fail", "none", "c")]
     found = run_consumer("mine", jobs)
     assert [one.failed for one in found] == [
-        "", "it crashes (exit 7)", "", "SystemExit: it is too large for me", "",
+        "", "it crashes (exit 7)", "", "SystemExit: it is too large for me",
+        "SystemExit: no array for output y", "",
     ]  # fmt: skip
     assert [one.outputs["y"].tolist() for one in found if one.outputs] == [[2, 4]] * 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -100,3 +101,40 @@ def test_what_torch_export_cannot_store_is_refused_in_one_line(net, size, messag
         export(net(), dynamic_size=size)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+TWO_INPUTS = (
+    'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+    'layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 2 dim: 3 } } }\n'
+    'layer { name: "d" type: "Eltwise" bottom: "x" bottom: "y" top: "d" eltwise_param { coeff: 1 coeff: -2 } }\n'
+)
+# Another process, with another order of sets of strings.
+AGAIN = """
+import sys
+import ilgnet_repro as ir
+ir.save(ir.load_net(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_the_same_net_gives_the_same_bytes(tmp_path) -> None:
+    text = tmp_path / "n.prototxt"
+    text.write_text(TWO_INPUTS)
+    for name in "ab":
+        ir.save(ir.load_net(text), tmp_path / f"{name}.pt2")
+    assert (tmp_path / "a.pt2").read_bytes() == (tmp_path / "b.pt2").read_bytes()
+    if not os.environ.get("SLOW_PT2"):  # starting torch.export takes seconds; `make pt2-axes` does
+        return
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    subprocess.run([sys.executable, "-c", AGAIN, text, tmp_path / "c.pt2"], check=True, env=environment)
+    assert (tmp_path / "a.pt2").read_bytes() == (tmp_path / "c.pt2").read_bytes()
+
+
+def test_inputs_are_keywords_in_torch_and_also_by_position_here(tmp_path) -> None:
+    """torch takes the inputs of a program only as they were exported."""
+    ir.save(net_of(TWO_INPUTS), tmp_path / "n.pt2")
+    x, y = torch.arange(12.0).view(4, 3), torch.ones(4, 3)
+    module = torch.export.load(tmp_path / "n.pt2").module()
+    for found in (module(y=y, x=x), ir.load(tmp_path / "n.pt2")(x, y), ir.load(tmp_path / "n.pt2")(y=y, x=x)):
+        torch.testing.assert_close(found["d"], x - 2 * y)
+    with pytest.raises(ValueError, match="keyword mismatch"):
+        module(x, y)

@@ -213,6 +213,9 @@ class Scorer:
         value, meaning, deviation = _value(outputs, self.about.score), "", None
         if value is not None and self.about.score is not None:
             meaning = self.about.score.meaning
+            shares = outputs.get(self.about.score.distribution, ())
+            if (spread := distribution(shares)) is not None:
+                deviation = spread[1]
         elif self._distributions and len(outputs) == 1:
             (values,) = outputs.values()
             if (spread := distribution(values)) is not None:

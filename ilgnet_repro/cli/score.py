@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print(json_text(_values(row, labels)))
             elif row.value is not None and not args.labels:
-                say(f"{row.value:.6f}  {row.path}")
+                spread = "" if row.deviation is None else f" ± {row.deviation:.6f}"
+                say(f"{row.value:.6f}{spread}  {row.path}")
             else:
                 shown = (
                     f"{name} {_named(values, labels) or _shown(values)}"
@@ -124,7 +125,8 @@ def _values(row: Score, labels: tuple[str, ...]) -> dict[str, Any]:
     named = {row.meaning.replace(" ", "_"): row.value} if row.meaning else {"high_quality": None}
     best = {name: found for name, values in row.outputs.items() if (found := _best(values, labels))}
     top = {"top": best} if best else {}
-    return {"picture": row.path, **named, "value": row.value, "outputs": row.outputs, **top}
+    spread = {} if row.deviation is None else {"deviation": row.deviation}
+    return {"picture": row.path, **named, "value": row.value, **spread, "outputs": row.outputs, **top}
 
 
 def _shown(values: tuple[float, ...], most: int = 10) -> str:

@@ -7,12 +7,14 @@ import json
 import pickle
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.aesthetics.models import create
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.known import ScoreAt
 from ilgnet_repro.runtime.safetensors_file import open_safetensors, write_safetensors
@@ -327,3 +329,41 @@ def test_stated_preprocessing_is_saved(nima, tmp_path):
     found = ir.load(tmp_path / "model.safetensors").about
     assert found.preprocessing.to_json() == how.to_json() and found.score == model.about.score
     np.testing.assert_array_equal(found.preprocessing.mean_image, mean)
+
+
+def test_the_score_of_a_distribution_has_its_deviation(nima, tmp_path, capsys):
+    images = np.random.default_rng(5).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    path = tmp_path / "nima.safetensors"
+    ir.save(nima, path)
+    rows = ir.score(list(images), path)
+    assert len(rows) == 3
+    for row in rows:
+        shares, votes = np.array(row.outputs["distribution"]), np.arange(1, 11)
+        assert row.value == pytest.approx(shares @ votes, rel=1e-5) and row.meaning == "mean score"
+        assert row.deviation == pytest.approx(np.sqrt(shares @ (votes - shares @ votes) ** 2), rel=1e-5)
+    cv2.imwrite(str(tmp_path / "a.png"), images[0])
+    assert main(["score", str(tmp_path / "a.png"), "--weights", str(path)]) == 0
+    assert capsys.readouterr().out == f"{rows[0].value:.6f} ± {rows[0].deviation:.6f}  {tmp_path / 'a.png'}\n"
+    assert main(["score", str(tmp_path / "a.png"), "--weights", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["deviation"] == pytest.approx(rows[0].deviation) and found["value"] == pytest.approx(
+        rows[0].value
+    )
+
+
+def test_a_score_without_a_distribution_has_no_deviation(colour_file):
+    (row,) = ir.score([np.zeros((40, 60, 3), np.uint8)], colour_file)
+    assert row.deviation is None and 0 < row.value < 1
+
+
+COMMANDS = {
+    "a fast net": (["score", "x.png", "--fast"], "--fast: model tanet is no Caffe net, and torch computes it; omit it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "message"), COMMANDS.values(), ids=COMMANDS)
+def test_options_of_commands_are_refused(colour_file, tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("x.png", np.zeros((40, 60, 3), np.uint8))
+    assert main([*command, "--weights", str(colour_file)]) == 1
+    assert message in capsys.readouterr().err

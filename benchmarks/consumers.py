@@ -67,8 +67,8 @@ CONSUMERS = {
     "openvino": Consumer("OpenVINO", "openvino", ("openvino",)),
     "cv4": Consumer(
         "OpenCV 4", "opencv", ("opencv-python-headless<5",),
-        note="its limits: no And, GatherND, NonMaxSuppression or Scan (SSD, LSTM), a crash on scattered values, sums "
-        "over several axes lose the batch; `--verify opencv` refuses each of these",
+        note="its limits: no And, GatherND, NonMaxSuppression or Scan (SSD, LSTM), a crash on scattered values, "
+        "outputs of one axis have two; `--verify opencv` refuses each of these",
     ),
     "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",), note="its limit: no Scan (LSTM)"),
     "reference": Consumer(
@@ -94,6 +94,7 @@ CONSUMERS = {
     ),
     "onnx2torch": Consumer(
         "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), zoo=FEW, needs_torch=True,
+        note="its limits: no ScatterElements or Scan (SSD, SegNet, LSTM)",
     ),
     "pnnx": Consumer(
         "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW,

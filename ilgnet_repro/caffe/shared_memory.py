@@ -8,7 +8,7 @@ from ..schema import caffe_pb2 as pb
 from .graph import Value
 
 # Their tops share the bottom's memory (`Blob::ShareData`), whatever their parameters.
-_SHARING = ("Split", "Flatten", "Reshape")
+_SHARING = ("Split", "Flatten", "Reshape", "GradientScaler")
 # The second top of these is the probabilities that their own backward pass reads.
 _WITH_PROBABILITIES = ("SoftmaxWithLoss", "InfogainLoss")
 

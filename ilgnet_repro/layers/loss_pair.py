@@ -193,8 +193,9 @@ class ContrastiveLoss(Loss):
             raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
         # Caffe takes the first labels, and reads out of bounds where there are fewer.
         if prod(similar[1:]) != 1 or prod(similar) < a[0]:
+            missing = "; Caffe would read the others out of bounds" if prod(similar) < a[0] else ""
             raise self.error(
-                f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs; give one per pair"
+                f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs{missing}; give one per pair"
             )
         return LayerPlan([()])
 

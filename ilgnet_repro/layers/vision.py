@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -145,7 +146,7 @@ class RegionPooling(_Regions):
     """Layers that read `roi_pooling_param`; `pad_ratio`, of Cascade R-CNN, widens the regions."""
 
     message = "roi_pooling_param"
-    fields = ("pooled_h", "pooled_w", "spatial_scale", "pad_ratio")
+    fields: ClassVar[tuple[str, ...]] = ("pooled_h", "pooled_w", "spatial_scale", "pad_ratio")
 
     def setup(self, x: int, rois: int) -> None:
         self.pooled: tuple[int, int] = (self.param.pooled_h, self.param.pooled_w)

@@ -2498,14 +2498,14 @@ class MaskResizeParameter(_message.Message):
     def __init__(self, output_height: _Optional[int] = ..., output_width: _Optional[int] = ...) -> None: ...
 
 class BoxGroupParameter(_message.Message):
-    __slots__ = ("field_w", "field_h", "stride")
-    FIELD_W_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("field_h", "field_w", "stride")
     FIELD_H_FIELD_NUMBER: _ClassVar[int]
+    FIELD_W_FIELD_NUMBER: _ClassVar[int]
     STRIDE_FIELD_NUMBER: _ClassVar[int]
-    field_w: _containers.RepeatedScalarFieldContainer[float]
-    field_h: _containers.RepeatedScalarFieldContainer[float]
-    stride: float
-    def __init__(self, field_w: _Optional[_Iterable[float]] = ..., field_h: _Optional[_Iterable[float]] = ..., stride: _Optional[float] = ...) -> None: ...
+    field_h: _containers.RepeatedScalarFieldContainer[int]
+    field_w: _containers.RepeatedScalarFieldContainer[int]
+    stride: int
+    def __init__(self, field_h: _Optional[_Iterable[int]] = ..., field_w: _Optional[_Iterable[int]] = ..., stride: _Optional[int] = ...) -> None: ...
 
 class BoxGroupOutputParameter(_message.Message):
     __slots__ = ("fg_thr", "iou_thr", "nms_type", "box_group_param", "field_whr", "field_xyr", "max_nms_num", "max_post_nms_num", "min_size")
@@ -2530,12 +2530,14 @@ class BoxGroupOutputParameter(_message.Message):
     def __init__(self, fg_thr: _Optional[float] = ..., iou_thr: _Optional[float] = ..., nms_type: _Optional[str] = ..., box_group_param: _Optional[_Iterable[_Union[BoxGroupParameter, _Mapping]]] = ..., field_whr: _Optional[float] = ..., field_xyr: _Optional[float] = ..., max_nms_num: _Optional[int] = ..., max_post_nms_num: _Optional[int] = ..., min_size: _Optional[float] = ...) -> None: ...
 
 class BBoxRegParameter(_message.Message):
-    __slots__ = ("bbox_mean", "bbox_std")
+    __slots__ = ("bbox_mean", "bbox_std", "cls_aware")
     BBOX_MEAN_FIELD_NUMBER: _ClassVar[int]
     BBOX_STD_FIELD_NUMBER: _ClassVar[int]
+    CLS_AWARE_FIELD_NUMBER: _ClassVar[int]
     bbox_mean: _containers.RepeatedScalarFieldContainer[float]
     bbox_std: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, bbox_mean: _Optional[_Iterable[float]] = ..., bbox_std: _Optional[_Iterable[float]] = ...) -> None: ...
+    cls_aware: bool
+    def __init__(self, bbox_mean: _Optional[_Iterable[float]] = ..., bbox_std: _Optional[_Iterable[float]] = ..., cls_aware: bool = ...) -> None: ...
 
 class DecodeBBoxParameter(_message.Message):
     __slots__ = ("gt_iou_thr",)

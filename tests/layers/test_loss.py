@@ -311,7 +311,12 @@ REFUSED = {
         "",
         "two blobs N×C of one shape",
     ),
-    "contrastive too few": ("ContrastiveLoss", [FLAT, FLAT, (2,)], "", "has 2 labels [2] for 3 pairs"),
+    "contrastive too few": (
+        "ContrastiveLoss",
+        [FLAT, FLAT, (2,)],
+        "",
+        "has 2 labels [2] for 3 pairs; Caffe would read the others out of bounds; give one per pair",
+    ),
     "contrastive labels": ("ContrastiveLoss", [FLAT, FLAT, (3, 2)], "", "has 6 labels [3, 2] for 3 pairs"),
     "sigma": ("SmoothL1Loss", [FLAT, FLAT], "smooth_l1_loss_param { sigma: 0 }", "sigma 0.0 must be over 0"),
     "softmax axis": ("Softmax", [FLAT], "softmax_param { axis: -3 }", "axis -3 is outside a blob of 2 axes"),

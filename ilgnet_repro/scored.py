@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +76,11 @@ class Score:
             if box.score >= fewest
         )
         return replace(self, classes=best, boxes=boxes)
+
+    def with_best(self, top: int | None, *, keep_classes: bool) -> Score:
+        """Return this with at most ``top`` boxes, and with its classes only if they are to be shown."""
+        boxes = self.boxes if self.boxes is None or top is None else self.boxes[:top]
+        return replace(self, boxes=boxes, classes=self.classes if keep_classes else ())
 
     def to_json(self) -> str:
         """Return what is kept of it: everything but its path and its classes, which follow from labels."""
@@ -179,17 +184,3 @@ def _box(row: Any) -> Box:
     index, *numbers = row
     score, xmin, ymin, xmax, ymax = map(_number, numbers)
     return Box(_integer(index), str(index), score, xmin, ymin, xmax, ymax)
-
-
-def as_mapping(score: Score) -> Mapping[str, Any]:
-    """Return a record as plain values for JSON, by the keys of its fields, without what is unknown."""
-    plain: dict[str, Any] = {"path": score.path, "value": score.value, "meaning": score.meaning}
-    return {
-        **plain,
-        **({"deviation": score.deviation} if score.deviation is not None else {}),
-        "outputs": score.outputs,
-        **({"classes": [vars(one) for one in score.classes]} if score.classes else {}),
-        **({"boxes": [vars(box) for box in score.boxes]} if score.boxes is not None else {}),
-        **({"notes": list(score.notes)} if score.notes else {}),
-        **({"error": score.error} if score.error else {}),
-    }

@@ -41,7 +41,9 @@ ALLOWED_IMPORTS = {
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
+    "image_paths": {"caffe", "errors"},
     "scored": {"errors", "files"},
+    "score_cache": {"errors", "reading", "scored", "scoring"},
     "scoring": {
         "engines", "errors", "reading", "known", "about", "prepare_images", "runtime", "scored", "signatures",
     },

@@ -51,7 +51,7 @@ def say(*values: object, sep: str = " ", file: IO[str] | None = None, flush: boo
 
 
 @contextmanager
-def progress_bar(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Yield a function that takes the amount done so far.
 
     ``unit="bytes"`` shows sizes and speed, any other unit the rate per second.

@@ -29,6 +29,7 @@ class CommandParser(argparse.ArgumentParser):
     given: Sequence[str] = ()
     switches: Collection[str] | None = None
     optional_values: Collection[str] = ()
+    remedy: str = ""  # for an option that is missing
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Remember the arguments, for the message of an error."""
@@ -44,7 +45,8 @@ class CommandParser(argparse.ArgumentParser):
         hints = list(dict.fromkeys(self._hints()))
         # The parser of all commands reports the options that a command does not know.
         command = self.given[:1] if message.startswith("unrecognized") else []
-        help_ = f"`{' '.join([self.prog, *command])} --help` lists what it takes"
+        remedy = self.remedy if message.startswith("the following arguments are required") else ""
+        help_ = remedy or f"`{' '.join([self.prog, *command])} --help` lists what it takes"
         print(printable(f"{self.prog}: {message}; {'; '.join(hints) or help_}"), file=sys.stderr)
         sys.exit(WRONG_OPTION)
 

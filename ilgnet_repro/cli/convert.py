@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import precisions
 from ..errors import IlgnetError, one_of, printable
 from ..files import json_text, parse_json, real_path
+from ..reading.labels import read_labels
 from ._console import add_row, results_console, say
 from ._options import (
     COUNT,
@@ -26,7 +27,6 @@ from ._options import (
     text_path,
 )
 from ._parser import CommandParser
-from .score import read_labels
 
 if TYPE_CHECKING:
     from ..about import Source

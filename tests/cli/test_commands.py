@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
     (tmp_path / "images").mkdir()
+    (tmp_path / "empty").mkdir()
     for index, (height, width) in enumerate(((20, 31), (17, 12))):
         pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "images" / f"{index}.png"), pixels)
@@ -133,7 +134,8 @@ REFUSED = [
         "preprocessing unknown", ["score", "images", "--weights", "small.caffemodel"],
         "ilgnet: net 'small': nothing says how its images are prepared; ",
     ),
-    ("no images", ["score", ".", "--weights", "small.caffemodel", "--order", "BGR"], "ilgnet: .: contains no images"),
+    ("no images", ["score", "empty", "--weights", "small.caffemodel", "--order", "BGR"],
+     "ilgnet: empty: contains no images"),
     ("no image", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
      "ilgnet: deploy.prototxt: is a net's prototxt, not an image; give a JPEG or PNG"),
     ("two prototxts", ["audit", "deploy.prototxt", "deploy.prototxt"], "ilgnet: deploy.prototxt: give one prototxt "),

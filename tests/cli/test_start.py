@@ -173,7 +173,8 @@ FORGOTTEN = {
     ),
     "nothing to go by": (
         ["score", "a.png"],
-        "ilgnet score: the following arguments are required: --weights; `ilgnet score --help` lists what it takes",
+        "ilgnet score: the following arguments are required: --weights; --weights is a .caffemodel, .safetensors, .onnx or "
+        ".pt2 file; `ilgnet data where ava1-weights` says where the released ones can be had",
     ),
     "an option of another tool": (
         ["convert", "--model", "net.prototxt"],

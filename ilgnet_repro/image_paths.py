@@ -1,0 +1,99 @@
+"""The images that files, folders, patterns and lists name, one after the other, and what was skipped."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from .caffe.kinds import Kind, expect
+from .errors import DataError
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".jp2", ".ppm",
+     ".pgm", ".pnm")
+)  # fmt: skip
+_LABEL = re.compile(r"\s+[-+]?\d+(?:\.\d*)?$")
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass
+class ImagePaths:
+    """Images by their paths, read anew in each iteration; ``given`` are files, folders with their subfolders and patterns.
+
+    ``lists`` are files with a path per line, which may be followed by a label; relative ones are below ``root``.
+    ``skipped`` counts, after an iteration, the other files of each folder by their suffixes.
+    """
+
+    given: tuple[str, ...]
+    lists: tuple[str, ...] = ()
+    root: str = ""
+    skipped: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        self.skipped = {}
+        for path in self.given:
+            yield from self._of(path)
+        for path in self.lists:
+            yield from self._listed(path)
+
+    def _of(self, path: str) -> Iterator[str]:
+        if os.path.isdir(path):
+            yield from self._in_folder(path, path)
+        elif _PATTERN.search(path) and not os.path.lexists(path):
+            found = sorted(glob.glob(path, recursive=True))
+            if not found:
+                raise DataError(f"{path}: matches no file; check the pattern")
+            for one in found:
+                yield from self._in_folder(one, one) if os.path.isdir(one) else (one,)
+        else:
+            yield path
+
+    def _in_folder(self, folder: str, top: str) -> Iterator[str]:
+        """The images of a folder by name, then those of its subfolders; links to folders are not followed."""
+        others = self.skipped.setdefault(top, Counter())
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+        folders = []
+        for entry in listed:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_dir():
+                others["links to folders"] += 1
+            elif suffix in SUFFIXES:
+                yield entry.path
+            else:
+                others[suffix or "no suffix"] += 1
+        for inner in folders:
+            yield from self._in_folder(inner, top)
+
+    def _listed(self, path: str) -> Iterator[str]:
+        expect(path, Kind.TEXT, what="a list of images")
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from self.of_lines(file)
+
+    def of_lines(self, lines: Iterable[str]) -> Iterator[str]:
+        """The paths of lines: each a path, or a path and a label."""
+        for line in lines:
+            text = line.strip()
+            if not text:
+                continue
+            whole = os.path.join(self.root, text)
+            unlabelled = os.path.join(self.root, _LABEL.sub("", text))
+            yield whole if unlabelled == whole or os.path.lexists(whole) else unlabelled
+
+    def notes(self) -> list[str]:
+        """What was skipped, one line per folder."""
+        return [
+            f"{folder}: {counts.total():,} files that are no images were skipped "
+            f"({', '.join(f'{suffix} {number:,}' for suffix, number in counts.most_common(8))})"
+            for folder, counts in self.skipped.items()
+            if counts
+        ]

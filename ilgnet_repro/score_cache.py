@@ -1,0 +1,218 @@
+"""Kept scores: by the content of the image and the model, so that a run resumes and a second one takes no net."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, IlgnetError
+from .reading.parallel import ordered_map
+from .reading.photos import read_file
+from .scored import Score
+
+if TYPE_CHECKING:
+    from .scoring import Prepared, Scorer
+
+_MARK = 0x494C4753  # of SQLite's header: "ILGS"
+_FORMAT = 1
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's time tells a later change
+_LARGEST = 1 << 20  # bytes of a record that is kept
+_TABLES = """
+create table files (path text primary key, size int, time int, inode int, digest text) without rowid;
+create table scores (model text, digest text, record text, primary key (model, digest)) without rowid;
+create table models (model text primary key, facts text) without rowid;
+"""
+Stamp = tuple[int, int, int]
+
+
+class ScoreCache:
+    """A file of kept scores, used with ``with``.  Raises IlgnetError for a file that is none."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        is_new = not os.path.exists(self.path) or not os.path.getsize(self.path)
+        with self._errors():
+            self._base = sqlite3.connect(self.path, timeout=60)
+            found = self._base.execute("pragma application_id").fetchone()[0]
+            version = self._base.execute("pragma user_version").fetchone()[0]
+        if not is_new and (found, version) != (_MARK, _FORMAT):
+            self._base.close()
+            raise IlgnetError(
+                f"{path}: is not a cache of scores of this version; give another name", option="cache"
+            )
+        with self._errors():
+            self._base.execute("pragma journal_mode = wal")
+            self._base.execute("pragma synchronous = normal")
+            if is_new:
+                self._base.executescript(
+                    f"begin; pragma application_id = {_MARK}; pragma user_version = {_FORMAT}; {_TABLES} commit;"
+                )
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> ScoreCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._errors():
+            self._base.commit()
+            self._base.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise IlgnetError(
+                f"{self.path}: cannot be used as a cache ({error}); give another name"
+            ) from error
+
+    def _one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        with self._errors():
+            found: tuple[Any, ...] | None = self._base.execute(query, values).fetchone()
+        return found
+
+    def _store(self, query: str, *values: Any) -> None:
+        with self._errors():
+            self._base.execute(query, values)
+            if time.monotonic() - self._saved > 1:
+                self._base.commit()
+                self._saved = time.monotonic()
+
+    def digest(self, path: str) -> str | None:
+        """Return the kept digest of a file whose size, time and place are those it had."""
+        stamp = _stamp(path)
+        found = self._one("select size, time, inode, digest from files where path = ?", _key(path))
+        return found[3] if stamp is not None and found and found[:3] == stamp else None
+
+    def keep_digest(self, path: str, digest: str, stamp: Stamp | None) -> None:
+        """Keep the digest of a file that had this stamp before it was read."""
+        if stamp is not None and time.time_ns() - stamp[1] > _SETTLED:
+            self._store("insert or replace into files values (?, ?, ?, ?, ?)", _key(path), *stamp, digest)
+
+    def file_digest(self, path: str) -> str:
+        """Return the digest of a file, from the cache where the file is as it was."""
+        if (kept := self.digest(path)) is not None:
+            return kept
+        stamp = _stamp(path)
+        try:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        self.keep_digest(path, found, stamp)
+        return found
+
+    def score(self, model: str, digest: str, path: str) -> Score | None:
+        """Return the kept score of an image."""
+        found = self._one("select record from scores where model = ? and digest = ?", model, digest)
+        if found is None:
+            return None
+        score = Score.from_json(found[0], path)
+        return replace(score, error=f"{path}{score.error}") if score.error else score
+
+    def keep(self, model: str, digest: str, score: Score) -> None:
+        """Keep the score of an image, unless it is very large, or why its content has none."""
+        if score.error:
+            if not score.error.startswith(f"{score.path}: ") or "pip install" in score.error:
+                return
+            score = replace(score, error=score.error.removeprefix(score.path))
+        if len(record := score.to_json()) <= _LARGEST:
+            self._store("insert or replace into scores values (?, ?, ?)", model, digest, record)
+
+    def facts(self, model: str) -> dict[str, Any] | None:
+        """Return what is kept of a model: its labels, notes, and whether it detects."""
+        found = self._one("select facts from models where model = ?", model)
+        return None if found is None else dict(json.loads(found[0]))
+
+    def keep_facts(self, model: str, facts: dict[str, Any]) -> None:
+        """Keep facts of a model."""
+        self._store("insert or replace into models values (?, ?)", model, json.dumps(facts))
+
+
+def model_key(cache: ScoreCache, files: Iterable[str | None], facts: dict[str, Any]) -> str:
+    """Return the key of a model: of its files' contents and of all options that change a score."""
+    contents = [None if path is None else cache.file_digest(path) for path in files]
+    return hashlib.sha256(json.dumps([contents, facts], sort_keys=True).encode()).hexdigest()
+
+
+def score_cached(
+    paths: Iterable[str],
+    cache: ScoreCache,
+    model: str,
+    make: Callable[[], Scorer],
+    workers: int | None = None,
+) -> Iterator[Score]:
+    """Yield the record of each image in order, a kept one where there is one; ``make`` is called for the first other."""
+    made: list[Scorer] = []
+    digests: dict[str, str] = {}
+
+    def looked_up() -> Iterator[tuple[str, Score | None]]:
+        for path in paths:
+            digest = cache.digest(path)
+            yield path, None if digest is None else cache.score(model, digest, path)
+
+    def read(item: tuple[str, Score | None]) -> tuple[str, Score | None, bytes, Stamp | None]:
+        path, kept = item
+        if kept is not None:
+            return path, kept, b"", None
+        stamp = _stamp(path)
+        try:
+            return path, None, read_file(path), stamp
+        except DataError as error:
+            return path, Score(path, {}, error=str(error)), b"", None
+
+    def found_by_content() -> Iterator[tuple[str, Score | None, bytes]]:
+        for path, kept, data, stamp in ordered_map(read, looked_up(), workers, 2):
+            if kept is None:
+                digest = hashlib.sha256(data).hexdigest()
+                cache.keep_digest(path, digest, stamp)
+                kept = cache.score(model, digest, path)
+                if kept is None:
+                    digests[path] = digest
+                    if not made:
+                        made.append(make())
+            yield path, kept, data
+
+    def prepare(item: tuple[str, Score | None, bytes]) -> Prepared | Score:
+        path, kept, data = item
+        if kept is not None:
+            return kept
+        try:
+            return made[0].read(data, path)
+        except DataError as error:
+            return Score(path, {}, error=str(error))
+
+    prepared = iter(ordered_map(prepare, found_by_content(), workers, 2))
+    for first in prepared:
+        if not made and isinstance(first, Score):
+            yield first
+            continue
+        for score in made[0].score_read(_chain(first, prepared)):
+            digest = digests.pop(score.path, None)
+            if digest is not None:
+                cache.keep(model, digest, score)
+            yield score
+
+
+def _chain(first: Prepared | Score, rest: Iterable[Prepared | Score]) -> Iterator[Prepared | Score]:
+    yield first
+    yield from rest
+
+
+def _key(path: str) -> str:
+    return os.path.abspath(path).encode(errors="surrogateescape").hex()
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino

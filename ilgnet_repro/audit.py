@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 from .caffe.crops import resolve_crops
 from .caffe.dummy_inputs import given_to_inputs, unwritten_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
-from .caffe.graph import Graph, Node
+from .caffe.graph import Graph, Node, Value
 from .caffe.graph_build import build_graph
 from .caffe.phase_rules import PHASES, is_included, net_state
 from .caffe.upgrade import upgrade_net
@@ -38,7 +38,8 @@ STATE_NOTE = (
 class LayerAudit:
     """One layer: ``problem`` is empty where it is supported; ``note`` lists what Caffe ignores too.
 
-    ``need`` says which shapes the caller has to give, because the text does not state them.
+    ``need`` says which shapes the caller has to give, because the text does not state them.  ``reads`` and ``writes`` are
+    the names of its bottoms and tops: the last value of a blob has the blob's name, an earlier one is ``blob@layer``.
     """
 
     name: str
@@ -50,6 +51,9 @@ class LayerAudit:
     note: str = ""
     no_onnx: str = ""
     need: str = ""
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class AuditOptions(TypedDict, total=False):
     stages: Iterable[str]
     ignore_fields: Iterable[str]
     crop: str | None
+    hashed: bool
 
 
 def audit(
@@ -143,10 +148,12 @@ def audit(
     problems = {error.layer: str(error) for error in reversed(faults) if error.layer not in needs}
     # Found before layers of the same name get unique names.
     crops = {error.layer: str(error) for error in reversed(crop_faults)}
+    read = _names_read(graph)
     rows = tuple(
         _row(
             plan,
             node,
+            read,
             (crops.get(node.layer.name) if node.type == "Crop" else None) or problems.get(node.name, ""),
             needs.get(node.name, ""),
             "a layer before it has an error" if problems else "give those that are needed",
@@ -248,18 +255,34 @@ def _source(layer: pb.LayerParameter) -> str:
     return ""
 
 
-def _row(plan: NetPlan, node: Node, problem: str, need: str, why_unknown: str) -> LayerAudit:
+def _row(
+    plan: NetPlan, node: Node, read: Mapping[Value, str], problem: str, need: str, why_unknown: str
+) -> LayerAudit:
     layer = plan.layers.get(node.name)
+    ends: dict[str, Any] = {
+        "reads": tuple(read[value] for value in node.bottoms),
+        "writes": tuple(plan.graph.names[value] for value in node.tops),
+        "in_place": node.is_in_place,
+    }  # fmt: skip
     if layer is None:
         note = "" if problem or need else f"shapes unknown: {why_unknown}"
-        return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note, need=need)
+        return LayerAudit(node.name, node.type, (), 0, 0, problem=problem, note=note, need=need, **ends)
     tops = tuple(plan.value_shapes[top] for top in node.tops)
     parameters = sum(prod(spec.shape) for spec in plan.blobs[node.name])
     notes = (layer.idle_note, layer.note, STATE_NOTE if layer.has_state else "")
     return LayerAudit(
         node.name, node.type, tops, parameters, plan.multiply_adds[node.name], problem=problem,
-        note="; ".join(filter(None, notes)), no_onnx=layer.no_onnx, need=need,
+        note="; ".join(filter(None, notes)), no_onnx=layer.no_onnx, need=need, **ends,
     )  # fmt: skip
+
+
+def _names_read(graph: Graph) -> dict[Value, str]:
+    """Return the name of each value; of what an inserted node passes on, that of the layer's own value."""
+    names = dict(graph.names)
+    for node in graph:
+        if node.is_inserted:
+            names[node.tops[0]] = names[node.bottoms[0]]
+    return names
 
 
 def _release_of(weights: WeightsFile | None) -> tuple[str | None, str | None]:

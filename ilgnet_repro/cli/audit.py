@@ -59,21 +59,13 @@ def run(args: argparse.Namespace) -> int:
     """Audit and print; return 1 if there are problems."""
     check_exist(args.files, args.candidates)
     from ..audit import audit_files
-    from ..caffe.kinds import Kind, expect
     from ..caffe.prototxt import read_net
 
     if any(os.path.isdir(name) for name in args.files):
         return _folders(args)
     if args.csv:
         raise IlgnetError("--csv: is for folders; for one net give --json")
-    texts = [name for name in args.files if _is_text(name)]
-    weights = [name for name in args.files if name not in texts]
-    if len(texts) > 1 or len(weights) > 1:
-        for name in weights:
-            expect(name, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
-        raise IlgnetError(
-            f"{args.files[1]}: give one prototxt and one weights file; other prototxts go with --candidates"
-        )
+    texts, weights = texts_and_weights(args.files, "; other prototxts go with --candidates")
     if args.candidates:
         if texts:
             raise IlgnetError(f"{texts[0]}: give it with --candidates too")
@@ -144,6 +136,19 @@ def _print_rows(rows: list[NetRow]) -> None:
 def _first(values: Sequence[str]) -> str:
     """Return the first of several cells, and how many more there are; CSV and JSON have all."""
     return "".join(values[:1]) + (f" (and {len(values) - 1} more)" if values[1:] else "")
+
+
+def texts_and_weights(files: Sequence[str], more: str = "") -> tuple[list[str], list[str]]:
+    """Return the prototxt and the weights among files, at most one each.  Raises IlgnetError, with the hint ``more``."""
+    from ..caffe.kinds import Kind, expect
+
+    texts = [name for name in files if _is_text(name)]
+    weights = [name for name in files if name not in texts]
+    if len(texts) > 1 or len(weights) > 1:
+        for name in weights:
+            expect(name, Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5, Kind.SAFETENSORS)
+        raise IlgnetError(f"{files[1]}: give one prototxt and one weights file{more}")
+    return texts, weights
 
 
 def _is_text(name: str) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = {
         "convert": "convert",
         "compare": "compare",
         "audit": "audit",
+        "view": "view",
         "score": "score",
         "features": "features",
         "partition": "partition",

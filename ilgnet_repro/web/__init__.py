@@ -1,0 +1,1 @@
+"""What people look at in a browser: a net drawn as a graph."""

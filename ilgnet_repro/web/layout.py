@@ -22,7 +22,7 @@ class Layout:
     height: float
 
 
-def lay_out(
+def place_boxes(
     sizes: Sequence[tuple[float, float]],
     edges: Sequence[tuple[int, int]],
     gap: tuple[float, float] = (24, 36),

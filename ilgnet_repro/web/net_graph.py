@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..audit import Audit, LayerAudit
 from ..pages import fill_template
-from .layout import lay_out
+from .layout import place_boxes
 
 LINE, CHARACTER, PADDING, MARGIN = 16.0, 7.4, 8.0, 16.0  # of 12 px text
 WIDEST = 44  # characters of a line; longer ones are cut, and whole in the title
@@ -89,7 +89,7 @@ def draw(net: Audit) -> Drawing:
                     edges[writer[name], index, name] = None
             for name in layer.writes:
                 writer[name] = index
-    layout = lay_out(sizes, [(start, end) for start, end, _ in edges])
+    layout = place_boxes(sizes, [(start, end) for start, end, _ in edges])
     placed = [
         Box(box.layers, box.lines, x - width / 2 + MARGIN, y - height / 2 + MARGIN, width, height)
         for box, (x, y), (width, height) in zip(boxes, layout.centres, sizes, strict=True)

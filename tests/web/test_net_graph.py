@@ -14,7 +14,7 @@ from ilgnet_repro.caffe.prototxt import parse_net, read_net
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import GraphError
 from ilgnet_repro.web import layout
-from ilgnet_repro.web.layout import lay_out
+from ilgnet_repro.web.layout import place_boxes
 from ilgnet_repro.web.net_graph import Drawing, _short, draw, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -64,7 +64,7 @@ def test_no_boxes_overlap_and_every_edge_goes_down(name: str) -> None:
 
 
 def test_a_long_edge_passes_beside_the_boxes_between_its_ends() -> None:
-    found = lay_out([(40.0, 10.0)] * 3, [(0, 1), (1, 2), (0, 2)])
+    found = place_boxes([(40.0, 10.0)] * 3, [(0, 1), (1, 2), (0, 2)])
     (x, y), (end_x, end_y) = found.paths[2][1:-1]
     assert x == end_x and abs(x - found.centres[1][0]) >= 20
     assert (y, end_y) == (found.centres[1][1] - 5, found.centres[1][1] + 5)
@@ -72,9 +72,9 @@ def test_a_long_edge_passes_beside_the_boxes_between_its_ends() -> None:
 
 def test_a_net_too_large_to_draw_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "MOST_POINTS", 3)
-    lay_out([(1.0, 1.0)] * 3, [(0, 1), (1, 2)])
+    place_boxes([(1.0, 1.0)] * 3, [(0, 1), (1, 2)])
     with pytest.raises(GraphError, match=r"^the net is too large to draw: over 3 boxes and bends$"):
-        lay_out([(1.0, 1.0)] * 3, [(0, 1), (1, 2), (0, 2)])
+        place_boxes([(1.0, 1.0)] * 3, [(0, 1), (1, 2), (0, 2)])
 
 
 def test_names_of_the_file_stay_text() -> None:

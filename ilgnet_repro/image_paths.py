@@ -22,7 +22,7 @@ _PATTERN = re.compile(r"[*?\[]")
 
 @dataclass
 class ImagePaths:
-    """Images by their paths, read anew in each iteration; ``given`` are files, folders with their subfolders and patterns.
+    """Images by their paths, read again in each iteration; ``given`` are files, folders with their subfolders and patterns.
 
     ``lists`` are files with a path per line, which may be followed by a label; relative ones are below ``root``.
     ``skipped`` counts, after an iteration, the other files of each folder by their suffixes.

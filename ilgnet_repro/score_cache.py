@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MARK = 0x494C4753  # of SQLite's header: "ILGS"
 _FORMAT = 1
-_SETTLED = 2_000_000_000  # nanoseconds after which a file's time tells a later change
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's time would show a later change
 _LARGEST = 1 << 20  # bytes of a record that is kept
 _TABLES = """
 create table files (path text primary key, size int, time int, inode int, digest text) without rowid;

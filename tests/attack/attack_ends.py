@@ -67,7 +67,7 @@ snapshot_prefix: "out/s" random_seed: 3
 """
 
 # A snapshot is after two passes of the three rows: `caffe train -snapshot` starts at the first row, as Caffe
-# does, and draws its crops anew, so it has none.
+# does, and draws its crops from the beginning, so there are none here.
 CHAIN = SOLVER.replace("max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 3")
 
 IMAGES = ["--pictures", "images", "--list", "list.txt"]

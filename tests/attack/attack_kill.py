@@ -92,7 +92,7 @@ def fixtures(root: Path) -> None:
     )
     (root / "solver.prototxt").write_text(solver)
     # `caffe train -snapshot` starts at the first row, as Caffe does: there a snapshot is after a whole pass, and
-    # nothing is drawn, for that begins anew too.
+    # nothing is drawn at random, for that begins again too.
     (root / "pass.txt").write_text("\n".join(row for i, row in enumerate(rows[:81]) if i % 97 != 5) + "\n")
     text = (
         (root / "train.prototxt")

@@ -18,7 +18,7 @@ F32 = np.float32
 
 
 def clamped(plane, row, column):
-    """Return the bilinear value of a plane at a point inside it; the border goes on outside."""
+    """Return the bilinear value of a plane at a point inside it; the border continues outside."""
     h, w = plane.shape
     row, column = min(max(row, 0), h - 1), min(max(column, 0), w - 1)
     i, j = int(row), int(column)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .caffe.kinds import Kind, expect
+from .caffe.kinds import Kind, expect, kind_of
 from .errors import DataError
 
 SUFFIXES = frozenset(
@@ -17,6 +17,7 @@ SUFFIXES = frozenset(
      ".pgm", ".pnm")
 )  # fmt: skip
 _LABEL = re.compile(r"\s+[-+]?\d+(?:\.\d*)?$")
+_LISTS = (".txt", ".lst")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -24,7 +25,8 @@ _PATTERN = re.compile(r"[*?\[]")
 class ImagePaths:
     """Images by their paths, read again in each iteration; ``given`` are files, folders with their subfolders and patterns.
 
-    ``lists`` are files with a path per line, which may be followed by a label; relative ones are below ``root``.
+    ``lists`` are files with a path per line, which may be followed by a label; relative ones are below ``root``. A text
+    among ``given`` whose name ends in .txt or .lst is such a list.
     ``skipped`` counts, after an iteration, the other files of each folder by their suffixes.
     """
 
@@ -49,6 +51,8 @@ class ImagePaths:
                 raise DataError(f"{path}: matches no file; check the pattern")
             for one in found:
                 yield from self._in_folder(one, one) if os.path.isdir(one) else (one,)
+        elif path.lower().endswith(_LISTS) and os.path.isfile(path) and kind_of(path) is Kind.TEXT:
+            yield from self._listed(path)
         else:
             yield path
 
@@ -92,8 +96,12 @@ class ImagePaths:
     def notes(self) -> list[str]:
         """What was skipped, one line per folder."""
         return [
-            f"{folder}: {counts.total():,} files that are no images were skipped "
+            f"{folder}: {counts.total():,} {_are_no_images(counts.total())} skipped "
             f"({', '.join(f'{suffix} {number:,}' for suffix, number in counts.most_common(8))})"
             for folder, counts in self.skipped.items()
             if counts
         ]
+
+
+def _are_no_images(count: int) -> str:
+    return "file that is no image was" if count == 1 else "files that are no images were"

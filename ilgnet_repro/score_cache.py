@@ -25,9 +25,9 @@ _FORMAT = 1
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's time would show a later change
 _LARGEST = 1 << 20  # bytes of a record that is kept
 _TABLES = """
-create table files (path text primary key, size int, time int, inode int, digest text) without rowid;
-create table scores (model text, digest text, record text, primary key (model, digest)) without rowid;
-create table models (model text primary key, facts text) without rowid;
+create table if not exists files (path text primary key, size int, time int, inode int, digest text) without rowid;
+create table if not exists scores (model text, digest text, record text, primary key (model, digest)) without rowid;
+create table if not exists models (model text primary key, facts text) without rowid;
 """
 Stamp = tuple[int, int, int]
 
@@ -37,23 +37,26 @@ class ScoreCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        is_new = not os.path.exists(self.path) or not os.path.getsize(self.path)
         with self._errors():
             self._base = sqlite3.connect(self.path, timeout=60)
             found = self._base.execute("pragma application_id").fetchone()[0]
             version = self._base.execute("pragma user_version").fetchone()[0]
+            # A run that was killed at its very beginning leaves a database without tables.
+            is_new = (found, version) == (0, 0) and not self._base.execute(
+                "select 1 from sqlite_master"
+            ).fetchone()
         if not is_new and (found, version) != (_MARK, _FORMAT):
             self._base.close()
             raise IlgnetError(
                 f"{path}: is not a cache of scores of this version; give another name", option="cache"
             )
         with self._errors():
-            self._base.execute("pragma journal_mode = wal")
-            self._base.execute("pragma synchronous = normal")
             if is_new:
                 self._base.executescript(
                     f"begin; pragma application_id = {_MARK}; pragma user_version = {_FORMAT}; {_TABLES} commit;"
                 )
+            self._base.execute("pragma journal_mode = wal")
+            self._base.execute("pragma synchronous = normal")
         self._saved = time.monotonic()
 
     def __enter__(self) -> ScoreCache:

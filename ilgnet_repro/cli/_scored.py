@@ -17,7 +17,8 @@ from ..reading.photos import decode_photo, read_file
 from ..scored import Score
 
 Write = Callable[[str], Any]
-_MOST_VALUES = 10  # of an output, in a line or in CSV
+_MOST_VALUES = 10  # of an output, in a line
+_MOST_COLUMNS = 16_384  # of spreadsheets
 
 
 def json_lines(labels: Sequence[str], top: int, write: Write) -> Callable[[Score], None]:
@@ -52,6 +53,8 @@ def lines(labels: Sequence[str], top: int, write: Write, *, classes: bool) -> Ca
         if row.error:
             return
         if row.boxes is not None:
+            if not row.boxes:
+                write(f"{printable(row.path)}\tno boxes\n")
             for box in row.boxes:
                 corners = " ".join(f"{value:.1f}" for value in (box.xmin, box.ymin, box.xmax, box.ymax))
                 write(f"{printable(row.path)}\t{printable(box.label)} {box.score:.6f}\t{corners}\n")
@@ -115,8 +118,13 @@ class CsvRows:
             shown = [
                 name if len(values) == 1 else f"{name}_{k}"
                 for name, values in row.outputs.items()
-                for k in range(min(len(values), 1000))
+                for k in range(len(values))
             ]
+            if len(shown) > _MOST_COLUMNS:
+                raise IlgnetError(
+                    f"--csv: the net gives {len(shown):,} values per image, more than {_MOST_COLUMNS:,} columns; use "
+                    "--json, or `ilgnet features`"
+                )
         self._columns = ["path", *map(csv_text, shown), "error"]
         self._row(self._columns)
         early, self._early = self._early, []
@@ -131,14 +139,14 @@ class CsvRows:
             return [
                 [path, csv_text(box.label), *map(repr, (box.score, box.xmin, box.ymin, box.xmax, box.ymax))]
                 for box in row.boxes
-            ]
+            ] or [[path]]
         if row.classes:
             return [[path, *(cell for one in row.classes for cell in (csv_text(one.label), repr(one.value)))]]
         if row.deviation is not None:
             return [[path, repr(row.value), repr(row.deviation)]]
         if row.value is not None:
             return [[path, repr(row.value)]]
-        return [[path, *(repr(value) for values in row.outputs.values() for value in values[:1000])]]
+        return [[path, *(repr(value) for values in row.outputs.values() for value in values)]]
 
     def _row(self, cells: Sequence[str]) -> None:
         file = io.StringIO(newline="")

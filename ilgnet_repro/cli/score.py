@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
     parser.remedy = f"--weights is {_WHERE}"
     parser.add_argument(
         "pictures", nargs="*", metavar="IMAGE",
-        help="files, folders with their subfolders, patterns such as '**/*.jpg', or - for paths on stdin",
+        help="files, folders with their subfolders, patterns such as '**/*.jpg', lists (.txt), or - for paths on stdin",
     )  # fmt: skip
     parser.add_argument(
         "--weights",

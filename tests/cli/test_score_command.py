@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -80,9 +81,9 @@ def test_sorted_and_the_best(here, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(["images/**/*.png"], NAMES), (["--list", "list.txt"], [NAMES[2], NAMES[0]]),
+    [(["images/**/*.png"], NAMES), (["--list", "list.txt"], [NAMES[2], NAMES[0]]), (["list.txt"], [NAMES[2], NAMES[0]]),
      (["--list", "below.txt", "--root", "images"], [NAMES[2]]), (["-"], NAMES[:2])],
-    ids=["pattern", "list", "list with root", "stdin"],
+    ids=["pattern", "list", "list without an option", "list with root", "stdin"],
 )  # fmt: skip
 def test_what_names_images(here, capsys, monkeypatch, given, expected) -> None:
     Path("list.txt").write_text(f"{NAMES[2]} 7\n\n{NAMES[0]}\n")
@@ -153,6 +154,11 @@ def test_boxes_are_printed_and_drawn(tmp_path, monkeypatch, capsys) -> None:
     assert main([*options, "--csv", "--top", "1"]) == 0
     (best,) = rows_of(capsys.readouterr().out)
     assert float(best["score"]) == max(float(row["score"]) for row in rows)
+    nothing = [*options, "--threshold", "1e9"]
+    assert main(nothing) == 0
+    assert capsys.readouterr().out == "a.png\tno boxes\n"
+    assert main([*nothing, "--csv"]) == 0
+    assert [row["path"] for row in rows_of(capsys.readouterr().out)] == ["a.png"]
 
 
 def test_a_cache_gives_the_same_and_needs_no_net(here, capsys) -> None:
@@ -177,6 +183,18 @@ def test_a_cache_gives_the_same_and_needs_no_net(here, capsys) -> None:
     assert moved["images/sub/0.png"] != before["images/sub/0.png"]
     other = rows_of(run(capsys, *arguments, "--mean-value", "50", status=1)[0])
     assert {row["path"]: row["mean"] for row in other}["images/moved.png"] != before["images/2.png"]
+
+
+def test_a_cache_of_a_run_killed_at_its_beginning(here, capsys) -> None:
+    base = sqlite3.connect("begun.db")
+    base.execute("pragma journal_mode = wal")
+    base.close()
+    run(capsys, "images", "--csv", "--cache", "begun.db")
+    base = sqlite3.connect("other.db")
+    base.execute("create table mine (x int)")
+    base.close()
+    _, err = run(capsys, "images", "--cache", "other.db", status=1)
+    assert err.endswith("ilgnet: other.db: is not a cache of scores of this version; give another name\n")
 
 
 def test_a_killed_run_resumes_to_the_same_csv(here, capsys) -> None:

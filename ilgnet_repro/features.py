@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .errors import DataError, IlgnetError
+from .image_paths import ImagePaths
 from .reading.datum import chw_to_hwc
 from .reading.feature_files import FeatureRow, check_names, output_paths, write_features
 from .reading.image_list import ImageList, find_image
@@ -19,7 +20,7 @@ from .reading.lmdb_read import LmdbReader, is_database, key_text, row_key
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
 from .runtime.runnable import Runnable
-from .scoring import BATCH, check_batch, expand, prepared_about, run_images
+from .scoring import BATCH, check_batch, prepared_about, run_images
 from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]
@@ -54,9 +55,10 @@ def extract_features(
 ) -> Features:
     """Run a net on every row of ``source`` and return, or write to ``out``, the values of ``blobs``.
 
-    ``source`` is an LMDB, a list of images under ``root``, or a folder of images.  ``weights`` is any file that `load`
-    takes, with its ``options``, or a loaded net.  ``out`` is an ``.npz``, ``.h5`` or ``.hdf5`` file, else the folder of an
-    LMDB as Caffe's extract_features writes it (``OUT_BLOB`` for each of several blobs), with the keys of the source.
+    ``source`` is an LMDB, a list of images under ``root``, or a folder (with its subfolders).  ``weights`` is any
+    file that `load` takes, with its ``options``, or a loaded net.  ``out`` is an ``.npz``, ``.h5`` or ``.hdf5`` file,
+    else the folder of an LMDB as Caffe's extract_features writes it (``OUT_BLOB`` for each of several blobs), with the
+    keys of the source.
     Raises IlgnetError where the net's preprocessing is neither known nor given, and for a blob that the net lacks.
     """
     net = load(weights, **options) if isinstance(weights, str | os.PathLike) else weights
@@ -79,12 +81,14 @@ def open_images(source: PathLike, root: PathLike = "") -> Images:
     if is_database(source):
         images = _of_database(source)
     elif Path(source).is_dir():
-        paths = expand([source])
+        found = ImagePaths((os.fsdecode(source),))
+        paths = list(found)
         names = [os.path.relpath(path, source) for path in paths]
         images = Images(
             len(paths),
             lambda: ((row_key(n, names[n]), None, path) for n, path in enumerate(paths)),
             (*paths,),
+            tuple(found.notes()),
         )
     else:
         listed = ImageList(source)

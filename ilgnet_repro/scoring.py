@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from .about import About
 from .engines.fast import FastNet, fast
 from .errors import DataError, IlgnetError
+from .image_paths import ImagePaths
 from .known import ScoreAt
 from .prepare_images import list_images, open_pixels, prepare, stack_pixels
 from .reading.parallel import ordered_map
@@ -33,7 +33,6 @@ PathLike = str | os.PathLike[str]
 Row = TypeVar("Row")
 BATCH = 16
 LARGEST_BATCH = 65_536
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ERRORS = ("raise", "record")
 _CHUNK = 4  # images that a thread prepares at a time
 
@@ -316,8 +315,9 @@ def score(
 ) -> list[Score]:
     """Return each image's score, in the order given.
 
-    ``images`` are files, folders (with their subfolders), uint8 arrays or PIL images, or one of them.  ``weights`` is any
-    file that `load` takes, with its ``options``, or a loaded net, computed by an ``engine`` of `fast` if one is given.
+    ``images`` are files, folders (with their subfolders), patterns, lists (.txt), uint8 arrays or PIL images, or one of
+    them.  ``weights`` is any file that `load` takes, with its ``options``, or a loaded net, computed by an ``engine`` of
+    `fast` if one is given.
     ``labels`` name the ``top`` best classes, and boxes.  EXIF orientation is applied unless ``raw_pixels``.
     An image that cannot be used raises its DataError; with ``errors="record"`` its record has the ``error``.
     Raises IlgnetError where the net's preprocessing is neither known nor given, since the scores would be wrong.
@@ -326,7 +326,7 @@ def score(
         "preprocessing": preprocessing, "batch": batch, "labels": labels, "top": top, "raw_pixels": raw_pixels,
     }  # fmt: skip
     scorer = open_scorer(weights, engine=engine, precision=precision, scorer=given, **options)
-    return list(scorer.score(expand(list_images(images), recursive=True), errors=errors))
+    return list(scorer.score(expand(list_images(images)), errors=errors))
 
 
 def check_batch(batch: int) -> None:
@@ -384,19 +384,10 @@ def _row(blob: torch.Tensor, index: int, count: int) -> tuple[float, ...]:
     return tuple(blob[index].flatten().tolist())
 
 
-def expand(images: Iterable[Any], *, recursive: bool = False) -> list[Any]:
-    """Return images with each folder replaced by its images, sorted by name; subfolders after them if ``recursive``."""
-    found: list[Any] = []
+def expand(images: Iterable[Any]) -> Iterator[Any]:
+    """Yield images, each folder, pattern and list among them replaced by its files (`ImagePaths`)."""
     for image in images:
-        path = Path(image) if isinstance(image, str | os.PathLike) else None
-        if path is None:
-            found.append(image)
-        elif path.is_dir():
-            entries = sorted(path.iterdir())
-            found += [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
-            if recursive:
-                inner = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-                found += expand(inner, recursive=True)
+        if isinstance(image, str | os.PathLike):
+            yield from ImagePaths((os.fsdecode(image),))
         else:
-            found.append(path)
-    return found
+            yield image

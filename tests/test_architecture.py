@@ -45,9 +45,10 @@ ALLOWED_IMPORTS = {
     "scored": {"errors", "files"},
     "score_cache": {"errors", "reading", "scored", "scoring"},
     "scoring": {
-        "engines", "errors", "reading", "known", "about", "prepare_images", "runtime", "scored", "signatures",
+        "engines", "errors", "reading", "known", "about", "image_paths", "prepare_images", "runtime", "scored",
+        "signatures",
     },
-    "features": {"errors", "reading", "prepare_images", "runtime", "scoring", "signatures"},
+    "features": {"errors", "image_paths", "reading", "prepare_images", "runtime", "scoring", "signatures"},
     "export": {
         "known",
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "reading", "about",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from .caffe.kinds import Kind, expect, kind_of
 from .errors import DataError
+from .files import open_input
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".jp2", ".ppm",
@@ -80,7 +81,7 @@ class ImagePaths:
 
     def _listed(self, path: str) -> Iterator[str]:
         expect(path, Kind.TEXT, what="a list of images")
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open_input(path, "r", encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from self.of_lines(file)
 
     def of_lines(self, lines: Iterable[str]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, IlgnetError
+from .files import json_text, open_input, parse_json
 from .reading.parallel import ordered_map
 from .reading.photos import read_file
 from .scored import Score
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MARK = 0x494C4753  # of SQLite's header: "ILGS"
 _FORMAT = 1
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's time would show a later change
+_PIECE = 1 << 20
 _LARGEST = 1 << 20  # bytes of a record that is kept
 _TABLES = """
 create table if not exists files (path text primary key, size int, time int, inode int, digest text) without rowid;
@@ -105,8 +106,11 @@ class ScoreCache:
             return kept
         stamp = _stamp(path)
         try:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            whole = hashlib.sha256()
+            with open_input(path) as file:
+                while piece := file.read(_PIECE):
+                    whole.update(piece)
+            found = whole.hexdigest()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         self.keep_digest(path, found, stamp)
@@ -132,17 +136,17 @@ class ScoreCache:
     def facts(self, model: str) -> dict[str, Any] | None:
         """Return what is kept of a model: its labels, notes, and whether it detects."""
         found = self._one("select facts from models where model = ?", model)
-        return None if found is None else dict(json.loads(found[0]))
+        return None if found is None else dict(parse_json(found[0]))
 
     def keep_facts(self, model: str, facts: dict[str, Any]) -> None:
         """Keep facts of a model."""
-        self._store("insert or replace into models values (?, ?)", model, json.dumps(facts))
+        self._store("insert or replace into models values (?, ?)", model, json_text(facts))
 
 
 def model_key(cache: ScoreCache, files: Iterable[str | None], facts: dict[str, Any]) -> str:
     """Return the key of a model: of its files' contents and of all options that change a score."""
     contents = [None if path is None else cache.file_digest(path) for path in files]
-    return hashlib.sha256(json.dumps([contents, facts], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text([contents, facts], sort_keys=True).encode()).hexdigest()
 
 
 def score_cached(

@@ -41,9 +41,9 @@ ALLOWED_IMPORTS = {
     },
     "audit": {"errors", "schema", "caffe", "layers", "known", "runtime"},
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
-    "image_paths": {"caffe", "errors"},
+    "image_paths": {"caffe", "errors", "files"},
     "scored": {"errors", "files"},
-    "score_cache": {"errors", "reading", "scored", "scoring"},
+    "score_cache": {"errors", "files", "reading", "scored", "scoring"},
     "scoring": {
         "engines", "errors", "reading", "known", "about", "image_paths", "prepare_images", "runtime", "scored",
         "signatures",

@@ -73,7 +73,7 @@ def write_report(
             mistakes.append(Mistake(found, *_words(evaluation, number)))
     plot = Path(curves).read_bytes() if curves is not None and Path(curves).is_file() else None
     page = fill_template(
-        "ilgnet_repro.finetune", "report_page.html.j2", title=title, facts=facts, evaluation=evaluation,
+        "ilgnet_repro.finetune", "report.html.j2", title=title, facts=facts, evaluation=evaluation,
         mistakes=mistakes, jpeg=_jpeg, shown=len(evaluation.names) <= _MOST_CLASSES,
         curves=None if plot is None else base64.b64encode(plot).decode("ascii"),
     )  # fmt: skip

@@ -42,6 +42,7 @@ class GradientScaler(CountsPasses):
                 f"lower_bound {param.lower_bound:g} must be at most upper_bound {param.upper_bound:g}, max_iter "
                 f"{param.max_iter:g} at least 1 and alpha {param.alpha:g} at least 0"
             )
+        self.is_scaling = self.is_train
         if self.is_train:
             self.no_source = "its gradient changes with the iteration"
 
@@ -59,7 +60,7 @@ class GradientScaler(CountsPasses):
         return float(2 * height / (1 + math.exp(-param.alpha * progress)) - height + param.lower_bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        factor = self.factor(self.take_pass()) if self.carry_state and self.is_train else 1.0
+        factor = self.factor(self.take_pass()) if self.carry_state and self.is_scaling else 1.0
         return (values_of(x, x * -factor),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:

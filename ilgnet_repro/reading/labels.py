@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..caffe.kinds import Kind, expect
 from ..errors import DataError
+from ..files import open_input
 
 _ITEM = re.compile(r"\bitem\s*\{([^{}]*)\}")
 _FIELD = re.compile(r"""(\w+)\s*:\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[-+]?\d+)""")
@@ -26,8 +27,9 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def _beginning(path: Path) -> str:
     if not path.is_file():
         return ""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return file.read(1 << 16)
+    with open_input(path, "r", encoding="utf-8-sig", errors="replace") as file:
+        beginning: str = file.read(1 << 16)
+    return beginning
 
 
 def _labelmap(path: str | os.PathLike[str], text: str) -> tuple[str, ...]:

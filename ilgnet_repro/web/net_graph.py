@@ -101,7 +101,7 @@ def draw(net: Audit) -> Drawing:
 def svg(drawing: Drawing, *, standalone: bool = True) -> str:
     """Return the drawing as SVG; ``standalone`` is a file of its own, with its styles."""
     return fill_template(
-        __package__, "net.svg.j2", drawing=drawing, standalone=standalone, line=LINE, padding=PADDING
+        __package__, "net_graph.svg.j2", drawing=drawing, standalone=standalone, line=LINE, padding=PADDING
     )
 
 

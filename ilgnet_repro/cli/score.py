@@ -98,7 +98,11 @@ def add_parser(subparsers: Any) -> None:
     form.add_argument("--json", action="store_true", help="print one JSON object per image")
     form.add_argument("--jsonl", action="store_true", help="the same as --json")
     form.add_argument("--csv", action="store_true", help="print CSV: a row per image, or per box")
-    parser.add_argument("--out", metavar="FILE", help="write the result there when it is complete")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the result there when it is complete; .csv, .json and .jsonl choose its form",
+    )
     parser.add_argument("--draw", metavar="DIR", help="draw the boxes into copies of the images there")
     parser.add_argument(
         "--cache", metavar="FILE",
@@ -178,6 +182,9 @@ def run(args: argparse.Namespace) -> int:
     if len(named) == len(args.pictures) and not args.list and not any(map(os.path.lexists, named)):
         check_exist(named)
     check_exist(args.weights, text_path(args.prototxt), args.mean_file, args.labels, args.list)
+    if not (args.csv or args.json or args.jsonl):
+        suffix = os.path.splitext(args.out or "")[1].lower()
+        args.csv, args.json = suffix == ".csv", suffix in (".json", ".jsonl")
     if not args.pictures and not args.list:
         raise IlgnetError("IMAGE is missing; give files, folders, - for stdin, or --list FILE")
     inputs = [*named, *args.list, args.weights, text_path(args.prototxt), args.mean_file, args.labels]
@@ -283,6 +290,10 @@ def _write(
 
     def shown(row: Score) -> Score:
         row = row.labelled(labels, count, fewest) if labels or args.threshold is not None else row
+        if args.top and not row.error and not row.classes and row.value is None and row.boxes is None:
+            raise IlgnetError(
+                f"--top {args.top}: the net gives no score, and its classes have no names; give --labels FILE"
+            )
         return row.with_best(args.top, keep_classes=classes or row.value is None)
 
     every = map(shown, chain([] if first is None else [first], rows))

@@ -185,6 +185,22 @@ def test_a_cache_gives_the_same_and_needs_no_net(here, capsys) -> None:
     assert {row["path"]: row["mean"] for row in other}["images/moved.png"] != before["images/2.png"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "CSV", "jsonl", "json", "txt"])
+def test_the_name_of_the_output_chooses_its_form(here, capsys, suffix) -> None:
+    option = {"csv": ["--csv"], "jsonl": ["--jsonl"], "json": ["--json"], "txt": []}[suffix.lower()]
+    run(capsys, "images", "--out", f"found.{suffix}")
+    stated, _ = run(capsys, "images", *option)
+    assert Path(f"found.{suffix}").read_text() == stated
+
+
+def test_top_needs_a_score_or_names(here, capsys) -> None:
+    out, err = run(capsys, "images", "--no-distribution", "--top", "2", status=1)
+    assert out == ""
+    assert err.endswith(
+        "ilgnet: --top 2: the net gives no score, and its classes have no names; give --labels FILE\n"
+    )
+
+
 def test_a_cache_of_a_run_killed_at_its_beginning(here, capsys) -> None:
     base = sqlite3.connect("begun.db")
     base.execute("pragma journal_mode = wal")

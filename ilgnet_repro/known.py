@@ -146,6 +146,11 @@ def _may_be(model: KnownModel, file: str, size: int) -> bool:
     return file in model.files if model.size is None else model.size == size
 
 
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, read in pieces.  Raises DataError if it cannot be read."""
+    return _digests(path, {"sha256"})["sha256"]
+
+
 def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
     """Return several digests of a file, read once."""
     hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}

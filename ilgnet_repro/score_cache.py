@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, IlgnetError
-from .files import json_text, open_input, parse_json
+from .files import json_text, parse_json
+from .known import file_sha256
 from .reading.parallel import ordered_map
 from .reading.photos import read_file
 from .scored import Score
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _MARK = 0x494C4753  # of SQLite's header: "ILGS"
 _FORMAT = 1
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's time would show a later change
-_PIECE = 1 << 20
 _LARGEST = 1 << 20  # bytes of a record that is kept
 _TABLES = """
 create table if not exists files (path text primary key, size int, time int, inode int, digest text) without rowid;
@@ -106,13 +106,9 @@ class ScoreCache:
             return kept
         stamp = _stamp(path)
         try:
-            whole = hashlib.sha256()
-            with open_input(path) as file:
-                while piece := file.read(_PIECE):
-                    whole.update(piece)
-            found = whole.hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+            found = file_sha256(path)
+        except DataError as error:
+            raise DataError(f"{error}; check the path") from error
         self.keep_digest(path, found, stamp)
         return found
 

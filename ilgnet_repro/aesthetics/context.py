@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import opencv as cv2
 from ..errors import IlgnetError
-from ..known import find_model
+from ..known import file_sha256, find_model
 from ..reading.mean import read_mean
 from ..runtime.runnable import Runnable
 from ..version import __version__
@@ -19,7 +19,7 @@ from .labelled_images import LabelledImages
 from .partition_checks import warn_contaminated
 from .protocols import Mean, Protocol
 from .published import PUBLISHED
-from .releases import Release, default_folder, file_sha256, find_release, known_release
+from .releases import Release, default_folder, find_release, known_release
 from .results import Source
 
 RANDOM_MARK = "RANDOM weights"

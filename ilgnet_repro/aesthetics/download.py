@@ -14,7 +14,8 @@ from urllib.error import HTTPError, URLError
 
 from ..errors import DownloadError
 from ..files import atomic_path
-from .releases import LFS_START, Release, addresses_of, fault, file_sha256, find_in_folder
+from ..known import file_sha256
+from .releases import LFS_START, Release, addresses_of, fault, find_in_folder
 
 
 def get(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tomllib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, DownloadError
-from ..files import open_input
+from ..known import file_sha256
 from ..manifest import model_rows
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -99,18 +98,6 @@ def shared_rows(train: str, partition: str) -> int:
             rows: int = table["rows"]
             return rows
     raise DataError(f"{train} and {partition}: the manifest does not count their overlap")
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, read in pieces. Raises DataError if it cannot be read."""
-    try:
-        digest = hashlib.sha256()
-        with open_input(path) as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def default_folder() -> Path:

@@ -209,9 +209,9 @@ def _silent(text: str) -> None:
 
 def _start_from(trainer: Any, weights: str) -> None:
     """Load ``[PART=]FILE[,...]`` into the model: its own file, or a published backbone's into a part of it."""
-    from ..aesthetics.model_runs.train import file_digest
     from ..aesthetics.models.pretrained import load_named, load_published
     from ..caffe.kinds import Kind, expect
+    from ..known import file_sha256
     from ..runtime.safetensors_file import open_safetensors
 
     digests = []
@@ -232,7 +232,7 @@ def _start_from(trainer: Any, weights: str) -> None:
                 )
             load_published(getattr(model, part), name)
 
-        digests.append(f"{part}={file_digest(name)}")
+        digests.append(f"{part}={file_sha256(name)}")
         trainer.start_from(load, ",".join(digests))
 
 

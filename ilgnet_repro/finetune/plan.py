@@ -38,7 +38,6 @@ from .nets import (
 )
 
 RECORD = "finetune.json"
-TRUNKS = ("slow", "frozen", "full")
 SLOWER = 10  # the new layer learns this many times as fast as a slow trunk
 _SMALL_SIDES = (32, 128)  # of the default net
 _MEASURED, _HEADER = 64, 1 << 16  # images whose size is looked up, and the bytes read of each

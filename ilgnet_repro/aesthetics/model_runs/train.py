@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -334,9 +333,3 @@ def _mixed(*numbers: int) -> int:
     """A seed for torch from several numbers."""
     digest = hashlib.sha256(":".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

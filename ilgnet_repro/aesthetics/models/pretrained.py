@@ -7,11 +7,9 @@ refuse them.  safetensors files are preferred, and need no checksum.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from ...caffe.kinds import Kind, expect
 from ...errors import FormatError, WeightsError
+from ...known import file_sha256
 from .backbones import DEVIATION, MEAN
 
 # The beginnings of SHA-256 digests that the publishers write into the names: torchvision, and the port of BN-Inception.
@@ -89,8 +88,7 @@ def _check_digest(path: str | os.PathLike[str], sha256: str | None) -> None:
         if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGITS},64}}", stated):
             raise FormatError(f"{path}: sha256 {sha256!r} must be {LEAST_DIGITS} to 64 hexadecimal digits")
         known = [stated]
-    with Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     if not any(digest.startswith(one) for one in known):
         wanted = f"begins with {known[0]}" if sha256 else "is that of a known file"
         raise FormatError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile
 
-from .errors import FormatError, IlgnetError, printable
+from .errors import DataError, FormatError, IlgnetError, printable
 from .staging import staged_file, staged_folder
 
 PathLike = str | os.PathLike[str]
+_PIECE = 1 << 20  # bytes read at a time
 
 
 def map_file(path: PathLike) -> memoryview:
@@ -70,6 +72,24 @@ def read_input(path: PathLike) -> bytes:
     with open_input(path) as file:
         data: bytes = file.read()
     return data
+
+
+def file_sha256(path: PathLike) -> str:
+    """Return the SHA-256 of a file, read in pieces.  Raises DataError if it cannot be read."""
+    return file_digests(path, {"sha256"})["sha256"]
+
+
+def file_digests(path: PathLike, kinds: Iterable[str]) -> dict[str, str]:
+    """Return several digests of a file (names as in `hashlib`), read once.  Raises DataError if it cannot be read."""
+    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}
+    try:
+        with open_input(path) as file:
+            while piece := file.read(_PIECE):
+                for value in hashes.values():
+                    value.update(piece)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
 def real_path(path: PathLike) -> Path:

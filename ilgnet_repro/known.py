@@ -5,7 +5,6 @@ Everything known of a model is a row of a ``models.toml`` (manifest.py); this mo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ from typing import Any
 
 from .caffe.upgrade import upgrade_net
 from .errors import DataError
-from .files import open_input
+from .files import file_digests
 from .manifest import listed, model_rows, resolve
 from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def identify(path: str | os.PathLike[str], *, sha256: bool = False) -> Identity:
     if not sha256 and not alike:
         return Identity(file, size, suspected=named)
     kinds = {digest.partition(":")[0] for model in alike for digest in model.digests}
-    digests = _digests(path, {"sha256", *kinds})
+    digests = file_digests(path, {"sha256", *kinds})
     found = {f"{kind}:{value}" for kind, value in digests.items()}
     model = next((model for model in alike if not found.isdisjoint(model.digests)), None)
     return Identity(file, size, digests["sha256"], model, None if model else named)
@@ -144,24 +141,6 @@ def _may_be(model: KnownModel, file: str, size: int) -> bool:
     if not model.digests:
         return False
     return file in model.files if model.size is None else model.size == size
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, read in pieces.  Raises DataError if it cannot be read."""
-    return _digests(path, {"sha256"})["sha256"]
-
-
-def _digests(path: str | os.PathLike[str], kinds: set[str]) -> dict[str, str]:
-    """Return several digests of a file, read once."""
-    hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sorted(kinds)}
-    try:
-        with open_input(path) as file:
-            while piece := file.read(_PIECE):
-                for value in hashes.values():
-                    value.update(piece)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
 # ------------------------------------------------------------------------------ by layers

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, IlgnetError
-from .files import json_text, parse_json
-from .known import file_sha256
+from .files import file_sha256, json_text, parse_json
 from .reading.parallel import ordered_map
 from .reading.photos import read_file
 from .scored import Score

@@ -43,7 +43,7 @@ ALLOWED_IMPORTS = {
     "audit_folder": {"audit", "errors", "schema", "caffe", "layers", "runtime"},
     "image_paths": {"caffe", "errors", "files"},
     "scored": {"errors", "files"},
-    "score_cache": {"errors", "files", "known", "reading", "scored", "scoring"},
+    "score_cache": {"errors", "files", "reading", "scored", "scoring"},
     "scoring": {
         "engines", "errors", "reading", "known", "about", "image_paths", "prepare_images", "runtime", "scored",
         "signatures",

@@ -113,7 +113,7 @@ FILES = {  # models, name, content, sha256 requested -> digest, model, suspected
 def test_a_file_is_identified(tmp_path, monkeypatch, models, name, content, asked, sha256, model, suspected):
     monkeypatch.setattr(known, "known_models", lambda: models)
     if sha256 is None:
-        monkeypatch.setattr(known, "_digests", lambda *_: pytest.fail("hashed without need"))
+        monkeypatch.setattr(known, "file_digests", lambda *_: pytest.fail("hashed without need"))
     (tmp_path / name).write_bytes(content)
     assert identify(tmp_path / name, sha256=asked) == Identity(name, len(content), sha256, model, suspected)
 

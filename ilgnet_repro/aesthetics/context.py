@@ -11,7 +11,8 @@ import numpy as np
 
 from .. import opencv as cv2
 from ..errors import IlgnetError
-from ..known import file_sha256, find_model
+from ..files import file_sha256
+from ..known import find_model
 from ..reading.mean import read_mean
 from ..runtime.runnable import Runnable
 from ..version import __version__

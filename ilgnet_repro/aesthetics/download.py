@@ -13,8 +13,7 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 
 from ..errors import DownloadError
-from ..files import atomic_path
-from ..known import file_sha256
+from ..files import atomic_path, file_sha256
 from .releases import LFS_START, Release, addresses_of, fault, find_in_folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, DownloadError
-from ..known import file_sha256
+from ..files import file_sha256
 from ..manifest import model_rows
 
 LFS_START = b"version https://git-lfs.github.com/spec/"

@@ -211,7 +211,7 @@ def _start_from(trainer: Any, weights: str) -> None:
     """Load ``[PART=]FILE[,...]`` into the model: its own file, or a published backbone's into a part of it."""
     from ..aesthetics.models.pretrained import load_named, load_published
     from ..caffe.kinds import Kind, expect
-    from ..known import file_sha256
+    from ..files import file_sha256
     from ..runtime.safetensors_file import open_safetensors
 
     digests = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...caffe.kinds import Kind, expect
 from ...errors import FormatError, WeightsError
-from ...known import file_sha256
+from ...files import file_sha256
 from .backbones import DEVIATION, MEAN
 
 # The beginnings of SHA-256 digests that the publishers write into the names: torchvision, and the port of BN-Inception.

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def choose(net: CaffeNet, settings: Settings, batches: Batches, log: Log) -> Cho
     if len(able) == 1:
         return Choice(able[0], {})
     path = choice_folder() / f"{_key(net, settings, batches, able)}.json"
-    kept = read_choice(path, able)
+    kept = read_choice(path, [*able, *candidates("float32")])
     if kept is not None:
         log(f"engine: {_shown(kept)}, as measured before")
         return kept
@@ -202,6 +202,10 @@ def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Can
             )
             continue
         runners[one] = runner
+    if not runners:  # of int8 and float16: torch's float32 is never left out
+        log(f"engine: {settings.precision} and float16 move the values too far; float32 is measured")
+        exact_weights = replace(settings, precision="float32")
+        return _measure(net, exact_weights, batches, candidates("float32"), log)
     best = dict.fromkeys(runners, float("inf"))
     spent = dict.fromkeys(runners, 0.0)
     for turn in range(MOST_RUNS):

@@ -217,6 +217,20 @@ def test_int8_that_changes_the_numbers_is_left_out(
     assert logged[0].startswith("engine: openvino int8 is left out: it differs from the exact net by ")
 
 
+def test_precisions_that_all_change_the_numbers_end_in_float32(
+    net: ir.CaffeNet, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choice.MOST, "int8", 0.0)
+    monkeypatch.setitem(choice.MOST, "float16", 0.0)
+    logged: list[str] = []
+    made = fast(net, "int8", inputs=images(3), log=logged.append)
+    assert made.precision == "float32"
+    assert "engine: int8 and float16 move the values too far; float32 is measured" in logged
+    again: list[str] = []
+    assert fast(net, "int8", inputs=images(3), log=again.append).precision == "float32"
+    assert again[0].endswith(", as measured before")
+
+
 INPUTS = {
     "another name": ({"x": torch.zeros(1, 3, 36, 40)}, "'x' is no input of net 'two'"),
     "another size": (torch.zeros(1, 3, 30, 40), "ip (InnerProduct): weight would be 128x"),

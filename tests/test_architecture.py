@@ -58,7 +58,7 @@ ALLOWED_IMPORTS = {
         "version", "errors", "files", "precisions", "process", "schema", "caffe", "layers", "prepare_images", "runtime",
         "export", "signatures",
     },
-    "gradcam": {"errors", "prepare_images", "runtime"},
+    "gradcam": {"caffe", "errors", "layers", "manifest", "prepare_images", "runtime"},
     "web": {"errors", "pages", "audit"},
     "compare": {"engines", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},

@@ -1,4 +1,4 @@
-"""`grad_cam`: the map of a net whose gradients are known, and what it refuses."""
+"""`grad_cam` and `branch_shares`: nets whose gradients are known, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from small_nets import SMALL_TEXT, net_of
 
+from ilgnet_repro.caffe.prototxt import read_net
 from ilgnet_repro.errors import GraphError
-from ilgnet_repro.gradcam import grad_cam, spatial_blobs
+from ilgnet_repro.gradcam import _kinds, branch_shares, concat_layers, grad_cam, heat_map_blobs, spatial_blobs
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 
@@ -86,3 +88,152 @@ def test_refused(net: CaffeNet, image, options, message: str) -> None:
     with pytest.raises(GraphError) as error:
         grad_cam(net, image, **options)
     assert str(error.value).startswith(message)
+
+
+# ---------------------------------------------------------------------------------------- branches
+
+# Three branches (4x2x3, 3x2x3 and 5x2x3), joined, then dense + ReLU + dense: as ILGNet's end.
+BRANCHED = """
+name: "branched"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 6 } } }
+layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 4 kernel_size: 2 stride: 2
+  weight_filler { type: "xavier" } } }
+layer { name: "b" type: "Convolution" bottom: "a" top: "b" convolution_param { num_output: 3 kernel_size: 1
+  weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.3 } } }
+layer { name: "b_relu" type: "ReLU" bottom: "b" top: "b" }
+layer { name: "c" type: "Convolution" bottom: "a" top: "c" convolution_param { num_output: 5 kernel_size: 1
+  weight_filler { type: "xavier" } } }
+layer { name: "join" type: "Concat" bottom: "a" bottom: "b" bottom: "c" top: "joined" }
+layer { name: "hidden" type: "InnerProduct" bottom: "joined" top: "hidden" inner_product_param { num_output: 7
+  weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.2 } } }
+layer { name: "hidden_relu" type: "ReLU" bottom: "hidden" top: "hidden" }
+layer { name: "ip" type: "InnerProduct" bottom: "hidden" top: "ip" inner_product_param { num_output: 2
+  weight_filler { type: "xavier" } bias_filler { type: "constant" value: -0.4 } } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
+LOCAL = BRANCHED.replace('"join"', '"temp"').replace('"a"', '"temp1"').replace('"b"', '"temp2"')
+LOCAL = LOCAL.replace('"c"', '"temp3"')  # the names of ILGNet's branches
+
+
+def branched(text: str = BRANCHED) -> CaffeNet:
+    net = net_of(text)
+    net.about = replace(net.about, preprocessing=Preprocessing(size=(4, 6), mean_value=(9.0, 8.0, 7.0)))
+    return net
+
+
+def slow_values(net: CaffeNet, index: int) -> tuple[list[float], float]:
+    """What each value of each branch adds, product by product, and what the biases add, with the active units' weights."""
+    found = {
+        name: value.detach().double().numpy()
+        for name, value in net(net.prepare(IMAGE), blobs=["a", "b", "c", "hidden", "ip"]).items()
+    }
+    (w1, b1), (w2, b2) = (
+        [blob.detach().double().numpy() for blob in net.params[name]] for name in ("hidden", "ip")
+    )
+    values, column = [], 0
+    for name in ("a", "b", "c"):
+        total = 0.0
+        for number in found[name].flatten():
+            for unit in range(7):
+                if found["hidden"][0, unit] > 0:
+                    total += w2[index, unit] * w1[unit, column] * number
+            column += 1
+        values.append(total)
+    rest = b2[index] + sum(w2[index, unit] * b1[unit] for unit in range(7) if found["hidden"][0, unit] > 0)
+    assert sum(values) + rest == pytest.approx(found["ip"][0, index], rel=1e-5)
+    return values, rest
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_shares_of_branches_are_those_of_a_slow_sum(index: int) -> None:
+    net = branched()
+    values, rest = slow_values(net, index)
+    with torch.inference_mode():
+        found = branch_shares(net, IMAGE, index=index)
+    assert [branch.blob for branch in found.branches] == ["a", "b", "c"]
+    np.testing.assert_allclose([branch.value for branch in found.branches], values, rtol=1e-4)
+    assert found.rest == pytest.approx(rest, rel=1e-4)
+    whole = sum(map(abs, values))
+    np.testing.assert_allclose([branch.share for branch in found.branches], np.abs(values) / whole, rtol=1e-4)
+    outputs = net(net.prepare(IMAGE), blobs=["ip", "prob"])
+    assert found.before == pytest.approx(float(outputs["ip"][0, index].detach()))
+    assert found.score == pytest.approx(float(outputs["prob"][0, index].detach()))
+    assert (found.layer, found.output, found.index) == ("join", "prob", index)
+
+
+def test_a_branch_is_named_by_its_authors_and_by_where_it_reads() -> None:
+    found = branch_shares(branched(LOCAL), IMAGE, index=1)
+    assert [(branch.kind, branch.source) for branch in found.branches] == [
+        ("local", "temp1"), ("local", "temp2"), ("global", "temp3")
+    ]  # fmt: skip
+    first, second, third = (branch.share for branch in found.branches)
+    assert found.by_kind() == {"local": pytest.approx(first + second), "global": pytest.approx(third)}
+    assert list(found.by_kind()) == sorted(found.by_kind(), key=found.by_kind().get, reverse=True)
+    # The same blobs under another layer, and other blobs under the same, have no kinds.
+    for text in (LOCAL.replace('name: "temp"', 'name: "t"'), LOCAL.replace('"temp3"', '"temp4"')):
+        found = branch_shares(branched(text), IMAGE, index=1)
+        assert {branch.kind for branch in found.branches} == {""}
+        assert set(found.by_kind()) == {branch.blob for branch in found.branches}
+
+
+def test_ilgnet_has_two_local_branches_and_a_global_one() -> None:
+    net = read_net(ROOT / "prototxt" / "ilgnet" / "deploy.prototxt")
+    join = next(layer for layer in net.layer if layer.name == "temp")
+    assert _kinds("temp", list(join.bottom)) == {"temp1": "local", "temp2": "local", "temp3": "global"}
+
+
+def test_branches_of_dead_units_have_no_share() -> None:
+    net = branched()
+    with torch.no_grad():
+        net.params["hidden"][1].fill_(-1e6)  # no unit of `hidden` is active
+    found = branch_shares(net, IMAGE, index=1)
+    assert [(branch.value, branch.share) for branch in found.branches] == [(0.0, 0.0)] * 3
+    assert found.rest == pytest.approx(-0.4)
+
+
+# `spare` is read by nothing on the way to `prob`; `at` has no gradient; `one` has no height or width over 1.
+SIDES = (
+    BRANCHED
+    + """
+layer { name: "spare" type: "Concat" bottom: "a" bottom: "b" top: "spare" }
+layer { name: "at" type: "ArgMax" bottom: "c" top: "at" argmax_param { axis: 1 } }
+"""
+)
+
+
+def test_blobs_that_have_a_heat_map_are_listed() -> None:
+    net = branched(SIDES)
+    listed = heat_map_blobs(net, "prob")
+    assert listed == ("a", "b@b", "b", "c", "joined")
+    for name in listed:
+        assert grad_cam(net, IMAGE, name, output="prob").values.shape == (2, 3)
+    assert concat_layers(net, "prob") == ("join",)
+    # No value before an ArgMax has a gradient, and `spare` is an output itself.
+    assert heat_map_blobs(net, "at") == ()
+    assert heat_map_blobs(net, "spare") == ("a", "b@b", "b", "spare")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (BRANCHED, {"layer": "joyn"}, "net 'branched': has no layer 'joyn' (did you mean join?)"),
+        (BRANCHED, {"layer": "ip"}, "ip (InnerProduct): branches end in a Concat; give join"),
+        (SIDES, {"layer": "spare", "output": "prob"}, "spare (Concat): 'ip' does not depend on it; give join"),
+        (SIDES, {}, "net 'branched': has 3 outputs (at, prob, spare); name one"),
+        (SIDES, {"output": "at"}, "net 'branched': no Concat before 'at', so it has no branches"),
+        (SMALL_TEXT, {}, "net 'small': no Concat before 'ip', so it has no branches"),
+        (BRANCHED, {"index": 2}, "index=2: output 'prob' has 2 values; give one from 0 to 1"),
+    ],
+    ids=["no such layer", "no Concat", "not before", "which output", "no Concat before", "none", "index"],
+)  # fmt: skip
+def test_branches_refused(text: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(GraphError) as error:
+        branch_shares(branched(text), IMAGE, **options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("function", [grad_cam, branch_shares, heat_map_blobs, concat_layers])
+def test_a_net_of_another_engine_is_refused(function) -> None:
+    given = (torch.nn.ReLU(), IMAGE) if function in (grad_cam, branch_shares) else (torch.nn.ReLU(),)
+    with pytest.raises(GraphError, match="a ReLU is no net, so it cannot be explained"):
+        function(*given)

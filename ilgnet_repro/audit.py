@@ -13,7 +13,7 @@ from .caffe.dummy_inputs import given_to_inputs, unwritten_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
 from .caffe.graph import Graph, Node, Value
 from .caffe.graph_build import build_graph
-from .caffe.phase_rules import PHASES, is_included, net_state
+from .caffe.net_states import State, states_of
 from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError, WeightsError
 from .known import identify
@@ -57,8 +57,22 @@ class LayerAudit:
 
 
 @dataclass(frozen=True)
+class StateAudit:
+    """What another phase, or another stage, of the same text needs."""
+
+    phase: str
+    stages: tuple[str, ...]
+    layers: int
+    problems: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Audit:
-    """The result of `audit`; ``multiply_adds`` and ``blob_bytes`` are per image."""
+    """The result of `audit`; ``multiply_adds`` and ``blob_bytes`` are per image.
+
+    ``others`` are the other states of the text, where the caller chose none.
+    """
 
     net: str
     phase: str
@@ -73,6 +87,8 @@ class Audit:
     fit: Fit | None = None
     release: str | None = None
     sha256: str | None = None
+    stages: tuple[str, ...] = ()
+    others: tuple[StateAudit, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -101,6 +117,7 @@ class AuditOptions(TypedDict, total=False):
     ignore_fields: Iterable[str]
     crop: str | None
     hashed: bool
+    others: bool
 
 
 def audit(
@@ -114,10 +131,13 @@ def audit(
     ignore_fields: Iterable[str] = (),
     crop: str | None = None,
     hashed: bool = True,
+    others: bool = True,
 ) -> Audit:
     """Check every layer of a net, continuing after layers with errors.
 
-    The phase is TEST, or TRAIN where only that one has layers.  Shapes that depend on the source of a data layer, or on
+    The phase is TEST, or TRAIN where only that one has layers.  Where the layers of a phase need a stage and none is given,
+    it is ``deploy``, or else the first in the text that gives a net; the notes name it.  With ``others`` the other phases
+    and stages that the text distinguishes are audited too.  Shapes that depend on the source of a data layer, or on
     a layer that was cut off, are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
     fields are still checked.  Without ``hashed`` the weights file is not identified.  Raises IlgnetError only where the
     layers do not form a net.
@@ -128,10 +148,20 @@ def audit(
     net.ClearField("fork_field")  # a copy of the caller's
     net = resolve_kinds(net, {} if weights is None else blob_counts(weights.layers))
     given = dict(input_shapes or {})
+    stages = tuple(stages)
+    states = states_of(net, [phase] if phase else ["TEST", "TRAIN"], level, stages)
+    chosen = _chosen(states, phase, stages, notes)
+    if chosen:
+        phase, stages = chosen.phase, chosen.stages
+    phase = phase or "TEST"
+    rest = tuple(
+        _other(net, state, given, level=level, crop=crop)
+        for state in (states if others else [])
+        if state is not chosen and not state.lacks
+    )
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []
-    state: dict[str, Any] = {"level": level, "stages": tuple(stages)}
-    phase = phase or _phase_of(net, notes, **state)
+    state: dict[str, Any] = {"level": level, "stages": stages}
     net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
     net = given_to_inputs(net, given, phase, notes=notes, **state)
     net, cut_off = unwritten_to_inputs(net, phase, **state)
@@ -178,7 +208,7 @@ def audit(
         blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.value_shapes.values()) // batch,
         upgrades=tuple(notes), unknown=unknown,
         fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights and not is_open else None,
-        release=known[0], sha256=known[1],
+        release=known[0], sha256=known[1], stages=stages, others=rest,
     )  # fmt: skip
 
 
@@ -217,14 +247,35 @@ def _found(model: WeightsFile) -> Found:
             raise error from None
 
 
-def _phase_of(net: pb.NetParameter, notes: list[str], level: int, stages: tuple[str, ...]) -> str:
-    """Return TEST, or TRAIN where only that phase has layers."""
-    states = {phase: net_state(phase, level, (*net.state.stage, *stages)) for phase in PHASES}
-    has = {phase: any(is_included(layer, state) for layer in net.layer) for phase, state in states.items()}
-    if has["TEST"] or not has["TRAIN"]:
-        return "TEST"
-    notes.append("no layer is in phase TEST; the layers are those of phase TRAIN")
-    return "TRAIN"
+def _chosen(
+    states: list[State], phase: str | None, stages: tuple[str, ...], notes: list[str]
+) -> State | None:
+    """Return the first phase's first state that reads nothing of another state, or else its first; say why."""
+    if not states:
+        return None
+    of_phase = [state for state in states if state.phase == states[0].phase]
+    chosen = next((state for state in of_phase if not state.lacks), of_phase[0])
+    if chosen.stages != stages:
+        named = dict.fromkeys(stage for state in states for stage in state.stages)
+        left = [repr(stage) for stage in named if stage not in chosen.stages]
+        also = f"; the text also names {', '.join(left)}" if left else ""
+        notes.append(f"no stage is given: the layers are those of {chosen}{also}")
+    elif chosen.phase == "TRAIN" and phase is None:
+        notes.append("no layer is in phase TEST; the layers are those of phase TRAIN")
+    return chosen
+
+
+def _other(net: pb.NetParameter, state: State, given: Mapping[str, Shape], **options: Any) -> StateAudit:
+    """Audit another state of a net, with the shapes of its own blobs; an error of its own is a problem there."""
+    layers = [net.layer[index] for index in state.layers]
+    blobs = {blob for layer in layers for blob in (*layer.bottom, *layer.top)}
+    own = {name: shape for name, shape in given.items() if name in blobs}
+    try:
+        found = audit(net, phase=state.phase, stages=state.stages, input_shapes=own, others=False, **options)
+        problems, needs = found.problems, found.needs
+    except IlgnetError as error:
+        problems, needs = (str(error),), ()
+    return StateAudit(state.phase, state.stages, len(state.layers), problems, needs)
 
 
 def _needs(graph: Graph, faults: Iterable[LayerError], cut_off: Iterable[str]) -> dict[str, str]:

@@ -130,7 +130,7 @@ class _Chosen:
 
     def audit(self, text: pb.NetParameter, model: WeightsFile | None = None) -> Audit:
         """Audit a net with the given shapes of its own inputs."""
-        options: dict[str, Any] = {**self.options, "phase": self.phase, "hashed": False}
+        options: dict[str, Any] = {**self.options, "phase": self.phase, "hashed": False, "others": False}
         found = audit(text, model, **options)
         unstated = {
             blob for row in found.layers if row.need for blob in self.shapes if repr(blob) in row.need
@@ -188,7 +188,7 @@ def _without_text(file: _Weights) -> NetRow:
         return NetRow(f"built in ({built_in[0]})", file.model.name, (str(file.path),), RUNS)
     shown = (str(file.path),)
     try:
-        found = audit(found_inside(file.model).net, file.model, hashed=False)
+        found = audit(found_inside(file.model).net, file.model, hashed=False, others=False)
     except IlgnetError:
         layers = len([layer for layer in file.model.layers if layer.blobs])
         return NetRow("", file.model.name, shown, BLOCKED, ("no prototxt fits",), layers)

@@ -107,16 +107,96 @@ STAGED = data(
 )  # fmt: skip
 
 
-def test_a_net_of_stages_asks_for_one(tmp_path, capsys) -> None:
-    assert audit(parse_net(STAGED + LAYERS), stages=["deploy", "b"]).problems == ()
+def test_a_net_of_stages_asks_for_one() -> None:
     with pytest.raises(GraphError) as caught:
-        audit(parse_net(STAGED + LAYERS))
+        ir.load_net(parse_net(STAGED + LAYERS), seed=1)
     where = "conv (Convolution): bottom 'data' is written by no layer of this phase, level and stages; in (Input) writes it"
     assert str(caught.value) == f"{where} in stage 'deploy': give stages=['deploy','b']"
+
+
+def test_the_stages_of_a_rule_are_taken_together(tmp_path, capsys) -> None:
+    found = audit(parse_net(STAGED + LAYERS))
+    assert (found.problems, found.stages) == ((), ("deploy", "b"))
+    assert found.upgrades == ("no stage is given: the layers are those of phase TEST, stages 'deploy', 'b'",)
+    given = audit(parse_net(STAGED + LAYERS), stages=["deploy", "b"])
+    assert (given.problems, given.upgrades, given.others) == ((), (), ())
     (tmp_path / "n.prototxt").write_text(STAGED + LAYERS)
-    assert main(["audit", str(tmp_path / "n.prototxt")]) == 1
-    assert capsys.readouterr().err.endswith("in stage 'deploy': give --stage deploy,b\n")
     assert main(["audit", str(tmp_path / "n.prototxt"), "--stage", "deploy,b"]) == 0
+    assert "net, phase TEST, stages 'deploy', 'b'" in " ".join(capsys.readouterr().out.split())
+
+
+def staged(rule: str, *stages: str) -> str:
+    return f"{rule} {{ {' '.join(f'stage: {chr(34)}{stage}{chr(34)}' for stage in stages)} }}"
+
+
+def phased(phase: str, *stages: str) -> str:
+    return staged("include", *stages).replace("{", f"{{ phase: {phase}", 1)
+
+
+SIZES = "input_param { shape { dim: [2, 3, 9, 7] } }"
+LABELS = f'top: "label" {SIZES.replace("[2, 3, 9, 7]", "2")} '
+ACCURACY = 'layer {{ name: "acc" type: "Accuracy" bottom: "ip" bottom: "label" top: "acc" {} }}\n'
+
+
+def feeds(rule: str, name: str) -> str:
+    """An image and labels, in one state."""
+    return data("Input", SIZES + rule, 'top: "data"', name) + data("Input", LABELS + rule, "", f"{name}_l")
+
+
+# A text whose layers depend on the state -> the state that is audited, and the others: state, layers, problems, needs.
+STATES = {
+    "DIGITS": (
+        feeds(staged("include", "train"), "t") + feeds(staged("include", "val"), "v")
+        + data("Input", SIZES + staged("include", "deploy"), 'top: "data"', "in")
+        + LAYERS + LOSS.replace(" }", " " + staged("exclude", "deploy") + " }") + ACCURACY.format(staged("include", "val")),
+        (("TEST", ("deploy",)), "'train', 'val'", 6),
+        [("TEST", ("train",), 8, 0, 0), ("TEST", ("val",), 9, 0, 0)],
+    ),
+    "tests on two sets": (
+        feeds(phased("TRAIN"), "t") + feeds(phased("TEST", "on-train"), "a") + feeds(phased("TEST", "on-val"), "b")
+        + LAYERS + LOSS,
+        (("TEST", ("on-train",)), "'on-val'", 8),
+        [("TEST", ("on-val",), 8, 0, 0), ("TRAIN", (), 8, 0, 0)],
+    ),
+    "a loss that is unknown in TRAIN": (
+        SMALL_TEXT + LOSS.replace("SoftmaxWithLoss", "Other").replace(" }", " " + phased("TRAIN") + " }"),
+        (("TEST", ()), None, 6),
+        [("TRAIN", (), 7, 1, 1)],
+    ),
+    "a database for training alone": (
+        data("Data", 'data_param { source: "db" batch_size: 2 } ' + phased("TRAIN"), 'top: "data"') + LAYERS,
+        (("TEST", ()), None, 6),
+        [("TRAIN", (), 6, 0, 1)],
+    ),
+    "no rules": (SMALL_TEXT, (("TEST", ()), None, 6), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "main_state", "others"), STATES.values(), ids=STATES)
+def test_each_phase_and_stage_of_a_text_is_audited(text, main_state, others) -> None:
+    state, also, layers = main_state
+    found = audit(parse_net(text))
+    assert ((found.phase, found.stages), found.problems, len(found.layers)) == (state, (), layers)
+    notes = [note for note in found.upgrades if note.startswith("no stage is given")]
+    named = f"phase {state[0]}, stage {state[1][0]!r}" if state[1] else ""
+    assert notes == (
+        [f"no stage is given: the layers are those of {named}; the text also names {also}"] if also else []
+    )
+    shown = [(one.phase, one.stages, one.layers, len(one.problems), len(one.needs)) for one in found.others]
+    assert shown == others
+    assert audit(parse_net(text), others=False).others == ()
+
+
+def test_the_other_states_are_a_line_each(tmp_path, capsys) -> None:
+    (tmp_path / "n.prototxt").write_text(STATES["a loss that is unknown in TRAIN"][0])
+    assert main(["audit", str(tmp_path / "n.prototxt")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "also phase TRAIN: 7 layers, NOT SUPPORTED: loss (Other): layer type is unknown" in shown
+    (tmp_path / "n.prototxt").write_text(STATES["DIGITS"][0])
+    assert main(["audit", str(tmp_path / "n.prototxt")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "phase TEST, stage 'deploy'" in shown
+    assert "also phase TEST, stage 'val': 9 layers, all supported" in shown
 
 
 @pytest.mark.parametrize(("phase", "shown"), [(None, "TRAIN"), ("TRAIN", "TRAIN")])

@@ -47,12 +47,7 @@ def unwritten_to_inputs(
     """
     state = net_state(phase, level, (*net.state.stage, *stages))
     included = [layer for layer in net.layer if is_included(layer, state)]
-    fed = [
-        layer
-        for layer in net.layer
-        if not layer.bottom and any(is_included(layer, other) for other in _phases(state))
-    ]
-    computed = {top for layer in net.layer for top in layer.top if layer not in fed}
+    computed = computed_elsewhere(net, state)
     blobs = [blob for blob in unwritten_bottoms(included) if blob not in computed]
     result = pb.NetParameter()
     result.CopyFrom(net)
@@ -63,6 +58,16 @@ def unwritten_to_inputs(
         taken.add(made.name)
     result.layer.extend(net.layer)
     return result, tuple(blobs)
+
+
+def computed_elsewhere(net: pb.NetParameter, state: pb.NetState) -> set[str]:
+    """Return the tops of the layers that do more than feed one of the phases with the level and stages of ``state``."""
+    fed = [
+        layer
+        for layer in net.layer
+        if not layer.bottom and any(is_included(layer, other) for other in _phases(state))
+    ]
+    return {top for layer in net.layer for top in layer.top if layer not in fed}
 
 
 def _phases(state: pb.NetState) -> list[pb.NetState]:

@@ -16,7 +16,7 @@ from ._console import add_row, results_console, say
 from ._options import add_net_options, check_exist, for_command, in_flags, read_shapes, read_stages
 
 if TYPE_CHECKING:
-    from ..audit import Audit
+    from ..audit import Audit, StateAudit
     from ..audit_folder import NetRow
 
 _EPILOG = """examples:
@@ -135,7 +135,11 @@ def _print_rows(rows: list[NetRow]) -> None:
 
 def _first(values: Sequence[str]) -> str:
     """Return the first of several cells, and how many more there are; CSV and JSON have all."""
-    return "".join(values[:1]) + (f" (and {len(values) - 1} more)" if values[1:] else "")
+    return "".join(values[:1]) + _more(values)
+
+
+def _more(lines: Sequence[str]) -> str:
+    return f" (and {len(lines) - 1} more)" if lines[1:] else ""
 
 
 def texts_and_weights(files: Sequence[str], more: str = "") -> tuple[list[str], list[str]]:
@@ -203,8 +207,11 @@ def print_audit(found: Audit) -> None:
     """Print the findings as tables."""
     from rich.table import Table
 
+    from ..caffe.net_states import state_text
+
     console = results_console()
-    table = Table(title=printable(f"{found.net or 'net'}, phase {found.phase}"), title_justify="left")
+    where = state_text(found.phase, found.stages)
+    table = Table(title=printable(f"{found.net or 'net'}, {where}"), title_justify="left")
     for column in ("layer", "type", "top shape"):
         table.add_column(column)
     for column in ("parameters", "multiply-adds"):
@@ -241,3 +248,19 @@ def print_audit(found: Audit) -> None:
         console.print(printable(f"needed: {in_flags(need, 'input_shapes')}"))
     for problem in found.problems:
         console.print(printable(f"problem: {problem}"))
+    for other in found.others:
+        console.print(printable(f"also {_other_line(other)}"))
+
+
+def _other_line(other: StateAudit) -> str:
+    """Return what another phase or stage of the text needs, in one line."""
+    from ..caffe.net_states import state_text
+
+    counted = (
+        f"{state_text(other.phase, other.stages)}: {other.layers} layer{'s' if other.layers != 1 else ''}"
+    )
+    if other.problems:
+        return f"{counted}, NOT SUPPORTED: {in_flags(other.problems[0], 'stages')}{_more(other.problems)}"
+    if other.needs:
+        return f"{counted}, {in_flags(other.needs[0], 'input_shapes')}{_more(other.needs)}"
+    return f"{counted}, all supported"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -89,6 +90,9 @@ class Audit:
     sha256: str | None = None
     stages: tuple[str, ...] = ()
     others: tuple[StateAudit, ...] = ()
+    plan: NetPlan | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )  # of the layers without errors
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -106,7 +110,9 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "problems": self.problems, "needs": self.needs}
+        plain = asdict(replace(self, plan=None))
+        del plain["plan"]
+        return {**plain, "problems": self.problems, "needs": self.needs}
 
 
 class AuditOptions(TypedDict, total=False):
@@ -208,7 +214,7 @@ def audit(
         blob_bytes=FLOAT_BYTES * sum(prod(shape) for shape in plan.value_shapes.values()) // batch,
         upgrades=tuple(notes), unknown=unknown,
         fit=fit_weights(plan.blobs, weights.layers, plan.owners) if weights and not is_open else None,
-        release=known[0], sha256=known[1], stages=stages, others=rest,
+        release=known[0], sha256=known[1], stages=stages, others=rest, plan=plan,
     )  # fmt: skip
 
 

@@ -59,7 +59,9 @@ ALLOWED_IMPORTS = {
         "export", "signatures",
     },
     "gradcam": {"caffe", "errors", "layers", "manifest", "prepare_images", "runtime"},
-    "web": {"errors", "pages", "audit"},
+    "web": {
+        "errors", "files", "pages", "caffe", "layers", "reading", "about", "prepare_images", "runtime", "audit",
+    },
     "compare": {"engines", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},
     "caffe_tool": {"errors", "files", "schema", "caffe", "layers", "reading", "runtime", "train"},

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from places import ROOT
 from small_nets import SMALL_TEXT, net_of
 
-from ilgnet_repro.caffe.prototxt import read_net
+from ilgnet_repro import gradcam
 from ilgnet_repro.errors import GraphError
-from ilgnet_repro.gradcam import _kinds, branch_shares, concat_layers, grad_cam, heat_map_blobs, spatial_blobs
+from ilgnet_repro.gradcam import branch_shares, concat_layers, grad_cam, heat_map_blobs, spatial_blobs
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.runtime.net import CaffeNet
 
@@ -111,8 +110,6 @@ layer { name: "ip" type: "InnerProduct" bottom: "hidden" top: "ip" inner_product
   weight_filler { type: "xavier" } bias_filler { type: "constant" value: -0.4 } } }
 layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
 """
-LOCAL = BRANCHED.replace('"join"', '"temp"').replace('"a"', '"temp1"').replace('"b"', '"temp2"')
-LOCAL = LOCAL.replace('"c"', '"temp3"')  # the names of ILGNet's branches
 
 
 def branched(text: str = BRANCHED) -> CaffeNet:
@@ -161,25 +158,27 @@ def test_shares_of_branches_are_those_of_a_slow_sum(index: int) -> None:
     assert (found.layer, found.output, found.index) == ("join", "prob", index)
 
 
-def test_a_branch_is_named_by_its_authors_and_by_where_it_reads() -> None:
-    found = branch_shares(branched(LOCAL), IMAGE, index=1)
-    assert [(branch.kind, branch.source) for branch in found.branches] == [
-        ("local", "temp1"), ("local", "temp2"), ("global", "temp3")
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ({"join": {"a": "local", "b": "local", "c": "global"}}, ["local", "local", "global"]),
+        ({"join": {"a": "local", "b": "local"}}, ["", "", ""]),
+        ({"other": {"a": "local", "b": "local", "c": "global"}}, ["", "", ""]),
+    ],
+    ids=["its branches", "others", "another layer"],
+)
+def test_a_branch_is_named_by_its_authors_and_by_where_it_reads(kinds, expected, monkeypatch) -> None:
+    monkeypatch.setattr(gradcam, "listed", lambda table: kinds)
+    found = branch_shares(branched(), IMAGE, index=1)
+    assert [(branch.kind, branch.source) for branch in found.branches] == list(
+        zip(expected, ("a", "b", "c"), strict=True)
+    )
     first, second, third = (branch.share for branch in found.branches)
-    assert found.by_kind() == {"local": pytest.approx(first + second), "global": pytest.approx(third)}
-    assert list(found.by_kind()) == sorted(found.by_kind(), key=found.by_kind().get, reverse=True)
-    # The same blobs under another layer, and other blobs under the same, have no kinds.
-    for text in (LOCAL.replace('name: "temp"', 'name: "t"'), LOCAL.replace('"temp3"', '"temp4"')):
-        found = branch_shares(branched(text), IMAGE, index=1)
-        assert {branch.kind for branch in found.branches} == {""}
-        assert set(found.by_kind()) == {branch.blob for branch in found.branches}
-
-
-def test_ilgnet_has_two_local_branches_and_a_global_one() -> None:
-    net = read_net(ROOT / "prototxt" / "ilgnet" / "deploy.prototxt")
-    join = next(layer for layer in net.layer if layer.name == "temp")
-    assert _kinds("temp", list(join.bottom)) == {"temp1": "local", "temp2": "local", "temp3": "global"}
+    summed = (
+        {"local": first + second, "global": third} if expected[0] else {"a": first, "b": second, "c": third}
+    )
+    assert found.by_kind() == pytest.approx(summed)
+    assert list(found.by_kind().values()) == sorted(summed.values(), reverse=True)
 
 
 def test_branches_of_dead_units_have_no_share() -> None:

@@ -213,6 +213,7 @@ WANTED = {
     "Caffe weights": "the .caffemodel, .caffemodel.h5 or .safetensors file",
     "a net with its weights": "a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     "a net that can be compared": "one of these",
+    "a net to draw": "a prototxt, or a .caffemodel, .caffemodel.h5, .safetensors, .onnx or .pt2 file",
     "a net's prototxt": "the net's text",
     "a solver's prototxt": "the solver's text",
     "a solver state": "the .solverstate of a snapshot",
@@ -265,7 +266,7 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
     **{
         (kind, what): "pickles are never read; give the Caffe file"
         for kind in (Kind.TORCH, Kind.PICKLE)
-        for what in ("weights", "a net's prototxt", "a solver's prototxt", "a solver state", "a mean file")
+        for what in ("weights", "a net to draw", "a net's prototxt", "a solver's prototxt", "a solver state", "a mean file")
     },
     (Kind.UNKNOWN, ""): "fetch it again or give another",
 }  # fmt: skip

@@ -13,6 +13,7 @@ _EPILOG = """examples:
   ilgnet view net.caffemodel --svg net.svg
   ilgnet view deploy.prototxt net.caffemodel --svg net.svg
   ilgnet view train_val.prototxt --phase TRAIN --svg train.svg
+  ilgnet view net.onnx --svg net.svg
 
 A box is a layer with the in-place layers on its top: type, shape, parameters, multiply-adds of the batch. A layer that is
 not supported is drawn too."""
@@ -26,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
-        help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order",
+        help="a prototxt, a weights file (.caffemodel, .caffemodel.h5, .safetensors), or both, in any order; or a .onnx or "
+        ".pt2 file",
     )  # fmt: skip
     parser.add_argument("--svg", required=True, metavar="FILE", help="the drawing to write")
     add_net_options(parser)
@@ -34,20 +36,20 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw it and write the file."""
-    from ..audit import audit_files
-    from ..caffe.prototxt import read_net
     from ..files import atomic_file, check_output
     from ..web.net_graph import draw, svg
+    from ..web.view_files import open_view
     from .audit import texts_and_weights
 
     check_exist(args.files)
     check_output(args.svg, args.files, "--svg")
     texts, weights = texts_and_weights(args.files)
-    net = audit_files(
-        read_net(texts[0]) if texts else None, weights[0] if weights else None, phase=args.phase, level=args.level,
-        stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
-        crop=args.crop, hashed=False,
+    view = open_view(
+        texts[0] if texts else None, weights[0] if weights else None, phase=args.phase, level=args.level,
+        stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=tuple(args.ignore_field),
+        crop=args.crop,
     )  # fmt: skip
+    net = view.rows
     drawing = draw(net)
     with atomic_file(args.svg) as file:
         file.write(svg(drawing).encode("utf-8"))

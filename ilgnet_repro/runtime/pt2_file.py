@@ -87,6 +87,15 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
+class Pt2Step:
+    """One operator: the values that it reads, weights included, and those that it writes."""
+
+    target: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Pt2Program:
     """The program of an archive: named inputs and outputs, constants and weights, and its operators."""
 
@@ -98,6 +107,25 @@ class Pt2Program:
     _values: dict[str, Tensor]
     _nodes: tuple[_Node, ...]
     metadata: dict[str, str] = field(default_factory=dict)  # as `ilgnet convert` wrote it
+    shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)  # of every value; None where open
+    weights: dict[str, Tensor] = field(default_factory=dict)  # by the names of the exported module
+
+    def steps(self) -> Iterator[Pt2Step]:
+        """Yield the operators in order."""
+        for node in self._nodes:
+            found = (list(_named(stored)) for _, stored in node.arguments)
+            yield Pt2Step(
+                node.target, tuple(dict.fromkeys(name for names in found for name in names)),
+                tuple(name for result in node.results for name in _named(result)),
+            )  # fmt: skip
+
+    def input_values(self) -> dict[str, str]:
+        """Return the value of each input."""
+        return {name: value for name, (value, _) in self._given.items()}
+
+    def parameter(self, value: str) -> Tensor | None:
+        """Return the weight or constant that a value is, or None for one that is computed."""
+        return self._values.get(value)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs.  Raises IlgnetError where an operator does not take what it is given."""
@@ -254,6 +282,11 @@ def _program(
         values,
         tuple(_node(path, node) for node in graph["nodes"]),
         _metadata(archive, members),
+        {
+            name: tuple(length.get("as_int") for length in value["sizes"])
+            for name, value in graph["tensor_values"].items()
+        },
+        {name: value for tensors in stored.values() for name, value in tensors.items()},
     )
 
 
@@ -299,6 +332,19 @@ def _function(path: str | os.PathLike[str], target: str) -> Callable[..., Any]:
         raise _refused(path, f"calls {target!r}, which this torch does not have")
     overload: Callable[..., Any] = getattr(packet, parts[2])
     return overload
+
+
+def _named(stored: Any) -> Iterator[str]:
+    """Yield the names of values in an argument or result as it is stored."""
+    if isinstance(stored, Mapping):
+        for key, held in stored.items():
+            if key in ("name", "as_name") and isinstance(held, str):
+                yield held
+            elif key != "as_string":
+                yield from _named(held)
+    elif isinstance(stored, list):
+        for held in stored:
+            yield from _named(held)
 
 
 def _argument(stored: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

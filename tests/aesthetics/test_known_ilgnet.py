@@ -8,6 +8,7 @@ from ilgnet_repro.about import About, about_net
 from ilgnet_repro.aesthetics import ilgnet
 from ilgnet_repro.aesthetics.releases import releases
 from ilgnet_repro.caffe.prototxt import parse_net, read_net
+from ilgnet_repro.gradcam import _kinds
 from ilgnet_repro.known import Identity, ScoreAt, assumed, find_model
 from ilgnet_repro.reading.preprocessing import Preprocessing
 from ilgnet_repro.zoo.catalogue import build
@@ -111,3 +112,8 @@ def test_stated_preprocessing_leaves_labels_and_score_assumed():
     assert (about.labels, about.score) == (AVA1.labels, AVA1.score)
     known = about_net(ilgnet.deploy(), Identity("x", 1, SHA, AVA2), outputs=("loss1/loss",)).stating(stated)
     assert (known.assumed, known.model, known.notes) == (False, "ava2-weights", ())
+
+
+def test_its_branches_are_two_local_ones_and_a_global_one() -> None:
+    (join,) = (layer for layer in ilgnet.deploy().layer if layer.name == "temp")
+    assert _kinds("temp", list(join.bottom)) == {"temp1": "local", "temp2": "local", "temp3": "global"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache as cached
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, IlgnetError
+from .errors import DataError, FormatError, IlgnetError
 from .files import file_sha256, json_text, parse_json
 from .reading.parallel import ordered_map
 from .reading.photos import read_file
@@ -24,6 +27,9 @@ _MARK = 0x494C4753  # of SQLite's header: "ILGS"
 _FORMAT = 1
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's time would show a later change
 _LARGEST = 1 << 20  # bytes of a record that is kept
+_LONGEST = 1 << 26  # bytes of any value that is read
+_DIGEST = re.compile("[0-9a-f]{64}")
+_FACTS = ("labels", "notes")  # of a model: lists of texts
 _TABLES = """
 create table if not exists files (path text primary key, size int, time int, inode int, digest text) without rowid;
 create table if not exists scores (model text, digest text, record text, primary key (model, digest)) without rowid;
@@ -37,8 +43,10 @@ class ScoreCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._check_plain()
         with self._errors():
             self._base = sqlite3.connect(self.path, timeout=60)
+            self._base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
             found = self._base.execute("pragma application_id").fetchone()[0]
             version = self._base.execute("pragma user_version").fetchone()[0]
             # A run that was killed at its very beginning leaves a database without tables.
@@ -55,6 +63,11 @@ class ScoreCache:
                 self._base.executescript(
                     f"begin; pragma application_id = {_MARK}; pragma user_version = {_FORMAT}; {_TABLES} commit;"
                 )
+            if _schema(self._base) != _own_schema():  # a view or a trigger runs what its author wrote
+                self._base.close()
+                raise IlgnetError(
+                    f"{path}: has other tables than a cache of scores; give another name", option="cache"
+                )
             self._base.execute("pragma journal_mode = wal")
             self._base.execute("pragma synchronous = normal")
         self._saved = time.monotonic()
@@ -66,6 +79,20 @@ class ScoreCache:
         with self._errors():
             self._base.commit()
             self._base.close()
+
+    def _check_plain(self) -> None:
+        """Refuse what is there and no plain file: SQLite would write to a device, and beside it."""
+        try:
+            is_plain = stat.S_ISREG(os.stat(self.path).st_mode)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise IlgnetError(
+                f"{self.path}: cannot be used as a cache ({reason}); give another name", option="cache"
+            ) from error
+        if not is_plain:
+            raise IlgnetError(f"{self.path}: is not a plain file; give another name", option="cache")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -92,7 +119,10 @@ class ScoreCache:
         """Return the kept digest of a file whose size, time and place are those it had."""
         stamp = _stamp(path)
         found = self._one("select size, time, inode, digest from files where path = ?", _key(path))
-        return found[3] if stamp is not None and found and found[:3] == stamp else None
+        if stamp is None or found is None or found[:3] != stamp:
+            return None
+        digest = found[3]
+        return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
 
     def keep_digest(self, path: str, digest: str, stamp: Stamp | None) -> None:
         """Keep the digest of a file that had this stamp before it was read."""
@@ -112,11 +142,14 @@ class ScoreCache:
         return found
 
     def score(self, model: str, digest: str, path: str) -> Score | None:
-        """Return the kept score of an image."""
+        """Return the kept score of an image; None also for a record that is damaged: it is computed again."""
         found = self._one("select record from scores where model = ? and digest = ?", model, digest)
         if found is None:
             return None
-        score = Score.from_json(found[0], path)
+        try:
+            score = Score.from_json(found[0], path)
+        except FormatError:
+            return None
         return replace(score, error=f"{path}{score.error}") if score.error else score
 
     def keep(self, model: str, digest: str, score: Score) -> None:
@@ -128,14 +161,45 @@ class ScoreCache:
         if len(record := score.to_json()) <= _LARGEST:
             self._store("insert or replace into scores values (?, ?, ?)", model, digest, record)
 
-    def facts(self, model: str) -> dict[str, Any] | None:
-        """Return what is kept of a model: its labels, notes, and whether it detects."""
-        found = self._one("select facts from models where model = ?", model)
-        return None if found is None else dict(parse_json(found[0]))
+    def facts(self, model: str) -> dict[str, list[str]] | None:
+        """Return what is kept of a model: its ``labels`` and ``notes``.
 
-    def keep_facts(self, model: str, facts: dict[str, Any]) -> None:
+        Where that is absent or damaged, scores that are kept of the model are removed: their classes would have no names.
+        """
+        found = self._one("select facts from models where model = ?", model)
+        facts = None if found is None else _facts(found[0])
+        if facts is None:
+            self._store("delete from scores where model = ?", model)
+        return facts
+
+    def keep_facts(self, model: str, facts: dict[str, list[str]]) -> None:
         """Keep facts of a model."""
         self._store("insert or replace into models values (?, ?)", model, json_text(facts))
+
+
+def _schema(base: sqlite3.Connection) -> set[tuple[str, ...]]:
+    return set(base.execute("select type, name, tbl_name, sql from sqlite_master"))
+
+
+@cached
+def _own_schema() -> set[tuple[str, ...]]:
+    base = sqlite3.connect(":memory:")
+    base.executescript(_TABLES)
+    found = _schema(base)
+    base.close()
+    return found
+
+
+def _facts(text: Any) -> dict[str, list[str]] | None:
+    """Read what `ScoreCache.keep_facts` wrote; None for anything else."""
+    try:
+        kept = parse_json(text)
+        facts = {name: kept[name] for name in _FACTS}
+    except (ValueError, TypeError, KeyError):
+        return None
+    lists = facts.values()
+    is_right = all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists)
+    return facts if is_right else None
 
 
 def model_key(cache: ScoreCache, files: Iterable[str | None], facts: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ class Score:
                 notes=tuple(map(_text, kept["notes"])),
                 error=_text(kept["error"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise FormatError(f"score of {path}: not as this package keeps it") from error
         return score
 
@@ -170,8 +170,8 @@ def _text(value: Any) -> str:
 
 
 def _integer(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("not an integer")
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError("not an index or a side")
     return value
 
 

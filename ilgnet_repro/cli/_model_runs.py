@@ -239,7 +239,8 @@ def _start_from(trainer: Any, weights: str) -> None:
 def _report(args: argparse.Namespace, trainer: Any, trained: Any, saved: Path) -> None:
     progress = trained.progress
     history = progress.history
-    chosen = history[-1] if args.select == "last" else history[progress.best_epoch - 1]
+    best = progress.best_epoch  # None where no validation loss was a number
+    chosen = history[-1 if args.select == "last" or best is None else best - 1]
     if args.json:
         values = {
             "epochs": progress.epoch,

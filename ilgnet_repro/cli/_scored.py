@@ -173,7 +173,7 @@ class BoxDrawer:
         thick = max(1, round(min(height, width) / 200))
         for box in row.boxes:
             corners = [
-                int(min(max(value, 0), side - 1))
+                int(min(max(0, value), side - 1))  # NaN is 0
                 for value, side in zip(
                     (box.xmin, box.ymin, box.xmax, box.ymax), (width, height) * 2, strict=True
                 )

@@ -128,7 +128,7 @@ class _Net:
         self._args, self._cache = args, cache
         self._batch: int = args.batch if most is None else max(1, min(args.batch, most))
         self.model = self._key(cache) if cache is not None else ""
-        self.facts: dict[str, Any] | None = cache.facts(self.model) if cache is not None else None
+        self.facts: dict[str, list[str]] | None = cache.facts(self.model) if cache is not None else None
         self._scorer: Scorer | None = None
         if self.facts is not None:
             say_notes(self.facts["notes"])

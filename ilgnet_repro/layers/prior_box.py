@@ -79,15 +79,18 @@ def density_boxes(
         width, height = (
             (size * math.sqrt(ratio), size / math.sqrt(ratio)) if by_step else (int(size), int(size))
         )
-        for place in range(density**2):
-            row, column = (shift * index + (shift - span) / 2 for index in divmod(place, density))
-            # A box away from the centre is one with another offset.
-            moved = tuple((y + row / steps[0], x + column / steps[1]) for y, x in offset)
-            sizes = ((width, height),)
-            boxes = prior_boxes(
-                feature, image, sizes=sizes, variance=variance, step=steps, offset=moved, clip=clip
-            )
-            made.append(boxes.reshape(2, -1, 1, 4))
+        # A box away from the centre is one with another offset.
+        shifts = [shift * index + (shift - span) / 2 for index in range(density)]
+        moved = tuple(
+            (y + row / steps[0], x + column / steps[1])
+            for y, x in offset
+            for row in shifts
+            for column in shifts
+        )
+        boxes = prior_boxes(
+            feature, image, sizes=((width, height),), variance=variance, step=steps, offset=moved, clip=clip
+        )
+        made.append(boxes.reshape(2, -1, density**2, 4))
     corners, variances = torch.cat(made, 2)
     low, high = corners.split(2, -1)
     corners = torch.cat([low.clamp(min=0), high.clamp(max=1)], -1)
@@ -161,7 +164,11 @@ class _Priors(Layer):
             if len(bottom) != 4:
                 raise self.error(f"bottom {list(bottom)} must be N×C×H×W")
         height, width = feature[2:]
-        return LayerPlan([(1, 2, 4 * height * width * len(self.boxes.sizes) * len(self.boxes.offset))])
+        return LayerPlan([(1, 2, 4 * height * width * self._count() * len(self.boxes.offset))])
+
+    def _count(self) -> int:
+        """Return the number of boxes of each centre."""
+        return len(self.boxes.sizes)
 
     def _keywords(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.boxes).items() if name != "image"}
@@ -226,9 +233,12 @@ class PriorBox(_Priors):
             for ratio in ratios or [1]
         )
 
+    def _count(self) -> int:
+        return sum(density**2 for _, _, density in self.fixed) or super()._count()
+
     def _sizes(self) -> tuple[tuple[float, float], ...]:
         if self.fixed:
-            return ((0.0, 0.0),) * sum(density**2 for _, _, density in self.fixed)
+            return ()
         if self.param.width or self.param.height:
             return self._stated_sizes()
         least, most = list(self.param.min_size), list(self.param.max_size)

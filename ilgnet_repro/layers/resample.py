@@ -47,7 +47,8 @@ def resample(x: Tensor, size: tuple[int, int], kind: str, antialias: bool) -> Te
     """Resize by FlowNet's Resample; each axis is shifted by the other's ratio, as in its source."""
     ratios = [x.shape[2 + axis] / size[axis] for axis in (0, 1)]
     antialias = antialias and max(ratios) > 1
-    for axis in (0, 1):
+    # The axis that grows less comes first, so that fewer values are resized along the other.
+    for axis in (1, 0) if kind != "NEAREST" and ratios[0] < ratios[1] else (0, 1):
         n, m, other = x.shape[2 + axis], size[axis], ratios[1 - axis]
         if kind == "NEAREST":
             x = apply_taps(x, 2 + axis, nearest_taps(n, m, other))

@@ -18,24 +18,25 @@ from .support.sampling import sample_bilinear
 from .support.shared import values_of
 from .vision import RegionPooling, c_round
 
+MOST_POINTS = 10_000  # of a bin along one side; more are pixels of no feature map
+
 # ---------------------------------------------------------------------- torch, also for written source
 
 
-def spread(bins: int, size: float) -> list[list[float]]:
-    """Return, per bin, the points that it reads, in bins from the start of a region of ``size`` pixels.
+def spread(bins: int, size: float) -> np.ndarray:
+    """Return the points that each bin reads, bins × points, in bins from the start of a region of ``size`` pixels.
 
-    They are added up in float32, which decides whether the end of a bin is read.
+    They are added up in float32, which decides whether the end of a bin is read; NaN fills up a row.
     """
     count = math.ceil(size / bins)
     step = np.float32(1 / count) if count else np.float32(np.inf)
+    place = np.arange(bins, dtype=np.float32)
+    ends = place + np.float32(1)
     points = []
-    for first in range(bins):
-        place, own = np.float32(first), []
-        while place <= first + 1:
-            own.append(float(place))
-            place = np.float32(place + step)
-        points.append(own)
-    return points
+    while (inside := place <= ends).any():
+        points.append(np.where(inside, place, np.float32(np.nan)))
+        place = place + step
+    return np.stack(points, 1)
 
 
 def resizing(count: int, extent: int, *, backward: bool = False) -> Tensor:
@@ -44,23 +45,18 @@ def resizing(count: int, extent: int, *, backward: bool = False) -> Tensor:
     ``backward``: the part that caffe-mnc's backward pass finds again, by two results per value.
     """
     ratio = np.float32(extent) / np.float32(count)
-    matrix = torch.zeros(count, extent)
-    for row in range(count):
-        place = float(np.float32(row) * ratio)
-        if place > extent - 0.5:
-            continue
-        low = min(int(place), extent - 1)
-        share = place - low if low < extent - 1 else 0.0
-        matrix[row, low] += 1 - share
-        if share:
-            matrix[row, low + 1] += share
+    place = np.arange(count, dtype=np.float32) * ratio
+    row = np.flatnonzero(place <= extent - 0.5)
+    low = np.minimum(place[row].astype(np.int64), extent - 1)
+    share = np.where(low < extent - 1, place[row].astype(np.float64) - low, 0)
+    matrix = np.zeros((count, extent), np.float32)
+    matrix[row, low] = 1 - share
+    matrix[row, np.minimum(low + 1, extent - 1)] += share
     if backward:
-        for value in range(extent):
-            first = math.floor(np.float32(value) / ratio)
-            for row in range(count):
-                if row not in (first, first + 1):
-                    matrix[row, value] = 0
-    return matrix
+        first = np.floor(np.arange(extent, dtype=np.float32) / ratio)
+        rows = np.arange(count)[:, None]
+        matrix[(rows != first) & (rows != first + 1)] = 0
+    return torch.from_numpy(matrix)
 
 
 # ---------------------------------------------------------------------- layers
@@ -110,12 +106,18 @@ class ROIWarping(RegionPooling):
         for axis in (0, 1):
             start, end = float(corner[1 - axis]), float(corner[3 - axis])
             size, extent = max(end - start, 0.0), x.shape[1 + axis]
-            points = spread(self.pooled[axis], size)
-            longest = max(map(len, points))
-            table = corner.new_tensor([[*own, *[math.nan] * (longest - len(own))] for own in points])
+            if not size / self.pooled[axis] <= MOST_POINTS:
+                raise self.error(
+                    f"a region of {size:g} pixels gives each of {self.pooled[axis]} bins over {MOST_POINTS:,} points"
+                )
+            table = torch.from_numpy(spread(self.pooled[axis], size)).to(corner)
             place = start + table * (size / self.pooled[axis])
-            valid.append((place >= -0.5) & (place <= extent - 0.5))  # False for the NaN that fill up a row
-            places.append(place.nan_to_num(0).clamp(0, extent - 1))
+            inside = (place >= -0.5) & (place <= extent - 0.5)  # False for the NaN that fill up a row
+            # Of each bin the points inside come first; a region far larger than x has few of them.
+            most = max(int(inside.sum(1).max()), 1)
+            order = inside.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+            valid.append(inside.gather(1, order))
+            places.append(place.gather(1, order).nan_to_num(0).clamp(0, extent - 1))
         (rows, columns), (kept_rows, kept_columns) = places, valid
         grid = (*rows.shape, *columns.shape)
         row = rows[:, :, None, None].expand(grid)

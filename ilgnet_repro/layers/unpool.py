@@ -27,9 +27,25 @@ def covered(count: int, size: int, kernel: int, stride: int, pad: int) -> tuple[
     """Return the length of each value's window with its padding, and how many windows contain each position."""
     start = torch.arange(count) * stride - pad
     length = (start + kernel).clamp(max=size + pad) - start
-    position = torch.arange(size)[:, None]
-    inside = (position >= start) & (position < start + kernel)
-    return length.float(), inside.sum(1).float()
+    position = torch.arange(size)
+    begun, ended = (torch.searchsorted(edges, position, right=True) for edges in (start, start + kernel))
+    return length.float(), (begun - ended).float()
+
+
+def window_sums(x: Tensor, axis: int, kernel: int, stride: int, pad: int) -> Tensor:
+    """Add up, for each position of one axis, the values whose windows contain it."""
+    if kernel <= 64 * stride:
+        shape = (kernel, 1) if axis == 2 else (1, kernel)
+        steps, pads = ((stride, 1), (pad, 0)) if axis == 2 else ((1, stride), (0, pad))
+        ones = x.new_ones(x.shape[1], 1, *shape)
+        return F.conv_transpose2d(x, ones, stride=steps, padding=pads, groups=x.shape[1])
+    # So many windows overlap that differences of a running sum are faster; they need double precision.
+    lines = x.movedim(axis, -1).double()
+    start = torch.arange(lines.shape[-1], device=x.device) * stride
+    size = (lines.shape[-1] - 1) * stride + kernel
+    changes = lines.new_zeros(*lines.shape[:-1], size + 1)
+    changes = changes.index_add(-1, start, lines).index_add(-1, start + kernel, -lines)
+    return changes.cumsum(-1)[..., pad : size - pad].movedim(-1, axis).to(x.dtype)
 
 
 def unpool(
@@ -45,13 +61,14 @@ def unpool(
     (tall, deep), (wide, broad) = [[t.to(x) for t in covered(*axis)] for axis in axes]
     if method == "DIV":
         x = x / (tall[:, None] * wide)
-    ones = x.new_ones(x.shape[1], 1, *kernel)
-    total = F.conv_transpose2d(x, ones, stride=stride, padding=pad, groups=x.shape[1])
+    total = x
+    for axis in (0, 1):
+        total = window_sums(total, 2 + axis, kernel[axis], stride[axis], pad[axis])
     count = deep[:, None] * broad
     return torch.where(count > 0, total / count.clamp(min=1), 0)
 
 
-uses(unpool, centers, covered)
+uses(unpool, centers, covered, window_sums)
 
 # ---------------------------------------------------------------------- layers
 

@@ -35,7 +35,7 @@ from ilgnet_repro.aesthetics.models.backbones import DEVIATION, MEAN
 from ilgnet_repro.aesthetics.synthetic_scores import write_scored_set
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import DataError, DivergedError, FormatError, IlgnetError, SolverError
-from ilgnet_repro.runtime.safetensors_file import open_safetensors
+from ilgnet_repro.runtime.safetensors_file import open_safetensors, write_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -391,6 +391,75 @@ def test_another_runs_folder_is_refused(tmp_path) -> None:
     with pytest.raises(FormatError) as caught:
         gsfl_trainer(features, tmp_path / "out").train(resume=True)
     assert str(caught.value).startswith(f"{state}: is not a complete safetensors file")
+
+
+DAMAGED = {
+    "epoch": (lambda v: {"epoch": True}, "its metadata are damaged; start again without --resume"),
+    "epochs": (lambda v: {"epoch": 7}, "its metadata are damaged; start again without --resume"),
+    "loss": (lambda v: {"loss": "x"}, "its metadata are damaged; start again without --resume"),
+    "best epoch": (lambda v: {"best_epoch": 2}, "its metadata are damaged; start again without --resume"),
+    "no best loss": (lambda v: {"best_loss": None}, "its metadata are damaged; start again without --resume"),
+    "large loss": (lambda v: {"loss": 10**400}, "its metadata are damaged; start again without --resume"),
+    "row": (lambda v: {"history": [5]}, "its metadata are damaged; start again without --resume"),
+    "row's value": (
+        lambda v: {"history": [{**v["history"][0], "loss": "x"}]},
+        "its metadata are damaged; start again without --resume",
+    ),
+    "row's epoch": (
+        lambda v: {"history": [{**v["history"][0], "epoch": None}]},
+        "its metadata are damaged; start again without --resume",
+    ),
+    "key": (lambda v: {"x": 1}, "is not the state of a model's training; give the folder of its --out"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_state_is_refused(one_epoch, edit, message) -> None:
+    features, state = one_epoch
+    file = open_safetensors(state)
+    values = json.loads(file.metadata["model_run"])
+    damaged = state.parent / "damaged"
+    damaged.mkdir(exist_ok=True)
+    text = json.dumps({**values, **edit(values)})
+    write_safetensors(damaged / STATE, file.tensors, {"model_run": text})
+    with pytest.raises(FormatError) as caught:
+        gsfl_trainer(features, damaged).train(resume=True)
+    assert str(caught.value) == f"{damaged / STATE}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("optimizer.0.momentum_buffer", torch.zeros(3), FormatError,
+         "does not fit the run (optimizer.0.momentum_buffer is not [16, 20] float32); start again without --resume"),
+        ("optimizer.99.momentum_buffer", torch.zeros(3), FormatError,
+         "does not fit the run (optimizer.99 is of no parameter of this optimizer); start again without --resume"),
+        ("best.classifier.bias", torch.zeros(9), FormatError,
+         "does not fit the run (its best weights are not the model's); start again without --resume"),
+        ("model.classes_of_groups", torch.full((6,), 9), DataError,
+         "gsfl: groups [6] for 6 classes; give one number from 0 to 2 for each"),
+    ],
+    ids=["shape", "number", "best", "groups"],
+)  # fmt: skip
+def test_a_state_of_other_tensors_is_refused(one_epoch, name, value, error, message) -> None:
+    features, state = one_epoch
+    file = open_safetensors(state)
+    damaged = state.parent / "damaged"
+    damaged.mkdir(exist_ok=True)
+    write_safetensors(damaged / STATE, {**file.tensors, name: value}, file.metadata)
+    with pytest.raises(error) as caught:
+        gsfl_trainer(features, damaged).train(resume=True)
+    where = "" if error is DataError else f"{damaged / STATE}: "
+    assert str(caught.value) == f"{where}{message}"
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory) -> tuple[Path, Path]:
+    """Features, and the state after an epoch on them."""
+    folder = tmp_path_factory.mktemp("state")
+    features = tiny_features(folder / "features")
+    gsfl_trainer(features, folder / "out", epochs=1).train(resume=False)
+    return features, folder / "out" / STATE
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path) -> None:

@@ -3,7 +3,7 @@
     python attack_fuzz.py [--cases 3000] [--seconds 60] [--seed 1] [--only formats,layers,...] [--show 3]
 
 ``python`` must be one that has ilgnet_repro.  ``--cases`` and ``--seconds`` are for each of the big groups
-(formats, layers, lmdb, datum).  A case is a defect if it raises anything but IlgnetError (for commands: ends with
+(formats, layers, lmdb, datum, models).  A case is a defect if it raises anything but IlgnetError (for commands: ends with
 a status other than 0 or 1, or prints a traceback), dies by a signal, runs over ten seconds, takes over 1 GiB, or
 leaves a file over; or if code from a data file runs.  Every case runs in a forked child under RLIMIT_AS.
 Exit status 0 only without a defect; the last line is the figure.
@@ -43,6 +43,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 import cv2
 import h5py
+import hostile_models
 import lmdb
 import numpy as np
 import onnx
@@ -140,6 +141,8 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
                     work(cases[number])
                 except IlgnetError as error:
                     verdict = "" if len(str(error).splitlines()) <= 1 else "a message of several lines"
+                except hostile_models.EndedBadly as error:
+                    verdict = str(error)
                 except BaseException as error:
                     where = place_of(traceback.extract_tb(error.__traceback__))
                     verdict = f"{type(error).__name__} at {where}"
@@ -1127,6 +1130,18 @@ def onnx_files(root: Path, *_: object) -> None:
         check(f"external {place}", model.SerializeToString())
 
 
+def models(root: Path, cases: int, seconds: float, rng: random.Random) -> None:
+    """Score caches, models of scores, their states and lists, runs, journals and folders of fine-tuning."""
+    hostile_models.prepare(root, command, write_net)
+    first = rng.randrange(1 << 30)
+    batch(
+        "models",
+        [first + k for k in range(cases)],
+        lambda seed: hostile_models.hostile(seed, root, damage),
+        seconds,
+    )
+
+
 TARGETS = {
     "formats": formats,
     "layers": layers,
@@ -1138,6 +1153,7 @@ TARGETS = {
     "resumes": resumes,
     "code": code,
     "onnx": onnx_files,
+    "models": models,
 }
 
 

@@ -47,7 +47,7 @@ REFUSED = {
         f"{kind}-of-classes-beyond-memory": (
             (1, 1, 3, 7),
             f'type: "{kind}" {BOTTOM * more} {message} {{ num_classes: 2147483648 }}',
-            f"op ({kind}): num_classes 2147483648 must be at most 1,000,000",
+            f"op ({kind}): num_classes 2147483648 must be at most 30,000",
         )
         for kind, message, more in (
             ("DetectionOutput", "detection_output_param", 2),
@@ -101,6 +101,11 @@ REFUSED = {
             ),
         )
     },
+    "PriorBox-of-density-beyond-memory": (
+        (2, 3, 8, 9),
+        f'type: "PriorBox" {BOTTOM} prior_box_param {{ fixed_size: 4 density: 4294967295 }}',
+        "op (PriorBox): top 'y' would hold ",
+    ),
     "DeephiResize-beyond-numbers": (
         (2, 3, 8, 9),
         'type: "DeephiResize" deephi_resize_param { scale_h: 3e38 scale_w: 2 }',

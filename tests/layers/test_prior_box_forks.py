@@ -81,6 +81,11 @@ CASES = {
         "fixed_size: 33 density: 2",
         expected(STEP, dense(33, 33, 33, 2, 33, 16)),
     ),
+    "fixed sizes, densely": (
+        "PriorBox",
+        "fixed_size: 33 density: 5",
+        expected(STEP, dense(33, 33, 33, 5, 33, 6)),
+    ),
 }
 
 

@@ -183,7 +183,10 @@ UNPOOL = {
     ),
     "gaps": ("out_kernel_size: 1 out_stride_h: 2 out_stride_w: 3", (1, 1), (2, 3), (0, 0)),
     "clipped": ("out_kernel_size: 4 out_stride: 1 out_pad: 3", (4, 4), (1, 1), (3, 3)),
-}
+    "most windows overlap": (
+        "out_kernel_h: 131 out_kernel_w: 66 out_stride: 1 out_pad_h: 5 out_pad_w: 2", (131, 66), (1, 1), (5, 2),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "kernel", "stride", "pad"), UNPOOL.values(), ids=UNPOOL)

@@ -57,6 +57,26 @@ def test_roi_warping():
     np.testing.assert_allclose(run(net, [x, rois])[0], warped(x, rois, (2, 4), 0.25), rtol=1e-5, atol=1e-6)
 
 
+def test_regions_far_larger_than_the_map():
+    """Points outside the map are left out before they take memory; a bin of more points than a map has is refused."""
+    x = draw(2, 3, 7, 9)
+    rois = F32([[0, -50, -30, 70, 30], [1, -3, 2, 90, 5]])
+    net = one_layer(
+        'type: "ROIWarping" roi_warping_param { pooled_h: 3 pooled_w: 5 spatial_scale: 1 }',
+        x.shape,
+        rois.shape,
+    )
+    np.testing.assert_allclose(run(net, [x, rois])[0], warped(x, rois, (3, 5), 1), rtol=1e-4, atol=1e-5)
+    for end, pixels in ((2e5, "200003"), (math.inf, "inf"), (math.nan, "nan")):
+        rois[1, 3] = end
+        with pytest.raises(LayerError) as caught:
+            run(net, [x, rois])
+        assert (
+            str(caught.value)
+            == f"op (ROIWarping): a region of {pixels} pixels gives each of 5 bins over 10,000 points"
+        )
+
+
 def resized(x, size):
     top = np.zeros((*x.shape[:2], *size))
     for n, c, i, j in np.ndindex(*top.shape):

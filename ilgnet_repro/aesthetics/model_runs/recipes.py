@@ -93,9 +93,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, t
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load what `optimizer_tensors` gave."""
+    """Load what `optimizer_tensors` gave.  Raises ValueError for tensors that are not of its parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         number, _, field = name.partition(".")
         state.setdefault(int(number), {})[field] = value
+    fields = (
+        {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    )
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for index, held in state.items():
+        if not 0 <= index < len(shapes) or held.keys() != fields:
+            raise ValueError(f"optimizer.{index} is of no parameter of this optimizer")
+        for name, value in held.items():
+            wanted = torch.Size() if name == "step" else shapes[index]
+            if value.shape != wanted or value.dtype != torch.float32:
+                raise ValueError(f"optimizer.{index}.{name} is not {list(wanted)} float32")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -74,17 +74,17 @@ def load_state(
             raise FormatError(f"{path}: tensor {name!r} is not one of a run's state")
         parts[part][inner] = value.clone()  # the file is mapped
     try:
+        own = model.state_dict()
+        if values["best_epoch"] is not None and {name: value.shape for name, value in own.items()} != {
+            name: value.shape for name, value in parts["best"].items()
+        }:
+            raise ValueError("its best weights are not the model's")
         model.load_state_dict(parts["model"])
         load_optimizer(optimizer, parts["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise FormatError(f"{path}: does not fit the run ({reason}); start again without --resume") from error
-    best = values["best_loss"]
-    fields = {
-        **{name: values[name] for name in _FIELDS[1:]},
-        "best_loss": float("inf") if best is None else best,
-    }
-    return Progress(**fields, best=parts["best"])
+    return Progress(**{name: values[name] for name in _FIELDS[1:]}, best=parts["best"])
 
 
 def _values(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -94,12 +94,53 @@ def _values(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or set(values) != set(_FIELDS) or not isinstance(values["run"], dict):
         raise FormatError(f"{path}: is not the state of a model's training; give the folder of its --out")
-    counts = (values["epoch"], values["batch"])
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or not isinstance(
-        values["history"], list
+    try:
+        return {"run": values["run"], **_progress(values)}
+    except (ValueError, TypeError, OverflowError) as error:
+        raise FormatError(f"{path}: its metadata are damaged; start again without --resume") from error
+
+
+def _progress(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `Progress`.  Raises ValueError or TypeError where they are none."""
+    epoch, batch, best = _count(values["epoch"]), _count(values["batch"]), values["best_epoch"]
+    history = [
+        {name: None if value is None else _number(value) for name, value in row.items()}
+        if isinstance(row, dict)
+        else {}
+        for row in values["history"]
+    ]
+    names = [list(row) for row in history]
+    if len(history) != epoch or any(one != names[0] or "epoch" not in one for one in names):
+        raise ValueError("not a row for each epoch")
+    if (best is None) != (values["best_loss"] is None) or (
+        best is not None and not 1 <= _count(best) <= epoch
     ):
-        raise FormatError(f"{path}: its metadata are damaged; start again without --resume")
-    return values
+        raise ValueError("the best epoch is none of them")
+    for row in history:
+        row["epoch"] = _count(row["epoch"])
+    best_loss = float("inf") if best is None else float(_number(values["best_loss"]))
+    loss = float(_number(values["loss"]))
+    return {
+        "epoch": epoch,
+        "batch": batch,
+        "loss": loss,
+        "best_epoch": best,
+        "best_loss": best_loss,
+        "history": history,
+    }
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError("not a count")
+    return value
+
+
+def _number(value: Any) -> int | float:
+    """A number; `json_text` writes NaN and infinities as strings."""
+    if type(value) not in (int, float) and value not in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError("not a number")
+    return value if type(value) is int else float(value)
 
 
 def _short(value: Any) -> str:

@@ -138,7 +138,13 @@ class ModelTrainer:
     def start_from(self, load: Callable[[nn.Module], None], digest: str) -> None:
         """Start from other weights: ``load`` puts them into the model, ``digest`` says which they are."""
         load(self.model)
+        self._check_groups()
         self.run["weights"] = digest
+
+    def _check_groups(self) -> None:
+        """Raise DataError where GSFL's groups, which a file may state, are none of the model's."""
+        if isinstance(self.model, Gsfl) and self.model.is_decomposed:
+            self.model.set_groups(self.model.classes_of_groups)
 
     # ------------------------------------------------------------------ running
 
@@ -181,6 +187,7 @@ class ModelTrainer:
             )
         if exists:
             self.progress = load_state(path, self.run, self.model, self.optimizer)
+            self._check_groups()
             self.log(f"resumed at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}")
         elif self.group.is_first:
             write_split(self.settings.folder / SPLIT, self.dataset)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...caffe.kinds import Kind, expect
 from ...errors import FormatError, WeightsError
 from ...files import file_sha256
+from ...runtime.safetensors_file import open_safetensors
 from .backbones import DEVIATION, MEAN
 
 # The beginnings of SHA-256 digests that the publishers write into the names: torchvision, and the port of BN-Inception.
@@ -43,7 +44,7 @@ def load_published(
     kind = expect(path, Kind.SAFETENSORS, Kind.TORCH, what="published weights (.safetensors or .pth)")
     if sha256 is not None or kind is Kind.TORCH:
         _check_digest(path, sha256)
-    found = _read_safetensors(path) if kind is Kind.SAFETENSORS else _read_checkpoint(path)
+    found = open_safetensors(path).tensors if kind is Kind.SAFETENSORS else _read_checkpoint(path)
     return load_named(module, found, str(path))
 
 
@@ -109,12 +110,6 @@ def _read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FormatError(f"{path}: holds no named tensors; give a state dict")
     return {str(name).removeprefix("module."): value for name, value in found.items()}
-
-
-def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def take_caffe_colours(convolution: nn.Conv2d, mean: tuple[float, float, float]) -> None:

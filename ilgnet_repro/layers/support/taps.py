@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .base import OnnxGraph, numbers
@@ -16,8 +15,10 @@ def apply_taps(x: Tensor, axis: int, taps: tuple[Tensor, Tensor]) -> Tensor:
     """Return the weighted sums along one axis."""
     index, weight = taps[0].to(x.device), taps[1].to(x)
     shape = [-1, *[1] * (x.dim() - axis - 1)]
-    parts = [x.index_select(axis, index[:, k]) * weight[:, k].reshape(shape) for k in range(index.shape[1])]
-    return torch.stack(parts).sum(0)
+    total = x.index_select(axis, index[:, 0]) * weight[:, 0].reshape(shape)
+    for k in range(1, index.shape[1]):
+        total.addcmul_(x.index_select(axis, index[:, k]), weight[:, k].reshape(shape))
+    return total
 
 
 def taps_onnx(graph: OnnxGraph, x: str, axis: int, rank: int, taps: Taps) -> str:

@@ -17,6 +17,8 @@ from .reading.preprocessing import Preprocessing
 from .schema import caffe_pb2 as pb
 
 FEW = 8  # labels shown in a repr
+RANDOM_MARK = "RANDOM weights"
+"""A weights file whose net has this in its name states that it was not trained."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class About:
 
     ``assumed`` means that preprocessing, labels and score are those of a model with the same layers, which
     may differ from the model these weights were trained as.  ``model`` is the name of the known model.  ``prototxt``
-    is where the net's text was found, ``extra_layers`` are layers of the weights file that the net lacks.
+    is where the net's text was found, ``extra_layers`` are layers of the weights file that the net lacks, ``drawn``
+    those that were drawn by their fillers because the file lacks them.
     ``image_order`` is the channel order of a net that prepares uint8 images itself.
     """
 
@@ -89,6 +92,17 @@ class About:
     extra_layers: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
     image_order: str = ""
+    drawn: tuple[str, ...] = ()
+
+    @property
+    def random(self) -> str:
+        """Why the outputs mean nothing, as far as it is known: the file states random weights, or layers were drawn."""
+        if self.source is not None and RANDOM_MARK in self.source.net:
+            return f"the file says: {self.source.net}"
+        if self.drawn:
+            more = f" and {len(self.drawn) - FEW} more" if len(self.drawn) > FEW else ""
+            return f"drawn by fillers: {', '.join(self.drawn[:FEW])}{more}"
+        return ""
 
     def of_model(self, model: KnownModel, *, assumed: bool = False) -> About:
         """Return this with the metadata of a known model."""
@@ -120,6 +134,8 @@ class About:
             lines.append(f"labels: {len(self.labels)} ({', '.join(self.labels[:FEW])}{more})")
         if self.score:
             lines.append(f"score: {self.score.output}[{self.score.index}], {self.score.meaning}")
+        if self.random:
+            lines.append(f"random weights: {self.random}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(["About:", *(f"  {printable(line)}" for line in lines)])
 

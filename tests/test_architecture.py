@@ -60,7 +60,8 @@ ALLOWED_IMPORTS = {
     },
     "gradcam": {"caffe", "errors", "layers", "manifest", "prepare_images", "runtime"},
     "web": {
-        "errors", "files", "pages", "caffe", "layers", "reading", "about", "prepare_images", "runtime", "audit",
+        "version", "errors", "files", "opencv", "pages", "caffe", "layers", "reading", "about", "prepare_images", "runtime",
+        "audit", "image_paths", "scored", "scoring", "engines", "gradcam",
     },
     "compare": {"engines", "errors", "opencv", "files", "schema", "caffe", "layers", "reading", "runtime"},
     "train": {"errors", "files", "precisions", "schema", "caffe", "layers", "reading", "runtime", "staging"},

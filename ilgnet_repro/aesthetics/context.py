@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import opencv as cv2
+from ..about import RANDOM_MARK
 from ..errors import IlgnetError
 from ..files import file_sha256
 from ..known import find_model
@@ -22,9 +23,6 @@ from .protocols import Mean, Protocol
 from .published import PUBLISHED
 from .releases import Release, default_folder, find_release, known_release
 from .results import Source
-
-RANDOM_MARK = "RANDOM weights"
-"""A net with this in its name states that it was not trained."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import opencv as cv2
+from ..about import RANDOM_MARK
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
 from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import format_message
@@ -20,7 +21,6 @@ from ..schema import caffe_pb2
 from ..zoo.builder import NetBuilder
 from ..zoo.seeded import seeded_blobs
 from . import ilgnet
-from .context import RANDOM_MARK
 
 LABEL = f"ILGNet with {RANDOM_MARK}, made by ilgnet_repro's demo: not trained, its scores mean nothing"
 SMALL_LABEL = f"a small net with {RANDOM_MARK}, made by ilgnet_repro's demo: its scores mean nothing"

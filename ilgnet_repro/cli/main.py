@@ -22,6 +22,7 @@ COMMANDS = {
         "audit": "audit",
         "view": "view",
         "score": "score",
+        "serve": "serve",
         "features": "features",
         "partition": "partition",
         "data": "data",

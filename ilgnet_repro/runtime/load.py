@@ -285,13 +285,14 @@ def _assemble(
     arrays = None
     extra: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     if model is not None:
         fit = fit_weights(plan.blobs, model.layers, plan.owners)
         arrays = take_weights(
             plan.blobs, model.layers, source=str(model.path), owners=plan.owners, allow_missing=allow_missing,
             seed=seed, fit=fit,
         )  # fmt: skip
-        extra, filled = fit.extra, fit.notes
+        extra, filled, drawn = fit.extra, fit.notes, tuple(fit.missing)
         notes += filled
     elif allow_missing:
         raise WeightsError("allow_missing goes with a weights file; without one the fillers draw every layer")
@@ -302,7 +303,12 @@ def _assemble(
     about = _about(found, model, plan, choices, sha256)
     net.origin = None if model is None else Origin.of(model.path)
     net.about = replace(
-        about, prototxt=found.origin, extra_layers=extra, filled=filled, notes=(*notes, *about.notes)
+        about,
+        prototxt=found.origin,
+        extra_layers=extra,
+        filled=filled,
+        drawn=drawn,
+        notes=(*notes, *about.notes),
     )
     return net
 

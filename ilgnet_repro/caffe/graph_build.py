@@ -64,6 +64,8 @@ def build_graph(
 
 
 def _empty(net: pb.NetParameter, phase: str, level: int, stages: Sequence[str]) -> GraphError:
+    if not net.layer:
+        return GraphError(f"net {net.name!r} has no layers; check that the text is whole")
     what = f"net {net.name!r} has no layer in phase {phase}"
     other = {"TEST": "TRAIN", "TRAIN": "TEST"}[phase]
     count = sum(

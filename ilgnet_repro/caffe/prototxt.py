@@ -7,9 +7,10 @@ Nothing is upgraded here; upgrade.py does that.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from ..errors import FormatError, ParseError
+from ..errors import FormatError, ParseError, excerpt
 from ..files import map_file
 from ..schema import caffe_pb2
 from .kinds import Kind, encoding_of, expect, looks_like_text
@@ -42,6 +43,15 @@ def parse_solver(text: str, file: str = "<text>") -> caffe_pb2.SolverParameter:
     return parse_message(text, caffe_pb2.SolverParameter, file)
 
 
+# What stands in a file that was not fetched whole: a server's answer, or the target of a link.
+_NOT_THE_FILE = {
+    r"([45]\d\d:? [A-Z][A-Za-z' ]+)\.?": "the server did not have the file; fetch it again",
+    r"([\w./+-]+\.(?:prototxt|pbtxt|txt))": "it is a link as Git stores it; give the file it names",
+}
+_LONGEST_LINK = 1000
+_CONFLICT = re.compile(r"^(?:<{7} |>{7} |={7}$)", re.MULTILINE)
+
+
 def read_net(path: str | os.PathLike[str]) -> caffe_pb2.NetParameter:
     """Read a net's prototxt as it is written.  Raises FormatError or ParseError."""
     return parse_net(_read_text(path, Kind.PROTOTXT, "a net's prototxt"), os.fspath(path))
@@ -66,4 +76,13 @@ def _read_text(path: str | os.PathLike[str], kind: Kind, what: str) -> str:
     if b"\0" in data or not looks_like_text(data[:_HEAD]):
         raise FormatError(f"{name}: a binary file, not text; give the prototxt")
     # Comments in another encoding do not matter; the parser refuses strings in one, with their position.
-    return data.decode("utf-8", errors="surrogateescape")
+    text = data.decode("utf-8", errors="surrogateescape")
+    for pattern, remedy in _NOT_THE_FILE.items():
+        found = re.fullmatch(pattern, text.strip()) if len(text) <= _LONGEST_LINK else None
+        if found:
+            raise FormatError(f"{name}: holds only {excerpt(found.group(1))!r}; {remedy}")
+    if conflict := _CONFLICT.search(text):
+        raise FormatError(
+            f"{name}: line {text.count(chr(10), 0, conflict.start()) + 1} is the mark of a merge conflict; resolve it"
+        )
+    return text

@@ -21,6 +21,10 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _WORD_CHARACTER = re.compile(r"[A-Za-z0-9_.]")
+# Characters of word processors and of Chinese keyboards -> those of the grammar.
+_MEANT = dict(
+    zip("“”‘’：，；｛｝＃", ('"', '"', "'", "'", *":,;{}#"), strict=True), **{"\u00a0": "a plain space"}
+) | {"+": "the number without it"}
 
 
 class Tokens:
@@ -75,4 +79,8 @@ class Tokens:
         character = self._source[position]
         if character in "\"'":
             return self.error(f"a string without its closing {character}; close it on its line", position)
-        return self.error(f"unexpected character {excerpt(character)!r}; remove it", position)
+        if self._source.startswith(("//", "/*"), position):
+            remedy = "a comment starts with #"
+        else:
+            remedy = f"write {_MEANT[character]}" if character in _MEANT else "remove it"
+        return self.error(f"unexpected character {character!r}; {remedy}", position)

@@ -139,6 +139,12 @@ REFUSED = {
     "half a character": (r'name: "\377"', r'1:7: name: "\377" is not UTF-8 text; save the file as UTF-8'),
     "number and letters": ("input_dim: 3px", "1:12: 3p is not a number; add a space"),
     "character": ("name = 3", "1:6: unexpected character '='; remove it"),
+    "C++ comment": ("// a net\nname: 'n'", "1:1: unexpected character '/'; a comment starts with #"),
+    "C comment": ("name: 'n' /* a net */", "1:11: unexpected character '/'; a comment starts with #"),
+    "plus": ("input_dim: +3", "1:12: unexpected character '+'; write the number without it"),
+    "curly quotes": ("name: “n”", "1:7: unexpected character '“'; write \""),
+    "wide colon": ("name： 'n'", "1:5: unexpected character '：'; write :"),
+    "no-break space": ("name:\u00a0'n'", "1:6: unexpected character '\\xa0'; write a plain space"),
     "deep": ("a{" * 101 + "}" * 101, "nested deeper than 100 brackets; is this a prototxt?"),
     "too many messages": ("layer{}" * 250_001, "over 250,000 brackets; is this a prototxt?"),
     "long number": ("input_dim: " + "9" * 5000, "a number of 5,000 characters; use up to 256"),
@@ -166,6 +172,18 @@ FILES = {
     "unknown binary": (b"\0\1\2", "a binary file, not text; give the prototxt"),
     "utf-16": ('name: "n"'.encode("utf-16"), "text in UTF-16; save it as UTF-8"),
     "string not utf-8": (b'name: "\xd6\xd0"', "is not UTF-8 text; save the file as UTF-8"),
+    "answer of a server": (
+        b"404: Not Found",
+        "x.prototxt: holds only '404: Not Found'; the server did not have the file; fetch it again",
+    ),
+    "link of Git": (
+        b"../zoo/deploy.prototxt\n",
+        "x.prototxt: holds only '../zoo/deploy.prototxt'; it is a link as Git stores it; give the file it names",
+    ),
+    "merge conflict": (
+        b'name: "n"\n<<<<<<< HEAD\nlayer { name: "a" }\n=======\nlayer { name: "b" }\n>>>>>>> other\n',
+        "x.prototxt: line 2 is the mark of a merge conflict; resolve it",
+    ),
 }
 
 

@@ -40,6 +40,15 @@ _KNOWN: dict[str, tuple[str, str]] = {
     "BBoxAccuracy": ("mean overlap of regressed boxes", f"{_CASCADE}, src/caffe/layers/bbox_accuracy_layer.cpp"),
     "FrcnnOutput": ("detections per class", f"{_CASCADE}, src/caffe/layers/frcnn_output_layer.cpp"),
     "ScaleRoute": ("assigns regions to pyramid levels", f"{_CASCADE}, src/caffe/layers/scale_route_layer.cpp"),
+    "DetectionAccuracy": (
+        "accuracy and overlap of MS-CNN's proposals",
+        f"{_MSCNN}, src/caffe/layers/detection_accuracy_layer.cpp",
+    ),
+    "SqueezeDetLoss": ("the loss of SqueezeDet", "opencv_contrib, modules/dnn_objdetect"),
+    **dict.fromkeys(
+        ("FrcnnProposal", "FrcnnProposalTarget", "FrcnnAnchorTarget", "FrcnnOhem"),
+        ("Faster R-CNN's layers, whose settings are in a JSON file", "makefile/frcnn, src/caffe/FRCNN"),
+    ),
     "DetectionLoss": (
         "forks give the name to YOLO 1's loss and to MS-CNN's",
         f"{_MSCNN} and eric612/Caffe-YOLOv3-Windows, src/caffe/layers/detection_loss_layer.cpp",
@@ -87,10 +96,14 @@ _KNOWN: dict[str, tuple[str, str]] = {
     ),
     "BatchReduction": ("reduces groups of the batch", "yjxiong/caffe, src/caffe/layers/batch_reduction_layer.cpp"),
     # Faces and metric learning.
-    "InnerDistance": ("distances to learned vectors", f"{_HAPPYNEAR}/inner_distance_layer.cpp"),
     "Hotspot": ("Gaussians at landmarks", f"{_HAPPYNEAR}/hotspot_layer.cpp"),
     "SubRegion": ("crops around landmarks", f"{_HAPPYNEAR}/sub_region_layer.cpp"),
-    "GeneralContrastive": ("a contrastive loss over all classes", f"{_HAPPYNEAR}/general_contrastive_loss_layer.cpp"),
+    **dict.fromkeys(
+        ("GeneralContrastive", "GeneralContrastiveLoss"),
+        ("a contrastive loss over all classes", f"{_HAPPYNEAR}/general_contrastive_loss_layer.cpp"),
+    ),
+    "GeneralTripletLoss": ("a triplet loss over all classes", f"{_HAPPYNEAR}/general_triplet_loss_layer.cpp"),
+    "SoftTruncation": ("a bounded activation", f"{_HAPPYNEAR}/soft_truncation_layer.cpp"),
     "PairwiseLoss": ("a loss over pairs of a batch", f"{_HAPPYNEAR}/pairwise_layer.cpp"),
     # Quantized and pruned nets.
     **dict.fromkeys(

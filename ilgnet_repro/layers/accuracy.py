@@ -66,12 +66,13 @@ uses(later_first_accuracy, label_rows)
 class Accuracy(Layer):
     """The fraction of labels whose class is among the `top_k` best; the optional second top is the accuracy per class.
 
-    CTPN's layer, which several ignore_label or a third top show, has the F1 of class 1 as third top.
+    CTPN's layer, which several ignore_label or a third top show, has the F1 of class 1 as third top.  With
+    ``min_is_better`` (happynear's Caffe) the bottom holds distances, of which the least is the best.
     """
 
     index_bottoms = (1,)
     message = "accuracy_param"
-    fields = ("top_k", "axis", "ignore_label")
+    fields = ("top_k", "axis", "ignore_label", "min_is_better")
     bottom_count = (2, 2)
     top_count = (1, 3)
     has_gradient = False
@@ -81,6 +82,8 @@ class Accuracy(Layer):
         self.ignore: int | None = self.ignored[0] if self.ignored else None
         self.dim = self.axis(self.param.axis, scores)
         self.is_ctpn = len(self.ignored) > 1 or len(self.node.tops) == 3
+        if self.is_ctpn and self.param.min_is_better:
+            raise self.error("min_is_better goes with one ignore_label and two tops at most; remove it")
         if self.is_ctpn:
             self.note = "Accuracy of CTPN's Caffe, by several ignore_label or a third top (F1 of class 1)"
         self.functions = (accuracy, class_accuracy)[: len(self.node.tops)]
@@ -96,6 +99,8 @@ class Accuracy(Layer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         scores, labels = scores.detach(), labels.detach()
+        if self.param.min_is_better:
+            scores = -scores
         top_k = self.param.top_k
         if self.is_ctpn:
             checked = labels.long()
@@ -113,6 +118,8 @@ class Accuracy(Layer):
             return graph.node("Cast", [value], to=TensorProto.FLOAT)
 
         rows, labels, counts = label_rows_onnx(graph, scores, labels, self.dim, self.ignore)
+        if self.param.min_is_better:
+            rows = graph.node("Neg", [rows])
         for label in self.ignored[1:]:
             kept = graph.node("Not", [graph.node("Equal", [labels, graph.constant(np.asarray(label))])])
             counts = graph.node("And", [counts, kept])
@@ -163,5 +170,6 @@ class Accuracy(Layer):
             rest = f"{scores}, {labels}, {self.dim}, {self.param.top_k}, {self.ignored}, {count}"
             call = f"{code.helper(later_first_accuracy)}({rest})"
             return [f"{call}[{index}]" for index in range(count)]
+        scores = f"-{scores}" if self.param.min_is_better else scores
         rest = f"{scores}, {labels}, {self.dim}, {self.param.top_k}, {self.ignore}"
         return [f"{code.helper(f)}({rest})" for f in self.functions]

@@ -45,6 +45,11 @@ def add_to_label(x: Tensor, labels: Tensor, bias: float) -> Tensor:
     return torch.where(own_class(x, labels) & (x > -bias), x + bias, x)
 
 
+def rescale_label(x: Tensor, labels: Tensor, own: float, others: float) -> Tensor:
+    """Multiply each label's value by one factor, and the others by another."""
+    return x * torch.where(own_class(x, labels), own, others).to(x.dtype)
+
+
 def add_angle(cos: Tensor, angle: float) -> Tensor:
     """Return cos(theta + angle), and cos(theta) - angle · sin(angle) where theta + angle passes pi.
 
@@ -99,6 +104,7 @@ def fork_cosine(x: Tensor) -> Tensor:
 
 
 uses(add_to_label, own_class)
+uses(rescale_label, own_class)
 uses(add_angle_to_label, own_class, add_angle)
 uses(adaptive_scale, own_class)
 uses(combined_margin, own_class)
@@ -195,6 +201,42 @@ class LabelSpecificAdd(_LabelMargin, CountsPasses):
             bias = literal(self._bias(0))
             top = f"{code.helper(add_to_label)}({x}, {labels}, {bias})"
         return [top, f"{x}.new_tensor([{bias}])"][: len(self.node.tops)]
+
+
+@register_layer("LabelSpecificRescale")
+class LabelSpecificRescale(_LabelMargin):
+    """In training the label's value times ``positive_weight`` and the others times ``negative_weight``.
+
+    In phase TEST only with ``rescale_test``.  Later versions of the layer have further fields, which are refused by name.
+    Source: happynear/caffe-windows, label_specific_rescale_layer.cpp.
+    """
+
+    message = "label_specific_rescale_param"
+    in_place = True
+    fields = ("positive_weight", "negative_weight", "rescale_test")
+    skips_negative_labels = False
+
+    @property
+    def _rescales(self) -> bool:
+        return self.is_train or self.param.rescale_test
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor]:
+        if not (self.training or self.param.rescale_test):
+            return (x,)
+        self._check_labels(x, labels)
+        return (rescale_label(x, labels, self.param.positive_weight, self.param.negative_weight),)
+
+    def onnx(self, graph: OnnxGraph, x: str, labels: str) -> list[str]:
+        if not self._rescales:
+            return [graph.node("Identity", [x])]
+        factors = [_scalar(graph, self.param.positive_weight), _scalar(graph, self.param.negative_weight)]
+        return [graph.node("Mul", [x, graph.node("Where", [self._own_onnx(graph, x, labels), *factors])])]
+
+    def source(self, code: SourceCode, x: str, labels: str) -> list[str]:
+        if not self._rescales:
+            return [x]
+        factors = f"{literal(self.param.positive_weight)}, {literal(self.param.negative_weight)}"
+        return [f"{code.helper(rescale_label)}({x}, {labels}, {factors})"]
 
 
 @register_layer("CosinAddm")

@@ -241,16 +241,17 @@ class DummyData(Layer):
 
 @register_layer("Parameter")
 class Parameter(Layer):
-    """A learned blob as a top."""
+    """A learned blob as a top; happynear's Caffe fills it by ``blob_filler``."""
 
     value: Tensor
     message = "parameter_param"
-    fields = ("shape",)
+    fields = ("shape", "blob_filler")
     bottom_count = (0, 0)
 
     def plan(self) -> LayerPlan:
         shape = tuple(self.param.shape.dim)
-        return LayerPlan([shape], [BlobSpec("value", shape)])
+        filler = self.param.blob_filler if self.param.HasField("blob_filler") else None
+        return LayerPlan([shape], [BlobSpec("value", shape, filler)])
 
     def forward(self) -> tuple[Tensor]:
         return (self.value,)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from math import prod
 
+import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
+from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
 from .support.registry import register_layer
+
+
+def limited(factors: Tensor, least: float, most: float) -> Tensor:
+    """Return the factors within limits; the gradient passes as if there were none."""
+    return factors.detach().clamp(least, most) + (factors - factors.detach())
 
 
 class Broadcast(Layer):
@@ -16,6 +23,7 @@ class Broadcast(Layer):
 
     in_place = True
     bottom_count = (1, 2)
+    is_limited = False  # whether its values are used within limits
 
     def setup(self, x: int, *given: int) -> None:
         self.is_learned = not given
@@ -69,10 +77,23 @@ class Broadcast(Layer):
 
 @register_layer("Scale")
 class Scale(Broadcast):
-    """x · weight (+ bias): both learned, or the factors from a second bottom."""
+    """x · weight (+ bias): both learned, or the factors from a second bottom.
+
+    Of happynear's Caffe (scale_layer.cpp): factors under ``min_value`` or over ``max_value`` are moved to it, and stored so
+    in training; their gradient is that of the factor itself.
+    """
 
     message = "scale_param"
-    fields = ("axis", "num_axes", "filler", "bias_term", "bias_filler")
+    fields = ("axis", "num_axes", "filler", "bias_term", "bias_filler", "min_value", "max_value")
+
+    def setup(self, x: int, *given: int) -> None:
+        super().setup(x, *given)
+        p = self.param
+        self.least = float(p.min_value) if p.HasField("min_value") else -math.inf
+        self.most = float(p.max_value) if p.HasField("max_value") else math.inf
+        self.is_limited = (self.least, self.most) != (-math.inf, math.inf)
+        if not self.least <= self.most:
+            raise self.error(f"min_value {self.least:g} must not exceed max_value {self.most:g}")
 
     def plan(self, x: Shape, *given: Shape) -> LayerPlan:
         shape = self._blob_shape(x, *given)
@@ -83,17 +104,36 @@ class Scale(Broadcast):
             blobs.append(BlobSpec("bias", shape, self.param.bias_filler))
         return LayerPlan([x], blobs, prod(x) if self.is_learned else 0)
 
+    def scales_channels(self, shape: Shape) -> bool:
+        return super().scales_channels(shape) and not self.is_limited
+
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
-        y = x * (self._aligned(*given) if given else self._learned("weight"))
+        y = x * self._factors(*given)
         return (y + self._learned("bias") if self.param.bias_term else y,)
 
+    def _factors(self, *given: Tensor) -> Tensor:
+        factors = self._aligned(*given) if given else self._learned("weight")
+        if not self.is_limited:
+            return factors
+        if not given and self.training and not torch.compiler.is_exporting():
+            with torch.no_grad():
+                self.blob("weight").clamp_(self.least, self.most)
+        return limited(factors, self.least, self.most)
+
     def onnx(self, graph: OnnxGraph, x: str, *given: str) -> list[str]:
-        y = graph.node("Mul", [x, self._values_onnx(graph, "weight", *given)])
+        factors = self._values_onnx(graph, "weight", *given)
+        if self.is_limited:
+            factors = graph.node("Max", [factors, graph.constant(numbers(self.least))])
+            factors = graph.node("Min", [factors, graph.constant(numbers(self.most))])
+        y = graph.node("Mul", [x, factors])
         return [graph.node("Add", [y, self._values_onnx(graph, "bias")]) if self.param.bias_term else y]
 
     def source(self, code: SourceCode, x: str, *given: str) -> list[str]:
         bias = f" + {self._values_source(code, 'bias')}" if self.param.bias_term else ""
-        return [f"{x} * {self._values_source(code, 'weight', *given)}{bias}"]
+        factors = self._values_source(code, "weight", *given)
+        if self.is_limited:
+            factors = f"{code.helper(limited)}({factors}, {literal(self.least)}, {literal(self.most)})"
+        return [f"{x} * {factors}{bias}"]
 
 
 @register_layer("Bias")

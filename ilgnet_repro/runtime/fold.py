@@ -158,7 +158,7 @@ def _affine_of(layer: Layer, shape: tuple[int, ...]) -> _Affine | None:
         return _batch_norm_affine(layer)
     if isinstance(layer, BN):
         return _fork_affine(layer, len(shape))
-    if isinstance(layer, Broadcast) and layer.is_learned and channels:
+    if isinstance(layer, Broadcast) and layer.is_learned and not layer.is_limited and channels:
         blob_shape = layer.blobs[0].shape
         along_channels = blob_shape == (channels,) and layer.trailing_axes == len(shape) - 2
         if blob_shape == () or along_channels:

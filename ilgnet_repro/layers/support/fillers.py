@@ -97,6 +97,14 @@ def _positive_unitball(
     return (values / values.sum(dim=1, keepdim=True)).reshape(shape)
 
 
+def _gaussian_unitball(
+    filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error
+) -> Tensor:
+    """Rows of length 1, of any direction (happynear's fork)."""
+    rows = torch.empty(shape).normal_(generator=generator).reshape(shape[0] if shape else 1, -1)
+    return (rows / rows.norm(dim=1, keepdim=True)).reshape(shape)
+
+
 def _bilinear(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:
     if len(shape) != 4 or shape[2] != shape[3]:
         raise error(f"bilinear filler needs a blob of 4 axes with a square window, not {list(shape)}")
@@ -122,6 +130,7 @@ _FILLERS = {
     "bilinear": _bilinear,
     "constant": _constant,
     "gaussian": _gaussian,
+    "gaussian_unitball": _gaussian_unitball,
     "msra": _msra,
     "positive_unitball": _positive_unitball,
     "uniform": _uniform,

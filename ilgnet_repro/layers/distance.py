@@ -26,8 +26,8 @@ class InnerDistance(Layer):
     The axes from `axis` on are one vector, those before are items.  A second bottom is the weights.  With ``normalize`` the
     rows of learned weights have length 1, and training stores them so.  ``update_center_only`` takes the labels as third
     bottom: weights get a gradient from the items of their own class only.  Older versions of the layer added a bias; it is
-    read where the text states ``bias_term: true`` or a ``bias_filler``.  In the fork the gradient of L1 counts each
-    negative difference as 1, whatever gradient arrives; it is left out.
+    read where the text states ``bias_term: true`` or a ``bias_filler``.  The fork's gradient of L1 counts each
+    negative difference as 1, whatever gradient arrives; such a net is refused in training.
     Source: happynear/caffe-windows, inner_distance_layer.cpp (NormFace; Wang et al., 2017).
     """
 
@@ -51,7 +51,8 @@ class InnerDistance(Layer):
         if p.distance_type not in ("L1", "L2"):
             raise self.error(f"distance_type {p.distance_type!r} is unknown; use L1 or L2")
         self.power = int(p.distance_type[1])
-        self.has_gradient = self.power == 2
+        if self.power == 1 and self.is_train:
+            raise self.error("distance_type L1 has no true gradient in the fork; train with L2")
         if p.transpose:
             raise self.error("transpose mixes rows and columns in the fork; store one row per output")
         if len(given) != (2 if self.own_only else min(len(given), 1)):

@@ -113,6 +113,13 @@ def test_refuses(fields, message):
         build("InnerDistance", [(3, 6)], f"inner_distance_param {{ {fields} }}")
 
 
+def test_l1_is_not_trained():
+    body = 'type: "InnerDistance" inner_distance_param { num_output: 4 distance_type: "L1" }'
+    message = "op (InnerDistance): distance_type L1 has no true gradient in the fork; train with L2"
+    with pytest.raises(LayerError, match=re.escape(message)):
+        one_layer(body, (3, 6), phase="TRAIN")
+
+
 def test_refuses_rows_of_another_length():
     message = "op (InnerDistance): weights [4, 5] must have one row per output, of 6 values"
     with pytest.raises(LayerError, match=re.escape(message)):

@@ -102,7 +102,7 @@ def _gaussian_unitball(
 ) -> Tensor:
     """Rows of length 1, of any direction (happynear's fork)."""
     rows = torch.empty(shape).normal_(generator=generator).reshape(shape[0] if shape else 1, -1)
-    return (rows / rows.norm(dim=1, keepdim=True)).reshape(shape)
+    return (rows / rows.square().sum(dim=1, keepdim=True).sqrt()).reshape(shape)
 
 
 def _bilinear(filler: pb.FillerParameter, shape: Shape, generator: Generator, error: Error) -> Tensor:

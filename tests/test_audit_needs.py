@@ -187,6 +187,14 @@ def test_each_phase_and_stage_of_a_text_is_audited(text, main_state, others) -> 
     assert audit(parse_net(text), others=False).others == ()
 
 
+def test_a_text_of_many_stages_is_tried_with_a_few() -> None:
+    """Each further one would take an audit of the whole text."""
+    many = "".join(feeds(staged("include", f"s{index}"), f"n{index}") for index in range(30))
+    found = audit(parse_net(many + feeds(staged("include", "deploy"), "in") + LAYERS))
+    assert (found.problems, found.stages) == ((), ("deploy",))
+    assert [one.stages for one in found.others] == [(f"s{index}",) for index in range(7)]
+
+
 def test_the_other_states_are_a_line_each(tmp_path, capsys) -> None:
     (tmp_path / "n.prototxt").write_text(STATES["a loss that is unknown in TRAIN"][0])
     assert main(["audit", str(tmp_path / "n.prototxt")]) == 0

@@ -11,6 +11,7 @@ from .dummy_inputs import computed_elsewhere, unwritten_bottoms
 from .phase_rules import is_included, net_state
 
 _FIRST = ("deploy",)  # the stage of a net that is used, not trained
+_MOST = 8  # sets of stages that are tried; DIGITS' nets name three
 
 
 @dataclass(frozen=True)
@@ -53,4 +54,4 @@ def _stages(net: pb.NetParameter) -> list[tuple[str, ...]]:
     """Return the stages that the rules name together, that of a net that is used first, in the order of the text."""
     named = [tuple(rule.stage) for layer in net.layer for rule in (*layer.include, *layer.exclude)]
     named = [stages for stages in dict.fromkeys(named) if stages]
-    return sorted(named, key=lambda stages: stages != _FIRST)
+    return sorted(named, key=lambda stages: stages != _FIRST)[:_MOST]

@@ -252,6 +252,9 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
         "min": low, "max": high, "mean": mean, "deviation": sqrt(squares / count) if count else None,
         "histogram": [],
     }  # fmt: skip
+    for key in ("mean", "deviation"):  # beyond double precision
+        if found[key] is not None and not isfinite(found[key]):
+            found[key] = None
     if low is not None and high is not None and isfinite(high - low):
         ends = (low, high) if low < high else (low - 0.5, low + 0.5)
         counts = sum((np.histogram(part, BINS, ends)[0] for part in parts()), np.zeros(BINS, np.int64))

@@ -15,7 +15,7 @@ The branches of a net are the bottoms B of a Concat, each a part of its top T.  
     share_B = |value_B| / sum over all branches of |value|
     rest    = y - sum over all branches of value
 
-Where what follows the Concat is made of dense layers, convolutions and ReLU, as in ILGNet, y is the sum of the values and of
+Where what follows the Concat is made of dense layers, convolutions and ReLU, y is the sum of the values and of
 what the biases of these layers add, which is ``rest``; elsewhere a value is the first term of a Taylor series.
 """
 

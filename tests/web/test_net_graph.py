@@ -110,9 +110,9 @@ def test_the_command_draws_every_form(files: list[str], folder: Path, monkeypatc
         (["deploy.prototxt", "--svg", "deploy.prototxt"], "deploy.prototxt"),
         (["deploy.prototxt", "deploy.prototxt", "--svg", "a.svg"], "give one prototxt and one weights file"),
         (["gone.prototxt", "--svg", "a.svg"], "gone.prototxt"),
-        (["deploy.prototxt"], "--svg"),
+        (["deploy.prototxt", "--svg", "a.svg", "--port", "8001"], "--svg"),
     ],
-    ids=["overwrites its input", "two prototxts", "absent", "no output"],
+    ids=["overwrites its input", "two prototxts", "absent", "a page too"],
 )
 def test_the_command_refuses_in_one_line(
     arguments: list[str], message: str, folder: Path, monkeypatch, capsys

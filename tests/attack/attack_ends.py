@@ -71,6 +71,19 @@ snapshot_prefix: "out/s" random_seed: 3
 CHAIN = SOLVER.replace("max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 3")
 
 IMAGES = ["--pictures", "images", "--list", "list.txt"]
+FEATURES = ["--model", "gsfl", "--data", "features", "--folder", "features"]
+MODEL = [
+    "train",
+    *FEATURES,
+    "--epochs",
+    "2",
+    "--batch-size",
+    "6",
+    "--option",
+    "groups=2",
+    "--option",
+    "hidden=4",
+]
 OWN = ["test", "own", "--weights", "net.caffemodel", *IMAGES, "--mean-value", "100", "--resize", "20", "--batch-size", "2"]  # fmt: skip
 
 # Every command, small.  Results go below out/, which is empty before.
@@ -111,10 +124,38 @@ COMMANDS: dict[str, list[str]] = {
     "caffe test arrays": ["caffe", "test", "-model", "net.prototxt", "-weights", "net.caffemodel", "-iterations", "2", "-arrays", "data.npz"],
     "caffe convert_imageset": ["caffe", "convert_imageset", "-resize_height=20", "-resize_width=20", "images/", "list.txt", "out/db"],
     "caffe compute_image_mean": ["caffe", "compute_image_mean", "db", "out/mean.binaryproto"],
+    "score cache": ["score", "images", "--weights", "net.caffemodel", "--mean-value", "9", "--cache", "out/kept.db", "--out", "out/s.csv"],
+    "view": ["view", "net.caffemodel", "--svg", "out/net.svg"],
+    "features": ["features", "db", "--weights", "net.caffemodel", "--mean-value", "9", "--blob", "fc", "--out", "out/f.npz"],
+    "features lmdb": ["features", "good.txt", "--root", "images/", "--weights", "net.caffemodel", "--mean-value", "9", "--blob", "fc", "--out", "out/f"],
+    "finetune": ["finetune", "classes", "--out", "out/tuned", "--size", "16", "--batch", "2", "--epochs", "1", "--prepare"],
+    "train model": [*MODEL, "--out", "out/run"],
+    "test model": ["test", *FEATURES, "--weights", "run/gsfl.safetensors", "--out", "out/figures"],
+    "lmdb labels": ["lmdb", "labels", "db", "values.txt", "out/labels"],
+    "lmdb from-leveldb": ["lmdb", "from-leveldb", "leveldb", "out/copied"],
+    "caffe draw_net": ["caffe", "draw_net", "net.prototxt", "out/net.svg"],
+    "caffe extract_features": ["caffe", "extract_features", "start.caffemodel", "train.prototxt", "f", "out/feat", "1", "lmdb"],
+    "caffe run": ["caffe", "run", "script.py"],
+    "caffe device_query": ["caffe", "device_query"],
+    "caffe upgrade_net_proto_text": ["caffe", "upgrade_net_proto_text", "net.prototxt", "out/up.prototxt"],
+    "caffe upgrade_net_proto_binary": ["caffe", "upgrade_net_proto_binary", "net.caffemodel", "out/up.caffemodel"],
+    "caffe upgrade_solver_proto_text": ["caffe", "upgrade_solver_proto_text", "solver.prototxt", "out/up.prototxt"],
     "caffe time": ["caffe", "time", "-model", "net.prototxt", "-iterations", "2"],
 }  # fmt: skip
 # What a run that stops may leave, for the next one to resume.
-RESUMED = ("db.partial", "journal.csv", "s_log", "log")
+RESUMED = (
+    "db.partial",
+    "journal.csv",
+    "s_log",
+    "log",
+    "run",
+    "tuned",
+    "kept.db",
+    "kept.db-wal",
+    "kept.db-shm",
+    "kept.db-journal",
+)
+WITHOUT_ROW = (("demo",),)  # converts, scores and tests a full-size net by the other commands: minutes
 
 
 @dataclass
@@ -137,7 +178,9 @@ def preload() -> None:
                    "aesthetics.partition_scores", "aesthetics.ava_partition", "aesthetics.partition_checks",
                    "aesthetics.synthetic_task", "aesthetics.run_check", "aesthetics.download", "reading.lmdb_export",
                    "reading.sheet_page", "reading.lmdb_check", "train.loop", "train.best_weights", "train.curves",
-                   "train.one_run", "caffe_tool.test", "caffe_tool.time"):  # fmt: skip
+                   "train.one_run", "caffe_tool.extract", "caffe_tool.upgrade", "features", "score_cache", "web.net_graph", "pycaffe.draw",
+                   "finetune.plan", "aesthetics.model_runs.train", "aesthetics.model_runs.finish", "aesthetics.model_runs.evaluate",
+                   "reading.leveldb_convert", "reading.lmdb_labels", "caffe_tool.test", "caffe_tool.time"):  # fmt: skip
         importlib.import_module(f"ilgnet_repro.{module}")
 
 
@@ -231,6 +274,7 @@ def fixtures(root: Path) -> None:
         cv2.imwrite(str(root / f"images/{number}.png"), rng.integers(0, 256, (24, 28, 3), np.uint8))
     (root / "images/3.png").write_bytes(b"broken")
     (root / "list.txt").write_text("".join(f"{number}.png {number % 2}\n" for number in range(4)))
+    (root / "good.txt").write_text("".join(f"{number}.png {number % 2}\n" for number in range(3)))
     (root / "labels.txt").write_text("n01 low\nn02 high\n")
     (root / "exclude.txt").write_text("5\n7.jpg\n")
     (root / "caffe.log").write_text("I0101 00:00:00.000000 1 caffe.cpp:313] Batch 0, accuracy = 0.5\n")
@@ -253,13 +297,40 @@ def fixtures(root: Path) -> None:
     (root / "net.caffemodel").write_bytes(net.SerializeToString())
     for name in ("net.caffemodel", "net.prototxt"):
         shutil.copy(root / name, root / "more/a" / name)
+    (root / "values.txt").write_text("".join(f"{number}.png {number + 0.5}\n" for number in range(4)))
+    (root / "script.py").write_text("import caffe\nprint(sorted(caffe.layer_type_list())[:2])\n")
+    for number in range(4):
+        (root / "classes" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(
+            str(root / f"classes/{'ab'[number % 2]}/{number}.png"),
+            rng.integers(0, 256, (20, 24, 3), np.uint8),
+        )
+    (root / "features").mkdir()
+    for split in ("train", "test"):
+        names, labels = np.array([f"{split}{row}" for row in range(24)]), np.arange(24) % 3
+        values = (rng.normal(0, 1, (24, 6)) + labels[:, None]).astype(np.float32)
+        np.savez(root / f"features/{split}.npz", key=names, label=labels, fc=values)
+    write_leveldb(root / "leveldb")
     np.savez(root / "data.npz", data=rng.normal(0, 1, (2, 3, 16, 16)).astype(np.float32))
     for argv in (["lmdb", "make", "images/", "list.txt", "db"], ["mean", "db", "mean.binaryproto"], ["mean", "mean.binaryproto", "mean.npy"],
                  ["convert", "net.caffemodel"], ["partition", "ava1", "AVA.txt", "--out", "lists", "--seed", "1", "--val-sizes", "3", "3", "--scores", "scores.csv"],
-                 [*OWN, "--out", "t"], ["train", "--solver", "other.prototxt"]):  # fmt: skip
+                 [*MODEL, "--out", "run"], [*OWN, "--out", "t"], ["train", "--solver", "other.prototxt"]):  # fmt: skip
         end = start(argv, root)
         assert end.status == 0, (argv, end.err)
     shutil.copy(root / "snap/s_iter_4.caffemodel", root / "start.caffemodel")
+
+
+def write_leveldb(folder: Path) -> None:
+    """Write a small LevelDB, where its library is installed; an empty folder otherwise, which is refused."""
+    try:
+        import plyvel
+    except ImportError:
+        folder.mkdir()
+        return
+    base = plyvel.DB(str(folder), create_if_missing=True)
+    for number in range(3):
+        base.put(b"%08d_x" % number, b"value%d" % number)
+    base.close()
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -323,7 +394,9 @@ FAULTY = (
     "partition check",
     "test check",
     "lmdb check",
-)  # end with 1: the images are so
+    "score cache",
+    "lmdb from-leveldb",
+)  # end with 1: the images are so, or a library is not there
 
 
 def whole_runs(place: Place) -> Callable[[str, list[str]], Whole]:
@@ -471,14 +544,22 @@ def parsers(
             yield from parsers(child, (*path, name))
 
 
+def commands_without_row() -> list[str]:
+    """Return the commands that `COMMANDS` does not run."""
+    return [
+        " ".join(path)
+        for path, _ in parsers(cli.build_parser())
+        if path not in WITHOUT_ROW and not any(tuple(argv[: len(path)]) == path for argv in COMMANDS.values())
+    ]
+
+
 def options(root: Path, rng: random.Random) -> Iterator[Case]:
     """Each option of each parser, with values that nobody means."""
     covered = set()
     for path, parser in parsers(cli.build_parser()):
         calls = [argv for argv in COMMANDS.values() if tuple(argv[: len(path)]) == path]
-        if path in (("demo",), ("caffe", "run")):  # minutes; the user's own code
+        if not calls or path == ("caffe", "run"):  # the user's own code
             continue
-        calls = calls or [[*path, "db", "out/x"]]
         for action in parser._actions:
             if not action.option_strings or action.nargs == 0 or action.choices:
                 continue
@@ -663,6 +744,8 @@ def attack(
     names: list[str], seed: int, every: int, show: Callable[[str], None] = lambda text: None
 ) -> dict[str, tuple[int, list[str]]]:
     """Run the groups; for each the number of cases and the defects."""
+    if missing := commands_without_row():
+        raise SystemExit(f"no row in COMMANDS for: {', '.join(missing)}")
     preload()
     found = {}
     with tempfile.TemporaryDirectory(prefix="ends_") as temporary:

@@ -1,6 +1,6 @@
 """kill -9 (and SIGTERM, SIGINT) at random moments: outputs must be whole or absent, and resumed runs equal.
 
-    python attack_kill.py --ilgnet ilgnet --rounds 20 --seed 1 --work FOLDER [--only convert,lmdb,...]
+    python attack_kill.py --ilgnet ilgnet --rounds 20 --seed 1 --work FOLDER [--only convert,lmdb,...] [--small]
 
 ``python`` must be one that has ilgnet_repro (for the fixtures).  Jobs: convert (five formats), lmdb make, lmdb
 export, mean, sheet, partition, test --resume, train --resume latest, caffe train -snapshot; two processes at
@@ -39,7 +39,8 @@ def defect(text: str) -> None:
     print("DEFECT", text, flush=True)
 
 
-def fixtures(root: Path) -> None:
+def fixtures(root: Path, *, is_small: bool = False) -> None:
+    """Write the inputs; small ones for a few kills in seconds."""
     from ilgnet_repro.schema import caffe_pb2 as pb
 
     def net(path: Path, fc: int) -> None:
@@ -63,12 +64,12 @@ def fixtures(root: Path) -> None:
                 blob.data.extend(rng.normal(0, 0.05, shape).astype(np.float32).ravel().tolist())
         path.write_bytes(message.SerializeToString())
 
-    net(root / "big.caffemodel", 6000)  # 98 MB
+    net(root / "big.caffemodel", 60 if is_small else 6000)  # 98 MB
     net(root / "small.caffemodel", 8)
     rng = np.random.default_rng(1)
     (root / "pics").mkdir()
     rows = []
-    for i in range(1500):
+    for i in range(90 if is_small else 1500):
         data = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
         (root / f"pics/{i:04d}.png").write_bytes(
             b"broken" if i % 97 == 5 else cv2.imencode(".png", data)[1].tobytes()
@@ -76,7 +77,8 @@ def fixtures(root: Path) -> None:
         rows.append(f"{i:04d}.png {i % 2}")
     (root / "list.txt").write_text("\n".join(rows) + "\n")
     ava = [
-        " ".join(map(str, [i + 1, i + 1, *rng.integers(1, 60, 10).tolist(), 0, 0, 1])) for i in range(60000)
+        " ".join(map(str, [i + 1, i + 1, *rng.integers(1, 60, 10).tolist(), 0, 0, 1]))
+        for i in range(600 if is_small else 60000)
     ]
     (root / "AVA.txt").write_text("\n".join(ava) + "\n")
     (root / "train.prototxt").write_text(
@@ -500,13 +502,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", help="a folder for the work (default: a temporary one)")
     parser.add_argument("--only", default="", help="names of jobs, commas between; also: signals, two")
+    parser.add_argument("--small", action="store_true", help="small inputs, for a few kills in seconds")
     parser.add_argument("--leftovers-fail", action="store_true")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="kill_", dir=args.work))
     rng = random.Random(args.seed)
     only = [name for name in args.only.split(",") if name]
     try:
-        fixtures(root)
+        fixtures(root, is_small=args.small)
         reset(root)
         for rows, database in (("list.txt", "traindb"), ("pass.txt", "passdb")):
             finish([args.ilgnet, "lmdb", "make", "pics/", rows, database], root, "fixture")

@@ -1,4 +1,4 @@
-"""The severe faults of the first attack, by commands and public names only. usage: attack_severe.py [--seed N]
+"""The severe faults of the first attack, by commands and public names only. usage: attack_severe.py [--seed N] [--every N]
 Each case runs in a folder of its own; prints what fell; exits 0 only when nothing did."""
 
 # Long lines are tables of hostile inputs; each closure runs in the pass of the loop that made it.
@@ -21,7 +21,8 @@ from attack_ends import preload, start
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 seed = int(sys.argv[sys.argv.index("--seed") + 1]) if "--seed" in sys.argv else 1
-r, fails, done = random.Random(seed), [], 0
+every = int(sys.argv[sys.argv.index("--every") + 1]) if "--every" in sys.argv else 1
+r, fails, listed, done = random.Random(seed), [], 0, 0
 preload()
 
 
@@ -50,7 +51,10 @@ def forked(work):
 
 def case(name):
     def decorate(f):
-        global done
+        global listed, done
+        listed += 1
+        if (listed - seed) % every:
+            return
         done += 1
         with tempfile.TemporaryDirectory() as t:
             try:

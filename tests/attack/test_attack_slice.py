@@ -7,30 +7,56 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from places import ROOT
 
-SCRIPT = Path(__file__).with_name("attack_fuzz.py")
-ENDS = SCRIPT.with_name("attack_ends.py")
+FOLDER = Path(__file__).parent
+LEAST = {"formats": 50, "layers": 50, "lmdb": 50, "datum": 50, "resumes": 10}
 
 
-@pytest.mark.parametrize(("groups", "least"), [("formats,layers,lmdb,datum", 50), ("resumes", 10)])
-def test_no_defects(groups, least):
+def attack(script: str, *options: str) -> str:
+    """Run a script; return what it prints."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--only", groups, "--cases", "300", "--seconds", "5", "--seed", "3"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    for group in groups.split(","):
-        cases = re.search(rf"^{group}: ([\d,]+) cases, 0 defects", done.stdout, re.MULTILINE)
-        assert cases and int(cases[1].replace(",", "")) >= least, done.stdout
-
-
-def test_commands_under_bad_conditions():
-    """Kills, limits on files, broken streams, wrong inputs and options out of range, one case of 150."""
-    done = subprocess.run(
-        [sys.executable, ENDS, "--every", "150", "--seed", "3"],
+        [sys.executable, FOLDER / script, *options],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"^([\d,]+) cases in 6 groups, 0 defects$", done.stdout, re.MULTILINE)[1]) >= 15
+    return done.stdout
+
+
+def test_no_defects():
+    out = attack(
+        "attack_fuzz.py", "--only", ",".join(LEAST), "--cases", "300", "--seconds", "4", "--seed", "3"
+    )
+    for group, least in LEAST.items():
+        cases = re.search(rf"^{group}: ([\d,]+) cases, 0 defects", out, re.MULTILINE)
+        assert cases and int(cases[1].replace(",", "")) >= least, out
+
+
+def test_commands_under_bad_conditions():
+    """Kills, limits on files, broken streams, wrong inputs, options out of range: a case of 300; no command is missing."""
+    out = attack("attack_ends.py", "--every", "300", "--seed", "3")
+    assert int(re.search(r"^([\d,]+) cases in 6 groups, 0 defects$", out, re.MULTILINE)[1]) >= 12
+
+
+def test_processes_that_are_killed():
+    """Two kill -9 of a command in a process of its own, and a run to the end."""
+    ilgnet = Path(sys.executable).with_name("ilgnet")
+    options = [
+        "--ilgnet",
+        str(ilgnet),
+        "--small",
+        "--only",
+        "mean",
+        "--rounds",
+        "2",
+        "--seed",
+        "3",
+        "--leftovers-fail",
+    ]
+    out = attack("attack_kill.py", *options)
+    assert re.search(r"^1 jobs, 2 signals .* 0 hidden left-overs, .* 0 defects$", out, re.MULTILINE), out
+
+
+def test_severe_faults_of_before():
+    out = attack("attack_severe.py", "--every", "12", "--seed", "3")
+    assert re.search(r"^severe cases: (\d+) of \1 hold$", out, re.MULTILINE), out

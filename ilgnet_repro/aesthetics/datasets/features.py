@@ -78,5 +78,8 @@ def _read(path: Path) -> Rows:
         if names is not None
         else [f"{path.stem}:{row}" for row in range(len(labels))]
     )
-    flat = np.ascontiguousarray(features.reshape(len(features), -1), np.float32)
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(features.reshape(len(features), -1), np.float32)
+    if not np.isfinite(flat).all():
+        raise DataError(f"{path}: {blobs[0]} holds values beyond float32; compute it again")
     return Rows(tuple(keys), {"label": labels.astype(np.int64)}, inputs=flat)

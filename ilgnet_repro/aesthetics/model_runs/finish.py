@@ -58,7 +58,7 @@ def open_trained(path: str | os.PathLike[str]) -> TrainedFile:
     try:
         training = parse_json(model.extra_metadata[_TRAINED])
         factor, data = float(training["factor"]), str(training["data"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(wrong) from error
     recipe = dataclasses.replace(RECIPES[model.name], whole=False)
     how = model.about.preprocessing

@@ -155,7 +155,8 @@ RESUMED = (
     "kept.db-shm",
     "kept.db-journal",
 )
-WITHOUT_ROW = (("demo",),)  # converts, scores and tests a full-size net by the other commands: minutes
+# demo runs a full-size net through the other commands, for minutes; serve ends only when it is stopped.
+WITHOUT_ROW = (("demo",), ("serve",))
 
 
 @dataclass

@@ -30,6 +30,7 @@ FORMAT = 1  # of a kept choice
 LARGEST_FILE = 1 << 16
 SECONDS = 0.25  # for each candidate, after a first run
 FEWEST_RUNS, MOST_RUNS = 3, 50
+NEAR = 1.3  # times the shortest: candidates that are measured once more, since other programs lengthen single runs
 # The largest difference from the exact net, over the blob's largest value where that is over 1, of a candidate: float32
 # is still float32, and the probabilities of the others are those of the net.
 MOST = {"float32": 1e-3, "float16": 5e-3, "int8": 5e-3}
@@ -206,18 +207,34 @@ def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Can
         log(f"engine: {settings.precision} and float16 move the values too far; float32 is measured")
         exact_weights = replace(settings, precision="float32")
         return _measure(net, exact_weights, batches, candidates("float32"), log)
+    best = _shortest(runners, batches[0])
+    near = {one: runner for one, runner in runners.items() if best[one] <= NEAR * min(best.values())}
+    if len(near) > 1:
+        for one, seconds in _shortest(near, batches[0], in_a_row=3).items():
+            best[one] = min(best[one], seconds)
+    fastest = min(best, key=lambda one: best[one])
+    return Choice(fastest, {str(one): 1000 * seconds for one, seconds in best.items()}, runners[fastest])
+
+
+def _shortest(
+    runners: Mapping[Candidate, Runner], batch: Mapping[str, Tensor], in_a_row: int = 1
+) -> dict[Candidate, float]:
+    """Return the seconds of each candidate's shortest run, taken in turns of some runs ``in_a_row``.
+
+    In a row, as a net is used, all but the first run find the weights in the processor's caches.
+    """
     best = dict.fromkeys(runners, float("inf"))
     spent = dict.fromkeys(runners, 0.0)
     for turn in range(MOST_RUNS):
         for one, runner in runners.items():
-            if turn >= FEWEST_RUNS and spent[one] > SECONDS:
+            if turn * in_a_row >= FEWEST_RUNS and spent[one] > SECONDS:
                 continue
-            start = time.perf_counter()
-            runner(batches[0])
-            seconds = time.perf_counter() - start
-            best[one], spent[one] = min(best[one], seconds), spent[one] + seconds
-    fastest = min(best, key=lambda one: best[one])
-    return Choice(fastest, {str(one): 1000 * seconds for one, seconds in best.items()}, runners[fastest])
+            for _ in range(in_a_row):
+                start = time.perf_counter()
+                runner(batch)
+                seconds = time.perf_counter() - start
+                best[one], spent[one] = min(best[one], seconds), spent[one] + seconds
+    return best
 
 
 def _furthest(exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
+.PHONY: demo test browser serve-load check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -20,9 +20,19 @@ demo: $(READY)
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
+# The browser of tests/web: Debian's chromium, where apt can install it; without it those tests are skipped with their reason.
+BROWSER_SECONDS ?= 55
+browser:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then echo "a browser is installed"; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		timeout $(BROWSER_SECONDS) sh -c "apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium" \
+			>/dev/null 2>&1 </dev/null && echo "chromium is installed" \
+			|| echo "chromium was not installed in $(BROWSER_SECONDS) s: install it as root by apt-get install chromium"; \
+	else echo "chromium is missing: install it as root by apt-get install chromium"; fi
+
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models serve-load
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -89,6 +99,10 @@ deployed: $(READY)
 		OMP_NUM_THREADS=1 $(RUN) $(SHARED)/tools/check_deployed.py $(SHARED)/golden/deployed \
 			--forms torch,fast,onnx,python,fold,safetensors; \
 	else echo "skipped: the deployed nets are not in $(SHARED)"; fi
+
+# Two hundred uploads to `ilgnet serve` at the same time, and the growth of its memory.
+serve-load: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_serve.py --check
 
 # Two converters by others, as witnesses for `ilgnet compare`; without their dependencies, which would
 # replace onnx and torch.

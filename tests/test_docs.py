@@ -33,6 +33,7 @@ WITHOUT_QUOTES = {
     "docs/consumers.md": "`make consumers`, which writes its table",
     "docs/model_experiments.md": "benchmarks/bench_models.py, which writes it",
     "docs/model_results.md": "tests/aesthetics/test_model_runs.py, from the published figures and ours",
+    "docs/page.md": "tests/web, in a browser",
     "docs/zoo.md": "benchmarks/zoo_agreement.py, which writes it",
 }
 

@@ -54,6 +54,13 @@ class Record(BaseModel):
     notes: list[str] | None = None
 
 
+class BranchShare(BaseModel):
+    """The share of a branch of the net in the value."""
+
+    name: str
+    share: float
+
+
 class HeatMap(BaseModel):
     """Where in an image the net finds what speaks for a value of its output."""
 
@@ -63,6 +70,7 @@ class HeatMap(BaseModel):
     index: int
     score: float | None
     region: list[float] = Field(description="what the net sees, as fractions: left, top, width, height")
+    branches: list[BranchShare] = Field(description="of the last Concat: what each kind of its bottoms adds")
     values: list[list[float]] = Field(description="rows from the top, from 0 to 1")
 
 

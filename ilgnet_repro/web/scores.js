@@ -286,7 +286,7 @@
       item.rank,
       element("td", { role: "cell" }, element("div", { class: "image" }, thumb, element("span", {}, item.name))),
       ...nets.map((net, index) => element("td", { role: "cell", class: `value net-${index}` },
-        item.numbers[index], element("div", { class: "meter", "aria-hidden": "true" }, item.meters[index]), item.meanings[index])),
+        nets.length > 1 ? element("span", { class: "of" }, net.name) : null, item.numbers[index], element("div", { class: "meter", "aria-hidden": "true" }, item.meters[index]), item.meanings[index])),
       item.gap);
   }
 
@@ -321,6 +321,7 @@
     find("next").disabled = place < 0 || place >= ordered.length - 1;
     find("panes").replaceChildren(...nets.map((net, index) => pane(item, net, index)));
     if (!find("detail").open) find("detail").showModal();
+    if (!find("detail").contains(document.activeElement)) find("close").focus(); // a disabled button loses the focus
   }
 
   const move = (step) => {
@@ -359,7 +360,7 @@
       stage.append(heatCanvas(heat));
       const about = nets[index].random ? " The weights are random, so it means nothing." : "";
       status.textContent = `Grad-CAM at ${heat.blob}: what speaks for value ${heat.index} of ${heat.output}.${about}`;
-      const shares = branchShares(heat, index);
+      const shares = branchShares(heat);
       stage.parentElement.querySelector(".branches")?.remove();
       if (shares) status.after(shares);
     } catch (error) {
@@ -370,10 +371,10 @@
 
   // The share of each branch of the net in the value, where the server gives it.
   function branchShares(heat) {
-    if (!heat.branches) return null;
-    const names = Object.entries(heat.branches);
-    return element("ul", { class: "bars branches", "aria-label": "share of the branches in the score" },
-      ...names.map(([name, value]) => bar(name, value, `${(100 * value).toFixed(1)} %`)));
+    if (!heat.branches.length) return null;
+    return element("div", { class: "branches" }, element("p", { class: "small soft" }, "Share of each branch in the score"),
+      element("ul", { class: "bars", "aria-label": "share of each branch in the score" },
+        ...heat.branches.slice(0, 8).map(({ name, share }) => bar(name, share, `${(100 * share).toFixed(1)} %`))));
   }
 
   // A map from nothing over amber to red; the strength is the canvas's own opacity.
@@ -514,8 +515,8 @@
     find("previous").addEventListener("click", () => move(-1));
     find("next").addEventListener("click", () => move(1));
     find("detail").addEventListener("close", () => open?.button.focus());
-    find("detail").addEventListener("keydown", (event) => {
-      if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+    document.addEventListener("keydown", (event) => {
+      if (!find("detail").open || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
       if (event.key === "ArrowLeft") move(-1);
       if (event.key === "ArrowRight") move(1);
     });

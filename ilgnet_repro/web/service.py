@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .. import opencv as cv2
 from ..about import About
 from ..engines.fast import FastNet
 from ..errors import DataError, IlgnetError, excerpt, printable
-from ..gradcam import grad_cam, spatial_blobs
+from ..gradcam import branch_shares, concat_layers, grad_cam, heat_map_blobs
 from ..reading.images import encode_image
 from ..reading.parallel import cores
 from ..reading.photos import decode_photo
@@ -47,6 +48,22 @@ class Served:
         exact = net.exact if isinstance(net, FastNet) else net
         return exact if isinstance(exact, CaffeNet) else None
 
+    @cached_property
+    def heat_blobs(self) -> tuple[str, ...]:
+        """The blobs that a heat map can be taken at; none where the net has no gradients or no output to choose."""
+        try:
+            return () if self.caffe is None else heat_map_blobs(self.caffe)
+        except IlgnetError:
+            return ()
+
+    @cached_property
+    def has_branches(self) -> bool:
+        """Whether what the branches of the net add to its score can be told apart."""
+        try:
+            return self.caffe is not None and bool(concat_layers(self.caffe))
+        except IlgnetError:
+            return False
+
     @property
     def about(self) -> About:
         """What is known of its weights and of the preparation of its images."""
@@ -75,7 +92,7 @@ class Served:
             "raw_pixels": self.scorer.raw_pixels,
             "notes": [printable(note) for note in about.notes],
             "parameters": None if caffe is None else sum(blob.numel() for blob in caffe.parameters()),
-            "blobs": [] if caffe is None else [printable(name) for name in spatial_blobs(caffe)],
+            "blobs": list(self.heat_blobs),
         }
 
 
@@ -150,7 +167,9 @@ class Service:
         with self.working():
             photo = decode_photo(read(), None, name, raw_pixels=net.scorer.raw_pixels)
             with self.running():
-                heat = grad_cam(caffe, np.ascontiguousarray(photo.pixels[:, :, :3]), blob)
+                pixels = np.ascontiguousarray(photo.pixels[:, :, :3])
+                heat = grad_cam(caffe, pixels, blob)
+                shares = branch_shares(caffe, pixels).by_kind() if net.has_branches else {}
         values = smaller(heat.values)
         largest = float(values.max(initial=0.0))
         scaled = values / largest if largest > 0 and math.isfinite(largest) else np.zeros_like(values)
@@ -161,6 +180,11 @@ class Service:
             "index": heat.index,
             "score": heat.score if math.isfinite(heat.score) else None,
             "region": region(net.about),
+            "branches": [
+                {"name": printable(branch), "share": share}
+                for branch, share in shares.items()
+                if math.isfinite(share)
+            ],
             "values": [[round(float(value), 3) for value in row] for row in scaled],
         }
 

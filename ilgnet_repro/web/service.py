@@ -58,7 +58,7 @@ class Served:
 
     @cached_property
     def has_branches(self) -> bool:
-        """Whether what the branches of the net add to its score can be told apart."""
+        """Whether the score can be divided among branches of the net."""
         try:
             return self.caffe is not None and bool(concat_layers(self.caffe))
         except IlgnetError:

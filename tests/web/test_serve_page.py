@@ -232,6 +232,7 @@ def test_the_page_by_keyboard(opened: Any) -> None:
     playwright.expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     files = page.get_by_label("Choose images")
     files.focus()
+    playwright.expect(files).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(

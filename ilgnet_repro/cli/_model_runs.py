@@ -208,7 +208,11 @@ def _silent(text: str) -> None:
 
 
 def _start_from(trainer: Any, weights: str) -> None:
-    """Load ``[PART=]FILE[,...]`` into the model: its own file, or a published backbone's into a part of it."""
+    """Load ``[PART=]FILE[,...]`` into the model: its own file, or a published backbone's into a part of it.
+
+    A part's file may also be a caffemodel: its images are prepared as Caffe's were from then on.
+    """
+    from ..aesthetics.models.caffe_trunks import start_from_caffe
     from ..aesthetics.models.pretrained import load_named, load_published
     from ..caffe.kinds import Kind, expect
     from ..files import file_sha256
@@ -219,9 +223,15 @@ def _start_from(trainer: Any, weights: str) -> None:
         part, separator, name = given.partition("=")
         if not separator or os.path.exists(given):
             part, name = "", given
-        expect(name, Kind.SAFETENSORS, what="weights of a model of scores (.safetensors)")
+        caffe = (Kind.CAFFEMODEL, Kind.CAFFEMODEL_H5) if part else ()
+        what = (
+            "weights of a backbone (.safetensors, .caffemodel)"
+            if part
+            else "weights of a model of scores (.safetensors)"
+        )
+        kind = expect(name, Kind.SAFETENSORS, *caffe, what=what)
 
-        def load(model: Any, part: str = part, name: str = name) -> None:
+        def load(model: Any, part: str = part, name: str = name, kind: Kind = kind) -> None:
             if not part:
                 load_named(model, open_safetensors(name).tensors, name)
                 return
@@ -230,7 +240,10 @@ def _start_from(trainer: Any, weights: str) -> None:
                 raise IlgnetError(
                     f"--weights {part}={name}: the model has no part {part!r}; it has {', '.join(parts)}"
                 )
-            load_published(getattr(model, part), name)
+            if kind is Kind.SAFETENSORS:
+                load_published(getattr(model, part), name)
+            else:
+                start_from_caffe(model, part, name)
 
         digests.append(f"{part}={file_sha256(name)}")
         trainer.start_from(load, ",".join(digests))

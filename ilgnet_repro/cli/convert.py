@@ -31,9 +31,10 @@ from ._parser import CommandParser
 if TYPE_CHECKING:
     from ..about import Source
     from ..caffe.kinds import Kind
-    from ..export.convert import ConversionReport
+    from ..export.report import ConversionReport
     from ..export.saving import SaveOptions
     from ..reading.preprocessing import Preprocessing
+    from ..runtime.model import Model
     from ..runtime.net import CaffeNet
 
 FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino")
@@ -53,6 +54,7 @@ _EPILOG = """examples:
   ilgnet convert bvlc_googlenet.caffemodel --to onnx --precision int8 --pictures a.jpg b.jpg
   ilgnet convert net.caffemodel --prototxt deploy.prototxt --to python,pt2
   ilgnet convert trained.safetensors --to caffemodel,hdf5 --out caffe
+  ilgnet convert nima.safetensors --to onnx,pt2 --verify onnxruntime,openvino
   ilgnet convert models more/x.caffemodel --to onnx --out onnx
   ilgnet convert all_in_one.caffemodel --prototxt all_in_one.prototxt --stage deploy --to onnx
 
@@ -369,7 +371,7 @@ def _blobs(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",")) if given else ()
 
 
-def _preprocessing(args: argparse.Namespace, net: CaffeNet) -> Preprocessing | None:
+def _preprocessing(args: argparse.Namespace, net: CaffeNet | Model) -> Preprocessing | None:
     """The preprocessing that the options state, for the size of the net's image input."""
     return read_preprocessing(
         args, next((shape for name in net.inputs if len(shape := net.shapes[name]) == 4), None)
@@ -413,7 +415,12 @@ def print_report(report: ConversionReport) -> None:
             ("release", _release(source)),
         ]
     rows += [
-        ("net", f"{report.net} from {report.prototxt}, phase {report.phase}"),
+        (
+            "net",
+            f"{report.net} from {report.prototxt}, phase {report.phase}"
+            if report.prototxt
+            else f"model {report.net}",
+        ),
         ("layers", f"{report.layers}, {report.parameters:,} parameters"),
         ("outputs", ", ".join(report.outputs)),
         ("images", _preprocessing_text(report.preprocessing)),

@@ -18,6 +18,7 @@ _EPILOG = """examples:
   torchrun --nproc-per-node 2 tools/train.py --solver solver.prototxt --resume latest
   ilgnet train --model tanet --data tad66k --folder labels --pictures images --weights places=resnet18_places365.safetensors
   ilgnet train --model nima --option backbone=mobilenet_v2 --data ava --folder ava --pictures ava/images --resume latest
+  ilgnet train --model attributes --data aadb --folder aadb --weights backbone=VGG_ILSVRC_16_layers.caffemodel
 
 Paths in the solver are relative to the current folder, as in Caffe, or to the solver's own if its net is not
 found there. With torchrun the batch of the prototxt is that of all processes together. See docs/training.md."""
@@ -35,7 +36,8 @@ def add_parser(subparsers: Any) -> None:
         "--weights",
         default="",
         metavar="W[,W]",
-        help="weights to fine-tune from (.caffemodel, .caffemodel.h5, .safetensors), copied by layer name",
+        help="weights to fine-tune from (.caffemodel, .caffemodel.h5, .safetensors), copied by layer name; with --model "
+        "its own file, or PART=FILE, a backbone's (.safetensors; .caffemodel for vgg16, mobilenet_v1 and inception_v2)",
     )
     add(
         "--resume",

@@ -12,7 +12,7 @@ import torch
 from ..caffe.kinds import Kind, expect_or_named
 from ..engines.fast import fast
 from ..errors import IlgnetError
-from ..runtime.load import load_caffe
+from ..runtime.load import is_model_file, load_caffe, load_model_file
 from ..runtime.net import CaffeNet
 from ..runtime.pt2_file import read_pt2
 from ..runtime.python_names import argument_name
@@ -37,6 +37,8 @@ def open_backend(spec: str, choices: TextChoices | None = None) -> Backend:
         )
         raise IlgnetError(f"{path}: no such file{named}")
     opener = _REFERENCE_TOOLS[tool] if is_tool else _opener(path)
+    if opener is _open_caffe and is_model_file(path):
+        opener = _open_model
     choices = choices or TextChoices()
     if choices.engine is not None and opener is not _open_caffe:
         raise IlgnetError(
@@ -81,6 +83,20 @@ def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
     )
     backend = replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
     return backend if choices.engine is None else _in_engine(backend, net, choices.engine)
+
+
+def _open_model(spec: str, path: Path, choices: TextChoices) -> Backend:
+    model = load_model_file(path)
+    inputs = tuple(Input(name, model.shapes[name]) for name in model.inputs)
+
+    def run(given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
+        with torch.inference_mode():
+            found = model(
+                {name: torch.from_numpy(np.asarray(value)) for name, value in given.items()}, blobs=wanted
+            )
+        return {name: value.numpy() for name, value in found.items()}
+
+    return Backend(spec, "safetensors", inputs, model.outputs, run)
 
 
 def _in_engine(backend: Backend, net: CaffeNet, engine: str) -> Backend:

@@ -20,6 +20,7 @@ from ..precisions import check_engine, check_weights_precision
 from ..prepare_images import PrepareOptions, prepare
 from ..runtime.calls import wanted_blobs
 from ..runtime.difference import differ
+from ..runtime.model import Model
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet, expect_caffe_net
 from ..runtime.runnable import FileNet, TensorNet, tensor_net
@@ -36,7 +37,7 @@ OTHER_RUNNERS = 4  # kept for blobs other than the outputs, and for sizes other 
 
 
 def fast(
-    net: CaffeNet | FileNet,
+    net: CaffeNet | FileNet | Model,
     precision: str = "float32",
     *,
     engine: str = "auto",
@@ -94,8 +95,12 @@ def fast(
     return made
 
 
-def _expect_fit(net: CaffeNet | FileNet) -> CaffeNet:
+def _expect_fit(net: CaffeNet | FileNet | Model) -> CaffeNet:
     """Return a net that can be made fast.  Raises GraphError for any other."""
+    if isinstance(net, Model):
+        raise GraphError(
+            f"model {net.name}: is no Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
+        )
     net = expect_caffe_net(net, "made fast")
     if net.graph.phase != "TEST":
         raise GraphError(

@@ -5,74 +5,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..about import About, Source
+from ..about import About
 from ..errors import IlgnetError
-from ..files import parse_json, real_path, staged_results
+from ..files import real_path, staged_results
 from ..known import ScoreAt
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
 from ..runtime.find import stem_of
-from ..runtime.load import load_caffe
+from ..runtime.load import LoadOptions, is_model_file, load_caffe, load_model_file
+from ..runtime.model import Model
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from ..signatures import shows_options
 from .consumers import check_verifier
 from .formats import Format, check_options, find_format, read_options
+from .model_convert import convert_model
 from .publish import check_replacing, create_folder, is_same_file, publish
 from .quantization_deviation import Deviation, measure_deviation
+from .report import ConversionReport, Written
 from .saving import Options, Progress, SaveOptions, Saving, make_saving
 from .verify import Verification, verify_files, verify_in_consumer
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Written:
-    """One file that a conversion wrote."""
-
-    format: str
-    path: str
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """The result of `convert`."""
-
-    source: Source | None
-    net: str
-    prototxt: str
-    phase: str
-    layers: int
-    parameters: int
-    outputs: tuple[str, ...]
-    extra_layers: tuple[str, ...]  # in the file but not in the net; Caffe ignores them too
-    notes: tuple[str, ...]
-    written: tuple[Written, ...]
-    verified: tuple[Verification, ...]
-    preprocessing: str | None
-    deviations: tuple[Deviation, ...] = ()  # of quantized weights, per output
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether every verified file returned the original's outputs."""
-        return all(check.is_equal for check in self.verified)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            **asdict(self),
-            "source": self.source.to_json() if self.source else None,
-            "preprocessing": parse_json(self.preprocessing) if self.preprocessing else None,
-            "verified": [{**asdict(check), "equal": check.is_equal} for check in self.verified],
-        }
 
 
 @shows_options(SaveOptions, Options)
@@ -91,7 +51,7 @@ def convert(
     allow_missing: Collection[str] = (),
     crop: str | None = None,
     sha256: bool = False,
-    preprocessing: Preprocessing | Callable[[CaffeNet], Preprocessing | None] | None = None,
+    preprocessing: Preprocessing | Callable[[CaffeNet | Model], Preprocessing | None] | None = None,
     labels: Sequence[str] = (),
     score: str = "",
     pictures: Sequence[PathLike] = (),
@@ -105,19 +65,23 @@ def convert(
     ``preprocessing`` (a value, or a function of the net) replaces the known one, as do ``labels``, the classes of an
     output, and ``score``, the output that is the score ("blob", or "blob:index" of one with several values).  The
     deviation of quantized weights (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other
-    options are those of `load`
-    and `save`.  Raises IlgnetError for anything wrong with the input.
+    options are those of `load` and `save`.  A file of a `Model` is converted to the formats that `save` has for it.
+    Raises IlgnetError for anything wrong with the input.
     """
     images = pictures  # the keyword keeps its name
     source = Path(weights)
     chosen = read_options(options)
     formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
-    check_options(formats, chosen)
+    is_model = is_model_file(source)
+    if not is_model:
+        check_options(formats, chosen)
     consumers = _consumers(verify, formats)
-    net = load_caffe(
-        source, prototxt=prototxt, phase=phase, level=level, stages=stages, input_shapes=input_shapes,
-        ignore_fields=ignore_fields, allow_missing=allow_missing, crop=crop, sha256=sha256,
-    )  # fmt: skip
+    loading: LoadOptions = {
+        "prototxt": prototxt, "phase": phase, "level": level, "stages": stages, "input_shapes": input_shapes,
+        "ignore_fields": ignore_fields, "allow_missing": allow_missing, "crop": crop, "sha256": sha256,
+    }  # fmt: skip
+    net: CaffeNet | Model
+    net = load_model_file(source, **loading) if is_model else load_caffe(source, **loading)
     if callable(preprocessing) and not isinstance(preprocessing, Preprocessing):
         preprocessing = preprocessing(net)
     if preprocessing is not None:
@@ -127,6 +91,10 @@ def convert(
     folder = Path(out) if out is not None else source.parent
     stem = stem_of(source)
     _check_names(source, [format_.path(folder, stem) for format_ in formats])
+    if isinstance(net, Model):
+        return convert_model(
+            net, source, formats, chosen, folder, stem, verify=bool(verify), consumers=consumers, progress=progress
+        )  # fmt: skip
     saving = make_saving(net, chosen, progress)
     results = "+".join([stem, *sorted(one.name for one in formats)])  # other formats may be written meanwhile
     with create_folder(folder), staged_results(folder, results, option="out") as stage:
@@ -145,9 +113,9 @@ def convert(
     return _report(net, replace(saving, notes=(*saving.notes, *extra_notes)), written, checks, deviations)
 
 
-def _stated(net: CaffeNet, labels: tuple[str, ...], score: str) -> dict[str, Any]:
+def _stated(net: CaffeNet | Model, labels: tuple[str, ...], score: str) -> dict[str, Any]:
     """What is known of a net by the caller's labels and score.  Raises IlgnetError where no output has such values."""
-    counts = {name: prod(net.shapes[name][1:]) for name in net.outputs}
+    counts = {name: prod(length or 1 for length in net.shapes[name][1:]) for name in net.outputs}
     shown = ", ".join(f"{name} of {count}" for name, count in counts.items())
     stated: dict[str, Any] = {}
     if labels:

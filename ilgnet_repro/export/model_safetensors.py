@@ -12,10 +12,10 @@ from ..runtime.model_file import model_metadata
 from ..runtime.net_file import FORMAT, MEAN_TENSOR
 from ..runtime.safetensors_file import write_safetensors
 from ..version import __version__
-from .saving import Progress
+from .saving import Options, Progress
 
 
-def write(model: Model, path: Path, progress: Progress = None) -> list[Path]:
+def write(model: Model, path: Path, options: Options, progress: Progress = None) -> list[Path]:
     """Write one file, from which `load` makes the same model; weights of other types are stored as float32."""
     tensors: dict[str, np.ndarray | torch.Tensor] = {}
     for name, value in model.state_dict().items():

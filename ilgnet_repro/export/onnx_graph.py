@@ -164,12 +164,15 @@ class OnnxWriter:
         weight = quantized_blob(self._layer, name)
         if weight is not None:
             return self._dequantized(self._unused(initializer), weight)
-        blob = self._layer.blob(name).detach()
-        key = (blob.data_ptr(), tuple(blob.shape))
-        if blob.numel() and key in self._parameters:
+        return self.weight(initializer, self._layer.blob(name).detach())
+
+    def weight(self, name: str, values: torch.Tensor) -> str:
+        """Store weights as an initializer, shared ones once; return its name."""
+        key = (values.data_ptr(), tuple(values.shape))
+        if values.numel() and key in self._parameters:
             return self._parameters[key]
-        initializer = self._parameters[key] = self._unused(initializer)
-        self.weights[initializer] = blob.float().cpu()
+        initializer = self._parameters[key] = self._unused(name)
+        self.weights[initializer] = values.float().cpu()
         return initializer
 
     def shape(self, value: str) -> tuple[int | None, ...]:
@@ -180,6 +183,10 @@ class OnnxWriter:
         if not isinstance(length, int):
             raise self._needs_fixed_size()
         return length
+
+    def value_named(self, blob: str) -> str:
+        """Return the handle of a blob's value."""
+        return self._blob_values.get(blob, blob)
 
     def value_of(self, name: str) -> np.ndarray | None:
         """Return the constant of that name; None for other values."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -14,21 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import IlgnetError
-from ..files import deferred_file, json_text, utf8_path
+from ..files import utf8_path
 from ..layers.support.base import Shape
 from ..process import environment
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from ..runtime.pt2_file import METADATA_FILE, check_members
+from ..runtime.pt2_file import check_members
 from ..runtime.python_names import Names, argument_name
 from ..runtime.runnable import FileNet, Runnable
 from ..runtime.seeded_inputs import draw_inputs
 from .formats import Format
 from .open_shapes import BATCH, Dims, open_shapes, other_shapes
 from .pt2_guards import FixedLengthError, GuardWatch
+from .pt2_program import LARGEST_BATCH, reason_of, with_arguments, without_samples, write_program
 from .saving import Saving
-
-LARGEST_BATCH = 1 << 14
 
 
 class _ByName(nn.Module):
@@ -37,26 +35,19 @@ class _ByName(nn.Module):
     def __init__(self, net: CaffeNet, names: dict[str, str], watch: GuardWatch) -> None:
         super().__init__()
         self.layers = _named_layers(net)
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.values()])
 
-        def forward(*values: Tensor, **named: Tensor) -> dict[str, Tensor]:
-            given = signature.bind(*values, **named).arguments
-            inputs = {blob: given[name] for blob, name in names.items()}
+        def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             watch.start(inputs)
             return net.run(inputs, with_loss=False).blobs
 
-        vars(forward)["__signature__"] = signature  # torch.export reads it through inspect
-        self.forward = forward
+        self.forward = with_arguments(names, run)
 
 
 def write(saving: Saving, path: Path) -> list[Path]:
     """``STEM.pt2``: ``torch.export.load(path).module()(data=x)`` returns the outputs by Caffe's names."""
     options = saving.options
     program = export(saving.net, dynamic_size=options.dynamic_size, open_batch=options.batch is None)
-    with deferred_file(path) as raw, io.BufferedWriter(raw) as file:
-        torch.export.save(program, file, extra_files={METADATA_FILE: json_text(saving.metadata())})
-    return [path]
+    return write_program(path, program, saving.metadata())
 
 
 def export(
@@ -109,7 +100,7 @@ def export(
     except FixedLengthError:
         raise
     except Exception as error:  # torch raises many kinds, UserError and its own assertions among them
-        reason = _reason(error)
+        reason = reason_of(error)
         if "onstraints violated" in reason:
             reason = "it fixes a length that should stay open"
         if watch.layer is not None:
@@ -119,20 +110,7 @@ def export(
         raise IlgnetError(
             f"net {net.graph.name!r} cannot be exported by torch.export: {reason}; {remedy}", option=option
         ) from error
-    program.example_inputs = None
-    # The paths of source files would make the file's bytes depend on where this package is installed.
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    return program
-
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of torch's message, without the code and the advice that follow it."""
-    text = re.sub(r"\s+", " ", str(error))
-    text = re.split(
-        r" \(unhinted| \(Size-like| consider using| Caused by|! For more| For more information", text
-    )[0]
-    return text.strip(" .!")[:200] or type(error).__name__
+    return without_samples(program)
 
 
 def _remedy(dynamic_size: bool, open_batch: bool, net: CaffeNet) -> tuple[str, str]:

@@ -91,8 +91,7 @@ def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Veri
     with torch.inference_mode(), as_loaded(reference):
         expected = reference(inputs)
         found = format_.reopen(paths, saving)(given)
-    shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
-    return compare(paths[0], expected, found, f"seed {SEED}: {shown}")
+    return compare(paths[0], expected, found, f"seed {SEED}: {show_inputs(given)}")
 
 
 def verify_in_consumer(consumer: str, format_: Format, saving: Saving, path: Path) -> Verification:
@@ -104,6 +103,13 @@ def verify_in_consumer(consumer: str, format_: Format, saving: Saving, path: Pat
     given, inputs = format_.feed(saving, seeded_inputs(reference, saving.options.batch or BATCH))
     with torch.inference_mode(), as_loaded(reference):
         expected = reference(inputs)
+    return compare_in_consumer(consumer, path, given, expected)
+
+
+def compare_in_consumer(
+    consumer: str, path: Path, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> Verification:
+    """Let a consumer run an ONNX file on these inputs.  Raises IlgnetError where it cannot, or computes otherwise."""
     arrays = {name: value.numpy() for name, value in given.items()}
     (ran,) = run_consumer(consumer, [Job(path, arrays, list(expected))])
     if ran.outputs is None:
@@ -112,8 +118,7 @@ def verify_in_consumer(consumer: str, format_: Format, saving: Saving, path: Pat
             "or leave it out",
             option="verify",
         )
-    shown = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
-    check = compare(path, expected, ran.outputs, f"seed {SEED}: {shown}")
+    check = compare(path, expected, ran.outputs, f"seed {SEED}: {show_inputs(given)}")
     if check.differs:
         raise IlgnetError(
             f"{path.name}: {consumer} {ran.version} computes output {check.blob!r} otherwise than the net, {check.how}; "
@@ -121,6 +126,11 @@ def verify_in_consumer(consumer: str, format_: Format, saving: Saving, path: Pat
             option="verify",
         )
     return replace(check, file=f"{path.name} in {consumer} {ran.version}")
+
+
+def show_inputs(given: Mapping[str, torch.Tensor]) -> str:
+    """Return the names and shapes of inputs as text."""
+    return ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in given.items())
 
 
 def compare(

@@ -18,7 +18,7 @@ from ..caffe.graph_build import Choices, choose_graph
 from ..caffe.kinds import Kind, expect_or_named
 from ..caffe.named_files import NamedFiles
 from ..caffe.upgrade import upgrade_net
-from ..errors import GraphError, WeightsError
+from ..errors import GraphError, IlgnetError, WeightsError
 from ..known import assumed, find_model, identify
 from ..layers.loss import InfogainLoss
 from ..layers.support.base import Layer, Shape
@@ -99,14 +99,30 @@ def load(
         "ignore_fields": tuple(ignore_fields), "allow_missing": allow_missing, "crop": crop,
         "carry_state": carry_state, "sha256": sha256,
     }  # fmt: skip
-    if kind is Kind.SAFETENSORS and MODEL in (metadata := read_metadata(path)) and NET not in metadata:
-        _refuse_all(path, "a model and no Caffe net", chosen)
-        return load_model(path)
+    if kind is Kind.SAFETENSORS and is_model_file(path):
+        return load_model_file(path, **chosen)
     if kind in _OTHER_ENGINES:
         _refuse_all(path, kind.value, chosen)
         net: FileNet = import_module(f"{__package__}.{_OTHER_ENGINES[kind]}").open_net(Path(path))
         return net
     return _load_caffe(path, kind, **chosen)
+
+
+def is_model_file(path: PathLike) -> bool:
+    """Return whether a file holds a model that is no Caffe net; False for one that cannot be read."""
+    try:
+        if expect_or_named(path, *_LOADED, what="a net with its weights") is not Kind.SAFETENSORS:
+            return False
+        metadata = read_metadata(path)
+    except IlgnetError:
+        return False
+    return MODEL in metadata and NET not in metadata
+
+
+def load_model_file(path: PathLike, **options: Unpack[LoadOptions]) -> Model:
+    """Load a model that is no Caffe net like `load`; no option applies to it."""
+    _refuse_all(path, "a model and no Caffe net", options)
+    return load_model(path)
 
 
 def _refuse_all(path: PathLike, what: str, chosen: LoadOptions) -> None:

@@ -53,12 +53,22 @@ class Model(nn.Module):
         return tuple(self._widths)
 
     @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of an input row: of an image, as it is prepared for the model."""
+        how = self.about.preprocessing
+        return self._row if how is None or len(self._row) != IMAGE_AXES else (self._row[0], *how.size)
+
+    @property
     def shapes(self) -> dict[str, OpenShape]:
         """The shapes of its input and outputs; images may have other sizes."""
         return {
-            self.input_name: (None, *self._row),
+            self.input_name: (None, *self.row),
             **{name: (None, width) for name, width in self._widths.items()},
         }
+
+    def for_inference(self) -> Model:
+        """Return the model without what only training needs: itself, unless a subclass has such parts."""
+        return self
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""

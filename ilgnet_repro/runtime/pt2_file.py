@@ -58,22 +58,22 @@ _FORMATS = {
 }
 _STRIDED = 7
 
-# The ATen operators that Caffe's layers are exported to: all return new values and touch no file.
+# The ATen operators that Caffe's layers and the models are exported to: all return new values and touch no file.
 _ATEN = """
-    __and__ __or__ _assert_tensor_metadata _log_softmax _softmax _to_copy abs adaptive_avg_pool2d adaptive_max_pool2d
-    add alias amax amin arange argmax argmin avg_pool1d avg_pool2d avg_pool3d batch_norm
+    __and__ __or__ _assert_tensor_metadata _log_softmax _softmax _to_copy abs adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_max_pool2d add alias amax amin arange argmax argmin avg_pool1d avg_pool2d avg_pool3d batch_norm
     binary_cross_entropy_with_logits bitwise_and bitwise_not bitwise_or bmm cat ceil chunk clamp clamp_max clamp_min
     clone constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos
     cumsum detach div dropout einsum elu embedding eq exp expand expand_as fill flatten flip floor floor_divide full
-    full_like gather ge gelu group_norm gt hardtanh index index_select isnan layer_norm le leaky_relu lerp lift_fresh_copy
-    linear linspace log log1p log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max
-    max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mm movedim mul narrow
-    native_group_norm ne neg new_full new_ones new_zeros numpy_T one_hot ones ones_like pad permute pixel_shuffle pow prelu
-    prod promote_types reciprocal relu relu6 remainder repeat repeat_interleave reshape round rsqrt rsub scalar_tensor
-    scatter scatter_add select sigmoid sign silu sin slice softmax softplus sort split split_with_sizes sqrt square squeeze
-    stack std std_mean sub sum sym_numel sym_size t tanh tensor_split threshold tile to topk transpose true_divide
-    unbind unflatten unfold unsqueeze upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros
-    zeros_like
+    full_like gather ge gelu group_norm gt hardtanh index index_select isnan layer_norm le leaky_relu lerp
+    lift_fresh_copy linalg_vector_norm linear linspace log log1p log_softmax logical_and logical_not logical_or
+    logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid
+    min minimum mm movedim mul narrow native_group_norm ne neg new_full new_ones new_zeros numpy_T one_hot ones
+    ones_like pad permute pixel_shuffle pow prelu prod promote_types reciprocal relu relu6 remainder repeat
+    repeat_interleave reshape round rsqrt rsub scalar_tensor scatter scatter_add select sigmoid sign silu sin slice
+    softmax softplus sort split split_with_sizes sqrt square squeeze stack std std_mean sub sum sym_numel sym_size t
+    tanh tensor_split threshold tile to topk transpose true_divide unbind unflatten unfold unsqueeze
+    upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros zeros_like
 """
 OPERATORS = frozenset(_ATEN.split())
 # Arithmetic on sizes.

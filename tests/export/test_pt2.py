@@ -16,7 +16,8 @@ from zoo_weights import drawn_net, narrow_text
 
 import ilgnet_repro as ir
 from ilgnet_repro.errors import IlgnetError
-from ilgnet_repro.export.to_pt2 import METADATA_FILE, export
+from ilgnet_repro.export.to_pt2 import export
+from ilgnet_repro.runtime.pt2_file import METADATA_FILE
 
 # Run where this package cannot be imported: an import of it ends the program.
 ALONE = """

@@ -13,9 +13,9 @@ from torch import Tensor
 from ... import opencv as cv2
 from ...errors import DataError
 from ...reading.parallel import ordered_map
-from ...reading.preprocessing import read_bgr
+from ...reading.preprocessing import Preprocessing, read_bgr
 from ..datasets.splits import Rows
-from ..models.backbones import DEVIATION, MEAN
+from ..models.backbones import IMAGENET
 
 LEAST_PER_PROCESS = 2  # batch statistics need two rows
 
@@ -44,7 +44,8 @@ def check_batches(count: int, batch: int, processes: int) -> None:
 class Inputs:
     """Reads a split's inputs: images by their paths, or the features of the rows.
 
-    ``size`` is the side of the input, ``resize`` that of the image before the crop.
+    ``size`` is the side of the input, ``resize`` that of the image before the crop; ``how`` states the model's order of
+    channels, mean, scale and deviation.
     """
 
     rows: Rows
@@ -52,10 +53,7 @@ class Inputs:
     size: int = 224
     resize: int = 256
     workers: int = 0
-    _normal: tuple[np.ndarray, np.ndarray] = field(
-        default=(np.array(MEAN, np.float32)[:, None, None], np.array(DEVIATION, np.float32)[:, None, None]),
-        repr=False,
-    )
+    how: Preprocessing = field(default=IMAGENET, repr=False)
 
     def training(self, batches: Sequence[np.ndarray], seed: int, epoch: int) -> Iterator[Tensor]:
         """Yield the inputs of each batch, cropped and mirrored at random by seed, epoch and row."""
@@ -92,9 +90,12 @@ class Inputs:
         return self.normalized(part[:, ::-1] if mirrored else part)
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
-        """Return RGB (height, width, 3) from 0 to 255 as the models take it: float32 (3, height, width)."""
-        mean, deviation = self._normal
-        prepared: np.ndarray = (
-            pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - mean
-        ) / deviation
+        """Return RGB (height, width, 3) from 0 to 255 as the model takes it: float32 (3, height, width)."""
+        how = self.how
+        ordered = pixels.transpose(2, 0, 1)[:: -1 if how.order == "BGR" else 1].astype(np.float32)
+        mean, deviation = (
+            np.asarray(values or default, np.float32).reshape(-1, 1, 1)
+            for values, default in ((how.mean_value, (0.0,)), (how.deviation, (1.0,)))
+        )
+        prepared: np.ndarray = (ordered - mean) * np.float32(how.scale) / deviation
         return prepared

@@ -14,6 +14,7 @@ import torch
 
 from ...errors import DataError
 from ...files import atomic_file, csv_text, from_csv_text, json_text
+from ...runtime.model import Model
 from ..datasets.splits import Dataset, contamination, locate_images
 from ..datasets.text_tables import read_columns
 from ..model_results import PublishedScores, find_published
@@ -60,7 +61,7 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: torch.nn.Module,
+    model: Model,
     task: Task,
     recipe: Recipe,
     dataset: Dataset,
@@ -76,7 +77,7 @@ def evaluate_model(
     """Run a model on a split and return its figures; ``trained_on`` are (data, image) pairs that it was trained on."""
     rows = dataset.split(split)
     paths = [] if rows.inputs is not None else locate_images(dataset, split, images)
-    inputs = tested_inputs(recipe, rows, paths, workers)
+    inputs = tested_inputs(recipe, rows, paths, workers, model.about.preprocessing)
     predicted, loss = predict(model, task, inputs, batch, device or torch.device("cpu"), progress)
     warned = contamination(trained_on or [], dataset, split)
     shared = [note for note in dataset.notes if f"images of {split} are in" in note]

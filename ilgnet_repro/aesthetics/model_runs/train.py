@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from ...errors import DivergedError, SolverError
 from ...files import atomic_file, csv_text
+from ...reading.preprocessing import Preprocessing
 from ...runtime.model import Model
 from ...staging import claimed
 from ...train.distributed import ProcessGroup
 from ...train.signals import Requests
 from ..datasets.splits import Dataset, Rows
+from ..models.backbones import IMAGENET
 from ..models.gsfl import Gsfl
 from .batches import Inputs, check_batches, epoch_batches
 from .predict import predict
@@ -94,11 +97,12 @@ class ModelTrainer:
         self.train_rows, self.val_rows = dataset.split("train"), dataset.split("val")
         check_batches(len(self.train_rows), settings.batch, self.group.world)
         found = paths or {}
-        self.train_inputs = Inputs(
-            self.train_rows, found.get("train", ()), recipe.size, recipe.resize, settings.workers
-        )
-        self.val_inputs = tested_inputs(recipe, self.val_rows, found.get("val", ()), settings.workers)
         self.model = task.create(settings.seed)
+        how = self.model.about.preprocessing or IMAGENET
+        self.train_inputs = Inputs(
+            self.train_rows, found.get("train", ()), recipe.size, recipe.resize, settings.workers, how
+        )
+        self.val_inputs = tested_inputs(recipe, self.val_rows, found.get("val", ()), settings.workers, how)
         task.prepare(self.model, self.train_rows, settings.seed)
         self.model.to(device)
         self.optimizer = make_optimizer(self.model, recipe)
@@ -136,9 +140,16 @@ class ModelTrainer:
         }
 
     def start_from(self, load: Callable[[nn.Module], None], digest: str) -> None:
-        """Start from other weights: ``load`` puts them into the model, ``digest`` says which they are."""
+        """Start from other weights: ``load`` puts them into the model, ``digest`` says which they are.
+
+        Images are prepared from then on as the model states, which may be otherwise than before.
+        """
         load(self.model)
         self._check_groups()
+        how = self.model.about.preprocessing or IMAGENET
+        self.train_inputs, self.val_inputs = (
+            dataclasses.replace(one, how=how) for one in (self.train_inputs, self.val_inputs)
+        )
         self.run["weights"] = digest
 
     def _check_groups(self) -> None:
@@ -299,10 +310,18 @@ class ModelTrainer:
 
 
 def tested_inputs(
-    recipe: Recipe, rows: Rows, paths: list[Path] | tuple[Path, ...], workers: int = 0
+    recipe: Recipe,
+    rows: Rows,
+    paths: list[Path] | tuple[Path, ...],
+    workers: int = 0,
+    how: Preprocessing | None = None,
 ) -> Inputs:
-    """Return the inputs of rows that are tested: images resized whole, or their centre, as the recipe says."""
-    return Inputs(rows, paths, recipe.size, recipe.size if recipe.whole else recipe.resize, workers)
+    """Return the inputs of rows that are tested: images resized whole, or their centre, as the recipe says.
+
+    ``how`` is the model's preprocessing.
+    """
+    resize = recipe.size if recipe.whole else recipe.resize
+    return Inputs(rows, paths, recipe.size, resize, workers, how or IMAGENET)
 
 
 def digest_rows(rows: Rows) -> str:

@@ -1,7 +1,7 @@
 """Backbones by the parameter names of the published weights: ResNet-18, MobileNet v1 and v2, VGG-16, BN-Inception.
 
-Each is built for ImageNet or Places365 classes and has a ``features`` method: N x 3 x H x W in RGB, divided by 255 and
-normalized with ImageNet's mean and deviation, to N x `channels`.  Sources of the names: torchvision (ResNet-18,
+Each is built for ImageNet or Places365 classes and has a ``features_of`` method: N x 3 x H x W, prepared as its ``how``
+states, to N x `channels`.  Sources of the names: torchvision (ResNet-18,
 MobileNet v2, VGG-16), the PyTorch port of BN-Inception's Caffe net (Inception v2); MobileNet v1, which has none, has the
 names of its Caffe net.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -26,19 +27,28 @@ MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 
 
-def about_images(score: ScoreAt | None, *, resize: int = 224) -> About:
-    """Return what is known of a model of 224 x 224 images: they are resized to ``resize``, and the centre is taken."""
-    how = Preprocessing(
-        (224, 224), "crop", (resize, resize), "RGB", tuple(255 * value for value in MEAN),
-        deviation=tuple(255 * value for value in DEVIATION),
-    )  # fmt: skip
-    return About(how, score=score)
+# How images are prepared for weights of ImageNet's state dicts.
+IMAGENET = Preprocessing(
+    (224, 224), "crop", (224, 224), "RGB", tuple(255 * value for value in MEAN),
+    deviation=tuple(255 * value for value in DEVIATION),
+)  # fmt: skip
+# For weights of BN-Inception, which stem from Caffe: so its PyTorch port states it too.
+BN_INCEPTION = Preprocessing((224, 224), "crop", (224, 224), "BGR", (104.0, 117.0, 128.0))
+
+
+def about_images(score: ScoreAt | None, *, resize: int = 224, how: Preprocessing = IMAGENET) -> About:
+    """Return what is known of a model of 224 x 224 images: they are resized to ``resize``, and the centre is taken.
+
+    ``how`` states the order of channels, mean and scale of the model's backbone.
+    """
+    return About(replace(how, resize=(resize, resize)), score=score)
 
 
 class Backbone(nn.Module):
     """A classification network whose last hidden features others build on."""
 
     channels: ClassVar[int]  # of `features`
+    how: ClassVar[Preprocessing] = IMAGENET  # that its published weights were trained with
     least_side: ClassVar[int] = 32  # pixels
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -274,6 +284,7 @@ class InceptionV2(Backbone):
     """
 
     channels = 1024
+    how = BN_INCEPTION
     # Module: channels of 1x1; of 3x3 and its reduction; of the double 3x3 and its reduction; of the pool's projection,
     # 0 for none; the pool.  Modules without 1x1 halve the plane.  Table of the paper's appendix.
     inception_modules: ClassVar[dict[str, tuple[int, tuple[int, int], tuple[int, int], int, str]]] = {

@@ -117,6 +117,8 @@ class Gsfl(Model):
 
     def for_inference(self) -> Gsfl:
         """Return the same head without the shared encoder and the decoder, which inference does not need."""
+        if not self.is_decomposed:
+            return self
         made = Gsfl(self.features, self.classifier.out_features, 1, hidden=self.hidden, is_decomposed=False)
         made.discriminative.load_state_dict(self.discriminative.state_dict())
         made.classifier.load_state_dict(self.classifier.state_dict())

@@ -12,6 +12,7 @@ whose convolutions have neither bias nor scale.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ...known import ScoreAt
@@ -32,13 +33,14 @@ class Nima(Model):
 
     def __init__(self, backbone: str = "mobilenet_v1") -> None:
         score = ScoreAt("score", 0, "mean score", "distribution")
+        built = BACKBONES[backbone](classes=BINS)
         super().__init__(
-            about_images(score, resize=256),
+            about_images(score, resize=256, how=built.how),
             (3, 224, 224),
             {"distribution": BINS, "score": 1},
             backbone=backbone,
         )
-        self.backbone = BACKBONES[backbone](classes=BINS)
+        self.backbone = built
         # The classification layer of the backbone gives way to NIMA's own.
         name = next(reversed(dict(self.backbone.named_children())))
         replaced = getattr(self.backbone, name)
@@ -53,5 +55,5 @@ class Nima(Model):
 
 def mean_of(distribution: Tensor) -> Tensor:
     """Return the mean score, N x 1, of N x B shares, bin k for score k + 1."""
-    scores = distribution.new_tensor(range(1, distribution.shape[1] + 1))
+    scores = torch.arange(1, distribution.shape[1] + 1, dtype=distribution.dtype, device=distribution.device)
     return (distribution * scores).sum(1, keepdim=True)

@@ -84,7 +84,7 @@ class InnerDistance(Layer):
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)
         items = flat.reshape(-1, flat.shape[-1])
-        rows = given[0].flatten(1) if given else self._rows()
+        rows = given[0].flatten(1) if given else self._rows(stores=self.training)
         distances = inner_distance(items, rows, self.power)
         if self.own_only:
             own = given[1].reshape(-1, 1).long() == torch.arange(rows.shape[0], device=x.device)
@@ -92,11 +92,11 @@ class InnerDistance(Layer):
         top = distances.reshape(*flat.shape[:-1], rows.shape[0])
         return (top + self.blob("bias") if self.has_bias else top,)
 
-    def _rows(self) -> Tensor:
+    def _rows(self, *, stores: bool) -> Tensor:
         weight = self.blob("weight")
         if not self.is_normalized:
             return weight
-        if self.training and not torch.compiler.is_exporting():
+        if stores and not torch.compiler.is_exporting():
             with torch.no_grad():
                 weight.copy_(unit_rows(weight))
             return weight

@@ -108,14 +108,14 @@ class Scale(Broadcast):
         return super().scales_channels(shape) and not self.is_limited
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
-        y = x * self._factors(*given)
+        y = x * self._factors(*given, stores=self.training)
         return (y + self._learned("bias") if self.param.bias_term else y,)
 
-    def _factors(self, *given: Tensor) -> Tensor:
+    def _factors(self, *given: Tensor, stores: bool) -> Tensor:
         factors = self._aligned(*given) if given else self._learned("weight")
         if not self.is_limited:
             return factors
-        if not given and self.training and not torch.compiler.is_exporting():
+        if not given and stores and not torch.compiler.is_exporting():
             with torch.no_grad():
                 self.blob("weight").clamp_(self.least, self.most)
         return limited(factors, self.least, self.most)

@@ -179,7 +179,7 @@ NetOf = Annotated[Served, Depends(_net)]
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 def page(site: SiteOf) -> HTMLResponse:
     """Return the page; it holds nothing of the nets and images."""
-    text, headers = render_page("scores.html.j2", "/", most_files=MOST_FILES, most_body=site.most_body)
+    text, headers = render_page("app.html.j2", "/", most_files=MOST_FILES, most_body=site.most_body)
     return HTMLResponse(text, headers=headers)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import excerpt
+from ..files import json_text
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -111,7 +111,7 @@ class Guard:
         if refusal is None:
             await self.app(scope, receive, answer)
             return
-        body = json.dumps({"error": refusal.text}).encode()
+        body = json_text({"error": refusal.text}).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), *refusal.headers]
         await answer(
             {

@@ -1,4 +1,4 @@
-"""What the pages share: their frame (``base.html.j2``), and the policy under which a browser runs one."""
+"""What the pages share: their frame (``shell.html.j2``), and the policy under which a browser runs one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SVG_POLICY = "drawings"
 
 
 def render_page(template: str, here: str, **values: object) -> tuple[str, dict[str, str]]:
-    """Return the page at the path ``here``, whose template extends ``base.html.j2``, and its headers.
+    """Return the page at the path ``here``, whose template extends ``shell.html.j2``, and its headers.
 
     Only the scripts and styles in it that carry its ``nonce`` run, it loads nothing from elsewhere, and text cannot
     become markup in it.

@@ -147,7 +147,7 @@ def _shown(request: Request) -> Shown:
 @router.get(VIEW, response_class=HTMLResponse, include_in_schema=False)
 def page() -> HTMLResponse:
     """Return the page; it holds nothing of the net."""
-    text, headers = render_page("view.html.j2", here=VIEW)
+    text, headers = render_page("view_page.html.j2", here=VIEW)
     return HTMLResponse(text, headers=headers)
 
 

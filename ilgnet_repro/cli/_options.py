@@ -161,6 +161,15 @@ def add_crop_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how images are decoded and what ten values mean."""
+    parser.add_argument("--raw-pixels", action="store_true", help="do not apply EXIF orientation")
+    parser.add_argument(
+        "--no-distribution", action="store_true",
+        help="ten values that sum to 1 are classes, not a distribution over the scores 1 to 10",
+    )  # fmt: skip
+
+
 def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for preprocessing."""
     group = parser.add_argument_group("preprocessing", "if the weights are not a known release")

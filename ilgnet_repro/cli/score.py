@@ -22,6 +22,7 @@ from ._options import (
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
+    add_score_options,
     add_text_options,
     check_exist,
     load_for_images,
@@ -108,12 +109,7 @@ def add_parser(subparsers: Any) -> None:
         "--cache", metavar="FILE",
         help="keep scores in this file, by the content of image and model: a run that was stopped resumes",
     )  # fmt: skip
-    parser.add_argument("--raw-pixels", action="store_true", help="do not apply EXIF orientation")
-    parser.add_argument(
-        "--no-distribution",
-        action="store_true",
-        help="ten values that sum to 1 are classes, not a distribution over the scores 1 to 10",
-    )
+    add_score_options(parser)
     add_text_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)

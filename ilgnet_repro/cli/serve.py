@@ -20,6 +20,7 @@ from ._options import (
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
+    add_score_options,
     add_text_options,
     check_exist,
     load_for_images,
@@ -73,11 +74,7 @@ def add_parser(subparsers: Any) -> None:
         help="a folder whose images, with those of its subfolders, the page may read; may be repeated",
     )  # fmt: skip
     parser.add_argument("--batch", type=BATCH, default=16, metavar="N", help="images per batch (default 16)")
-    parser.add_argument("--raw-pixels", action="store_true", help="do not apply EXIF orientation")
-    parser.add_argument(
-        "--no-distribution", action="store_true",
-        help="ten values that sum to 1 are classes, not a distribution over the scores 1 to 10",
-    )  # fmt: skip
+    add_score_options(parser)
     group = parser.add_argument_group("server")
     group.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",

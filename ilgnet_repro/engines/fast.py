@@ -223,8 +223,8 @@ class FastNet(nn.Module):
         self._intake = net.make_intake()
         self._optional = frozenset(net.optional_inputs)
         self._runner, self._process = runner, os.getpid()
-        # Shape, type, device and layout of the only input of a call that its runner took.
-        self._accepted: tuple[Any, ...] | None = None
+        # Shape of the only input, of a call that its runner took.
+        self._accepted: Shape | None = None
         self._others: OrderedDict[tuple[tuple[str, ...], tuple[Shape, ...]], Runner | None] = OrderedDict()
         self._weights = weight_sums(net)
         self.parts = nn.ModuleList(runner.modules)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The models of scores on generated data: overfitting, GSFL's decomposition, multi-task learning.
 
-    python benchmarks/bench_models.py [overfit] [gsfl] [multitask] [scarce]    measure (all: about half an hour), write the page
-    python benchmarks/bench_models.py --write                                  write the page from docs/model_experiments.json
+    python benchmarks/bench_models.py [overfit] [gsfl] [multitask] [scarce]    measure (all: half an hour), write the page
+    python benchmarks/bench_models.py --write                         write the page from docs/model_experiments.json
 
 The generators (`aesthetics/synthetic_scores.py`, and `draw_features` here) and the sizes below were committed before
 anything was trained on them. With and without what is compared, the data, the trunk, the first weights' seed, the epochs,
@@ -78,7 +78,8 @@ MULTITASK = (MultiTask(), MultiTask(train=480, noise=0.3, seeds=(3, 4, 5), epoch
 # both nets.  Decided beforehand: 480 images are the comparison, SRCC is the figure, and multi-task learning is better
 # where it has the higher SRCC in each of the three seeds; 240 and 960 images show how that depends on scarcity.
 SCARCE = tuple(
-    MultiTask(train=train, noise=0.25, seeds=(6, 7, 8), epochs=(60,), data="aadb") for train in (480, 240, 960)
+    MultiTask(train=train, noise=0.25, seeds=(6, 7, 8), epochs=(60,), data="aadb")
+    for train in (480, 240, 960)
 )
 
 

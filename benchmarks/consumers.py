@@ -1,9 +1,11 @@
 """What consumers of our ONNX files make of them: nets of the zoo (an eighth of the channels) and small ones.
 
     python benchmarks/consumers.py [--venvs .make/consumers] [--only opencv4 ...] [--nets alexnet ...] [--write]
+    python benchmarks/consumers.py --layers [--only onnxsim ...]
 
 Every consumer runs in its own virtual environment, made on the first run (several GB), and in its own process.
-With --write the figures go into docs/consumers.md, between the markers.
+With --write the figures go into docs/consumers.md, between the markers.  --layers takes every recorded layer instead, and
+compares with what Caffe or its forks computed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
+from fork_nets import FORK_TEXTS  # noqa: E402
+from golden_cases import (  # noqa: E402
+    FORK_NAMES,
+    NAMES,
+    NOT_AS_ONNX,
+    ROWS_IN_OTHER_ORDER_IN_ONNX,
+    read_case,
+)
 from small_nets import SMALL_TEXT  # noqa: E402
 from zoo_weights import NETS, drawn_net, narrow_text  # noqa: E402
 
@@ -100,7 +110,10 @@ CONSUMERS = {
         "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW,
         note="their limits: no batch axis, no scattering, no reduction of all axes",
     ),
-    "onnx2tf": Consumer("onnx2tf, then LiteRT (TensorFlow Lite)", "tflite", ("onnx2tf",), zoo=FEW),
+    "litert": Consumer(
+        "litert-torch, from the torch source, then LiteRT", "litert", ("litert-torch",), zoo=FEW, needs_torch=True,
+    ),
+    "onnx2tf": Consumer("onnx2tf, then LiteRT", "tflite", ("onnx2tf",), zoo=FEW),
     "coreml": Consumer(
         "coremltools, from the torch source", "coremltools", ("coremltools",), zoo=FEW, needs_torch=True,
         note="Core ML runs on macOS only: elsewhere it is converted, not run",
@@ -154,6 +167,7 @@ layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: AVE
 layer { name: "q" type: "SPP" bottom: "p" top: "q" spp_param { pyramid_height: 2 } }
 """,
     "lstm": _RECURRENT,
+    **FORK_TEXTS,
 }  # fmt: skip
 
 
@@ -187,6 +201,21 @@ def make_nets(folder: Path, chosen: Sequence[str]) -> Iterator[Net]:
         yield Net(name, place, {key: value.numpy() for key, value in inputs.items()}, outputs)
 
 
+def make_layers(folder: Path) -> Iterator[Net]:
+    """Write the files of all recorded layers that ONNX can hold."""
+    for name in (*NAMES, *FORK_NAMES):
+        case, place = read_case(name), folder / name
+        place.mkdir()
+        net = case.net(place)
+        if name in (*NOT_AS_ONNX, *ROWS_IN_OTHER_ORDER_IN_ONNX):
+            continue
+        if any(layer.no_onnx for _, layer in net.steps(net.outputs)):
+            continue
+        onnx.save(build_onnx(net), str(place / "net.onnx"))
+        read = net.inputs_for(net.outputs)
+        yield Net(name, place, {key: case.inputs[key] for key in read}, case.outputs)
+
+
 def _scaled(value: torch.Tensor) -> torch.Tensor:
     return value / 50 if value.ndim == 4 else value
 
@@ -208,14 +237,14 @@ def python_of(key: str, venvs: Path) -> str:
     if not python.is_file():
         print(f"installing {', '.join(consumer.packages)} in {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        if consumer.needs_torch:  # that of this package's environment, which pip then finds installed
+            code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+            place = subprocess.run(
+                [str(python), "-c", code], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            Path(place, "own.pth").write_text(sysconfig.get_path("purelib"))
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, *consumer.packages], check=True)
-    if consumer.needs_torch:  # that of this package's environment
-        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        place = subprocess.run(
-            [str(python), "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        Path(place, "own.pth").write_text(sysconfig.get_path("purelib"))
     return str(python)
 
 
@@ -260,9 +289,9 @@ def row_of(key: str, nets: Sequence[Net], found: Sequence[Ran]) -> tuple[str, li
             details.append(f"{net.name}: **{how}**")
     version = next((one.version for one in found if one.version), "").partition("-")[0]
     is_run = any(one.outputs for one in found)
-    shown = f"{most:.1e}" if is_run else "not run"
+    how = (str(right), f"{most:.1e}") if is_run else (f"{right} converted", "not run")
     return (
-        f"| {consumer.name} | {version} | {right} | {shown} | {refused} | {wrong} | {consumer.note} |",
+        f"| {consumer.name} | {version} | {how[0]} | {how[1]} | {refused} | {wrong} | {consumer.note} |",
         details,
     )
 
@@ -286,6 +315,17 @@ def _plain(text: str) -> str:
     return "".join(f"\\{char}" if char in "<>[]_`|" else char for char in text)
 
 
+def run_layers(keys: Sequence[str], venvs: Path) -> int:
+    """Let consumers run every recorded layer; print what each refuses or computes otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        nets = list(make_layers(Path(folder)))
+        for key in keys:
+            found = run_consumer(CONSUMERS[key].run, [net.job for net in nets], python_of(key, venvs))
+            row, details = row_of(key, nets, found)
+            print(row, *details, sep="\n  ", flush=True)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -293,8 +333,11 @@ def main() -> int:
     parser.add_argument("--venvs", default=str(ROOT / ".make" / "consumers"))
     parser.add_argument("--only", nargs="+", choices=CONSUMERS, default=list(CONSUMERS))
     parser.add_argument("--nets", nargs="+", default=[], choices=[*NETS, *SMALL])
+    parser.add_argument("--layers", action="store_true")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    if args.layers:
+        return run_layers(args.only, Path(args.venvs))
     store = Path(args.venvs) / "results.json"  # so that one consumer can be measured again
     stored = json.loads(store.read_text()) if store.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:

@@ -170,16 +170,29 @@ def pnnx(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
     return f"pnnx {version('pnnx')}, ncnn {version('ncnn')}", dict(zip(wanted, arrays, strict=True))
 
 
+def _written(model: str) -> Any:
+    """Return the written module beside a model, with its weights; called with its inputs by position."""
+    import torch
+    from safetensors.torch import load_file
+
+    place = Path(model).with_name("net.py")
+    if not place.is_file():
+        raise SystemExit("the net cannot be written as Python")
+    classes = [value for value in runpy.run_path(str(place)).values() if isinstance(value, type)]
+    (made,) = [value for value in classes if issubclass(value, torch.nn.Module)]
+    module = made()
+    module.load_state_dict(load_file(place.with_name("net.weights.safetensors")))
+    return module.requires_grad_(False)
+
+
 def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
-    """coremltools' ML program from torch.jit.trace of the written module; it runs on macOS only."""
+    """coremltools' ML program from torch.jit.trace of the written module; elsewhere than on macOS its shapes only."""
     import coremltools as tool
     import torch
 
-    module = runpy.run_path(str(Path(model).with_name("net.py")))["load"](
-        Path(model).with_name("net.safetensors")
-    )
+    module = _written(model)
 
-    class ByPosition(torch.nn.Module):
+    class Tuple(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = module
@@ -188,19 +201,41 @@ def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arr
             return tuple(self.module(*values).values())
 
     given = tuple(map(torch.from_numpy, inputs.values()))
-    traced = torch.jit.trace(ByPosition().eval(), given)
-    types = [tool.TensorType(name=f"input_{index}", shape=value.shape) for index, value in enumerate(given)]
+    traced = torch.jit.trace(Tuple().eval(), given)
     made = tool.convert(
-        traced, inputs=types, convert_to="mlprogram", compute_precision=tool.precision.FLOAT32
-    )
-    if sys.platform != "darwin":
-        return version("coremltools"), {}
-    found = made.predict({f"input_{index}": value for index, value in enumerate(inputs.values())})
-    return version("coremltools"), dict(zip(wanted, found.values(), strict=True))
+        traced,
+        inputs=[tool.TensorType(f"input_{index}", value.shape) for index, value in enumerate(given)],
+        outputs=[tool.TensorType(f"output_{index}") for index in range(len(wanted))],
+        convert_to="mlprogram", compute_precision=tool.precision.FLOAT32,
+    )  # fmt: skip
+    if sys.platform == "darwin":
+        found = made.predict({f"input_{index}": value for index, value in enumerate(inputs.values())})
+        return version("coremltools"), {name: found[f"output_{index}"] for index, name in enumerate(wanted)}
+    shapes = [tuple(one.type.multiArrayType.shape) for one in made.get_spec().description.output]
+    expected = [tuple(value.shape) for value in traced(*given)]
+    if any(shape != other for shape, other in zip(shapes, expected, strict=True) if shape):
+        raise SystemExit(f"its outputs are {shapes}, not {expected}")
+    return version("coremltools"), {}
+
+
+def litert(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+    """litert-torch's file of the written module, in LiteRT."""
+    import litert_torch as tool
+    import torch
+
+    given = tuple(map(torch.from_numpy, inputs.values()))
+    made = tool.convert(_written(model).eval(), given)
+    found = made(*inputs.values())
+    return version("litert-torch"), {name: np.array(found[name]) for name in wanted}
 
 
 def tflite(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
-    """The TensorFlow Lite file that onnx2tf makes, in LiteRT; its images have their channels last."""
+    """The TensorFlow Lite file that onnx2tf makes, in LiteRT.
+
+    Its images have their channels last, its inputs and outputs an order of their own; -coion keeps their names, which
+    the signature of -osd maps to tensors.
+    """
+    import onnx
     from ai_edge_litert.interpreter import Interpreter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -209,28 +244,68 @@ def tflite(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
             f"{folder}/calibration_image_sample_data_20x128x128x3_float32.npy",
             np.zeros((20, 128, 128, 3), "f"),
         )
-        command = [str(Path(sys.executable).with_name("onnx2tf")), "-i", model, "-o", "tf", "-b", "1", "-n"]
+        # Names of TensorFlow: letters, digits and a few signs.
+        plain = onnx.load(model)
+        renamed = {name: f"input{index}" for index, name in enumerate(inputs)}
+        renamed |= {name: f"output{index}" for index, name in enumerate(wanted) if name not in renamed}
+        _rename(plain.graph, renamed)
+        onnx.save(plain, f"{folder}/m.onnx")
+        shapes = [f"{renamed[name]}:{','.join(map(str, value.shape))}" for name, value in inputs.items()]
+        command = [
+            str(Path(sys.executable).with_name("onnx2tf")),
+            "-i",
+            "m.onnx",
+            "-o",
+            "tf",
+            "-n",
+            "-osd",
+            "-coion",
+        ]
+        command += ["-ois", *shapes]
+        others = [renamed[name] for name, value in inputs.items() if value.ndim != 4]
+        command += ["-kat", *others] if others else []
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
         )
         made = list(Path(folder, "tf").glob("*_float32.tflite"))
         if not made:
-            raise SystemExit(f"onnx2tf writes no file: {(done.stdout or done.stderr).strip()[-200:]}")
+            raise SystemExit(f"onnx2tf writes no file: {_last_error(done.stdout + done.stderr)}")
         interpreter = Interpreter(str(made[0]))
-        interpreter.allocate_tensors()
-        for entry, value in zip(interpreter.get_input_details(), inputs.values(), strict=True):
-            is_image = value.ndim == 4 and tuple(entry["shape"]) != value.shape
-            interpreter.set_tensor(entry["index"], value.transpose(0, 2, 3, 1) if is_image else value)
-        interpreter.invoke()
-        found = [interpreter.get_tensor(entry["index"]) for entry in interpreter.get_output_details()]
-    arrays = [value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for value in found]
-    return f"onnx2tf {version('onnx2tf')}", dict(zip(wanted, arrays, strict=True))
+        runner = interpreter.get_signature_runner()
+        details = runner.get_input_details()
+        given = {}
+        for name, value in inputs.items():
+            is_image = value.ndim == 4 and tuple(details[renamed[name]]["shape"]) != value.shape
+            given[renamed[name]] = np.ascontiguousarray(value.transpose(0, 2, 3, 1)) if is_image else value
+        found = runner(**given)
+    stated = {one.name: one.type.tensor_type.shape.dim for one in plain.graph.output}
+    arrays = {}
+    for name in wanted:
+        value, axes = np.array(found[renamed[name]]), stated[renamed[name]]
+        # Some outputs of four axes stay as they are in the ONNX file.
+        is_same = [axis.dim_value for axis in axes[1:]] == list(value.shape[1:]) if value.ndim == 4 else True
+        arrays[name] = value if is_same else value.transpose(0, 3, 1, 2)
+    return f"onnx2tf {version('onnx2tf')}", arrays
+
+
+def _rename(graph: Any, renamed: dict[str, str]) -> None:
+    for entry in (*graph.input, *graph.output):
+        entry.name = renamed.get(entry.name, entry.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+
+
+def _last_error(text: str) -> str:
+    """Return the last line of a log that names an error, or its end."""
+    lines = [line for line in text.splitlines() if "Error" in line or "ERROR" in line]
+    return lines[-1].strip()[-200:] if lines else text.strip()[-200:]
 
 
 CONSUMERS: dict[str, Callable[[str, Arrays, list[str]], tuple[str, Arrays]]] = {
     "onnxruntime": onnxruntime, "openvino": openvino, "opencv": opencv, "reference": reference, "onnxsim": onnxsim,
     "onnxslim": onnxslim, "dynamic": dynamic, "static": static, "float16": float16, "onnx2torch": onnx2torch,
-    "pnnx": pnnx, "coremltools": coremltools, "tflite": tflite,
+    "pnnx": pnnx, "coremltools": coremltools, "litert": litert, "tflite": tflite,
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ CONSUMERS = {
         note="their limits: no batch axis, no scattering, no reduction of all axes",
     ),
     "litert": Consumer(
-        "litert-torch, from the torch source, then LiteRT", "litert", ("litert-torch",), zoo=FEW, needs_torch=True,
+        "litert-torch, then LiteRT (`--to tflite`)", "litert", ("litert-torch",), zoo=FEW, needs_torch=True,
     ),
     "onnx2tf": Consumer("onnx2tf, then LiteRT", "tflite", ("onnx2tf",), zoo=FEW),
     "coreml": Consumer(

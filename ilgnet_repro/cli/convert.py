@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..runtime.model import Model
     from ..runtime.net import CaffeNet
 
-FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino")
+FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino", "tflite")
 CONSUMERS = ("onnxruntime", "openvino", "opencv")
 WEIGHTS = (
     ".caffemodel",

@@ -68,6 +68,7 @@ _MODULES = {
     "caffemodel": (".caffemodel", "to_caffe:FORMAT"),
     "hdf5": (".caffemodel.h5", "to_caffe:HDF5"),
     "openvino": (".xml", "to_openvino:FORMAT"),
+    "tflite": (".tflite", "to_tflite:FORMAT"),
 }
 NAMES = tuple(_MODULES)
 

@@ -63,7 +63,7 @@ def check_replacing(written: Sequence[Path], folder: Path, inputs: Iterable[Path
 
 def _recognizer(written: Path) -> Callable[[Path], bool]:
     def is_ours(target: Path) -> bool:
-        if target.suffix == ".pt2":
+        if target.suffix in (".pt2", ".tflite"):
             if not zipfile.is_zipfile(target):
                 return False
             with zipfile.ZipFile(target) as archive:

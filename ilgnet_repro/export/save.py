@@ -40,7 +40,7 @@ def save(
     """Save a net in its present state in the format of the suffix of ``path``; return the paths written.
 
     ``.safetensors`` (all that `load` needs), ``.caffemodel`` and ``.caffemodel.h5`` (with the prototxt beside it),
-    ``.onnx``, ``.pt2``, ``.py`` (with its weights beside it), ``.xml`` (OpenVINO's, with its weights beside it).
+    ``.onnx``, ``.pt2``, ``.tflite``, ``.py`` and OpenVINO's ``.xml`` (both with their weights beside them).
     Files are complete or absent; the file that ``net`` is mapped from may be replaced.
 
     ``outputs`` and ``inputs`` are blobs between which the net is cut: only what computes those outputs is written, and

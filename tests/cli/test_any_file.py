@@ -462,9 +462,11 @@ def test_an_interrupted_conversion_keeps_what_is_finished(monkeypatch, capsys) -
 
 
 def test_an_option_that_no_format_has_is_refused_before_the_first_file(capsys) -> None:
-    message = "format 'tflite' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5, openvino"
+    message = (
+        "format 'tensorrt' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5, openvino, tflite"
+    )
     assert (
-        refused(capsys, "convert", "net.caffemodel", "net.safetensors", "--to", "tflite", "--out", "o")
+        refused(capsys, "convert", "net.caffemodel", "net.safetensors", "--to", "tensorrt", "--out", "o")
         == message
     )
 

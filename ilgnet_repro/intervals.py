@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 500
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,25 @@ def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval | Non
     return Interval(float(interval.low), float(interval.high))
 
 
-def bootstrap(figure: Callable[[np.ndarray], float], count: int, confidence: float = 0.95) -> Interval:
+def bootstrap(
+    figure: Callable[[np.ndarray], float],
+    count: int,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
     """The percentile interval of a figure of ``count`` rows, whose argument are the numbers of the rows drawn.
 
-    The draws are seeded: the same rows give the same interval.
+    Draws that do not define the figure, which is NaN then (a correlation of equal values), are left out; there is no
+    interval where more than half of them are, nor where ``count`` is below 2.  The same seed gives the same interval.
     """
-    rng = np.random.default_rng(count)
-    drawn = np.array([figure(rng.integers(0, count, count)) for _ in range(RESAMPLES)])
-    tail = 50 * (1 - confidence)
-    # A resample of equal values has no correlation: it counts as none.
-    low, high = np.percentile(np.nan_to_num(drawn, nan=0.0), (tail, 100 - tail))
+    if count < 2:
+        return None
+    random = np.random.default_rng(seed)
+    drawn = np.array([figure(random.integers(count, size=count)) for _ in range(resamples)], np.float64)
+    defined = drawn[~np.isnan(drawn)]
+    if 2 * len(defined) <= resamples:
+        return None
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(float(low), float(high))

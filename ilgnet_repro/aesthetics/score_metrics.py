@@ -6,15 +6,16 @@ with replacement as often as there are images, and the interval has the middle 9
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ..intervals import Interval
+from ..intervals import RESAMPLES
+from ..intervals import bootstrap as resampled
 from .metrics import emd, lcc, mse, srcc
 from .proportions import Measured, missing, proportion
 
-RESAMPLES = 1000
 Metric = Callable[..., Measured]
 
 
@@ -57,21 +58,18 @@ def bootstrap(
 ) -> Measured:
     """Return ``metric(*values)`` with its percentile bootstrap interval over the N rows of the values.
 
-    The rows of all values are drawn together. Draws that do not define the metric (all scores equal) are left out; there
-    is no interval where more than half of them are, nor where N is below 2. The same seed gives the same interval.
+    The rows of all values are drawn together, by the rule of `intervals.bootstrap`.
     """
     found = metric(*values)
-    count = len(values[0])
-    if found.value is None or count < 2:
+    if found.value is None or len(values[0]) < 2:
         return found
-    random = np.random.default_rng(seed)
-    drawn = (random.integers(count, size=count) for _ in range(resamples))
-    figures = [metric(*(value[rows] for value in values)).value for rows in drawn]
-    defined = [figure for figure in figures if figure is not None]
-    if 2 * len(defined) <= resamples:
-        return Measured(found.value)
-    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Measured(found.value, interval=Interval(float(low), float(high)))
+
+    def drawn(rows: np.ndarray) -> float:
+        value = metric(*(one[rows] for one in values)).value
+        return math.nan if value is None else value
+
+    interval = resampled(drawn, len(values[0]), resamples=resamples, confidence=confidence, seed=seed)
+    return Measured(found.value, interval=interval)
 
 
 def mean_of_rows(values: np.ndarray) -> Measured:

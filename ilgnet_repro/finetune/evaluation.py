@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -182,14 +183,16 @@ def _score_figures(predicted: np.ndarray, target: np.ndarray) -> tuple[Figure, .
     )
 
 
-def _figure(figure: Callable[[np.ndarray], float], count: int) -> tuple[float, Interval]:
-    return figure(np.arange(count)), bootstrap(figure, count)
+def _figure(figure: Callable[[np.ndarray], float], count: int) -> tuple[float, Interval | None]:
+    """A figure with its interval; 0 where the images do not define it."""
+    value = figure(np.arange(count))
+    return 0.0 if math.isnan(value) else value, bootstrap(figure, count)
 
 
 def _correlation(predicted: np.ndarray, target: np.ndarray) -> float:
-    """Pearson's; 0 where one of the two is constant."""
+    """Pearson's; NaN where one of the two is constant."""
     if np.ptp(predicted) == 0 or np.ptp(target) == 0:
-        return 0.0
+        return math.nan
     return float(np.corrcoef(predicted, target)[0, 1])
 
 

@@ -14,12 +14,12 @@ import torch
 
 from ...errors import DataError
 from ...files import atomic_file, csv_text, from_csv_text, json_text
+from ...intervals import RESAMPLES
 from ...runtime.model import Model
 from ..datasets.splits import Dataset, contamination, locate_images
 from ..datasets.text_tables import read_columns
 from ..model_results import PublishedScores, find_published
 from ..proportions import Measured
-from ..score_metrics import RESAMPLES
 from .predict import predict
 from .recipes import Recipe
 from .tasks import Task

@@ -13,13 +13,19 @@ from .caffe.kinds import Kind, expect, kind_of
 from .errors import DataError
 from .files import open_input
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".jp2", ".ppm",
-     ".pgm", ".pnm")
+# What OpenCV decodes, and so data layers and databases take.
+DECODED = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pnm")
 )  # fmt: skip
+SUFFIXES = DECODED | {".heic", ".heif"}
 _LABEL = re.compile(r"\s+[-+]?\d+(?:\.\d*)?$")
 _LISTS = (".txt", ".lst")
 _PATTERN = re.compile(r"[*?\[]")
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name, in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()
 
 
 @dataclass
@@ -28,12 +34,15 @@ class ImagePaths:
 
     ``lists`` are files with a path per line, which may be followed by a label; relative ones are below ``root``. A text
     among ``given`` whose name ends in .txt or .lst is such a list.
+    In folders, files with other ``suffixes`` are left out, and what begins with a dot unless ``hidden``.
     ``skipped`` counts, after an iteration, the other files of each folder by their suffixes.
     """
 
     given: tuple[str, ...]
     lists: tuple[str, ...] = ()
     root: str = ""
+    suffixes: frozenset[str] = SUFFIXES
+    hidden: bool = True
     skipped: dict[str, Counter[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
@@ -67,12 +76,14 @@ class ImagePaths:
             raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
         folders = []
         for entry in listed:
-            suffix = os.path.splitext(entry.name)[1].lower()
+            suffix = suffix_of(entry.name)
+            if entry.name.startswith(".") and not self.hidden:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             elif entry.is_dir():
                 others["links to folders"] += 1
-            elif suffix in SUFFIXES:
+            elif suffix in self.suffixes:
                 yield entry.path
             else:
                 others[suffix or "no suffix"] += 1

@@ -68,7 +68,7 @@ ALLOWED_IMPORTS = {
     "caffe_tool": {"errors", "files", "schema", "caffe", "layers", "reading", "runtime", "train"},
     "training": {"errors", "caffe", "reading", "runtime", "train", "caffe_tool"},
     "finetune": {
-        "errors", "files", "intervals", "pages", "schema", "caffe", "zoo", "reading", "runtime",
+        "errors", "files", "image_paths", "intervals", "pages", "schema", "caffe", "zoo", "reading", "runtime",
     },
     "cvdnn": {"errors", "opencv", "caffe", "schema", "runtime"},
     "pycaffe": {

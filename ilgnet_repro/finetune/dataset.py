@@ -6,16 +6,16 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError, excerpt
+from ..image_paths import DECODED, ImagePaths, suffix_of
 from ..reading.image_list import find_image, read_list
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 TASKS = ("classes", "score", "distribution")
 _VAL_NAMES = ("val", "valid", "validation")
 _LARGEST = 1e30  # of a score: sums of squares fit float64, values float32
@@ -109,15 +109,19 @@ def _read_folder(folder: Path, root: Path) -> Split:
     examples: list[Example] = []
     for number, place in enumerate(classes):
         before = len(examples)
-        for name in _files(place, skipped):
-            examples.append(Example(os.path.relpath(name, root), (float(number),)))
+        images = ImagePaths((os.fspath(place),), suffixes=DECODED, hidden=False)
+        examples += [Example(os.path.relpath(name, root), (float(number),)) for name in images]
+        for counts in images.skipped.values():
+            skipped.update(counts)
         if len(examples) == before:
             raise DataError(f"{place}: contains no images; add some, or remove the folder")
     notes = []
     if loose:
         notes.append(f"{folder}: {loose:,} images outside of the class folders are left out")
     if skipped:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in skipped.most_common(_MOST_SHOWN))
+        kinds = ", ".join(
+            f"{count:,} {excerpt(suffix, 12)}" for suffix, count in skipped.most_common(_MOST_SHOWN)
+        )
         notes.append(f"{folder}: {sum(skipped.values()):,} files that are no images are left out ({kinds})")
     examples, unlisted = _listable(examples)
     names = tuple(place.name for place in classes)
@@ -127,21 +131,8 @@ def _read_folder(folder: Path, root: Path) -> Split:
     )  # fmt: skip
 
 
-def _files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Yield the images in a folder and below it, in order of name; count other files by suffix."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            if _is_image(name):
-                yield os.path.join(place, name)
-            else:
-                skipped[excerpt(os.path.splitext(name)[1].lower(), 12) or "without suffix"] += 1
-
-
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return suffix_of(name) in DECODED
 
 
 def _listable(examples: list[Example]) -> tuple[list[Example], list[str]]:

@@ -109,9 +109,11 @@ class Preprocessing:
             if self.order == GREY:
                 values = preprocess(grey_to_unit(pixels), self.size, (0.0,))
             else:
-                resized = _resize_bgr(pixels, self.size).transpose(2, 0, 1)
-                values = (resized[::-1] if self.order == "BGR" else resized) * np.float32(255)
-            return self._divided((values - self._channel_mean()[:, None, None]) * np.float32(self.scale))
+                resized = _resize_bgr(pixels, self.size)
+                values = (resized if self.order == "BGR" else resized[::-1]) * np.float32(255)
+            values -= self._channel_mean()[:, None, None]
+            values *= np.float32(self.scale)
+            return self._divided(values)
         if self.order == GREY and pixels.shape[2] == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)[..., None]
         return self._divided(self._transform()(self._resized(pixels)))
@@ -323,51 +325,53 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resize_bgr(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`resize_image` of `bgr_to_unit`: RGB float32 in [0, 1], the same numbers from the samples that are needed only.
+    """`resize_image` of `bgr_to_unit` as BGR (3, height, width): the same numbers from the samples that are needed only.
 
     Every step before the interpolation is one of each value, so it is computed once for each of the integers.
     """
     if pixels.shape[:2] == tuple(size):
-        return bgr_to_unit(pixels)
-    rgb = pixels[:, :, 2::-1] if pixels.shape[2] > 1 else pixels
-    unit = (np.arange(np.iinfo(pixels.dtype).max + 1) / np.float64(np.iinfo(pixels.dtype).max)).astype(
-        np.float32
-    )
-    low, high = unit[rgb.min()], unit[rgb.max()]
+        return bgr_to_unit(pixels)[:, :, ::-1].transpose(2, 0, 1)
+    if pixels.shape[2] > CHANNELS:
+        pixels = pixels[:, :, :CHANNELS]
+    height, width, channels = pixels.shape
+    flat = pixels.reshape(height, width * channels)
+    largest = np.iinfo(pixels.dtype).max
+    unit = (np.arange(largest + 1) / np.float64(largest)).astype(np.float32)
+    low, high = unit[flat.min()], unit[flat.max()]
     if low == high:
-        return np.full((*size, CHANNELS), low, np.float32)
-    values = np.append(
-        ((unit - low) / (high - low)).astype(np.float64), 0.0
-    )  # the last one is outside the image
+        return np.full((CHANNELS, *size), low, np.float32)
+    values = ((unit - low) / (high - low)).astype(np.float64)
     (rows, row_weight), (columns, column_weight) = (
-        _samples(length, side) for length, side in zip(pixels.shape[:2], size, strict=True)
+        _samples(length, side) for length, side in zip((height, width), size, strict=True)
     )
-    between = _blend([_take(rgb, index, columns, values) for index in rows], row_weight[:, None, None])
-    count = size[1]
-    both = _blend([between[:, :count], between[:, count:]], column_weight[None, :, None])
-    resized: np.ndarray = (both * (high - low) + low).astype(np.float32)
-    return resized if resized.shape[2] == CHANNELS else resized.repeat(CHANNELS, axis=2)
+    of_channels = (columns[:, None] * channels + np.arange(channels)).ravel()
+    taken = flat.take(rows, axis=0, mode="clip").take(of_channels, axis=1, mode="clip")
+    found = cv2.LUT(taken, values) if taken.dtype == np.uint8 else values[taken]
+    if rows[0] < 0 or rows[-1] >= height:
+        found[(rows < 0) | (rows >= height)] = 0
+    if columns[0] < 0 or columns[-1] >= width:
+        found[:, np.repeat((columns < 0) | (columns >= width), channels)] = 0
+    blended = _blend(found[: size[0]], found[size[0] :], row_weight[:, None])
+    half = size[1] * channels
+    blended = _blend(blended[:, :half], blended[:, half:], column_weight.repeat(channels))
+    blended *= high - low
+    blended += low
+    resized = np.ascontiguousarray(blended.astype(np.float32).reshape(*size, channels).transpose(2, 0, 1))
+    return resized if channels == CHANNELS else resized.repeat(CHANNELS, axis=0)
 
 
-def _samples(length: int, size: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The samples before and after each of ``size`` points (-1 and ``length`` are outside), and the weight of the second."""
+def _samples(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples before and then after each of ``size`` points (-1 and ``length`` are outside), and the second's weight."""
     below, weight = _centres(length, size)
-    return [below, below + 1], weight
+    return np.concatenate([below, below + 1]), weight
 
 
-def _take(rgb: np.ndarray, rows: np.ndarray, columns: list[np.ndarray], values: np.ndarray) -> np.ndarray:
-    """The values of these rows, at the first of the columns and then at the second; 0 outside the image."""
-    every = np.concatenate(columns)
-    height, width = rgb.shape[:2]
-    taken: np.ndarray = values[rgb[np.clip(rows, 0, height - 1)][:, np.clip(every, 0, width - 1)]]
-    taken[(rows < 0) | (rows >= height)] = 0
-    taken[:, (every < 0) | (every >= width)] = 0
-    return taken
-
-
-def _blend(pair: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
-    blended: np.ndarray = pair[0] * (1 - weight) + pair[1] * weight
-    return blended
+def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """``first * (1 - weight) + second * weight``, computed in their own memory."""
+    first *= 1 - weight
+    second *= weight
+    first += second
+    return first
 
 
 def _centres(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

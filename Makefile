@@ -70,7 +70,8 @@ pt2-axes: $(READY)
 
 # On a local Ray of two workers; skipped where ray is not installed.
 cluster: $(READY)
-	SLOW_CLUSTER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/reading/test_cluster.py
+	SLOW_CLUSTER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/reading/test_cluster.py tests/test_cluster_scores.py \
+		tests/aesthetics/test_cluster_test.py
 
 FUZZ_SECONDS ?= 120
 fuzz: $(READY)

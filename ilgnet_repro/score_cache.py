@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache as cached
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, FormatError, IlgnetError
@@ -117,7 +118,7 @@ class ScoreCache:
 
     def digest(self, path: str) -> str | None:
         """Return the kept digest of a file whose size, time and place are those it had."""
-        stamp = _stamp(path)
+        stamp = file_stamp(path)
         found = self._one("select size, time, inode, digest from files where path = ?", _key(path))
         if stamp is None or found is None or found[:3] != stamp:
             return None
@@ -133,7 +134,7 @@ class ScoreCache:
         """Return the digest of a file, from the cache where the file is as it was."""
         if (kept := self.digest(path)) is not None:
             return kept
-        stamp = _stamp(path)
+        stamp = file_stamp(path)
         try:
             found = file_sha256(path)
         except DataError as error:
@@ -151,6 +152,11 @@ class ScoreCache:
         except FormatError:
             return None
         return replace(score, error=f"{path}{score.error}") if score.error else score
+
+    def kept(self, model: str, path: str) -> Score | None:
+        """Return the kept score of a file that is as it was, found without reading it."""
+        digest = self.digest(path)
+        return None if digest is None else self.score(model, digest, path)
 
     def keep(self, model: str, digest: str, score: Score) -> None:
         """Keep the score of an image, unless it is very large, or why its content has none."""
@@ -216,28 +222,40 @@ def score_cached(
     workers: int | None = None,
 ) -> Iterator[Score]:
     """Yield the record of each image in order, a kept one where there is one; ``make`` is called for the first other."""
+    looked_up = ((path, cache.kept(model, path)) for path in paths)
+    for number, (path, kept) in enumerate(looked_up):
+        if kept is None:  # from here on files are read, on threads
+            yield from _score_others(chain([(path, None)], looked_up), number, cache, model, make, workers)
+            return
+        yield kept
+
+
+def _score_others(
+    looked_up: Iterable[tuple[str, Score | None]],
+    number: int,
+    cache: ScoreCache,
+    model: str,
+    make: Callable[[], Scorer],
+    workers: int | None,
+) -> Iterator[Score]:
+    """As `score_cached`, from this number on, of paths with the records that were found without reading them."""
     made: list[Scorer] = []
     digests: dict[str, str] = {}
 
-    def looked_up() -> Iterator[tuple[str, Score | None]]:
-        for path in paths:
-            digest = cache.digest(path)
-            yield path, None if digest is None else cache.score(model, digest, path)
-
-    def read(item: tuple[str, Score | None]) -> tuple[str, Score | None, bytes, Stamp | None]:
+    def read(item: tuple[str, Score | None]) -> tuple[str, Score | None, bytes, str, Stamp | None]:
         path, kept = item
         if kept is not None:
-            return path, kept, b"", None
-        stamp = _stamp(path)
+            return path, kept, b"", "", None
+        stamp = file_stamp(path)
         try:
-            return path, None, read_file(path), stamp
+            data = read_file(path)
         except DataError as error:
-            return path, Score(path, {}, error=str(error)), b"", None
+            return path, Score(path, {}, error=str(error)), b"", "", None
+        return path, None, data, hashlib.sha256(data).hexdigest(), stamp
 
     def found_by_content() -> Iterator[tuple[str, Score | None, bytes]]:
-        for path, kept, data, stamp in ordered_map(read, looked_up(), workers, 2):
+        for path, kept, data, digest, stamp in ordered_map(read, looked_up, workers, 2):
             if kept is None:
-                digest = hashlib.sha256(data).hexdigest()
                 cache.keep_digest(path, digest, stamp)
                 kept = cache.score(model, digest, path)
                 if kept is None:
@@ -248,35 +266,27 @@ def score_cached(
 
     def prepare(item: tuple[str, Score | None, bytes]) -> Prepared | Score:
         path, kept, data = item
-        if kept is not None:
-            return kept
-        try:
-            return made[0].read(data, path)
-        except DataError as error:
-            return Score(path, {}, error=str(error))
+        return kept if kept is not None else made[0].read_in_turn(path, path, data)
 
     prepared = iter(ordered_map(prepare, found_by_content(), workers, 2))
     for first in prepared:
         if not made and isinstance(first, Score):
             yield first
+            number += 1
             continue
-        for score in made[0].score_read(_chain(first, prepared)):
+        for score in made[0].score_read(chain([first], prepared), count(number)):
             digest = digests.pop(score.path, None)
             if digest is not None:
                 cache.keep(model, digest, score)
             yield score
 
 
-def _chain(first: Prepared | Score, rest: Iterable[Prepared | Score]) -> Iterator[Prepared | Score]:
-    yield first
-    yield from rest
-
-
 def _key(path: str) -> str:
     return os.path.abspath(path).encode(errors="surrogateescape").hex()
 
 
-def _stamp(path: str) -> Stamp | None:
+def file_stamp(path: str) -> Stamp | None:
+    """Return what shows that a file was changed: its size, time and place; None where there is no file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -19,7 +20,7 @@ from .errors import DataError, IlgnetError
 from .image_paths import ImagePaths
 from .known import ScoreAt
 from .prepare_images import list_images, open_pixels, prepare, stack_pixels
-from .reading.parallel import ordered_map
+from .reading.parallel import cores, ordered_map
 from .reading.photos import Photo, decode_photo, read_file
 from .reading.preprocessing import Preprocessing
 from .runtime.load import LoadOptions, load
@@ -60,6 +61,32 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
+class Turn:
+    """Whose turn it is on the processors: the net's threads wait for each other, so that decoding beside them delays all.
+
+    A net that runs on every core has them to itself, and images are decoded on every core between its batches: the time of
+    a batch is the sum of both, not more.  Where the net leaves cores free, images are decoded on them meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Event()
+        self._free.set()
+
+    def wait(self) -> None:
+        """Wait until the net runs no more."""
+        self._free.wait()
+
+    @contextmanager
+    def of_net(self) -> Iterator[None]:
+        """Let nobody begin to decode within the block."""
+        if torch.get_num_threads() >= cores():
+            self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
+
 class Scorer:
     """Scores images with a loaded net (`load`, `fast`, or a file of another engine).
 
@@ -69,7 +96,7 @@ class Scorer:
     ``labels`` name classes (default: the net's own), ``top`` of which are returned; boxes below ``threshold`` are
     left out.  EXIF orientation is applied unless ``raw_pixels``.  Ten values that sum to 1 in a net without labels are a
     distribution over the scores 1 to 10, unless ``distributions`` is False.  ``pad`` runs every batch at its full size,
-    so that a score does not depend on how many images are in its batch.
+    so that a score does not depend on which images of its list are in its batch.
     """
 
     def __init__(
@@ -94,6 +121,7 @@ class Scorer:
         self.top, self.threshold, self.raw_pixels, self.pad = top, threshold, raw_pixels, pad
         self._distributions = distributions and not self.labels and self.about.score is None
         self._input = net.image_input()
+        self._turn = Turn()
         self._detection = detection_output(net)
         self.batch = 1 if self.about.image_order else batch  # images of several sizes cannot form a batch
         if self._detection and net.fixed_batch:
@@ -104,16 +132,18 @@ class Scorer:
         """Whether the net ends in DetectionOutput, so that its records have boxes."""
         return bool(self._detection)
 
-    def read(self, image: Any, name: str = "") -> Prepared:
+    def read(self, image: Any, name: str = "", *, data: bytes | None = None) -> Prepared:
         """Decode and prepare one image: a path, the bytes of a file, a uint8 array in BGR, or a PIL image.
 
+        ``data`` is the content of a path, where it was read already.
         Raises DataError, with the image's name, if it cannot be used.
         """
         is_path = isinstance(image, str | os.PathLike)
         name = name or (os.fsdecode(image) if is_path else "image")
         how = None if self.about.image_order else self.about.preprocessing
         if is_path or isinstance(image, bytes):
-            data = read_file(image) if is_path else image
+            if data is None:
+                data = read_file(image) if is_path else image
             photo = decode_photo(
                 data,
                 how,
@@ -136,7 +166,7 @@ class Scorer:
         """Score prepared images, in batches."""
         found: list[Score] = []
         for start in range(0, len(prepared), self.batch):
-            found += self._run_batch(prepared[start : start + self.batch])
+            found += self._run_batch(dict(enumerate(prepared[start : start + self.batch]))).values()
         return found
 
     def score(
@@ -151,55 +181,72 @@ class Scorer:
         read = ordered_map(lambda numbered: self._try_read(*numbered), zip(count(1), images), workers, _CHUNK)
         yield from self.score_read(_raised(read) if errors == "raise" else read)
 
-    def score_read(self, read: Iterable[Prepared | Score], most: int = 64) -> Iterator[Score]:
+    def score_read(
+        self, read: Iterable[Prepared | Score], numbers: Iterable[int] | None = None, most: int = 64
+    ) -> Iterator[Score]:
         """Yield the record of each image that was read; records among them are passed on, in order.
 
-        A batch is run when it is full, or where records of ``most`` batches wait for it.
+        An image has the place in a batch that its number gives (default: counted from 0), since sums are rounded
+        differently in different places: a bad image, or one whose record is kept, leaves its place empty.  With ``pad``
+        images of several batches fill the places of one, and up to ``most`` batches of records wait for it.
         """
-        waiting: deque[Prepared | Score] = deque()
-        missing = 0
-        for one in read:
-            waiting.append(one)
-            missing += isinstance(one, Prepared)
-            if missing == self.batch or (missing and len(waiting) >= most * self.batch):
-                yield from self._scored(waiting)
-                waiting.clear()
-                missing = 0
-            elif not missing:
-                yield from map(self._labelled, [one for one in waiting if isinstance(one, Score)])
-                waiting.clear()
-        yield from self._scored(waiting)
+        waiting: list[int | Score] = []
+        places: dict[int, Prepared] = {}
+        for number, one in zip(count() if numbers is None else numbers, read, strict=False):
+            place = number % self.batch
+            if isinstance(one, Score):
+                waiting.append(one)
+            else:
+                if place in places:
+                    yield from self._scored(waiting, places)
+                waiting.append(place)
+                places[place] = one
+            is_full = len(places) == self.batch or len(waiting) >= most * self.batch
+            if not places or (is_full if self.pad else place == self.batch - 1):
+                yield from self._scored(waiting, places)
+        yield from self._scored(waiting, places)
 
-    def _scored(self, waiting: Iterable[Prepared | Score]) -> Iterator[Score]:
-        listed = list(waiting)
-        found = iter(self.run([one for one in listed if isinstance(one, Prepared)]))
-        for one in listed:
-            yield self._labelled(one) if isinstance(one, Score) else next(found)
+    def _scored(self, waiting: list[int | Score], places: dict[int, Prepared]) -> Iterator[Score]:
+        """The records that wait, in order, those of the places computed now; empties both."""
+        found = self._run_batch(places) if places else {}
+        for one in waiting:
+            yield self._labelled(one) if isinstance(one, Score) else found[one]
+        waiting.clear()
+        places.clear()
 
     def _try_read(self, number: int, image: Any) -> Prepared | Score:
         name, image = image if isinstance(image, tuple) else ("", image)
         name = name or _path_of(image) or f"image {number}"
         try:
-            return self.read(image, name)
+            data = read_file(image) if isinstance(image, str | os.PathLike) else None
+        except DataError as error:
+            return Score(name, {}, error=str(error))
+        return self.read_in_turn(image, name, data)
+
+    def read_in_turn(self, image: Any, name: str, data: bytes | None = None) -> Prepared | Score:
+        """Read as `read`, while the net does not run on every core; what cannot be used is a record with its error."""
+        self._turn.wait()
+        try:
+            return self.read(image, name, data=data)
         except DataError as error:
             return Score(name, {}, error=str(error))
 
-    def _run_batch(self, chunk: Sequence[Prepared]) -> list[Score]:
-        values = np.stack([one.values for one in chunk])
+    def _run_batch(self, places: Mapping[int, Prepared]) -> dict[int, Score]:
         padded = self.pad or (self._detection and self.net.fixed_batch)
-        if padded and len(chunk) < self.batch:
-            values = np.concatenate([values, values[-1:].repeat(self.batch - len(chunk), axis=0)])
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        with torch.inference_mode(), as_loaded(self.net):
+        size = self.batch if padded else max(places) + 1
+        filler = next(iter(places.values()))
+        chunk = [places.get(place, filler) for place in range(size)]
+        tensor = torch.from_numpy(np.stack([one.values for one in chunk]))
+        with self._turn.of_net(), torch.inference_mode(), as_loaded(self.net):
             if self._detection:
                 found = dict(self.net({self._input: tensor}))
             else:
                 found = run_rows(self.net, self._input, tensor)
         boxes = self._boxes(found.pop(self._detection), chunk) if self._detection else None
-        return [
-            self._labelled(self._record(one, index, len(values), found, boxes))
-            for index, one in enumerate(chunk)
-        ]
+        return {
+            place: self._labelled(self._record(one, place, size, found, boxes))
+            for place, one in places.items()
+        }
 
     def _record(
         self, one: Prepared, index: int, rows: int, found: dict[str, Tensor], boxes: list[list[Box]] | None
@@ -354,17 +401,26 @@ def run_images(
     blobs: Sequence[str] | None = None,
     image: Callable[[Row], Any] = lambda row: row,
 ) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
-    """Yield the rows of each batch with the net's outputs for their images, or the requested blobs."""
-    name = net.image_input()
+    """Yield the rows of each batch with the net's outputs for their images, or the requested blobs; read as by `Scorer`."""
+    name, turn = net.image_input(), Turn()
     check_batch(batch)
     if about.image_order:
         batch = 1  # images of several sizes cannot form a batch
-    remaining = iter(rows)
-    while chunk := list(islice(remaining, batch)):
-        values = torch.from_numpy(prepare(about, [image(row) for row in chunk], net=net.name))
-        with torch.inference_mode(), as_loaded(net):
+
+    def read(numbered: tuple[int, Row]) -> tuple[Row, np.ndarray]:
+        number, row = numbered
+        turn.wait()
+        try:
+            return row, prepare(about, [image(row)], net=net.name)
+        except DataError as error:
+            raise DataError(str(error).replace("image 1 of 1: ", f"image {number}: ", 1)) from error
+
+    prepared = ordered_map(read, enumerate(rows, 1), chunk=_CHUNK)
+    while chunk := list(islice(prepared, batch)):
+        values = torch.from_numpy(np.concatenate([one for _, one in chunk]))
+        with turn.of_net(), torch.inference_mode(), as_loaded(net):
             found = run_rows(net, name, values, blobs)
-        yield chunk, found
+        yield [row for row, _ in chunk], found
 
 
 def _path_of(image: Any) -> str:

@@ -44,6 +44,7 @@ ALLOWED_IMPORTS = {
     "image_paths": {"caffe", "errors", "files"},
     "scored": {"errors", "files"},
     "score_cache": {"errors", "files", "reading", "scored", "scoring"},
+    "score_cluster": {"errors", "process", "reading", "score_cache", "scored", "scoring"},
     "scoring": {
         "engines", "errors", "reading", "known", "about", "image_paths", "prepare_images", "runtime", "scored",
         "signatures",

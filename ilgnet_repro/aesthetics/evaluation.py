@@ -31,7 +31,7 @@ from .context import (
 from .journal import Journal, is_journal
 from .labelled_images import LabelledImages, ShuffledImages
 from .partition_scores import read_scores
-from .protocol_run import run_protocol, scorer
+from .protocol_run import Cluster, run_protocol, scorer
 from .protocols import BATCH_SIZES, OTHER_BATCH_SIZE, RESIZE, Preparation, Protocol
 from .results import COLUMNS, RunResult, csv_line, is_run, write_table
 
@@ -89,6 +89,7 @@ def run_test(
     *,
     resume: bool = False,
     device: str = "cpu",
+    cluster: Callable[[Preparation], Cluster] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
@@ -96,7 +97,8 @@ def run_test(
 
     ``net`` was loaded from ``weights``. With ``resume`` an interrupted run continues from its journal;
     the result is identical; a finished one is read and returned. ``log`` hears of either, and of an interrupted
-    run that is started over. Raises IlgnetError in one line.
+    run that is started over. ``cluster`` makes what reads and scores on a cluster, in protocols that read each image
+    once; the result is the same. Raises IlgnetError in one line.
     """
     started = time.monotonic()
     protocol = test.protocol
@@ -104,6 +106,11 @@ def run_test(
         raise IlgnetError(
             f"protocol {protocol.name} reads every image once; leave out batches=, or use published",
             option="batches",
+        )
+    if cluster is not None and test.count is not None:
+        raise IlgnetError(
+            f"protocol {protocol.name}: reads some images only, one batch after the other; leave out cluster=, or use full",
+            option="cluster",
         )
     known = identify_weights(weights, net)
     mean, mean_source, warnings = choose_mean(test.dataset, protocol, known, test.mean, test.mean_values)
@@ -152,7 +159,7 @@ def run_test(
             outcome = run_protocol(
                 scorer(net, device), test.images, preparation, test.size,
                 batches=test.count, journal=journal, mean_score=_mean_scores(test.scores), strict=test.strict,
-                workers=test.workers, progress=progress,
+                workers=test.workers, cluster=None if cluster is None else cluster(preparation), progress=progress,
             )  # fmt: skip
         if outcome.bad:
             warnings.append(_about(outcome.bad, folder / "bad.txt"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -23,6 +23,9 @@ from .results import BatchRow, ImageResults, Row, from_rows
 
 Scorer = Callable[[Tensor], Tensor]
 """Takes (N, 3, side, side), returns the probabilities (N, 2) of low and high."""
+
+Cluster = Callable[[Sequence[int]], Iterator[tuple[np.ndarray | None, str]]]
+"""Yields both probabilities of each of these rows, in order, or None with the reason."""
 
 _OFF_ONE = 1e-3  # how far from 1 the sum of two float32 (or bfloat16) probabilities may be
 
@@ -64,11 +67,16 @@ def scorer(net: Runnable, device: str = "cpu") -> Scorer:
 
 @dataclass(frozen=True)
 class _Read:
-    """One row as it was read: its input, or None with the reason."""
+    """One row as it was read: its input, or its probabilities where a cluster made them, or neither with the reason."""
 
     row: int
     values: np.ndarray | None
     fault: str = ""
+    scores: np.ndarray | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return self.values is not None or self.scores is not None
 
 
 def run_protocol(
@@ -82,6 +90,7 @@ def run_protocol(
     mean_score: Callable[[str], float] = lambda name: math.nan,
     strict: bool = False,
     workers: int | None = None,
+    cluster: Cluster | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
     """Run a protocol over ``images``: ``batches`` from the first row on and over again, or each row once.
@@ -116,14 +125,18 @@ def run_protocol(
         if math.isnan(row[2])
     }
     visits = range(len(rows), len(images)) if wanted is None else count(len(rows))
-    stream = ordered_map(read, visits, workers)
+    stream: Generator[_Read]
+    if cluster is not None and isinstance(visits, range):
+        stream = _of_cluster(cluster, visits)
+    else:
+        stream = ordered_map(read, visits, workers)
     while wanted is None or done < wanted:
         batch = list(_take(stream, batch_size, len(images)))
         if not batch:
             break
-        good = [one for one in batch if one.values is not None]
+        good = [one for one in batch if one.is_good]
         for one in batch:
-            if one.values is None:
+            if not one.is_good:
                 if strict:
                     raise DataError(one.fault)
                 faults[images.names[one.row]] = one.fault
@@ -159,18 +172,29 @@ def _take(stream: Iterator[_Read], batch_size: int, most: int) -> Iterator[_Read
     good = failed = 0
     for one in stream:
         yield one
-        failed = failed + 1 if one.values is None else 0
-        good += one.values is not None
+        failed = 0 if one.is_good else failed + 1
+        good += one.is_good
         if good == batch_size or failed == most:
             return
 
 
+def _of_cluster(cluster: Cluster, rows: range) -> Generator[_Read]:
+    for row, (scores, fault) in zip(rows, cluster(rows), strict=True):
+        yield _Read(row, None, fault, scores)
+
+
 def _scores(score: Scorer, preparation: Preparation, good: Sequence[_Read]) -> np.ndarray:
-    """The probabilities (N, 2) of a batch, averaged over its views."""
-    if not good:
+    """The probabilities (N, 2) of a batch."""
+    if scored := [one.scores for one in good if one.scores is not None]:
+        return np.stack(scored)
+    return batch_scores(score, preparation, [one.values for one in good if one.values is not None])
+
+
+def batch_scores(score: Scorer, preparation: Preparation, values: Sequence[np.ndarray]) -> np.ndarray:
+    """The probabilities (N, 2) of prepared images, averaged over their views."""
+    if not values:
         return np.empty((0, 2), np.float32)
-    values = np.stack([one.values for one in good if one.values is not None])
-    total = [score(torch.from_numpy(view)).numpy() for view in preparation.views(values)]
+    total = [score(torch.from_numpy(view)).numpy() for view in preparation.views(np.stack(values))]
     return np.stack(total).mean(axis=0, dtype=np.float32) if len(total) > 1 else total[0]
 
 
@@ -183,7 +207,7 @@ def _rows(
     rows: list[Row] = []
     for one in batch:
         name, label = images.names[one.row], int(images.labels[one.row])
-        if one.values is None:
+        if not one.is_good:
             rows.append((name, label, math.nan, math.nan, math.nan))
             continue
         both = next(scores)

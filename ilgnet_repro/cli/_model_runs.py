@@ -34,7 +34,7 @@ _OF_PROTOCOLS: Mapping[str, Any] = {
     "dataset": None, "prototxt": None, "protocol": "full", "list": None, "lmdb": None, "scores": None, "order": None,
     "strict": False, "mean": None, "mean_value": None, "resize": 256, "batches": None, "check": False, "resume": False,
     "table": "csv", "level": 0, "stage": [], "shape": [], "ignore_field": [], "crop": None, "allow_missing": [],
-    "fast": False, "compile": False, "engine": None, "precision": None,
+    "fast": False, "compile": False, "engine": None, "precision": None, "cluster": None,
 }  # fmt: skip
 _OF_TESTED_MODELS: Mapping[str, Any] = {
     "data": None, "folder": None, "split": "test", "trained_on": None, "val_share": 0.1,

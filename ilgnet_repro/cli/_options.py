@@ -225,6 +225,15 @@ def add_engine_option(parser: Any, *flags: str) -> None:
     )  # fmt: skip
 
 
+def add_cluster_option(parser: Any, doing: str, page: str) -> None:
+    """Add the option for a cluster that does something."""
+    parser.add_argument(
+        "--cluster", metavar="ray",
+        help=f"{doing} on a cluster: ray (that of $RAY_ADDRESS, else one of this machine) or ray://HOST:PORT "
+        f"(needs ilgnet_repro[ray]; {page})",
+    )  # fmt: skip
+
+
 def make_fast(net: Any, args: argparse.Namespace, batch: int | None = None) -> Any:
     """Return ``net``, or its fast form, for ``batch`` images at a time, if the options ask for it."""
     if args.fast or args.engine:

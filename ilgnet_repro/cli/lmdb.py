@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..files import json_text
 from ._console import say
-from ._options import COUNT, SEED, WORKERS, say_notes
+from ._options import COUNT, SEED, WORKERS, add_cluster_option, say_notes
 from ._parser import CommandParser
 
 if TYPE_CHECKING:
@@ -105,11 +105,7 @@ def add_make_flags(make: CommandParser) -> None:
     make.add_argument("--seed", type=SEED, default=1, metavar="N", help="seed of --shuffle (default 1)")
     make.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     make.add_argument("--workers", type=WORKERS, metavar="N", help="threads (default: one per core)")
-    make.add_argument(
-        "--cluster",
-        choices=("ray",),
-        help="decode and resize on a cluster (needs ilgnet_repro[ray]; docs/databases.md)",
-    )
+    add_cluster_option(make, "decode and resize", "docs/databases.md")
     make.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 

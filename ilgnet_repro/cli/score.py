@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
@@ -19,6 +21,7 @@ from ._options import (
     COUNT,
     Real,
     add_allow_missing,
+    add_cluster_option,
     add_crop_option,
     add_fast_options,
     add_preprocessing_options,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from ..scored import Score
     from ..scoring import Scorer
 
+_HELD = 65_536  # paths
 _WHERE = (
     "a .caffemodel, .safetensors, .onnx or .pt2 file; `ilgnet data where ava1-weights` says where the released ones "
     "can be had"
@@ -52,6 +56,7 @@ _EPILOG = """examples:
   ilgnet score images/ --weights other_tools.onnx --mean-value 104,117,123 --size 224
   ilgnet score images/ --weights net.safetensors --mean-file mean.binaryproto
   ilgnet score images/ --weights net.safetensors --fast --precision int8
+  ilgnet score images/ --weights net.safetensors --cluster ray --csv --out scores.csv
 
 An image that cannot be used is named on stderr; the others are scored, and the exit status is 1."""
 
@@ -110,6 +115,7 @@ def add_parser(subparsers: Any) -> None:
         help="keep scores in this file, by the content of image and model: a run that was stopped resumes",
     )  # fmt: skip
     add_score_options(parser)
+    add_cluster_option(parser, "score", "docs/scoring.md")
     add_text_options(parser)
     add_crop_option(parser)
     add_allow_missing(parser)
@@ -149,22 +155,42 @@ class _Net:
         if self._scorer is not None:
             return self._scorer
         from ..process import tune_process
-        from ..scoring import Scorer
 
-        args = self._args
         tune_process()
-        net, preprocessing, about = load_for_images(args)
+        self._scorer = _make_scorer(self._args, self._batch, pad=self._cache is not None)
+        about = self._scorer.about
         if self.facts is None:
             say_notes(about.notes)
-        net = make_fast(net, args, 1 if about.image_order else self._batch)
-        self._scorer = Scorer(
-            net, preprocessing=preprocessing, batch=self._batch, raw_pixels=args.raw_pixels,
-            distributions=not (args.no_distribution or args.labels), pad=self._cache is not None,
-        )  # fmt: skip
         self.facts = {"notes": list(about.notes), "labels": list(about.labels)}
         if self._cache is not None:
             self._cache.keep_facts(self.model, self.facts)
         return self._scorer
+
+    def on_cluster(self, paths: Iterable[str]) -> Iterator[Score]:
+        """Score on the cluster of the options.  The net is loaded here too, which says in a line what is wrong with it."""
+        from ..engines.fast import FastNet
+        from ..score_cluster import Spread, score_cached_on_cluster, score_on_cluster
+
+        local = self.scorer()
+        args = argparse.Namespace(**vars(self._args))
+        if isinstance(local.net, FastNet):  # every worker takes the engine that was the fastest here
+            args.fast, args.engine = False, local.net.engine
+        make = partial(_make_scorer, args, self._batch, pad=local.pad)
+        spread = Spread(make, local.batch, args.cluster)
+        if self._cache is None:
+            return score_on_cluster(list(paths), spread)
+        return score_cached_on_cluster(paths, self._cache, self.model, spread)
+
+
+def _make_scorer(args: argparse.Namespace, batch: int, *, pad: bool) -> Scorer:
+    from ..scoring import Scorer
+
+    net, preprocessing, about = load_for_images(args)
+    net = make_fast(net, args, 1 if about.image_order else batch)
+    return Scorer(
+        net, preprocessing=preprocessing, batch=batch, raw_pixels=args.raw_pixels,
+        distributions=not (args.no_distribution or args.labels), pad=pad,
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -181,6 +207,10 @@ def run(args: argparse.Namespace) -> int:
     if not (args.csv or args.json or args.jsonl):
         suffix = os.path.splitext(args.out or "")[1].lower()
         args.csv, args.json = suffix == ".csv", suffix in (".json", ".jsonl")
+    if args.cluster is not None:
+        from ..reading.cluster import check_cluster
+
+        check_cluster(args.cluster)
     if not args.pictures and not args.list:
         raise IlgnetError("IMAGE is missing; give files, folders, - for stdin, or --list FILE")
     inputs = [*named, *args.list, args.weights, text_path(args.prototxt), args.mean_file, args.labels]
@@ -189,9 +219,11 @@ def run(args: argparse.Namespace) -> int:
             check_output(output, [path for path in inputs if path and not os.path.isdir(path)], option)
     labels = read_labels(args.labels) if args.labels else ()
     paths = ImagePaths(tuple(path for path in args.pictures if path != "-"), tuple(args.list), args.root)
-    total = None
-    if "-" not in args.pictures:
-        total = sum(1 for _ in paths)
+    total, walked = None, iter(paths)
+    if "-" in args.pictures:
+        walked = chain(walked, paths.of_lines(sys.stdin))
+    else:
+        walked, total = _counted_paths(paths)
         say_notes(paths.notes())
         if not total:
             raise IlgnetError(f"{(*args.pictures, *args.list)[0]}: contains no images")
@@ -202,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
 
             cache = stack.enter_context(ScoreCache(args.cache))
         net = _Net(args, cache, total)
-        rows = _rows(net, _all_paths(paths, "-" in args.pictures), cache)
+        rows = net.on_cluster(walked) if args.cluster else _rows(net, walked, cache)
         progress = stack.enter_context(progress_bar("scoring", total, "images"))
         write: Callable[[str], Any] = sys.stdout.write
         if args.out:
@@ -213,10 +245,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _all_paths(paths: ImagePaths, with_stdin: bool) -> Iterator[str]:
-    yield from paths
-    if with_stdin:
-        yield from paths.of_lines(sys.stdin)
+def _counted_paths(paths: ImagePaths) -> tuple[Iterator[str], int]:
+    """Paths and how many they are.  So many that memory would grow with them are found again, not held."""
+    found = iter(paths)
+    held = list(islice(found, _HELD))
+    others = sum(1 for _ in found)
+    return iter(paths if others else held), len(held) + others
 
 
 def _rows(net: _Net, paths: Iterable[str], cache: ScoreCache | None) -> Iterator[Score]:
@@ -273,8 +307,6 @@ def _write(
     write: Callable[[str], Any],
 ) -> None:
     """Write the records in the form of the options."""
-    from itertools import chain
-
     from ..scored import TOP, best_value
     from ._scored import BoxDrawer, CsvRows, json_lines, lines
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
@@ -17,6 +18,7 @@ from ._options import (
     COUNT,
     WORKERS,
     add_allow_missing,
+    add_cluster_option,
     add_crop_option,
     add_fast_options,
     add_text_options,
@@ -31,8 +33,17 @@ from ._options import (
 
 if TYPE_CHECKING:
     from ..aesthetics.labelled_images import LabelledImages
+    from ..aesthetics.protocol_run import Cluster
+    from ..aesthetics.protocols import Preparation
 
-_NOT_REPEATED = ("command", "dataset", "resume", "check", "json")  # in the command that a report shows
+_NOT_REPEATED = (
+    "command",
+    "dataset",
+    "resume",
+    "check",
+    "json",
+    "cluster",
+)  # in the command that a report shows
 _OF_MODELS = ("split", "val_share")  # have defaults, and are of no protocol
 _SHOWN = 10  # faults listed by --check
 _EPILOG = """examples:
@@ -101,6 +112,7 @@ def add_parser(subparsers: Any) -> None:
     )
     run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
     run_.add_argument("--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)")
+    add_cluster_option(run_, "read and score", "docs/scoring.md")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_text_options(parser)
     add_crop_option(parser)
@@ -118,9 +130,17 @@ def run(args: argparse.Namespace) -> int:
         raise IlgnetError("DATASET is missing: give ava1, ava2 or own, or a model of scores with --model")
     check_exist(args.weights, text_path(args.prototxt), args.list, args.lmdb, args.mean, args.scores)
     if args.check:
+        if args.cluster is not None:
+            raise IlgnetError("--cluster: --check reads the images here; leave it out")
         return _check(args)
     if args.weights is None:
         raise IlgnetError("--weights is missing: give the weights to test")
+    if args.cluster is not None:
+        from ..reading.cluster import check_cluster
+
+        check_cluster(args.cluster)
+        if args.device != "cpu":
+            raise IlgnetError(f"--device {args.device}: the workers of --cluster use the CPU; leave it out")
     from ..aesthetics.evaluation import Test, run_test
     from ..aesthetics.protocols import find_protocol
     from ..aesthetics.report_data import build_report, report_values
@@ -146,7 +166,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with progress_bar(f"testing {args.protocol}", test.reads, unit="images") as progress:
             result = run_test(
-                test, net, args.weights, out, resume=args.resume, device=args.device, progress=progress,
+                test, net, args.weights, out, resume=args.resume, device=args.device,
+                cluster=partial(_on_cluster, args, net, test.size) if args.cluster else None, progress=progress,
                 log=lambda text: say(f"note: {text}", file=sys.stderr),
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -162,6 +183,22 @@ def run(args: argparse.Namespace) -> int:
         f"{out}/run.json and {out}/pictures.{args.table} written; `ilgnet report {out}/run.json` makes a page"
     )
     return 0
+
+
+def _on_cluster(args: argparse.Namespace, net: Any, batch: int, preparation: Preparation) -> Cluster:
+    from ..aesthetics.protocol_cluster import ProtocolCluster
+    from ..engines.fast import FastNet
+
+    args = argparse.Namespace(**vars(args))
+    if isinstance(net, FastNet):  # every worker takes the engine that was the fastest here
+        args.fast, args.engine = False, net.engine
+    return ProtocolCluster(
+        partial(_images, args), partial(_load_fast, args), preparation, batch, args.cluster
+    )
+
+
+def _load_fast(args: argparse.Namespace) -> Any:
+    return make_fast(_load(args), args)
 
 
 def _images(args: argparse.Namespace) -> LabelledImages:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import check_output
-from .cluster import Columns, check_cluster, rows_on_cluster
+from .cluster import Columns, Work, check_cluster, rows_on_cluster
 from .datum import datum_image, encoded_datum, hwc_to_chw, parse_datum, raw_datum
 from .image_list import ImageList, ListRow, find_image
 from .images import LARGEST_SIDE, check_encode_type, encode_image, guess_encode_type, has_encoding
@@ -123,8 +123,8 @@ def build_lmdb(
     built in ``target.partial``; keys increase with the list's rows, so the last key stored is the point to
     resume from, and a run killed at any moment neither loses nor duplicates rows. The folder ``target`` appears
     when it is complete. Bad images are skipped and listed in ``target.bad.txt``; ``strict`` stops at the first.
-    ``cluster="ray"`` decodes and resizes on a cluster, whose machines see list and images by the same paths; the database is
-    the same, and is written here.
+    ``cluster="ray"`` (or ``ray://HOST:PORT``) decodes and resizes on a cluster, whose machines see list and images by the
+    same paths; the database is the same, and is written here.
     Raises DataError if no row can be stored, the target exists, the list cannot be used, ``target.partial`` belongs to
     another build, or the disk is full; the same call again resumes the build.
     """
@@ -151,7 +151,7 @@ def build_lmdb(
                 if cluster is None:
                     made = ordered_map(build, items, workers)
                 else:
-                    made = _built_on_cluster(root, options, images, start)
+                    made = _built_on_cluster(root, options, images, start, cluster)
                 if options.check_size:
                     made = _check_sizes(made, _first_size(writer))
                 _store(writer, _good_rows(made, journal, strict, on_bad), len(images), progress)
@@ -177,8 +177,10 @@ class _ClusterBuild:
     list_file: str
     seed: int | None
 
-    def __call__(self, numbers: Sequence[int]) -> Columns:
-        images = ImageList(self.list_file, self.seed)
+    def __call__(self, threads: int) -> Work:
+        return partial(self._build, ImageList(self.list_file, self.seed))
+
+    def _build(self, images: ImageList, numbers: Sequence[int]) -> Columns:
         made = [_build_row(self.root, self.options, (number, images[number])) for number in numbers]
         return {
             "number": [row.number for row in made],
@@ -189,13 +191,10 @@ class _ClusterBuild:
 
 
 def _built_on_cluster(
-    root: str | os.PathLike[str], options: BuildOptions, images: ImageList, start: int
+    root: str | os.PathLike[str], options: BuildOptions, images: ImageList, start: int, cluster: str
 ) -> Iterator[_BuiltRow]:
-    # Other machines do not know the working directory; the end of the root matters, as in Caffe.
-    root = os.fspath(root)
-    root = os.path.join(os.getcwd(), root) if root else os.path.join(os.getcwd(), "")
-    build = _ClusterBuild(root, options, os.path.abspath(images.path), images.seed)
-    for row in rows_on_cluster(build, start, len(images)):
+    build = _ClusterBuild(os.fspath(root), options, os.fspath(images.path), images.seed)
+    for row in rows_on_cluster(build, range(start, len(images)), cluster=cluster):
         number = int(row["number"])
         yield _BuiltRow(number, images[number], row["value"], int(row["size"]), os.fsdecode(row["reason"]))
 

@@ -104,13 +104,6 @@ class About:
             return f"drawn by fillers: {', '.join(self.drawn[:FEW])}{more}"
         return ""
 
-    def of_model(self, model: KnownModel, *, assumed: bool = False) -> About:
-        """Return this with the metadata of a known model."""
-        return replace(
-            self, preprocessing=model.preprocessing, assumed=assumed, labels=model.labels, score=model.score,
-            model=model.name,
-        )  # fmt: skip
-
     def stating(self, preprocessing: Preprocessing) -> About:
         """Return this with the caller's preprocessing; a note keeps what else was assumed."""
         if not self.assumed:

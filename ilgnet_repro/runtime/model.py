@@ -126,10 +126,11 @@ class Model(nn.Module):
         parameter = next(self.parameters())
         if not parameter.is_meta:
             refuse_meta(name, value)
-        self._check_shape(tuple(value.shape))
+        self.check_shape(tuple(value.shape))
         return value.to(parameter.device, parameter.dtype)
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise GraphError for an input of a shape that the model does not take."""
         if len(self._row) == IMAGE_AXES:
             fits = len(shape) == 1 + IMAGE_AXES and shape[1] == self._row[0]
             if fits and min(shape[2:]) < self.least_side:

@@ -155,8 +155,7 @@ REFUSED = {
         "so it does not fit; give the published state dict",
     ),
     "ResNet-18": (
-        ResNet18, "the Caffe releases of ResNet-18 pool without padding after conv1, and project in res2a, so it does not "
-        "fit; give the published state dict",
+        ResNet18, "the layer names of ResNet-18 in Caffe are not known here; give the published state dict",
     ),
     "another net": (VGG16, "has no layer 'conv1_1'; is it another network's file?"),
     "other names": (InceptionV2, "has no layer 'conv1/7x7_s2'; is it another network's file?"),

@@ -98,6 +98,8 @@ class ModelTrainer:
         check_batches(len(self.train_rows), settings.batch, self.group.world)
         found = paths or {}
         self.model = task.create(settings.seed)
+        if self.train_rows.inputs is None:
+            self.model.check_shape((1, 3, recipe.size, recipe.size))
         how = self.model.about.preprocessing or IMAGENET
         self.train_inputs = Inputs(
             self.train_rows, found.get("train", ()), recipe.size, recipe.resize, settings.workers, how

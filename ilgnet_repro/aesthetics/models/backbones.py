@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...about import About
+from ...errors import GraphError
 from ...known import ScoreAt
 from ...reading.preprocessing import Preprocessing
 
@@ -54,6 +55,9 @@ class Backbone(nn.Module):
     def features_of(self, x: Tensor) -> Tensor:
         """Return the features of images, N x `channels`."""
         raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise GraphError for images of a size that the backbone does not take, from ``least_side`` on."""
 
     def map_of(self, x: Tensor) -> Tensor:
         """Return the last feature map, N x C x h x w: what Grad-CAM looks at."""
@@ -334,6 +338,16 @@ class InceptionV2(Backbone):
         for name in names:
             x = F.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x)))
         return x
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise GraphError where a plane before 3c or 4e is odd: there pooling gives one row less than the convolutions."""
+        for side in (height, width):
+            plane = (side + 1) // 2 // 4  # conv1 rounds up; two times pooling rounds down
+            if plane % 4:
+                raise GraphError(
+                    f"inception_v2: images are {height}x{width}, whose planes cannot be halved five times; give sides that "
+                    "are multiples of 32"
+                )
 
     def map_of(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self._run(x, "conv1_7x7_s2"), 3, 2, ceil_mode=True)

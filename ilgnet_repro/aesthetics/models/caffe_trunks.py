@@ -87,10 +87,12 @@ def _with_slashes(name: str) -> str:
 
 
 _TRUNKS = {VGG16: _vgg16, MobileNetV1: _mobilenet_v1, InceptionV2: _inception_v2}
-# Why the Caffe releases of a backbone are none of ours.
+# Why a backbone takes no caffemodel.  Of MobileNet v2 the zoo has the Caffe net (`zoo.mobilenet`); the authors
+# of ResNet released 50, 101 and 152 layers for Caffe, and others name the layers of 18 in several ways.
 _OTHERS = {
-    MobileNetV2: "the Caffe release of MobileNet v2 expands in conv2_1 and halves the plane at 96 channels, not at 64",
-    ResNet18: "the Caffe releases of ResNet-18 pool without padding after conv1, and project in res2a",
+    MobileNetV2: "the Caffe release of MobileNet v2 expands in conv2_1 and halves the plane at 96 channels, not at 64, so "
+    "it does not fit",
+    ResNet18: "the layer names of ResNet-18 in Caffe are not known here",
 }
 
 
@@ -103,7 +105,7 @@ def load_caffe_trunk(backbone: nn.Module, path: str | os.PathLike[str]) -> tuple
     """
     for kind, why in _OTHERS.items():
         if isinstance(backbone, kind):
-            raise WeightsError(f"{path}: {why}, so it does not fit; give the published state dict")
+            raise WeightsError(f"{path}: {why}; give the published state dict")
     found = next((make for kind, make in _TRUNKS.items() if isinstance(backbone, kind)), None)
     if found is None or not isinstance(backbone, Backbone):
         raise WeightsError(f"{path}: {type(backbone).__name__} takes no caffemodel; give safetensors")

@@ -68,7 +68,7 @@ class Gsfl(Model):
         if is_decomposed:
             self.shared = encoder(features, hidden)
             self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, features))
-            self.register_buffer("classes_of_groups", torch.arange(classes) % groups)
+            self.register_buffer("classes_of_groups", torch.tensor([one % groups for one in range(classes)]))
             self.register_buffer("class_centres", torch.zeros(classes, hidden))
             self.register_buffer("group_centres", torch.zeros(groups, hidden))
 

@@ -48,6 +48,11 @@ class Nima(Model):
         self.dropout = nn.Dropout(0.75)
         self.dense = nn.Linear(self.backbone.channels, BINS)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise GraphError for an input that the model, or its backbone, does not take."""
+        super().check_shape(shape)
+        self.backbone.check_size(*shape[2:])
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         distribution = self.dense(self.dropout(self.backbone.features_of(x))).softmax(1)
         return {"distribution": distribution, "score": mean_of(distribution)}

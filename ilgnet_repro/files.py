@@ -320,7 +320,7 @@ def check_replaced(
     try:
         # An empty file, as an interrupted run leaves it, may be replaced.
         known = target.is_file() and (not target.stat().st_size or is_ours(target))
-    except (IlgnetError, OSError, ValueError, TypeError, RecursionError, BadZipFile):
+    except (IlgnetError, OSError, ValueError, TypeError, OverflowError, RecursionError, BadZipFile):
         known = False
     if not known:
         raise IlgnetError(f"{target}: exists and was not written by {writer}; {remedy}", option=option)

@@ -25,6 +25,9 @@ else:
 MARK = "ilgnet_repro-tmp"
 _LONGEST_NAME = 255  # bytes, on every file system in use
 _SUFFIX = 24  # bytes of a suffix that are kept
+_LOCK = ".lock"
+_PARTIAL = ".partial"
+_LONGEST_NOTE = 1 << 20
 
 # The name may be taken by a link or a pipe of someone else.
 _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -54,19 +57,57 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder within ``TARGET.partial``; otherwise as `staged_folder`.
+
+    What takes long and much space is in sight, and so is what a killed process left of it.  A ``TARGET.partial`` with
+    anything else in it is someone's own, and refused.
+    """
+    path = _claim(target, _PARTIAL, os.mkdir)
+    try:
+        stage = path / MARK
+        stage.mkdir()
+        yield stage
+    finally:
+        _release(path)
+
+
+@contextmanager
 def claimed(target: Path) -> Iterator[None]:
     """Claim ``target`` for this process while the block writes files for it, in any order.
 
     Raises IlgnetError if another process has claimed it, or its folder cannot be written.
     """
     try:
-        path = _claim(target, ".lock", _create_file)
+        path = _claim(target, _LOCK, _create_file)
     except OSError as error:
         raise IlgnetError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     try:
         yield
     finally:
         _release(path)
+
+
+def note_in_claim(target: Path, data: bytes) -> None:
+    """Append to a note in the file by which this process has `claimed` a target; without such a file, do nothing."""
+    owner, descriptor = _claims.get(_path(target, _LOCK), (0, -1))
+    if owner == os.getpid():
+        os.write(descriptor, data)
+
+
+def note_of_killed(target: Path) -> bytes:
+    """Return the note in the claim of a process that was killed; empty if there is none, or it is being written."""
+    descriptor = -1
+    try:
+        descriptor = os.open(_path(target, _LOCK), os.O_RDONLY | _UNFOLLOWED)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and lock(descriptor):
+            return os.read(descriptor, _LONGEST_NOTE)
+    except OSError:
+        pass
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return b""
 
 
 def discard_staged() -> None:
@@ -101,15 +142,16 @@ def _staged(target: Path, suffix: str, create: Callable[[Path], None]) -> Iterat
 
 
 def _path(target: Path, suffix: str, unique: str = "") -> Path:
-    """Return the staging path of a target."""
+    """Return the staging path of a target: hidden, but for a partial folder."""
     suffix = suffix if len(os.fsencode(suffix)) <= _SUFFIX else ""
-    stem = target.name.removesuffix(suffix)
-    ending = f"{unique}.{MARK}{suffix}"
-    room = _LONGEST_NAME - len(os.fsencode(f".{ending}"))
+    is_partial = suffix == _PARTIAL
+    stem = target.name if is_partial else target.name.removesuffix(suffix)
+    start, ending = ("", f"{unique}{suffix}") if is_partial else (".", f"{unique}.{MARK}{suffix}")
+    room = _LONGEST_NAME - len(os.fsencode(start + ending))
     if len(os.fsencode(stem)) > room:
         digest = f"~{zlib.crc32(os.fsencode(stem)):08x}"
         stem = os.fsdecode(os.fsencode(stem)[: room - len(digest)]) + digest
-    return target.with_name(f".{stem}{ending}")
+    return target.with_name(f"{start}{stem}{ending}")
 
 
 def _create_file(path: Path) -> None:
@@ -126,6 +168,10 @@ def _claim(target: Path, suffix: str, create: Callable[[Path], None]) -> Path:
             create(path)
         except FileExistsError:
             is_new = False
+            if suffix == _PARTIAL and not _is_left_over(path):
+                raise IlgnetError(
+                    f"{path}: was not left by a run of this command; remove it, or give another name"
+                ) from None
         descriptor = _open(path, is_new)
         if descriptor is None:  # removed meanwhile, or neither a file nor a folder
             continue
@@ -144,6 +190,16 @@ def _claim(target: Path, suffix: str, create: Callable[[Path], None]) -> Path:
                 _remove(path)
         finally:
             os.close(descriptor)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a partial folder is one that a process of this program makes or made: nothing else is in it."""
+    try:
+        return not path.is_symlink() and set(os.listdir(path)) <= {MARK}
+    except FileNotFoundError:  # removed meanwhile
+        return True
+    except NotADirectoryError:
+        return False
 
 
 def _open(path: Path, is_new: bool) -> int | None:

@@ -14,11 +14,23 @@ import pytest
 from ilgnet_repro import staging
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.files import atomic_file, atomic_path, staged_results
-from ilgnet_repro.staging import MARK, claimed, staged_file, staged_folder
+from ilgnet_repro.staging import (
+    MARK,
+    claimed,
+    note_in_claim,
+    note_of_killed,
+    partial_folder,
+    staged_file,
+    staged_folder,
+)
 
 
 def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def staged(folder: Path) -> list[str]:
+    return hidden(folder) + sorted(path.name for path in folder.glob("*.partial"))
 
 
 def in_another_process(code: str, folder: Path) -> subprocess.Popen[str]:
@@ -36,6 +48,9 @@ WAIT = "print('ready', flush=True); sys.stdin.readline()"
 STAGES = {
     "file": (f"with staged_file(Path('x.bin')) as p: p.write_bytes(b'half'); {WAIT}", staged_file, "x.bin"),
     "folder": (f"with staged_folder(Path('x')) as p: (p / 'in').write_bytes(b'half'); {WAIT}", staged_folder, "x"),
+    "partial folder": (
+        f"with partial_folder(Path('x')) as p: (p / 'in').write_bytes(b'half'); {WAIT}", partial_folder, "x",
+    ),
     "claim": (f"with claimed(Path('x')): {WAIT}", claimed, "x"),
 }  # fmt: skip
 
@@ -43,21 +58,21 @@ STAGES = {
 @pytest.mark.parametrize(("code", "stage", "name"), STAGES.values(), ids=STAGES)
 def test_another_process(tmp_path, code, stage, name) -> None:
     process = in_another_process(code, tmp_path)
-    left = hidden(tmp_path)
+    left = staged(tmp_path)
     assert len(left) == 1
     with pytest.raises(IlgnetError) as refused, stage(tmp_path / name):
         pytest.fail("two processes write one output")
     assert str(refused.value) == (
         f"{tmp_path / name}: another process is writing it; wait for it, or give another name"
     )
-    assert hidden(tmp_path) == left  # what the living process writes is as it was
+    assert staged(tmp_path) == left  # what the living process writes is as it was
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert hidden(tmp_path) == left
+    assert staged(tmp_path) == left
     with stage(tmp_path / name) as path:
         if path is not None:  # nothing of what was left is in the new one
             assert not (any(path.iterdir()) if path.is_dir() else path.stat().st_size)
-    assert hidden(tmp_path) == []
+    assert staged(tmp_path) == []
 
 
 def test_a_process_that_ends_by_itself_leaves_nothing(tmp_path) -> None:
@@ -84,6 +99,54 @@ def test_a_child_does_not_remove_what_its_parent_stages(tmp_path) -> None:
         os.waitpid(child, 0)
         assert path.exists()
     assert hidden(tmp_path) == []
+
+
+OTHERS = {
+    "file": lambda path: path.write_bytes(b"mine"),
+    "link": lambda path: path.symlink_to("elsewhere"),
+    "folder of files": lambda path: (path / "in").mkdir(parents=True),
+    "folder of both": lambda path: [(path / name).mkdir(parents=True) for name in ("mine", MARK)],
+    "pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("take", OTHERS.values(), ids=OTHERS)
+def test_a_partial_folder_of_someone_else(tmp_path, take) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "x.partial"
+    take(path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(IlgnetError) as refused, partial_folder(tmp_path / "x"):
+        pytest.fail("it is not replaced")
+    assert str(refused.value) == (
+        f"{path}: was not left by a run of this command; remove it, or give another name"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_partial_folder_that_is_renamed(tmp_path) -> None:
+    (tmp_path / "x.partial").mkdir()  # left by a process that was killed at its start or its end
+    with partial_folder(tmp_path / "x") as stage:
+        (stage / "in").write_bytes(b"whole")
+        stage.rename(tmp_path / "x")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["x", "x/in"]
+
+
+def test_the_note_of_a_claim(tmp_path) -> None:
+    """It is read when its process is gone, however it ended, and not before."""
+    target = tmp_path / "x"
+    note_in_claim(target, b"without a claim")
+    process = in_another_process(
+        f"with claimed(Path('x')): note_in_claim(Path('x'), b'one '); note_in_claim(Path('x'), b'two'); {WAIT}",
+        tmp_path,
+    )
+    assert note_of_killed(target) == b""
+    process.kill()
+    process.communicate()
+    assert [note_of_killed(target) for _ in range(2)] == [b"one two"] * 2
+    with claimed(target):
+        assert note_of_killed(target) == b""
+    assert note_of_killed(target) == b"" and hidden(tmp_path) == []
 
 
 TAKEN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from ..files import read_input
 # glog's prefix: level, date, time, thread, source file and line. Older glog prints no year.
 _PREFIX = re.compile(r"^[IWEF]\d{4,8} \d\d:\d\d:\d\d\.\d+ +\d+ [^ \]]+:\d+\] ?")
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)"
-_BATCH = re.compile(rf"^Batch (\d+), (.+) = ({_NUMBER})$")
+_BATCH = re.compile(rf"^Batch (\d{{1,9}}), (.+) = ({_NUMBER})$")
 _LOSS = re.compile(rf"^Loss: ({_NUMBER})$")
-_RUNNING = re.compile(r"^Running for (\d+) iterations\.$")
+_RUNNING = re.compile(r"^Running for (\d{1,9}) iterations\.$")
 _SUMMARY = re.compile(rf"^(.+) = ({_NUMBER})(?: \(\* ({_NUMBER}) = ({_NUMBER}) loss\))?$")
 _NET_FOLLOWS = "Initializing net from parameters:"
 _NO_ENTROPY = "System entropy source not available"
@@ -64,7 +65,7 @@ class TestLog:
             raise FormatError(f"{self.file}: the log does not print its batch size; give batch_size")
         counts = []
         for number, values in enumerate(self.batches[blob or self.accuracy_blob()]):
-            count = round(values[0] * size)
+            count = round(values[0] * size) if math.isfinite(values[0] * size) else 0
             # Caffe prints six digits, so the product differs by at most size · 5e-7.
             if len(values) != 1 or not abs(values[0] * size - count) <= size * 1e-6:
                 raise FormatError(
@@ -144,7 +145,7 @@ def parse_test_log(text: str, file: str = "<text>") -> TestLog:
         loss=loss,
         summary=tuple(summary),
         net_text=net_text,
-        batch_size=int(size) if (size := _first(net_text, r"\bbatch_size:\s*(\d+)")) else None,
+        batch_size=int(size) if (size := _first(net_text, r"\bbatch_size:\s*(\d{1,9})\b")) else None,
         source=_first(net_text, r'\bsource:\s*"([^"]*)"'),
         fallback_seed=_NO_ENTROPY in text,
     )

@@ -117,13 +117,19 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_types(value: Source | BatchRow | RunResult) -> None:
-    """Raise TypeError for a field of another type: a file may hold anything under its keys."""
+    """Raise TypeError, ValueError or OverflowError for a field of another type or size: a file may hold anything."""
     for one in dataclasses.fields(value):
         wanted = _TYPES.get(str(one.type))
         held = getattr(value, one.name)
         if wanted and (not isinstance(held, wanted) or (isinstance(held, bool) and bool not in wanted)):
             raise TypeError(f"{one.name} is {type(held).__name__}, not {one.type}")
+        if wanted == (int,) and abs(held) > _LARGEST:
+            raise ValueError(f"{one.name} is beyond {_LARGEST}")
+        if wanted and float in wanted and held is not None:
+            float(held)
 
+
+_LARGEST = 1 << 53  # what every float counts exactly
 
 EXACT = "the exact net"
 _KEYS = {"images": "pictures"}  # fields whose key in run.json keeps an earlier name

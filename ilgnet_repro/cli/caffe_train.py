@@ -39,7 +39,7 @@ def add_parser(actions: Any) -> None:
     )
     flag(
         "snapshot",
-        "the solver state to resume from; the data start at the first row again",
+        "the solver state to resume from; the data start at the first row again, unless the run that wrote it was killed",
         metavar="SOLVERSTATE",
         default="",
     )
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         trainer = Trainer(settings, options, [log], requests=requests)
         if args.snapshot:
             log.log("resume", f"Resuming from {args.snapshot}")
-            trainer.restore(args.snapshot, from_first_row=True)
+            trainer.restore(args.snapshot, from_first_row=True, unless_killed=True)
         log.log("start", "Starting Optimization")
         trainer.solve()
         log.log("end", "Optimization Done.")

@@ -98,11 +98,11 @@ def _make_weights(folder: Path, small: bool) -> Path:
 def _step(arguments: list[str]) -> None:
     """Run one command as a user would, and stop the demo where it fails."""
     from ..errors import IlgnetError
-    from .main import main
+    from .main import run_command
 
     print()
     say(f"$ ilgnet {shlex.join(arguments)}", flush=True)
-    status = main(arguments)
+    status = run_command(arguments)
     sys.stdout.flush()
     if status:
         raise IlgnetError(f"the demo stopped: `ilgnet {arguments[0]}` ended with {status}")

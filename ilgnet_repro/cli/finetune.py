@@ -137,11 +137,11 @@ def _run(step: Step, *, again: bool = False) -> bool:
     if step.product.exists() and not again:
         return False
     from ..errors import IlgnetError
-    from .main import main
+    from .main import run_command
 
     say(f"$ {_typed(step)}", file=sys.stderr, flush=True)
     with contextlib.redirect_stdout(sys.stderr):
-        status = main(step.arguments)
+        status = run_command(step.arguments)
     if status >= 128:
         raise KeyboardInterrupt
     if status:

@@ -78,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with usable_streams():
-        status = guarded(lambda: _run(arguments))
+        status = guarded(lambda: run_command(arguments))
     if argv is None:
         interrupts_end_quietly()
     return status
 
 
-def _run(arguments: Sequence[str]) -> int:
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command within another; its errors are the caller's."""
     try:
         parsed = _parse(arguments)
     except SystemExit as stop:  # argparse exits with 2 for a wrong option

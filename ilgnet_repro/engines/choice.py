@@ -28,6 +28,7 @@ from .runners import MULTIPLIES_INT8, TORCH, Log, Runner, Settings, make_runner
 
 FORMAT = 1  # of a kept choice
 LARGEST_FILE = 1 << 16
+_LONGEST = 1e12  # milliseconds
 SECONDS = 0.25  # for each candidate, after a first run
 FEWEST_RUNS, MOST_RUNS = 3, 50
 NEAR = 1.3  # times the shortest: candidates that are measured once more, since other programs lengthen single runs
@@ -166,7 +167,9 @@ def read_choice(path: Path, able: list[Candidate]) -> Choice | None:
     if best is None or not isinstance(times, dict) or str(best) not in times:
         return None
     known = {str(one) for one in able}
-    if not all(name in known and type(time) in (int, float) and time > 0 for name, time in times.items()):
+    if not all(
+        name in known and type(time) in (int, float) and 0 < time <= _LONGEST for name, time in times.items()
+    ):
         return None
     return Choice(best, {name: float(time) for name, time in times.items()})
 

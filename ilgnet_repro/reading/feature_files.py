@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from ..files import atomic_file, check_output, deferred_file, writing
 from ..schema import caffe_pb2
-from ..staging import staged_folder
+from ..staging import partial_folder
 from .lmdb_read import key_text
 from .lmdb_write import MAX_KEY, LmdbWriter
 
@@ -128,7 +128,7 @@ def write_databases(paths: Mapping[str, Path]) -> Iterator[FeatureWriter]:
         folders, writers = {}, {}
         for blob, path in paths.items():
             stack.enter_context(writing(path, DataError))
-            folders[blob] = stack.enter_context(staged_folder(path))
+            folders[blob] = stack.enter_context(partial_folder(path))
             writers[blob] = LmdbWriter(folders[blob])
         databases = _Databases(writers)
         try:

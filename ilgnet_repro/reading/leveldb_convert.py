@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import check_output, writing
-from ..staging import staged_folder
+from ..staging import partial_folder
 from .lmdb_write import MAX_KEY, LmdbWriter
 
 _ROWS, _BYTES = 256, 32 << 20  # of a transaction
@@ -31,7 +31,7 @@ def convert_leveldb(source: str | os.PathLike[str], target: str | os.PathLike[st
     check_output(target, [source])
     if os.path.lexists(target):
         raise DataError(f"{target}: already exists; remove it or give another name")
-    with writing(target, DataError), staged_folder(target) as partial:
+    with writing(target, DataError), partial_folder(target) as partial:
         rows = _copy(source, partial)
         if os.path.lexists(target):  # a rename would replace an empty folder
             raise DataError(f"{target}: was created meanwhile; remove it or give another name")

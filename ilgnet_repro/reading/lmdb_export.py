@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import check_output, writing
-from ..staging import staged_folder
+from ..staging import partial_folder
 from .annotated import is_annotated
 from .box_files import BoxFiles
 from .datum import chw_to_hwc, datum_image
@@ -31,7 +31,8 @@ def export_lmdb(
     no file name. Boxes of SSD's AnnotatedDatum are written to ``boxes.json``, and as VOC's XML beside each image.
     Encoded rows are written byte for byte, raw ones as PNG (which loses nothing), and rows that are not
     8-bit images of 1, 3 or 4 channels as npy. The right suffix is appended to a path that lacks it; a duplicate
-    path is replaced by the key. The folder appears when it is complete.
+    path is replaced by the key. The folder appears when it is complete; what a killed run left in ``FOLDER.partial`` is
+    removed by the next one.
     Raises DataError if it exists or a key's path would leave it.
     """
     reader, target = LmdbReader(database), Path(folder)
@@ -39,7 +40,7 @@ def export_lmdb(
     check_output(target, [database])
     if os.path.lexists(target):
         raise DataError(f"{target}: already exists; remove it or give another name")
-    with writing(target, DataError), staged_folder(target) as partial:
+    with writing(target, DataError), partial_folder(target) as partial:
         with open(partial / "list.txt", "wb") as listed, BoxFiles(partial) as annotated:
             for done, row in enumerate(reader, 1):
                 name, label = _export_row(row, done - 1, partial)

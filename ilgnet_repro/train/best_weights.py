@@ -95,14 +95,23 @@ class BestWeights(Observer):
 
 
 def _is_best(path: Path) -> bool:
-    Best(**parse_json(path.read_text(encoding="utf-8")))
+    _parsed(path)
     return True
 
 
 def _read(path: Path) -> Best | None:
     try:
-        best = Best(**parse_json(path.read_text(encoding="utf-8")))
-        # Earlier versions kept weights that had diverged: any finite test is better.
-        return best if math.isfinite(best.value) else None
-    except (OSError, ValueError, TypeError):
+        best = _parsed(path)
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
+    # Earlier versions kept weights that had diverged: any finite test is better.
+    return best if math.isfinite(best.value) else None
+
+
+def _parsed(path: Path) -> Best:
+    """Read a state; raises OSError, ValueError, TypeError or OverflowError for a file of anything else."""
+    best = Best(**parse_json(path.read_text(encoding="utf-8")))
+    counts = best.iteration, best.tested, best.tests_since
+    if not isinstance(best.output, str) or any(type(count) is not int or count < 0 for count in counts):
+        raise TypeError("not a state of the best weights")
+    return replace(best, value=float(best.value))  # "NaN" is a string in the file

@@ -110,7 +110,7 @@ class CsvLog(Observer):
         path = self.folder / name
         kept = []
         if trainer.iteration and path.is_file():
-            kept = [row for row in read_table(path)[1] if row[0] < trainer.iteration]
+            kept = [row for row in read_table(path)[1] if 0 <= row[0] < trainer.iteration]
         with atomic_file(path, "w") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(map(csv_text, columns))

@@ -187,12 +187,15 @@ class Trainer:
         regular = settings.snapshot and iteration % settings.snapshot == 0 and iteration <= settings.max_iter
         return bool(regular) or (settings.snapshot_after_train and iteration == settings.max_iter)
 
-    def restore(self, state: str | Path, *, from_first_row: bool = False) -> None:
+    def restore(
+        self, state: str | Path, *, from_first_row: bool = False, unless_killed: bool = False
+    ) -> None:
         """Resume from a snapshot, ours or Caffe's: weights, solver history, iteration, data position.
 
-        ``from_first_row`` starts the data again, train and test nets, as Caffe does.
+        ``from_first_row`` starts the data again, train and test nets, as Caffe does; with ``unless_killed`` a run that
+        was killed, and has left its claim of the prefix, reads on.
         """
-        iteration, step = self.iteration, self.current_step
+        iteration, step, rows_from = self.iteration, self.current_step, 0
         if self.group.is_first:
             files = self.settings.files
             said = len(files.notes)
@@ -204,13 +207,17 @@ class Trainer:
             for note in files.notes[said:]:
                 self.log("note", note)
             self.snapshots.resume(iteration)
-        self.iteration, self.current_step = self.group.broadcast_object((iteration, step))
+            if from_first_row:
+                known = self.snapshots.rows_from(Path(state), iteration) if unless_killed else None
+                rows_from = iteration if known is None else known
+        self.iteration, self.current_step, self._rows_from = self.group.broadcast_object(
+            (iteration, step, rows_from)
+        )
         self.group.broadcast([*self.net.parameters(), *self.updater.history])
         self.log("restored", "SGDSolver: restoring history")
         self.updater.clear_updates()
-        self._rows_from = self.iteration if from_first_row else 0
         self._batches = None
-        if from_first_row:
+        if from_first_row and self._rows_from == self.iteration:
             self.log("rows", "Data are read from the first row again, as Caffe does")
         elif self.iteration:
             self.log(
@@ -231,7 +238,7 @@ class Trainer:
         Raises DivergedError if the loss is not finite, unless the options allow it.
         """
         writes = self.settings.snapshot or self.settings.snapshot_after_train
-        with self.snapshots.claimed() if self.group.is_first and writes else nullcontext():
+        with self.snapshots.claimed(self._rows_from) if self.group.is_first and writes else nullcontext():
             try:
                 self._solve()
             finally:

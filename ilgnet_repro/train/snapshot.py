@@ -19,14 +19,15 @@ from ..caffe.kinds import Kind, expect
 from ..caffe.named_files import READ_INSTEAD, NamedFiles
 from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError
-from ..files import check_output, staged_results
+from ..files import check_output, real_path, staged_results, writing
 from ..runtime.net import CaffeNet
 from ..runtime.weights import take_weights
-from ..staging import claimed
+from ..staging import claimed, note_in_claim, note_of_killed
 from . import snapshot_hdf5
 from .trained_net import net_message
 
 HDF5_SUFFIX = ".h5"
+_NOTE = re.compile(rb"(\d{1,10}\n)+")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Snapshots:
     ``prefix`` is written into the solver states unchanged, and is relative to ``root``.  ``keep`` is the
     number of snapshots to keep (0: all): `prune` removes older ones.  ``nonfinite`` are the iterations whose
     snapshots are of a diverged net; they are never preferred to a finite one.  ``written`` are those of this
-    run and of the run that it resumed: no others are removed.
+    run and of the run that it resumed: no others are removed.  ``continued`` are those of a killed run that this one
+    continues.
     """
 
     prefix: str
@@ -45,6 +47,7 @@ class Snapshots:
     keep: int = 0
     nonfinite: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
+    continued: set[int] = field(default_factory=set)
 
     def name(self, iteration: int, kind: str) -> str:
         """Return the name of a file of the snapshot at ``iteration``; ``kind`` is ``caffemodel`` or ``solverstate``."""
@@ -79,10 +82,30 @@ class Snapshots:
                 check_output(path, inputs, "snapshot")
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Claim the prefix for a run.  Raises IlgnetError if a run of another process has it."""
+    def claimed(self, rows_from: int = 0) -> Iterator[None]:
+        """Claim the prefix for a run.  Raises IlgnetError if a run of another process has it.
+
+        ``rows_from`` is the iteration at which the run reads the first row of its data.  It stands in the claim with
+        the iterations of the snapshots, for `rows_from` of a run that is killed.
+        """
         with claimed(self._start):
+            self._note(rows_from, *sorted(self.continued))
             yield
+
+    def rows_from(self, state: Path, iteration: int) -> int | None:
+        """Return where the killed run that wrote a solver state read the first row; None if no such run did."""
+        note = note_of_killed(self._start)
+        if not _NOTE.fullmatch(note) or real_path(state) != real_path(self.path(iteration, "solverstate")):
+            return None
+        first, *written = map(int, note.split())
+        if iteration not in written or first > iteration:
+            return None
+        self.continued.update(number for number in written if number <= iteration)
+        return first
+
+    def _note(self, *numbers: int) -> None:
+        with writing(self._start.parent, SolverError):
+            note_in_claim(self._start, "".join(f"{number}\n" for number in numbers).encode())
 
     @property
     def _start(self) -> Path:
@@ -129,6 +152,7 @@ class Snapshots:
             files = [stage / Path(name).name for name in (model, state)]
             save_weights(net, files[0], updates)
             write_state(files[1], iteration, model, arrays, current_step)
+            self._note(iteration)
             for file in files:
                 os.replace(file, start.with_name(file.name))
         if not (all_finite(net.parameters()) and all_finite(history)):

@@ -97,6 +97,27 @@ def test_broken_log(text: str, message: str) -> None:
         parse_test_log(text)
 
 
+HUGE = "9" * 5000
+UNCOUNTED = {
+    "a loss beyond float": ("batch_size: 10", "1e400", "inf is no count out of 10"),
+    "no number": ("batch_size: 10", "nan", "nan is no count out of 10"),
+    "a product beyond float": ("batch_size: 10", "1e308", "is no count out of 10"),
+    "a huge batch size": (f"batch_size: {HUGE}", "0.5", "does not print its batch size"),
+}
+
+
+@pytest.mark.parametrize("size, value, message", UNCOUNTED.values(), ids=UNCOUNTED)
+def test_numbers_beyond_counting(size: str, value: str, message: str) -> None:
+    text = f"Initializing net from parameters:\n{size}\nI0101 00:00:00.0 1 a.cpp:1] Batch 0, accuracy = {value}\n"
+    with pytest.raises(FormatError, match=message):
+        parse_test_log(text).counts("accuracy")
+
+
+def test_a_number_of_a_batch_that_is_none() -> None:
+    with pytest.raises(FormatError, match="no line `Batch 0"):
+        parse_test_log(f"Running for {HUGE} iterations.\nBatch {HUGE}, accuracy = 0.5\n")
+
+
 def test_missing_log() -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         read_test_log("no/such.log")

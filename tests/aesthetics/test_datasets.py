@@ -242,6 +242,8 @@ KEYS = {
     "EVA": ("eva", "953", "ava:953"),
     "AADB": ("aadb", "farm1_255_19452343093_912e08a3f6_b.jpg", "flickr:19452343093"),
     "AADB, with its score": ("aadb", "0.500_farm1_487_20167490236_ae920475e2_b.jpg", "flickr:20167490236"),
+    "AVA, of no number that Python reads": ("ava", f"00{'9' * 5000}.jpg", f"ava:{'9' * 5000}"),
+    "AVA, zero": ("ava", "00.jpg", "ava:0"),
     "TAD66K": ("tad66k", "953.jpg", "tad66k:953.jpg"),
     "features": ("features", "00000012_a/953.jpg", "features:a/953.jpg"),
 }

@@ -131,6 +131,17 @@ BAD_RUNS = {
     "a number for a text": (lambda values: values.update(protocol=5), "protocol is int, not str"),
     "a text for a number": (lambda values: values["batches"][0].update(size="4"), "size is str, not int"),
     "a truth value for a number": (lambda values: values.update(elapsed=True), "elapsed is bool, not float"),
+    "a time beyond float": (
+        lambda values: values.update(elapsed=10**400),
+        "not a run's result .*int too large",
+    ),
+    "a loss beyond float": (lambda values: values["batches"][0].update(loss=-(10**400)), "int too large"),
+    "a huge batch": (lambda values: values["batches"][0].update(size=10**20), f"size is beyond {1 << 53}"),
+    "a huge batch size": (lambda values: values.update(batch_size=10**20), f"batch_size is beyond {1 << 53}"),
+    "a huge index": (
+        lambda values: values["batches"][0].update(index=-(10**20)),
+        f"index is beyond {1 << 53}",
+    ),
     "a batch of no images": (lambda values: values["batches"][0].update(size=0, correct=0), "0 of 0 images"),
     "more right than images": (lambda values: values["batches"][0].update(correct=5), "5 of 4 images"),
     "batches of no size": (lambda values: values.update(batch_size=0), "batch_size is 0"),

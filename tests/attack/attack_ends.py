@@ -18,6 +18,7 @@ import fcntl
 import importlib
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -66,9 +67,9 @@ SOLVER = """net: "train.prototxt" base_lr: 0.001 lr_policy: "fixed" momentum: 0.
 snapshot_prefix: "out/s" random_seed: 3
 """
 
-# A snapshot is after two passes of the three rows: `caffe train -snapshot` starts at the first row, as Caffe
-# does, and draws its crops from the beginning, so there are none here.
-CHAIN = SOLVER.replace("max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 3")
+CHAIN = SOLVER.replace(
+    "max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 4"
+)  # within a pass of the three rows
 
 IMAGES = ["--pictures", "images", "--list", "list.txt"]
 FEATURES = ["--model", "gsfl", "--data", "features", "--folder", "features"]
@@ -252,6 +253,8 @@ def fault_of(end: End, *, silent: bool = False) -> str:
     """What is wrong with the way a command ended, or ""."""
     if end.hung:
         return f"over {SECONDS:.0f} s"
+    if end.status == 1 and re.search(r'^  File ".*script\.py", line \d+', end.err, re.MULTILINE):
+        return ""  # `caffe run`: the user's own code ends as in Python, with its traceback
     if "Traceback" in end.err or end.status not in (0, 1):
         return f"status {end.status}: {end.err.strip()[-160:]}"
     if "RuntimeWarning" in end.err:
@@ -669,7 +672,7 @@ def chain(
     argv = [*tool.split(), "--solver" if tool == "train" else "-solver", "chain.prototxt"]
     run = whole(argv, processes, tool, dropout)
     with place as folder:
-        chain_fixture(folder, tool, dropout)
+        chain_fixture(folder, dropout)
         command, killed = argv, 0
         for draw in draws:
             end = together(command, folder, processes, (signal.SIGKILL, draw * run.seconds))
@@ -695,10 +698,9 @@ def chain(
         return f"after {killed} kills {other[0]} is not that of the whole run" if other else ""
 
 
-def chain_fixture(folder: Path, tool: str, dropout: bool) -> None:
+def chain_fixture(folder: Path, dropout: bool) -> None:
     (folder / "chain.prototxt").write_text(CHAIN)
-    drawn = "" if tool == "caffe train" else "crop_size: 20 mirror: true"
-    lines = TRAIN.replace("scale: 0.01", f"scale: 0.01 {drawn}").splitlines(keepends=True)
+    lines = TRAIN.replace("scale: 0.01", "scale: 0.01 crop_size: 20 mirror: true").splitlines(keepends=True)
     kept = [line for line in lines if dropout or "Dropout" not in line]
     (folder / "train.prototxt").write_text("".join(kept))
 
@@ -713,7 +715,7 @@ def chains(root: Path, rng: random.Random) -> Iterator[Case]:
     @cache
     def run(argv: tuple[str, ...], processes: int, tool: str, dropout: bool) -> Whole:
         with spare as folder:
-            chain_fixture(folder, tool, dropout)
+            chain_fixture(folder, dropout)
             began = time.monotonic()
             end = together(list(argv), folder, processes)
             fault = f"the whole run gives {end.status}: {end.err[-200:]}" if end.status else ""

@@ -88,22 +88,10 @@ def fixtures(root: Path, *, is_small: bool = False) -> None:
         'layer { name: "f" type: "InnerProduct" bottom: "c" top: "f" inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }'
         'layer { name: "l" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "l" }'
     )
-    solver = (
+    (root / "solver.prototxt").write_text(
         'net: "train.prototxt" base_lr: 0.001 lr_policy: "step" stepsize: 20 gamma: 0.5 momentum: 0.9 '
         'weight_decay: 0.001 max_iter: 120 snapshot: 5 snapshot_prefix: "snap/s" random_seed: 3 display: 10 type: "Adam" momentum2: 0.99'
     )
-    (root / "solver.prototxt").write_text(solver)
-    # `caffe train -snapshot` starts at the first row, as Caffe does: there a snapshot is after a whole pass, and
-    # nothing is drawn at random, for that begins again too.
-    (root / "pass.txt").write_text("\n".join(row for i, row in enumerate(rows[:81]) if i % 97 != 5) + "\n")
-    text = (
-        (root / "train.prototxt")
-        .read_text()
-        .replace("traindb", "passdb")
-        .replace("crop_size: 40 mirror: true", "")
-    )
-    (root / "pass.prototxt").write_text(text)
-    (root / "caffe_solver.prototxt").write_text(solver.replace("train.prototxt", "pass.prototxt"))
 
 
 def start(command: list[str], cwd: Path) -> subprocess.Popen:
@@ -243,7 +231,7 @@ def jobs(il: str, root: Path) -> list[Job]:
             [root / "snap"],
             again=[il, "train", "--solver", "solver.prototxt", "--resume", "latest"],
         ),
-        Job("caffe", [il, "caffe", "train", "-solver", "caffe_solver.prototxt"], [root / "snap"]),
+        Job("caffe", [il, "caffe", "train", "-solver", "solver.prototxt"], [root / "snap"]),
     ]
 
 
@@ -511,8 +499,7 @@ def main() -> int:
     try:
         fixtures(root, is_small=args.small)
         reset(root)
-        for rows, database in (("list.txt", "traindb"), ("pass.txt", "passdb")):
-            finish([args.ilgnet, "lmdb", "make", "pics/", rows, database], root, "fixture")
+        finish([args.ilgnet, "lmdb", "make", "pics/", "list.txt", "traindb"], root, "fixture")
         for job in jobs(args.ilgnet, root):
             if not only or any(job.name.startswith(name) for name in only):
                 attack(job, root, args.rounds, rng)

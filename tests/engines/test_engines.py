@@ -295,10 +295,23 @@ def test_a_choice_is_measured_once(net: ir.CaffeNet, kept: Path, capsys: pytest.
         lambda held: {**held, "milliseconds": {"torch": -1}},
         lambda held: {**held, "milliseconds": {"torch": 1, "\x1b[31m": 1}},
         lambda held: {**held, "milliseconds": {"torch": True}},
+        lambda held: {**held, "milliseconds": {"torch": 10**400}},
+        lambda held: {**held, "milliseconds": {"torch": float("inf")}},
         lambda held: [held],
         lambda held: "torch",
     ],
-    ids=["engine", "format", "no times", "negative", "unknown name", "no number", "a list", "a text"],
+    ids=[
+        "engine",
+        "format",
+        "no times",
+        "negative",
+        "unknown name",
+        "no number",
+        "too large",
+        "infinite",
+        "a list",
+        "a text",
+    ],
 )
 def test_a_kept_choice_is_checked(change: Any, tmp_path: Path) -> None:
     able = [choice.Candidate("torch", "float32"), choice.Candidate("onnxruntime", "float32")]

@@ -205,6 +205,16 @@ def test_from_trained_weights_by_a_frozen_trunk(there: Path, capsys) -> None:
         assert score.value == pytest.approx(float(row["score"]), rel=1e-4)
 
 
+def test_a_step_that_fails_ends_in_its_own_line(there: Path, capsys) -> None:
+    assert main(["finetune", "photos", "--out", "failing", *QUICK, "--prepare"]) == 0
+    solver = there / "failing" / "solver.prototxt"
+    solver.write_text(re.sub(r"base_lr: \S+", "base_lr: fast", solver.read_text()))
+    capsys.readouterr()
+    assert main(["finetune", "photos", "--out", "failing", *QUICK]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ilgnet")]
+    assert len(errors) == 1 and "solver.prototxt" in errors[0] and "fast" in errors[0], errors
+
+
 REFUSED = {
     "within": (["photos", "--out", "photos/out"], "photos/out: is in the folder of the images; give a folder outside"),
     "other files": (["photos", "--out", "full"], "full: holds other files; give a new folder as --out"),

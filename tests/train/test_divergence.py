@@ -13,7 +13,7 @@ from train_cases import PIPELINE
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
 from ilgnet_repro.caffe.prototxt import format_message, parse_net
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.errors import DivergedError
+from ilgnet_repro.errors import DivergedError, IlgnetError
 from ilgnet_repro.schema import caffe_pb2 as pb
 from ilgnet_repro.train.best_weights import Best, BestWeights
 from ilgnet_repro.train.loop import Options, Trainer
@@ -168,6 +168,36 @@ def test_a_nonfinite_best_of_an_earlier_version_is_ignored(value, tmp_path):
     trainer.iteration = 2
     best.on_start(trainer)
     assert best.best is None
+
+
+BEST = {"output": "acc", "iteration": 4, "value": 0.5, "tested": 6, "tests_since": 0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": 10**400},
+        {"value": "x"},
+        {"value": None},
+        {"output": 5},
+        {"tests_since": "1"},
+        {"iteration": -1},
+        {"tested": True},
+        {"other": 1},
+    ],
+    ids=lambda change: json.dumps(change)[:24],
+)
+def test_a_damaged_state_of_the_best_weights_is_not_replaced(change, tmp_path):
+    path = tmp_path / "out_best.json"
+    path.write_text(json.dumps({**BEST, **change}))
+    trainer = Trainer(make_settings(solver(tmp_path, gamma=0.5)))
+    trainer.iteration = 2
+    with pytest.raises(IlgnetError, match="exists and was not written by `ilgnet train`; remove it"):
+        BestWeights().on_start(trainer)
+    path.write_text(json.dumps(BEST))
+    best = BestWeights()
+    best.on_start(trainer)
+    assert best.best == Best(**BEST)
 
 
 class _Stopped:

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from train_cases import PIPELINE, SOLVERS, Recorder, read_log, run, settings_of
 
+from ilgnet_repro import staging
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
+from ilgnet_repro.staging import MARK
 from ilgnet_repro.train.best_weights import BestWeights
 from ilgnet_repro.train.curves import read_table
 from ilgnet_repro.train.loop import Options, Trainer
@@ -97,6 +99,76 @@ def test_caffe_train_resumes_at_the_first_row(workplace, capsys):
     (workplace / "ours.log").write_text(text)
     ours, theirs = read_log(workplace / "ours.log"), read_log(SOLVERS / "sgd_inv.log")
     np.testing.assert_allclose(list(ours.losses.values()), list(theirs.losses.values())[10:], rtol=1e-4)
+
+
+FIRST_ROW = "Data are read from the first row again, as Caffe does"
+READ_ON = "Data are read on from iteration 10, as if the run had not stopped"
+CLAIM = f"solvers/.sgd_inv_iter.{MARK}.lock"
+
+
+def kill_at_the_first_snapshot(monkeypatch, argv: list[str]) -> None:
+    """What is staged stays, as where a process is killed, and its locks end."""
+    snapshot = Trainer.snapshot
+
+    def snapshot_and_end(trainer):
+        snapshot(trainer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_release", lambda path: os.close(staging._claims.pop(path)[1]))
+        patch.setattr(Trainer, "snapshot", snapshot_and_end)
+        assert main(argv) == 130
+
+
+def test_caffe_train_continues_a_run_that_was_killed(workplace, monkeypatch, capsys):
+    """Twice, to the losses of Caffe's run that nothing stopped, and the same bytes as ours."""
+    argv = ["caffe", "train", "-solver", "solvers/sgd_inv.prototxt", "-weights", "tiny_init.caffemodel"]
+    assert main(argv) == 0
+    whole = {path.name: path.read_bytes() for path in (workplace / "solvers").glob("*_iter_20.*")}
+    for path in (workplace / "solvers").glob("*_iter_*"):
+        path.unlink()
+    kill_at_the_first_snapshot(monkeypatch, argv)
+    assert Path(CLAIM).read_text() == "0\n10\n"
+    again = [*argv[:4], "-snapshot", "solvers/sgd_inv_iter_10.solverstate"]
+    capsys.readouterr()
+    kill_at_the_first_snapshot(monkeypatch, again)
+    assert Path(CLAIM).read_text() == "0\n10\n20\n"
+    assert main(again) == 0
+    text = capsys.readouterr().err
+    assert text.count(READ_ON) == 2 and FIRST_ROW not in text and not Path(CLAIM).exists()
+    assert {path.name: path.read_bytes() for path in (workplace / "solvers").glob("*_iter_20.*")} == whole
+    (workplace / "ours.log").write_text(text)
+    theirs = read_log(SOLVERS / "sgd_inv.log").losses
+    np.testing.assert_allclose(
+        list(read_log(workplace / "ours.log").losses.values()), list(theirs.values())[10:], rtol=1e-4
+    )
+
+
+NOT_CONTINUED = {
+    "a run that ended": None,
+    "a state of another run": "0\n5\n",
+    "rows that begin after it": "15\n10\n",
+    "a damaged claim": "0\n10",
+    "an empty claim": "",
+    "what is no number": "0\n-10\n",
+    "the state in another folder": "0\n10\n",
+}
+
+
+@pytest.mark.parametrize("claim", NOT_CONTINUED.values(), ids=NOT_CONTINUED)
+def test_a_snapshot_of_no_killed_run_starts_at_the_first_row(claim, workplace, request):
+    lines: list[str] = []
+    observer = Observer()
+    observer.log = lambda topic, text: lines.append(text)
+    trainer = Trainer(read_settings("solvers/sgd_inv.prototxt", workplace), observers=[observer])
+    elsewhere = "another folder" in request.node.callspec.id
+    folder = workplace if elsewhere else workplace / "solvers"
+    for kind in ("solverstate", "caffemodel"):
+        shutil.copy(SOLVERS / f"sgd_inv_iter_10.{kind}", folder)
+    if claim is not None:
+        Path(CLAIM).write_text(claim)
+    trainer.restore(folder / "sgd_inv_iter_10.solverstate", from_first_row=True, unless_killed=True)
+    assert FIRST_ROW in lines and READ_ON not in lines
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def image_key(dataset: str, image: str) -> str:
         return f"features:{_ROW.sub('', image)}"
     stem = Path(image).stem
     if dataset in _AVA_NAMED and stem.isascii() and stem.isdigit():
-        return f"ava:{int(stem)}"
+        return f"ava:{stem.lstrip('0') or '0'}"
     return f"{dataset}:{image}"
 
 

@@ -23,7 +23,6 @@ _KNOWN: dict[str, tuple[str, str]] = {
         "augments DetectNet's images and draws its coverage maps",
         "NVIDIA/caffe, src/caffe/layers/detectnet_transform_layer.cpp",
     ),
-    "BoxOutput": ("proposals of MS-CNN", f"{_MSCNN}, src/caffe/layers/box_output_layer.cpp"),
     "DetectionGroupLoss": (
         "the loss of region proposals, with sampling",
         f"{_CASCADE}, src/caffe/layers/detection_group_loss_layer.cpp",
@@ -32,26 +31,14 @@ _KNOWN: dict[str, tuple[str, str]] = {
         "accuracy of region proposals",
         f"{_CASCADE}, src/caffe/layers/detection_group_accuracy_layer.cpp",
     ),
-    "ProposalTarget": (
-        "samples regions and their targets",
-        f"{_CASCADE}, src/caffe/layers/proposal_target_layer.cpp",
-    ),
     "HardMining": ("selects the hardest regions", f"{_CASCADE}, src/caffe/layers/hard_mining_layer.cpp"),
     "BBoxAccuracy": ("mean overlap of regressed boxes", f"{_CASCADE}, src/caffe/layers/bbox_accuracy_layer.cpp"),
     "FrcnnOutput": ("detections per class", f"{_CASCADE}, src/caffe/layers/frcnn_output_layer.cpp"),
     "ScaleRoute": ("assigns regions to pyramid levels", f"{_CASCADE}, src/caffe/layers/scale_route_layer.cpp"),
-    "DetectionAccuracy": (
-        "accuracy and overlap of MS-CNN's proposals",
-        f"{_MSCNN}, src/caffe/layers/detection_accuracy_layer.cpp",
-    ),
     "SqueezeDetLoss": ("the loss of SqueezeDet", "opencv_contrib, modules/dnn_objdetect"),
     **dict.fromkeys(
         ("FrcnnProposal", "FrcnnProposalTarget", "FrcnnAnchorTarget", "FrcnnOhem"),
         ("Faster R-CNN's layers, whose settings are in a JSON file", "makefile/frcnn, src/caffe/FRCNN"),
-    ),
-    "DetectionLoss": (
-        "forks give the name to YOLO 1's loss and to MS-CNN's",
-        f"{_MSCNN} and eric612/Caffe-YOLOv3-Windows, src/caffe/layers/detection_loss_layer.cpp",
     ),
     "YoloV2Loss": (
         "another loss for YOLO 2",

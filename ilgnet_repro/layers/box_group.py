@@ -44,12 +44,12 @@ def suppress(boxes: Tensor, threshold: float, mode: str) -> list[int]:
     return kept
 
 
-class _Regression(Layer):
+class Regression(Layer):
     """Boxes as offsets, which `bbox_reg_param` scales by a mean and a deviation per coordinate."""
 
     has_gradient = False
 
-    def _statistics(self) -> tuple[list[float], list[float]]:
+    def regression_statistics(self) -> tuple[list[float], list[float]]:
         param = self.node.layer.bbox_reg_param
         means, deviations = list(param.bbox_mean), list(param.bbox_std)
         if not means or not deviations:
@@ -62,7 +62,7 @@ class _Regression(Layer):
 
 
 @register_layer("BoxGroupOutput")
-class BoxGroupOutput(_Regression):
+class BoxGroupOutput(Regression):
     """Proposals R×5×1×1 (image, corners) of one or more maps, each with a pair of bottoms: scores N·A × classes × H × W, the
     first the background's, and offsets N·A × 4 × H × W; a second top R×6×1×1 has the score after the corners.
 
@@ -88,7 +88,7 @@ class BoxGroupOutput(_Regression):
 
     def setup(self, *ranks: int) -> None:
         param = self.param
-        self.statistics = self._statistics()
+        self.statistics = self.regression_statistics()
         self.groups = [
             (list(zip(group.field_w, group.field_h, strict=False)), group.stride)
             for group in param.box_group_param
@@ -187,7 +187,7 @@ uses(decode_bbox)
 
 
 @register_layer("DecodeBBox")
-class DecodeBBox(_Regression):
+class DecodeBBox(Regression):
     """Boxes for the next stage: those of the second bottom, R×5, moved by offsets R×8, of which the second four count.
 
     In phase TRAIN boxes turned inside out are left out, and so are those whose last value of the third bottom, the
@@ -201,7 +201,7 @@ class DecodeBBox(_Regression):
     bottom_count = (2, 3)
 
     def setup(self, *ranks: int) -> None:
-        self.statistics = self._statistics()
+        self.statistics = self.regression_statistics()
         if len(ranks) == 3 and not self.is_train:
             raise self.error("a third bottom is for phase TRAIN; remove it or use phase TRAIN")
 

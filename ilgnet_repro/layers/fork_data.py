@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
+from ..caffe.fork_fields import without_indices
+from ..errors import LayerError
 from .support.base import LayerPlan, Shape
 from .support.fed import FedLayer
 from .support.registry import register_layer
@@ -17,7 +20,7 @@ class _ForkData(FedLayer):
     """What such a layer reads, and how, does not matter here: its fields are not used but for the sizes that they state."""
 
     other_messages = ("data_param", "image_data_param", "transform_param")
-    top_count = (1, 3)
+    top_count: ClassVar[tuple[int, int | None]] = (1, 3)
     sizes = ""  # its own message, for batch_size, new_height and new_width
     note = "a data layer of a fork: its tops are inputs; how it reads and transforms its data is not used"
 
@@ -46,13 +49,16 @@ class _ForkData(FedLayer):
             crop or layer.image_data_param.new_width or self._stated(f"{own}.new_width", f"{resize}.width")
         )
         if not (batch and height and width):
-            name = self.node.top_names[0]
-            raise self.error(
-                f"the size of {name!r} is known only from its source; give its shape "
-                f"(input_shapes={{{name!r}: (N, C, H, W)}})",
-                option="input_shapes",
-            )
+            raise self._unknown_size()
         return (batch, 1 if layer.transform_param.force_gray else 3, height, width)
+
+    def _unknown_size(self) -> LayerError:
+        name = self.node.top_names[0]
+        return self.error(
+            f"the size of {name!r} is known only from its source; give its shape "
+            f"(input_shapes={{{name!r}: (N, C, H, W)}})",
+            option="input_shapes",
+        )
 
     def _others(self, image: Shape) -> tuple[Shape, ...]:
         """Return the shapes of the tops after the image, for an image of a shape."""
@@ -73,10 +79,9 @@ class _ForkData(FedLayer):
 class AnnotatedData(_ForkData):
     """Images and their boxes, 1×1×boxes×8 (SSD); the number of boxes is that of the batch, here planned as 1.
 
-    The image's size is that of `transform_param` (`crop_size` or `resize_param`).  With `yolo_data_type: 1` the boxes are
-    N×1×300×5: class, centre, width and height, and zeros.
-    Source: SSD, src/caffe/layers/annotated_data_layer.cpp and video_data_layer.cpp; MobileNet-YOLO's AnnotatedData
-    and LaneData.
+    The image's size is that of `transform_param` (`crop_size` or `resize_param`).  With `yolo_data_type: 1` the boxes
+    are N×1×300×5: class, centre, width and height, and zeros. Source: SSD, src/caffe/layers/annotated_data_layer.cpp
+    and video_data_layer.cpp; MobileNet-YOLO's AnnotatedData and LaneData.
     """
 
     def _others(self, image: Shape) -> tuple[Shape, ...]:
@@ -90,10 +95,49 @@ class AnnotatedData(_ForkData):
 class DenseImageData(_ForkData):
     """Images and a label per pixel (SegNet, DeepLab); a third top is the size of each image.
 
-    Source: caffe-segnet, src/caffe/layers/dense_image_data_layer.cpp; DeepLab, src/caffe/layers/image_seg_data_layer.cpp.
+    Source: caffe-segnet, src/caffe/layers/dense_image_data_layer.cpp; DeepLab,
+    src/caffe/layers/image_seg_data_layer.cpp.
     """
 
     sizes = "dense_image_data_param"
 
     def _others(self, image: Shape) -> tuple[Shape, ...]:
         return (image[0], 1, *image[2:]), (image[0], 1, 1, 2)
+
+
+@register_layer("ImageGtData")
+class ImageGtData(_ForkData):
+    """Images, for each of MS-CNN's maps the labels N×6×H×W (class, box, overlap), and with `output_gt_boxes` the true boxes.
+
+    Those are G×7×1×1 (image, corners, label, ignored), here planned as 1.  The image's size is that of the crop, else
+    of the resizing; a map's is that over its `downsample_rate`, rounded.  Source: zhaoweicai/mscnn,
+    src/caffe/layers/image_gt_data_layer.cpp.
+    """
+
+    sizes = "image_gt_data_param"
+    top_count = (2, None)
+    boxes = 7
+
+    def _image(self) -> Shape:
+        own = self.sizes
+        batch = self._stated(f"{own}.batch_size")
+        sides = tuple(
+            self._stated(f"{own}.crop_{side}", f"{own}.resize_{side}") for side in ("height", "width")
+        )
+        if not batch or not all(sides):
+            raise self._unknown_size()
+        return (batch, 3, *sides)
+
+    def _others(self, image: Shape) -> tuple[Shape, ...]:
+        rates = [
+            float(field.text)
+            for field in self.node.layer.fork_field
+            if without_indices(field.path) == f"{self.sizes}.downsample_rate"
+            and field.text.isdigit()
+            and int(field.text)
+        ]
+        coordinates = self._stated(f"{self.sizes}.coord_num") or 4
+        maps = [
+            (image[0], 2 + coordinates, *(int(side / rate + 0.5) for side in image[2:])) for rate in rates
+        ]
+        return *maps, (1, self.boxes, 1, 1)

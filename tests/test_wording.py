@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ STAYS = re.compile(
 )
 
 
+@cache
 def texts() -> dict[str, str]:
     found = {}
     for page in PAGES:
@@ -73,15 +75,18 @@ def texts() -> dict[str, str]:
     return found
 
 
+@cache
+def forms(text: str) -> tuple[str, str]:
+    """A text without comment marks and the names that stay, and the same with its names split into words."""
+    kept = STAYS.sub("", re.sub(r"\n[ \t]*#", "\n", text))
+    return kept, re.sub(r"_|(?<=[a-z0-9])(?=[A-Z])", " ", kept)
+
+
 def private_words(text: str, pattern: str) -> list[str]:
     """The lines, numbered, in which a pattern is found once the names that stay are taken out."""
-    lines = text.splitlines()
-    pattern = pattern.replace(" ", r"\s+")
-    kept = STAYS.sub("", re.sub(r"\n[ \t]*#", "\n", text))
-    words = re.sub(r"_|(?<=[a-z0-9])(?=[A-Z])", " ", kept)
-    found = {
-        form.count("\n", 0, match.start()) for form in (kept, words) for match in re.finditer(pattern, form)
-    }
+    compiled = re.compile(pattern.replace(" ", r"\s+"))
+    found = {form.count("\n", 0, match.start()) for form in forms(text) for match in compiled.finditer(form)}
+    lines = text.splitlines() if found else []
     return [f"{number + 1}: {lines[number].strip()}" for number in sorted(found)]
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
@@ -25,6 +26,8 @@ from ._options import (
     check_exist,
     load_for_images,
     make_fast,
+    read_shapes,
+    read_stages,
     say_notes,
     text_path,
 )
@@ -73,7 +76,9 @@ def add_parser(subparsers: Any) -> None:
         "--folder", action="append", default=[], metavar="DIR",
         help="a folder whose images, with those of its subfolders, the page may read; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--batch", type=BATCH, default=16, metavar="N", help="images per batch (default 16)")
+    parser.add_argument(
+        "--batch", type=BATCH, default=4, metavar="N", help="images that a net takes at a time (default 4)"
+    )
     add_score_options(parser)
     group = parser.add_argument_group("server")
     group.add_argument(
@@ -129,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         )
         say_address(args.host, listener.getsockname()[1], token)
         config = uvicorn.Config(
-            guard, log_config=None, access_log=False, lifespan="off", server_header=False, proxy_headers=False,
+            guard, log_config=None, access_log=False, lifespan="on", server_header=False, proxy_headers=False,
             http="h11", ws="none", limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=10,
             timeout_graceful_shutdown=3,
         )  # fmt: skip
@@ -189,6 +194,7 @@ def load_nets(args: argparse.Namespace) -> list[Served]:
     from ..runtime.net import CaffeNet
     from ..scoring import Scorer
     from ..web.service import open_served
+    from ..web.view_files import open_view
 
     tune_process()
     labels = tuple(read_labels(args.labels)) if args.labels else ()
@@ -206,7 +212,11 @@ def load_nets(args: argparse.Namespace) -> list[Served]:
             make_fast(net, one, 1 if about.image_order else args.batch), preprocessing=preprocessing, batch=args.batch,
             labels=labels, top=args.top, raw_pixels=args.raw_pixels, distributions=not args.no_distribution,
         )  # fmt: skip
-        loaded.append((os.path.basename(weights), scorer))
+        view = partial(
+            open_view, text_path(prototxt), weights, level=one.level, stages=read_stages(one.stage),
+            input_shapes=read_shapes(one.shape), ignore_fields=tuple(one.ignore_field), crop=one.crop,
+        )  # fmt: skip
+        loaded.append((os.path.basename(weights), scorer, view))
     return open_served(loaded)
 
 

@@ -2,7 +2,9 @@
 {
   const { api, drawing, element, find, pause } = ilgnet;
   const CHUNK = 4; // images of a request
-  const AT_ONCE = 2; // requests under way
+  const CHUNK_BYTES = 1 << 20; // of a request of several images: large ones are scored one by one
+  const AT_ONCE = 4; // requests under way
+  const SCORES_FIRST = 3000; // milliseconds in which no thumbnails are drawn beside the scores
   const SHOWN = 200; // rows that are added at a time
   const BINS = 20;
   const MARGIN = 65536; // bytes of a request that are no image
@@ -16,6 +18,8 @@
   let shown = SHOWN;
   let queue = [];
   let working = 0;
+  let thumbsFrom = 0; // the time from which thumbnails are drawn
+  let bare = []; // items whose rows have no thumbnail yet
   let open = null; // the item in the dialog
   let ordered = []; // the ranking
 
@@ -36,6 +40,10 @@
         queue.push(item);
       }
     }
+    if (!working) {
+      thumbsFrom = performance.now() + SCORES_FIRST;
+      pause(SCORES_FIRST).then(changed);
+    }
     changed();
     while (working < AT_ONCE && queue.length) work();
   }
@@ -48,7 +56,7 @@
       const { source } = queue[0];
       const size = source.file ? source.file.size : 0;
       const isAlike = !chunk.length || chunk[0].source.folder === source.folder;
-      if (!isAlike || (chunk.length && bytes + size > MOST_BODY)) break;
+      if (!isAlike || (chunk.length && bytes + size > Math.min(CHUNK_BYTES, MOST_BODY))) break;
       bytes += size;
       chunk.push(queue.shift());
     }
@@ -139,6 +147,13 @@
     find("results").hidden = !good.length;
     find("histograms").replaceChildren(...nets.map((net, index) => histogram(net, index, good)));
     drawRanking(good);
+    drawThumbs();
+  }
+
+  // Browsers decode whole images for thumbnails, which takes as long as scoring them.
+  function drawThumbs() {
+    if (working && performance.now() < thumbsFrom) return;
+    for (const item of bare.splice(0)) showImage(item.button, item, 256);
   }
 
   function statusOf(done, bad) {
@@ -280,8 +295,8 @@
     item.meters = nets.map(() => element("span"));
     item.gap = nets.length > 1 ? element("td", { role: "cell", class: "difference" }) : null;
     const thumb = element("button", { type: "button", class: "thumb", "aria-label": `Heat map and details of ${item.name}`, onclick: () => show(item) });
-    showImage(thumb, item, 256);
     item.button = thumb;
+    bare.push(item);
     item.row = element("tr", { role: "row" },
       item.rank,
       element("td", { role: "cell" }, element("div", { class: "image" }, thumb, element("span", {}, item.name))),
@@ -441,7 +456,8 @@
     if (isUnknown) rows.splice(1, 0, ["Provenance", "not a known release; nothing says how the weights were trained"]);
     return element("article", { class: `card net-${index}`, "aria-label": net.name },
       element("h3", {}, net.name, net.random ? element("span", { class: "badge" }, "random weights") : null),
-      element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])));
+      element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+      element("p", {}, element("a", { href: `/view?net=${index}` }, `${net.name} as a graph`)));
   }
 
   function warningOf(net) {
@@ -472,6 +488,7 @@
     for (const item of items) if (item.url) URL.revokeObjectURL(item.url);
     items = [];
     queue = [];
+    bare = [];
     shown = SHOWN;
     changed();
     find("files").focus();

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
@@ -23,11 +22,16 @@ from .folders import LONGEST_PATH, MOST_LISTED, Folders, path_of
 from .guard import MOST_BODY, Guard, RequestError
 from .service import Reader, Served, Service, shown_name
 from .shell import render_page
+from .view_page import VIEW, Shown, Views, show
+from .view_page import router as view_router
 
 MOST_FILES = 64  # of a request
 THUMBNAIL = 1024  # pixels: the longest side of a small copy
-PUBLIC = frozenset({"/", "/healthz"})
+LINKS = (("/", "Scores"), (VIEW, "Graph"))
+PUBLIC = frozenset({"/", VIEW, "/healthz"})
 """Paths that hold nothing of the nets and images: the page itself asks for the token."""
+QUEUED = frozenset({"/api/folder", "/api/folder/image", "/api/view", "/api/view/weights"})
+"""Paths without a body that read folders, images or nets, and wait their turn as requests with one do."""
 
 
 class Problem(BaseModel):
@@ -98,7 +102,6 @@ class Site:
     service: Service
     folders: Folders
     most_body: int = MOST_BODY
-    needs_token: bool = False
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -179,7 +182,7 @@ NetOf = Annotated[Served, Depends(_net)]
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 def page(site: SiteOf) -> HTMLResponse:
     """Return the page; it holds nothing of the nets and images."""
-    text, headers = render_page("app.html.j2", "/", most_files=MOST_FILES, most_body=site.most_body)
+    text, headers = render_page("app.html.j2", "/", LINKS, most_files=MOST_FILES, most_body=site.most_body)
     return HTMLResponse(text, headers=headers)
 
 
@@ -190,9 +193,9 @@ def healthz() -> dict[str, str]:
 
 
 @router.get("/api/nets", responses=GET)
-def nets(site: SiteOf) -> list[dict[str, Any]]:
+async def nets(site: SiteOf) -> list[dict[str, Any]]:
     """Return what is known of each net: its file, its provenance, whether its weights are random."""
-    return [net.facts() for net in site.service.nets]
+    return await site.service.facts()
 
 
 @router.post(
@@ -203,7 +206,7 @@ async def score(request: Request, site: SiteOf, net: NetOf) -> Any:
     """Score images: one object per file, in order, with its name, and its score or error."""
     async with _uploads(request, MOST_FILES) as files:
         images = [(file.name, file.read) for file in files]
-        return await run_in_threadpool(site.service.score, net, images)
+        return await site.service.score(net, images)
 
 
 @router.post(
@@ -214,7 +217,7 @@ async def heat(
 ) -> Any:
     """Return the heat map of one image (Grad-CAM) at a blob, by default the last one with height and width."""
     async with _uploads(request, 1) as files:
-        return await run_in_threadpool(site.service.heat, net, files[0].name, files[0].read, blob)
+        return await site.service.heat(net, files[0].name, files[0].read, blob)
 
 
 @router.get("/api/folders", responses=GET)
@@ -245,7 +248,7 @@ async def score_folder(site: SiteOf, net: NetOf, chosen: Chosen) -> Any:
     images = [
         (printable(path_of(one)), partial(site.folders.read, chosen.folder, one)) for one in chosen.images
     ]
-    return await run_in_threadpool(site.service.score, net, images)
+    return await site.service.score(net, images)
 
 
 @router.post("/api/folder/heat", response_model=HeatMap, responses=POST)
@@ -256,7 +259,7 @@ async def heat_in_folder(
     if len(chosen.images) != 1:
         raise HTTPException(422, f"images: {len(chosen.images)} images; give one")
     read = partial(site.folders.read, chosen.folder, chosen.images[0])
-    return await run_in_threadpool(site.service.heat, net, printable(path_of(chosen.images[0])), read, blob)
+    return await site.service.heat(net, printable(path_of(chosen.images[0])), read, blob)
 
 
 @router.get(
@@ -271,7 +274,7 @@ async def folder_image(
 ) -> Response:
     """Return a small copy of an image of an allowed folder, as a JPEG."""
     read = partial(site.folders.read, folder, image)
-    data = await run_in_threadpool(site.service.small_copy, printable(path_of(image)), read, side)
+    data = await site.service.small_copy(printable(path_of(image)), read, side)
     return Response(data, media_type="image/jpeg")
 
 
@@ -304,6 +307,12 @@ def _on_failure(request: Request, error: Exception) -> Response:
     return _answer(500, "internal error; please report it with the lines that the server printed")
 
 
+def _show(net: Served) -> Shown:
+    if net.view is None:
+        raise IlgnetError(f"{net.name}: was not served from a file, so it is not drawn")
+    return show(net.view())
+
+
 def create_app(
     nets: Sequence[Served],
     *,
@@ -316,11 +325,19 @@ def create_app(
 
     ``token``, ``only_local`` and ``most_body`` are those of its `Guard`.
     """
+    service = Service(nets)
+
+    @asynccontextmanager
+    async def until_closed(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
     app = FastAPI(
         title="ilgnet serve", version=__version__, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None,
-        description="Scores of images by any net.",
+        description="Scores of images by any net.", lifespan=until_closed,
     )  # fmt: skip
-    app.state.site = Site(Service(nets), Folders(folders), most_body, bool(token))
+    app.state.views = Views([partial(_show, net) for net in nets], LINKS)
+    app.state.site = Site(service, Folders(folders), most_body)
     for kind in (
         HTTPException,
         RequestValidationError,
@@ -332,4 +349,5 @@ def create_app(
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(Exception, _on_failure)
     app.include_router(router)
-    return Guard(app, token=token, only_local=only_local, public=PUBLIC, most_body=most_body)
+    app.include_router(view_router)
+    return Guard(app, token=token, only_local=only_local, public=PUBLIC, queued=QUEUED, most_body=most_body)

@@ -64,13 +64,14 @@ class Guard:
     With ``only_local`` the Host must name this machine, so that no other site's name can be pointed here (DNS
     rebinding).  With a ``token`` everything but the paths of ``public`` needs it as a bearer.  What computes or reads
     images must be asked for by the page itself, or by no browser.  Bodies have at most ``most_body`` bytes; of the requests
-    that have one, `ACTIVE` are read at a time and `WAITING` wait.
+    that may have one, and of those for ``queued`` paths, `ACTIVE` are answered at a time and `WAITING` wait.
     """
 
     app: App
     token: str = ""
     only_local: bool = True
     public: frozenset[str] = frozenset()
+    queued: frozenset[str] = frozenset()
     most_body: int = MOST_BODY
     active: int = ACTIVE
     waiting: int = WAITING
@@ -92,7 +93,7 @@ class Guard:
             await send(message)
 
         refusal = self.refusal(scope)
-        if refusal is None and scope["method"] == "POST":
+        if refusal is None and (scope["method"] == "POST" or scope["path"] in self.queued):
             if self._queued >= self.waiting:
                 refusal = Refusal(
                     503, f"busy: {self.waiting} requests wait already; try again", (("retry-after", "1"),)

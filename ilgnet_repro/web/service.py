@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,22 +27,26 @@ from ..runtime.net import CaffeNet
 from ..runtime.runnable import Runnable
 from ..scored import Box, Ranked, Score, best_value, distribution, rank
 from ..scoring import Prepared, Scorer
+from .view_files import View
 
-AT_WORK = 2  # requests that decode images at the same time; a large one takes hundreds of megabytes
+AT_WORK = 2  # images that are decoded at the same time; a large one takes hundreds of megabytes
+AHEAD = 4  # images of a request that are under way
 MOST_PREPARED = 64 << 20  # bytes of prepared images that wait for the net
 MOST_HEAT = 128  # values on a side of a heat map
 MOST_VALUES = 64  # of an output, in a record
 MOST_BOXES = 200  # in a record
 LONGEST_NAME = 255  # characters of a file's name that are repeated
 Reader = Callable[[], bytes]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A net of the page: how it is called there, and what scores images with it."""
+    """A net of the page: how it is called there, what scores images with it, and what opens it as a graph."""
 
     name: str
     scorer: Scorer
+    view: Callable[[], View] | None = None
 
     @property
     def caffe(self) -> CaffeNet | None:
@@ -96,105 +103,163 @@ class Served:
         }
 
 
-def open_served(names_and_scorers: Sequence[tuple[str, Scorer]]) -> list[Served]:
+def open_served(given: Sequence[tuple[str, Scorer] | tuple[str, Scorer, Callable[[], View]]]) -> list[Served]:
     """Return served nets with names of their own: a number is added to a name that is there already."""
     served: list[Served] = []
-    for name, scorer in names_and_scorers:
+    for name, scorer, *view in given:
         taken = {one.name for one in served}
         unique, number = printable(name), 1
         while unique in taken:
             number += 1
             unique = f"{printable(name)} ({number})"
-        served.append(Served(unique, scorer))
+        served.append(Served(unique, scorer, *view))
     return served
 
 
-class Service:
-    """Computes for many requests: `AT_WORK` of them decode images at a time, and one runs a net.
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A prepared image that waits for its net, and where its score is awaited."""
 
-    Memory therefore does not grow with the number of requests.
+    net: Served
+    image: Prepared
+    score: Future[Score]
+
+
+class Service:
+    """Computes for many requests, on threads of its own: `AT_WORK` decode images, and one runs the nets.
+
+    Prepared images wait for the net, which takes as many as have come, up to its batch; where they have `MOST_PREPARED`
+    bytes, the threads that decode wait too.  Memory therefore does not grow with the number of requests, and each of the
+    few threads reuses what it freed.
     """
 
     def __init__(self, nets: Sequence[Served]) -> None:
         self.nets = tuple(nets)
-        self._work = threading.BoundedSemaphore(min(AT_WORK, cores()))
-        self._net = threading.Lock()
+        self._decoders = ThreadPoolExecutor(min(AT_WORK, cores()), "decode")
+        self._runner = ThreadPoolExecutor(1, "net")
+        self._prepared: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        # A pass of each net, before the first image comes.
+        self._facts = self._runner.submit(lambda: [net.facts() for net in self.nets])
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Wait for a turn to decode images."""
-        with self._work:
-            yield
+    def close(self) -> None:
+        """End the threads once they are done with what they compute; what waits for them is cancelled."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for threads in (self._decoders, self._runner):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Wait for a turn to run a net."""
-        with self._net:
-            yield
+    async def facts(self) -> list[dict[str, Any]]:
+        """Return what the page says of each net."""
+        return await asyncio.shield(asyncio.wrap_future(self._facts))
 
-    def score(self, net: Served, images: Sequence[tuple[str, Reader]]) -> list[dict[str, Any]]:
-        """Return a record per image, in order; each is its name and what reads its bytes."""
-        found: list[Score | None] = [None] * len(images)
-        waiting: list[tuple[int, Prepared]] = []
-        most = 1 if net.about.image_order else net.scorer.batch  # images of any size wait for nothing
+    async def score(self, net: Served, images: Sequence[tuple[str, Reader]]) -> list[dict[str, Any]]:
+        """Return a record per image, in order; each is its name and what reads its bytes.
 
-        def run() -> None:
-            with self.running():
-                scores = net.scorer.run([one for _, one in waiting])
-            for (index, _), score in zip(waiting, scores, strict=True):
-                found[index] = score
-            waiting.clear()
+        `AHEAD` images of a request are under way at a time, so that requests take turns.
+        """
+        under_way: deque[asyncio.Future[Score]] = deque()
+        found: list[Score] = []
+        try:
+            for name, read in images:
+                if len(under_way) == AHEAD:
+                    found.append(await under_way[0])
+                    under_way.popleft()
+                under_way.append(asyncio.ensure_future(self._score_one(net, name, read)))
+            found += await asyncio.gather(*under_way)
+        finally:  # no file is closed while it is read
+            await asyncio.gather(*under_way, return_exceptions=True)
+        return [record(net, score) for score in found]
 
-        with self.working():
-            for index, (name, read) in enumerate(images):
-                try:
-                    waiting.append((index, net.scorer.read(read(), name)))
-                except DataError as error:
-                    found[index] = Score(name, {}, error=str(error))
-                    continue
-                size = sum(one.values.nbytes for _, one in waiting)
-                if len(waiting) >= most or size >= MOST_PREPARED:
-                    run()
-            run()
-        return [record(net, score) for score in found if score is not None]
-
-    def heat(self, net: Served, name: str, read: Reader, blob: str | None) -> dict[str, Any]:
+    async def heat(self, net: Served, name: str, read: Reader, blob: str | None) -> dict[str, Any]:
         """Return the heat map of an image, from 0 to 1, and the part of the image that it covers.
 
         Raises IlgnetError where the image, or the blob, has none.
         """
-        caffe = expect_caffe(net)
-        with self.working():
-            photo = decode_photo(read(), None, name, raw_pixels=net.scorer.raw_pixels)
-            with self.running():
-                pixels = np.ascontiguousarray(photo.pixels[:, :, :3])
-                heat = grad_cam(caffe, pixels, blob)
-                shares = branch_shares(caffe, pixels).by_kind() if net.has_branches else {}
-        values = smaller(heat.values)
-        largest = float(values.max(initial=0.0))
-        scaled = values / largest if largest > 0 and math.isfinite(largest) else np.zeros_like(values)
-        return {
-            "name": name,
-            "blob": printable(heat.blob),
-            "output": printable(heat.output),
-            "index": heat.index,
-            "score": heat.score if math.isfinite(heat.score) else None,
-            "region": region(net.about),
-            "branches": [
-                {"name": printable(branch), "share": share}
-                for branch, share in shares.items()
-                if math.isfinite(share)
-            ],
-            "values": [[round(float(value), 3) for value in row] for row in scaled],
-        }
+        return await self._decoding(self._heat, net, name, read, blob)
 
-    def small_copy(self, name: str, read: Reader, side: int) -> bytes:
+    async def small_copy(self, name: str, read: Reader, side: int) -> bytes:
         """Return an image as a JPEG with sides of at most ``side`` pixels."""
-        with self.working():
-            pixels = decode_photo(read(), None, name).pixels
-            factor = min(1.0, side / max(pixels.shape[:2]))
-            size = tuple(max(1, round(length * factor)) for length in (pixels.shape[1], pixels.shape[0]))
-            return encode_image(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), "jpg")
+        return await self._decoding(_small_copy, name, read, side)
+
+    async def _decoding(self, work: Callable[..., Result], *args: Any) -> Result:
+        return await asyncio.wrap_future(self._decoders.submit(work, *args))
+
+    async def _score_one(self, net: Served, name: str, read: Reader) -> Score:
+        try:
+            return await asyncio.wrap_future(await self._decoding(self._prepare, net, name, read))
+        except DataError as error:
+            return Score(name, {}, error=str(error))
+
+    def _prepare(self, net: Served, name: str, read: Reader) -> Future[Score]:
+        """Decode and prepare an image, and queue it for its net."""
+        one = _Waiting(net, net.scorer.read(read(), name), Future())
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_room(one.image))
+            self._prepared.append(one)
+        self._runner.submit(self._run)
+        return one.score
+
+    def _has_room(self, image: Prepared) -> bool:
+        size = sum(one.image.values.nbytes for one in self._prepared)
+        return self._is_closed or not size or size + image.values.nbytes <= MOST_PREPARED
+
+    def _run(self) -> None:
+        """Score the next images that wait: those of the net that is first, up to its batch."""
+        with self._changed:
+            if not self._prepared:  # they were part of a batch
+                return
+            net = self._prepared[0].net
+            taken = list(islice((one for one in self._prepared if one.net is net), net.scorer.batch))
+            self._prepared = deque(one for one in self._prepared if one not in taken)
+            self._changed.notify_all()
+        taken = [one for one in taken if one.score.set_running_or_notify_cancel()]
+        try:
+            scores = net.scorer.run([one.image for one in taken])
+        except Exception as error:
+            for one in taken:
+                one.score.set_exception(error)
+            return
+        for one, score in zip(taken, scores, strict=True):
+            one.score.set_result(score)
+
+    def _heat(self, net: Served, name: str, read: Reader, blob: str | None) -> dict[str, Any]:
+        photo = decode_photo(read(), None, name, raw_pixels=net.scorer.raw_pixels)
+        pixels = np.ascontiguousarray(photo.pixels[:, :, :3])
+        # The thread that decodes waits, so that no more images wait than are decoded.
+        return self._runner.submit(_explain, net, name, pixels, blob).result()
+
+
+def _explain(net: Served, name: str, pixels: np.ndarray, blob: str | None) -> dict[str, Any]:
+    caffe = expect_caffe(net)
+    heat = grad_cam(caffe, pixels, blob)
+    shares = branch_shares(caffe, pixels).by_kind() if net.has_branches else {}
+    values = smaller(heat.values)
+    largest = float(values.max(initial=0.0))
+    scaled = values / largest if largest > 0 and math.isfinite(largest) else np.zeros_like(values)
+    return {
+        "name": name,
+        "blob": printable(heat.blob),
+        "output": printable(heat.output),
+        "index": heat.index,
+        "score": heat.score if math.isfinite(heat.score) else None,
+        "region": region(net.about),
+        "branches": [
+            {"name": printable(branch), "share": share}
+            for branch, share in shares.items()
+            if math.isfinite(share)
+        ],
+        "values": [[round(float(value), 3) for value in row] for row in scaled],
+    }
+
+
+def _small_copy(name: str, read: Reader, side: int) -> bytes:
+    pixels = decode_photo(read(), None, name).pixels
+    factor = min(1.0, side / max(pixels.shape[:2]))
+    size = tuple(max(1, round(length * factor)) for length in (pixels.shape[1], pixels.shape[0]))
+    return encode_image(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), "jpg")
 
 
 def expect_caffe(net: Served) -> CaffeNet:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from ..pages import fill_template
 from ..version import __version__
 
-PAGES = (("/", "Scores"),)
-"""The pages, by path, and their names in the navigation."""
+Links = Sequence[tuple[str, str]]
+"""The pages of a server, by path, and their names in the navigation."""
 SVG_POLICY = "drawings"
 """The one Trusted Types policy that a page may create, for drawings that this server made."""
 
 
-def render_page(template: str, here: str, **values: object) -> tuple[str, dict[str, str]]:
-    """Return the page at the path ``here``, whose template extends ``shell.html.j2``, and its headers.
+def render_page(template: str, here: str, links: Links, **values: object) -> tuple[str, dict[str, str]]:
+    """Return the page at the path ``here`` of ``links``, whose template extends ``shell.html.j2``, and its headers.
 
     Only the scripts and styles in it that carry its ``nonce`` run, it loads nothing from elsewhere, and text cannot
     become markup in it.
     """
     nonce = secrets.token_urlsafe(16)
     text = fill_template(
-        __package__, template, nonce=nonce, version=__version__, here=here, links=PAGES, **values
+        __package__, template, nonce=nonce, version=__version__, here=here, links=links, **values
     )
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob: data:; "

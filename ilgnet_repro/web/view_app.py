@@ -12,7 +12,7 @@ from ..errors import IlgnetError, excerpt, printable
 from ..version import __version__
 from .guard import MOST_BODY, Guard, RequestError
 from .view_files import View
-from .view_page import VIEW, router, show
+from .view_page import VIEW, Views, router, show
 
 
 def _on_error(request: Request, error: Exception) -> Response:
@@ -48,7 +48,8 @@ def create_view_app(view: View, most_body: int = MOST_BODY) -> Guard:
         title="ilgnet view", version=__version__, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None,
         description="A net as a graph.",
     )  # fmt: skip
-    app.state.view = show(view)
+    shown = show(view)
+    app.state.views = Views([lambda: shown], [(VIEW, "Graph")])
     for kind in (HTTPException, RequestValidationError, RequestError, ClientDisconnect, IlgnetError):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(Exception, _on_failure)

@@ -3,6 +3,7 @@
 (() => {
   const { api, drawing, element, find } = ilgnet;
   const graph = find("graph");
+  const number = new URLSearchParams(location.search).get("net") ?? "0"; // of the net, where a server has several
   const world = drawing("g");
   const place = { x: 0, y: 0, scale: 1 };
   const pointers = new Map();
@@ -14,6 +15,7 @@
   let matches = [];
   let sorted = { key: "", descending: false };
 
+  const asking = (parts = {}) => new URLSearchParams({ net: number, ...parts });
   const whole = (number) => number.toLocaleString("en");
   const short = (value) => {
     if (value === null || value === undefined) return "none";
@@ -323,7 +325,7 @@
     const layer = net.layers[row];
     const isCurrent = () => number === asked;
     try {
-      const found = await (await api(`/api/view/layer?row=${row}`)).json();
+      const found = await (await api(`/api/view/layer?${asking({ row })}`)).json();
       if (!isCurrent()) return;
       if (found.fields) {
         find("fields").replaceChildren(element("h3", {}, "As it is written"), element("pre", { tabindex: 0 }, found.fields));
@@ -337,7 +339,7 @@
         return;
       }
       values(row, 0);
-      const held = await (await api(`/api/view/weights?row=${row}`)).json();
+      const held = await (await api(`/api/view/weights?${asking({ row })}`)).json();
       if (isCurrent() && held.length) {
         find("weights").replaceChildren(element("h3", {}, "Weights"), ...held.map((blob) => summary(blob, [])));
       }
@@ -364,7 +366,7 @@
         options.body = new FormData();
         options.body.append("files", image);
       }
-      const found = await (await api(`/api/view/blob?row=${row}&top=${top}`, options)).json();
+      const found = await (await api(`/api/view/blob?${asking({ row, top })}`, options)).json();
       if (number !== asked) return;
       status.textContent = `From ${found.from}.`;
       result.replaceChildren(summary(found, found.channels));
@@ -444,7 +446,7 @@
 
   async function start() {
     try {
-      net = await (await api("/api/view")).json();
+      net = await (await api(`/api/view?${asking()}`)).json();
     } catch (error) {
       find("form").textContent = "";
       find("problem").replaceChildren(element("p", { class: "problem" }, error.message));

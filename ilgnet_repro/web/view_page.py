@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from starlette.datastructures import UploadFile
@@ -17,7 +17,7 @@ from ..errors import GraphError, excerpt, printable, printable_lines
 from ..reading.photos import decode_photo
 from .net_graph import Drawing, draw
 from .rows import OpenShape, Row
-from .shell import render_page
+from .shell import Links, render_page
 from .view_files import View
 from .view_values import show_blob, show_weights
 
@@ -44,7 +44,7 @@ _BODY = {
 
 
 class Shown:
-    """A net as the routes show it: `request.app.state.view`."""
+    """A net as the routes show it."""
 
     def __init__(self, view: View) -> None:
         """Draw it.  Raises GraphError for a net that is too large to draw."""
@@ -68,11 +68,30 @@ class Shown:
         """Return the statistics of what a row writes, for the bytes of an image or for seeded inputs."""
         if top >= len(row.writes):
             raise HTTPException(404, f"{printable(row.name)}: writes {len(row.writes)} values, from 0")
-        image = None
-        if data is not None:
-            image = np.ascontiguousarray(decode_photo(data, None, name).pixels[:, :, :3])
         with self.lock:
+            image = None
+            if data is not None:
+                image = np.ascontiguousarray(decode_photo(data, None, name).pixels[:, :, :3])
             return show_blob(self.view.values(), row, row.writes[top], image)
+
+
+class Views:
+    """The nets of a server, by number: `request.app.state.views`.  Each is opened when it is first asked for."""
+
+    def __init__(self, openers: Sequence[Callable[[], Shown]], links: Links) -> None:
+        self.links = links
+        self._openers = tuple(openers)
+        self._opened: dict[int, Shown] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> Shown:
+        """Return a net.  Raises HTTPException, and IlgnetError for one that cannot be drawn."""
+        if number >= len(self._openers):
+            raise HTTPException(404, f"net {number} is not served; there are {len(self._openers)}, from 0")
+        with self._lock:
+            if number not in self._opened:
+                self._opened[number] = self._openers[number]()
+            return self._opened[number]
 
 
 def facts(view: View, drawing: Drawing) -> dict[str, Any]:
@@ -139,41 +158,46 @@ def _drawing(drawing: Drawing) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shown(request: Request) -> Shown:
-    shown: Shown = request.app.state.view
-    return shown
+def _shown(
+    request: Request, net: Annotated[int, Query(ge=0, lt=2**31, description="its number, from 0")] = 0
+) -> Shown:
+    views: Views = request.app.state.views
+    return views[net]
+
+
+ShownOf = Annotated[Shown, Depends(_shown)]
 
 
 @router.get(VIEW, response_class=HTMLResponse, include_in_schema=False)
-def page() -> HTMLResponse:
+def page(request: Request) -> HTMLResponse:
     """Return the page; it holds nothing of the net."""
-    text, headers = render_page("view_page.html.j2", here=VIEW)
+    text, headers = render_page("view_page.html.j2", VIEW, request.app.state.views.links)
     return HTMLResponse(text, headers=headers)
 
 
 @router.get("/api/view", responses={**_GET})
-def view(request: Request) -> dict[str, Any]:
+def view(shown: ShownOf) -> dict[str, Any]:
     """Return the net: its layers, their shapes and costs, and where they are drawn."""
-    return _shown(request).facts
+    return shown.facts
 
 
 @router.get("/api/view/layer", responses={**_GET})
-def layer(request: Request, row: _ROW) -> dict[str, str]:
+def layer(shown: ShownOf, row: _ROW) -> dict[str, str]:
     """Return the text of a layer as it is written in the file."""
-    return {"fields": printable_lines(_shown(request).row(row).fields)}
+    return {"fields": printable_lines(shown.row(row).fields)}
 
 
 @router.get("/api/view/weights", responses={**_GET})
-async def weights(request: Request, row: _ROW) -> list[dict[str, Any]]:
+async def weights(shown: ShownOf, row: _ROW) -> list[dict[str, Any]]:
     """Return the statistics of a layer's weights."""
-    shown = _shown(request)
     return await run_in_threadpool(shown.weights, shown.row(row))
 
 
 @router.post("/api/view/blob", responses={**_POST}, openapi_extra={"requestBody": _BODY})
-async def blob(request: Request, row: _ROW, top: Annotated[int, Query(ge=0, lt=2**31)] = 0) -> dict[str, Any]:
+async def blob(
+    request: Request, shown: ShownOf, row: _ROW, top: Annotated[int, Query(ge=0, lt=2**31)] = 0
+) -> dict[str, Any]:
     """Return the statistics and first channels of what a layer writes, for an image or for seeded inputs."""
-    shown = _shown(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         if kind:

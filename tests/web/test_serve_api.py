@@ -381,7 +381,7 @@ def test_health_and_openapi(client: Any) -> None:
     text = client.get("/openapi.json").json()
     assert set(text["paths"]) == {
         "/healthz", "/api/nets", "/api/score", "/api/heat", "/api/folders", "/api/folder", "/api/folder/score",
-        "/api/folder/heat", "/api/folder/image",
+        "/api/folder/heat", "/api/folder/image", "/api/view", "/api/view/layer", "/api/view/weights", "/api/view/blob",
     }  # fmt: skip
     files = text["paths"]["/api/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert files["properties"]["files"]["maxItems"] == MOST_FILES and json.dumps(text)

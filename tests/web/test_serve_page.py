@@ -127,7 +127,7 @@ def opened(site: str, browser: Any) -> Iterator[Any]:
             "request", lambda request: faults.append(request.url) if is_foreign(request.url, site) else None
         )
         page.goto(site)
-        playwright.expect(page.locator("body")).to_have_attribute("data-ready", "yes")
+        playwright.expect(page.locator("body")).to_have_attribute("data-ready", "yes", timeout=60_000)
         return page
 
     yield opened
@@ -228,6 +228,9 @@ def test_dropped_images_are_scored_and_ranked_and_a_bad_file_is_named(opened: An
 def test_the_page_by_keyboard(opened: Any) -> None:
     """Every step of the mouse: choosing files, sorting, one image, the next one, and back to where it was."""
     page = opened()
+    page.on(
+        "filechooser", lambda _: None
+    )  # the browser is asked to leave choosers to the test before a key is pressed
     page.keyboard.press("Tab")
     playwright.expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     files = page.get_by_label("Choose images")

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser serve-load check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
+.PHONY: demo test browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -32,7 +32,7 @@ browser:
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models serve-load
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models serve-load serve-api
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -105,6 +105,12 @@ deployed: $(READY)
 # Two hundred uploads to `ilgnet serve` at the same time, and the growth of its memory.
 serve-load: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_serve.py --check
+
+# The API of `ilgnet serve` by its own OpenAPI text: schemathesis finds nothing.  It has an environment of its own.
+serve-api: $(READY)
+	$(PYTHON) -m venv .make/schemathesis
+	.make/schemathesis/bin/python -m pip install --quiet --disable-pip-version-check "schemathesis==4.32.5"
+	OMP_NUM_THREADS=1 $(RUN) tests/helpers/serve_schema.py .make/schemathesis/bin/schemathesis
 
 # Two converters by others, as witnesses for `ilgnet compare`; without their dependencies, which would
 # replace onnx and torch.

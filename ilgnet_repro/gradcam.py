@@ -6,7 +6,7 @@ Grad-CAM of Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks 
     weight_k = mean over i, j of dy / dA[k, i, j]
     map[i, j] = max(0, sum over k of weight_k * A[k, i, j])
 
-y is the value before Softmax, as in the paper, where the output is a Softmax of it.
+y is the value before Softmax, as in the paper, where the output of a Caffe net is a Softmax of it.
 
 The branches of a net are the bottoms B of a Concat, each a part of its top T.  By gradient x activation (Shrikumar et al.,
 "Not Just a Black Box", https://arxiv.org/abs/1605.01713), of the same y:
@@ -33,6 +33,7 @@ from .errors import GraphError, did_you_mean
 from .layers.join import Concat
 from .manifest import listed
 from .prepare_images import list_images, prepare
+from .runtime.model import FeatureMap, Model
 from .runtime.modes import as_loaded
 from .runtime.net import CaffeNet, expect_caffe_net
 
@@ -91,13 +92,22 @@ class BranchShares:
 
 
 def grad_cam(
-    net: CaffeNet, image: Any, blob: str | None = None, *, output: str | None = None, index: int | None = None
+    net: CaffeNet | Model,
+    image: Any,
+    blob: str | None = None,
+    *,
+    output: str | None = None,
+    index: int | None = None,
 ) -> HeatMap:
     """Return where in one image (as `CaffeNet.prepare` takes it) a net finds what speaks for a value of its output.
 
     ``blob`` is one of `heat_map_blobs` (default: the last one before the output), ``output`` one of the net's (default:
     that of the score, or the only one), ``index`` its value (default: the score's, or the largest).  Raises GraphError.
+
+    Of a `Model`, y is the value itself, and ``blob`` a module that ends in a `FeatureMap` (default: the last one).
     """
+    if isinstance(net, Model):
+        return _model_map(net, image, blob, output, index)
     net = expect_caffe_net(net, "explained")
     output = _output(net, output)
     blob = blob or _last_spatial(net, _before_softmax(net, output))
@@ -115,9 +125,7 @@ def grad_cam(
         raise GraphError(
             f"blob {blob!r}: output {output!r} does not depend on it; give one before it", option="blob"
         )
-    weights = found.slope.mean(dim=(2, 3), keepdim=True)
-    heat = (weights * found.values).sum(dim=1)[0].clamp(min=0)
-    return HeatMap(heat.cpu().numpy(), blob, output, found.index, found.score)
+    return HeatMap(_weighted(found.values, found.slope), blob, output, found.index, found.score)
 
 
 def branch_shares(
@@ -170,11 +178,15 @@ def spatial_blobs(net: CaffeNet) -> tuple[str, ...]:
     )
 
 
-def heat_map_blobs(net: CaffeNet, output: str | None = None) -> tuple[str, ...]:
+def heat_map_blobs(net: CaffeNet | Model, output: str | None = None) -> tuple[str, ...]:
     """Return the blobs that `grad_cam` can take for an output: `spatial_blobs` that have a gradient, in the net's order.
 
     A pass over zeros finds them.  Raises GraphError where there is no output to choose, or the net takes no images.
+    Of a `Model`, they are its modules that end in a `FeatureMap`.
     """
+    if isinstance(net, Model):
+        net.image_input()
+        return tuple(_feature_maps(net))
     net = expect_caffe_net(net, "explained")
     scored = _before_softmax(net, _output(net, output))
     names = _read_for(net, scored, spatial_blobs(net))
@@ -199,6 +211,59 @@ def concat_layers(net: CaffeNet, output: str | None = None) -> tuple[str, ...]:
     return tuple(node.name for node in _concats(net, _before_softmax(net, _output(net, output))))
 
 
+def _weighted(values: torch.Tensor, slope: torch.Tensor) -> np.ndarray:
+    """Equations 1 and 2: the channels of a blob, each weighted by the mean of its gradient."""
+    weights = slope.mean(dim=(2, 3), keepdim=True)
+    heat: np.ndarray = (weights * values).sum(dim=1)[0].clamp(min=0).cpu().numpy()
+    return heat
+
+
+def _feature_maps(model: Model) -> dict[str, FeatureMap]:
+    """Return the feature maps of a model by the name of what they end."""
+    return {
+        name.rpartition(".")[0]: module
+        for name, module in model.named_modules()
+        if isinstance(module, FeatureMap)
+    }
+
+
+def _model_map(model: Model, image: Any, name: str | None, output: str | None, index: int | None) -> HeatMap:
+    model.image_input()
+    maps, output = _feature_maps(model), _output(model, output)
+    if not maps:
+        raise GraphError(f"model {model.name}: has no feature map to take a heat map at")
+    name = name or next(reversed(maps))
+    if name not in maps:
+        raise GraphError(
+            f"model {model.name}: has no feature map {name!r}{did_you_mean(name, maps)}; it has {', '.join(maps)}",
+            option="blob",
+        )
+    kept: list[torch.Tensor] = []
+    hook = maps[name].register_forward_hook(lambda module, given, found: kept.append(found))
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), as_loaded(model):
+            values = model.prepare(_one(image))
+            parameter = next(model.parameters())
+            found = model(values.to(parameter.device, parameter.dtype).requires_grad_())[output].flatten()
+            at = _index(model, output, found, index)
+            (slope,) = torch.autograd.grad(found[at], kept[0], allow_unused=True)
+    finally:
+        hook.remove()
+    if slope is None:
+        raise GraphError(
+            f"feature map {name!r}: output {output!r} does not depend on it; give another", option="blob"
+        )
+    heat = _weighted(kept[0].detach().float(), slope.float())
+    return HeatMap(heat, name, output, at, float(found[at].detach()))
+
+
+def _one(image: Any) -> list[Any]:
+    images = list_images(image)
+    if len(images) != 1:
+        raise GraphError(f"image: {len(images)} images; give one")
+    return images
+
+
 @dataclass(frozen=True, eq=False)
 class _Gradient:
     """A blob's values and the gradient of a value of the output with respect to them, or None, in float32."""
@@ -215,11 +280,8 @@ def _gradient(
     net: CaffeNet, image: Any, blob: str, output: str, index: int | None, also: Iterable[str] = ()
 ) -> _Gradient:
     """Run the net on one image; ``shapes`` are those of the blob, the output, and those of ``also``."""
-    listed_images = list_images(image)
-    if len(listed_images) != 1:
-        raise GraphError(f"image: {len(listed_images)} images; give one")
     scored = _before_softmax(net, output)
-    pixels = prepare(net.about, listed_images, net=net.name)
+    pixels = prepare(net.about, _one(image), net=net.name)
     dtype, device = net.computes_in
     wanted = dict.fromkeys((blob, scored, output, *also))
     with torch.inference_mode(False), torch.enable_grad(), as_loaded(net):
@@ -238,7 +300,7 @@ def _gradient(
     )  # fmt: skip
 
 
-def _output(net: CaffeNet, output: str | None) -> str:
+def _output(net: CaffeNet | Model, output: str | None) -> str:
     output = output or _default_output(net)
     if output not in net.outputs:
         raise GraphError(
@@ -297,7 +359,7 @@ def _read_for(net: CaffeNet, scored: str, names: Iterable[str]) -> tuple[str, ..
     return tuple(name for name in names if name in read)
 
 
-def _default_output(net: CaffeNet) -> str:
+def _default_output(net: CaffeNet | Model) -> str:
     score = net.about.score
     if score is not None and score.output in net.outputs:
         return score.output
@@ -327,7 +389,7 @@ def _last_spatial(net: CaffeNet, scored: str) -> str:
     raise GraphError(f"net {net.name!r}: no blob before {scored!r} has a height and width", option="blob")
 
 
-def _index(net: CaffeNet, output: str, values: torch.Tensor, index: int | None) -> int:
+def _index(net: CaffeNet | Model, output: str, values: torch.Tensor, index: int | None) -> int:
     if index is None:
         score = net.about.score
         is_score = score is not None and score.output == output and score.index < len(values)

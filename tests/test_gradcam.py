@@ -10,9 +10,12 @@ import torch
 from small_nets import SMALL_TEXT, net_of
 
 from ilgnet_repro import gradcam
+from ilgnet_repro.about import About
 from ilgnet_repro.errors import GraphError
 from ilgnet_repro.gradcam import branch_shares, concat_layers, grad_cam, heat_map_blobs, spatial_blobs
+from ilgnet_repro.known import ScoreAt
 from ilgnet_repro.reading.preprocessing import Preprocessing
+from ilgnet_repro.runtime.model import FeatureMap, Model
 from ilgnet_repro.runtime.net import CaffeNet
 
 IMAGE = np.random.default_rng(4).integers(0, 256, (9, 7, 3), np.uint8)
@@ -49,6 +52,50 @@ def test_the_map_is_that_of_the_formula_before_softmax(net: CaffeNet, index: int
     heat = grad_cam(net, IMAGE, "pool", index=index)
     np.testing.assert_allclose(heat.values, expected(net, "pool", index), rtol=1e-4, atol=1e-4)
     assert (heat.output, heat.index, heat.values.shape) == ("prob", index, (3, 2))
+
+
+class TwoTrunks(Model):
+    """Convolution, feature map, mean and dense layer, twice; y is the difference of both and affine in each map."""
+
+    name = "two trunks"
+    least_side = 3
+
+    def __init__(self) -> None:
+        how = Preprocessing(size=(9, 7), mean_value=(104.0, 117.0, 123.0), scale=0.02)
+        super().__init__(About(how, score=ScoreAt("score", 0, "score")), (3, 9, 7), {"score": 1})
+        self.first, self.second = (
+            torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), FeatureMap()) for _ in range(2)
+        )
+        self.dense = torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second = (
+            dense(trunk(x).mean((2, 3)))
+            for dense, trunk in zip(self.dense, (self.first, self.second), strict=True)
+        )
+        return {"score": first - second}
+
+
+def test_the_map_of_a_model_is_that_of_the_formula_at_each_of_its_feature_maps() -> None:
+    torch.manual_seed(6)
+    model = TwoTrunks().eval()
+    assert heat_map_blobs(model) == ("first", "second")
+    x = model.prepare([IMAGE])
+    for number, (name, sign) in enumerate((("first", 1), ("second", -1))):
+        values = getattr(model, name)(x)[0].detach().numpy()
+        weights = sign * model.dense[number].weight[0].detach().numpy() / values[0].size
+        heat = grad_cam(model, IMAGE, name)
+        wanted = sum(weight * plane for weight, plane in zip(weights, values, strict=True))
+        np.testing.assert_allclose(heat.values, np.maximum(wanted, 0), rtol=1e-5, atol=1e-7)
+        assert (heat.blob, heat.output, heat.index) == (name, "score", 0)
+        assert heat.score == pytest.approx(float(model(x)["score"].detach()))
+    assert grad_cam(model, IMAGE).blob == "second"
+    assert not model.first[1]._forward_hooks
+    with pytest.raises(
+        GraphError,
+        match=r"^model two trunks: has no feature map 'fist' \(did you mean first\?\); it has first, second$",
+    ):
+        grad_cam(model, IMAGE, "fist")
 
 
 def test_defaults_are_the_last_spatial_blob_and_the_largest_value(net: CaffeNet) -> None:

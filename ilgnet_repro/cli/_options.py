@@ -170,6 +170,11 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def reads_distributions(args: argparse.Namespace) -> bool:
+    """Whether ten values that sum to 1 are a distribution of votes: not where the options say, or name, classes."""
+    return not (args.no_distribution or args.labels)
+
+
 def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for preprocessing."""
     group = parser.add_argument_group("preprocessing", "if the weights are not a known release")

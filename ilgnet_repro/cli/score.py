@@ -30,6 +30,7 @@ from ._options import (
     check_exist,
     load_for_images,
     make_fast,
+    reads_distributions,
     say_notes,
     text_path,
 )
@@ -189,7 +190,7 @@ def _make_scorer(args: argparse.Namespace, batch: int, *, pad: bool) -> Scorer:
     net = make_fast(net, args, 1 if about.image_order else batch)
     return Scorer(
         net, preprocessing=preprocessing, batch=batch, raw_pixels=args.raw_pixels,
-        distributions=not (args.no_distribution or args.labels), pad=pad,
+        distributions=reads_distributions(args), pad=pad,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from ._options import (
     make_fast,
     read_shapes,
     read_stages,
+    reads_distributions,
     say_notes,
     text_path,
 )
@@ -210,7 +211,7 @@ def load_nets(args: argparse.Namespace) -> list[Served]:
             net.about = about  # heat maps prepare images by it
         scorer = Scorer(
             make_fast(net, one, 1 if about.image_order else args.batch), preprocessing=preprocessing, batch=args.batch,
-            labels=labels, top=args.top, raw_pixels=args.raw_pixels, distributions=not args.no_distribution,
+            labels=labels, top=args.top, raw_pixels=args.raw_pixels, distributions=reads_distributions(args),
         )  # fmt: skip
         view = partial(
             open_view, text_path(prototxt), weights, level=one.level, stages=read_stages(one.stage),

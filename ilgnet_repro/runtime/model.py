@@ -20,6 +20,10 @@ from .runnable import OpenShape, TensorNet, tensor_net
 IMAGE_AXES = 3
 
 
+class FeatureMap(nn.Identity):
+    """Marks a feature map, N x C x H x W, that a heat map can be taken at; it is called by the name of its parent."""
+
+
 class Model(nn.Module):
     """A net of named outputs, one row for each row of its one input.
 
@@ -69,6 +73,10 @@ class Model(nn.Module):
     def for_inference(self) -> Model:
         """Return the model without what only training needs: itself, unless a subclass has such parts."""
         return self
+
+    def explained(self, x: Tensor) -> dict[str, Tensor]:
+        """Return values of each row that explain its outputs, by name; none unless a subclass has such values."""
+        return {}
 
     def inputs_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the inputs that the given blobs depend on."""

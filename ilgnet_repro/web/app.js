@@ -376,8 +376,8 @@
       const about = nets[index].random ? " The weights are random, so it means nothing." : "";
       status.textContent = `Grad-CAM at ${heat.blob}: what speaks for value ${heat.index} of ${heat.output}.${about}`;
       const shares = branchShares(heat);
-      stage.parentElement.querySelector(".branches")?.remove();
-      if (shares) status.after(shares);
+      for (const old of stage.parentElement.querySelectorAll(".branches")) old.remove();
+      status.after(...[shares, ...heat.bars.map(columnsOf)].filter((part) => part));
     } catch (error) {
       stage.querySelector("canvas")?.remove();
       status.textContent = `No heat map: ${error.message}`;
@@ -390,6 +390,23 @@
     return element("div", { class: "branches" }, element("p", { class: "small soft" }, "Share of each branch in the score"),
       element("ul", { class: "bars", "aria-label": "share of each branch in the score" },
         ...heat.branches.slice(0, 8).map(({ name, share }) => bar(name, share, `${(100 * share).toFixed(1)} %`))));
+  }
+
+  // Values that explain the score, as columns above and below zero.
+  function columnsOf({ name, values }) {
+    const [width, height] = [400, 80];
+    const largest = Math.max(...values.map(Math.abs), 1e-30);
+    const top = values.indexOf(Math.max(...values));
+    const low = values.indexOf(Math.min(...values));
+    const text = `${values.length} ${name}, from ${shortNumber(values[low])} (number ${low}) to ${shortNumber(values[top])} (number ${top})`;
+    const chart = drawing("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text });
+    values.forEach((value, at) => {
+      const tall = (Math.abs(value) / largest) * (height / 2 - 1);
+      chart.append(drawing("rect", { class: "bar", x: (at * width) / values.length, y: value > 0 ? height / 2 - tall : height / 2, width: Math.max(1, width / values.length - 1), height: tall },
+        drawing("title", {}, `number ${at}: ${shortNumber(value)}`)));
+    });
+    chart.append(drawing("line", { class: "axis", x1: 0, x2: width, y1: height / 2, y2: height / 2 }));
+    return element("figure", { class: "branches columns" }, chart, element("figcaption", { class: "small soft" }, text));
   }
 
   // A map from nothing over amber to red; the strength is the canvas's own opacity.

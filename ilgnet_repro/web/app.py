@@ -11,14 +11,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ..errors import DataError, IlgnetError, excerpt, printable
+from ..errors import DataError, GraphError, IlgnetError, excerpt, printable
 from ..version import __version__
-from .folders import LONGEST_PATH, MOST_LISTED, Folders, path_of
+from .folders import LONGEST_PATH, MOST_LISTED, Folders, MissingError, path_of
 from .guard import MOST_BODY, Guard, RequestError
 from .service import Reader, Served, Service, shown_name
 from .shell import render_page
@@ -65,6 +66,13 @@ class BranchShare(BaseModel):
     share: float
 
 
+class Bars(BaseModel):
+    """Values that explain an output, such as the weights that a model gives to parts of itself."""
+
+    name: str
+    values: list[float]
+
+
 class HeatMap(BaseModel):
     """Where in an image the net finds what speaks for a value of its output."""
 
@@ -75,13 +83,16 @@ class HeatMap(BaseModel):
     score: float | None
     region: list[float] = Field(description="what the net sees, as fractions: left, top, width, height")
     branches: list[BranchShare] = Field(description="of the last Concat: what each kind of its bottoms adds")
+    bars: list[Bars] = Field(
+        description="what the model itself explains, such as TANet's weights of the theme"
+    )
     values: list[list[float]] = Field(description="rows from the top, from 0 to 1")
 
 
 class Chosen(BaseModel):
     """Images of an allowed folder."""
 
-    folder: int = Field(0, ge=0, lt=2**31, description="its number in /api/folders")
+    folder: int = Field(0, ge=0, lt=2**31, strict=True, description="its number in /api/folders")
     images: list[Annotated[str, Field(max_length=4 * LONGEST_PATH)]] = Field(
         min_length=1, max_length=MOST_FILES
     )
@@ -125,11 +136,12 @@ _BODY = {
                     }
                 },
                 "required": ["files"],
+                "additionalProperties": False,
             }
         }
     },
 }  # fmt: skip
-router = APIRouter()
+router, public = APIRouter(), APIRouter()
 
 
 # ------------------------------------------------------------------------------------------- what requests give
@@ -179,14 +191,14 @@ NetOf = Annotated[Served, Depends(_net)]
 # ------------------------------------------------------------------------------------------- routes
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+@public.get("/", response_class=HTMLResponse, include_in_schema=False)
 def page(site: SiteOf) -> HTMLResponse:
     """Return the page; it holds nothing of the nets and images."""
     text, headers = render_page("app.html.j2", "/", LINKS, most_files=MOST_FILES, most_body=site.most_body)
     return HTMLResponse(text, headers=headers)
 
 
-@router.get("/healthz", responses=_problems(400, 421))
+@public.get("/healthz", responses=_problems(400, 421))
 def healthz() -> dict[str, str]:
     """Return that the server answers."""
     return {"status": "ok", "version": __version__}
@@ -299,7 +311,8 @@ def _on_error(request: Request, error: Exception) -> Response:
         return _answer(error.status, str(error))
     if isinstance(error, ClientDisconnect):
         return _answer(400, "the request ended before its body did")
-    return _answer(422, str(error))
+    is_missing = isinstance(error, MissingError) or (isinstance(error, GraphError) and error.option == "blob")
+    return _answer(404 if is_missing else 422, str(error))
 
 
 def _on_failure(request: Request, error: Exception) -> Response:
@@ -348,6 +361,8 @@ def create_app(
     ):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(Exception, _on_failure)
-    app.include_router(router)
-    app.include_router(view_router)
+    app.include_router(public)
+    bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the text: the guard asks for it
+    for one in (router, view_router):
+        app.include_router(one, dependencies=bearer)
     return Guard(app, token=token, only_local=only_local, public=PUBLIC, queued=QUEUED, most_body=most_body)

@@ -21,6 +21,10 @@ def path_of(quoted: str) -> str:
     return os.fsdecode(unquote_to_bytes(quoted))
 
 
+class MissingError(DataError):
+    """What was asked for is not there."""
+
+
 class Folders:
     """The allowed folders: each is called by its number, what is in it by its path below it."""
 
@@ -38,8 +42,8 @@ class Folders:
         """
         root = self._root(number)
         folder = self._inside(root, below)
-        if not folder.is_dir():
-            raise DataError(f"{excerpt(below) or '.'}: no such folder below {self.shown[number]}")
+        if not os.path.isdir(folder):  # of a name that is too long, Path.is_dir raises the system's error
+            raise MissingError(f"{excerpt(below) or '.'}: no such folder below {self.shown[number]}")
         paths = [
             quote(os.fsencode(os.path.relpath(path, root)))
             for path in islice(ImagePaths((str(folder),)), MOST_LISTED + 1)
@@ -50,8 +54,8 @@ class Folders:
         """Return the bytes of an image by a path of `listed`.  Raises DataError for anything else."""
         root, path = self._root(number), path_of(quoted)
         found = self._inside(root, path)
-        if found.suffix.lower() not in SUFFIXES or not found.is_file():
-            raise DataError(f"{excerpt(path)}: no such image below {self.shown[number]}")
+        if found.suffix.lower() not in SUFFIXES or not os.path.isfile(found):
+            raise MissingError(f"{excerpt(path)}: no such image below {self.shown[number]}")
         try:
             return read_file(found)
         except DataError as error:  # by the path that was asked for
@@ -59,7 +63,7 @@ class Folders:
 
     def _root(self, number: int) -> Path:
         if not 0 <= number < len(self._roots):
-            raise DataError(
+            raise MissingError(
                 f"folder {number} is not served; there are {len(self._roots)}"
                 if self._roots
                 else "no folder is served; start with --folder DIR"
@@ -68,12 +72,12 @@ class Folders:
 
     @staticmethod
     def _inside(root: Path, below: str) -> Path:
-        """Return a path below ``root``, links followed.  Raises DataError for one that leads outside."""
+        """Return a path below ``root``, links followed.  Raises MissingError for one that leads outside."""
         is_plain = len(below) <= LONGEST_PATH and "\0" not in below and not os.path.isabs(below)
         try:
             found = (root / below).resolve() if is_plain else root.parent
         except (OSError, ValueError, RuntimeError):  # a loop of links, a name that is too long, no UTF-8
             found = root.parent
         if not found.is_relative_to(root):
-            raise DataError(f"{excerpt(below)}: is not below an allowed folder")
+            raise MissingError(f"{excerpt(below)}: is not below an allowed folder")
         return found

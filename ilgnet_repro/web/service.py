@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from .. import opencv as cv2
 from ..about import About
@@ -23,8 +24,9 @@ from ..gradcam import branch_shares, concat_layers, grad_cam, heat_map_blobs
 from ..reading.images import encode_image
 from ..reading.parallel import cores
 from ..reading.photos import decode_photo
+from ..runtime.model import Model
+from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
-from ..runtime.runnable import Runnable
 from ..scored import Box, Ranked, Score, best_value, distribution, rank
 from ..scoring import Prepared, Scorer
 from .view_files import View
@@ -33,6 +35,7 @@ AT_WORK = 2  # images that are decoded at the same time; a large one takes hundr
 AHEAD = 4  # images of a request that are under way
 MOST_PREPARED = 64 << 20  # bytes of prepared images that wait for the net
 MOST_HEAT = 128  # values on a side of a heat map
+MOST_BARS = 400  # values that explain an output
 MOST_VALUES = 64  # of an output, in a record
 MOST_BOXES = 200  # in a record
 LONGEST_NAME = 255  # characters of a file's name that are repeated
@@ -55,11 +58,17 @@ class Served:
         exact = net.exact if isinstance(net, FastNet) else net
         return exact if isinstance(exact, CaffeNet) else None
 
+    @property
+    def explained(self) -> CaffeNet | Model | None:
+        """The net whose heat maps are shown; None where it has no gradients."""
+        net = self.scorer.net
+        return net if isinstance(net, Model) else self.caffe
+
     @cached_property
     def heat_blobs(self) -> tuple[str, ...]:
         """The blobs that a heat map can be taken at; none where the net has no gradients or no output to choose."""
         try:
-            return () if self.caffe is None else heat_map_blobs(self.caffe)
+            return () if self.explained is None else heat_map_blobs(self.explained)
         except IlgnetError:
             return ()
 
@@ -79,7 +88,7 @@ class Served:
     def facts(self) -> dict[str, Any]:
         """What the page says of the net, as plain values."""
         about, net = self.about, self.scorer.net
-        source, caffe = about.source, self.caffe
+        source, explained = about.source, self.explained
         return {
             "name": self.name,
             "net": printable(net.name),
@@ -98,7 +107,7 @@ class Served:
             "detects": self.scorer.detects,
             "raw_pixels": self.scorer.raw_pixels,
             "notes": [printable(note) for note in about.notes],
-            "parameters": None if caffe is None else sum(blob.numel() for blob in caffe.parameters()),
+            "parameters": None if explained is None else sum(blob.numel() for blob in explained.parameters()),
             "blobs": list(self.heat_blobs),
         }
 
@@ -233,9 +242,13 @@ class Service:
 
 
 def _explain(net: Served, name: str, pixels: np.ndarray, blob: str | None) -> dict[str, Any]:
-    caffe = expect_caffe(net)
-    heat = grad_cam(caffe, pixels, blob)
-    shares = branch_shares(caffe, pixels).by_kind() if net.has_branches else {}
+    explained = expect_gradients(net)
+    heat = grad_cam(explained, pixels, blob)
+    shares = (
+        branch_shares(explained, pixels).by_kind()
+        if isinstance(explained, CaffeNet) and net.has_branches
+        else {}
+    )
     values = smaller(heat.values)
     largest = float(values.max(initial=0.0))
     scaled = values / largest if largest > 0 and math.isfinite(largest) else np.zeros_like(values)
@@ -251,6 +264,7 @@ def _explain(net: Served, name: str, pixels: np.ndarray, blob: str | None) -> di
             for branch, share in shares.items()
             if math.isfinite(share)
         ],
+        "bars": bars(explained, pixels) if isinstance(explained, Model) else [],
         "values": [[round(float(value), 3) for value in row] for row in scaled],
     }
 
@@ -262,18 +276,24 @@ def _small_copy(name: str, read: Reader, side: int) -> bytes:
     return encode_image(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), "jpg")
 
 
-def expect_caffe(net: Served) -> CaffeNet:
-    """Return the Caffe net of a served net.  Raises IlgnetError where another engine runs the file."""
-    if net.caffe is None:
+def expect_gradients(net: Served) -> CaffeNet | Model:
+    """Return what has the gradients of a served net.  Raises IlgnetError where another engine runs the file."""
+    if net.explained is None:
         raise IlgnetError(
-            f"{net.name}: {form_of(net.scorer.net)} runs it, without gradients; serve its Caffe weights for heat maps"
+            f"{net.name}: {net.scorer.net.form} runs it, without gradients; serve the weights themselves for heat maps"
         )
-    return net.caffe
+    return net.explained
 
 
-def form_of(net: Runnable) -> str:
-    """What computes a net, in a few words."""
-    return net.form
+def bars(model: Model, pixels: np.ndarray) -> list[dict[str, Any]]:
+    """Return what a model explains of its outputs for an image, by name (`Model.explained`)."""
+    with torch.inference_mode(), as_loaded(model):
+        found = model.explained(model.prepare([pixels]))
+    return [
+        {"name": printable(name), "values": [round(float(value), 6) for value in values[0][:MOST_BARS]]}
+        for name, values in found.items()
+        if bool(torch.isfinite(values).all())
+    ]
 
 
 def smaller(values: np.ndarray) -> np.ndarray:

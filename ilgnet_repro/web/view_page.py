@@ -37,6 +37,7 @@ _BODY = {
                 "properties": {
                     "files": {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 1}
                 },
+                "additionalProperties": False,
             }
         }
     },

@@ -22,6 +22,7 @@ from ...about import About
 from ...errors import GraphError
 from ...known import ScoreAt
 from ...reading.preprocessing import Preprocessing
+from ...runtime.model import FeatureMap
 
 # ImageNet's mean and standard deviation per channel, RGB, of values from 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
@@ -52,6 +53,10 @@ class Backbone(nn.Module):
     how: ClassVar[Preprocessing] = IMAGENET  # that its published weights were trained with
     least_side: ClassVar[int] = 32  # pixels
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_map = FeatureMap()
+
     def features_of(self, x: Tensor) -> Tensor:
         """Return the features of images, N x `channels`."""
         raise NotImplementedError
@@ -60,7 +65,7 @@ class Backbone(nn.Module):
         """Raise GraphError for images of a size that the backbone does not take, from ``least_side`` on."""
 
     def map_of(self, x: Tensor) -> Tensor:
-        """Return the last feature map, N x C x h x w: what Grad-CAM looks at."""
+        """Return the last feature map, N x C x h x w, which ends in `last_map`: what Grad-CAM looks at."""
         raise NotImplementedError
 
 
@@ -106,7 +111,8 @@ class ResNet18(Backbone):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for index in range(1, 5):
             x = getattr(self, f"layer{index}")(x)
-        return x
+        top: Tensor = self.last_map(x)
+        return top
 
     def features_of(self, x: Tensor) -> Tensor:
         return self.map_of(x).mean((2, 3))
@@ -174,7 +180,7 @@ class MobileNetV2(Backbone):
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(self.channels, classes))
 
     def map_of(self, x: Tensor) -> Tensor:
-        top: Tensor = self.features(x)
+        top: Tensor = self.last_map(self.features(x))
         return top
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -221,7 +227,7 @@ class MobileNetV1(Backbone):
         return [(name, convolution), (f"{name}_bn", nn.BatchNorm2d(outputs)), (f"{name}_relu", nn.ReLU())]
 
     def map_of(self, x: Tensor) -> Tensor:
-        top: Tensor = self.trunk(x)
+        top: Tensor = self.last_map(self.trunk(x))
         return top
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -262,7 +268,7 @@ class VGG16(Backbone):
             )  # fmt: skip
 
     def map_of(self, x: Tensor) -> Tensor:
-        top: Tensor = self.features(x)
+        top: Tensor = self.last_map(self.features(x))
         return top
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -363,7 +369,8 @@ class InceptionV2(Backbone):
                 pooled = F.avg_pool2d(x, 3, 1, 1) if pool == "average" else F.max_pool2d(x, 3, 1, 1)
             tops.append(self._run(pooled, f"{stem}_pool_proj") if projected else pooled)
             x = torch.cat(tops, 1)
-        return x
+        top: Tensor = self.last_map(x)
+        return top
 
     def features_of(self, x: Tensor) -> Tensor:
         return self.map_of(x).mean((2, 3))

@@ -107,6 +107,9 @@ class TANet(Model):
         """Return the weights of the theme's 100 units, N x 100."""
         return self.theme.weights(self.places(x))
 
+    def explained(self, x: Tensor) -> dict[str, Tensor]:
+        return {"weights of the theme": self.theme_weights(x)} if "theme" in self.branches else {}
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         parts = []
         if "aesthetics" in self.branches:

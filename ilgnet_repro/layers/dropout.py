@@ -1,4 +1,4 @@
-"""Layers that draw random numbers in training: Dropout, SpatialDropout, and Insanity (randomized leaky ReLU)."""
+"""Layers that draw random numbers in training: Dropout, SpatialDropout (ENet's too), Insanity (randomized leaky ReLU)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .python_layer import PythonLayer, register_python_layer
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
 from .support.registry import register_layer
 
@@ -111,6 +112,50 @@ class SpatialDropout(_Dropout):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         return [f"{code.helper(drop_channels)}({x}, {literal(self.ratio)}, self.training)"]
+
+
+@register_python_layer("spatial_dropout", "SpatialDropoutLayer")
+class SpatialDropoutOfENet(PythonLayer):
+    """With ``'phase': 'TRAIN'`` in its `param_str`, channels are zeroed at random with the probability `p`.
+
+    The others, and all with another ``phase``, are divided by 1 - p, in either phase of the net.  The fork's backward
+    pass uses the last image's draws for every image; here each image has its own. Source: TimoSaemann/caffe-enet,
+    python/spatial_dropout.py.
+    """
+
+    bottom_count = (1, 1)
+    top_count = (1, 1)
+    no_onnx = no_source = ""
+
+    def setup(self) -> None:
+        settings = self.settings
+        for name in ("phase", "p"):
+            if name not in settings:
+                raise self.error("param_str must have phase and p, as in {'phase': 'TRAIN', 'p': '0.1'}")
+        try:
+            self.ratio = float(settings["p"])
+        except (TypeError, ValueError):
+            raise self.error(f"param_str: p {settings['p']!r} is not a number") from None
+        if not 0 < self.ratio < 1:
+            raise self.error(f"param_str: p {self.ratio:g} must be between 0 and 1")
+        self.draws: bool = settings["phase"] == "TRAIN"
+        if self.draws:
+            self.no_onnx = "phase TRAIN in its param_str draws random numbers in each pass"
+
+    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
+        if len(bottoms[0]) != 4:
+            raise self.error(f"bottom {list(bottoms[0])} must have four axes, N×C×H×W")
+        return bottoms
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (drop_channels(x, self.ratio) if self.draws else x / (1 - self.ratio),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Div", [x, graph.constant(numbers(1 - self.ratio))])]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        ratio = literal(self.ratio)
+        return [f"{code.helper(drop_channels)}({x}, {ratio})" if self.draws else f"{x} / (1 - {ratio})"]
 
 
 def random_leaky_relu(x: Tensor, least: float, greatest: float) -> Tensor:

@@ -199,9 +199,9 @@ class ProposalTargetLayer(_Sampler):
     """A sample of 128 regions at most, a quarter of them with an object: bottoms are regions R×5 and true boxes G×5.
 
     Tops: regions, labels, offsets R×4·num_classes in the columns of the label, and their inside and outside weights.
-    R-FCN's layer, in a net with PSROIPooling, gives them four axes; with two classes all objects have the columns of
-    class 1; and in a net that mines hard regions (BoxAnnotatorOHEM) every region is taken.
-    Source: py-faster-rcnn and YuwenXiong/py-R-FCN, lib/rpn/proposal_target_layer.py.
+    R-FCN's layer, in a net with PSROIPooling or BoxAnnotatorOHEM, gives them four axes; with two classes all objects
+    have the columns of class 1; and in a net that mines hard regions (BoxAnnotatorOHEM) every region is taken.  Source:
+    py-faster-rcnn and YuwenXiong/py-R-FCN, lib/rpn/proposal_target_layer.py.
     """
 
     bottom_count = (2, 2)
@@ -217,10 +217,10 @@ class ProposalTargetLayer(_Sampler):
     @classmethod
     def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:
         types = {layer.type for layer in net.layer}
-        if "PSROIPooling" in types:
+        mines = "BoxAnnotatorOHEM" in types
+        if mines or "PSROIPooling" in types:  # layers of R-FCN's Caffe, which has its own Python layers
             text.python_param.of_rfcn = True
-            if "BoxAnnotatorOHEM" in types:
-                text.python_param.mines = True
+            text.python_param.mines = mines
 
     def plan(self, rois: Shape, truth: Shape) -> LayerPlan:
         for what, shape in (("regions", rois), ("true boxes", truth)):

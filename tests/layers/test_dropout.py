@@ -65,6 +65,28 @@ def test_spatial_dropout_zeroes_whole_channels(message):
         np.testing.assert_array_equal(use(one_layer(body, x.shape), [x])[0], x, err_msg=use.__name__)
 
 
+ENET = "python_param { module: 'spatial_dropout' layer: 'SpatialDropoutLayer' param_str: \"%s\" }"
+
+
+def test_enet_drops_channels_by_its_own_phase():
+    text = ENET % "{'phase': 'TRAIN', 'p': '0.25'}"
+    net = one_layer(f'type: "Python" {text}', X.shape)  # phase TEST does not matter
+    found = drawn(net)
+    np.testing.assert_array_equal(found, np.broadcast_to(found[:, :, :1, :1], found.shape))
+    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(run_source(net, [X])[0], found)
+    with pytest.raises(
+        LayerError, match="cannot be written as ONNX: phase TRAIN in its param_str draws random numbers"
+    ):
+        run_onnx(net, [X])
+    x = draw(2, 3, 4, 5)
+    text = ENET % "{'phase': 'TEST', 'p': 0.2}"
+    other = one_layer(f'type: "Python" {text}', x.shape)
+    for use in (run, run_onnx, run_source):
+        np.testing.assert_allclose(use(other, [x])[0], x / 0.8, rtol=1e-6, err_msg=use.__name__)
+
+
 def test_insanity_divides_negative_values_by_its_range_or_its_mean():
     body = 'type: "Insanity" insanity_param { lb: 2 ub: 8 }'
     net = one_layer(body, X.shape, phase="TRAIN")
@@ -114,9 +136,41 @@ def test_insanity_divides_negative_values_by_its_range_or_its_mean():
             (2, 3),
             "op (Insanity): lb -3 and ub 3 have no logarithmic mean",
         ),
+        (
+            'type: "Python" ' + ENET % "{'phase': 'TRAIN'}",
+            (2, 3, 4, 5),
+            "op (Python): param_str must have phase and p, as in {'phase': 'TRAIN', 'p': '0.1'}",
+        ),
+        (
+            'type: "Python" ' + ENET % "{'phase': 'TRAIN', 'p': 'half'}",
+            (2, 3, 4, 5),
+            "op (Python): param_str: p 'half' is not a number",
+        ),
+        (
+            'type: "Python" ' + ENET % "{'phase': 'TRAIN', 'p': 1}",
+            (2, 3, 4, 5),
+            "op (Python): param_str: p 1 must be between 0 and 1",
+        ),
+        (
+            'type: "Python" ' + ENET % "{'phase': 'TRAIN', 'p': 0.1}",
+            (2, 3),
+            "op (Python): bottom [2, 3] must have four axes, N×C×H×W",
+        ),
         ('type: "Insanity"', (3,), "op (Insanity): bottom [3] has 1 axes; it takes 2 or more"),
     ],
-    ids=["ratio", "both", "spatial_rank", "order", "zero", "opposite", "insanity_rank"],
+    ids=[
+        "ratio",
+        "both",
+        "spatial_rank",
+        "order",
+        "zero",
+        "opposite",
+        "enet_settings",
+        "enet_number",
+        "enet_range",
+        "enet_rank",
+        "insanity_rank",
+    ],
 )
 def test_refused(body, shape, message):
     with pytest.raises(LayerError, match=re.escape(message)):

@@ -220,6 +220,25 @@ def test_a_training_net_mines_its_regions():
     assert np.isfinite(tops["loss"].item()) and np.isfinite(tops["loss_box"].item())
 
 
+def test_pooled_regions_are_mined_as_well():
+    """A net with ROIPooling, whose scores have two axes, and R-FCN's layers, whose labels have four."""
+    sizes = (("score", 3), ("box", 8))
+    head = "".join(
+        f'layer {{ name: "{top}" type: "InnerProduct" bottom: "pooled" top: "{top}" '
+        f"inner_product_param {{ num_output: {count} }} }}"
+        for top, count in sizes
+    )
+    pooled = (
+        'layer { name: "pool" type: "ROIPooling" bottom: "maps" bottom: "rois" top: "pooled" '
+        "roi_pooling_param { pooled_w: 3 pooled_h: 2 spatial_scale: 0.0625 } }"
+    )
+    start, end = MINING.index('layer { name: "cls"'), MINING.index('layer { name: "each_cls"')
+    text = MINING[:start] + pooled + head + MINING[end:]
+    assert not audit(parse_net(text), phase="TRAIN").problems
+    net = ir.load_net(parse_net(text), phase="TRAIN")
+    assert net.shapes["each_cls"] == net.shapes["each_box"] == net.shapes["hard_labels"] == (11, 1, 1, 1)
+
+
 def test_two_classes_of_boxes_stand_for_all_objects():
     regions = MINING[: MINING.index('layer { name: "score"')]
     net = ir.load_net(parse_net(regions), phase="TRAIN")

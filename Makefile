@@ -59,9 +59,10 @@ full-size: $(READY)
 		--to safetensors,onnx,pt2,python,caffemodel,hdf5 --out .make/full-size/converted
 	rm -rf .make/full-size
 
-# Models of scores: runs that are killed, and runs of two processes; every model as ONNX and pt2; trunks of 550 MB.
+# Models of scores: rows that are independent, runs that are killed, and runs of two processes; every model as ONNX and
+# pt2; trunks of 550 MB.
 models: $(READY)
-	SLOW_MODELS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/aesthetics/test_model_runs.py \
+	SLOW_MODELS=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/aesthetics/test_models.py tests/aesthetics/test_model_runs.py \
 		tests/aesthetics/test_model_exports.py tests/aesthetics/test_caffe_trunks.py
 
 # Open axes of pt2 files, and their bytes in another process; tracing takes seconds per net.

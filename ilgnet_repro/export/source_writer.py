@@ -213,7 +213,8 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     results = {name: writer.variable(name) for name in net.outputs}
     names = writer.names()
     arguments = {name: names[number] for name, number in given.items()}
-    lines = [text for helper in writer.helpers.values() for text in ("", "", helper)]
+    # Whole to torch.fx, which cannot follow what decides by shapes.
+    lines = [text for helper in writer.helpers.values() for text in ("", "", f"@torch.fx.wrap\n{helper}")]
     lines += ["", "", f"class {class_name}(nn.Module):", *_docstring(net, arguments), ""]
     lines += ["    def __init__(self):", "        super().__init__()"]
     lines += [f"        {text}" for text in writer.init]

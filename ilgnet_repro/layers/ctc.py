@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .loss import Loss
-from .support.base import LayerPlan, Shape, SourceCode
+from .support.base import LayerPlan, Shape, SourceCode, uses
 from .support.labels import to_indices
 from .support.registry import register_layer
+from .support.tracing import refuse_tracing
 
 # ---------------------------------------------------------------------- torch, also for written source
 
@@ -57,11 +58,13 @@ def ctc_costs(x: Tensor, labels: list[list[int]], steps: list[int], blank: int, 
 
 def drop_blank(labels: Tensor, blank: int) -> list[list[int]]:
     """Return the labels N×L of each item, without the blank label."""
+    refuse_tracing()
     return [[value for value in row if value != blank] for row in labels.flatten(1).long().tolist()]
 
 
 def until_negative(labels: Tensor) -> list[list[int]]:
     """Return the labels T×N of each item, rounded, up to the first negative one."""
+    refuse_tracing()
     rows = labels.reshape(labels.shape[:2]).T.tolist()
     ends = [next((step for step, value in enumerate(row) if value < 0), len(row)) for row in rows]
     return [[int(value + 0.5) for value in row[:end]] for row, end in zip(rows, ends, strict=True)]
@@ -69,11 +72,16 @@ def until_negative(labels: Tensor) -> list[list[int]]:
 
 def steps_of(indicators: Tensor) -> list[int]:
     """Return the number of steps of each item: indicators T×N are 0 where another sequence starts."""
+    refuse_tracing()
     rows = indicators.reshape(indicators.shape[:2]).T.tolist()
     return [
         next((step for step, value in enumerate(row) if step and int(value + 0.5) == 0), len(row))
         for row in rows
     ]
+
+
+for _function in (drop_blank, until_negative, steps_of):
+    uses(_function, refuse_tracing)
 
 
 def mean_cost(costs: Tensor) -> Tensor:

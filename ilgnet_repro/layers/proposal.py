@@ -26,6 +26,7 @@ from .support.base import (
 )
 from .support.boxes import greedy_nms
 from .support.registry import register_layer
+from .support.tracing import refuse_tracing
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def quicksort_order(score: Tensor, count: int) -> Tensor:
 
     Each part is split at its first score: smaller ones from the left are swapped with greater ones from the right.
     """
+    refuse_tracing()
     values, order = score.clone(), torch.arange(len(score), device=score.device)
     parts = [(0, len(score) - 1)]
     while parts:
@@ -146,6 +148,7 @@ def propose(
     return torch.cat([torch.zeros_like(boxes[kept, :1]), boxes[kept]], 1), score
 
 
+uses(quicksort_order, refuse_tracing)
 uses(propose, greedy_nms, quicksort_order)
 
 # ---------------------------------------------------------------------- layers

@@ -29,10 +29,10 @@ def like_taps(size: int, count: int) -> tuple[Tensor, Tensor]:
     return index, torch.stack([low, high], 1)
 
 
-def upsample_like(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bilinearly by Tiny-DSOD's rule."""
-    for axis in (0, 1):
-        x = apply_taps(x, 2 + axis, like_taps(x.shape[2 + axis], size[axis]))
+def upsample_like(x: Tensor, other: Tensor) -> Tensor:
+    """Resize bilinearly to the size of another image by Tiny-DSOD's rule."""
+    for axis in (2, 3):
+        x = apply_taps(x, axis, like_taps(x.shape[axis], other.shape[axis]))
     return x
 
 
@@ -131,7 +131,7 @@ class Upsample(Layer):
         if self.kind == "nearest":
             return (x.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3),)
         if self.kind == "like":
-            return (upsample_like(others[0], (x.shape[2], x.shape[3])),)
+            return (upsample_like(others[0], x),)
         height, width = self._size(x.shape[2], x.shape[3])
         indices = to_indices(self, others[0], height * width, "mask index")
         return (max_unpool(x, indices, height, width),)
@@ -173,7 +173,7 @@ class Upsample(Layer):
         if self.kind == "nearest":
             return [f"{x}.repeat_interleave({self.factor}, 2).repeat_interleave({self.factor}, 3)"]
         if self.kind == "like":
-            return [f"{code.helper(upsample_like)}({others[0]}, tuple({x}.shape[2:]))"]
+            return [f"{code.helper(upsample_like)}({others[0]}, {x})"]
         size = [
             f"{x}.shape[{axis}] * {scale}{' - 1' if less else ''}"
             for axis, scale, less in zip((2, 3), self.scale, self.less, strict=True)

@@ -53,7 +53,7 @@ class Written:
 
 def written(name: str, net: CaffeNet, inputs: dict[str, Tensor]) -> Written:
     source = build_source(net, class_name="Written")
-    scope: dict = {}
+    scope: dict = {"__name__": "written"}
     # torch.compile reads the source through linecache, as of any file.
     place = Path(tempfile.gettempdir()) / f"written_{re.sub(r'[^a-z0-9]', '_', name.lower())}.py"
     place.write_text(source.text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .base import uses
+from .tracing import refuse_tracing
+
 
 def greedy_nms(
     boxes: Tensor,
@@ -21,6 +24,7 @@ def greedy_nms(
     belong to the box, 0 where they are its edges.
     With ``eta`` under 1 each kept box lowers a threshold over 0.5 by that factor, SSD's adaptive NMS.
     """
+    refuse_tracing()
     x1, y1, x2, y2 = boxes.unbind(1)
     areas = (x2 - x1 + pixel).clamp(min=0) * (y2 - y1 + pixel).clamp(min=0)
     most = torch.full_like(areas, -1)  # the greatest overlap with any kept box
@@ -42,6 +46,9 @@ def greedy_nms(
         if eta < 1 and threshold > 0.5:
             threshold *= eta
     return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+uses(greedy_nms, refuse_tracing)
 
 
 def decode_boxes(offsets: Tensor, priors: Tensor, variances: Tensor, code_type: str) -> Tensor:

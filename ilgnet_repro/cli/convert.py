@@ -153,6 +153,11 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
         "the loss of accuracy is measured and reported, and layers whose rounding changes the logits keep float32",
     )  # fmt: skip
     group.add_argument(
+        "--arithmetic", choices=precisions.ARITHMETIC, default="float32",
+        help="onnx: float16 also computes in float16 what sums, normalization and exponentials do not need in float32 "
+        "(with --precision float16); what keeps float32 is reported, with what changes in the logits",
+    )  # fmt: skip
+    group.add_argument(
         "--pictures", nargs="+", default=[], metavar="FILE", help="measure --precision on these images"
     )
     group.add_argument(
@@ -362,7 +367,7 @@ def _options(args: argparse.Namespace) -> SaveOptions:
         "states": args.states,
         "fold": args.fold, "with_preprocessing": args.with_preprocessing, "input_order": args.input_order,
         "precision": args.precision, "dynamic_size": args.dynamic_size, "fast_lrn": args.fast_lrn,
-        "opset": args.opset,
+        "opset": args.opset, "arithmetic": args.arithmetic,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import IlgnetError, did_you_mean
-from ..precisions import WEIGHTS, check_weights_precision
+from ..precisions import ARITHMETIC, WEIGHTS, check_weights_precision
 from ..runtime.net import CaffeNet
 from ..runtime.runnable import Runnable
 from .saving import Options, SaveOptions, Saving
@@ -108,6 +108,15 @@ def read_options(given: SaveOptions) -> Options:
     _check_batch(options.batch)
     if options.precision is not None:
         check_weights_precision(options.precision)
+    if options.arithmetic not in ARITHMETIC:
+        raise IlgnetError(
+            f"arithmetic={options.arithmetic!r}: choose one of {', '.join(ARITHMETIC)}", option="arithmetic"
+        )
+    if options.arithmetic == "float16" and options.precision not in (None, "float16"):
+        raise IlgnetError(
+            f"arithmetic='float16' takes weights in float16, not {options.precision}; omit precision=",
+            option="precision",
+        )
     if options.opset is not None:
         import_module(f"{__package__}.onnx_opsets").check_opset(options.opset)
     if options.with_preprocessing and options.dynamic_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,13 +70,7 @@ def halve(net: CaffeNet, arrays: Mapping[str, list[np.ndarray]]) -> Halved:
     apart = trial.apart(rounded)
     if apart is not None and apart > LIMIT:
         alone = {name: trial.apart([name]) or 0.0 for name in rounded}
-        order = sorted(rounded, key=lambda name: -alone[name])
-        few, many = 0, len(order)  # the fewest of the worst layers that suffice
-        while few < many:
-            middle = (few + many) // 2
-            rest = trial.apart(order[middle:])
-            few, many = (few, middle) if rest is not None and rest <= LIMIT else (middle + 1, many)
-        for name in order[:few]:
+        for name in fewest_kept(rounded, alone, trial.apart, LIMIT):
             del rounded[name]
             kept[name] = f"alone it changes the logits by {alone[name]:.2g} of the largest"
         apart = trial.apart(rounded)
@@ -85,6 +79,31 @@ def halve(net: CaffeNet, arrays: Mapping[str, list[np.ndarray]]) -> Halved:
         for name, values in rounded.items()
     }
     return Halved(weights, kept, apart)
+
+
+def fewest_kept(
+    names: Collection[str],
+    alone: Mapping[str, float],
+    apart: Callable[[Collection[str]], float | None],
+    limit: float,
+) -> list[str]:
+    """Return the fewest of the worst layers without which the others change the logits by no more than ``limit``."""
+    order = sorted(names, key=lambda name: -alone[name])
+    few, many = 0, len(order)
+    while few < many:
+        middle = (few + many) // 2
+        rest = apart(order[middle:])
+        few, many = (few, middle) if rest is not None and rest <= limit else (middle + 1, many)
+    return order[:few]
+
+
+def farthest(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Return the largest difference of the logits, relative to the largest logit of its blob."""
+    most = 0.0
+    for name, value in expected.items():
+        difference = differ(value, found[name])
+        most = max(most, difference.largest / max(difference.scale, 1e-12))
+    return most
 
 
 def _candidates(net: CaffeNet) -> list[str]:
@@ -146,10 +165,4 @@ class _Trial:
     def apart(self, names: Collection[str]) -> float | None:
         """Return the largest difference of the logits with these layers rounded, relative to the largest logit."""
         found = self._logits(names)
-        if found is None or self.expected is None:
-            return None
-        most = 0.0
-        for name, value in self.expected.items():
-            difference = differ(value, found[name])
-            most = max(most, difference.largest / max(difference.scale, 1e-12))
-        return most
+        return None if found is None or self.expected is None else farthest(self.expected, found)

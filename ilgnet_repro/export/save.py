@@ -47,7 +47,8 @@ def save(
     those inputs are fed instead of computed (`caffe.cut.cut`); ``batch`` fixes the batch, and ``states`` makes the
     states of RNN and LSTM inputs and outputs.
     ``fold`` multiplies BatchNorm and the like into the layers before them;
-    ``precision`` is that of dense weights, float16 that of all weights (half_precision.py); ``dynamic_size`` leaves
+    ``precision`` is that of dense weights, float16 that of all weights (half_precision.py), and ``arithmetic`` that of an
+    ONNX file's layers (half_arithmetic.py); ``dynamic_size`` leaves
     height and width open; ``with_preprocessing`` makes the input uint8 images in ``input_order``; ``fast_lrn`` writes LRN
     as a convolution; ``opset`` is that of an ONNX file.  Raises IlgnetError where the format cannot store the net, by
     layer, and where a different net's prototxt would be replaced.

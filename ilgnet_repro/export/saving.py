@@ -20,6 +20,7 @@ from ..runtime.plan import plan_net
 from ..runtime.quantize import SCALE_SUFFIX, WEIGHT, attach_quantized, quantize_dense
 from ..runtime.rebuild import about_part, cut_net, planned_for, quantized_layers, rebuild, with_states
 from ..version import __version__
+from .half_arithmetic import HalfArithmetic, choose_half_layers
 from .half_precision import halve
 from .open_shapes import batched_shapes
 
@@ -40,6 +41,7 @@ class SaveOptions(TypedDict, total=False):
     input_order: str
     fast_lrn: bool
     opset: int | None
+    arithmetic: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Options:
     input_order: str = "RGB"
     fast_lrn: bool = False
     opset: int | None = None  # the default of onnx_opsets.py
+    arithmetic: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Saving:
     notes: tuple[str, ...] = ()
     progress: Progress = None
     weight_notes: tuple[str, ...] = ()
+    half: HalfArithmetic | None = (
+        None  # what is computed in float16, in the formats that have such arithmetic
+    )
 
     @property
     def graph(self) -> Graph:
@@ -111,6 +117,8 @@ def make_saving(
     Raises GraphError, by layer, where it is no longer a Caffe net.
     """
     net.refuse_changes("saved")
+    if options.arithmetic == "float16":
+        options = replace(options, precision="float16")
     notes: list[str] = []
     whole = net
     if options.outputs or options.inputs:
@@ -153,7 +161,8 @@ def make_saving(
         saved = rebuild(saved, saved.plan, arrays)
         for name, weight in quantized.items():
             attach_quantized(saved.layer(name), weight)
-    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress, weight_notes)
+    half = choose_half_layers(saved) if options.arithmetic == "float16" else None
+    saving = Saving(saved, original, about or net.about, options, tuple(notes), progress, weight_notes, half)
     return replace(saving, about=_derived(saving))
 
 

@@ -15,6 +15,7 @@ from ..runtime.seeded_inputs import SEED
 from .formats import Format
 from .onnx_file import write_onnx
 from .onnx_graph import OnnxModel, Prepare, plan_onnx
+from .onnx_half import compute_in_float16
 from .onnx_opsets import DEFAULT
 from .onnx_preprocess import IMAGE_INPUT, add_preprocessing, find_image_input
 from .open_shapes import size_notes
@@ -35,11 +36,12 @@ def _model(saving: Saving) -> OnnxModel:
         shapes = {name: net.shapes[name] for name in net.inputs_for(net.outputs)}
         how, blob = find_image_input(shapes, saving.about.preprocessing, net.name)
         prepare = Prepare(blob, lambda writer: add_preprocessing(writer, blob, how, options.input_order))
-    return plan_onnx(
+    model = plan_onnx(
         net, metadata=_metadata(saving), dynamic_size=options.dynamic_size,
         fast_lrn=options.fast_lrn, prepare=prepare, open_batch=options.batch is None,
         opset=options.opset or DEFAULT,
     )  # fmt: skip
+    return model if saving.half is None else compute_in_float16(model, saving.half.layers)
 
 
 def _metadata(saving: Saving) -> dict[str, str]:
@@ -76,11 +78,12 @@ def prepared_inputs(
 def notes(saving: Saving) -> tuple[str, ...]:
     """Return what the file lacks: quantized weights, and sizes between those that the net takes."""
     sizes = size_notes(saving.net) if saving.options.dynamic_size else ()
-    return (*dense_notes(saving), *sizes)
+    arithmetic = saving.half.notes if saving.half is not None else ()
+    return (*dense_notes(saving), *arithmetic, *sizes)
 
 
 FORMAT = Format(
     "onnx", ".onnx", write, reopen,
-    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn", "opset"), feed=prepared_inputs,
+    options=("precision", "dynamic_size", "with_preprocessing", "fast_lrn", "opset", "arithmetic"), feed=prepared_inputs,
     notes=notes,
 )  # fmt: skip

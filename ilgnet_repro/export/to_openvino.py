@@ -95,6 +95,6 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
 
 FORMAT = Format(
     "openvino", ".xml", write, reopen, made_of="onnx",
-    options=[option for option in to_onnx.FORMAT.options if option != "opset"],
+    options=[option for option in to_onnx.FORMAT.options if option not in ("opset", "arithmetic")],
     feed=to_onnx.prepared_inputs, notes=to_onnx.FORMAT.notes,
 )  # fmt: skip

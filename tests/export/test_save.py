@@ -270,17 +270,17 @@ REFUSED = {
     "an unknown suffix": (
         "x.pth", {},
         "{folder}/x.pth: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
-        ".caffemodel.h5, .xml",
+        ".caffemodel.h5, .xml, .tflite",
     ),
     "only a suffix": (
         ".onnx", {},
         "{folder}/.onnx: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
-        ".caffemodel.h5, .xml",
+        ".caffemodel.h5, .xml, .tflite",
     ),
     "an option misspelt": (
         "x.onnx", {"dynamic_sise": True},
         "option 'dynamic_sise' is unknown (did you mean dynamic_size?); use outputs, inputs, batch, states, fold, "
-        "precision, dynamic_size, with_preprocessing, input_order, fast_lrn, opset",
+        "precision, dynamic_size, with_preprocessing, input_order, fast_lrn, opset, arithmetic",
     ),
     "an option of another format": (
         "x.caffemodel", {"dynamic_size": True},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from golden_cases import read_case
 from small_nets import net_of
 from torch import nn
 
@@ -70,7 +72,7 @@ def whole(layers: str) -> CaffeNet:
 
 def written(net: CaffeNet) -> nn.Module:
     source = build_source(net, class_name="Written")
-    scope: dict = {}
+    scope: dict = {"__name__": "written"}
     exec(compile(source.text, "written", "exec"), scope)
     module: nn.Module = scope["Written"]()
     module.load_state_dict({name: value.clone() for name, value in source.state.items()}, strict=True)
@@ -193,3 +195,33 @@ def test_fx_quantizes_it(images) -> None:
         isinstance(one, nn.BatchNorm2d) for one in quantized.modules()
     )  # fused into the convolution
     torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
+
+
+def recorded(name: str, folder: Path) -> tuple[nn.Module, list[torch.Tensor]]:
+    """The written module of a recorded layer, and its inputs."""
+    case = read_case(name)
+    net = case.net(folder)
+    source = build_source(net, class_name="Written")
+    return written(net), [torch.from_numpy(case.inputs[key]).float() for key in source.arguments]
+
+
+@pytest.mark.parametrize(
+    "name", ["LRN-across", "LSTM-basic", "DetectionOutput-batch3", "CTCGreedyDecoder-accuracy"]
+)
+def test_fx_takes_functions_that_decide_by_shapes_or_values(name: str, tmp_path) -> None:
+    module, inputs = recorded(name, tmp_path)
+    with torch.no_grad():
+        for key, value in torch.fx.symbolic_trace(module)(*inputs).items():
+            torch.testing.assert_close(value, module(*inputs)[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["DetectionOutput-batch3", "CTCGreedyDecoder-accuracy", "WarpCTCLoss-blank_between"]
+)
+def test_jit_trace_is_refused_where_values_decide(name: str, tmp_path) -> None:
+    """It would keep what the values of its example decided, and compute something else for others."""
+    module, inputs = recorded(name, tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"^torch\.jit\.trace cannot record what is decided by values; run the module"
+    ):
+        torch.jit.trace(module, inputs, strict=False)

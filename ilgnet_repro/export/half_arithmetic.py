@@ -98,8 +98,8 @@ def choose_half_layers(net: CaffeNet) -> HalfArithmetic:
             kept[name] = "values past the range of float16 (65504)"
     apart = trial.apart(chosen)
     if apart is not None and apart > LIMIT:
-        alone = {name: trial.apart([name]) or 0.0 for name in chosen}
-        for name in fewest_kept(chosen, alone, trial.apart, LIMIT):
+        changes = {name: trial.apart([name]) or 0.0 for name in chosen}
+        for name in fewest_kept(chosen, changes, trial.apart, LIMIT):
             chosen.remove(name)
             kept[name] = f"the logits would change by more than {LIMIT:g} of the largest"
     for name in _between_float32(net, chosen):

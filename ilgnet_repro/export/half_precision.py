@@ -83,12 +83,12 @@ def halve(net: CaffeNet, arrays: Mapping[str, list[np.ndarray]]) -> Halved:
 
 def fewest_kept(
     names: Collection[str],
-    alone: Mapping[str, float],
+    changes: Mapping[str, float],
     apart: Callable[[Collection[str]], float | None],
     limit: float,
 ) -> list[str]:
     """Return the fewest of the worst layers without which the others change the logits by no more than ``limit``."""
-    order = sorted(names, key=lambda name: -alone[name])
+    order = sorted(names, key=lambda name: -changes[name])
     few, many = 0, len(order)
     while few < many:
         middle = (few + many) // 2

@@ -193,7 +193,8 @@ def heat_map_blobs(net: CaffeNet | Model, output: str | None = None) -> tuple[st
     dtype, device = net.computes_in
     with torch.inference_mode(False), torch.enable_grad(), as_loaded(net):
         given = net.image_input()
-        zeros = torch.zeros(net.shapes[given], dtype=dtype, device=device, requires_grad=True)
+        one = (1, *net.shapes[given][1:])
+        zeros = torch.zeros(one, dtype=dtype, device=device, requires_grad=True)
         found = net.run({given: zeros}, (*names, scored), with_loss=False).blobs
     reached: set[Any] = set()
     left = [found[scored].grad_fn]

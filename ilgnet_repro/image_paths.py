@@ -83,6 +83,10 @@ class ImagePaths:
                 folders.append(entry.path)
             elif entry.is_dir():
                 others["links to folders"] += 1
+            elif entry.name.startswith(
+                "._"
+            ):  # macOS keeps a file's attributes there, on disks of other systems
+                others["._*"] += 1
             elif suffix in self.suffixes:
                 yield entry.path
             else:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,14 @@ def own_layer_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer types that a test registers are removed after it."""
     registry.layer_types()
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[None]:
+    """A local Ray of two processors, started once: it takes long to start, so that only ``make cluster`` does it."""
+    if not os.environ.get("SLOW_CLUSTER"):
+        pytest.skip("starts a Ray: `make cluster` runs it")
+    ray = pytest.importorskip("ray", reason="pip install 'ilgnet_repro[ray]'")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -15,17 +16,13 @@ from small_nets import SMALL_TEXT, write_weights
 
 from ilgnet_repro import score_cluster
 from ilgnet_repro.cli.main import main
-from ilgnet_repro.errors import DataError
+from ilgnet_repro.errors import DataError, WeightsError
 from ilgnet_repro.reading import cluster
 from ilgnet_repro.reading.cluster import Columns, Work, check_cluster, rows_on_cluster
 
 NET = ["--weights", "two.caffemodel", "--prototxt", "two.prototxt", "--scale", "0.01", "--batch", "4"]
 COUNT = 41
 BAD = (0, 5, 6, 40)  # the first, the last, and two in a batch
-
-needs_ray = pytest.mark.skipif(
-    not os.environ.get("SLOW_CLUSTER"), reason="starts a Ray: `make cluster` runs it"
-)
 
 
 @pytest.fixture
@@ -67,16 +64,14 @@ def check_forms(capsys: pytest.CaptureFixture) -> None:
         assert printed(capsys, *form, "--cluster", "ray") == printed(capsys, *form)
 
 
-def check_caches(capsys: pytest.CaptureFixture) -> None:
-    """A cache that the cluster began serves a run here, and the other way round."""
+def check_cache(capsys: pytest.CaptureFixture, first: list[str], second: list[str]) -> None:
+    """A cache that the cluster began serves a run here, or the other way round."""
     plain = printed(capsys, "--csv")
-    for first, second in ((["--cluster", "ray"], []), ([], ["--cluster", "ray"])):
-        cache = ["--csv", "--cache", f"{len(first)}.db"]
-        assert printed(capsys, *cache, *first) == plain
-        cv2.imwrite("images/99é.png", np.full((9, 9, 3), 77, np.uint8))
-        more = printed(capsys, *cache, *second)
-        os.unlink("images/99é.png")
-        assert more[1].startswith(plain[1]) and len(more[1].splitlines()) == COUNT + 2
+    cache = ["--csv", "--cache", "scores.db"]
+    assert printed(capsys, *cache, *first) == plain
+    cv2.imwrite("images/99é.png", np.full((9, 9, 3), 77, np.uint8))
+    more = printed(capsys, *cache, *second)
+    assert more[1].startswith(plain[1]) and len(more[1].splitlines()) == COUNT + 2
 
 
 def test_the_same_records(here, capsys, without_ray) -> None:
@@ -88,8 +83,9 @@ def test_the_same_records(here, capsys, without_ray) -> None:
     )
 
 
-def test_caches(here, capsys, without_ray) -> None:
-    check_caches(capsys)
+@pytest.mark.parametrize("first", [["--cluster", "ray"], []], ids=["cluster first", "cluster second"])
+def test_caches(here, capsys, without_ray, first: list[str]) -> None:
+    check_cache(capsys, first, [] if first else ["--cluster", "ray"])
 
 
 def test_a_net_that_is_wrong_is_refused_here(here, capsys, without_ray) -> None:
@@ -98,27 +94,56 @@ def test_a_net_that_is_wrong_is_refused_here(here, capsys, without_ray) -> None:
     assert local == spread and spread[0] == 1 and len(spread[2].splitlines()) == 1
 
 
-@needs_ray
-def test_two_workers_score_the_same(here, capsys) -> None:
-    ray = pytest.importorskip("ray", reason="pip install 'ilgnet_repro[ray]'")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        check_forms(capsys)
-        check_caches(capsys)
-        for error, expected in ((DataError("a.jpg: is bad; mend it"), "a.jpg: is bad; mend it"),
-                                (KeyError("x"), "cluster='ray': failed (KeyError: 'x')")):  # fmt: skip
-            for start in (_failing(error, at_start=True), _failing(error, at_start=False)):
-                with pytest.raises(DataError) as raised:
-                    list(rows_on_cluster(start, range(40)))
-                assert str(raised.value) == expected
-    finally:
-        ray.shutdown()
+def test_two_workers_score_the_same(here, capsys, two_workers) -> None:
+    plain, spread = printed(capsys, "--json"), printed(capsys, "--json", "--cluster", "ray")
+    assert spread == plain
 
 
-def _failing(error: Exception, *, at_start: bool) -> Callable[[int], Work]:
+@pytest.mark.parametrize("first", [["--cluster", "ray"], []], ids=["cluster first", "cluster second"])
+def test_two_workers_share_a_cache(here, capsys, two_workers, first: list[str]) -> None:
+    check_cache(capsys, first, [] if first else ["--cluster", "ray"])
+
+
+WORKER_ERRORS = {
+    "ours": (WeightsError("net.caffemodel: is bad; convert it again"), "net.caffemodel: is bad; convert it again"),
+    "not ours": (KeyError("x"), "cluster='ray': failed (KeyError: 'x')"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("at_start", [True, False], ids=["at start", "at work"])
+@pytest.mark.parametrize(("error", "expected"), WORKER_ERRORS.values(), ids=WORKER_ERRORS)
+def test_what_a_worker_raises_is_one_line(error: Exception, expected: str, at_start: bool) -> None:
+    """Rows from pyarrow tables, as Ray hands them on."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'ilgnet_repro[ray]'")
+    worker = cluster._Worker(_failing(error, at_start=at_start), 1, ".", "ray")
+    for _ in range(2):
+        assert worker(pyarrow.table({"item": [1, 2]})).to_pylist() == [{cluster._FAILURE: expected}]
+
+
+def test_a_worker_without_the_folder() -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'ilgnet_repro[ray]'")
+    worker = cluster._Worker(_failing(KeyError("x"), at_start=False), 1, "/no/folder", "ray")
+    (row,) = worker(pyarrow.table({"item": [1]})).to_pylist()
+    assert row[cluster._FAILURE] == (
+        "/no/folder: a machine of the cluster cannot use this folder (No such file or directory); work in a shared one"
+    )
+
+
+def test_failures_after_rows(two_workers) -> None:
+    """The rows before it come first, and what is raised is its line."""
+    rows = rows_on_cluster(_failing(DataError("a.jpg: is bad; mend it"), after=20), range(40))
+    assert [row["value"] for row in islice(rows, 16)] == list(range(16))
+    with pytest.raises(DataError) as raised:
+        list(rows)
+    assert str(raised.value) == "a.jpg: is bad; mend it"
+
+
+def _failing(error: Exception, *, at_start: bool = False, after: int = 0) -> Callable[[int], Work]:
     """Workers that raise it: a closure, which Ray sends by value."""
 
     def work(items: Sequence[int]) -> Columns:
+        if items[-1] < after:
+            return {"value": items}
         raise error
 
     def start(threads: int) -> Work:

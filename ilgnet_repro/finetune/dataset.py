@@ -66,14 +66,14 @@ def read_examples(
     if not 0 < val < 1:
         raise DataError(f"val={val}: give a share between 0 and 1", option="val")
     if not os.path.isdir(source):
-        return _divide(_read_csv(Path(source), task), val, seed)
+        return _divide(_read_csv(Path(source), task), val, seed, source)
     if task not in (None, "classes"):
         raise DataError(f"{source}: is a folder per class; write scores into a CSV of path and score")
     folder = Path(source)
     inside = {entry.name: entry for entry in _folders(folder)}
     held_out = next((inside[name] for name in _VAL_NAMES if name in inside), None)
     if held_out is None or inside.keys() != {"train", held_out.name}:
-        return _divide(_read_folder(folder, folder), val, seed)
+        return _divide(_read_folder(folder, folder), val, seed, source)
     train, held = _read_folder(inside["train"], folder), _read_folder(held_out, folder)
     if train.names != held.names:
         differing = sorted(set(train.names) ^ set(held.names))
@@ -159,7 +159,7 @@ def _read_csv(path: Path, task: str | None) -> Split:
     if "\0" in text:
         raise DataError(f"{path}: is no CSV; write rows of path and label")
     first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(";\t,", key=first.count)  # `a.jpg;1,5` has one of two
     lines: list[tuple[int, list[str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
@@ -229,13 +229,16 @@ def _relative(name: str, root: str) -> str:
 
 
 def _task_of(labels: list[list[str]]) -> str:
-    """Several numbers are a distribution, numbers with a decimal point scores, everything else classes."""
+    """Several numbers are a distribution, numbers with a decimal point scores, everything else classes.
+
+    A few labels that are no numbers do not make classes of scores: the row is named later.
+    """
     if len(labels[0]) > 1:
         return "distribution"
-    parsed = [_float(row[0]) for row in labels]
-    if any(value is None for value in parsed):
-        return "classes"
-    return "classes" if all(_is_integer(row[0]) for row in labels) else "score"
+    texts = [row[0].replace(",", ".") for row in labels]
+    scores = sum(_float(text) is not None and not _is_integer(text) for text in texts)
+    numbers = sum(_float(text) is not None for text in texts)
+    return "score" if scores and 2 * numbers > len(texts) else "classes"
 
 
 def _is_integer(text: str) -> bool:
@@ -262,7 +265,9 @@ def _numbers(cells: Sequence[str], where: str, *, is_share: bool) -> tuple[float
         value = _float(cell)
         if value is None or (is_share and value < 0):
             wanted = "a number of votes or a share, 0 or more" if is_share else "a finite number"
-            raise DataError(f"{where}: {excerpt(cell)!r} is not {wanted}; correct the row")
+            point = cell.replace(",", ".")
+            remedy = "correct the row" if _float(point) is None or point == cell else f"write {point}"
+            raise DataError(f"{where}: {excerpt(cell)!r} is not {wanted}; {remedy}")
         numbers.append(value)
     if not is_share:
         return tuple(numbers)
@@ -282,7 +287,7 @@ def _bin_values(head: Sequence[str], count: int) -> tuple[float, ...]:
 # ---------------------------------------------------------------------- dividing
 
 
-def _divide(whole: Split, share: float, seed: int) -> Split:
+def _divide(whole: Split, share: float, seed: int, source: str | os.PathLike[str]) -> Split:
     """Take ``share`` of each class for val, at least one image and never all; then shuffle the train images."""
     groups: dict[float, list[Example]] = {}
     for example in whole.train:
@@ -300,6 +305,9 @@ def _divide(whole: Split, share: float, seed: int) -> Split:
         val += [group[index] for index in sorted(order[:count])]
         train += [group[index] for index in order[count:]]
     if not val:
-        raise DataError(f"{whole.root}: has too few images to hold some out for val; give more")
+        few = (
+            "no class has two images, of which one" if whole.task == "classes" else "has one image, and none"
+        )
+        raise DataError(f"{source}: {few} could be held out for val; give more images")
     shuffled = np.random.default_rng(seed).permutation(len(train))
     return replace(whole, train=tuple(train[index] for index in shuffled), val=tuple(val), notes=tuple(notes))

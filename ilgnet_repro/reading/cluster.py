@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 CLUSTER = "ray"
 _LARGEST_BLOCK = 256  # items of one task: what a worker that is lost does again
 _TASKS = 8  # per worker, so that the slow ones do fewer
+# Of a worker that was lost with its machine; Ray itself would start one that crashes for ever.
+_RESTARTS: Any = {"max_restarts": 3, "max_task_retries": 3}
 _FAILURE = "failure of a worker"  # a column
 Columns = Mapping[str, Sequence[Any]]  # bytes, integers or texts, one per item
 Work = Callable[[Sequence[Any]], Columns]
@@ -66,10 +69,15 @@ def rows_on_cluster(
         tables = [
             pyarrow.table({"item": list(items[first : first + size])}) for first in range(0, len(items), size)
         ]
-        rows = ray.data.from_arrow(tables).map_batches(
-            _Worker, fn_constructor_args=(start, threads, os.getcwd(), cluster), batch_size=batch,
-            batch_format="pyarrow", zero_copy_batch=True, concurrency=workers, num_cpus=threads,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Ray's next versions take other arguments: setup.cfg has the range
+            rows = ray.data.from_arrow(tables).map_batches(
+                _Worker, fn_constructor_args=(start, threads, os.getcwd(), cluster), batch_size=batch,
+                batch_format="pyarrow", zero_copy_batch=True, concurrency=workers, num_cpus=threads,
+                **_RESTARTS,
+            )  # fmt: skip
         for row in rows.iter_rows():
             if row.get(_FAILURE):
                 raise DataError(row[_FAILURE])
@@ -124,14 +132,20 @@ def connected(cluster: str) -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
     address = cluster if cluster != CLUSTER else os.environ.get("RAY_ADDRESS")
+    # Ray's C++ parts would write to stderr, and what happens in the cluster would be printed on stdout, between rows.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    worker: Any = ray._private.worker
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=None if address and "://" in address else False,  # a client has none
-        )
-    except (ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
+        with _stderr_discarded():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=None if address and "://" in address else False,  # a client has none
+            )
+    except Exception as error:  # Ray raises plain ones too, as where it does not start in time
         where = f" at {address}" if address else ""
         raise DataError(f"cluster={cluster!r}: no Ray{where} ({_last_line(error)}); check it with `ray status`",
                         option="cluster") from error  # fmt: skip
@@ -143,6 +157,20 @@ def connected(cluster: str) -> Iterator[None]:
     finally:
         with suppress(Exception):  # the cluster may be gone
             ray.shutdown()
+        worker._worker_logs_enabled = before
+
+
+@contextmanager
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what is written to the descriptor: Ray's C++ parts report there what they read from the environment."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,5 @@ def test_refusals(tiny: TinySet, without_ray, capsys: pytest.CaptureFixture, mor
     assert capsys.readouterr().err == f"ilgnet: {message}\n"
 
 
-@pytest.mark.skipif(not os.environ.get("SLOW_CLUSTER"), reason="starts a Ray: `make cluster` runs it")
-def test_two_workers_test_the_same(tiny: TinySet) -> None:
-    ray = pytest.importorskip("ray", reason="pip install 'ilgnet_repro[ray]'")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        check_same(tiny, "full")
-    finally:
-        ray.shutdown()
+def test_two_workers_test_the_same(tiny: TinySet, two_workers) -> None:
+    check_same(tiny, "full")

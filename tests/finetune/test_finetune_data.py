@@ -103,6 +103,7 @@ CSVS = {
     "integers, without a head": ("a.jpg,10\nb.jpg,9\nc.jpg,10\n", "classes", ("9", "10"), ()),
     "semicolons and a byte order mark": ("\ufeffimage;score\na.jpg;1.5\nb.jpg;-2\nc.jpg;3\n", "score", (), ()),
     "quoted paths": ('"a, b.jpg","x"\n"c.jpg","y"\n\nd.jpg,x\n', "classes", ("x", "y"), ()),
+    "a number among classes": ("a.jpg,x\nb.jpg,1.5\nc.jpg,x\n", "classes", ("1.5", "x"), ()),
     "votes": ("a.jpg,1,3\nb.jpg,2,2\nc.jpg,0,1\n", "distribution", ("1", "2"), (1.0, 2.0)),
     "votes with named scores": ("path,0.5,4\na.jpg,1,3\nb.jpg,2,2\n", "distribution", ("0.5", "4"), (0.5, 4.0)),
 }  # fmt: skip
@@ -137,6 +138,11 @@ WRONG = {
     "no rows": ("path,label\n", None, ": has no rows; write rows of path and label"),
     "one class": ("a.jpg,x\nb.jpg,x\n", None, ": has one class, x; give at least two"),
     "a score": ("a.jpg,1.5\nb.jpg,high\n", "score", ":2: 'high' is not a finite number; correct the row"),
+    "a score among numbers": ("a.jpg,1.5\nb.jpg,high\nc.jpg,2\n", None, ":2: 'high' is not a finite number; correct"),
+    "NaN": ("a.jpg,1.5\nb.jpg,2\nc.jpg,nan\n", None, ":3: 'nan' is not a finite number; correct the row"),
+    "decimal commas": ("a.jpg;1,5\nb.jpg;2,5\n", None, ":1: '1,5' is not a finite number; write 1.5"),
+    "a label per image": ("a.jpg,x\nb.jpg,y\n", None, ": no class has two images, of which one could be held out"),
+    "one image": ("a.jpg,1.5\n", None, ": all scores are equal; there is nothing to learn"),
     "infinite": ("a.jpg,inf\nb.jpg,1.5\n", "score", ":1: 'inf' is not a finite number; correct the row"),
     "negative votes": ("a.jpg,1,-2\nb.jpg,1,2\n", None, ":1: '-2' is not a number of votes or a share, 0 or more"),
     "no votes": ("a.jpg,1,2\nb.jpg,0,0\n", None, ":2: its votes add up to 0; correct or remove the row"),
@@ -162,7 +168,7 @@ FOLDERS = {
     "no class": (("0.jpg",), "needs a folder per class, at least two (none there); or give a CSV of path and label"),
     "one class": (("a/0.jpg",), "needs a folder per class, at least two (only a there)"),
     "an empty class": (("a/0.jpg", "a/1.jpg", "b/x.txt"), "contains no images; add some, or remove the folder"),
-    "too few": (("a/0.jpg", "b/0.jpg"), "has too few images to hold some out for val; give more"),
+    "too few": (("a/0.jpg", "b/0.jpg"), "no class has two images, of which one could be held out for val; give more images"),
     "a class name": (("a /0.jpg", "b/0.jpg"), "class 'a ' is empty or has a line break, or spaces at its ends"),
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def contents(path: Path) -> list[tuple[bytes, bytes]]:
     return [(bytes(row.key), bytes(row.value)) for row in LmdbReader(path)]
 
 
-@pytest.mark.skipif(not os.environ.get("SLOW_CLUSTER"), reason="starts a Ray: `make cluster` runs it")
-def test_two_workers_build_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    ray = pytest.importorskip("ray", reason="pip install 'ilgnet_repro[ray]'")
+def test_two_workers_build_the_same_database(tmp_path: Path, monkeypatch, two_workers) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path)
     command = [
@@ -50,30 +47,26 @@ def test_two_workers_build_the_same_database(tmp_path: Path, monkeypatch: pytest
         "list.txt",
     ]
     assert main([*command, "here"]) == 0
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        assert main([*command, "--cluster", "ray", "spread"]) == 0
-        assert contents(tmp_path / "spread") == contents(tmp_path / "here")
-        bad = [(tmp_path / f"{name}.bad.txt").read_text().split("\t")[:4:3] for name in ("here", "spread")]
-        assert bad[0] == bad[1]
-        # A build that was stopped resumes after its last row.
-        options = BuildOptions(8, 6, seed=3)
+    assert main([*command, "--cluster", "ray", "spread"]) == 0
+    assert contents(tmp_path / "spread") == contents(tmp_path / "here")
+    bad = [(tmp_path / f"{name}.bad.txt").read_text().split("\t")[:4:3] for name in ("here", "spread")]
+    assert bad[0] == bad[1]
+    # A build that was stopped resumes after its last row.
+    options = BuildOptions(8, 6, seed=3)
 
-        class Stopped(Exception):
-            pass
+    class Stopped(Exception):
+        pass
 
-        def stop(done: int, rows: int) -> None:
-            if done == 60:
-                raise Stopped
+    def stop(done: int, rows: int) -> None:
+        if done == 60:
+            raise Stopped
 
-        monkeypatch.setattr("ilgnet_repro.reading.lmdb_build.BATCH_ROWS", 20)
-        with pytest.raises(Stopped):
-            build_lmdb("images/", "list.txt", "again", options, cluster="ray", progress=stop)
-        report = build_lmdb("images/", "list.txt", "again", options, cluster="ray")
-        assert report.start_row > 0 and report.stored == ROWS - 2
-        assert contents(tmp_path / "again") == contents(tmp_path / "here")
-    finally:
-        ray.shutdown()
+    monkeypatch.setattr("ilgnet_repro.reading.lmdb_build.BATCH_ROWS", 20)
+    with pytest.raises(Stopped):
+        build_lmdb("images/", "list.txt", "again", options, cluster="ray", progress=stop)
+    report = build_lmdb("images/", "list.txt", "again", options, cluster="ray")
+    assert report.start_row > 0 and report.stored == ROWS - 2
+    assert contents(tmp_path / "again") == contents(tmp_path / "here")
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -61,6 +63,7 @@ def flow_warp(x: Tensor, flow: Tensor, fill: float) -> Tensor:
 # ---------------------------------------------------------------------- layers
 
 MOST_SHIFTS = 10_000  # each is a slice and a product; FlowNet has 441
+MOST_PADDED = 1 << 26  # values of a padded bottom, where it is over 16 times what the bottom and the top hold
 
 
 class _Correlation(Layer):
@@ -115,6 +118,13 @@ class _Correlation(Layer):
             raise self.error(
                 f"bottom {list(a)} is too small for max_displacement {self.param.max_displacement}, "
                 f"kernel_size {self.kernel} and pad {self.param.pad}"
+            )
+        padded = a[0] * a[1] * (a[2] + 2 * self.pad[0]) * (a[3] + 2 * self.pad[1])
+        held = prod(a) + a[0] * len(self.shifts) * prod(counts)
+        if padded > max(MOST_PADDED, 16 * held):
+            raise self.error(
+                f"pad {self.param.pad} makes {padded:,} values of bottom {list(a)}, of which the {prod(counts):,} "
+                "positions of the top read few; pad less"
             )
         work = a[0] * len(self.shifts) * counts[0] * counts[1] * a[1] * self.kernel**2
         return LayerPlan([(a[0], len(self.shifts), *counts)], multiply_adds=work)

@@ -66,6 +66,11 @@ REFUSED = {
             ("Correlation1D", 4294967295, "8,589,934,591"),
         )
     },
+    "Correlation-of-padding-beyond-memory": (
+        (2, 3, 8, 9),
+        f'type: "Correlation" {BOTTOM} correlation_param {{ kernel_size: 1 max_displacement: 1 pad: 9000 stride_1: 3000 }}',
+        "op (Correlation): pad 9000 makes 1,945,836,432 values of bottom [2, 3, 8, 9], of which the 49 positions",
+    ),
     **{
         f"filler-{name}": ((2, 3, 4, 5), f"type: {layer}", message)
         for name, layer, message in (

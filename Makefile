@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers pt2-axes models
+.PHONY: demo test browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers sources pt2-axes models
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -126,6 +126,11 @@ opsets: $(READY)
 # What other programs make of our ONNX files: the table of docs/consumers.md.  Installs several GB in .make/consumers.
 consumers: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/consumers.py --write
+
+# Written Python under torch's own tools: the second table of docs/consumers.md; about ten minutes.
+sources: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests/helpers/source_sweep.py --only zoo layers \
+		--tools trace compile export symbolic quantized --write
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -32,10 +32,10 @@ slow = pytest.mark.skipif(
 SIDE = 64
 # Name, options, and how far the outputs of its files may be apart: another order of float32 sums.
 QUICK = {
-    "tanet, colour, AVA": ("tanet", {"data": "ava", "branches": ["colour"]}, 1e-5),
     "gsfl": ("gsfl", {"features": 40, "classes": 6, "groups": 2, "hidden": 16}, 1e-6),
 }  # fmt: skip
 SLOW = {
+    "tanet, colour, AVA": ("tanet", {"data": "ava", "branches": ["colour"]}, 1e-5),
     "gsfl, inference": (
         "gsfl", {"features": 40, "classes": 6, "groups": 1, "hidden": 16, "is_decomposed": False}, 1e-6,
     ),
@@ -126,11 +126,13 @@ def colour_file(tmp_path_factory):
 def test_the_command_converts_verifies_and_compares(colour_file, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     command = ["convert", str(colour_file), "--to", "onnx,pt2", "--out", str(out), "--verify"]
-    command.append("onnxruntime,openvino")
+    command.append("onnxruntime,openvino" if os.environ.get("SLOW_MODELS") else "onnxruntime")
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["format"] for one in report["written"]] == ["onnx", "pt2"]
-    assert [one["equal"] for one in report["verified"]] == [True] * 4
+    assert [one["equal"] for one in report["verified"]] == [True] * (
+        4 if os.environ.get("SLOW_MODELS") else 3
+    )
     assert report["net"] == "tanet" and report["outputs"] == ["distribution", "score"]
     assert sorted(path.name for path in out.iterdir()) == ["colour.onnx", "colour.pt2"]
     for name in ("colour.onnx", "colour.pt2"):

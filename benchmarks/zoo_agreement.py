@@ -44,7 +44,7 @@ largest difference of an output, as a share of its largest value. The zoo's nets
 their last Softmax, because probabilities of 0 and 1 hide differences. Made by `benchmarks/zoo_agreement.py`.
 """
 
-# Nets that are not in the table because two nearly equal scores decide how many rows an output has.
+# Nets that are not in the table because two nearly equal scores decide the number of rows of an output.
 NEAR_TIES = {
     "textboxes_opencv": (
         "`torch`, `python` and `safetensors` give 177 boxes for the drawn weights, OpenCV 176; the 176 agree. Its "

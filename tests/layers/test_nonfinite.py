@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -154,3 +155,9 @@ def test_the_file_imports_what_it_names() -> None:
     net = build("Power", [X.shape], "power_param { scale: -inf shift: nan }")
     assert "import math" in build_source(net).text
     assert "in0 * -math.inf + math.nan" in build_source(net).text
+
+
+def test_a_product_of_fields_beyond_float32_is_written_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [literal(value) for value in (1e39, -1e300, 0.1)] == ["math.inf", "-math.inf", "0.1"]

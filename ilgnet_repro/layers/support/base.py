@@ -512,7 +512,7 @@ def integers(*values: int) -> np.ndarray:
 
 def literal(value: float) -> str:
     """Return the shortest literal of a float32 field: 0.1, not the double nearest to it (0.10000000149011612)."""
-    return exact(float(str(np.float32(value))))
+    return exact(float(str(numbers(value)[()])))
 
 
 def exact(value: Any) -> str:

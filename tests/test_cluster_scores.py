@@ -154,16 +154,26 @@ def _failing(error: Exception, *, at_start: bool = False, after: int = 0) -> Cal
     return start
 
 
-NO_CLUSTERS = ["dask", "ray:", "ray://", "ray://a b:1", "rays", ""]
+NO_CLUSTERS = ["dask", "ray:", "ray://host:10001", "rays", ""]
 
 
 @pytest.mark.parametrize("name", NO_CLUSTERS)
 def test_another_cluster(here, capsys, name: str) -> None:
-    with pytest.raises(DataError, match="is not supported; use ray, or ray://HOST:PORT"):
+    with pytest.raises(DataError, match="is not supported; use ray"):
         check_cluster(name)
     status, out, err = printed(capsys, "--cluster", name)
     assert (status, out) == (1, "")
-    assert err == f"ilgnet: --cluster {name}".rstrip() + ": is not supported; use ray, or ray://HOST:PORT\n"
+    assert err == f"ilgnet: --cluster {name}".rstrip() + ": is not supported; use ray\n"
+
+
+def test_the_address_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://host:10001")
+    with pytest.raises(DataError) as raised:
+        check_cluster("ray")
+    assert str(raised.value) == (
+        "RAY_ADDRESS=ray://host:10001: Ray Data does not run over Ray's client; run on a machine of the cluster with "
+        "RAY_ADDRESS=auto, or HOST:PORT of its head"
+    )
 
 
 def test_records_hold_everything(here, capsys, without_ray) -> None:

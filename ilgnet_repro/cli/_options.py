@@ -234,7 +234,7 @@ def add_cluster_option(parser: Any, doing: str, page: str) -> None:
     """Add the option for a cluster that does something."""
     parser.add_argument(
         "--cluster", metavar="ray",
-        help=f"{doing} on a cluster: ray (that of $RAY_ADDRESS, else one of this machine) or ray://HOST:PORT "
+        help=f"{doing} on a cluster: ray (that of $RAY_ADDRESS, else one of this machine) "
         f"(needs ilgnet_repro[ray]; {page})",
     )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
 import warnings
@@ -29,8 +28,14 @@ Work = Callable[[Sequence[Any]], Columns]
 
 def check_cluster(name: str) -> None:
     """Raise DataError unless the cluster is known and its package is installed."""
-    if name != CLUSTER and not re.fullmatch(r"ray://[^/\s]+", name):
-        raise DataError(f"cluster={name!r}: is not supported; use ray, or ray://HOST:PORT", option="cluster")
+    if name != CLUSTER:
+        raise DataError(f"cluster={name!r}: is not supported; use ray", option="cluster")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise DataError(
+            f"RAY_ADDRESS={address}: Ray Data does not run over Ray's client; run on a machine of the cluster with "
+            "RAY_ADDRESS=auto, or HOST:PORT of its head"
+        )
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
@@ -52,7 +57,7 @@ def rows_on_cluster(
     ``start`` is called once in each worker, with the number of processors it has: ``threads``, or what the largest machine
     of the cluster has.  What it returns is called with up to ``batch`` items at a time.  Every machine has this package, and
     sees the same files by the same paths: workers begin in the folder of the caller.  The cluster is the one that the
-    process is connected to, else that of ``cluster="ray://HOST:PORT"`` or of $RAY_ADDRESS, else one of this machine, which
+    process is connected to, else that of $RAY_ADDRESS, else one of this machine, which
     ends with the rows.  What fails is a DataError: in a worker with the line that it would have here.
     """
     check_cluster(cluster)
@@ -131,7 +136,7 @@ def connected(cluster: str) -> Iterator[None]:
         return
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
-    address = cluster if cluster != CLUSTER else os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS")
     # Ray's C++ parts would write to stderr, and what happens in the cluster would be printed on stdout, between rows.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     worker: Any = ray._private.worker
@@ -143,11 +148,12 @@ def connected(cluster: str) -> Iterator[None]:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                include_dashboard=None if address and "://" in address else False,  # a client has none
+                include_dashboard=False,
             )
     except Exception as error:  # Ray raises plain ones too, as where it does not start in time
         where = f" at {address}" if address else ""
-        raise DataError(f"cluster={cluster!r}: no Ray{where} ({_last_line(error)}); check it with `ray status`",
+        raise DataError(f"cluster={cluster!r}: no Ray{where} ({_last_line(error)}); check it with `ray status`, "
+                        "and that RAY_AUTH_MODE is the same everywhere",
                         option="cluster") from error  # fmt: skip
     finally:
         if handler is not None:  # Ray sets its own

@@ -123,7 +123,7 @@ def build_lmdb(
     built in ``target.partial``; keys increase with the list's rows, so the last key stored is the point to
     resume from, and a run killed at any moment neither loses nor duplicates rows. The folder ``target`` appears
     when it is complete. Bad images are skipped and listed in ``target.bad.txt``; ``strict`` stops at the first.
-    ``cluster="ray"`` (or ``ray://HOST:PORT``) decodes and resizes on a cluster, whose machines see list and images by the
+    ``cluster="ray"`` decodes and resizes on a cluster, whose machines see list and images by the
     same paths; the database is the same, and is written here.
     Raises DataError if no row can be stored, the target exists, the list cannot be used, ``target.partial`` belongs to
     another build, or the disk is full; the same call again resumes the build.

@@ -121,7 +121,7 @@ def test_audit_candidates(folder, capsys) -> None:
 REFUSED = [
     ("no weights file", ["convert", "none.caffemodel"], "ilgnet: none.caffemodel: cannot be read "),
     ("a folder", ["convert", "images"], "ilgnet: images: "),
-    ("unknown format", ["convert", "small.caffemodel", "--to", "tflite"], "ilgnet: format 'tflite' is unknown; "),
+    ("unknown format", ["convert", "small.caffemodel", "--to", "mlmodel"], "ilgnet: format 'mlmodel' is unknown; "),
     (
         "bad shape", ["audit", "deploy.prototxt", "--shape", "data=1,x"],
         "ilgnet: --shape data=1,x: write INPUT=N,C,H,W with numbers over 0, as data=1,3,227,227",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the models of scores cost: the table of docs/aesthetic-systems.md.
+"""What the models of scores cost: the table of docs/aesthetic_systems.md.
 
     python benchmarks/bench_model_costs.py              measure, and write the table
     python benchmarks/bench_model_costs.py --write      write the table from docs/model_costs.json
@@ -30,7 +30,7 @@ from ilgnet_repro.aesthetics import aadb, ilgnet  # noqa: E402
 from ilgnet_repro.aesthetics.models import create  # noqa: E402
 from ilgnet_repro.web.module_rows import module_rows  # noqa: E402
 
-PAGE, COSTS = ROOT / "docs" / "aesthetic-systems.md", ROOT / "docs" / "model_costs.json"
+PAGE, COSTS = ROOT / "docs" / "aesthetic_systems.md", ROOT / "docs" / "model_costs.json"
 BEGIN, END = "<!-- measured -->\n", "\n\n"
 REPEAT = 5
 

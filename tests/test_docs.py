@@ -28,7 +28,7 @@ TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in (*PAGES, "C
 MARKS = {"measured", "digits", "slow", "not run", "file", "given"}
 # Pages that quote no output, and what holds them instead.
 WITHOUT_QUOTES = {
-    "docs/aesthetic-systems.md": "benchmarks/bench_model_costs.py, which writes its table; no output is quoted",
+    "docs/aesthetic_systems.md": "benchmarks/bench_model_costs.py, which writes its table; no output is quoted",
     "docs/architecture.md": "tests/test_architecture.py",
     "docs/commands.md": "tests/cli/test_commands.py, from the parsers themselves",
     "docs/consumers.md": "`make consumers`, which writes its table",

@@ -1,4 +1,4 @@
-"""docs/aesthetic-systems.md: its table is what was measured, and its numbers of parameters are those of the models."""
+"""docs/aesthetic_systems.md: its table is what was measured, and its numbers of parameters are those of the models."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def test_any_size_and_folding(tmp_path, capsys) -> None:
         (["--to", "onnx", "--dynamic-size"], "ip (InnerProduct): its weights fit one size of image only"),
         (["--to", "pt2", "--precision", "int8"], "--precision is for safetensors and onnx files, not pt2"),
         (
-            ["--to", "onnx,tflite"],
-            "format 'tflite' is unknown; use safetensors, onnx, pt2, python, caffemodel",
+            ["--to", "onnx,mlmodel"],
+            "format 'mlmodel' is unknown; use safetensors, onnx, pt2, python, caffemodel",
         ),
     ],
     ids=["a dense layer", "a format that cannot", "an unknown format"],

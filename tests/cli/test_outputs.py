@@ -94,7 +94,8 @@ def test_accepted(folder, arguments) -> None:
 
 # Files of the user's that have the names a command would choose, and the command.
 UNRELATED = {
-    "export": (["out.partial/mine.txt"], ["lmdb", "export", "db", "out"], None),
+    "export": (["out.partial/mine.txt"], ["lmdb", "export", "db", "out"],
+               "out.partial: was not left by a run of this command; remove it, or give another name"),
     "make": (["new.partial/mine.txt"], ["lmdb", "make", "images/", "list.txt", "new"],
              "new.partial: is not an unfinished build by this program; remove it"),
     "make's bad list": (["new.bad.txt"], ["lmdb", "make", "images/", "list.txt", "new"],

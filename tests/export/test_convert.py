@@ -119,7 +119,7 @@ def damage_prototxt(folder: Path, old: str, new: str) -> None:
 
 
 REFUSED = [
-    ("unknown format", lambda f: None, {"to": ("tflite",)}, "format 'tflite' is unknown; use safetensors, "),
+    ("unknown format", lambda f: None, {"to": ("mlmodel",)}, "format 'mlmodel' is unknown; use safetensors, "),
     (
         "no prototxt", lambda f: (f / "deploy.prototxt").unlink(), {},
         "{folder}/small.caffemodel: no prototxt beside it and no built-in net fits its layers; "

@@ -438,24 +438,13 @@ def page(results: dict[str, Any]) -> str:
     rows = [
         [
             label, str(row["epochs"]), str(row["seed"]),
-            *(f"{row[name][figure]:.4f}" for figure in ("SRCC", "MSE") for name in ("multi", "single")),
+            *_multi_single(row),
         ]
         for label, part in zip(("first", "second"), results["multitask"], strict=False)
         for row in part["rows"]
     ]  # fmt: skip
     text += _MULTITASK
-    text += _table(
-        [
-            "comparison",
-            "epochs",
-            "seed",
-            "SRCC, multi-task",
-            "SRCC, single-task",
-            "MSE, multi-task",
-            "MSE, single-task",
-        ],
-        rows,
-    )
+    text += _table(["comparison", "epochs", "seed", *_MULTI_SINGLE], rows)
     if "scarce" in results:
         decided = next(part for part in results["scarce"] if part["sizes"]["train"] == SCARCE[0].train)[
             "rows"
@@ -465,22 +454,12 @@ def page(results: dict[str, Any]) -> str:
         rows = [
             [
                 str(part["sizes"]["train"]), str(row["seed"]),
-                *(f"{row[name][figure]:.4f}" for figure in ("SRCC", "MSE") for name in ("multi", "single")),
+                *_multi_single(row),
             ]
             for part in results["scarce"]
             for row in part["rows"]
         ]  # fmt: skip
-        text += _table(
-            [
-                "images",
-                "seed",
-                "SRCC, multi-task",
-                "SRCC, single-task",
-                "MSE, multi-task",
-                "MSE, single-task",
-            ],
-            rows,
-        )
+        text += _table(["images", "seed", *_MULTI_SINGLE], rows)
     if "overfit" in results:
         rows = [
             [
@@ -492,6 +471,14 @@ def page(results: dict[str, Any]) -> str:
         text += _OVERFIT
         text += _table(["model", "images", "side", "epochs", "SRCC", "LCC", "EMD", "MSE", "accuracy"], rows)
     return text
+
+
+_MULTI_SINGLE = ("SRCC, multi-task", "SRCC, single-task", "MSE, multi-task", "MSE, single-task")
+
+
+def _multi_single(row: dict[str, Any]) -> list[str]:
+    """The columns of `_MULTI_SINGLE`."""
+    return [f"{row[name][figure]:.4f}" for figure in ("SRCC", "MSE") for name in ("multi", "single")]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

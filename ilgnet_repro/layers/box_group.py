@@ -61,8 +61,61 @@ class Regression(Layer):
         return means, deviations
 
 
+class FieldBoxes(Regression):
+    """Proposals of maps, offsets from fields of stated sizes: R×5×1×1 (image, corners), and R×6×1×1 with the score."""
+
+    other_messages = ("bbox_reg_param",)
+    top_count = (1, 2)
+    sized_by_values = True
+    no_onnx = "its suppression has rules that NonMaxSuppression lacks"
+    no_source = "its suppression has rules of its own"
+
+    def check_reach(self) -> None:
+        param = self.param
+        if param.field_whr < 1 or param.field_xyr <= 0:
+            raise self.error(
+                f"field_whr {param.field_whr:g} must be at least 1 and field_xyr {param.field_xyr:g} over 0"
+            )
+
+    def plan_rows(self, images: int, boxes: int) -> LayerPlan:
+        """Return the plan for at most ``boxes`` of each image."""
+        for limit in (self.param.max_nms_num, self.param.max_post_nms_num):
+            boxes = min(boxes, limit) if limit else boxes
+        rows = max(images * boxes, 1)
+        return LayerPlan([(rows, 5, 1, 1), (rows, 6, 1, 1)][: len(self.node.tops)])
+
+    def moved_fields(
+        self, offsets: Tensor, fields: Tensor, stride: int, statistics: tuple[list[float], list[float]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the low corners and the sizes, each ...×2×H×W, of fields ...×2×1×1 moved by offsets ...×4×H×W."""
+        height, width = offsets.shape[-2:]
+        reach, grow = 1 / self.param.field_xyr, math.log(self.param.field_whr)
+        means, deviations = (offsets.new_tensor(v)[:, None, None] for v in statistics)
+        moved = offsets * deviations + means
+        column, row = torch.meshgrid(
+            torch.arange(width, device=offsets.device),
+            torch.arange(height, device=offsets.device),
+            indexing="xy",
+        )
+        cells = (torch.stack([column, row]) + 0.5) * stride
+        size = fields * moved[..., 2:, :, :].clamp(-grow, grow).exp()
+        return moved[..., :2, :, :].clamp(-reach, reach) * fields + cells - size / 2, size
+
+    def tops_of(self, images: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the tops of each image's corners and score; without any a box of image 0 from 1 to 10, as in the forks."""
+        rows = [
+            torch.cat([boxes.new_full((len(boxes), 1), image), boxes], 1)
+            for image, boxes in enumerate(images)
+        ]
+        found = torch.cat(rows)
+        plain, scored = found[:, :5], found
+        if not len(found):
+            plain, scored = found.new_tensor([[0, 1, 1, 10, 10]]), found.new_zeros((1, 6))
+        return (plain[..., None, None], scored[..., None, None])[: len(self.node.tops)]
+
+
 @register_layer("BoxGroupOutput")
-class BoxGroupOutput(Regression):
+class BoxGroupOutput(FieldBoxes):
     """Proposals R×5×1×1 (image, corners) of one or more maps, each with a pair of bottoms: scores N·A × classes × H × W, the
     first the background's, and offsets N·A × 4 × H × W; a second top R×6×1×1 has the score after the corners.
 
@@ -75,16 +128,11 @@ class BoxGroupOutput(Regression):
     """
 
     message = "box_group_output_param"
-    other_messages = ("bbox_reg_param",)
     fields = (
         *("fg_thr", "iou_thr", "nms_type", "box_group_param", "field_whr", "field_xyr"),
         *("max_nms_num", "max_post_nms_num", "min_size"),
     )
     bottom_count = (2, None)
-    top_count = (1, 2)
-    sized_by_values = True
-    no_onnx = "its suppression has rules that NonMaxSuppression lacks"
-    no_source = "its suppression has rules of its own"
 
     def setup(self, *ranks: int) -> None:
         param = self.param
@@ -102,10 +150,7 @@ class BoxGroupOutput(Regression):
                 raise self.error("box_group_param must state as many field_w as field_h, and a stride over 0")
         if param.nms_type not in ("IOU", "IOMU", "IOFU"):
             raise self.error(f"nms_type {param.nms_type!r} is not supported; use IOU, IOMU or IOFU")
-        if param.field_whr < 1 or param.field_xyr <= 0:
-            raise self.error(
-                f"field_whr {param.field_whr:g} must be at least 1 and field_xyr {param.field_xyr:g} over 0"
-            )
+        self.check_reach()
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
         images = bottoms[0][0] // len(self.groups[0][0]) if bottoms[0] else 0
@@ -123,27 +168,16 @@ class BoxGroupOutput(Regression):
                     f"N·{len(anchors)} × 4 × H × W, N the same for all maps"
                 )
             boxes += len(anchors) * prod(scores[2:])
-        for limit in (self.param.max_nms_num, self.param.max_post_nms_num):
-            boxes = min(boxes, limit) if limit else boxes
-        rows = max(images * boxes, 1)
-        return LayerPlan([(rows, 5, 1, 1), (rows, 6, 1, 1)][: len(self.node.tops)])
+        return self.plan_rows(images, boxes)
 
     def _boxes(self, scores: Tensor, offsets: Tensor, group: tuple[list[tuple[int, int]], int]) -> Tensor:
         """Return N × boxes × 5 of one map: corners and score, in the order anchor, cell."""
         anchors, stride = group
         height, width = scores.shape[2:]
-        reach, grow = 1 / self.param.field_xyr, math.log(self.param.field_whr)
-        means, deviations = (offsets.new_tensor(v)[:, None, None] for v in self.statistics)
-        moved = offsets.unflatten(0, (-1, len(anchors))) * deviations + means
         fields = offsets.new_tensor(anchors)[:, :, None, None]
-        column, row = torch.meshgrid(
-            torch.arange(width, device=scores.device),
-            torch.arange(height, device=scores.device),
-            indexing="xy",
+        low, size = self.moved_fields(
+            offsets.unflatten(0, (-1, len(anchors))), fields, stride, self.statistics
         )
-        cells = (torch.stack([column, row]) + 0.5) * stride
-        size = fields * moved[:, :, 2:].clamp(-grow, grow).exp()
-        low = moved[:, :, :2].clamp(-reach, reach) * fields + cells - size / 2
         high = low + size - 1
         low = low.clamp(min=0)
         edge = offsets.new_tensor([width * stride, height * stride])[:, None, None]
@@ -158,19 +192,16 @@ class BoxGroupOutput(Regression):
             self._boxes(scores, offsets, group)
             for scores, offsets, group in zip(values[::2], values[1::2], self.groups, strict=True)
         ]
-        rows = []
-        for image, boxes in enumerate(torch.cat(maps, 1)):
+        found = []
+        for boxes in torch.cat(maps, 1):
             sides = boxes[:, 2:4] - boxes[:, :2] + 1
             boxes = boxes[(boxes[:, 4] >= param.fg_thr) & (sides >= param.min_size).all(1)]
             order = boxes[:, 4].sort(descending=True, stable=True).indices
             boxes = boxes[order[: param.max_nms_num or None]]
-            kept = boxes[suppress(boxes, param.iou_thr, param.nms_type)[: param.max_post_nms_num or None]]
-            rows.append(torch.cat([kept.new_full((len(kept), 1), image), kept], 1))
-        found = torch.cat(rows)
-        plain, scored = found[:, :5], found
-        if not len(found):
-            plain, scored = found.new_tensor([[0, 1, 1, 10, 10]]), found.new_zeros((1, 6))
-        return (plain[..., None, None], scored[..., None, None])[: len(self.node.tops)]
+            found.append(
+                boxes[suppress(boxes, param.iou_thr, param.nms_type)[: param.max_post_nms_num or None]]
+            )
+        return self.tops_of(found)
 
 
 def decode_bbox(offsets: Tensor, boxes: Tensor, means: list[float], deviations: list[float]) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .box_group import CORNERS, Regression
+from .box_group import CORNERS, FieldBoxes
 from .support.base import LayerPlan, Shape
 from .support.registry import register_layer
 
@@ -47,7 +46,7 @@ def suppress_sized(boxes: Tensor, threshold: float, mode: str) -> list[int]:
 
 
 @register_layer("BoxOutput")
-class BoxOutput(Regression):
+class BoxOutput(FieldBoxes):
     """Proposals R×5×1×1 (image, corners) of one or more maps N × classes + 4 × H × W: scores, the first the background's,
     and offsets; a second top R×6×1×1 has the score after the corners.
 
@@ -60,16 +59,11 @@ class BoxOutput(Regression):
     """
 
     message = "box_output_param"
-    other_messages = ("bbox_reg_param",)
     fields = (
         *("fg_thr", "iou_thr", "nms_type", "field_h", "field_w", "downsample_rate", "field_whr", "field_xyr"),
         *("max_nms_num", "max_post_nms_num", "min_size"),
     )
     bottom_count = (1, None)
-    top_count = (1, 2)
-    sized_by_values = True
-    no_onnx = "its suppression has rules that NonMaxSuppression lacks"
-    no_source = "its suppression has rules of its own"
 
     def setup(self, *ranks: int) -> None:
         param = self.param
@@ -83,10 +77,7 @@ class BoxOutput(Regression):
         self.maps = list(zip(*stated.values(), strict=True))
         if param.nms_type not in MODES:
             raise self.error(f"nms_type {param.nms_type!r} is not supported; use {', '.join(MODES)}")
-        if param.field_whr < 1 or param.field_xyr <= 0:
-            raise self.error(
-                f"field_whr {param.field_whr:g} must be at least 1 and field_xyr {param.field_xyr:g} over 0"
-            )
+        self.check_reach()
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
         first, boxes = bottoms[0], 0
@@ -96,28 +87,16 @@ class BoxOutput(Regression):
                     f"bottoms {[list(s) for s in bottoms]} must be N × classes + 4 × H × W, of at least 2 classes"
                 )
             boxes += prod(shape[2:])
-        for limit in (self.param.max_nms_num, self.param.max_post_nms_num):
-            boxes = min(boxes, limit) if limit else boxes
-        rows = max(first[0] * boxes, 1)
-        return LayerPlan([(rows, 5, 1, 1), (rows, 6, 1, 1)][: len(self.node.tops)])
+        return self.plan_rows(first[0], boxes)
 
     def _boxes(self, values: Tensor, field: tuple[int, ...]) -> Tensor:
         """Return N × cells × 5 of one map: x, y, w, h and score."""
         scores, offsets = values[:, :-CORNERS], values[:, -CORNERS:]
         height, width = values.shape[2:]
         rate = field[2]
-        reach, grow = 1 / self.param.field_xyr, math.log(self.param.field_whr)
-        means, deviations = (offsets.new_tensor(v)[:, None, None] for v in self.statistics)
-        moved = offsets * deviations + means
         sides = offsets.new_tensor(field[:2])[:, None, None]
-        column, row = torch.meshgrid(
-            torch.arange(width, device=values.device),
-            torch.arange(height, device=values.device),
-            indexing="xy",
-        )
-        size = sides * moved[:, 2:].clamp(-grow, grow).exp()
-        centre = moved[:, :2].clamp(-reach, reach) * sides + (torch.stack([column, row]) + 0.5) * rate
-        low = (centre - size / 2).clamp(min=0)
+        low, size = self.moved_fields(offsets, sides, rate, self.statistics)
+        low = low.clamp(min=0)
         edge = offsets.new_tensor([width * rate, height * rate])[:, None, None]
         foreground = scores[:, 1:].amax(1, keepdim=True) - scores[:, :1]
         return torch.cat([low, torch.minimum(size, edge - low), foreground], 1).flatten(2).transpose(1, 2)
@@ -125,18 +104,13 @@ class BoxOutput(Regression):
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         param = self.param
         maps = [self._boxes(bottom.detach(), field) for bottom, field in zip(bottoms, self.maps, strict=True)]
-        rows = []
-        for image, boxes in enumerate(torch.cat(maps, 1)):
+        found = []
+        for boxes in torch.cat(maps, 1):
             boxes = boxes[(boxes[:, 4] >= param.fg_thr) & (boxes[:, 2:4] >= param.min_size).all(1)].flip(0)
             order = boxes[:, 4].sort(descending=True, stable=True).indices
             boxes = boxes[order[: param.max_nms_num or None]]
             kept = boxes[
                 suppress_sized(boxes, param.iou_thr, param.nms_type)[: param.max_post_nms_num or None]
             ]
-            corners = torch.cat([kept[:, :2], kept[:, :2] + kept[:, 2:4], kept[:, 4:]], 1)
-            rows.append(torch.cat([kept.new_full((len(kept), 1), image), corners], 1))
-        found = torch.cat(rows)
-        plain, scored = found[:, :5], found
-        if not len(found):
-            plain, scored = found.new_tensor([[0, 1, 1, 10, 10]]), found.new_zeros((1, 6))
-        return (plain[..., None, None], scored[..., None, None])[: len(self.node.tops)]
+            found.append(torch.cat([kept[:, :2], kept[:, :2] + kept[:, 2:4], kept[:, 4:]], 1))
+        return self.tops_of(found)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from small_nets import SMALL_TEXT, write_weights
+from small_nets import SMALL_TEXT, write_net
 
 import ilgnet_repro as ir
 from ilgnet_repro import opencv as cv2
@@ -33,8 +33,7 @@ TEN = SMALL_TEXT.replace("num_output: 5", "num_output: 10")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("serve_command")
     for name, text in (("small", SMALL_TEXT), ("ten", TEN)):
-        write_weights(made / f"{name}.caffemodel", text)
-        (made / f"{name}.prototxt").write_text(text)
+        write_net(made, name, text)
     (made / "labels.txt").write_text("".join(f"class {number}\n" for number in range(10)))
     return made
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from small_nets import SMALL_TEXT, write_weights
+from small_nets import write_net
 
 from ilgnet_repro import opencv as cv2
 
@@ -34,8 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_weights(folder / "small.caffemodel")
-        (folder / "small.prototxt").write_text(SMALL_TEXT)
+        write_net(folder, "small")
         (folder / "images").mkdir()
         pixels = np.random.default_rng(1).integers(0, 256, (11, 13, 3), np.uint8)
         (folder / "images" / "a.png").write_bytes(bytes(cv2.imencode(".png", pixels)[1]))

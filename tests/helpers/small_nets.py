@@ -30,6 +30,12 @@ def write_weights(path: Path, text: str = SMALL_TEXT, seed: int = 5) -> CaffeNet
     return net
 
 
+def write_net(folder: Path, name: str, text: str = SMALL_TEXT) -> None:
+    """Write a net's prototxt, and seeded weights beside it."""
+    write_weights(folder / f"{name}.caffemodel", text)
+    (folder / f"{name}.prototxt").write_text(text)
+
+
 SHARED_TEXT = """
 name: "shared"
 layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
-from small_nets import SMALL_TEXT, write_weights
+from small_nets import SMALL_TEXT, write_net
 
 import ilgnet_repro as ir
 from ilgnet_repro import opencv as cv2
@@ -38,8 +38,7 @@ HOSTILE = SMALL_TEXT.replace('"conv"', '"<img src=x onerror=alert(1)>"').replace
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("view")
     for name, text in (("small", SMALL_TEXT), ("hostile", HOSTILE)):
-        write_weights(made / f"{name}.caffemodel", text)
-        (made / f"{name}.prototxt").write_text(text)
+        write_net(made, name, text)
     pixels = np.random.default_rng(4).integers(0, 256, (12, 10, 3), np.uint8)
     (made / "image.png").write_bytes(bytes(cv2.imencode(".png", pixels)[1]))
     return made

@@ -43,13 +43,7 @@ def prepare(
     listed = list_images(images)
     if about.image_order:
         return _stacked(listed, about.image_order, order)
-    how = preprocessing or about.preprocessing
-    if how is None:
-        raise DataError(
-            f"net {net!r}: nothing says how its images are prepared; give preprocessing=Preprocessing(size=..., "
-            "mean_value=...)",
-            option="preprocessing",
-        )
+    how = preprocessing or _stated(about, net)
     if order not in ORDERS:
         raise DataError(f"order {order!r}: the channels of an array are in the order BGR or RGB")
     if size is not None and size != how.size:
@@ -61,6 +55,24 @@ def prepare(
     for index, image in enumerate(listed):
         blob[index] = _prepare_one(how, image, order, f"image {index + 1} of {len(listed)}")
     return blob
+
+
+def prepare_numbered(about: About, image: Any, number: int, net: str = "") -> np.ndarray:
+    """Return one image of many as `prepare` does, float32 1 x C x H x W; errors name it by its file or ``number``."""
+    where = f"image {number}"
+    if about.image_order:
+        return stack_pixels([_pixels(image, "BGR", where)], about.image_order)
+    return _prepare_one(_stated(about, net), image, "BGR", where)[np.newaxis]
+
+
+def _stated(about: About, net: str) -> Preprocessing:
+    if about.preprocessing is None:
+        raise DataError(
+            f"net {net!r}: nothing says how its images are prepared; give preprocessing=Preprocessing(size=..., "
+            "mean_value=...)",
+            option="preprocessing",
+        )
+    return about.preprocessing
 
 
 def _stacked(listed: list[Any], wanted: str, order: str) -> np.ndarray:

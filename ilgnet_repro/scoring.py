@@ -19,7 +19,7 @@ from .engines.fast import FastNet, fast
 from .errors import DataError, IlgnetError
 from .image_paths import ImagePaths
 from .known import ScoreAt
-from .prepare_images import list_images, open_pixels, prepare, stack_pixels
+from .prepare_images import list_images, open_pixels, prepare_numbered, stack_pixels
 from .reading.parallel import cores, ordered_map
 from .reading.photos import Photo, decode_photo, read_file
 from .reading.preprocessing import Preprocessing
@@ -410,10 +410,7 @@ def run_images(
     def read(numbered: tuple[int, Row]) -> tuple[Row, np.ndarray]:
         number, row = numbered
         turn.wait()
-        try:
-            return row, prepare(about, [image(row)], net=net.name)
-        except DataError as error:
-            raise DataError(str(error).replace("image 1 of 1: ", f"image {number}: ", 1)) from error
+        return row, prepare_numbered(about, image(row), number, net.name)
 
     prepared = ordered_map(read, enumerate(rows, 1), chunk=_CHUNK)
     while chunk := list(islice(prepared, batch)):

@@ -12,6 +12,8 @@ import pytest
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.caffemodel import write_caffemodel
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.errors import IlgnetError
+from ilgnet_repro.features import Images, extract_with
 from ilgnet_repro.reading.datum import raw_datum
 from ilgnet_repro.reading.lmdb_read import LmdbReader
 from ilgnet_repro.reading.lmdb_write import LmdbWriter
@@ -170,6 +172,15 @@ def test_names_that_a_file_cannot_hold(blobs, out, message) -> None:
     with pytest.raises(ir.DataError) as raised:
         ir.extract_features("db", "w.caffemodel", blobs, out, prototxt="deploy.prototxt")
     assert str(raised.value) == message
+
+
+def test_an_image_without_a_file_is_named_by_its_number() -> None:
+    pixels = [*IMAGES[:2].transpose(0, 2, 3, 1), np.zeros((4, 6, 2), np.uint8)]
+    images = Images(3, lambda: ((b"%d" % n, None, image) for n, image in enumerate(pixels)), ())
+    how = ir.Preprocessing(size=(4, 6), mean_value=(100,), scale=0.5)
+    with pytest.raises(IlgnetError) as error:
+        extract_with(ir.load("w.caffemodel", "deploy.prototxt"), images, ["ip"], None, how)
+    assert str(error.value) == "image 3: shape (4, 6, 2); give height x width, or height x width x 3"
 
 
 def test_from_python() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs", "ilgnet_repro", "tests", "tools", "benchmarks")
+PAGES = ("README.md", "CONTRIBUTING.md", "data", "docs", "ilgnet_repro", "tests", "tools", "benchmarks")
 # Recorded files, files of earlier versions, generated code, and this table itself.
 LEFT_OUT = ("tests/golden", "tests/compat/files", "tests/test_wording.py", "caffe_pb2", "CHANGELOG")
 

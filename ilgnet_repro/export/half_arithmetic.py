@@ -23,30 +23,6 @@ from .half_precision import farthest, fewest_kept, logit_blobs
 # value at most.
 LIMIT = 1e-2
 LARGEST = float(np.finfo(np.float16).max)
-# Products, maxima, and layers that move values: a runtime sums their products in float32.
-_HALF = {
-    "Convolution", "ConvolutionDepthwise", "DepthwiseConvolution", "Deconvolution", "InnerProduct", "ReLU", "PReLU", "ReLU6",
-    "Scale", "Bias", "Eltwise", "Concat", "Slice", "Split", "Flatten", "Reshape", "Permute", "Crop", "Dropout",
-    "ShuffleChannel", "Pooling", "Reorg", "Upsample",
-}  # fmt: skip
-_REASONS = {
-    "exponentials": (
-        "Softmax",
-        "LogSoftmax",
-        "Sigmoid",
-        "TanH",
-        "ELU",
-        "Exp",
-        "Log",
-        "BNLL",
-        "Power",
-        "Swish",
-    ),
-    "sums of squares": ("LRN", "MVN", "Normalize", "L2Norm"),
-    "statistics (fold=True multiplies them into the layers before)": ("BatchNorm", "BN"),
-    "sums of many values": ("Pooling", "Reduction", "SPP", "Eltwise"),
-    "a state that is carried on": ("LSTM", "RNN", "Lstm"),
-}
 
 
 @dataclass(frozen=True)
@@ -123,12 +99,8 @@ def _between_float32(net: CaffeNet, chosen: Collection[str]) -> list[str]:
 
 def _reason(net: CaffeNet, layer: Layer) -> str:
     """Return why a layer keeps float32; "" for none."""
-    type_ = layer.node.type
-    method = getattr(layer, "method", "MAX") if type_ == "Pooling" else "MAX"
-    if type_ not in _HALF or method != "MAX":
-        return next(
-            (reason for reason, types in _REASONS.items() if type_ in types), "neither products nor maxima"
-        )
+    if layer.no_float16:
+        return layer.no_float16
     has_weights = any(spec.name == WEIGHT and len(spec.shape) > 1 for spec in net.plan.blobs[layer.node.name])
     return "its weights are float32" if has_weights and quantized_blob(layer, WEIGHT) is None else ""
 

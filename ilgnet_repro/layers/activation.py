@@ -26,6 +26,7 @@ class ReLU(Layer):
     message = "relu_param"
     in_place = True
     fields = ("negative_slope", "upper_limit")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.slope: float = self.param.negative_slope
@@ -62,6 +63,7 @@ class ReLU6(Layer):
     message = "relu6_param"
     in_place = True
     fields = ("threshold", "negative_slope")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.threshold: float = self.param.threshold
@@ -98,6 +100,7 @@ class PReLU(Layer):
     message = "prelu_param"
     in_place = True
     fields = ("filler", "channel_shared")
+    no_float16 = ""
 
     def plan(self, x: Shape) -> LayerPlan:
         if len(x) < 2:
@@ -130,6 +133,7 @@ class ELU(Layer):
     message = "elu_param"
     in_place = True
     fields = ("alpha",)
+    no_float16 = "exponentials"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.elu(x, self.param.alpha),)
@@ -166,6 +170,7 @@ class Sigmoid(Function):
 
     message = "sigmoid_param"
     torch_name, onnx_name = "torch.sigmoid", "Sigmoid"
+    no_float16 = "exponentials"
 
 
 @register_layer("TanH")
@@ -174,6 +179,7 @@ class TanH(Function):
 
     message = "tanh_param"
     torch_name, onnx_name = "torch.tanh", "Tanh"
+    no_float16 = "exponentials"
 
 
 @register_layer("BNLL")
@@ -181,6 +187,7 @@ class BNLL(Function):
     """log(1 + exp(x)), the binomial normal log likelihood."""
 
     torch_name, onnx_name = "F.softplus", "Softplus"
+    no_float16 = "exponentials"
 
 
 @register_layer("AbsVal")
@@ -198,6 +205,7 @@ class Swish(Layer):
     message = "swish_param"
     in_place = True
     fields = ("beta",)
+    no_float16 = "exponentials"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (F.silu(x) if self.param.beta == 1 else x * torch.sigmoid(self.param.beta * x),)
@@ -269,6 +277,7 @@ class Softmax(Layer):
     message = "softmax_param"
     in_place = True
     fields = ("axis",)
+    no_float16 = "exponentials"
 
     def setup(self, rank: int) -> None:
         self.dim = self.axis(self.param.axis, rank)

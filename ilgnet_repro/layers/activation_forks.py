@@ -351,6 +351,7 @@ class LogSoftmax(Layer):
     in_place = True
     fields = ("axis",)
     floor = math.log(LOG_THRESHOLD)
+    no_float16 = "exponentials"
 
     def setup(self, rank: int) -> None:
         self.dim = self.axis(self.param.axis, rank)

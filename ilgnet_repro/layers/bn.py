@@ -67,6 +67,7 @@ class BN(Layer):
     shift: Tensor
     mean: Tensor
     fourth_blob: Tensor
+    no_float16 = "statistics (fold=True multiplies them into the layers before)"
 
     @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:

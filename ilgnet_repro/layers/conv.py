@@ -377,12 +377,15 @@ def _short(values: Sequence[int]) -> str:
 class Convolution(ConvolutionBase):
     """Cross-correlation with learned weights, num_output × channels/group × kernel."""
 
+    no_float16 = ""
+
 
 @register_layer("Deconvolution")
 class Deconvolution(ConvolutionBase):
     """The transpose of a Convolution, which is its backward pass; weights channels × num_output/group × kernel."""
 
     transposed = True
+    no_float16 = ""
 
 
 def im2col(

@@ -15,6 +15,7 @@ class DepthwiseConvolution(ConvolutionBase):
     """
 
     is_depthwise = True
+    no_float16 = ""
 
     def groups(self, channels: int) -> int:
         if self.group > 1:
@@ -33,6 +34,7 @@ class ConvolutionDepthwise(ConvolutionBase):
 
     is_depthwise = True
     bottom_count = top_count = (1, 1)
+    no_float16 = ""
 
     def _check_outputs(self) -> None:
         pass

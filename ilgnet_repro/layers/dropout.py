@@ -36,6 +36,7 @@ class Dropout(_Dropout):
 
     message = "dropout_param"
     fields = ("dropout_ratio", "scale_train", "sample_weights_test")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.ratio = self._check_ratio(self.param.dropout_ratio)

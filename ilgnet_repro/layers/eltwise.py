@@ -39,6 +39,7 @@ class Eltwise(Layer):
     # Without it Caffe divides the product by the factor: NaN at 0, otherwise the same.
     ignored_fields = ("stable_prod_grad",)
     bottom_count = (2, None)
+    no_float16 = ""
 
     def setup(self, *ranks: int) -> None:
         self.operation = pb.EltwiseParameter.EltwiseOp.Name(self.param.operation)

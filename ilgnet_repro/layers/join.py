@@ -34,6 +34,7 @@ class Concat(_AlongAxis):
     fields = ("axis", "concat_dim")
     older = "concat_dim"
     bottom_count = (1, None)
+    no_float16 = ""
 
     def plan(self, *bottoms: Shape) -> LayerPlan:
         first = bottoms[0]
@@ -65,6 +66,7 @@ class Slice(_AlongAxis):
     fields = ("axis", "slice_dim", "slice_point")
     older = "slice_dim"
     top_count = (1, None)
+    no_float16 = ""
 
     def setup(self, rank: int, *others: int) -> None:
         super().setup(rank)
@@ -128,6 +130,7 @@ class Split(Layer):
     """Copies of the bottom; its gradient is the sum of theirs."""
 
     top_count = (1, None)
+    no_float16 = ""
 
     def plan(self, x: Shape) -> LayerPlan:
         return LayerPlan([x] * len(self.node.tops))

@@ -52,6 +52,7 @@ class LRN(Layer):
 
     message = "lrn_param"
     fields = ("local_size", "alpha", "beta", "norm_region", "k")
+    no_float16 = "sums of squares"
 
     def setup(self, rank: int) -> None:
         self.size: int = self.param.local_size

@@ -29,6 +29,7 @@ class Reduction(Layer):
 
     message = "reduction_param"
     fields = ("operation", "axis", "coeff")
+    no_float16 = "sums of many values"
 
     def setup(self, rank: int) -> None:
         self.operation = pb.ReductionParameter.ReductionOp.Name(self.param.operation)
@@ -92,6 +93,7 @@ class Power(_Elementwise):
 
     message = "power_param"
     fields = ("power", "scale", "shift")
+    no_float16 = "exponentials"
 
     def setup(self, rank: int) -> None:
         super().setup(rank)
@@ -118,6 +120,7 @@ class Exp(_Elementwise):
 
     message = "exp_param"
     fields = ("base", "scale", "shift")
+    no_float16 = "exponentials"
 
     def setup(self, rank: int) -> None:
         super().setup(rank)
@@ -146,6 +149,7 @@ class Log(_Elementwise):
 
     message = "log_param"
     fields = ("base", "scale", "shift")
+    no_float16 = "exponentials"
 
     def setup(self, rank: int) -> None:
         super().setup(rank)

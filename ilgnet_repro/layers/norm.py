@@ -121,6 +121,7 @@ class BatchNorm(Layer):
     scale: Tensor
     bias: Tensor
     passes: Tensor
+    no_float16 = "statistics (fold=True multiplies them into the layers before)"
 
     @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
@@ -299,6 +300,7 @@ class MVN(Layer):
     message = "mvn_param"
     in_place = True
     fields = ("normalize_variance", "across_channels", "eps")
+    no_float16 = "sums of squares"
 
     def setup(self, rank: int) -> None:
         self.rank = rank

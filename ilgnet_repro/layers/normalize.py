@@ -88,6 +88,7 @@ class Normalize(Layer):
         *(f"{FORK}.{name}" for name in ("normalize_type", "bp_norm", "fix_gradient", "across_spatial")),
     )
     top_count = (1, 2)
+    no_float16 = "sums of squares"
 
     @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:

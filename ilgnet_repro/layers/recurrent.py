@@ -228,6 +228,7 @@ class RNN(_Recurrent):
         ("Gemm", "h' output_weight output_bias", "projected", {"transB": 1}),
         ("Tanh", "projected", "o", {}),
     )
+    no_float16 = "a state that is carried on"
 
     def _blobs(self, inputs: int, static: int | None) -> list[BlobSpec]:
         return [
@@ -259,3 +260,4 @@ class LSTM(_Recurrent):
         ("Mul", "out tanh_c", "h'", {}),
         ("Identity", "h'", "o", {}),
     )
+    no_float16 = "a state that is carried on"

@@ -55,6 +55,7 @@ class Upsample(Layer):
     message = "upsample_param"
     fields = ("scale", "scale_h", "scale_w", "upsample_h", "upsample_w", "pad_out_h", "pad_out_w")
     bottom_count = (1, 2)
+    no_float16 = ""
 
     @classmethod
     def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:

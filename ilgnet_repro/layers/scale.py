@@ -85,6 +85,7 @@ class Scale(Broadcast):
 
     message = "scale_param"
     fields = ("axis", "num_axes", "filler", "bias_term", "bias_filler", "min_value", "max_value")
+    no_float16 = ""
 
     def setup(self, x: int, *given: int) -> None:
         super().setup(x, *given)
@@ -142,6 +143,7 @@ class Bias(Broadcast):
 
     message = "bias_param"
     fields = ("axis", "num_axes", "filler")
+    no_float16 = ""
 
     def plan(self, x: Shape, *given: Shape) -> LayerPlan:
         shape = self._blob_shape(x, *given)

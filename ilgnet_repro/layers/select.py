@@ -19,6 +19,7 @@ class Crop(Layer):
     message = "crop_param"
     fields = ("axis", "offset")
     bottom_count = (2, 2)
+    no_float16 = ""
 
     def setup(self, x: int, like: int) -> None:
         self.start = self.axis(self.param.axis, x)

@@ -29,6 +29,7 @@ class Flatten(Layer):
 
     message = "flatten_param"
     fields = ("axis", "end_axis")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.rank = rank
@@ -65,6 +66,7 @@ class Reshape(Layer):
 
     message = "reshape_param"
     fields = ("shape", "axis", "num_axes")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         stated = list(self.param.shape.dim)
@@ -151,6 +153,7 @@ class Permute(Layer):
 
     message = "permute_param"
     fields = ("order",)
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         stated = list(self.param.order)
@@ -199,6 +202,7 @@ class ShuffleChannel(Layer):
 
     message = "shuffle_channel_param"
     fields = ("group",)
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.rank = rank

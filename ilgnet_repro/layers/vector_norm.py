@@ -101,6 +101,7 @@ class L2Norm(_UnitLength):
     """
 
     least = 1e-12
+    no_float16 = "sums of squares"
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         wide = x if self.rank > 1 else x[:, None]

@@ -125,6 +125,7 @@ class Reorg(Layer):
 
     message = "reorg_param"
     fields = ("stride", "reverse")
+    no_float16 = ""
 
     def setup(self, rank: int) -> None:
         self.stride: int = self.param.stride

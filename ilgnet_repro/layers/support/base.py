@@ -183,6 +183,9 @@ class Layer(nn.Module):
     # Why it cannot be written as ONNX or plain Python; empty where it can.
     no_onnx: str = ""
     no_source: str = ""
+    # Why it keeps float32 where a net is computed in float16; empty for products (a runtime sums them in float32), maxima,
+    # and layers that move values.
+    no_float16: str = "neither products nor maxima"
 
     def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
         """Check the node and read its fields.

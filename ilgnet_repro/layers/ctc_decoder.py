@@ -39,13 +39,27 @@ def first_sequence(indicators: Tensor) -> Tensor:
 
 
 def edit_distance(found: list[int], wanted: list[int]) -> int:
-    """Return the least number of insertions, deletions and replacements from one list to the other."""
-    row = list(range(len(wanted) + 1))
-    for index, value in enumerate(found):
-        above, row = row, [index + 1]
-        for column, other in enumerate(wanted):
-            row.append(min(above[column + 1] + 1, row[column] + 1, above[column] + (value != other)))
-    return row[-1]
+    """Return the least number of insertions, deletions and replacements from one list to the other.
+
+    A row of the usual table is two integers, with a bit for each element of ``wanted``: where the row rises by one
+    from the element before, and where it falls (Myers, 1999, in the form of Hyyrö, 2003).
+    """
+    if not wanted:
+        return len(found)
+    places: dict[int, int] = {}
+    for index, value in enumerate(wanted):
+        places[value] = places.get(value, 0) | 1 << index
+    every, last = (1 << len(wanted)) - 1, 1 << len(wanted) - 1
+    rises, falls, distance = every, 0, len(wanted)
+    for value in found:
+        equal = places.get(value, 0)
+        level = (((equal & rises) + rises) ^ rises) | equal | falls
+        up, down = falls | every & ~(level | rises), rises & level
+        distance += bool(up & last) - bool(down & last)
+        up, down = up << 1 | 1, down << 1
+        rises = every & (down | ~(equal | falls | up))
+        falls = every & up & (equal | falls)
+    return distance
 
 
 def sequence_accuracy(rows: Tensor, targets: list[list[int]]) -> tuple[float, float]:
@@ -89,6 +103,8 @@ uses(ctc_tops, greedy_decode, sequence_accuracy)
 
 # ---------------------------------------------------------------------- layer
 
+MOST_PAIRS = 10**10  # of a step and a label, for the accuracy of a batch: five seconds
+
 
 @register_layer("CTCGreedyDecoder")
 class CTCGreedyDecoder(Layer):
@@ -131,7 +147,10 @@ class CTCGreedyDecoder(Layer):
         for shape in others[1:]:
             self._check_pair("targets", shape, (steps, items))
         if self._has_labels(x, others):
+            self._check_pairs(items, steps, prod(others[0][1:]))
             return LayerPlan([(1, 2, 1, 1)])
+        if "accuracy" in self.wanted:
+            self._check_pairs(items, steps, steps)
         if others:
             self._check_pair("indicators", others[0], (steps, items))
         shapes = {"labels": (items, steps, 1, 1), "score": (items, 1, 1, 1), "accuracy": (1, 1, 1, 1)}
@@ -140,6 +159,13 @@ class CTCGreedyDecoder(Layer):
     def _check_pair(self, what: str, shape: Shape, wanted: Shape) -> None:
         if shape[:2] != wanted or prod(shape[2:]) != 1:
             raise self.error(f"{what} {list(shape)} must be {wanted[0]}×{wanted[1]}")
+
+    def _check_pairs(self, items: int, steps: int, labels: int) -> None:
+        if items * steps * labels > MOST_PAIRS:
+            raise self.error(
+                f"the accuracy compares {steps:,} steps with {labels:,} labels in each of {items:,} items; at most "
+                f"{MOST_PAIRS:,} pairs are supported"
+            )
 
     def _has_labels(self, x: Shape, others: tuple[Shape, ...]) -> bool:
         """Whether the second bottom holds caffe_ocr's labels N×L; ChWick's indicators are T×N."""

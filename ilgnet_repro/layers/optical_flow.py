@@ -64,6 +64,7 @@ def flow_warp(x: Tensor, flow: Tensor, fill: float) -> Tensor:
 
 MOST_SHIFTS = 10_000  # each is a slice and a product; FlowNet has 441
 MOST_PADDED = 1 << 26  # values of a padded bottom, where it is over 16 times what the bottom and the top hold
+MOST_OUTSIDE = 1 << 26  # values of a top, where it has over 16 times the positions of the bottom
 
 
 class _Correlation(Layer):
@@ -120,7 +121,13 @@ class _Correlation(Layer):
                 f"kernel_size {self.kernel} and pad {self.param.pad}"
             )
         padded = a[0] * a[1] * (a[2] + 2 * self.pad[0]) * (a[3] + 2 * self.pad[1])
-        held = prod(a) + a[0] * len(self.shifts) * prod(counts)
+        values = a[0] * len(self.shifts) * prod(counts)
+        if values > MOST_OUTSIDE and prod(counts) > 16 * prod(a[2:]):
+            raise self.error(
+                f"pad {self.param.pad} makes {values:,} values of bottom {list(a)}, most of them of positions outside "
+                "it; pad less"
+            )
+        held = prod(a) + values
         if padded > max(MOST_PADDED, 16 * held):
             raise self.error(
                 f"pad {self.param.pad} makes {padded:,} values of bottom {list(a)}, of which the {prod(counts):,} "

@@ -14,6 +14,7 @@ Exit status 0 only without a defect; the last line is the figure.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import fcntl
 import importlib
 import os
@@ -39,13 +40,12 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import cv2
 import numpy as np
 import torch
+from children import SECONDS, hangs, place_in, resident
 
 from ilgnet_repro.cli import main as cli
 from ilgnet_repro.schema import caffe_pb2 as pb
 
 torch.set_num_threads(1)
-SECONDS = 10.0  # of the processor; pt2 takes half of it
-WALL = 60.0  # for a child that waits for something
 MEMORY = 1 << 30
 PIPE = 1 << 20
 
@@ -67,6 +67,12 @@ SOLVER = """net: "train.prototxt" base_lr: 0.001 lr_policy: "fixed" momentum: 0.
 snapshot_prefix: "out/s" random_seed: 3
 """
 
+LOG = """I0101 00:00:00.000000 1 net.cpp:58] Initializing net from parameters:
+layer { name: "d" type: "Data" top: "data" top: "label" data_param { source: "db" batch_size: 2 } }
+I0101 00:00:00.000000 1 layer_factory.hpp:77] Creating layer d
+I0101 00:00:00.000000 1 caffe.cpp:313] Batch 0, accuracy = 0.5
+I0101 00:00:00.000000 1 caffe.cpp:313] Batch 1, accuracy = 1
+"""
 CHAIN = SOLVER.replace(
     "max_iter: 4 snapshot: 2", "max_iter: 30 snapshot: 4"
 )  # within a pass of the three rows
@@ -207,7 +213,9 @@ def start(
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for number, (_, writing) in enumerate(pipes, 1):
                 os.dup2(writing, number)
+            stack = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 256)  # stderr, whatever ``prepare`` makes of it
             os.closerange(3, 256)
+            faulthandler.register(signal.SIGUSR1, file=stack)
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
             os.chdir(cwd)
@@ -233,7 +241,11 @@ def start(
             if not data:
                 os.close(handle)
                 del reading[handle]
-        if time.monotonic() - began > WALL:
+        if hangs(child, time.monotonic() - began, 0):
+            os.kill(child, signal.SIGUSR1)
+            time.sleep(1)
+            for handle in select.select(list(reading), [], [], 0)[0]:
+                texts[reading[handle]] += os.read(handle, 1 << 16)
             os.kill(child, signal.SIGKILL)
             hung = True
             break
@@ -245,14 +257,10 @@ def start(
     return End(code, *(text.decode(errors="replace") for text in texts), hung, usage.ru_maxrss * 1024 - base)
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def fault_of(end: End, *, silent: bool = False) -> str:
     """What is wrong with the way a command ended, or ""."""
     if end.hung:
-        return f"over {SECONDS:.0f} s"
+        return f"over {SECONDS:.0f} s, in {place_in(end.err)}"
     if end.status == 1 and re.search(r'^  File ".*script\.py", line \d+', end.err, re.MULTILINE):
         return ""  # `caffe run`: the user's own code ends as in Python, with its traceback
     if "Traceback" in end.err or end.status not in (0, 1):
@@ -281,7 +289,7 @@ def fixtures(root: Path) -> None:
     (root / "good.txt").write_text("".join(f"{number}.png {number % 2}\n" for number in range(3)))
     (root / "labels.txt").write_text("n01 low\nn02 high\n")
     (root / "exclude.txt").write_text("5\n7.jpg\n")
-    (root / "caffe.log").write_text("I0101 00:00:00.000000 1 caffe.cpp:313] Batch 0, accuracy = 0.5\n")
+    (root / "caffe.log").write_text(LOG)
     ava = [" ".join(map(str, [i + 1, i + 1, *rng.integers(1, 60, 10).tolist(), 0, 0, 1])) for i in range(60)]
     (root / "AVA.txt").write_text("\n".join(ava) + "\n")
     (root / "net.prototxt").write_text(NET)
@@ -412,7 +420,7 @@ def whole_runs(place: Place) -> Callable[[str, list[str]], Whole]:
         with place as folder:
             before, began = content(folder), time.monotonic()
             end = start(list(argv), folder)
-            fault = f"the whole run gives {end.status}: {end.err[-200:]}"
+            fault = f"the whole run gives {end.status}: {fault_of(end) or end.err[-200:]}"
             is_right = end.status == 0 or (end.status == 1 and name in FAULTY)
             return Whole(before, content(folder), time.monotonic() - began, "" if is_right else fault)
 

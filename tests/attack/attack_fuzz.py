@@ -48,6 +48,7 @@ import lmdb
 import numpy as np
 import onnx
 import torch
+from children import SECONDS, hangs, place_in, processor_seconds, resident
 
 from ilgnet_repro.caffe.blob import read_blob, write_blob
 from ilgnet_repro.caffe.caffemodel import open_caffemodel, write_caffemodel
@@ -70,9 +71,7 @@ for _module in ("export.convert", "export.to_onnx", "export.to_python", "export.
                 "reading.lmdb_build", "reading.sheet_page", "reading.lmdb_check", "train.loop"):  # fmt: skip
     importlib.import_module(f"ilgnet_repro.{_module}")
 
-MEMORY, SECONDS = 1 << 30, 10.0  # of the processor
-WALL = 6  # times as long, for what waits: the machine may be busy
-STARVED = 10  # times that, for a child that the machine gives no processor
+MEMORY = 1 << 30
 LIMIT = 4 << 30  # RLIMIT_AS above what a child begins with
 GROUPS: dict[str, Counter] = {}
 FIRST: dict[tuple[str, str], str] = {}
@@ -90,19 +89,10 @@ def place_of(trace) -> str:
     return f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def limit_memory() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def processor_seconds(child: int) -> float:
-    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stack_of(child: int, file) -> str:
@@ -110,8 +100,7 @@ def stack_of(child: int, file) -> str:
     os.kill(child, signal.SIGUSR1)
     time.sleep(1)
     file.seek(0)
-    frames = re.findall(r'File "[^"]*?/ilgnet_repro/([^"]+)", line (\d+)', file.read())
-    return ":".join(frames[0]) if frames else "?"
+    return place_in(file.read())
 
 
 def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
@@ -167,9 +156,7 @@ def batch(group: str, cases: list, work, seconds: float, show=repr) -> None:
                     index = number + 1
                     if verdict:
                         found(group, verdict, show(cases[number]))
-            elif (waited := time.monotonic() - last) > SECONDS * WALL and (
-                processor_seconds(child) - used > SECONDS or waited > SECONDS * WALL * STARVED
-            ):
+            elif hangs(child, time.monotonic() - last, used):
                 hung = f"hang at {stack_of(child, stack)}"
                 os.kill(child, signal.SIGKILL)
                 break
@@ -217,7 +204,7 @@ def command(
             done, status, usage = os.wait4(child, os.WNOHANG)
             if done:
                 break
-            if time.monotonic() - began > seconds * WALL:
+            if hangs(child, time.monotonic() - began, seconds - SECONDS):
                 os.kill(child, signal.SIGKILL)
                 _, status, usage = os.wait4(child, 0)
                 hung = True

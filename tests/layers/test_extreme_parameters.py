@@ -72,6 +72,18 @@ REFUSED = {
         "op (Correlation): pad 9000 makes 1,945,836,432 values of bottom [2, 3, 8, 9], of which the 49 positions",
     ),
     **{
+        f"{kind}-of-tops-outside-the-image": (
+            (1, 3, height, 9),
+            f'type: "{kind}" {BOTTOM} correlation_param {{ kernel_size: 1 max_displacement: 20 {fields} }}',
+            f"op ({kind}): pad {pad} makes {values} values of bottom [1, 3, {height}, 9], most of them of positions "
+            "outside it; pad less",
+        )
+        for kind, height, pad, fields, values in (
+            ("Correlation", 8, 1000, "stride_2: 2 pad: 1000", "1,708,871,472"),
+            ("Correlation1D", 700, 2000, "pad: 2000", "113,910,300"),
+        )
+    },
+    **{
         f"filler-{name}": ((2, 3, 4, 5), f"type: {layer}", message)
         for name, layer, message in (
             (

@@ -10,6 +10,7 @@ import pytest
 from one_layer import assert_all_uses, build, draw, gradients, run, run_onnx, run_source
 
 from ilgnet_repro.errors import LayerError
+from ilgnet_repro.layers.ctc_decoder import edit_distance
 
 
 def softmax(row) -> np.ndarray:
@@ -109,6 +110,27 @@ def test_greedy_decoder_keeps_repetitions():
     assert_all_uses(net, [x], [np.array([[1, 0, -1, -1], [0, -1, -1, -1]], np.float32)[:, :, None, None]])
 
 
+def test_edit_distance_is_that_of_the_table():
+    rng = np.random.default_rng(5)
+    for size in (0, 1, 2, 7, 70, 130):  # also beyond the bits of a machine word
+        for kinds in (1, 2, 5):
+            found, wanted = (
+                rng.integers(0, kinds, max(0, size - cut)).tolist() for cut in rng.permutation(4)[:2]
+            )
+            table = np.add.outer(np.arange(len(found) + 1), np.arange(len(wanted) + 1))
+            for i, j in np.ndindex(len(found), len(wanted)):
+                table[i + 1, j + 1] = min(
+                    table[i, j + 1] + 1, table[i + 1, j] + 1, table[i, j] + (found[i] != wanted[j])
+                )
+            assert edit_distance(found, wanted) == table[-1, -1]
+
+
+def test_decoder_of_many_steps_without_an_accuracy_and_of_as_many_as_fit():
+    shape = (50_001, 4, 3)
+    assert build("CTCGreedyDecoder", [shape, shape[:2], shape[:2]], "", 1)
+    assert build("CTCGreedyDecoder", [(50_000, 4, 3), (50_000, 4), (50_000, 4)], "", 2)
+
+
 def test_lstm_of_several_streams_takes_the_hidden_term_of_the_first():
     net = build(
         "Lstm", [(6, 3)], 'lstm_param { num_output: 2 batch_size: 3 weight_filler { type: "xavier" } }'
@@ -164,6 +186,12 @@ REFUSED = {
     "decoder either": ("CTCGreedyDecoder", [(2, 2, 4), (2, 2)], "", 1,
                        "the second bottom [2, 2] may be caffe_ocr's labels N×L or ChWick's indicators T×N; use another "
                        "batch size than the 2 steps"),
+    "decoder pairs": ("CTCGreedyDecoder", [(50_001, 4, 3), (50_001, 4), (50_001, 4)], "", 2,
+                      "the accuracy compares 50,001 steps with 50,001 labels in each of 4 items; at most "
+                      "10,000,000,000 pairs are supported"),
+    "decoder labels": ("CTCGreedyDecoder", [(50_001, 2, 3), (2, 100_000)], "", 1,
+                       "the accuracy compares 50,001 steps with 100,000 labels in each of 2 items; at most "
+                       "10,000,000,000 pairs are supported"),
 }  # fmt: skip
 
 

@@ -127,10 +127,11 @@ opsets: $(READY)
 consumers: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/consumers.py --write
 
-# Written Python under torch's own tools: the second table of docs/consumers.md; about ten minutes.
+# Written Python under torch's own tools: the second table of docs/consumers.md; about ten minutes, and it continues where
+# it was stopped.
 sources: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) tests/helpers/source_sweep.py --only zoo layers \
-		--tools trace compile export symbolic quantized --write
+	OMP_NUM_THREADS=1 $(RUN) tests/helpers/source_sweep.py --only zoo layers deployed \
+		--tools trace compile inductor export symbolic quantized --write
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -1,16 +1,18 @@
-"""What consumers of our ONNX files make of them: nets of the zoo (an eighth of the channels) and small ones.
+"""What consumers of our ONNX files make of them: nets of the zoo (an eighth of the channels), small and deployed ones.
 
-    python benchmarks/consumers.py [--venvs .make/consumers] [--only opencv4 ...] [--nets alexnet ...] [--write]
+    python benchmarks/consumers.py [--venvs .make/consumers] [--only opencv4 ...] [--nets alexnet ...] [--again] [--write]
     python benchmarks/consumers.py --layers [--only onnxsim ...]
 
 Every consumer runs in its own virtual environment, made on the first run (several GB), and in its own process.
-With --write the figures go into docs/consumers.md, between the markers.  --layers takes every recorded layer instead, and
-compares with what Caffe or its forks computed.
+What was measured is kept beside the environments, so that a run that was stopped continues where it was; a net whose file
+has changed since, or --again, is measured again.  With --write the figures go into docs/consumers.md, between the markers.
+--layers takes every recorded layer instead, and compares with what Caffe or its forks computed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -18,7 +20,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
+from deployed_nets import deployed_nets  # noqa: E402
 from fork_nets import FORK_TEXTS  # noqa: E402
 from golden_cases import (  # noqa: E402
     FORK_NAMES,
@@ -50,6 +53,7 @@ from ilgnet_repro.runtime.net import CaffeNet  # noqa: E402
 PAGE = ROOT / "docs" / "consumers.md"
 START, END = "<!-- consumers:start -->", "<!-- consumers:end -->"
 RIGHT = 1e-4  # of the largest value: another order of float32 sums
+AT_ONCE = 6  # nets that one process of a consumer runs, after which they are kept
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,13 @@ class Consumer:
     packages: tuple[str, ...]
     allowed: float = RIGHT
     needs_torch: bool = False
-    zoo: tuple[str, ...] = NETS  # fewer for what takes minutes per net
+    small_only: bool = False
     note: str = ""
 
-    @property
-    def nets(self) -> tuple[str, ...]:
-        return (*self.zoo, *SMALL)
+    def runs(self, net: Net) -> bool:
+        return not self.small_only or net.name in SMALL
 
 
-# For converters that take long.
-FEW = ("squeezenet", "alexnet", "mobilenet", "resnet50", "mobilenet_ssd")
 CONSUMERS = {
     "ort_old": Consumer("ONNX Runtime, the oldest that setup.cfg allows", "onnxruntime", ("onnxruntime==1.20.0",)),
     "ort_new": Consumer("ONNX Runtime, the newest", "onnxruntime", ("onnxruntime>=1.32",)),
@@ -82,40 +83,40 @@ CONSUMERS = {
     ),
     "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",), note="its limit: no Scan (LSTM)"),
     "reference": Consumer(
-        "the onnx package's reference implementation", "reference", (), zoo=(),
+        "the onnx package's reference implementation", "reference", (), small_only=True,
         note="in NumPy, the small nets only; its LRN is not that of the standard: `--fast-lrn` avoids it",
     ),
-    "onnxsim": Consumer("onnxsim, then ONNX Runtime", "onnxsim", ("onnxsim", "onnxruntime"), zoo=FEW),
-    "onnxslim": Consumer("onnxslim, then ONNX Runtime", "onnxslim", ("onnxslim", "onnxruntime"), zoo=FEW),
+    "onnxsim": Consumer("onnxsim, then ONNX Runtime", "onnxsim", ("onnxsim", "onnxruntime")),
+    "onnxslim": Consumer("onnxslim, then ONNX Runtime", "onnxslim", ("onnxslim", "onnxruntime")),
     "dynamic": Consumer(
         "ONNX Runtime's dynamic quantization", "dynamic",
-        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
         allowed=0.25, note="its eight bits: other detections of the SSD",
     ),
     "static": Consumer(
         "ONNX Runtime's static quantization", "static",
-        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
         allowed=0.25, note="its eight bits: other maxima in the pooling whose mask SegNet reads",
     ),
     "float16": Consumer(
         "onnxconverter-common's float16", "float16",
-        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"), zoo=FEW,
+        ("onnxruntime==1.31.1", "onnx", "onnxconverter-common", "sympy"),
         allowed=2e-2, note="its limit: Cast nodes to float32 (SSD, SegNet); `--precision float16` writes such files",
     ),
     "onnx2torch": Consumer(
-        "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), zoo=FEW, needs_torch=True,
+        "onnx2torch", "onnx2torch", ("--no-deps", "onnx2torch==1.5.15", "torchvision==0.29.2"), needs_torch=True,
         note="its limits: no ScatterElements or Scan (SSD, SegNet, LSTM)",
     ),
     "pnnx": Consumer(
-        "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"), zoo=FEW,
+        "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"),
         note="their limits: no batch axis, no scattering, no reduction of all axes",
     ),
     "litert": Consumer(
-        "litert-torch, then LiteRT (`--to tflite`)", "litert", ("litert-torch",), zoo=FEW, needs_torch=True,
+        "litert-torch, then LiteRT (`--to tflite`)", "litert", ("litert-torch",), needs_torch=True,
     ),
-    "onnx2tf": Consumer("onnx2tf, then LiteRT", "tflite", ("onnx2tf",), zoo=FEW),
+    "onnx2tf": Consumer("onnx2tf, then LiteRT", "onnx2tf", ("onnx2tf",)),
     "coreml": Consumer(
-        "coremltools, from the torch source", "coremltools", ("coremltools",), zoo=FEW, needs_torch=True,
+        "coremltools, from the torch source", "coremltools", ("coremltools",), needs_torch=True,
         note="Core ML runs on macOS only: elsewhere it is converted, not run",
     ),
 }  # fmt: skip
@@ -181,17 +182,17 @@ class Net:
     outputs: dict[str, np.ndarray]
 
     @property
+    def digest(self) -> str:
+        return hashlib.sha256((self.folder / "net.onnx").read_bytes()).hexdigest()
+
+    @property
     def job(self) -> Job:
         return Job(self.folder / "net.onnx", self.inputs, list(self.outputs))
 
 
 def make_nets(folder: Path, chosen: Sequence[str]) -> Iterator[Net]:
     """Write the nets' files."""
-    for name in [*NETS, *SMALL]:
-        if chosen and name not in chosen:
-            continue
-        net = drawn_net(narrow_text(name) if name in NETS else parse_net(SMALL[name]))
-        inputs = {key: _scaled(value) for key, value in seeded_inputs(net, 1).items()}
+    for name, net, inputs in _nets(chosen):
         place = folder / name.replace(" ", "_")
         place.mkdir()
         with torch.inference_mode():
@@ -199,6 +200,14 @@ def make_nets(folder: Path, chosen: Sequence[str]) -> Iterator[Net]:
         onnx.save(build_onnx(net), str(place / "net.onnx"))
         _save_source(net, place)
         yield Net(name, place, {key: value.numpy() for key, value in inputs.items()}, outputs)
+
+
+def _nets(chosen: Sequence[str]) -> Iterator[tuple[str, CaffeNet, dict[str, torch.Tensor]]]:
+    for name in [*NETS, *SMALL]:
+        if not chosen or name in chosen:
+            net = drawn_net(narrow_text(name) if name in NETS else parse_net(SMALL[name]))
+            yield name, net, {key: _scaled(value) for key, value in seeded_inputs(net, 1).items()}
+    yield from (one for one in deployed_nets() if not chosen or one[0] in chosen)
 
 
 def make_layers(folder: Path) -> Iterator[Net]:
@@ -233,8 +242,8 @@ def python_of(key: str, venvs: Path) -> str:
     if not consumer.packages:
         return sys.executable
     folder = venvs / ("quant" if "onnxconverter-common" in consumer.packages else key)
-    python = folder / "bin" / "python"
-    if not python.is_file():
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.is_file():
         print(f"installing {', '.join(consumer.packages)} in {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         if consumer.needs_torch:  # that of this package's environment, which pip then finds installed
@@ -245,51 +254,61 @@ def python_of(key: str, venvs: Path) -> str:
             Path(place, "own.pth").write_text(sysconfig.get_path("purelib"))
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, *consumer.packages], check=True)
+        ready.touch()
     return str(python)
 
 
-def off_by(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """The largest difference, relative to the output's largest value; inf for another shape or no number."""
+@dataclass(frozen=True)
+class Measured:
+    """What one consumer made of one net: how far it is off (None for converted, not run), or why that is not known."""
+
+    digest: str
+    version: str
+    apart: float | None = None
+    refused: str = ""
+    otherwise: str = ""
+
+
+def measure(net: Net, one: Ran) -> Measured:
+    if one.outputs is None:
+        return Measured(net.digest, one.version, refused=one.failed[:160])
+    if not one.outputs:
+        return Measured(net.digest, one.version)
     largest = 0.0
-    for name, value in expected.items():
-        other = found.get(name)
-        if (
-            other is None
-            or other.shape != value.shape
-            or not np.array_equal(np.isfinite(other), np.isfinite(value))
-        ):
-            return float("inf")
-        apart = np.abs(other.astype(np.float64) - value)
-        largest = max(largest, float(apart.max(initial=0) / max(1e-6, np.abs(value).max(initial=0))))
-    return largest
+    for name, value in net.outputs.items():
+        other, how = one.outputs.get(name), ""
+        if other is None:
+            how = f"no output {name}"
+        elif other.shape != value.shape:
+            how = f"shape {list(other.shape)} for {list(value.shape)}"
+        elif other.dtype != value.dtype:
+            how = f"{other.dtype} for {value.dtype}"
+        elif not np.array_equal(np.isfinite(other), np.isfinite(value)):
+            how = "other values without a number"
+        if how or other is None:
+            return Measured(net.digest, one.version, otherwise=how)
+        finite = np.isfinite(value)
+        apart = np.abs(other[finite].astype(np.float64) - value[finite])
+        largest = max(largest, float(apart.max(initial=0) / max(1e-6, np.abs(value[finite]).max(initial=0))))
+    return Measured(net.digest, one.version, largest)
 
 
-def row_of(key: str, nets: Sequence[Net], found: Sequence[Ran]) -> tuple[str, list[str]]:
+def row_of(key: str, found: dict[str, Measured]) -> tuple[str, list[str]]:
     """Return a consumer's row of the table, and what it refuses or computes otherwise, with its own reason."""
     consumer, details = CONSUMERS[key], []
-    right, refused, wrong, most = 0, 0, 0, 0.0
-    for net, one in zip(nets, found, strict=True):
-        if one.outputs is None:
+    right, refused, wrong, most = 0, 0, 0, None
+    for name, one in found.items():
+        if one.refused:
             refused += 1
-            details.append(f"{net.name}: {one.failed[:160]}")
-            continue
-        if not one.outputs:  # converted, not run
-            right += 1
-            continue
-        apart = off_by(one.outputs, net.outputs)
-        if apart <= consumer.allowed:
-            right, most = right + 1, max(most, apart)
-        else:
+            details.append(f"{name}: {one.refused}")
+        elif one.otherwise or (one.apart is not None and one.apart > consumer.allowed):
             wrong += 1
-            how = (
-                "another shape, or other values without a number"
-                if np.isinf(apart)
-                else f"off by {apart:.2g}"
-            )
-            details.append(f"{net.name}: **{how}**")
-    version = next((one.version for one in found if one.version), "").partition("-")[0]
-    is_run = any(one.outputs for one in found)
-    how = (str(right), f"{most:.1e}") if is_run else (f"{right} converted", "not run")
+            details.append(f"{name}: **{one.otherwise or f'off by {one.apart:.2g}'}**")
+        else:
+            right += 1
+            most = one.apart if most is None else max(most, one.apart or 0.0)
+    version = next((one.version for one in found.values() if one.version), "").partition("-")[0]
+    how = (str(right), f"{most:.1e}") if most is not None else (f"{right} converted", "not run")
     return (
         f"| {consumer.name} | {version} | {how[0]} | {how[1]} | {refused} | {wrong} | {consumer.note} |",
         details,
@@ -315,14 +334,28 @@ def _plain(text: str) -> str:
     return "".join(f"\\{char}" if char in "<>[]_`|" else char for char in text)
 
 
+def run_nets(key: str, nets: Sequence[Net], venvs: Path, kept: dict[str, Measured]) -> Iterator[None]:
+    """Let a consumer run the nets that are not in `kept` as they are now, a few at once."""
+    missing = [net for net in nets if net.name not in kept or kept[net.name].digest != net.digest]
+    for start in range(0, len(missing), AT_ONCE):
+        some = missing[start : start + AT_ONCE]
+        found = run_consumer(CONSUMERS[key].run, [net.job for net in some], python_of(key, venvs))
+        kept.update({net.name: measure(net, one) for net, one in zip(some, found, strict=True)})
+        yield
+
+
+def show(key: str, found: dict[str, Measured]) -> None:
+    row, details = row_of(key, found)
+    print(row, *details, sep="\n  ", flush=True)
+
+
 def run_layers(keys: Sequence[str], venvs: Path) -> int:
     """Let consumers run every recorded layer; print what each refuses or computes otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         nets = list(make_layers(Path(folder)))
         for key in keys:
             found = run_consumer(CONSUMERS[key].run, [net.job for net in nets], python_of(key, venvs))
-            row, details = row_of(key, nets, found)
-            print(row, *details, sep="\n  ", flush=True)
+            show(key, {net.name: measure(net, one) for net, one in zip(nets, found, strict=True)})
     return 0
 
 
@@ -332,25 +365,34 @@ def main() -> int:
     )
     parser.add_argument("--venvs", default=str(ROOT / ".make" / "consumers"))
     parser.add_argument("--only", nargs="+", choices=CONSUMERS, default=list(CONSUMERS))
-    parser.add_argument("--nets", nargs="+", default=[], choices=[*NETS, *SMALL])
+    parser.add_argument("--nets", nargs="+", default=[], metavar="NET")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if args.layers:
         return run_layers(args.only, Path(args.venvs))
-    store = Path(args.venvs) / "results.json"  # so that one consumer can be measured again
-    stored = json.loads(store.read_text()) if store.is_file() else {}
+    store = Path(args.venvs) / "results.json"
+    text = store.read_text() if store.is_file() else "{}"
+    kept = {
+        key: {name: Measured(**one) for name, one in nets.items()} for key, nets in json.loads(text).items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         nets = list(make_nets(Path(folder), args.nets))
         for key in args.only:
-            chosen = [net for net in nets if net.name in CONSUMERS[key].nets]
-            python = python_of(key, Path(args.venvs))
-            found = run_consumer(CONSUMERS[key].run, [net.job for net in chosen], python)
-            stored[key] = row_of(key, chosen, found)
-            print(stored[key][0], *stored[key][1], sep="\n  ", flush=True)
-            store.write_text(json.dumps(stored, indent=1))
+            chosen = [net for net in nets if CONSUMERS[key].runs(net)]
+            found = kept.setdefault(key, {})
+            if args.again:
+                for net in chosen:
+                    found.pop(net.name, None)
+            for _ in run_nets(key, chosen, Path(args.venvs), found):
+                lines = {of: {name: asdict(one) for name, one in row.items()} for of, row in kept.items()}
+                store.write_text(json.dumps(lines, indent=1))
+            if not args.nets:  # in the nets' order; nets that there are no longer are left out
+                kept[key] = {net.name: found[net.name] for net in chosen}
+            show(key, kept[key])
     if args.write:
-        text = report([(key, *stored[key]) for key in CONSUMERS if key in stored])
+        text = report([(key, *row_of(key, kept[key])) for key in CONSUMERS if key in kept])
         page = PAGE.read_text()
         before, _, rest = page.partition(START)
         PAGE.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")

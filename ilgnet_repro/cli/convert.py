@@ -38,7 +38,19 @@ if TYPE_CHECKING:
     from ..runtime.net import CaffeNet
 
 FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino", "tflite")
-CONSUMERS = ("onnxruntime", "openvino", "opencv")
+CONSUMERS = (
+    *(
+        "onnxruntime",
+        "openvino",
+        "opencv",
+        "reference",
+        "onnxsim",
+        "onnxslim",
+        "onnx2torch",
+        "onnx2tf",
+        "pnnx",
+    ),
+)
 WEIGHTS = (
     ".caffemodel",
     ".caffemodel.h5",

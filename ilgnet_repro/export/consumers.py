@@ -17,11 +17,17 @@ from ..errors import IlgnetError, excerpt
 
 SCRIPT = Path(__file__).with_name("run_consumer.py")
 SECONDS = 1800
-# Consumer -> the module that it needs, and what installs it.
-VERIFIERS = {
-    "onnxruntime": ("onnxruntime", "pip install 'ilgnet_repro[runtime]'"),
-    "openvino": ("openvino", "pip install 'ilgnet_repro[openvino]'"),
-    "opencv": ("cv2", "pip install opencv-python-headless"),
+# Consumer -> the modules that it needs, and what installs them.  Those that quantize are none: their numbers are others.
+VERIFIERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnxruntime": (("onnxruntime",), "pip install 'ilgnet_repro[runtime]'"),
+    "openvino": (("openvino",), "pip install 'ilgnet_repro[openvino]'"),
+    "opencv": (("cv2",), "pip install opencv-python-headless"),
+    "reference": (("onnx",), "pip install onnx"),
+    "onnxsim": (("onnxsim", "onnxruntime"), "pip install onnxsim onnxruntime"),
+    "onnxslim": (("onnxslim", "onnxruntime"), "pip install onnxslim onnxruntime"),
+    "onnx2torch": (("onnx2torch", "torchvision"), "pip install --no-deps onnx2torch torchvision"),
+    "onnx2tf": (("onnx2tf", "ai_edge_litert"), "pip install onnx2tf"),
+    "pnnx": (("pnnx", "ncnn"), "pip install pnnx ncnn"),
 }
 
 Arrays = dict[str, np.ndarray]
@@ -94,6 +100,6 @@ def check_verifier(consumer: str) -> None:
     """Raise IlgnetError unless the consumer is one that verifies and is installed."""
     if consumer not in VERIFIERS:
         raise IlgnetError(f"verify={consumer!r}: choose one of {', '.join(VERIFIERS)}", option="verify")
-    module, remedy = VERIFIERS[consumer]
-    if find_spec(module) is None:
+    modules, remedy = VERIFIERS[consumer]
+    for module in (name for name in modules if find_spec(name) is None):
         raise IlgnetError(f"verify={consumer!r}: {module} is not installed; {remedy}", option="verify")

@@ -61,7 +61,7 @@ def convert(
     """Convert a weights file (`load`) to the formats ``to`` in the folder ``out`` (default: the weights' own).
 
     Files get their names only when all are written (and, with ``verify``, return the net's own outputs;
-    ``verify="openvino"``, "opencv" or "onnxruntime", several separated by commas, also lets these run the ONNX file).
+    ``verify="openvino"`` or another of `consumers.VERIFIERS`, several by commas, lets these run the ONNX file too).
     ``preprocessing`` (a value, or a function of the net) replaces the known one, as do ``labels``, the classes of an
     output, and ``score``, the output that is the score ("blob", or "blob:index" of one with several values).  The
     deviation of quantized weights (``precision``) is measured on ``pictures``, by default on seeded inputs.  The other

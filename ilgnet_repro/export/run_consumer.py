@@ -68,6 +68,7 @@ def onnxsim(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]
     import onnxsim as tool
 
     simple, _ = tool.simplify(onnx.load(model))
+    _check_ends(onnx.load(model), simple)
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(simple, f"{folder}/m.onnx")
         return str(tool.__version__), onnxruntime(f"{folder}/m.onnx", inputs, wanted)[1]
@@ -79,9 +80,33 @@ def onnxslim(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays
     import onnxslim as tool
 
     slim = tool.slim(onnx.load(model))
+    _check_ends(onnx.load(model), slim)
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(slim, f"{folder}/m.onnx")
         return str(tool.__version__), onnxruntime(f"{folder}/m.onnx", inputs, wanted)[1]
+
+
+def _check_ends(model: Any, changed: Any) -> None:
+    """Stop where a model's inputs or outputs have no longer their names or types, or its inputs their lengths."""
+    for what in ("input", "output"):
+        before, after = ({one.name: one for one in getattr(each.graph, what)} for each in (model, changed))
+        for name in {**before, **after}:
+            if name not in after:
+                raise SystemExit(f"it leaves out {what} {name}")
+            if name not in before:
+                raise SystemExit(f"it adds {what} {name}")
+            own, other = before[name].type.tensor_type, after[name].type.tensor_type
+            if own.elem_type != other.elem_type:
+                raise SystemExit(f"it changes the type of {what} {name}")
+            if what == "input" and _lengths(own) != _lengths(other):
+                raise SystemExit(
+                    f"it changes the lengths of input {name}, {_lengths(own)}, to {_lengths(other)}"
+                )
+
+
+def _lengths(tensor: Any) -> list[int | str]:
+    """Return the lengths of a model's input, "open" for those that are not stated."""
+    return [axis.dim_value if axis.HasField("dim_value") else "open" for axis in tensor.shape.dim]
 
 
 def dynamic(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
@@ -229,7 +254,7 @@ def litert(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
     return version("litert-torch"), {name: np.array(found[name]) for name in wanted}
 
 
-def tflite(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
+def onnx2tf(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
     """The TensorFlow Lite file that onnx2tf makes, in LiteRT.
 
     Its images have their channels last, its inputs and outputs an order of their own; -coion keeps their names, which
@@ -305,7 +330,7 @@ def _last_error(text: str) -> str:
 CONSUMERS: dict[str, Callable[[str, Arrays, list[str]], tuple[str, Arrays]]] = {
     "onnxruntime": onnxruntime, "openvino": openvino, "opencv": opencv, "reference": reference, "onnxsim": onnxsim,
     "onnxslim": onnxslim, "dynamic": dynamic, "static": static, "float16": float16, "onnx2torch": onnx2torch,
-    "pnnx": pnnx, "coremltools": coremltools, "litert": litert, "tflite": tflite,
+    "pnnx": pnnx, "coremltools": coremltools, "litert": litert, "onnx2tf": onnx2tf,
 }  # fmt: skip
 
 

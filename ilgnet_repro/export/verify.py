@@ -143,13 +143,29 @@ def compare_in_consumer(
             option="verify",
         )
     check = compare(path, expected, ran.outputs, f"seed {SEED}: {show_inputs(given)}", allowed)
-    if check.differs:
+    blob, how = _other_kind(expected, ran.outputs) or (check.blob, check.how if check.differs else "")
+    if how:
         raise IlgnetError(
-            f"{path.name}: {consumer} {ran.version} computes output {check.blob!r} otherwise than the net, {check.how}; "
+            f"{path.name}: {consumer} {ran.version} computes output {blob!r} otherwise than the net, {how}; "
             "nothing was written; choose another consumer, or leave it out",
             option="verify",
         )
     return replace(check, file=f"{path.name} in {consumer} {ran.version}")
+
+
+def _other_kind(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, np.ndarray]
+) -> tuple[str, str] | None:
+    """Return the first output that is absent, or is of another type or shape, with what it is."""
+    for name, value in expected.items():
+        wanted, other = value.numpy(), found.get(name)
+        if other is None:
+            return name, "it returns none of that name"
+        if other.dtype != wanted.dtype:
+            return name, f"in its type, {other.dtype} for {wanted.dtype}"
+        if other.shape != wanted.shape:
+            return name, f"in its shape, {list(other.shape)} for {list(wanted.shape)}"
+    return None
 
 
 def show_inputs(given: Mapping[str, torch.Tensor]) -> str:

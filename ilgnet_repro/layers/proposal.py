@@ -240,7 +240,10 @@ class _Proposals(Layer):
         foreground = node("Slice", scores, integers(count), integers(2 * count), integers(1))
         flat = node("Reshape", node("Transpose", foreground, perm=[0, 2, 3, 1]), integers(-1))
         if settings.keep_small:
-            flat = node("Where", large, flat, numbers(0))
+            # Small boxes score 0.  Below 0 by their places they keep their order: OpenVINO has its own for equal scores.
+            places = node("Range", np.array(0), node("Squeeze", node("Shape", flat)), np.array(1))
+            places = node("Add", node("Cast", places, to=TensorProto.FLOAT), numbers(1))
+            flat = node("Where", large, flat, node("Mul", places, numbers(-1e-30)))
         else:
             boxes, flat = (node("Compress", value, large, axis=0) for value in (boxes, flat))
         limit = node("Min", node("Shape", flat), integers(settings.top_n[0]))
@@ -256,6 +259,9 @@ class _Proposals(Layer):
         kept = node("Gather", chosen, np.array(2), axis=1)
         regions = node("Pad", node("Gather", boxes, kept), integers(0, 1, 0, 0))
         chosen_scores = node("Gather", best, kept)
+        if settings.keep_small:
+            tiny = node("Less", node("Abs", chosen_scores), numbers(1e-20))
+            chosen_scores = node("Where", tiny, numbers(0), chosen_scores)
         tops = [
             regions,
             chosen_scores if settings.keep_small else node("Unsqueeze", chosen_scores, integers(1)),

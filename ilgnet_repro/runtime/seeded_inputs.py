@@ -193,6 +193,10 @@ def _detections(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape
     return (Uniform(-1, 1), FRACTIONS, Boxes())[index] if index < 3 else None
 
 
+def _maps(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
+    return Uniform(-4, 4)  # sides are their exponentials
+
+
 def _mask(layer: Layer, index: int, bottoms: list[Shape], tops: list[Shape]) -> Values | None:
     return Distinct(prod(tops[0][2:])) if index == 1 else None
 
@@ -221,6 +225,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("RNN", "LSTM"), _at({1: Marks(0, 0.8)})),
     **dict.fromkeys(("ROIPooling", "PSROIPooling", "ROIAlign", "PSROIAlign"), _regions),
     "DetectionOutput": _detections,
+    **dict.fromkeys(("YoloDetectionOutput", "Yolov3DetectionOutput"), _maps),
 }  # fmt: skip
 # Their tops have the values of their bottoms at other positions: the readers of a top limit the bottom.
 _REARRANGES = {

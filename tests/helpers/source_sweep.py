@@ -1,16 +1,19 @@
 """Written Python under torch's own tools: nets of the zoo, deployed nets, and every layer that can be written.
 
-    python tests/helpers/source_sweep.py [--only zoo layers deployed] [--tools trace half] [--inductor] [--write]
+    python tests/helpers/source_sweep.py [--only zoo layers deployed] [--tools trace half] [--again] [--write]
 
-Each tool's result is compared with the written module itself, on other inputs than those that it traced.  With --write the
-table goes into docs/consumers.md, between the markers.
+Each tool's result is compared with the written module itself, on other inputs than those that it traced.  Results are kept
+in .make/sources.json, so that a run that was stopped continues where it was; a net whose source has changed, or --again, is
+checked again.  With --write the table goes into docs/consumers.md, between the markers.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -18,7 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +37,7 @@ from ilgnet_repro.export.verify import seeded_inputs
 from ilgnet_repro.runtime.net import CaffeNet
 
 PAGE = ROOT / "docs" / "consumers.md"
+RESULTS = ROOT / ".make" / "sources.json"
 START, END = "<!-- sources:start -->", "<!-- sources:end -->"
 Outputs = dict[str, Tensor]
 
@@ -46,6 +50,7 @@ class Written:
     module: nn.Module
     given: tuple[Tensor, ...]
     other: tuple[Tensor, ...]
+    digest: str
 
     def fresh(self) -> nn.Module:
         return copy.deepcopy(self.module)
@@ -63,7 +68,8 @@ def written(name: str, net: CaffeNet, inputs: dict[str, Tensor]) -> Written:
     module.load_state_dict({key: value.clone() for key, value in source.state.items()}, assign=True)
     given = tuple(inputs[key].float() for key in source.arguments)
     other = tuple(_other(value) for value in given)
-    return Written(name, module.requires_grad_(False), given, other)
+    digest = hashlib.sha256(source.text.encode()).hexdigest()
+    return Written(name, module.requires_grad_(False), given, other, digest)
 
 
 def _other(value: Tensor) -> Tensor:
@@ -157,12 +163,16 @@ class Tool:
     shown: str
     run: Callable[[Written], Outputs]
     allowed: float | None = 1e-4  # of the largest value; None where only the shapes are compared
+    nets: tuple[str, ...] = ()  # those that it runs, where it takes long
 
+
+# Each compiles C++ for a minute or more.
+INDUCTOR_NETS = ("squeezenet", "mobilenet", "mobilenet_ssd", "omz_emotions", "LSTM-no_cont")
 
 TOOLS = {
     "trace": Tool("`torch.jit.trace`", trace),
     "compile": Tool('`torch.compile`, "aot_eager", whole graph', compile_eager),
-    "inductor": Tool("`torch.compile`, inductor", inductor),
+    "inductor": Tool("`torch.compile`, inductor, a few nets", inductor, nets=INDUCTOR_NETS),
     "export": Tool("`torch.export`", export),
     "strict": Tool("`torch.export`, strict", export_strict),
     "symbolic": Tool("`torch.fx.symbolic_trace`", symbolic),
@@ -257,11 +267,13 @@ def check(one: Written, tool: Tool) -> str:
     return "" if difference <= tool.allowed else f"off by {difference:.2g}"
 
 
-@dataclass
-class Row:
-    right: dict[str, int] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+def table(kinds: list[str], found: dict[str, dict[str, dict[str, str]]]) -> str:
+    """Return the table: for each tool, how many nets of each kind it computes as the module does."""
+    lines = [f"| tool | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
+    for key, of in found.items():
+        cells = (f"{sum(not wrong for wrong in of[kind].values())} of {len(of[kind])}" for kind in kinds)
+        lines.append(f"| {TOOLS[key].shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -273,35 +285,38 @@ def main() -> int:
         "--tools", nargs="+", choices=TOOLS, default=[key for key in TOOLS if key != "inductor"]
     )
     parser.add_argument("--names", nargs="+", default=[])
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = {key: Row() for key in args.tools}
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not args.again else {}
+    found: dict[str, dict[str, dict[str, str]]] = {
+        key: {kind: {} for kind in args.only} for key in args.tools
+    }
     with torch.no_grad():
         for kind in args.only:
             for one in SETS[kind]():
                 if args.names and not any(name in one.name for name in args.names):
                     continue
                 for key in args.tools:
-                    wrong = check(one, TOOLS[key])
-                    row = rows[key]
-                    row.count[kind] = row.count.get(kind, 0) + 1
-                    row.right[kind] = row.right.get(kind, 0) + (not wrong)
-                    if wrong:
-                        row.wrong.append(one.name)
-                        print(f"{one.name}, {key}: {wrong}", flush=True)
-    lines = [f"| tool | {' | '.join(args.only)} |", f"|---|{'---|' * len(args.only)}"]
-    for key, row in rows.items():
-        cells = [f"{row.right.get(kind, 0)} of {row.count.get(kind, 0)}" for kind in args.only]
-        lines.append(f"| {TOOLS[key].shown} | {' | '.join(cells)} |")
-    text = "\n".join(lines)
+                    if TOOLS[key].nets and one.name not in TOOLS[key].nets:
+                        continue
+                    what = f"{kind} {one.name} {key} {one.digest} {torch.__version__}"
+                    if what not in results:
+                        results[what] = check(one, TOOLS[key])
+                        RESULTS.parent.mkdir(exist_ok=True)
+                        RESULTS.write_text(json.dumps(results, indent=1))
+                    found[key][kind][one.name] = results[what]
+                    if results[what]:
+                        print(f"{one.name}, {key}: {results[what]}", flush=True)
+    text = table(args.only, found)
     print(text)
     if args.write:
         page = PAGE.read_text()
         before, _, rest = page.partition(START)
         PAGE.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
-    return int(any(row.wrong for row in rows.values()))
+    return int(any(wrong for of in found.values() for row in of.values() for wrong in row.values()))
 
 
 if __name__ == "__main__":

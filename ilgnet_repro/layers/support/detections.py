@@ -28,7 +28,9 @@ def rows_or_blank(graph: OnnxGraph, found: str, images: str) -> str:
     numbered = node("Range", np.array(0), node("Squeeze", batch), np.array(1))
     first = node("Unsqueeze", node("Cast", numbered, to=TensorProto.FLOAT), integers(1))
     blank = node("Expand", numbers([-1] * 6)[None], node("Concat", batch, integers(6), axis=0))
-    count = node("Shape", found, start=0, end=1)
-    length = node("Where", node("Equal", count, integers(0)), batch, count)
     everything = node("Concat", found, node("Concat", first, blank, axis=1), axis=0)
+    # By the classes, which blank rows have below 0: onnxslim 0.1.98 takes no length for 0 and would drop the choice.
+    classes = node("Gather", everything, integers(1), axis=1)
+    is_blank = node("Less", node("ReduceMax", classes, axes=[0], keepdims=0), numbers([0]))
+    length = node("Where", is_blank, batch, node("Shape", found, start=0, end=1))
     return node("Reshape", node("Slice", everything, integers(0), length, integers(0)), integers(1, 1, -1, 7))

@@ -108,7 +108,7 @@ CONSUMERS = {
         note="its limits: no ScatterElements or Scan (SSD, SegNet, LSTM)",
     ),
     "pnnx": Consumer(
-        "pnnx, then ncnn", "pnnx", ("pnnx", "ncnn"),
+        "pnnx, then ncnn", "pnnx", ("--no-deps", "pnnx", "ncnn"), needs_torch=True,
         note="their limits: no batch axis, no scattering, no reduction of all axes",
     ),
     "litert": Consumer(

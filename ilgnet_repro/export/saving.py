@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -68,7 +68,7 @@ class Saving:
 
     ``net`` is the net to write: folded and with quantized dense weights where requested.
     ``original`` is the caller's net in float32.  ``notes`` list the changes;
-    ``weight_notes`` those of float16 weights, for the formats that store them.
+    ``weight_notes`` those of weights in fewer bits, for the formats that store them.
     """
 
     net: CaffeNet
@@ -158,6 +158,7 @@ def make_saving(
             quantized, weight_notes = dict(halved.weights), halved.notes
         else:
             quantized = quantize_dense(saved.plan, arrays, options.precision)
+            weight_notes = _dense_only(saved, options.precision, quantized)
         saved = rebuild(saved, saved.plan, arrays)
         for name, weight in quantized.items():
             attach_quantized(saved.layer(name), weight)
@@ -183,6 +184,20 @@ def dense_notes(saving: Saving) -> tuple[str, ...]:
     if precision == "float16":
         return ("no weights to keep in float16: every blob is float32",)
     return (f"no dense weights to keep in {precision}: every blob is float32",)
+
+
+def _dense_only(net: CaffeNet, precision: str, quantized: Collection[str]) -> tuple[str, ...]:
+    """Say which weights int8 and bfloat16 reach: those of InnerProduct layers."""
+    if not quantized:
+        return ()
+    others = sum(
+        blobs[0].name == WEIGHT and len(blobs[0].shape) > 1 and name not in quantized
+        for name, blobs in net.plan.blobs.items()
+        if blobs
+    )
+    rest = f"; those of {others} other{'s' if others != 1 else ''} stay float32" if others else ""
+    count = len(quantized)
+    return (f"{precision}: the weights of {count} InnerProduct layer{'s' if count != 1 else ''}{rest}",)
 
 
 def _derived(saving: Saving) -> About:

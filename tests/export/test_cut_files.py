@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,16 @@ layer { name: "prior" type: "PriorBox" bottom: "conv" bottom: "data" top: "prior
 layer { name: "find" type: "DetectionOutput" bottom: "loc" bottom: "flat" bottom: "prior" top: "found"
   detection_output_param { num_classes: 2 keep_top_k: 3 nms_param { nms_threshold: 0.5 } } }
 """
-SUFFIXES = (".safetensors", ".caffemodel", ".caffemodel.h5", ".onnx", ".pt2", ".py")
+NEEDS = {".xml": "openvino", ".tflite": "litert_torch"}
+SUFFIXES = [
+    *(".safetensors", ".caffemodel", ".caffemodel.h5", ".onnx", ".pt2", ".py"),
+    *(
+        pytest.param(
+            suffix, marks=pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
+        )
+        for suffix, module in NEEDS.items()
+    ),
+]
 # Outputs, inputs, the batch, the inputs' shapes at which the file is run.
 CASES = {
     "before DetectionOutput": (["loc", "flat"], [], None, {"data": (3, 3, 9, 7)}),
@@ -57,6 +68,14 @@ def run_file(path: Path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarra
     if path.suffix == ".py":
         net = load_module(path, path.with_name(f"{path.stem}.weights.safetensors"), "Detector")
         found = net(*inputs.values())
+    elif path.suffix == ".xml":
+        compiled = (
+            import_module("openvino").Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        )
+        found = {port.get_any_name(): value for port, value in compiled(inputs).items()}
+    elif path.suffix == ".tflite":
+        interpreter = import_module("ai_edge_litert.interpreter").Interpreter(str(path))
+        found = interpreter.get_signature_runner()(**{name: value.numpy() for name, value in inputs.items()})
     elif path.suffix == ".pt2":
         found = torch.export.load(path).module()(**inputs)
     else:
@@ -78,6 +97,8 @@ def test_each_format_holds_the_part(tmp_path, suffix, outputs, inputs, batch, sh
         blobs = whole({"data": images}, blobs=[*outputs, *(name for name in inputs)])
     given = {name: images if name == "data" else blobs[name] for name in shapes}
     path = tmp_path / f"part{suffix}"
+    if suffix == ".tflite":
+        batch = len(next(iter(given.values())))  # its sizes are fixed
     ir.save(whole, path, outputs=outputs, inputs=inputs, batch=batch)
     found = run_file(path, given)
     assert set(found) == set(outputs)

@@ -105,6 +105,7 @@ def test_the_deviation_is_measured_on_given_images(tmp_path) -> None:
         cv2.imwrite(name, np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     how = Preprocessing(size=(9, 7), mean_value=(100.0,), scale=0.01)
     report = ir.convert(tmp_path / "s.caffemodel", precision="int8", preprocessing=how, pictures=names)
+    assert "int8: the weights of 1 InnerProduct layer; those of 1 other stay float32" in report.notes
     (cost,) = report.deviations
     original = ir.load_net(tmp_path / "s.prototxt", tmp_path / "s.caffemodel")
     net = ir.load(tmp_path / "s.safetensors")

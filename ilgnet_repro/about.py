@@ -70,6 +70,43 @@ class Source:
         return cls(**stated)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The layers that hold weights drawn at random, ``of`` so many that have weights."""
+
+    layers: tuple[str, ...]
+    of: int
+
+    def describe(self) -> str:
+        """Return what is drawn in a few words."""
+        if len(self.layers) >= self.of:
+            return f"drawn at random: all {self.of} layers" if self.of > 1 else "drawn at random"
+        more = f" and {len(self.layers) - FEW} more" if len(self.layers) > FEW else ""
+        shown = ", ".join(self.layers[:FEW])
+        return f"drawn at random: {len(self.layers)} of {self.of} layers: {shown}{more}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"layers": list(self.layers), "of": self.of}
+
+    @classmethod
+    def from_json(cls, values: Any) -> Drawn | None:
+        """Read the result of `to_json`; None is nothing drawn.  Raises FormatError on anything else."""
+        if values is None:
+            return None
+        is_valid = (
+            isinstance(values, dict)
+            and values.keys() == {"layers", "of"}
+            and isinstance(values["layers"], list)
+            and all(isinstance(name, str) for name in values["layers"])
+            and type(values["of"]) is int
+            and 0 < len(values["layers"]) <= values["of"]
+        )
+        if not is_valid:
+            raise FormatError("about: drawn: not as this package writes it; convert the weights again")
+        return cls(tuple(values["layers"]), values["of"])
+
+
 @dataclass(frozen=True, repr=False)
 class About:
     """The metadata of a net.
@@ -77,7 +114,7 @@ class About:
     ``assumed`` means that preprocessing, labels and score are those of a model with the same layers, which
     may differ from the model these weights were trained as.  ``model`` is the name of the known model.  ``prototxt``
     is where the net's text was found, ``extra_layers`` are layers of the weights file that the net lacks, ``drawn``
-    those that were drawn by their fillers because the file lacks them.
+    those whose weights were drawn at random (`runtime.drawn.about_now` compares them with what was drawn).
     ``image_order`` is the channel order of a net that prepares uint8 images itself.
     """
 
@@ -92,17 +129,28 @@ class About:
     extra_layers: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
     image_order: str = ""
-    drawn: tuple[str, ...] = ()
+    drawn: Drawn | None = None
 
     @property
     def random(self) -> str:
         """Why the outputs mean nothing, as far as it is known: the file states random weights, or layers were drawn."""
         if self.source is not None and RANDOM_MARK in self.source.net:
             return f"the file says: {self.source.net}"
-        if self.drawn:
-            more = f" and {len(self.drawn) - FEW} more" if len(self.drawn) > FEW else ""
-            return f"drawn by fillers: {', '.join(self.drawn[:FEW])}{more}"
-        return ""
+        return self.drawn.describe() if self.drawn else ""
+
+    @property
+    def is_random_in_part(self) -> bool:
+        """Whether only some of the layers hold random weights."""
+        return bool(self.random) and self.drawn is not None and len(self.drawn.layers) < self.drawn.of
+
+    @property
+    def random_notes(self) -> tuple[str, ...]:
+        """A line for users of random weights; none for other weights."""
+        if not self.random:
+            return ()
+        if self.is_random_in_part:
+            return (f"{RANDOM_MARK} in part of the net, so its scores may mean nothing ({self.random})",)
+        return (f"{RANDOM_MARK}, its scores mean nothing ({self.random})",)
 
     def stating(self, preprocessing: Preprocessing) -> About:
         """Return this with the caller's preprocessing; a note keeps what else was assumed."""
@@ -139,6 +187,7 @@ class About:
             **({"assumed": True} if self.assumed else {}),
             **({"labels": list(self.labels)} if self.labels else {}),
             **({"score": _stated(self.score)} if self.score else {}),
+            **({"drawn": self.drawn.to_json()} if self.drawn else {}),
         }
         return {
             **({"source": json_text(self.source.to_json())} if self.source else {}),
@@ -203,7 +252,8 @@ def _read_about(values: dict[str, Any]) -> dict[str, Any]:
     if not is_valid:
         raise FormatError("about: not as this package writes it; convert the weights again")
     at = None if score is None else ScoreAt(**score)
-    return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at}
+    drawn = Drawn.from_json(values.get("drawn"))
+    return {"model": model, "assumed": guess, "labels": tuple(labels), "score": at, "drawn": drawn}
 
 
 # --------------------------------------------------------------------------- what is known of a net

@@ -153,6 +153,10 @@ class DataError(IlgnetError):
     """An image, list, mean file or database cannot be used."""
 
 
+class ValuesError(DataError, ValueError):
+    """Arrays given to a function do not fit each other or its range; also a ValueError, as NumPy users expect."""
+
+
 class DownloadError(IlgnetError):
     """A released file could not be downloaded completely."""
 

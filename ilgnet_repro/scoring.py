@@ -23,6 +23,7 @@ from .prepare_images import list_images, open_pixels, prepare_numbered, stack_pi
 from .reading.parallel import cores, ordered_map
 from .reading.photos import Photo, decode_photo, read_file
 from .reading.preprocessing import Preprocessing
+from .runtime.drawn import about_now
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
 from .runtime.net import CaffeNet
@@ -384,7 +385,8 @@ def check_batch(batch: int) -> None:
 
 def prepared_about(net: Runnable, preprocessing: Preprocessing | None) -> About:
     """Return what is known of a net, with the ``preprocessing`` stated. Raises IlgnetError where there is none."""
-    about = net.about if preprocessing is None else net.about.stating(preprocessing)
+    about = about_now(net)
+    about = about if preprocessing is None else about.stating(preprocessing)
     if about.preprocessing is None and not about.image_order:
         raise IlgnetError(
             f"net {net.name!r}: nothing says how its images are prepared; state it as preprocessing=",

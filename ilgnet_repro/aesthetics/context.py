@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from .. import opencv as cv2
-from ..about import RANDOM_MARK
 from ..errors import IlgnetError
 from ..files import file_sha256
 from ..known import find_model
@@ -27,7 +26,8 @@ from .results import Source
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file; ``release`` is the released file it is or comes from, ``random`` what the file states.
+    """A weights file; ``release`` is the released file it is or comes from, ``random`` whether they
+    were drawn at random, in part at least, by what the file states.
 
     How a release's weights were changed (folded, fewer bits) is in the source's ``known_as``; weights
     that were trained on since come from no release.
@@ -42,14 +42,13 @@ def identify_weights(path: str | os.PathLike[str], net: Runnable) -> Weights:
     """Find out what a weights file is; ``net`` is what was loaded from it."""
     sha256 = file_sha256(path)
     origin = net.about.source
-    name = origin.net if origin else ""
     release = known_release(sha256)
     known_as = release.name if release else None
     if release is None and origin is not None and origin.sha256 is not None:
         release = known_release(origin.sha256)
         how = f" ({origin.derived})" if origin.derived else ""
         known_as = f"converted from {release.name}{how}" if release else None
-    return Weights(Source(os.fspath(path), sha256, known_as), release, RANDOM_MARK in name)
+    return Weights(Source(os.fspath(path), sha256, known_as), release, bool(net.about.random))
 
 
 def weights_warnings(weights: Weights, dataset: str) -> list[str]:

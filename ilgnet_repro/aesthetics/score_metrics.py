@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..errors import ValuesError
 from ..intervals import RESAMPLES
 from ..intervals import bootstrap as resampled
 from .metrics import emd, lcc, mse, srcc
@@ -22,11 +23,12 @@ Metric = Callable[..., Measured]
 def accuracy_at(predicted: np.ndarray, target: np.ndarray, cut: float = 5.0) -> Measured:
     """Return the share of N images of which both (N,) scores, or neither, are above ``cut``; with Wilson's interval.
 
-    1/N Σ [p_n > c] = [t_n > c]; AVA's c is 5 (Murray et al., 2012: of high quality where the mean is above 5).
+    1/N Σ [p_n > c] = [t_n > c], 0 to 1; AVA's c is 5 (Murray et al., 2012: of high quality where the mean is above 5).
+    There is none of values that are not finite, or of no image. Raises ValuesError on shapes that differ.
     """
     predicted, target = np.asarray(predicted), np.asarray(target)
     if predicted.shape != target.shape or predicted.ndim != 1:
-        raise ValueError(f"{predicted.shape} predictions for {target.shape} scores")
+        raise ValuesError(f"{predicted.shape} predictions for {target.shape} scores")
     if not (np.isfinite(predicted).all() and np.isfinite(target).all()):
         return missing("a value is not finite")
     return proportion(int(((predicted > cut) == (target > cut)).sum()), len(target))
@@ -35,15 +37,16 @@ def accuracy_at(predicted: np.ndarray, target: np.ndarray, cut: float = 5.0) -> 
 def image_emds(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return each image's 1/B Σ|CDF_p − CDF_q| of (N, B) vote counts or shares, (N,): NIMA's EMD with r = 1.
 
-    Raises ValueError where shapes differ or a row has no vote.
+    Talebi and Milanfar (2018), equation 1. Raises ValuesError where shapes differ, or a row is no distribution.
     """
+    predicted, target = np.asarray(predicted), np.asarray(target)
     if predicted.shape != target.shape or predicted.ndim != 2:
-        raise ValueError(f"{predicted.shape} predictions for {target.shape} votes")
+        raise ValuesError(f"{predicted.shape} predictions for {target.shape} votes")
     shares = []
     for votes in (np.asarray(predicted, np.float64), np.asarray(target, np.float64)):
         totals = votes.sum(1, keepdims=True)
         if not np.isfinite(votes).all() or (votes < 0).any() or (totals == 0).any():
-            raise ValueError("votes must be finite, none negative, and not all 0 in a row")
+            raise ValuesError("votes must be finite, none negative, and not all 0 in a row")
         shares.append(votes / totals)
     distances: np.ndarray = np.abs(np.cumsum(shares[0] - shares[1], axis=1)).mean(1)
     return distances
@@ -58,8 +61,13 @@ def bootstrap(
 ) -> Measured:
     """Return ``metric(*values)`` with its percentile bootstrap interval over the N rows of the values.
 
-    The rows of all values are drawn together, by the rule of `intervals.bootstrap`.
+    The rows of all values, (N, ...), are drawn together, by the rule of `intervals.bootstrap` (Efron, 1979). Raises
+    ValuesError where their numbers of rows differ.
     """
+    if len({len(one) for one in values}) > 1:
+        raise ValuesError(
+            f"values of {', '.join(str(len(one)) for one in values)} rows; give as many of each"
+        )
     found = metric(*values)
     if found.value is None or len(values[0]) < 2:
         return found
@@ -73,7 +81,7 @@ def bootstrap(
 
 
 def mean_of_rows(values: np.ndarray) -> Measured:
-    """Return the mean of (N,) values."""
+    """Return the mean of (N,) values, in their unit; none of no value."""
     return Measured(float(np.mean(values, dtype=np.float64))) if len(values) else missing("no image")
 
 

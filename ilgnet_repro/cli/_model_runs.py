@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import IlgnetError
 from ..files import json_text
 from ._console import add_row, progress_bar, results_console, say
+from ._ending import INTERRUPTED
 from ._options import BATCH, COUNT, Real, Whole, check_exist
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ def train_model(args: argparse.Namespace, group: Any, requests: Any) -> int:
             f"stopped by request; the same command with --resume latest continues from {folder}",
             file=sys.stderr,
         )
-        return 0
+        # torchrun has an exit status of its own, and would report a failure of this process.
+        return 0 if group.world > 1 else INTERRUPTED
     saved = save_trained(trainer, trained.model, folder / f"{args.model}.safetensors")
     _report(args, trainer, trained, saved)
     return 0

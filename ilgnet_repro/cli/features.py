@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(outputs, [args.source, args.weights, text_path(args.prototxt), args.mean_file], "--out")
     say_notes(images.notes)
     net, preprocessing, about = load_for_images(args)
-    say_notes(about.notes)
+    say_notes([*about.notes, *about.random_notes])
     with progress_bar("extracting", images.count) as progress:
         done = extract_with(net, images, args.blob, args.out, preprocessing, args.batch, progress)
     if args.json:

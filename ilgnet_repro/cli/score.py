@@ -160,9 +160,10 @@ class _Net:
         tune_process()
         self._scorer = _make_scorer(self._args, self._batch, pad=self._cache is not None)
         about = self._scorer.about
+        notes = [*about.notes, *about.random_notes]
         if self.facts is None:
-            say_notes(about.notes)
-        self.facts = {"notes": list(about.notes), "labels": list(about.labels)}
+            say_notes(notes)
+        self.facts = {"notes": notes, "labels": list(about.labels)}
         if self._cache is not None:
             self._cache.keep_facts(self.model, self.facts)
         return self._scorer

@@ -204,9 +204,7 @@ def load_nets(args: argparse.Namespace) -> list[Served]:
         one = copy.copy(args)
         one.weights, one.prototxt = weights, prototxt
         net, preprocessing, about = load_for_images(one)
-        say_notes(f"{weights}: {note}" for note in about.notes)
-        if about.random:
-            say_notes([f"{weights}: RANDOM weights, its scores mean nothing ({about.random})"])
+        say_notes(f"{weights}: {note}" for note in (*about.notes, *about.random_notes))
         if isinstance(net, CaffeNet):
             net.about = about  # heat maps prepare images by it
         scorer = Scorer(

@@ -20,6 +20,7 @@ from ..precisions import check_engine, check_weights_precision
 from ..prepare_images import PrepareOptions, prepare
 from ..runtime.calls import wanted_blobs
 from ..runtime.difference import differ
+from ..runtime.drawn import about_now
 from ..runtime.model import Model
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet, expect_caffe_net
@@ -216,7 +217,7 @@ class FastNet(nn.Module):
         super().__init__()
         # Bypasses Module.__setattr__: the exact net is kept for comparison and is not a submodule.
         object.__setattr__(self, "exact", net)
-        self.graph, self.about, self.settings = net.graph, net.about, settings
+        self.graph, self.about, self.settings = net.graph, about_now(net), settings
         self.inputs, self.outputs, self.shapes = net.inputs, net.outputs, net.shapes
         self.compile_seconds = runner.compile_seconds
         self._needed = net.inputs_for(net.outputs)

@@ -212,6 +212,6 @@ def _report(
     return ConversionReport(
         source=about.source, net=graph.name, prototxt=about.prototxt, phase=graph.phase, layers=len(graph.layers),
         parameters=count_parameters(plan.blobs), outputs=graph.outputs, extra_layers=about.extra_layers,
-        notes=(*about.notes, *saving.notes), written=tuple(written), verified=tuple(checks),
+        notes=(*about.notes, *about.random_notes, *saving.notes), written=tuple(written), verified=tuple(checks),
         preprocessing=about.preprocessing.to_json() if about.preprocessing else None, deviations=deviations,
     )  # fmt: skip

@@ -49,7 +49,7 @@ def convert_model(
     return ConversionReport(
         source=about.source, net=model.name, prototxt="", phase="TEST", layers=len(layers),
         parameters=sum(one.numel() for one in model.parameters()), outputs=model.outputs, extra_layers=(),
-        notes=about.notes, written=tuple(written), verified=tuple(checks),
+        notes=(*about.notes, *about.random_notes), written=tuple(written), verified=tuple(checks),
         preprocessing=about.preprocessing.to_json() if about.preprocessing else None,
     )  # fmt: skip
 

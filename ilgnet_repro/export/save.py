@@ -13,6 +13,7 @@ import torch
 from ..about import About
 from ..errors import IlgnetError
 from ..files import staged_results
+from ..runtime.drawn import about_now
 from ..runtime.load import open_weights
 from ..runtime.model import Model
 from ..runtime.modes import as_loaded
@@ -84,7 +85,7 @@ def present_about(net: CaffeNet) -> About:
     If its weights have changed since loading, the file's digest and release no longer apply and are removed, and what
     they proved is marked as assumed.  Values are compared, because edits of `.data` change no version counter.
     """
-    about = net.about
+    about = about_now(net)
     source = about.source
     if source is None or not (source.release or source.sha256) or _is_unchanged(net):
         return about

@@ -6,11 +6,13 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from textwrap import wrap
 from types import CodeType
 
 import torch
 from torch import Tensor, nn
 
+from ..about import About
 from ..errors import IlgnetError
 from ..files import atomic_file
 from ..runtime.python_names import class_name, module_name, plain
@@ -27,7 +29,7 @@ def write(saving: Saving, path: Path) -> list[Path]:
     code, weights = path, path.with_name(f"{path.stem}.weights.safetensors")
     name = class_name(saving.graph.name)
     source = build_source(
-        saving.net, class_name=name, comment=_comment(saving.graph.name, name, weights.name)
+        saving.net, class_name=name, comment=_comment(saving.graph.name, name, weights.name, saving.about)
     )
     write_safetensors(weights, source.state, saving.metadata(), progress=saving.progress)
     with atomic_file(code, "w") as file:
@@ -35,10 +37,11 @@ def write(saving: Saving, path: Path) -> list[Path]:
     return [code, weights]
 
 
-def _comment(net: str, name: str, weights: str) -> str:
+def _comment(net: str, name: str, weights: str, about: About) -> str:
     """Return the file's docstring: where it came from and how to use it."""
     lines = [
         f"{plain(net or 'A Caffe net', 60)} in PyTorch, written by ilgnet_repro {__version__}.",
+        *(line for note in about.random_notes for line in wrap(plain(note), 100)),
         "",
         "    from safetensors.torch import load_file",
         "",

@@ -26,6 +26,7 @@ from ..layers.support.registry import layer_types, resolve_kinds
 from ..reading.net_preprocessing import preprocessing_of
 from ..schema import caffe_pb2 as pb
 from .calls import shapes_by_name
+from .drawn import about_now, drawn_layers
 from .find import Found, find_net, read_net_text
 from .model import Model
 from .model_file import load_model
@@ -273,6 +274,8 @@ def _load_net_file(path: PathLike, choices: Choices, carry_state: bool = False) 
     notes += files.notes
     file.attach_quantized(net)
     about = _with_score(file.about, file.text, graph.outputs)
+    if about.drawn is not None:
+        net.drawn = drawn_layers(net, about.drawn.layers, about.drawn.of)
     net.about = replace(about, prototxt=os.fspath(path), notes=(*notes, *layer_notes(plan), *about.notes))
     net.origin = origin
     return net
@@ -301,14 +304,14 @@ def _assemble(
     arrays = None
     extra: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     if model is not None:
         fit = fit_weights(plan.blobs, model.layers, plan.owners)
         arrays = take_weights(
             plan.blobs, model.layers, source=str(model.path), owners=plan.owners, allow_missing=allow_missing,
             seed=seed, fit=fit,
         )  # fmt: skip
-        extra, filled, drawn = fit.extra, fit.notes, tuple(fit.missing)
+        extra, filled, missing = fit.extra, fit.notes, fit.missing
         notes += filled
     elif allow_missing:
         raise WeightsError("allow_missing goes with a weights file; without one the fillers draw every layer")
@@ -316,6 +319,8 @@ def _assemble(
     files = NamedFiles().beside(found.origin)
     net = read_matrices(CaffeNet(plan, arrays, seed=seed, carry_state=carry_state), files)
     notes += files.notes
+    if missing:
+        net.drawn = drawn_layers(net, missing)
     about = _about(found, model, plan, choices, sha256)
     net.origin = None if model is None else Origin.of(model.path)
     net.about = replace(
@@ -323,9 +328,9 @@ def _assemble(
         prototxt=found.origin,
         extra_layers=extra,
         filled=filled,
-        drawn=drawn,
         notes=(*notes, *about.notes),
     )
+    net.about = about_now(net)
     return net
 
 

@@ -14,6 +14,7 @@ from ..errors import GraphError, IlgnetError, did_you_mean
 from ..prepare_images import PrepareOptions, prepare
 from ..signatures import shows_options
 from .calls import as_tensor, refuse_meta, wanted_blobs
+from .drawn import DrawnWeights, about_now, drawn_modules
 from .origin import Origin
 from .runnable import OpenShape, TensorNet, tensor_net
 
@@ -44,7 +45,13 @@ class Model(nn.Module):
         self.about, self.options = about, options
         self.extra_metadata: dict[str, str] = {}
         self.origin: Origin | None = None
+        self.drawn = DrawnWeights()  # compared when the model is saved
         self._row, self._widths = row, dict(widths)
+
+    def mark_drawn(self) -> None:
+        """State that the weights are drawn at random, as long as they are what they are now."""
+        self.drawn = drawn_modules(self)
+        self.about = about_now(self)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ..caffe.param_sharing import show_shape
 from ..errors import FormatError, IlgnetError, WeightsError, did_you_mean
 from ..files import json_text, parse_json
 from ..manifest import listed, resolve
+from .drawn import about_now, drawn_modules
 from .model import Model
 from .net_file import MEAN_TENSOR, MODEL
 from .origin import Origin
@@ -29,7 +30,7 @@ def model_metadata(model: Model) -> dict[str, str]:
     """Return what a file says of a model: its name and options, what is known of it, and its further metadata."""
     return {
         MODEL: json_text({"name": model.name, "options": model.options}),
-        **model.about.to_metadata(),
+        **about_now(model).to_metadata(),
         **model.extra_metadata,
     }
 
@@ -60,6 +61,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         model.about = About.from_metadata(file.metadata, None if mean is None else mean.numpy())
     except IlgnetError as error:
         raise type(error)(f"{path}: {error}") from error
+    if model.about.drawn is not None:
+        model.drawn = drawn_modules(model, model.about.drawn.layers, model.about.drawn.of)
     _check_score(model, file.path)
     model.extra_metadata = {
         key: value

@@ -21,6 +21,7 @@ from ..layers.support.base import Layer, Shape
 from ..prepare_images import PrepareOptions, prepare
 from ..signatures import shows_options
 from .calls import Intake, names, shapes_by_name, wanted_blobs
+from .drawn import drawn_by_fillers
 from .multipliers import Learnable, learnables, param_groups
 from .origin import Origin
 from .parameters import check_memory, register_blobs
@@ -82,6 +83,7 @@ class CaffeNet(nn.Module):
         self.shapes, self.inputs, self.outputs = plan.shapes, plan.inputs, plan.graph.outputs
         check_memory(plan, weights or {})
         register_blobs(plan, self._sequence, weights or {}, seed)
+        self.drawn = drawn_by_fillers(self, weights or ())  # compared when the net is saved
         # Tops of DummyData layers, computed unless the caller gives them.
         self.optional_inputs: tuple[str, ...] = tuple(
             top for node, layer in self._sequence if layer.may_be_fed for top in node.top_names

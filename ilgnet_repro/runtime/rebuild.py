@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..about import About
+from ..about import About, Drawn
 from ..caffe.cut import cut
 from ..caffe.states import expose_states
 from .net import CaffeNet, float_arrays
@@ -19,6 +19,7 @@ def rebuild(net: CaffeNet, plan: NetPlan, arrays: Mapping[str, list[np.ndarray]]
     """Return a net with these arrays, and with the layers' other buffers from ``net``."""
     made = CaffeNet(plan, arrays)
     made.about = net.about
+    made.drawn = net.drawn.within(made.drawn, plan.layers)
     for node in plan.graph:
         if net.graph.node(node.name) is None:
             continue
@@ -87,4 +88,7 @@ def about_part(about: About, net: CaffeNet, part: CaffeNet) -> About:
         about = replace(about, labels=())
     if about.score and about.score.output not in part.outputs:
         about = replace(about, score=None)
+    if about.drawn is not None:
+        layers = tuple(name for name in about.drawn.layers if name in part.plan.layers)
+        about = replace(about, drawn=Drawn(layers, part.drawn.of) if layers else None)
     return replace(about, source=about.source and about.source.after("cut"))

@@ -201,7 +201,7 @@
       picked.append(drawing("text", { x: at * width, y: height + 14, "text-anchor": anchor }, shortNumber(low + at * (high - low))));
     }
     picked.append(drawing("text", { x: 0, y: 9 }, `${most}`));
-    const caption = `${net.name}: ${values.length} ${values.length === 1 ? "score" : "scores"}, mean ${shownNumber(mean)}${net.random ? ", of random weights" : ""}`;
+    const caption = `${net.name}: ${values.length} ${values.length === 1 ? "score" : "scores"}, mean ${shownNumber(mean)}${!net.random ? "" : net.random_in_part ? ", of weights random in part" : ", of random weights"}`;
     return element("figure", { class: `histogram net-${index}` }, picked, element("figcaption", {}, caption));
   }
 
@@ -373,7 +373,7 @@
       if (stage.dataset.wanted !== String(query)) return; // another one was chosen since
       stage.querySelector("canvas")?.remove();
       stage.append(heatCanvas(heat));
-      const about = nets[index].random ? " The weights are random, so it means nothing." : "";
+      const about = !nets[index].random ? "" : nets[index].random_in_part ? " Some weights are random, so it may mean nothing." : " The weights are random, so it means nothing.";
       status.textContent = `Grad-CAM at ${heat.blob}: what speaks for value ${heat.index} of ${heat.output}.${about}`;
       const shares = branchShares(heat);
       for (const old of stage.parentElement.querySelectorAll(".branches")) old.remove();
@@ -472,13 +472,14 @@
     const isUnknown = !net.random && !net.release && !net.sha256;
     if (isUnknown) rows.splice(1, 0, ["Provenance", "not a known release; nothing says how the weights were trained"]);
     return element("article", { class: `card net-${index}`, "aria-label": net.name },
-      element("h3", {}, net.name, net.random ? element("span", { class: "badge" }, "random weights") : null),
+      element("h3", {}, net.name, net.random ? element("span", { class: "badge" }, net.random_in_part ? "random weights in part" : "random weights") : null),
       element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
       element("p", {}, element("a", { href: `/view?net=${index}` }, `${net.name} as a graph`)));
   }
 
   function warningOf(net) {
-    return element("div", { class: "banner" }, element("p", {}, element("strong", {}, `${net.name} has random weights: its scores mean nothing.`), ` (${net.random})`));
+    const what = net.random_in_part ? "random weights in part: its scores may mean nothing" : "random weights: its scores mean nothing";
+    return element("div", { class: "banner" }, element("p", {}, element("strong", {}, `${net.name} has ${what}.`), ` (${net.random})`));
   }
 
   // ---------------------------------------------------------------- saving

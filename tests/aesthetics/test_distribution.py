@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr, wasserstein_distance
 
 from ilgnet_repro.aesthetics.metrics import emd, lcc, mean_score, mse, srcc
+from ilgnet_repro.errors import IlgnetError
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -63,5 +66,11 @@ def test_none_with_a_reason(function, first, second, reason) -> None:
 
 @pytest.mark.parametrize("function", [srcc, lcc, mse, emd])
 def test_shapes_that_differ_are_refused(function) -> None:
-    with pytest.raises(ValueError, match="predictions for"):
+    with pytest.raises(ValueError, match="predictions for") as caught:
         function(np.ones(3), np.ones(4))
+    assert isinstance(caught.value, IlgnetError)
+
+
+def test_a_value_that_is_not_finite_has_no_error() -> None:
+    assert mse([1, 2], [2.0, math.nan]).reason == "a value is not finite"
+    assert mse([1, 2], [2, 4]).value == 2.5

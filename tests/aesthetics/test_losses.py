@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilgnet_repro.aesthetics.losses import attributes_loss, emd_loss, score_loss
+from ilgnet_repro.aesthetics.losses import attributes_loss, decomposition_loss, emd_loss, score_loss
 from ilgnet_repro.errors import DataError
 
 
@@ -34,7 +34,50 @@ def test_attributes_that_a_row_does_not_state_do_not_count() -> None:
     assert attributes_loss(predicted, target, {"Light": 3}).item() == pytest.approx(wanted, rel=1e-6)
 
 
+def decomposition(**changed) -> dict[str, torch.Tensor]:
+    random = np.random.default_rng(2)
+    shapes = {
+        "logits": (3, 4),
+        "decoded": (3, 5),
+        "discriminative": (3, 2),
+        "shared": (3, 2),
+        "x": (3, 5),
+        "c": (3, 2),
+        "g": (3, 2),
+    }
+    values = {
+        name: torch.tensor(random.standard_normal(changed.get(name, shape))) for name, shape in shapes.items()
+    }
+    x, c, g = (values.pop(name) for name in ("x", "c", "g"))
+    found = decomposition_loss(values, x, torch.tensor([3, 0, 1]), c, g)
+    return {**found, **values, "x": x, "c": c, "g": g}
+
+
+def test_the_terms_of_the_decomposition() -> None:
+    found = {name: value.numpy() for name, value in decomposition().items()}
+    shares = np.exp(found["logits"]) / np.exp(found["logits"]).sum(1, keepdims=True)
+    wanted = {
+        "classification": -np.mean([np.log(shares[row, label]) for row, label in enumerate((3, 0, 1))]),
+        "reconstruction": 0.01 * np.mean((found["decoded"] - found["x"]) ** 2),
+        "class_centres": 0.1
+        * sum(np.mean((found["discriminative"][row] - found["c"][row]) ** 2) for row in range(3)),
+        "group_centres": 0.1
+        * sum(np.mean((found["shared"][row] - found["g"][row]) ** 2) for row in range(3)),
+    }
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-12), name
+
+
 REFUSED = {
+    "emd, one axis": (
+        lambda: emd_loss(torch.ones(10), torch.ones(10)),
+        "emd_loss: distributions have shape [10]; give N x B",
+    ),
+    "emd, r": (lambda: emd_loss(torch.ones(2, 10), torch.ones(2, 10), 0), "emd_loss: r=0; give 1 or more"),
+    "decomposition": (
+        lambda: decomposition(shared=(3, 4)),
+        "decomposition_loss: shared: predictions have shape [3, 4], targets [3, 2]; they must be equal",
+    ),
     "emd": (
         lambda: emd_loss(torch.ones(2, 10), torch.ones(2, 9)),
         "emd_loss: predictions have shape [2, 10], targets [2, 9]; they must be equal",

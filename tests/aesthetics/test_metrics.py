@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from ilgnet_repro.aesthetics.metrics import cross_entropy, evaluate, is_correct, reliability
+from ilgnet_repro.errors import IlgnetError, ValuesError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -146,5 +147,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("probability, labels, message", REFUSED.values(), ids=REFUSED)
 def test_refused(probability: list[float], labels: list[int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         evaluate(np.array(probability), np.array(labels))
+    assert isinstance(caught.value, IlgnetError)
+    if len(probability) != len(labels):
+        for function in (is_correct, cross_entropy, reliability):
+            with pytest.raises(ValuesError, match=message):
+                function(probability, labels)

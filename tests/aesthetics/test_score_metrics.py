@@ -9,6 +9,7 @@ from scipy import stats
 from ilgnet_repro.aesthetics.metrics import emd, lcc, mse, srcc
 from ilgnet_repro.aesthetics.proportions import wilson
 from ilgnet_repro.aesthetics.score_metrics import accuracy_at, bootstrap, image_emds, score_figures
+from ilgnet_repro.errors import IlgnetError
 
 
 def _scores(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +115,10 @@ REFUSED = {
         lambda: image_emds(np.ones((2, 3)), np.array([[1, 1, 1], [0, 0, 0]])),
         "votes must be finite, none negative, and not all 0 in a row",
     ),
+    "bootstrap": (
+        lambda: bootstrap(srcc, np.ones(3), np.ones(2)),
+        "values of 3, 2 rows; give as many of each",
+    ),
 }
 
 
@@ -121,4 +126,5 @@ REFUSED = {
 def test_refused(call, message) -> None:
     with pytest.raises(ValueError) as caught:
         call()
+    assert isinstance(caught.value, IlgnetError)
     assert str(caught.value) == message

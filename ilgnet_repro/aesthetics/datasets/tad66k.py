@@ -37,6 +37,12 @@ def read_tad66k(folder: str | os.PathLike[str]) -> Dataset:
     notes = []
     if themes and len(themes) != THEMES:
         notes.append(f"tad66k: {len(themes)} themes, as published {THEMES}")
+    if "" not in tables["train"] | tables["test"]:
+        notes += [
+            f"tad66k: theme {theme} has a table of {other}, and none of {split}"
+            for split, other in (("train", "test"), ("test", "train"))
+            for theme in sorted(tables[other].keys() - tables[split].keys())
+        ]
     return make_dataset("tad66k", splits, scale=SCALE, cut=5.0, published=PUBLISHED, notes=notes)
 
 

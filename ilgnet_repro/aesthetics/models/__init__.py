@@ -85,7 +85,9 @@ def create(name: str, /, **options: Any) -> Model:
         if type(value) is int and value > LARGEST:
             raise IlgnetError(f"model {name}: {option} {value} must be at most {LARGEST}")
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return MODELS[name](**options).eval()
+    model = MODELS[name](**options).eval()
+    model.mark_drawn()
+    return model
 
 
 __all__ = ["BACKBONES", "CHOICES", "MODELS", "create"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...about import About
 from ...errors import DataError
 from ...runtime.model import Model
+from ..losses import decomposition_loss
 
 HIDDEN = 4096
 
@@ -93,15 +94,11 @@ class Gsfl(Model):
         self.classes_of_groups.copy_(stated)
 
     def loss(self, found: dict[str, Tensor], features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the loss by name, already weighted; their sum is what is trained. ``labels``: N, int64."""
-        terms = {"classification": F.cross_entropy(found["logits"], labels)}
-        if self.is_decomposed:
-            own, shared = found["discriminative"], found["shared"]
-            centres = self.class_centres[labels], self.group_centres[self.classes_of_groups[labels]]
-            terms["reconstruction"] = 0.01 * F.mse_loss(found["decoded"], features)
-            terms["class_centres"] = 0.1 * (own - centres[0]).square().mean(1).sum()
-            terms["group_centres"] = 0.1 * (shared - centres[1]).square().mean(1).sum()
-        return terms
+        """Return the terms of the loss by name (`losses.decomposition_loss`). ``labels``: N, int64."""
+        if not self.is_decomposed:
+            return {"classification": F.cross_entropy(found["logits"], labels)}
+        own, group = self.class_centres[labels], self.group_centres[self.classes_of_groups[labels]]
+        return decomposition_loss(found, features, labels, own, group)
 
     @torch.no_grad()
     def move_centres(self, found: dict[str, Tensor], labels: Tensor) -> None:

@@ -439,6 +439,10 @@ REFUSED = {
         changed("TAD66K, a table", {"train.csv": f"{TAD_HEAD}../a.jpg,1\nb.jpg,10\n"}),
         "{}/train.csv:2: '../a.jpg' is not the name of an image below a folder",
     ),
+    "TAD66K: an empty table": (
+        changed("TAD66K, a file per theme", {"street_train.csv": ""}),
+        "{}/street_train.csv: is empty; give a table of TAD66K, with the columns image, score",
+    ),
     "TAD66K: one image": (
         changed("TAD66K, a table", {"train.csv": f"{TAD_HEAD}a.jpg,1\n"}),
         "tad66k: split train has 1 images; at least 2 are needed",

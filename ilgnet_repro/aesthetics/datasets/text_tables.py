@@ -72,6 +72,8 @@ def read_columns(
         if len(cells) != len(header):
             raise DataError(f"{path}:{number}: {len(cells)} columns, the header has {len(header)}")
         yield number, [cells[index].strip() for index in indices]
+    if not header:
+        raise DataError(f"{path}: is empty; give {what}, with the columns {', '.join(names)}")
 
 
 def read_number(text: str, low: float, high: float, where: str, what: str) -> float:

@@ -165,7 +165,7 @@
 
   const isShare = (values) => values.every((value) => value >= 0 && value <= 1);
   const shownNumber = (value) => (Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 0.0001) ? value.toPrecision(4) : value.toFixed(4));
-  const shortNumber = (value) => String(Number(value.toPrecision(3)));
+  const shortNumber = (value) => String(Number(value.toPrecision(3))).replace(/^-/, "−");
 
   // The range of a net's scores: 0 to 1 for probabilities, 1 to 10 for means of votes, else what there is.
   function rangeOf(good, net) {
@@ -457,7 +457,7 @@
 
   function netCard(net, index) {
     const rows = [
-      ["File", net.file || net.net],
+      net.file ? ["File", net.file] : ["Net", net.net],
       ["SHA-256", net.sha256],
       ["Known as", net.release],
       ["Changed since", net.derived],

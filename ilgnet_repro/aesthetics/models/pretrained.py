@@ -101,9 +101,9 @@ def _check_digest(path: str | os.PathLike[str], sha256: str | None) -> None:
 def _read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever an unpickler may raise
+    except Exception:  # whatever an unpickler may raise; torch's own message says how to read it unsafely
         raise FormatError(
-            f"{path}: cannot be read as weights only: {str(error).splitlines()[0][:200]}"
+            f"{path}: cannot be read as weights only: it is damaged, or holds more than tensors; give a state dict"
         ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, literal, numbers
+from .support.base import (
+    ANY_LAYOUT,
+    BlobSpec,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    literal,
+    numbers,
+)
 from .support.registry import register_layer
 
 
@@ -24,6 +34,7 @@ class ReLU(Layer):
     """max(x, 0) + negative_slope · min(x, 0), at most upper_limit where that is not 0 (Cambricon's Caffe)."""
 
     message = "relu_param"
+    layout = ANY_LAYOUT
     in_place = True
     fields = ("negative_slope", "upper_limit")
     no_float16 = ""
@@ -61,6 +72,7 @@ class ReLU6(Layer):
     """
 
     message = "relu6_param"
+    layout = ANY_LAYOUT
     in_place = True
     fields = ("threshold", "negative_slope")
     no_float16 = ""
@@ -98,6 +110,7 @@ class PReLU(Layer):
     slope: Tensor
 
     message = "prelu_param"
+    layout = ANY_LAYOUT
     in_place = True
     fields = ("filler", "channel_shared")
     no_float16 = ""
@@ -131,6 +144,7 @@ class ELU(Layer):
     """x where positive, alpha · (exp(x) − 1) elsewhere."""
 
     message = "elu_param"
+    layout = ANY_LAYOUT
     in_place = True
     fields = ("alpha",)
     no_float16 = "exponentials"
@@ -149,6 +163,7 @@ class ELU(Layer):
 class Function(Layer):
     """A function without parameters, by the names of its torch function and its ONNX operator."""
 
+    layout = ANY_LAYOUT
     in_place = True
     torch_name = ""
     onnx_name = ""

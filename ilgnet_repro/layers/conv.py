@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.jit._trace import is_tracing
 
-from .support.base import Attribute, BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.base import (
+    CHANNELS_LAST,
+    Attribute,
+    BlobSpec,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+)
 from .support.registry import register_layer
 from .support.shapes import Kept, reshape_onnx
 
@@ -224,6 +234,10 @@ class ConvolutionBase(Spatial):
         self.function = (_TRANSPOSED if self.transposed else _CONV)[len(self.kernel)]
         self.is_ungrouped = self.group == 1 and not self.is_depthwise
         self.is_dilated = any(length > 1 for length in self.dilation)
+        # A convolution before a pooling's mask keeps the sums that it has been recorded with.
+        is_plane = self.function is F.conv2d and self.channel_axis == 1 and not self.node.feeds_mask
+        if is_plane and type(self).forward is ConvolutionBase.forward:
+            self.layout = CHANNELS_LAST
 
     def _reads_bias(self) -> bool:
         return bool(self.param.bias_term)
@@ -278,7 +292,7 @@ class ConvolutionBase(Spatial):
             # To Caffe all axes before `axis` are batch axes; torch has one.
             images = x if leading == 1 else x.reshape(-1, *x.shape[leading:])
             groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
-            convolve = self._kernel_for(tuple(x.shape), weight)
+            convolve = self._kernel_for(x, weight)
             if not self.kernel:
                 y = convolve(images[..., None], weight[..., None], bias, groups=groups).squeeze(-1)
             else:
@@ -296,25 +310,29 @@ class ConvolutionBase(Spatial):
             tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
 
-    def _kernel_for(self, shape: Shape, weight: Tensor) -> Callable[..., Tensor]:
-        """Return what convolves a bottom: a matrix product before a pooling's mask, and where that is faster."""
-        if self.function is F.conv2d:
-            feeds_mask = self.node.feeds_mask and not torch.compiler.is_compiling()
-            if feeds_mask or (not any(self._missing(shape)) and self._is_small(shape, weight)):
-                return gemm_conv2d
-        return self.function
+    def _kernel_for(self, x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+        """Return what convolves a bottom: a matrix product before a pooling's mask, and where that is faster.
 
-    def _is_small(self, shape: Shape, weight: Tensor) -> bool:
+        In training and in written or compiled code the kernel is oneDNN's for all sizes, and for channels-last bottoms.
+        """
+        if self.function is not F.conv2d:
+            return self.function
+        if self.node.feeds_mask and not torch.compiler.is_compiling():
+            return gemm_conv2d
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing() or not x.is_contiguous():
+            return self.function
+        shape = tuple(x.shape)
+        is_small = not any(self._missing(shape)) and self.is_small(shape, tuple(weight.shape))
+        return gemm_conv2d if is_small else self.function
+
+    def is_small(self, shape: Shape, weight: Shape) -> bool:
         """Return whether a matrix product is faster than oneDNN's kernel: for LeNet's layers by 2 to 5 times.
 
-        The batch does not count, so that an image's numbers do not depend on it; in training and in written or
-        compiled code the kernel is oneDNN's for all sizes.
+        The batch does not count, so that an image's numbers do not depend on it.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
-            return False
         if not self.is_ungrouped or self.is_dilated:
             return False
-        return weight.numel() * prod(self._extents(shape)) <= SMALL
+        return prod(weight) * prod(self._extents(shape)) <= SMALL
 
     def _bias_onnx(self, graph: OnnxGraph) -> str:
         return graph.parameter("bias")

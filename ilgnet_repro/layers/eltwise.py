@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
 from .math import scalar_onnx, shortest
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
+from .support.base import ANY_LAYOUT, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, integers
 from .support.registry import register_layer
 from .support.shared import values_of
 
@@ -35,6 +35,7 @@ class Eltwise(Layer):
     """
 
     message = "eltwise_param"
+    layout = ANY_LAYOUT
     fields = ("operation", "coeff")
     # Without it Caffe divides the product by the factor: NaN at 0, otherwise the same.
     ignored_fields = ("stable_prod_grad",)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
+from .support.base import ANY_LAYOUT, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers
 from .support.registry import register_layer
 
 # An end past any axis, which ONNX clips as NumPy does.
@@ -33,6 +33,7 @@ class Concat(_AlongAxis):
     message = "concat_param"
     fields = ("axis", "concat_dim")
     older = "concat_dim"
+    layout = ANY_LAYOUT
     bottom_count = (1, None)
     no_float16 = ""
 
@@ -129,6 +130,7 @@ class Slice(_AlongAxis):
 class Split(Layer):
     """Copies of the bottom; its gradient is the sum of theirs."""
 
+    layout = ANY_LAYOUT
     top_count = (1, None)
     no_float16 = ""
 

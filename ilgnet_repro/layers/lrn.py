@@ -10,8 +10,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import (
+    ANY_LAYOUT,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+    literal,
+    numbers,
+)
 from .support.registry import register_layer
 from .support.shapes import Kept, reshape_onnx
 from .support.window import Window
@@ -51,6 +62,7 @@ class LRN(Layer):
     """
 
     message = "lrn_param"
+    layout = ANY_LAYOUT
     fields = ("local_size", "alpha", "beta", "norm_region", "k")
     no_float16 = "sums of squares"
 
@@ -74,7 +86,9 @@ class LRN(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.is_across:
-            return (lrn_across_channels(x, self.size, self.alpha, self.beta, self.k),)
+            if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
+                return (lrn_across_channels(x, self.size, self.alpha, self.beta, self.k),)
+            return (lrn_in_place(x, self.size, self.alpha / self.size, self.beta, self.k),)
         return (lrn_within_channel(x, self.size, self.alpha, self.beta),)
 
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..schema import caffe_pb2 as pb
 from .support.base import (
+    ANY_LAYOUT,
     BlobSpec,
     Layer,
     LayerPlan,
@@ -105,6 +106,7 @@ class BatchNorm(Layer):
     """
 
     message = "batch_norm_param"
+    layout = ANY_LAYOUT
     in_place = True
     fields = (
         "use_global_stats",
@@ -213,6 +215,19 @@ class BatchNorm(Layer):
             self.scale_factor.mul_(fraction).add_(1)
             self.mean.mul_(fraction).add_(mean)
             self.variance.mul_(fraction).add_(variance * (count / (count - 1) if count > 1 else 1.0))
+
+    def is_channel_affine(self, rank: int) -> bool:
+        return rank == 4
+
+    def channel_affine(self, training: bool) -> tuple[Tensor, Tensor] | None:
+        if training if self.follows_mode else not self.is_stored:
+            return None
+        mean, variance = self.statistics
+        factor = torch.rsqrt(variance + self.eps)
+        if self.has_affine:
+            factor = factor * self.scale
+            return factor, self.bias - mean * factor
+        return factor, -mean * factor
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         scale, bias = (self.scale, self.bias) if self.has_affine else (None, None)

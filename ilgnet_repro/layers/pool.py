@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, uses
+from .support.base import (
+    ANY_LAYOUT,
+    CHANNELS_LAST,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+    uses,
+)
 from .support.registry import register_layer
 from .support.window import (
     Sides,
@@ -133,6 +143,8 @@ class Pooling(_PoolingBase):
         if self.torch_name:
             self.torch_function = _TORCH[self.torch_name]
             self.arguments = self._arguments()
+            if type(self).forward is Pooling.forward:
+                self.layout = CHANNELS_LAST if self.method == "MAX" else ANY_LAYOUT
 
     def _read_video(self) -> None:
         """Read the window over three spatial axes, which Intel's fork and OpenCV pool by the rules of two."""

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from ..schema import caffe_pb2 as pb
-from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, literal, numbers
+from .support.base import (
+    ANY_LAYOUT,
+    BlobSpec,
+    Layer,
+    LayerPlan,
+    OnnxGraph,
+    Shape,
+    SourceCode,
+    integers,
+    literal,
+    numbers,
+)
 from .support.registry import register_layer
 
 
@@ -84,6 +95,7 @@ class Scale(Broadcast):
     """
 
     message = "scale_param"
+    layout = ANY_LAYOUT
     fields = ("axis", "num_axes", "filler", "bias_term", "bias_filler", "min_value", "max_value")
     no_float16 = ""
 
@@ -107,6 +119,13 @@ class Scale(Broadcast):
 
     def scales_channels(self, shape: Shape) -> bool:
         return super().scales_channels(shape) and not self.is_limited
+
+    def is_channel_affine(self, rank: int) -> bool:
+        return rank == 4 and self.is_learned and (self.start, self.end) == (1, 2) and not self.is_limited
+
+    def channel_affine(self, training: bool) -> tuple[Tensor, Tensor] | None:
+        weight = self.blob("weight")
+        return weight, self.blob("bias") if self.param.bias_term else torch.zeros_like(weight)
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
         y = x * self._factors(*given, stores=self.training)
@@ -142,6 +161,7 @@ class Bias(Broadcast):
     """x + bias: learned, or from a second bottom."""
 
     message = "bias_param"
+    layout = ANY_LAYOUT
     fields = ("axis", "num_axes", "filler")
     no_float16 = ""
 

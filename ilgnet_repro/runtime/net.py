@@ -28,7 +28,8 @@ from .parameters import check_memory, register_blobs
 from .plan import NetPlan, plan_net
 from .replaced_layer import Placed
 from .runnable import TensorNet, tensor_net
-from .schedule import Schedule, Step, make_schedule
+from .schedule import Schedule, make_schedule
+from .step import Step
 
 EXACT = "the exact net"
 # Without hooks, torch's call of a module only runs `forward`.  Some tracers replace it by their own.
@@ -272,8 +273,10 @@ class CaffeNet(nn.Module):
             self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         schedule = self._schedule(self.outputs if blobs is None else self._wanted(blobs), with_loss)
         is_direct = not is_compiling and self._needs_no_hooks(schedule)
-        work = schedule.own if is_direct else self._current_steps(schedule)
         dtype, device = self.computes_in
+        if is_direct and schedule.calls and self._is_inference(dtype, device):
+            return self._infer(schedule, inputs)
+        work = schedule.own if is_direct else self._current_steps(schedule)
         values: list[Any] = [None] * schedule.slots
         loss: Tensor | None = None
         tops: Sequence[Any]
@@ -314,6 +317,39 @@ class CaffeNet(nn.Module):
             raise unusable(step.node.name, step.node.type, "cannot compute its tops", error) from error
         return Pass({name: values[slot] for name, slot in schedule.wanted}, loss)
 
+    @staticmethod
+    def _is_inference(dtype: torch.dtype, device: torch.device) -> bool:
+        """Return whether a pass may run the calls of its schedule."""
+        return (
+            dtype is torch.float32
+            and device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and torch.backends.mkldnn.is_available()
+        )
+
+    def _infer(self, schedule: Schedule, inputs: Mapping[str, Tensor]) -> Pass:
+        """Run the calls of a schedule; see `inference`."""
+        values: list[Any] = [None] * schedule.slots
+        for call in schedule.calls:
+            step = call.step
+            tops: Sequence[Any]
+            if call.run is None:
+                tops = self._fed(step, step.layer, inputs, torch.float32, torch.device("cpu"))
+            else:
+                try:
+                    tops = call(values)
+                except ARITHMETIC as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    raise unusable(
+                        step.node.name, step.node.type, "cannot compute its tops", error
+                    ) from error
+            for slot, top in zip(call.tops, tops, strict=False):
+                values[slot] = top
+            for slot in call.freed:
+                values[slot] = None
+        return Pass({name: values[slot].contiguous() for name, slot in schedule.wanted}, None)
+
     def _needs_no_hooks(self, schedule: Schedule) -> bool:
         """Return whether calling `forward` is equivalent to calling each layer, which takes as long as a small layer.
 
@@ -333,6 +369,7 @@ class CaffeNet(nn.Module):
                 or layer._backward_hooks
                 or layer._backward_pre_hooks
                 or layer._compiled_call_impl
+                or "forward" in layer.__dict__
                 or type(layer).__call__ is not _MODULE_CALL
             ):
                 return False

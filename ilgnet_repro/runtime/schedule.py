@@ -10,23 +10,9 @@ from torch import nn
 
 from ..caffe.graph import Graph, Node, Value
 from ..layers.support.base import Layer
+from .inference import Call, make_calls
 from .plan import NetPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One layer in a pass, with the slots of its bottoms and tops, and of the values freed after it."""
-
-    key: str
-    node: Node
-    layer: Layer | None  # the net's own; None where another module replaced it
-    bottoms: tuple[int, ...]
-    tops: tuple[int, ...]
-    top_names: tuple[str | None, ...]  # None where neither a layer nor the caller reads the top
-    only_forward: bool  # the tops depend on nothing but the unmodified bottoms
-    parameter_count: int
-    freed: tuple[int, ...]
-    loss_weights: tuple[tuple[int, float], ...]  # by the position of the top
+from .step import Step
 
 
 @dataclass(frozen=True)
@@ -35,6 +21,7 @@ class Schedule:
 
     steps: tuple[Step, ...]
     own: tuple[tuple[Step, Any], ...]  # each step with the net's own layer
+    calls: tuple[Call, ...]  # of a pass without gradients on the CPU; empty where it gains nothing
     slots: int
     wanted: tuple[tuple[str, int], ...]
 
@@ -83,7 +70,10 @@ def make_schedule(
         for key, node in chosen
     )  # fmt: skip
     own = tuple((step, step.layer) for step in steps)
-    return Schedule(steps, own, len(slots), tuple((name, slots[value]) for name, value in outputs.items()))
+    calls = make_calls(plan, steps, {slots[value] for value in kept})
+    return Schedule(
+        steps, own, calls, len(slots), tuple((name, slots[value]) for name, value in outputs.items())
+    )
 
 
 def _weights(layer: Layer, graph: Graph) -> tuple[tuple[int, float], ...]:

@@ -19,6 +19,8 @@ from ...errors import LayerError
 from ...schema import caffe_pb2 as pb
 
 Shape = tuple[int, ...]
+# Orders in memory of the bottoms that a layer is given in a pass without gradients (runtime/inference.py).
+CONTIGUOUS, CHANNELS_LAST, ANY_LAYOUT = "contiguous", "channels last", "any"
 # The value of an ONNX node's attribute; a Message is a TensorProto.
 Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | Message
 
@@ -178,6 +180,8 @@ class Layer(nn.Module):
     is_unrolled: ClassVar[bool] = False
     # Whether Caffe has a backward pass for it.
     has_gradient: ClassVar[bool] = True
+    # The order in memory of four-axis bottoms that `forward` is given in a pass without gradients.
+    layout: str = CONTIGUOUS
     # For types that several forks define: which fork's layer this is, and which field shows it; `audit` prints it.
     note: str = ""
     # Why it cannot be written as ONNX or plain Python; empty where it can.
@@ -186,6 +190,13 @@ class Layer(nn.Module):
     # Why it keeps float32 where a net is computed in float16; empty for products (a runtime sums them in float32), maxima,
     # and layers that move values.
     no_float16: str = "neither products nor maxima"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls) and "layout" not in vars(
+            cls
+        ):  # inherited, it would speak for another forward
+            cls.layout = CONTIGUOUS
 
     def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
         """Check the node and read its fields.
@@ -416,6 +427,14 @@ class Layer(nn.Module):
                     else f"{least} to {most}"
                 )
                 raise self.error(f"has {found} {what}s; it takes {wanted}")
+
+    def is_channel_affine(self, rank: int) -> bool:
+        """Whether, for a bottom of so many axes, it may multiply and add one value per channel: see `channel_affine`."""
+        return False
+
+    def channel_affine(self, training: bool) -> tuple[Tensor, Tensor] | None:
+        """Return the factor and the shift of each channel, or None where a pass in that mode computes something else."""
+        return None
 
     def is_identity(self) -> bool:
         """Whether every top equals the first bottom, with the layer's fields and in its phase; it can be left out."""

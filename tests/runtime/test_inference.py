@@ -1,0 +1,256 @@
+"""A pass without gradients on the CPU: channels-last inside, contiguous outside, and the numbers of any other pass."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import FORK_NAMES, NAMES, read_case, tolerance
+from torch import Tensor
+
+from ilgnet_repro.caffe.graph_build import build_graph
+from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.layers.activation import ReLU
+from ilgnet_repro.layers.conv import Convolution
+from ilgnet_repro.layers.pool import Pooling
+from ilgnet_repro.layers.support.base import ANY_LAYOUT, CHANNELS_LAST, CONTIGUOUS
+from ilgnet_repro.runtime import inference
+from ilgnet_repro.runtime.net import CaffeNet
+
+# conv1 takes 2.9 million multiply-adds: too many for the matrix product that small ones are computed by.
+TEXT = """
+name: "wide"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 37 dim: 41 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 72
+    kernel_size: 3 weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.1 } } }
+layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "bn1" }
+layer { name: "scale1" type: "Scale" bottom: "bn1" top: "scale1" scale_param { bias_term: true
+    filler { type: "uniform" min: 0.5 max: 2 } bias_filler { type: "uniform" min: -1 max: 1 } } }
+layer { name: "relu1" type: "ReLU" bottom: "scale1" top: "scale1" }
+layer { name: "norm1" type: "LRN" bottom: "scale1" top: "norm1" lrn_param { local_size: 5 alpha: 0.3 } }
+layer { name: "pool1" type: "Pooling" bottom: "norm1" top: "pool1" pooling_param { kernel_size: 3 stride: 2 } }
+layer { name: "left" type: "Convolution" bottom: "pool1" top: "left" convolution_param { num_output: 5
+    kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "left_relu" type: "ReLU" bottom: "left" top: "left" }
+layer { name: "flat" type: "Flatten" bottom: "left" top: "flat" }
+layer { name: "right" type: "Convolution" bottom: "pool1" top: "right" convolution_param { num_output: 7
+    kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "view" type: "Flatten" bottom: "right" top: "view" }
+layer { name: "right_relu" type: "ReLU" bottom: "right" top: "positive" }
+layer { name: "join" type: "Concat" bottom: "left" bottom: "positive" top: "join" }
+layer { name: "sum" type: "Eltwise" bottom: "positive" bottom: "right" top: "sum" }
+layer { name: "sum_relu" type: "ReLU" bottom: "sum" top: "sum" }
+layer { name: "mean" type: "Pooling" bottom: "join" top: "mean" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "slice" type: "Slice" bottom: "join" top: "first" top: "rest" slice_param { slice_point: 4 } }
+layer { name: "fc" type: "InnerProduct" bottom: "join" top: "fc" inner_product_param { num_output: 6
+    weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
+"""
+
+
+def make(text: str = TEXT) -> CaffeNet:
+    net = CaffeNet(build_graph(parse_net(text)), seed=3)
+    with torch.no_grad():
+        if "bn1" in net.params:
+            mean, variance, factor = net.params["bn1"]
+            mean.copy_(torch.linspace(-0.5, 0.7, len(mean)))
+            variance.copy_(torch.linspace(0.3, 1.9, len(variance)))
+            factor.fill_(2)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net() -> CaffeNet:
+    return make()
+
+
+def image(rows: int = 2) -> Tensor:
+    values = np.random.default_rng(4).standard_normal((rows, 3, 37, 41), np.float32)
+    return torch.from_numpy(values)
+
+
+ALL = tuple(dict.fromkeys(make().graph.names.values()))
+
+
+def without_gradients(net: CaffeNet, x: Tensor, blobs: tuple[str, ...] | None = None) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return net(x, blobs=blobs)
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for name, value in found.items():
+        expected = wanted[name].detach().numpy()
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_every_blob_is_that_of_a_pass_with_gradients(net: CaffeNet, rows: int) -> None:
+    wanted = net(image(rows), blobs=ALL)
+    for blobs in (ALL, net.outputs, ("conv1",), ("scale1@scale1", "scale1"), ("view", "sum")):
+        found = without_gradients(net, image(rows), blobs)
+        assert_close(found, wanted)
+        assert all(value.is_contiguous() for value in found.values())
+        assert all(value.numpy().flags.c_contiguous for value in found.values())
+
+
+def test_it_runs_channels_last(net: CaffeNet) -> None:
+    """BatchNorm, Scale and ReLU are one call, on a channels-last blob; of the ReLUs those that may overwrite do."""
+    calls = net._schedule(net.outputs, False).calls
+    names = {call.step.node.name: type(call.run).__name__ for call in calls}
+    assert names["bn1"] == "_ThenReLU"
+    assert "scale1" not in names
+    assert names["left"] == names["sum"] == "_ThenReLU"
+    assert names["right_relu"] == "method"  # a Flatten views what it reads
+    values = [None] * 99
+    with torch.no_grad():
+        values[calls[1].bottoms[0]] = image()
+        (top,) = calls[1](values)
+    assert top.is_contiguous(memory_format=torch.channels_last)
+    assert not top.is_contiguous()
+
+
+def test_the_same_bits_in_every_pass_and_for_every_order_of_the_input(net: CaffeNet) -> None:
+    x = image()
+    before = x.clone()
+    first = without_gradients(net, x)
+    assert torch.equal(x, before)
+    for other in (x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        found = without_gradients(net, other)
+        assert all(torch.equal(found[name], first[name]) for name in net.outputs)
+
+
+def test_an_input_that_is_asked_for_is_not_overwritten() -> None:
+    text = TEXT.replace('bottom: "scale1" top: "norm1"', 'bottom: "scale1" top: "norm1"')
+    net = make(
+        text.replace(
+            'name: "relu1" type: "ReLU" bottom: "scale1"', 'name: "relu1" type: "ReLU" bottom: "bn1"'
+        )
+    )
+    found = without_gradients(net, image(), ("data", "bn1"))
+    assert torch.equal(found["data"], image())
+    assert_close(found, net(image(), blobs=("data", "bn1")))
+
+
+def test_copies_and_pickles_run_alike(net: CaffeNet) -> None:
+    wanted = without_gradients(net, image())
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # noqa: S301 (made here)
+        found = without_gradients(other, image())
+        assert all(torch.equal(found[name], wanted[name]) for name in net.outputs)
+        assert all(call.step.layer is None or call.step.layer in list(other.layers.children())
+                   for call in other._schedule(other.outputs, False).calls)  # fmt: skip
+
+
+def test_new_weights_count_at_once(net: CaffeNet) -> None:
+    other = copy.deepcopy(net)
+    before = without_gradients(other, image())["sum"]
+    for name in ("conv1", "scale1", "right"):
+        other.params[name][0].data.numpy()[...] *= 2  # an array of the memory, as pycaffe gives it
+    found = without_gradients(other, image(), ALL)
+    assert not torch.allclose(found["sum"], before)
+    assert_close(found, other(image(), blobs=ALL))
+
+
+def test_training_uses_the_statistics_of_the_batch(net: CaffeNet) -> None:
+    both = []
+    for gradients in (False, True):
+        other = copy.deepcopy(net).train()
+        with torch.set_grad_enabled(gradients):
+            both.append((other(image(), blobs=ALL), other.params["bn1"][0].detach()))
+    assert_close(both[0][0], both[1][0])
+    assert not torch.allclose(both[0][0]["scale1"], without_gradients(net, image(), ("scale1",))["scale1"])
+    torch.testing.assert_close(both[0][1], both[1][1])
+
+
+def test_hooks_and_replaced_layers_are_given_contiguous_blobs(net: CaffeNet) -> None:
+    other, seen = copy.deepcopy(net), []
+    other.layers.pool1.register_forward_hook(lambda layer, bottoms, tops: seen.extend((*bottoms, *tops)))
+    assert_close(without_gradients(other, image()), without_gradients(net, image()))
+    replaced = copy.deepcopy(net)
+    replaced.layers.norm1 = torch.nn.Identity()
+    replaced.layers.norm1.register_forward_hook(lambda layer, bottoms, top: seen.append(top))
+    without_gradients(replaced, image())
+    patched = copy.deepcopy(net)
+    patched.layers.relu1.forward = lambda x: (seen.append(x) or 0 * x,)
+    assert not without_gradients(patched, image(), ("scale1",))["scale1"].any()
+    assert len(seen) == 4
+    assert all(value.is_contiguous() for value in seen)
+
+
+OTHERS = {
+    "small convolutions": TEXT.replace("num_output: 72", "num_output: 7"),
+    "a loss": TEXT + 'layer { name: "loss" type: "EuclideanLoss" bottom: "fc" bottom: "prob" top: "loss" }',
+    "DummyData": TEXT + 'layer { name: "more" type: "DummyData" top: "more" dummy_data_param { shape { dim: 2 dim: 6 } } }'
+    'layer { name: "add" type: "Eltwise" bottom: "fc" bottom: "more" top: "add" }',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS)
+def test_nets_that_gain_nothing_run_layer_by_layer(text: str) -> None:
+    net = make(text)
+    done = net.run({"data": image()}, net.outputs)
+    assert not net._schedule(net.outputs, True).calls
+    with torch.no_grad():
+        assert_close(net.run({"data": image()}, net.outputs).blobs, done.blobs)
+
+
+def test_other_types_and_gradients_run_layer_by_layer(net: CaffeNet, monkeypatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a pass of channels-last blobs")
+
+    monkeypatch.setattr(CaffeNet, "_infer", refuse)
+    net(image())
+    with pytest.raises(AssertionError, match="a pass of channels-last blobs"):
+        without_gradients(net, image())
+    without_gradients(copy.deepcopy(net).double(), image())
+
+
+def test_layers_with_a_forward_of_their_own_get_contiguous_blobs() -> None:
+    class Mine(ReLU):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (x.view(-1).view(x.shape),)
+
+    class Convolved(Convolution):
+        def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(*bottoms)
+
+    node = {node.name: node for node in make().graph}
+    assert (ReLU.layout, Mine.layout) == (ANY_LAYOUT, CONTIGUOUS)
+    assert Convolution(node["conv1"], (4,)).layout == CHANNELS_LAST
+    assert Convolved(node["conv1"], (4,)).layout == CONTIGUOUS
+    assert Pooling(node["pool1"], (4,)).layout == CHANNELS_LAST
+
+
+def other_order(value: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(value)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def test_recorded_nets_in_channels_last(tmp_path, monkeypatch) -> None:
+    """Caffe's numbers, for every sixth recorded net that has a layer for another order than Caffe's."""
+    monkeypatch.setattr(inference, "_gains", lambda plan, step: True)
+    types: dict[str, int] = {}
+    for name in (*NAMES, *FORK_NAMES)[::6]:
+        case = read_case(name)
+        if not any(value.ndim == 4 for value in case.inputs.values()):
+            continue
+        net = case.net(tmp_path)
+        layers = [layer for _, layer in net.steps(net.outputs)]
+        if all(layer.layout == CONTIGUOUS for layer in layers):
+            continue
+        if not net._schedule(net.outputs, False).calls:
+            continue
+        inputs = {name: other_order(value) for name, value in case.inputs.items()}
+        with torch.no_grad():
+            found = net(inputs)
+        for blob, expected in case.outputs.items():
+            np.testing.assert_allclose(
+                found[blob].numpy(), expected, **tolerance(name), err_msg=f"{name}: {blob}"
+            )
+        for layer in layers:
+            types[layer.node.type] = types.get(layer.node.type, 0) + (layer.layout != CONTIGUOUS)
+    assert sum(types.values()) > 20
+    with_layout = {name for name, count in types.items() if count}
+    assert with_layout >= {"Convolution", "Pooling", "Eltwise", "Concat"}

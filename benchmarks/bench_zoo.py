@@ -2,6 +2,8 @@
 """Images per second of eight public nets beside OpenCV 4, ONNX Runtime and OpenVINO, at batches 1 and 8.
 
     python benchmarks/bench_zoo.py [--seconds 6] [--threads N] [--nets alexnet ilgnet] [--json FILE] [--price 0.08]
+    python benchmarks/bench_zoo.py --exact                                # only the exact nets beside OpenCV 4
+    python benchmarks/bench_zoo.py --from-json FILE --write docs/speed.md  # measures nothing: fills the page's tables
 
 For each net and batch all engines run in turns in one process, on the same drawn weights and images, and the
 best run of each counts: other programs on the machine only ever slow a run down.  OpenCV reads Caffe's files, ONNX
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import platform
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from math import exp, log, prod, sqrt
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ NETS = ("alexnet", "googlenet", "squeezenet", "resnet50", "mobilenet", "mobilene
 BATCHES = (1, 8)
 MORE_BATCHES = {"ilgnet": (1, 8, 16)}
 OPENCV = "OpenCV 4"
+MARK = "<!-- measured -->"  # before each table of docs/speed.md
 FAST = ("float32", "float16", "int8")
 LENET = """
 name: "LeNet"
@@ -184,14 +188,17 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         engines = others(net, Path(folder), args.threads)
+        if args.exact:
+            engines = {OPENCV: engines[OPENCV]}
         for count in MORE_BATCHES.get(name, BATCHES):
             batch = images(name, net, count)
             runners = {engine: make(count) for engine, make in engines.items()}
             runners["exact"] = through(net, output)
             chosen: dict[str, str] = {}
+            made = None
             checked = hundred() if name == "ilgnet" else None  # which int8 must keep
             checked = None if checked is None else checked[:32]
-            for precision in ("torch", *FAST):
+            for precision in () if args.exact else ("torch", *FAST):
                 engine = "torch" if precision == "torch" else "auto"
                 weights = "float32" if precision == "torch" else precision
                 made = ir.fast(
@@ -216,7 +223,8 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "relative": {key: seconds[OPENCV] / value for key, value in seconds.items()},
             })  # fmt: skip
             print(line(rows[-1]), file=sys.stderr, flush=True)
-            del runners, made
+            del runners
+            made = None
             gc.collect()
     return rows
 
@@ -237,7 +245,7 @@ def report(rows: list[dict[str, Any]], price: float) -> None:
     for row in rows:
         rate = row["batch"] / row["seconds"][OPENCV]
         shown = " | ".join(f"{row['relative'][key]:.2f}" for key in columns[1:])
-        chosen = ", ".join(dict.fromkeys(row["chosen"][f"fast {precision}"] for precision in FAST))
+        chosen = ", ".join(dict.fromkeys(row["chosen"].get(f"fast {one}", "") for one in FAST))
         print(f"| {row['net']}, {row['batch']} | {rate:.1f} | {shown} | {chosen} |")
     table = [row for row in rows if row["batch"] in BATCHES]
     means = (geometric_mean([row["relative"][key] for row in table]) for key in columns[1:])
@@ -245,7 +253,7 @@ def report(rows: list[dict[str, Any]], price: float) -> None:
     worst = (max(row["deviation"][key] for row in rows if key in row["deviation"]) for key in columns[1:])
     print(f"| largest difference of a probability | | {' | '.join(f'{value:.1g}' for value in worst)} | |")
     engines = [name for name in ("ONNX Runtime", "OpenVINO") if name in columns]
-    if engines:
+    if engines and "fast float32" in columns:
         least = min(
             table,
             key=lambda row: row["relative"]["fast float32"] / max(row["relative"][one] for one in engines),
@@ -258,6 +266,23 @@ def report(rows: list[dict[str, Any]], price: float) -> None:
         if row["batch"] == 8:
             costs = (price / 3600 * row["seconds"][key] / row["batch"] * 1e6 for key in columns)
             print(f"| {row['net']} | {' | '.join(f'{cost:.2f}' for cost in costs)} |")
+
+
+def fill_page(page: Path, rows: list[dict[str, Any]], price: float, stated: str) -> None:
+    """Put the two tables into a page, after the comments that mark what is measured, and the machine above them."""
+    held = io.StringIO()
+    with redirect_stdout(held):
+        report(rows, price)
+    tables = [part for part in held.getvalue().split("\n\n") if part.startswith("|")]
+    head, *rest = page.read_text().split(MARK)
+    if len(rest) < len(tables):
+        raise SystemExit(f"{page}: has {len(rest)} marks {MARK} for {len(tables)} tables; add the others")
+    start, end = head.index("These were taken with"), head.rindex("\n\n")
+    head = f"{head[:start]}These were taken on {stated}.{head[end:]}"
+    for index, table in enumerate(tables):
+        _, _, after = rest[index].lstrip("\n").partition("\n\n")
+        rest[index] = f"\n{table.strip()}\n\n{after}"
+    page.write_text(MARK.join([head, *rest]))
 
 
 def machine() -> str:
@@ -281,11 +306,23 @@ def main() -> None:
         "--price", type=float, default=0.08, help="of an hour of this machine, for the cost (default 0.08)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--exact", action="store_true", help="only the exact nets and OpenCV 4")
+    parser.add_argument("--from-json", metavar="FILE", help="measure nothing: figures that --json wrote")
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="fill the tables of docs/speed.md")
     parser.add_argument(
         "--cpu-time", action="store_true",
         help="count the CPU time of one thread, which other programs on the machine change little",
     )  # fmt: skip
     args = parser.parse_args()
+    if args.from_json:
+        held = json.loads(Path(args.from_json).read_text())
+        stated = f"{held['machine']}, {held['threads']} threads"
+        if args.write:
+            fill_page(args.write, held["rows"], args.price, stated)
+        else:
+            print(stated, end="\n\n")
+            report(held["rows"], args.price)
+        return
     args.clock = time.process_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads
     ir.tune_process()
@@ -302,6 +339,8 @@ def main() -> None:
     print(machine(), f"{args.threads} threads", sep=", ")
     print()
     report(rows, args.price)
+    if args.write:
+        fill_page(args.write, rows, args.price, f"{machine()}, {args.threads} threads")
 
 
 if __name__ == "__main__":

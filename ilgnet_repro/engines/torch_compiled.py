@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..caffe.graph import Value
+from ..layers.conv import ConvolutionBase
 from ..layers.lrn import CompiledLRN, FastLRN
 from ..layers.support.base import Layer
 from ..process import environment
@@ -109,6 +110,6 @@ def _group(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
 
 def _is_worth_compiling(module: nn.Module) -> bool:
     """Whether compiling makes a module faster; layers that read neighbouring values become slower."""
-    if isinstance(module, (Conv, Dense, FastLRN)):
+    if isinstance(module, (Conv, ConvolutionBase, Dense, FastLRN)):
         return False
     return not (isinstance(module, Layer) and module.node.type in ("Pooling", "Concat", "Slice", "Softmax"))

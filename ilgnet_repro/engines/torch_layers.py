@@ -21,7 +21,8 @@ def can_pack(layer: Layer) -> bool:
         return False
     convolution: Any = layer
     is_plane = convolution.channel_axis == 1 and len(convolution.kernel) == 2
-    return is_plane and torch.backends.mkldnn.is_available()
+    # A dilated one runs as in the exact net: see `plain_order` of layers/conv.py.
+    return is_plane and not convolution.is_dilated and torch.backends.mkldnn.is_available()
 
 
 class Conv(nn.Module):

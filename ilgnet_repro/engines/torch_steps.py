@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..caffe.graph import Node, Value
+from ..layers.conv import ConvolutionBase
 from ..layers.dense import InnerProduct
 from ..layers.lrn import LRN, FastLRN
 from ..layers.support.base import Layer
@@ -136,6 +137,8 @@ def _is_per_image(module: Any) -> bool:
     if isinstance(module, Layer):
         kind = module.node.type
         layer: Any = module
+        if isinstance(layer, ConvolutionBase):
+            return layer.channel_axis == 1
         return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and layer.dim > 0)
     return isinstance(module, (Conv, FastLRN))
 

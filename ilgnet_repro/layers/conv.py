@@ -59,6 +59,15 @@ def gemm_conv2d(
     return top
 
 
+def plain_order(value: Tensor) -> Tensor:
+    """Return a tensor with the strides of a new one, also where an axis of length 1 allows others.
+
+    oneDNN may read out of bounds where it dilates a channels-last convolution (torch 2.13: of a blob or kernel of width 1, and
+    with groups); torch takes a bottom or weights with such strides for channels-last.
+    """
+    return value.contiguous().view(-1).view(value.shape)
+
+
 class Spatial(Layer):
     """The fields that Caffe's BaseConvolutionLayer and Im2colLayer read: kernel, stride, pad and dilation per axis."""
 
@@ -236,7 +245,7 @@ class ConvolutionBase(Spatial):
         self.is_dilated = any(length > 1 for length in self.dilation)
         # A convolution before a pooling's mask keeps the sums that it has been recorded with.
         is_plane = self.function is F.conv2d and self.channel_axis == 1 and not self.node.feeds_mask
-        if is_plane and type(self).forward is ConvolutionBase.forward:
+        if is_plane and not self.is_dilated and type(self).forward is ConvolutionBase.forward:
             self.layout = CHANNELS_LAST
 
     def _reads_bias(self) -> bool:
@@ -292,6 +301,8 @@ class ConvolutionBase(Spatial):
             # To Caffe all axes before `axis` are batch axes; torch has one.
             images = x if leading == 1 else x.reshape(-1, *x.shape[leading:])
             groups = 1 if self.is_ungrouped else self.groups(images.shape[1])
+            if self.is_dilated and not (torch.compiler.is_compiling() or is_tracing()):
+                images, weight = plain_order(images), plain_order(weight)
             convolve = self._kernel_for(x, weight)
             if not self.kernel:
                 y = convolve(images[..., None], weight[..., None], bias, groups=groups).squeeze(-1)

@@ -70,6 +70,39 @@ def test_equals_slow_loops(kind, case):
         np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-4, atol=1e-5, err_msg=use.__name__)
 
 
+# Where oneDNN, given blobs or weights with the channels innermost in memory, reads out of bounds or used to: shape, outputs,
+# kernel, stride, pad, dilation, group.
+OUT_OF_BOUNDS = {
+    "width 1, kernel 1": ((3, 3, 5, 1), 9, (1, 1), (3, 1), (0, 2), (2, 2), 3),
+    "width 1, kernel 2": ((2, 3, 2, 1), 6, (1, 2), (1, 2), (0, 3), (1, 2), 3),
+    "one group": ((3, 4, 4, 1), 2, (2, 2), (1, 2), (2, 3), (3, 2), 1),
+    "wider": ((3, 12, 5, 9), 18, (1, 2), (3, 1), (0, 2), (2, 2), 6),
+    "three axes": ((3, 2, 9, 7, 1), 3, (1, 3, 1), (3, 2, 2), (1, 0, 3), (3, 3, 2), 1),
+}
+
+
+@pytest.mark.parametrize("geometry", OUT_OF_BOUNDS.values(), ids=OUT_OF_BOUNDS)
+def test_dilated_convolutions_of_channels_last_blobs(geometry):
+    shape, outputs, kernel, stride, pad, dilation, group = geometry
+    x, order = draw(*shape), [torch.channels_last, torch.channels_last_3d][len(kernel) - 2]
+    weight, bias = draw(outputs, shape[1] // group, *kernel, seed=1), draw(outputs, seed=2)
+    expected = slow_convolution(x, weight, bias, (stride, pad, dilation), group)
+    net = one_layer(text("Convolution", (kernel, (stride, pad, dilation), shape[2:], group, shape[1], outputs, True)),
+                    shape, blobs=[weight, bias])  # fmt: skip
+    value = torch.from_numpy(x).contiguous(memory_format=order)
+    for changed in (False, True):
+        if changed:  # the user's own order of the weights
+            net.layers.op.weight.data = net.layers.op.weight.data.contiguous(memory_format=order)
+        for gradients in (False, True):
+            given = value.clone().requires_grad_(gradients)
+            with torch.set_grad_enabled(gradients):
+                found = net(given)["top0"]
+            np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+            if gradients:
+                found.sum().backward()
+                assert given.grad.shape == shape
+
+
 MASKED = {
     "plain": "kernel_size: 3",
     "stride and pad": "kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 1 pad_h: 1 pad_w: 2",

@@ -62,8 +62,8 @@ def gemm_conv2d(
 def plain_order(value: Tensor) -> Tensor:
     """Return a tensor with the strides of a new one, also where an axis of length 1 allows others.
 
-    oneDNN may read out of bounds where it dilates a channels-last convolution (torch 2.13: of a blob or kernel of width 1, and
-    with groups); torch takes a bottom or weights with such strides for channels-last.
+    In torch 2.13 oneDNN may read out of bounds in a dilated convolution of channels-last blobs or weights, and torch takes
+    blobs with an axis of length 1 for channels-last by their strides.
     """
     return value.contiguous().view(-1).view(value.shape)
 

@@ -306,6 +306,7 @@ OVERFIT = (
     # 60 epochs at 3e-3 were too few: the loss still fell.
     Overfit("nima", "ava", 16, 64, 240, 8, 1e-2, ("--option", "backbone=mobilenet_v2")),
     Overfit("nima", "ava", 16, 64, 240, 8, 1e-2, ("--option", "backbone=mobilenet_v1")),
+    Overfit("nima", "ava", 16, 32, 120, 8, 1e-2, ("--option", "backbone=inception_v2")),
     Overfit("tanet", "tad66k", 16, 64, 200, 8, 3e-3),
     Overfit("tanet", "ava", 16, 64, 200, 8, 3e-3),
     Overfit("attributes", "aadb", 16, 32, 80, 8, 3e-4),

@@ -21,6 +21,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,19 @@ class Consumer:
 CONSUMERS = {
     "ort_old": Consumer("ONNX Runtime, the oldest that setup.cfg allows", "onnxruntime", ("onnxruntime==1.20.0",)),
     "ort_new": Consumer("ONNX Runtime, the newest", "onnxruntime", ("onnxruntime>=1.32",)),
-    "openvino": Consumer("OpenVINO", "openvino", ("openvino",)),
+    "openvino": Consumer(
+        "OpenVINO", "openvino", ("openvino",),
+        note="near ties: one of 92160 maxima in the mask that SegNet reads, boxes of Proposal and DetectionOutput",
+    ),
     "cv4": Consumer(
         "OpenCV 4", "opencv", ("opencv-python-headless<5",),
-        note="its limits: no And, GatherND, NonMaxSuppression or Scan (SSD, LSTM), a crash on scattered values, "
+        note="its limits: no And, GatherND, NonMaxSuppression or Scan (SSD, Proposal, LSTM), a crash on scattered values, "
         "outputs of one axis have two; `--verify opencv` refuses each of these",
     ),
-    "cv5": Consumer("OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",), note="its limit: no Scan (LSTM)"),
+    "cv5": Consumer(
+        "OpenCV 5, new engine", "opencv", ("opencv-python-headless>=5",),
+        note="its limits: no Scan (LSTM), no Proposal; near ties: SegNet, DetectionOutput",
+    ),
     "reference": Consumer(
         "the onnx package's reference implementation", "reference", (), small_only=True,
         note="in NumPy, the small nets only; its LRN is not that of the standard: `--fast-lrn` avoids it",
@@ -315,16 +322,33 @@ def row_of(key: str, found: dict[str, Measured]) -> tuple[str, list[str]]:
     )
 
 
-def report(rows: Sequence[tuple[str, str, list[str]]]) -> str:
+def read_rows(text: str) -> dict[str, tuple[str, list[str]]]:
+    """Return the rows of the page as it is, by consumer, each with its details."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for key, consumer in CONSUMERS.items():
+        for line in text.splitlines():
+            if line.startswith(f"| {consumer.name} |"):
+                details = text.partition(f"\n- {consumer.name}\n")[2].splitlines()
+                found[key] = (
+                    line,
+                    [
+                        one.removeprefix("  - ")
+                        for one in takewhile(lambda one: one.startswith("  - "), details)
+                    ],
+                )
+    return found
+
+
+def report(rows: dict[str, tuple[str, list[str]]]) -> str:
     """Return the generated part of the page."""
     lines = [
         "| consumer | version | right | largest difference | refuses | computes otherwise | |",
-        "|---|---|---|---|---|---|---|", *[row for _, row, _ in rows], "",
+        "|---|---|---|---|---|---|---|", *[rows[key][0] for key in CONSUMERS if key in rows], "",
         "Refused, or computed otherwise, with the consumer's own words:", "",
     ]  # fmt: skip
-    for key, _, details in rows:
-        if details:
-            lines += [f"- {CONSUMERS[key].name}", *[f"  - {_plain(detail)}" for detail in details]]
+    for key, consumer in CONSUMERS.items():
+        if key in rows and rows[key][1]:
+            lines += [f"- {consumer.name}", *[f"  - {detail}" for detail in rows[key][1]]]
     return "\n".join(lines)
 
 
@@ -392,10 +416,15 @@ def main() -> int:
                 kept[key] = {net.name: found[net.name] for net in chosen}
             show(key, kept[key])
     if args.write:
-        text = report([(key, *row_of(key, kept[key])) for key in CONSUMERS if key in kept])
         page = PAGE.read_text()
         before, _, rest = page.partition(START)
-        PAGE.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
+        old, _, after = rest.partition(END)
+        rows = read_rows(old)  # those of consumers that have not run every net stay
+        for key, measured in kept.items():
+            if all(net.name in measured for net in nets if CONSUMERS[key].runs(net)):
+                row, details = row_of(key, measured)
+                rows[key] = (row, [_plain(detail) for detail in details])
+        PAGE.write_text(f"{before}{START}\n{report(rows)}\n{END}{after}")
     return 0
 
 

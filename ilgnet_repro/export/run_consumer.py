@@ -211,7 +211,10 @@ def _written(model: str) -> Any:
 
 
 def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]:
-    """coremltools' ML program from torch.jit.trace of the written module; elsewhere than on macOS its shapes only."""
+    """coremltools' ML program of the exported module; elsewhere than on macOS its shapes and types only.
+
+    Of torch.jit.trace's programs it fails where a size is an array of one value (NumPy 2.4).
+    """
     import coremltools as tool
     import torch
 
@@ -226,20 +229,25 @@ def coremltools(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arr
             return tuple(self.module(*values).values())
 
     given = tuple(map(torch.from_numpy, inputs.values()))
-    traced = torch.jit.trace(Tuple().eval(), given)
-    made = tool.convert(
-        traced,
-        inputs=[tool.TensorType(f"input_{index}", value.shape) for index, value in enumerate(given)],
-        outputs=[tool.TensorType(f"output_{index}") for index in range(len(wanted))],
-        convert_to="mlprogram", compute_precision=tool.precision.FLOAT32,
-    )  # fmt: skip
+    program = torch.export.export(Tuple().eval(), given, strict=False).run_decompositions()
+    for node in list(program.graph.nodes):  # coremltools 9.0 knows no alias
+        if node.target == torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    made = tool.convert(program, convert_to="mlprogram", compute_precision=tool.precision.FLOAT32)
+    described = made.get_spec().description
     if sys.platform == "darwin":
-        found = made.predict({f"input_{index}": value for index, value in enumerate(inputs.values())})
-        return version("coremltools"), {name: found[f"output_{index}"] for index, name in enumerate(wanted)}
-    shapes = [tuple(one.type.multiArrayType.shape) for one in made.get_spec().description.output]
-    expected = [tuple(value.shape) for value in traced(*given)]
+        names = [one.name for one in described.input]
+        found = made.predict(dict(zip(names, inputs.values(), strict=True)))
+        values = [found[one.name] for one in described.output]
+        return version("coremltools"), dict(zip(wanted, values, strict=True))
+    shapes = [tuple(one.type.multiArrayType.shape) for one in described.output]
+    expected = [tuple(value.shape) for value in Tuple()(*given)]
     if any(shape != other for shape, other in zip(shapes, expected, strict=True) if shape):
         raise SystemExit(f"its outputs are {shapes}, not {expected}")
+    kinds = [one.type.multiArrayType.dataType for one in described.output]
+    if any(kind != tool.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32 for kind in kinds):
+        raise SystemExit("its outputs are not float32")
     return version("coremltools"), {}
 
 

@@ -417,7 +417,7 @@ _OVERFIT = """
 ## Overfitting from the command line
 
 `ilgnet train` with `--select last` on a small set of the model's own kind, drawn weights, its own dropout; `ilgnet test` on
-the same images.
+the same images. NIMA on VGG-16 has no row: it was not run to its end.
 
 """
 

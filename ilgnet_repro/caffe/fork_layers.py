@@ -19,10 +19,6 @@ _STN = "daerduoCarey/SpatialTransformerLayer, src/caffe/layers"
 # Type: what it computes, and the repository and file that define it.
 _KNOWN: dict[str, tuple[str, str]] = {
     # Detection.
-    "DetectNetTransformation": (
-        "augments DetectNet's images and draws its coverage maps",
-        "NVIDIA/caffe, src/caffe/layers/detectnet_transform_layer.cpp",
-    ),
     "DetectionGroupLoss": (
         "the loss of region proposals, with sampling",
         f"{_CASCADE}, src/caffe/layers/detection_group_loss_layer.cpp",
@@ -83,13 +79,11 @@ _KNOWN: dict[str, tuple[str, str]] = {
     ),
     "BatchReduction": ("reduces groups of the batch", "yjxiong/caffe, src/caffe/layers/batch_reduction_layer.cpp"),
     # Faces and metric learning.
-    "Hotspot": ("Gaussians at landmarks", f"{_HAPPYNEAR}/hotspot_layer.cpp"),
-    "SubRegion": ("crops around landmarks", f"{_HAPPYNEAR}/sub_region_layer.cpp"),
-    **dict.fromkeys(
-        ("GeneralContrastive", "GeneralContrastiveLoss"),
-        ("a contrastive loss over all classes", f"{_HAPPYNEAR}/general_contrastive_loss_layer.cpp"),
+    "Covariance": (
+        "x times its transpose over H·W (shenfalong/styletransfer, top N×C²), over C·H·W (happynear/caffe-windows, top "
+        "N×C×C), or of the clips of a video (with covariance_param)",
+        "covariance_layer.cpp of each; the text does not distinguish the first two",
     ),
-    "GeneralTripletLoss": ("a triplet loss over all classes", f"{_HAPPYNEAR}/general_triplet_loss_layer.cpp"),
     "SoftTruncation": ("a bounded activation", f"{_HAPPYNEAR}/soft_truncation_layer.cpp"),
     "PairwiseLoss": ("a loss over pairs of a batch", f"{_HAPPYNEAR}/pairwise_layer.cpp"),
     # Quantized and pruned nets.

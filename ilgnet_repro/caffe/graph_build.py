@@ -10,6 +10,7 @@ from ..errors import GraphError, LayerError
 from ..schema import caffe_pb2 as pb
 from .crops import resolve_crops
 from .dummy_inputs import given_to_inputs, unwritten_bottoms
+from .fed_bottoms import without_feeders
 from .fork_fields import check_net_fields, check_rule_fields, drop_fields
 from .graph import Graph, Node, Value, unused_name
 from .phase_rules import is_included, net_state, settle_rules
@@ -53,6 +54,7 @@ def build_graph(
     for layer in layers:
         if not layer.type:
             raise GraphError(f'{layer.name or "(unnamed)"}: has no type; write type: "..."')
+    layers = without_feeders(layers)
     walk = _Walk(layers, phase, [layer for layer in net.layer if not is_included(layer, state)])
     for index in range(len(layers)):
         walk.add_layer(index)

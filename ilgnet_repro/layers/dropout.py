@@ -1,4 +1,4 @@
-"""Layers that draw random numbers in training: Dropout, SpatialDropout (ENet's too), Insanity (randomized leaky ReLU)."""
+"""Layers that draw random numbers in training: Dropout, SpatialDropout (ENet's too), SeLuDropout, Insanity."""
 
 from __future__ import annotations
 
@@ -69,6 +69,47 @@ class Dropout(_Dropout):
             drop = code.module(f"nn.Dropout({ratio})")
             top = f"{drop}({x})"
         return [top if self.scales_train else f"{top} * (1 - {ratio})"]
+
+
+def alpha_dropout(x: Tensor, ratio: float, alpha: float, scale: float, shift: float) -> Tensor:
+    """Return scale · x + shift, with x replaced by alpha at random."""
+    dropped = torch.rand_like(x) < ratio
+    return scale * torch.where(dropped, alpha, x) + shift
+
+
+@register_layer("SeLuDropout")
+class SeLuDropout(_Dropout):
+    """In training, values are replaced by alpha at random, and the result keeps the mean and variance of 0 and 1.
+
+    With the ratio r it is a · x + b: a = ((1 − r)(1 + r · alpha²))^−½, b = −a · r · alpha (Klambauer et al., 2017).
+    Source: HolmesShuan/SNNs-Self-Normalizing-Neural-Networks-Caffe-Reimplementation, selu_dropout_layer.cpp.
+    """
+
+    message = "selu_dropout_param"
+    fields = ("dropout_ratio", "alpha")
+
+    def setup(self, rank: int) -> None:
+        self.ratio = self._check_ratio(self.param.dropout_ratio)
+        self.alpha: float = self.param.alpha
+        self.scale = ((1 - self.ratio) * (1 + self.ratio * self.alpha**2)) ** -0.5
+        self.shift = -self.scale * self.ratio * self.alpha
+        if self.is_train:
+            self.no_onnx = "it draws random numbers in each pass in phase TRAIN"
+
+    def is_identity(self) -> bool:
+        return not self.is_train
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (alpha_dropout(x, self.ratio, self.alpha, self.scale, self.shift) if self.training else x,)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [x]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        if not self.is_train:
+            return [x]
+        values = ", ".join(map(literal, (self.ratio, self.alpha, self.scale, self.shift)))
+        return [f"{code.helper(alpha_dropout)}({x}, {values}) if self.training else {x}"]
 
 
 def drop_channels(x: Tensor, ratio: float, training: bool = True) -> Tensor:

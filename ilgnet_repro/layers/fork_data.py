@@ -141,3 +141,37 @@ class ImageGtData(_ForkData):
             (image[0], 2 + coordinates, *(int(side / rate + 0.5) for side in image[2:])) for rate in rates
         ]
         return *maps, (1, self.boxes, 1, 1)
+
+
+@register_layer("DetectNetTransformation")
+class DetectNetTransformation(_ForkData):
+    """Augmented images and the map of what their boxes cover: N×(8 + classes)×H×W over ``stride``, inputs here.
+
+    The channels are foreground, the box's corners, two inverse sides, the object's norm and a coverage per class; the
+    classes are those that ``object_class`` maps to.  The data layers that it reads are left out
+    (caffe/fed_bottoms.py).  Source: NVIDIA/caffe, src/caffe/layers/detectnet_transform_layer.cpp and
+    src/caffe/util/detectnet_coverage.cpp.
+    """
+
+    sizes = "detectnet_groundtruth_param"
+    top_count = (2, 2)
+    note = "augments DetectNet's images and draws its coverage maps: its tops are inputs, and its data layers are left out"
+
+    def _image(self) -> Shape:
+        batch = self.node.layer.data_param.batch_size
+        sides = tuple(self._stated(f"{self.sizes}.image_size_{side}") for side in "yx")
+        if not batch or not all(sides):
+            raise self._unknown_size()
+        return (batch, 3, *sides)
+
+    def _others(self, image: Shape) -> tuple[Shape, ...]:
+        stride = self._stated(f"{self.sizes}.stride")
+        if not stride:
+            raise self.error("detectnet_groundtruth_param.stride is missing; state the pixels of a cell")
+        places = [
+            int(field.text)
+            for field in self.node.layer.fork_field
+            if without_indices(field.path) == f"{self.sizes}.object_class.dst" and field.text.isdigit()
+        ]
+        cells = (round(side / stride) for side in image[2:])
+        return ((image[0], BOX + max(places, default=0) + 1, *cells),)

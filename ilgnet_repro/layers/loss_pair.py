@@ -47,6 +47,14 @@ def balanced_cross_entropy_loss(x: Tensor, target: Tensor) -> Tensor:
     return (weights * losses + other).sum() / x.shape[0]
 
 
+def weighted_cross_entropy_loss(x: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Return the cross-entropy of sigmoid(x), weighted, over the sum of the weights; 0 where that is not over 0."""
+    target, weights = (blob.detach().reshape(x.shape) for blob in (target, weights))
+    losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+    total = weights.sum()
+    return torch.where(total > 0, (losses * weights).sum() / torch.where(total > 0, total, 1), 0)
+
+
 def contrastive_loss(a: Tensor, b: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
     """Return half the mean of d² for similar pairs, max(margin - d, 0)² for others (legacy: max(margin - d², 0))."""
     squared = (a - b.reshape(a.shape)).reshape(a.shape[0], -1).square().sum(1)
@@ -114,9 +122,13 @@ class SigmoidCrossEntropyLoss(EqualLoss):
     HED's layer has the same name and text, but weighs the targets 1 of an image by its share of targets 0 and the
     reverse, and ignores any other target.  Nothing but documentation shows it: ``loss_param { balance: HED }`` states it.
     Source: s9xie/hed, sigmoid_cross_entropy_loss_layer.cpp.
+
+    A third bottom, of the multi-task network cascades, has a weight per value: the loss is divided by their sum, and is
+    0 where that is not over 0.  Source: daijifeng001/caffe-mnc, sigmoid_cross_entropy_loss_layer.cpp.
     """
 
     other_messages = ("loss_param",)
+    bottom_count = (2, 3)
     fork_fields = (BALANCE,)
 
     def setup(self, *ranks: int) -> None:
@@ -125,27 +137,41 @@ class SigmoidCrossEntropyLoss(EqualLoss):
             raise self.error(f"{BALANCE} {balance} must be HED; remove it for Caffe's own layer")
         self.is_balanced = balance == "HED"
         loss_param = self.node.layer.loss_param
+        if len(ranks) == 3 and (self.is_balanced or loss_param.ListFields()):
+            raise self.error(
+                "a third bottom of weights goes with no field of loss_param; MNC's layer reads none"
+            )
         if self.is_balanced and loss_param.ListFields():
             raise self.error(f"{BALANCE}: HED goes with no other field of loss_param; HED's layer reads none")
         if self.is_balanced:
             self.note = "SigmoidCrossEntropyLoss of HED's Caffe, by loss_param.balance"
-        elif not loss_param.ListFields():  # HED's layer reads no loss_param
+        elif not loss_param.ListFields() and len(ranks) == 2:  # HED's layer reads no loss_param
             self.note = "Caffe's own; HED's balances the classes: state loss_param { balance: HED } for a net of HED's"
         self.mode = normalization(self, "BATCH_SIZE")
         self.ignore = ignored_label(loss_param)
 
-    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor, target: Tensor, *weights: Tensor) -> tuple[Tensor]:
+        if weights:
+            return (weighted_cross_entropy_loss(x, target, *weights),)
         if self.is_balanced:
             return (balanced_cross_entropy_loss(x, target),)
         return (sigmoid_cross_entropy_loss(x, target, self.mode, self.ignore),)
 
-    def onnx(self, graph: OnnxGraph, x: str, target: str) -> list[str]:
+    def onnx(self, graph: OnnxGraph, x: str, target: str, *weights: str) -> list[str]:
         from onnx import TensorProto
 
         target = self.like(graph, target, x)
         # max(x, 0) - x t + log(1 + exp(-|x|)), which cannot overflow.
         curve = graph.node("Softplus", [graph.node("Neg", [graph.node("Abs", [x])])])
         line = graph.node("Sub", [graph.node("Relu", [x]), graph.node("Mul", [x, target])])
+        if weights:
+            weight = self.like(graph, weights[0], x)
+            losses = graph.node("Mul", [graph.node("Add", [line, curve]), weight])
+            loss, total = (graph.node("ReduceSum", [values], keepdims=0) for values in (losses, weight))
+            zero, one = (graph.constant(numbers(value)) for value in (0.0, 1.0))
+            over = graph.node("Greater", [total, zero])
+            share = graph.node("Div", [loss, graph.node("Where", [over, total, one])])
+            return [graph.node("Where", [over, share, zero])]
         if self.is_balanced:
             return [self._balanced_onnx(graph, graph.node("Add", [line, curve]), target, x)]
         ignored = np.asarray(np.iinfo(np.int64).min if self.ignore is None else self.ignore, np.int64)
@@ -172,7 +198,9 @@ class SigmoidCrossEntropyLoss(EqualLoss):
         flat = graph.node("Flatten", [losses], axis=1)
         return self.per_image(graph, graph.node("Mul", [weights, flat]), flat)
 
-    def source(self, code: SourceCode, x: str, target: str) -> list[str]:
+    def source(self, code: SourceCode, x: str, target: str, *weights: str) -> list[str]:
+        if weights:
+            return [f"{code.helper(weighted_cross_entropy_loss)}({x}, {target}, {weights[0]})"]
         if self.is_balanced:
             return [f"{code.helper(balanced_cross_entropy_loss)}({x}, {target})"]
         return [f"{code.helper(sigmoid_cross_entropy_loss)}({x}, {target}, {self.mode!r}, {self.ignore})"]

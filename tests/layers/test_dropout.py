@@ -65,6 +65,40 @@ def test_spatial_dropout_zeroes_whole_channels(message):
         np.testing.assert_array_equal(use(one_layer(body, x.shape), [x])[0], x, err_msg=use.__name__)
 
 
+@pytest.mark.parametrize(
+    ("fields", "ratio", "alpha"), [("", 0.1, -1.75809934), ("dropout_ratio: 0.25 alpha: -2", 0.25, -2.0)]
+)
+def test_selu_dropout_keeps_mean_and_variance(fields, ratio, alpha):
+    """Values are x or alpha, scaled and shifted so that mean 0 and variance 1 stay."""
+    body = f'type: "SeLuDropout" selu_dropout_param {{ {fields} }}'
+    x = draw(20, 30, 25, 20)
+    net = one_layer(body, x.shape, phase="TRAIN")
+    torch.manual_seed(1)
+    found = run(net, [x])[0]
+    scale = ((1 - ratio) * (1 + ratio * alpha**2)) ** -0.5
+    shift = -scale * ratio * alpha
+    dropped = np.abs(found - (scale * alpha + shift)) < 1e-5
+    np.testing.assert_allclose(found[~dropped], (scale * x + shift)[~dropped], rtol=1e-5, atol=1e-5)
+    assert abs(dropped.mean() - ratio) < 0.01
+    assert abs(found.mean()) < 0.01 and abs(found.var() - 1) < 0.02
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(run_source(net, [x])[0], found)
+    torch.manual_seed(1)
+    slope = gradients(net, [x], np.ones_like(x))[0]
+    np.testing.assert_allclose(slope[slope != 0], scale, rtol=1e-6)
+    with pytest.raises(LayerError, match=r"op \(SeLuDropout\): cannot be written as ONNX: it draws random"):
+        run_onnx(net, [x])
+    small = draw(2, 3, 4)
+    for use in (run, run_onnx, run_source):
+        top = use(one_layer(body, small.shape), [small])[0]
+        np.testing.assert_array_equal(top, small, err_msg=use.__name__)
+
+
+def test_selu_dropout_refuses_a_ratio_of_1():
+    with pytest.raises(LayerError, match="dropout_ratio 1 must be at least 0 and below 1"):
+        one_layer('type: "SeLuDropout" selu_dropout_param { dropout_ratio: 1 }', (2, 3))
+
+
 ENET = "python_param { module: 'spatial_dropout' layer: 'SpatialDropoutLayer' param_str: \"%s\" }"
 
 

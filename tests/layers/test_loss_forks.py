@@ -178,6 +178,24 @@ def test_a_fixed_normalizer(type_, stated, by):
 # ---------------------------------------------------------------------- losses of two blobs
 
 
+@pytest.mark.parametrize("sign", [1, 0, -1], ids=["weights", "no_weights", "negative_sum"])
+def test_weights_of_sigmoid_cross_entropy(sign):
+    """The third bottom of the multi-task network cascades: each value's weight, over the sum of all."""
+    x, target, weights = (
+        draw(2, 3, 1, 4),
+        np.abs(draw(2, 3, 1, 4, seed=2)) % 1,
+        sign * np.abs(draw(2, 12, seed=3)),
+    )
+    flat = weights.reshape(x.shape).astype(np.float64)
+    sigmoid = 1 / (1 + np.exp(-x.astype(np.float64)))
+    each = -target * np.log(sigmoid) - (1 - target) * np.log(1 - sigmoid)
+    loss = (each * flat).sum() / flat.sum() if sign > 0 else 0
+    net = build("SigmoidCrossEntropyLoss", [x.shape, target.shape, weights.shape])
+    assert_all_uses(net, [x, target, weights], [np.asarray(loss, F32)])
+    slope = flat * (sigmoid - target) / flat.sum() if sign > 0 else 0 * x
+    np.testing.assert_allclose(gradients(net, [x, target, weights], ONE)[0], slope, rtol=1e-4, atol=1e-6)
+
+
 def test_heds_balance():
     x, target = (
         draw(2, 1, 3, 4),
@@ -323,6 +341,14 @@ REFUSED = {
     "balance": (
         "SigmoidCrossEntropyLoss", [(2, 3), (2, 3)], "loss_param { balance: BOTH }", 1,
         "loss_param.balance BOTH must be HED; remove it for Caffe's own layer",
+    ),
+    "weights and more": (
+        "SigmoidCrossEntropyLoss", [(2, 3), (2, 3), (2, 3)], "loss_param { normalize: true }", 1,
+        "a third bottom of weights goes with no field of loss_param; MNC's layer reads none",
+    ),
+    "fewer weights": (
+        "SigmoidCrossEntropyLoss", [(2, 3), (2, 3), (2, 4)], "", 1,
+        "bottoms [2, 3] and [2, 4] differ in their number of values",
     ),
     "balance and more": (
         "SigmoidCrossEntropyLoss", [(2, 3), (2, 3)], "loss_param { balance: HED ignore_label: 2 }", 1,

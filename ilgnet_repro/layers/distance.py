@@ -19,6 +19,9 @@ def inner_distance(x: Tensor, rows: Tensor, power: int) -> Tensor:
     return distance.square() if power == 2 else distance
 
 
+MISPLACED = "inner_product_param.distance_type"
+
+
 @register_layer("InnerDistance")
 class InnerDistance(Layer):
     """The squared distance (L2), or the sum of absolute differences (L1), of each item to each row of the weights.
@@ -36,11 +39,18 @@ class InnerDistance(Layer):
         *("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose"),
         *("distance_type", "normalize", "update_center_only"),
     )
+    # NormFace's texts state it where this layer does not read it, with the value that is the default of both.
+    fork_fields = (MISPLACED,)
     bottom_count = (1, 3)
     index_bottoms = (2,)
 
     def setup(self, rank: int, *given: int) -> None:
         p = self.param
+        misplaced = (self.fork_field(MISPLACED) or p.distance_type).strip("\"'")
+        if misplaced != p.distance_type:
+            raise self.error(
+                f"{MISPLACED} {misplaced!r} is not read; state inner_distance_param {{ distance_type }}"
+            )
         self.start = self.axis(p.axis, rank)
         self.is_flat = self.start == rank - 1
         self.is_given = bool(given)

@@ -144,16 +144,21 @@ class SoftmaxWithLoss(SoftmaxLoss):
     """Softmax and multinomial logistic loss in one; the optional second top is the softmax.
 
     SegNet's Caffe: ``weight_by_label_freqs`` multiplies each loss by the ``class_weighting`` of its label; the divisor
-    counts labels, not weights.  Without the flag the weights are not read.
+    counts labels, not weights.  Without the flag the weights are not read.  Of happynear's ``normalize_type`` the
+    default, Softmax, is Caffe's.
     """
 
     message = "softmax_param"
     fields = ("axis",)
+    fork_fields = ("softmax_param.normalize_type",)
     floor = math.log(FLT_MIN)
     weighs_classes = True
 
     def setup(self, x: int, *others: int) -> None:
         super().setup(x)
+        kind = (self.fork_field("softmax_param.normalize_type") or "Softmax").strip("\"'")
+        if kind != "Softmax":
+            raise self.error(f"softmax_param.normalize_type {kind!r} is not supported; use Softmax")
         stated = self.node.layer.loss_param
         self.weights = [shortest(weight) for weight in stated.class_weighting]
         if not stated.weight_by_label_freqs:

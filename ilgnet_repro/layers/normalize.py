@@ -83,8 +83,10 @@ class Normalize(Layer):
     message = "norm_param"
     fields = ("across_spatial", "scale_filler", "channel_shared", "eps")
     # `fix_gradient` is read by the fork and changes nothing.
+    # NormFace states `softmax_param.normalize_type` too, a field of its Caffe's Softmax that this layer does not read.
     fork_fields = (
         FORK,
+        "softmax_param.normalize_type",
         *(f"{FORK}.{name}" for name in ("normalize_type", "bp_norm", "fix_gradient", "across_spatial")),
     )
     top_count = (1, 2)

@@ -104,7 +104,8 @@ def dynamic_shapes(layer: Layer, axes: Sequence[dict[int, object]]) -> dict[str,
     named: dict[str, object] = {}
     for name, parameter in inspect.signature(layer.forward).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            named[name], left = tuple(left), []
+            if left:  # without any torch.export does not know the name
+                named[name], left = tuple(left), []
         else:
             named[name] = left.pop(0)
     assert not left

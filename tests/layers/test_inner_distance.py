@@ -229,3 +229,39 @@ def test_a_softmax_over_voxels():
     powers = np.exp(x.astype(np.float64))
     top = net({"data": torch.from_numpy(x)})["top0"].detach().numpy()
     np.testing.assert_allclose(top, powers / powers.sum(1, keepdims=True), rtol=1e-5)
+
+
+STATED = 'inner_product_param {{ distance_type: "{}" }}'
+KIND = 'softmax_param {{ normalize_type: "{}" }}'
+
+
+def test_fields_of_normface_that_state_the_default():
+    """NormFace's texts state them in messages that the layer does not read, or as Caffe's own softmax."""
+    x, rows, labels = draw(3, 6), ROWS, F32([2, 0, 3])
+    distance = build("InnerDistance", [x.shape, rows.shape], STATED.format("L2"))
+    assert_all_uses(distance, [x, rows], [by_loop(x, rows, 2).astype(F32)])
+    loss = build("SoftmaxWithLoss", [(3, 6), (3,)], KIND.format("Softmax"))
+    wanted = np.mean([np.log(np.exp(row).sum()) - row[int(n)] for row, n in zip(x, labels, strict=True)])
+    assert_all_uses(loss, [x, labels], [np.asarray(wanted, F32)])
+    unit = build("Normalize", [(3, 6)], KIND.format("L2"))
+    assert_all_uses(unit, [x], [(x / np.sqrt((x**2).sum(1, keepdims=True) + 1e-6)).reshape(3, 6, 1, 1)])
+
+
+@pytest.mark.parametrize(
+    ("type_", "field", "message"),
+    [
+        (
+            "InnerDistance",
+            STATED.format("L1"),
+            "inner_product_param.distance_type 'L1' is not read; state inner_dist",
+        ),
+        (
+            "SoftmaxWithLoss",
+            KIND.format("L1"),
+            "softmax_param.normalize_type 'L1' is not supported; use Softmax",
+        ),
+    ],
+)
+def test_other_values_of_these_fields_are_refused(type_, field, message):
+    with pytest.raises(LayerError, match=re.escape(message)):
+        build(type_, [(3, 6), (3, 6) if type_ == "InnerDistance" else (3,)], field)

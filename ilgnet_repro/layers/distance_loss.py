@@ -189,18 +189,13 @@ class GeneralContrastiveLoss(_DistanceLoss):
             )
         self.note = "happynear's last version, which limits own distances to positive_outlier_thresh"
 
-    def _settings(self) -> tuple[object, ...]:
-        param = self.param
-        most, hardest, exponential = (
-            param.positive_outlier_thresh,
-            param.max_negative_only,
-            param.exp_negative_weight,
-        )
-        return self.margins, self.weights, most, self.bound, hardest, exponential
-
     def forward(self, distances: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         check_labels(self, labels, prod(distances.shape[1:]), None)
-        tops = general_contrastive_loss(distances, labels, *self._settings())  # type: ignore[arg-type]
+        param = self.param
+        tops = general_contrastive_loss(
+            distances, labels, self.margins, self.weights, param.positive_outlier_thresh, self.bound,
+            param.max_negative_only, param.exp_negative_weight,
+        )  # fmt: skip
         return tops[: max(len(self.node.tops), 1)]
 
     def onnx(self, graph: OnnxGraph, distances: str, labels: str) -> list[str]:
@@ -232,11 +227,12 @@ class GeneralContrastiveLoss(_DistanceLoss):
         return self._tops_onnx(graph, losses, own, excess, shortfall, classes)
 
     def source(self, code: SourceCode, distances: str, labels: str) -> list[str]:
-        *_, bound, hardest, exponential = self._settings()
+        bound = None if self.bound is None else literal(self.bound)
+        hardest, exponential = self.param.max_negative_only, self.param.exp_negative_weight
         values = (
             f"{_pair(self.margins)}, {_pair(self.weights)}, {literal(self.param.positive_outlier_thresh)}, "
         )
-        values += f"{bound if bound is None else literal(self.bound or 0.0)}, {hardest}, {exponential}"
+        values += f"{bound}, {hardest}, {exponential}"
         return self._source_of(f"{code.helper(general_contrastive_loss)}({distances}, {labels}, {values})")
 
 

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -53,7 +54,9 @@ NETS = ("alexnet", "googlenet", "squeezenet", "resnet50", "mobilenet", "mobilene
 BATCHES = (1, 8)
 MORE_BATCHES = {"ilgnet": (1, 8, 16)}
 OPENCV = "OpenCV 4"
-MARK = "<!-- measured -->"  # before each table of docs/speed.md
+MARK = re.compile(
+    "(<!-- (?:measured|figures) -->)"
+)  # before each table and sentence of docs/speed.md that is filled in
 FAST = ("float32", "float16", "int8")
 LENET = """
 name: "LeNet"
@@ -195,6 +198,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             runners = {engine: make(count) for engine, make in engines.items()}
             runners["exact"] = through(net, output)
             chosen: dict[str, str] = {}
+            makers: dict[str, Any] = {}
             made = None
             checked = hundred() if name == "ilgnet" else None  # which int8 must keep
             checked = None if checked is None else checked[:32]
@@ -206,6 +210,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                     inputs=batch if checked is None else checked,
                 )  # fmt: skip
                 key = "fast, torch only" if precision == "torch" else f"fast {precision}"
+                makers[key] = made
                 runners[key] = lambda batch, made=made: made(batch)[output].numpy()
                 chosen[key] = made.engine if made.precision == weights else f"{made.engine} {made.precision}"
             exact = runners["exact"](batch)
@@ -217,16 +222,38 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 for key, run in runners.items()
             }
             assert np.isfinite(exact).all()
+            logits = logit_differences(net, output, makers, sets)
             seconds = take_turns(runners, batch, args.seconds, args.clock)
             rows.append({
                 "net": name, "batch": count, "seconds": seconds, "chosen": chosen, "deviation": apart,
+                "logits": logits, "hundred": compared is not None,
                 "relative": {key: seconds[OPENCV] / value for key, value in seconds.items()},
             })  # fmt: skip
             print(line(rows[-1]), file=sys.stderr, flush=True)
-            del runners
+            del runners, makers
             made = None
             gc.collect()
     return rows
+
+
+def logit_differences(
+    net: ir.CaffeNet, output: str, makers: dict[str, Any], sets: list[torch.Tensor]
+) -> dict[str, float]:
+    """The largest difference of a value before the softmax, over the largest such value: saturated probabilities hide it."""
+    softmax = next((node for node in net.graph if node.type == "Softmax" and output in node.top_names), None)
+    if softmax is None:
+        return {}
+    name = net.graph.names[softmax.bottoms[0]]
+    with torch.inference_mode():
+        wanted = [net(part, blobs=[name])[name] for part in sets]
+    scale = max(float(one.abs().max()) for one in wanted)
+    return {
+        key: max(
+            float((made(part, blobs=[name])[name] - one).abs().max())
+            for part, one in zip(sets, wanted, strict=True)
+        ) / scale
+        for key, made in makers.items()
+    }  # fmt: skip
 
 
 def line(row: dict[str, Any]) -> str:
@@ -252,15 +279,15 @@ def report(rows: list[dict[str, Any]], price: float) -> None:
     print(f"| geometric mean, batches 1 and 8 | | {' | '.join(f'**{mean:.2f}**' for mean in means)} | |")
     worst = (max(row["deviation"][key] for row in rows if key in row["deviation"]) for key in columns[1:])
     print(f"| largest difference of a probability | | {' | '.join(f'{value:.1g}' for value in worst)} | |")
-    engines = [name for name in ("ONNX Runtime", "OpenVINO") if name in columns]
-    if engines and "fast float32" in columns:
-        least = min(
-            table,
-            key=lambda row: row["relative"]["fast float32"] / max(row["relative"][one] for one in engines),
-        )
-        ratio = least["relative"]["fast float32"] / max(least["relative"][one] for one in engines)
-        print(f"\nfast float32 over the best engine: least {ratio:.2f} ({least['net']}, {least['batch']})")
-    print(f"\nOne million images at {price:.2f} an hour for this machine:\n")
+    worst = {
+        key: max((row.get("logits", {}).get(key, -1.0) for row in rows), default=-1.0) for key in columns[1:]
+    }
+    if max(worst.values()) >= 0:
+        shown = " | ".join("" if value < 0 else f"{value:.1g}" for value in worst.values())
+        print(f"| largest difference of a logit, over the largest logit | | {shown} | |")
+    print(f"\n{findings(rows)}\n")
+    another = "another price: `python benchmarks/bench_zoo.py --price 0.16`"
+    print(f"One million images at {price:g} an hour for this machine ({another}), batch 8:\n")
     print(f"| net | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|")
     for row in rows:
         if row["batch"] == 8:
@@ -268,21 +295,50 @@ def report(rows: list[dict[str, Any]], price: float) -> None:
             print(f"| {row['net']} | {' | '.join(f'{cost:.2f}' for cost in costs)} |")
 
 
+def findings(rows: list[dict[str, Any]]) -> str:
+    """What the table says, in sentences: where `fast` is below the best engine, and ILGNet's rates and differences."""
+    said = []
+    engines = [name for name in ("ONNX Runtime", "OpenVINO") if name in rows[0]["relative"]]
+    table = [row for row in rows if row["batch"] in BATCHES and "fast float32" in row["relative"]]
+    if engines and table:
+        over = {
+            f"{row['net']} at {row['batch']}": row["relative"]["fast float32"]
+            / max(row["relative"][one] for one in engines)
+            for row in table
+        }
+        least = min(over, key=lambda name: over[name])
+        said.append(
+            f"`fast` float32 over the better of {' and '.join(engines)}: at least {over[least]:.2f} ({least})."
+        )
+        below = [f"{name} ({ratio:.2f})" for name, ratio in over.items() if ratio < 0.95]
+        said.append(f"Below 0.95 of it: {', '.join(below) or 'none'}.")
+    for row in rows:
+        if row["net"] == "ilgnet" and row.get("hundred"):
+            shown = (
+                f"{key} {row['relative'][key]:.2f} ({row['deviation'][key]:.1g})"
+                for key in ("exact", *(f"fast {one}" for one in FAST))
+                if key in row["relative"]
+            )
+            said.append(
+                f"ILGNet at batch {row['batch']} over OpenCV 4, and in brackets the largest difference of a probability "
+                f"on the hundred recorded images: {', '.join(shown)}."
+            )
+    return "\n".join(said) or "No engine but OpenCV 4 was measured."
+
+
 def fill_page(page: Path, rows: list[dict[str, Any]], price: float, stated: str) -> None:
-    """Put the two tables into a page, after the comments that mark what is measured, and the machine above them."""
+    """Replace what follows each mark of a page, up to a blank line: machine, table, findings, price and costs."""
     held = io.StringIO()
     with redirect_stdout(held):
         report(rows, price)
-    tables = [part for part in held.getvalue().split("\n\n") if part.startswith("|")]
-    head, *rest = page.read_text().split(MARK)
-    if len(rest) < len(tables):
-        raise SystemExit(f"{page}: has {len(rest)} marks {MARK} for {len(tables)} tables; add the others")
-    start, end = head.index("These were taken with"), head.rindex("\n\n")
-    head = f"{head[:start]}These were taken on {stated}.{head[end:]}"
-    for index, table in enumerate(tables):
-        _, _, after = rest[index].lstrip("\n").partition("\n\n")
-        rest[index] = f"\n{table.strip()}\n\n{after}"
-    page.write_text(MARK.join([head, *rest]))
+    parts = [f"Measured on {stated}.", *held.getvalue().strip().split("\n\n")]
+    pieces = MARK.split(page.read_text())  # text, then each mark and what follows it
+    if len(pieces) // 2 < len(parts):
+        raise SystemExit(f"{page}: has {len(pieces) // 2} marks for {len(parts)} parts; add the others")
+    for index, part in enumerate(parts):
+        _, _, after = pieces[2 * index + 2].lstrip("\n").partition("\n\n")
+        pieces[2 * index + 2] = f"\n{part.strip()}\n\n{after}"
+    page.write_text("".join(pieces))
 
 
 def machine() -> str:
@@ -293,6 +349,11 @@ def machine() -> str:
                 model = text.partition(":")[2].strip()
     engines = ", ".join(f"{name} {engine_version(name)}" for name in ("onnxruntime", "openvino"))
     return f"{os.cpu_count()} cores, {model}; torch {torch.__version__}, OpenCV {cv2.__version__}, {engines}"
+
+
+def conditions(machine: str, threads: int, cpu_time: bool) -> str:
+    """The machine, the versions and the clock of some figures."""
+    return f"{machine}, " + ("CPU time of one thread" if cpu_time else f"threads: {threads}")
 
 
 def main() -> None:
@@ -316,7 +377,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.from_json:
         held = json.loads(Path(args.from_json).read_text())
-        stated = f"{held['machine']}, {held['threads']} threads"
+        stated = conditions(held["machine"], held["threads"], held.get("cpu_time", False))
         if args.write:
             fill_page(args.write, held["rows"], args.price, stated)
         else:
@@ -334,13 +395,19 @@ def main() -> None:
         for name in args.nets:
             rows += measure(name, args)
             if args.json:
-                figures = {"machine": machine(), "threads": args.threads, "rows": rows}
+                figures = {
+                    "machine": machine(),
+                    "threads": args.threads,
+                    "cpu_time": args.cpu_time,
+                    "rows": rows,
+                }
                 Path(args.json).write_text(json.dumps(figures, indent=2))
-    print(machine(), f"{args.threads} threads", sep=", ")
+    stated = conditions(machine(), args.threads, args.cpu_time)
+    print(stated)
     print()
     report(rows, args.price)
     if args.write:
-        fill_page(args.write, rows, args.price, f"{machine()}, {args.threads} threads")
+        fill_page(args.write, rows, args.price, stated)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ..runtime.difference import differ
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from ..version import __version__
-from .onnx_engines import EXTRAS, engine_version, is_installed
+from .onnx_engines import EXTRAS, engine_version, has_cuda, is_installed
 from .runners import MULTIPLIES_INT8, TORCH, Log, Runner, Settings, make_runner
 
 FORMAT = 1  # of a kept choice
@@ -51,9 +51,11 @@ class Candidate:
         return self.engine if self.precision == "float32" else f"{self.engine} {self.precision}"
 
 
-def candidates(precision: str) -> list[Candidate]:
+def candidates(precision: str, device: str = "cpu") -> list[Candidate]:
     """Return what may compute a net with large dense weights in ``precision``, or better, with what is installed."""
-    installed = [engine for engine in EXTRAS if is_installed(engine)]
+    installed = [
+        engine for engine in EXTRAS if (is_installed(engine) if device == "cpu" else has_cuda(engine))
+    ]
     engines = [TORCH, *installed]
     if precision != "int8":
         return [Candidate(engine, precision) for engine in engines]
@@ -79,16 +81,16 @@ def choose(net: CaffeNet, settings: Settings, batches: Batches, log: Log) -> Cho
 
     It keeps the net's numbers on all of them.
     """
-    able = candidates(settings.precision)
+    able = candidates(settings.precision, settings.device)
     missing = [engine for engine in EXTRAS if not is_installed(engine)]
-    if len(missing) == len(EXTRAS):
+    if len(missing) == len(EXTRAS) and settings.device == "cpu":
         log(
             "engine: torch; faster ones come with pip install 'ilgnet_repro[openvino]' or 'ilgnet_repro[runtime]'"
         )
     if len(able) == 1:
         return Choice(able[0], {})
     path = choice_folder() / f"{_key(net, settings, batches, able)}.json"
-    kept = read_choice(path, [*able, *candidates("float32")])
+    kept = read_choice(path, [*able, *candidates("float32", settings.device)])
     if kept is not None:
         log(f"engine: {_shown(kept)}, as measured before")
         return kept
@@ -126,7 +128,7 @@ def _key(net: CaffeNet, settings: Settings, batches: Batches, able: list[Candida
         "candidates": [str(one) for one in able],
         "versions": {name: engine_version(name) for name in (TORCH, *EXTRAS)},
         "package": __version__,
-        "machine": [platform.machine(), _processor(), os.cpu_count()],
+        "machine": [platform.machine(), _processor(), os.cpu_count(), _card(settings.device)],
     }
     return hashlib.sha256(json_text(stated, sort_keys=True).encode()).hexdigest()
 
@@ -138,6 +140,11 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def _card(device: str) -> str:
+    """Return the name of the graphics processor that computes; empty for the CPU."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else ""
 
 
 def _stated(choice: Choice) -> dict[str, Any]:
@@ -190,7 +197,7 @@ def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Can
         exact = [net(batch) for batch in batches]
     runners: dict[Candidate, Runner] = {}
     for one in able:
-        own = Settings(one.engine, one.precision, settings.threads)
+        own = replace(settings, engine=one.engine, precision=one.precision)
         try:
             runner = make_runner(net, net.outputs, own, log)
             found = [runner(batch) for batch in batches]
@@ -209,7 +216,7 @@ def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Can
     if not runners:  # of int8 and float16: torch's float32 is never left out
         log(f"engine: {settings.precision} and float16 move the values too far; float32 is measured")
         exact_weights = replace(settings, precision="float32")
-        return _measure(net, exact_weights, batches, candidates("float32"), log)
+        return _measure(net, exact_weights, batches, candidates("float32", settings.device), log)
     best = _shortest(runners, batches[0])
     near = {one: runner for one, runner in runners.items() if best[one] <= NEAR * min(best.values())}
     if len(near) > 1:
@@ -234,16 +241,23 @@ def _shortest(
                 continue
             for _ in range(in_a_row):
                 start = time.perf_counter()
-                runner(batch)
+                _await(runner(batch))
                 seconds = time.perf_counter() - start
                 best[one], spent[one] = min(best[one], seconds), spent[one] + seconds
     return best
+
+
+def _await(found: Mapping[str, Tensor]) -> None:
+    """Wait for a graphics processor, which computes while Python continues."""
+    for value in found.values():
+        if value.device.type == "cuda":
+            torch.cuda.synchronize(value.device)
 
 
 def _furthest(exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
     """Return the largest difference of any blob, relative to its largest value where that is over 1."""
     furthest = 0.0
     for name, blob in exact.items():
-        one = differ(blob.numpy(), found[name].numpy())
+        one = differ(blob.numpy(), found[name].cpu().numpy())
         furthest = max(furthest, one.largest / max(1.0, one.scale))
     return furthest

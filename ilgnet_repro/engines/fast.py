@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,7 @@ def fast(
     *,
     engine: str = "auto",
     threads: int | None = None,
+    device: str = "cpu",
     batch: int | None = None,
     inputs: Mapping[str, Any] | Any = None,
     compile: bool = False,
@@ -54,14 +56,17 @@ def fast(
     "auto": the fastest that is installed, by a short measurement on ``batch`` images (default: as many as the net
     states), which is kept for the net and the machine.  The difference from the exact net is measured on ``inputs``, as
     many as are given, or on seeded ones.  ``threads`` are those of one call (default: $ILGNET_THREADS,
-    else as many as torch uses).  ``compile`` compiles elementwise layers and LRN with torch.compile, for the engine
-    torch.  ``log`` receives what is chosen and measured (default: "auto" says it on stderr).
+    else as many as torch uses).  ``device`` is "cpu", "cuda" or "cuda:N": a copy of the net computes there, in float32
+    without TF32, by torch or ONNX Runtime's CUDA provider, and its outputs stay there.  ``compile`` compiles elementwise
+    layers and LRN with torch.compile, for the engine torch.  ``log`` receives what is chosen and measured (default: "auto"
+    says it on stderr).
 
     Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for an unknown precision
-    or engine, one that is not installed, and one that cannot run the net.
+    or engine, one that is not installed, one that cannot run the net, and a device that torch does not find.
     """
     check_weights_precision(precision)
     check_engine(engine)
+    device = _checked_device(device, precision, compile)
     net = _expect_fit(net)
     if compile:
         if engine not in ("auto", TORCH):
@@ -69,7 +74,7 @@ def fast(
                 f"compile=True: goes with the engine torch, not {engine}; leave one out", option="compile"
             )
         engine = TORCH
-    settings = Settings(engine, precision, _thread_count(threads), compile)
+    settings = Settings(engine, precision, _thread_count(threads), compile, device)
     if engine == TORCH:
         return FastNet(net, settings, make_runner(net, net.outputs, settings, log or _say_nothing))
     log = log or _say_on_stderr
@@ -77,10 +82,8 @@ def fast(
     runner = None
     if engine == "auto":
         choice = choose(net, settings, batches, log)
-        settings, runner = (
-            Settings(choice.best.engine, choice.best.precision, settings.threads),
-            choice.runner,
-        )
+        settings = replace(settings, engine=choice.best.engine, precision=choice.best.precision)
+        runner = choice.runner
     try:
         runner = runner or make_runner(net, net.outputs, settings, log)
     except IlgnetError as error:
@@ -142,6 +145,29 @@ def _thread_count(threads: int | None) -> int:
     return stated
 
 
+def _checked_device(device: Any, precision: str, compile: bool) -> str:
+    """Return the name of a device that torch finds.  Raises IlgnetError for any other, and for CPU-only settings."""
+    if device == "cpu":
+        return "cpu"
+    where = f"device={device!r}"
+    if not isinstance(device, str) or not re.fullmatch(r"cuda(:\d{1,3})?", device, re.ASCII):
+        raise IlgnetError(f"{where}: give cpu, cuda or cuda:N", option="device")
+    if not torch.cuda.is_available():
+        reason = (
+            "finds no CUDA device"
+            if torch.backends.cuda.is_built()
+            else f"is built without CUDA ({torch.__version__})"
+        )
+        raise IlgnetError(f"{where}: torch {reason}; use device='cpu'", option="device")
+    count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if number >= count:
+        raise IlgnetError(f"{where}: torch finds {count}, numbered from 0", option="device")
+    if precision != "float32" or compile:
+        given = "compile=True" if compile else f"precision={precision!r}"
+        raise IlgnetError(f"{where}: computes in float32, uncompiled; leave out {given}", option="device")
+    return f"cuda:{number}"
+
+
 def _check_batch(batch: Any) -> None:
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 65_536:
         raise IlgnetError(f"batch={batch!r}: give a number from 1 to 65536", option="batch")
@@ -198,7 +224,7 @@ def _shown_deviation(apart: Mapping[str, float]) -> str:
 
 
 class FastNet(nn.Module):
-    """A net called like the `CaffeNet` it was made from (``exact``), for inference on the CPU only.
+    """A net called like the `CaffeNet` it was made from (``exact``), for inference only, on the device it was made for.
 
     ``engine`` computes it: torch, ONNX Runtime or OpenVINO.  ``precision`` applies to large dense weights only:
     float32 differs from the exact net by the order of its sums; float16 and bfloat16 halve, int8
@@ -223,6 +249,7 @@ class FastNet(nn.Module):
         self._needed = net.inputs_for(net.outputs)
         self._intake = net.make_intake()
         self._optional = frozenset(net.optional_inputs)
+        self._device = torch.device(settings.device)
         self._runner, self._process = runner, os.getpid()
         # Shape of the only input, of a call that its runner took.
         self._accepted: Shape | None = None
@@ -249,7 +276,8 @@ class FastNet(nn.Module):
     @property
     def form(self) -> str:
         """What computes it."""
-        return f"fast path in {self.engine}, large dense weights in {self.precision}"
+        where = "" if self.settings.device == "cpu" else f" on {self.settings.device}"
+        return f"fast path in {self.engine}{where}, large dense weights in {self.precision}"
 
     @shows_options(PrepareOptions, prepare)
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:
@@ -320,7 +348,7 @@ class FastNet(nn.Module):
         wanted = self.outputs if blobs is None else self._wanted(blobs)
         is_prepared = blobs is None or set(wanted) <= set(self.outputs)
         needed = self._needed if is_prepared else self.exact.inputs_for(wanted)
-        values = {name: self._intake.value(tensors, name, torch.float32, _CPU) for name in needed}
+        values = {name: self._intake.value(tensors, name, torch.float32, self._device) for name in needed}
         shapes = {name: tuple(value.shape) for name, value in values.items()}
         runner: Runner | None = self._runner
         if not self._optional.isdisjoint(tensors) or any(0 in shape for shape in shapes.values()):
@@ -329,7 +357,8 @@ class FastNet(nn.Module):
             runner = self._other(self.outputs if is_prepared else tuple(dict.fromkeys(wanted)), shapes)
         if runner is None:
             with torch.inference_mode(), as_loaded(self._unchanged()):
-                found = self.exact(tensors, blobs=wanted)
+                found = self.exact({name: value.cpu() for name, value in tensors.items()}, blobs=wanted)
+                found = {name: value.to(self._device) for name, value in found.items()}
         else:
             found = runner(values)
             if runner is self._runner and len(values) == len(self.inputs) == 1 and blobs is None:
@@ -373,6 +402,8 @@ class FastNet(nn.Module):
         OpenVINO does not start there: torch computes in its place, whose OpenMP takes one thread only.
         """
         before = self.settings
+        if before.device != "cpu":
+            raise self._refusal("used in a process forked after it was made, which CUDA does not take")
         uses_torch = before.engine != "onnxruntime" or before.precision != "float32"
         self.settings = replace(
             before,
@@ -464,7 +495,8 @@ class FastNet(nn.Module):
         if given is None and not inputs:
             given = _seeded(self.exact, None)
         with torch.inference_mode(), as_loaded(self.exact):
-            exact = self.exact(given, **inputs)
+            on_cpu = self._intake.tensors(self._intake.named(given, inputs))
+            exact = self.exact({name: value.cpu() for name, value in on_cpu.items()})
         apart = {
             name: differ(exact[name].float().cpu().numpy(), blob.float().cpu().numpy())
             for name, blob in self(given, **inputs).items()

@@ -21,6 +21,7 @@ from ..process import openvino_core
 
 # Each engine and the extra that installs it.
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}
+_CUDA = "CUDAExecutionProvider"
 Arrays = Mapping[str, np.ndarray]
 Dims = tuple[int | str, ...]  # a symbol stands for any length, the same wherever it is used
 
@@ -47,12 +48,30 @@ def engine_version(engine: str) -> str:
         return ""
 
 
-def compile_model(engine: str, model: OnnxModel, threads: int) -> CompiledModel:
-    """Compile a model.  Raises IlgnetError where the engine is not installed or does not take the model."""
+def has_cuda(engine: str) -> bool:
+    """Return whether an installed engine computes on CUDA devices."""
+    if engine != "onnxruntime" or not is_installed(engine):
+        return False
+    import onnxruntime
+
+    return _CUDA in onnxruntime.get_available_providers()
+
+
+def compile_model(engine: str, model: OnnxModel, threads: int, device: str = "cpu") -> CompiledModel:
+    """Compile a model.  Raises IlgnetError where the engine is not installed or does not take the model or device."""
     if not is_installed(engine):
         raise IlgnetError(
             f"engine={engine!r}: it is not installed; pip install 'ilgnet_repro[{EXTRAS[engine]}]'",
             option="engine",
+        )
+    if device != "cpu" and not has_cuda(engine):
+        remedy = (
+            "pip install onnxruntime-gpu in its place, or use engine='torch'"
+            if engine == "onnxruntime"
+            else "use engine='torch'"
+        )
+        raise IlgnetError(
+            f"engine={engine!r}: it has no CUDA provider for {device}; {remedy}", option="engine"
         )
     opened = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}[engine]
     inputs = {
@@ -62,7 +81,7 @@ def compile_model(engine: str, model: OnnxModel, threads: int) -> CompiledModel:
     outputs = tuple(entry.name for entry in model.skeleton.graph.output)
     with _as_file(model) as source:
         try:
-            run = opened(source, threads, outputs)
+            run = opened(source, threads, outputs, device)
         except Exception as error:  # the engines' own share no base class
             raise _explanation(engine, "open", error) from error
 
@@ -96,7 +115,7 @@ def _as_file(model: OnnxModel) -> Iterator[bytes | str]:
 
 
 def _open_onnxruntime(
-    source: bytes | str, threads: int, outputs: tuple[str, ...]
+    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str
 ) -> Callable[[Arrays], list[np.ndarray]]:
     import onnxruntime
 
@@ -105,7 +124,11 @@ def _open_onnxruntime(
     options.intra_op_num_threads = threads
     # Its threads do not wait in a loop between calls: they would take the cores from torch's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device != "cpu":
+        number = device.partition(":")[2] or "0"
+        providers.insert(0, (_CUDA, {"device_id": number, "use_tf32": "0"}))
+    session = onnxruntime.InferenceSession(source, options, providers=providers)
     names = list(outputs)
 
     def run(arrays: Arrays) -> list[np.ndarray]:
@@ -116,7 +139,7 @@ def _open_onnxruntime(
 
 
 def _open_openvino(
-    source: bytes | str, threads: int, outputs: tuple[str, ...]
+    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str
 ) -> Callable[[Arrays], list[np.ndarray]]:
     import openvino
 

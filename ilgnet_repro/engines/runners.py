@@ -32,16 +32,17 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a fast net computes: by which engine, in which precision of large dense weights, on how many threads."""
+    """How a fast net computes: engine, precision of large dense weights, threads, and the device as torch names it."""
 
     engine: str
     precision: str
     threads: int
     compile: bool = False
+    device: str = "cpu"
 
 
 class Runner(Protocol):
-    """Computes some blobs from inputs by name, all float32 on the CPU."""
+    """Computes some blobs from inputs by name, all float32 on its device."""
 
     modules: list[nn.Module]
     compile_seconds: float
@@ -59,6 +60,8 @@ class Runner(Protocol):
 def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> Runner:
     """Return what computes some blobs of a net.  Raises IlgnetError where the engine cannot."""
     with huge_pages(), torch.no_grad():
+        if settings.engine == TORCH and settings.device != "cpu":
+            return DeviceRunner(net, wanted, settings)
         if settings.engine == TORCH:
             return TorchRunner(net, wanted, settings, log)
         return EngineRunner(net, wanted, settings)
@@ -130,6 +133,43 @@ class TorchRunner:
                 run_steps(trunk, values, self._trunk_tops)
 
 
+class DeviceRunner:
+    """The folded net on another device than the CPU, in channels-last order; products are float32, not TF32."""
+
+    compile_seconds = 0.0
+
+    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings) -> None:
+        self.wanted, self._device = wanted, torch.device(settings.device)
+        folded_net = _folded_for(net, wanted)
+        # Of its own: `to` changes a module, and the exact net stays where it is.
+        self._net = rebuild(folded_net, folded_net.plan, float_arrays(folded_net)).to(self._device).eval()
+        self.modules: list[nn.Module] = [self._net]
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        return True
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: _channels_last(value.to(self._device)) for name, value in inputs.items()}
+        with torch.inference_mode(), float32_products():
+            found = self._net(given, blobs=self.wanted)
+        return {name: value.contiguous() for name, value in found.items()}
+
+    def single(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        return self({name: value})
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Let CUDA multiply in float32 within the block: cuDNN's default for convolutions is TF32, of 10 bits."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 class EngineRunner:
     """ONNX Runtime or OpenVINO; large dense layers in fewer bits, and what follows them, by torch or by OpenVINO.
 
@@ -139,7 +179,7 @@ class EngineRunner:
     compile_seconds = 0.0
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings) -> None:
-        self.wanted, self.threads = wanted, settings.threads
+        self.wanted, self.threads, self._device = wanted, settings.threads, settings.device
         self._heads: list[Step] = []
         self._rows: dict[str, Value] = {}
         outputs = wanted
@@ -162,13 +202,14 @@ class EngineRunner:
         self.modules: list[nn.Module] = [step.module for step in self._heads]
         # What runs the model, where it has one output and nothing comes after it.
         self._single: tuple[Callable[[Arrays], list[np.ndarray]], str] | None = None
-        if self._model is not None and not self._heads and not self._given and len(outputs) == 1:
+        is_whole = self._model is not None and not self._heads and not self._given
+        if self._model is not None and is_whole and len(outputs) == 1 and self._device == "cpu":
             self._single = (self._model.run, outputs[0])
 
     @staticmethod
     def _compile(net: CaffeNet, outputs: tuple[str, ...], settings: Settings) -> CompiledModel:
         model = plan_onnx(net, outputs=outputs, expanded=_EXPANDED[settings.engine])
-        return compile_model(settings.engine, model, settings.threads)
+        return compile_model(settings.engine, model, settings.threads, settings.device)
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return self._model is None or fits(self._model.inputs, shapes)
@@ -176,10 +217,12 @@ class EngineRunner:
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self._model is not None:
-            arrays: Arrays = {name: as_float32(inputs[name]) for name in self._model.inputs}
+            arrays: Arrays = {name: as_float32(inputs[name].cpu()) for name in self._model.inputs}
             results = map(torch.from_numpy, self._model.run(arrays))
             found = dict(zip(self._model.outputs, results, strict=True))
         found.update((name, inputs[name]) for name in self._given)
+        if self._device != "cpu":
+            found = {name: value.to(self._device) for name, value in found.items()}
         if not self._heads:
             return found if not self._given else {name: found[name] for name in self.wanted}
         with torch.inference_mode(), threads_of_torch(self.threads):

@@ -19,7 +19,7 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.engines import choice, onnx_engines
 from ilgnet_repro.engines.fast import FastNet, fast
-from ilgnet_repro.engines.runners import fits
+from ilgnet_repro.engines.runners import DeviceRunner, Settings, fits, float32_products
 
 INSTALLED = [engine for engine in onnx_engines.EXTRAS if onnx_engines.is_installed(engine)]
 ENGINES = [
@@ -417,6 +417,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no threads": ({"threads": 0}, "threads=0: give a number from 1 to 1024"),
     "threads as text": ({"threads": "2"}, "threads='2': give a number from 1 to 1024"),
     "no images": ({"batch": 0}, "batch=0: give a number from 1 to 65536"),
+    "a device's name": ({"device": "gpu"}, "device='gpu': give cpu, cuda or cuda:N"),
+    "a device's number": ({"device": "cuda:-1"}, "device='cuda:-1': give cpu, cuda or cuda:N"),
+    "a device of torch": (
+        {"device": torch.device("cpu")},
+        "device=device(type='cpu'): give cpu, cuda or cuda:N",
+    ),
     "compile elsewhere": (
         {"compile": True, "engine": "openvino"},
         "compile=True: goes with the engine torch, not openvino; leave one out",
@@ -429,6 +435,83 @@ def test_refused_arguments(net: ir.CaffeNet, options: dict[str, Any], message: s
     with pytest.raises(ir.IlgnetError) as caught:
         fast(net, **{"engine": "openvino", **options})
     assert str(caught.value) == message
+
+
+# What torch is made to say of CUDA, the options, and the refusal.
+REFUSED_DEVICES: dict[str, tuple[tuple[bool, bool, int], dict[str, Any], str]] = {
+    "built without": (
+        (False, False, 0), {},
+        f"device='cuda:1': torch is built without CUDA ({torch.__version__}); use device='cpu'",
+    ),
+    "no card": ((True, False, 0), {}, "device='cuda:1': torch finds no CUDA device; use device='cpu'"),
+    "one card": ((True, True, 1), {}, "device='cuda:1': torch finds 1, numbered from 0"),
+    "fewer bits": (
+        (True, True, 2), {"precision": "float16"},
+        "device='cuda:1': computes in float32, uncompiled; leave out precision='float16'",
+    ),
+    "compiled": (
+        (True, True, 2), {"compile": True, "engine": "torch"},
+        "device='cuda:1': computes in float32, uncompiled; leave out compile=True",
+    ),
+    "in OpenVINO": (
+        (True, True, 2), {"engine": "openvino"},
+        "engine='openvino': it has no CUDA provider for cuda:1; use engine='torch'",
+    ),
+    "in ONNX Runtime for the CPU": (
+        (True, True, 2), {"engine": "onnxruntime"},
+        "engine='onnxruntime': it has no CUDA provider for cuda:1; pip install onnxruntime-gpu in its place, or use "
+        "engine='torch'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cuda", "options", "message"), REFUSED_DEVICES.values(), ids=REFUSED_DEVICES)
+def test_refused_devices(
+    net: ir.CaffeNet, cuda: tuple[bool, bool, int], options: dict[str, Any], message: str, monkeypatch
+) -> None:
+    engine = options.get("engine", "torch")
+    if engine != "torch" and (engine not in INSTALLED or onnx_engines.has_cuda(engine)):
+        pytest.skip(f"{engine} is not installed, or has CUDA")
+    built, available, count = cuda
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ir.IlgnetError) as caught:
+        fast(net, device="cuda:1", **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("blobs", [("out", "side"), ("pool", "ip")], ids=["outputs", "blobs"])
+def test_the_net_of_a_device_computes_the_same(net: ir.CaffeNet, blobs: tuple[str, ...]) -> None:
+    """On the CPU, as no other device is at hand; the layout and the settings are those of any device."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    inputs = {"data": torch.randn(3, 3, 36, 40, generator=torch.Generator().manual_seed(4))}
+    found = DeviceRunner(net, blobs, Settings("torch", "float32", 1))(inputs)
+    expected = net(inputs, blobs=blobs)
+    assert tuple(found) == blobs
+    for name in blobs:
+        assert found[name].is_contiguous()
+        np.testing.assert_allclose(found[name].numpy(), expected[name].detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+
+def test_products_on_a_device_are_float32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with float32_products():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_device(net: ir.CaffeNet) -> None:
+    made = quiet(net, engine="torch", device="cuda")
+    assert max(made.deviation(images(3)).values()) < 1e-4
+    assert {value.device.type for value in made(images(3)).values()} == {"cuda"}
 
 
 def test_threads_of_the_environment_are_checked(net: ir.CaffeNet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LayerError,
         ParseError,
         SolverError,
+        ValuesError,
         WeightsError,
     )
     from .export.convert import convert
@@ -46,7 +47,7 @@ _EXPORTS = {
         "engines.fast": ("FastNet", "fast"),
         "errors": (
             "DataError", "DivergedError", "DownloadError", "FormatError", "GraphError", "IlgnetError", "LayerError",
-            "ParseError", "SolverError", "WeightsError",
+            "ParseError", "SolverError", "ValuesError", "WeightsError",
         ),
         "export.convert": ("convert",),
         "export.save": ("save",),
@@ -91,6 +92,7 @@ __all__ = [
     "Solver",
     "SolverError",
     "SourceCode",
+    "ValuesError",
     "WeightsError",
     "__version__",
     "batches",

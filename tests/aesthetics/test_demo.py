@@ -35,7 +35,7 @@ def test_the_small_demo(
     page = Path("demo/report.html").read_text()
     assert page.count("Seeded random weights") == page.count("<section>") >= 4
     assert printed.count("Seeded random weights") == 3  # both tests and the report
-    assert printed.count("RANDOM weights") == 2
+    assert printed.count("RANDOM weights") == 4  # at both ends, of the conversion and of the scores
     # It can be run again, and draws the same.
     first = json.loads(Path("demo/report.json").read_text())["metrics"]
     assert main(["demo", "--small", "--out", "demo"]) == 0

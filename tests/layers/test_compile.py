@@ -60,9 +60,9 @@ def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
     ("type_", "known"),
     [
         (
-            "DetectNetTransformation",
-            "augments DetectNet's images and draws its coverage maps (NVIDIA/caffe, "
-            "src/caffe/layers/detectnet_transform_layer.cpp)",
+            "GaussianYolov3",
+            "YOLO 3's loss with a variance per coordinate (eric612/MobileNet-YOLO, "
+            "src/caffe/layers/gaussian_yolov3_layer.cpp)",
         ),
         (
             "FcRistretto",

@@ -31,6 +31,6 @@ def rows_or_blank(graph: OnnxGraph, found: str, images: str) -> str:
     everything = node("Concat", found, node("Concat", first, blank, axis=1), axis=0)
     # By the classes, which blank rows have below 0: onnxslim 0.1.98 takes no length for 0 and would drop the choice.
     classes = node("Gather", everything, integers(1), axis=1)
-    is_blank = node("Less", node("ReduceMax", classes, axes=[0], keepdims=0), numbers([0]))
+    is_blank = node("Less", node("ReduceMax", classes, integers(0), keepdims=0), numbers([0]))
     length = node("Where", is_blank, batch, node("Shape", found, start=0, end=1))
     return node("Reshape", node("Slice", everything, integers(0), length, integers(0)), integers(1, 1, -1, 7))

@@ -26,7 +26,9 @@ REFUSED = (
 )
 FILLED = "scale: not in the weights file; filled as its text says (constant 2)"
 DRAWN = "fc8: not in the weights file; drawn by its fillers, as allowed"
-RANDOM = "RANDOM weights in part of the net, so its scores may mean nothing (drawn at random: 1 of 2 layers: fc8)"
+RANDOM = (
+    "RANDOM weights in part of the net, so its scores may mean nothing (drawn at random: 1 of 2 layers: fc8)"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,9 @@ def test_a_changed_schema_is_noticed(tmp_path):
     proto = tmp_path / "ilgnet_repro" / "schema" / "caffe.proto"
     proto.parent.mkdir(parents=True)
     text = (ROOT / "ilgnet_repro" / "schema" / "caffe.proto").read_text()
-    proto.write_text(text.replace("optional float dropout_ratio = 1 ", "optional float dropout_ratio = 2 ", 1))
+    proto.write_text(
+        text.replace("optional float dropout_ratio = 1 ", "optional float dropout_ratio = 2 ", 1)
+    )
     compiled = comparable(compile_schema(tmp_path / "set", proto, tmp_path))
     assert comparable(generated()) != compiled
 

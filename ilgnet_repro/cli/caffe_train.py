@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from ._options import COUNT, LEVEL, add_ignore_field, check_exist, check_state
@@ -67,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     """Train, logging as Caffe does."""
     from ..errors import IlgnetError
 
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":  # torchrun's number of processes
+        raise IlgnetError(
+            f"caffe train: trains in one process, and torchrun started {count}; start tools/train.py by torchrun "
+            "(docs/training.md)"
+        )
     if args.weights and args.snapshot:
         raise IlgnetError(
             "-snapshot and -weights: give a snapshot to resume or weights to fine-tune, not both"

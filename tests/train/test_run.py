@@ -200,6 +200,16 @@ def test_caffe_train_refuses_in_one_line(arguments, message, workplace, capsys):
     assert last.startswith("ilgnet: ") and message in last
 
 
+def test_caffe_train_is_refused_under_torchrun(workplace, capsys, monkeypatch):
+    """Each process would train alone, and all would write the same snapshots."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["caffe", "train", "-solver", "solvers/adam.prototxt"]) == 1
+    assert capsys.readouterr().err == (
+        "ilgnet: caffe train: trains in one process, and torchrun started 2; start tools/train.py by torchrun "
+        "(docs/training.md)\n"
+    )
+
+
 class _Signal(Observer):
     """Sends this process a signal at an iteration."""
 

@@ -56,6 +56,7 @@ class Lstm(LSTM):
         "with several streams, each takes the hidden term of the first, as the CPU code of caffe_ocr, CTPN and caffe-lstm "
         "does; their GPU code takes each stream's own"
     )
+    no_float16 = LSTM.no_float16
 
     def setup(self, *ranks: int) -> None:
         self.outputs: int = self.param.num_output

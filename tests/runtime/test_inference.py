@@ -204,7 +204,7 @@ def test_other_types_and_gradients_run_layer_by_layer(net: CaffeNet, monkeypatch
     without_gradients(copy.deepcopy(net).double(), image())
 
 
-def test_layers_with_a_forward_of_their_own_get_contiguous_blobs() -> None:
+def test_layers_with_a_forward_of_their_own_get_contiguous_blobs_and_keep_float32() -> None:
     class Mine(ReLU):
         def forward(self, x: Tensor) -> tuple[Tensor]:
             return (x.view(-1).view(x.shape),)
@@ -215,6 +215,7 @@ def test_layers_with_a_forward_of_their_own_get_contiguous_blobs() -> None:
 
     node = {node.name: node for node in make().graph}
     assert (ReLU.layout, Mine.layout) == (ANY_LAYOUT, CONTIGUOUS)
+    assert (ReLU.no_float16, Mine.no_float16) == ("", "neither products nor maxima")
     assert Convolution(node["conv1"], (4,)).layout == CHANNELS_LAST
     assert Convolved(node["conv1"], (4,)).layout == CONTIGUOUS
     assert Pooling(node["pool1"], (4,)).layout == CHANNELS_LAST

@@ -193,10 +193,9 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "forward" in vars(cls) and "layout" not in vars(
-            cls
-        ):  # inherited, it would speak for another forward
-            cls.layout = CONTIGUOUS
+        if "forward" in vars(cls):  # inherited, these would speak for another forward
+            for name in {"layout", "no_float16"} - vars(cls).keys():
+                setattr(cls, name, getattr(Layer, name))
 
     def __init__(self, node: Node, ranks: Sequence[int] | None = ()) -> None:
         """Check the node and read its fields.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -28,13 +27,12 @@ from ..runtime.net import CaffeNet, expect_caffe_net
 from ..runtime.runnable import FileNet, TensorNet, tensor_net
 from ..runtime.seeded_inputs import draw_inputs
 from ..signatures import shows_options
+from .arguments import checked_device, thread_count
 from .choice import choose
 from .runners import TORCH, Log, Runner, Settings, make_runner, net_at
 
 _CPU = torch.device("cpu")
 _NOT_COMPILED = "a fast net runs uncompiled; compile the exact net, or use fast(net, compile=True)"
-THREADS_VARIABLE = "ILGNET_THREADS"
-MOST_THREADS = 1024
 OTHER_RUNNERS = 4  # kept for blobs other than the outputs, and for sizes other than the net's
 
 
@@ -66,7 +64,7 @@ def fast(
     """
     check_weights_precision(precision)
     check_engine(engine)
-    device = _checked_device(device, precision, compile)
+    device = checked_device(device, precision, compile)
     net = _expect_fit(net)
     if compile:
         if engine not in ("auto", TORCH):
@@ -74,7 +72,7 @@ def fast(
                 f"compile=True: goes with the engine torch, not {engine}; leave one out", option="compile"
             )
         engine = TORCH
-    settings = Settings(engine, precision, _thread_count(threads), compile, device)
+    settings = Settings(engine, precision, thread_count(threads), compile, device)
     if engine == TORCH:
         return FastNet(net, settings, make_runner(net, net.outputs, settings, log or _say_nothing))
     log = log or _say_on_stderr
@@ -128,44 +126,6 @@ def _expect_fit(net: CaffeNet | FileNet | Model) -> CaffeNet:
             f"net {net.graph.name!r} computes in {dtype} on {device}; the fast path takes float32 on the CPU"
         )
     return net
-
-
-def _thread_count(threads: int | None) -> int:
-    """Return the number of threads that the caller, the environment, or torch states."""
-    stated: Any = threads
-    where, option = f"threads={threads!r}", "threads"
-    if threads is None:
-        text = os.environ.get(THREADS_VARIABLE, "")
-        if not text:
-            return torch.get_num_threads()
-        where, option = f"${THREADS_VARIABLE} is {text!r}", ""
-        stated = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
-    if isinstance(stated, bool) or not isinstance(stated, int) or not 1 <= stated <= MOST_THREADS:
-        raise IlgnetError(f"{where}: give a number from 1 to {MOST_THREADS}", option=option)
-    return stated
-
-
-def _checked_device(device: Any, precision: str, compile: bool) -> str:
-    """Return the name of a device that torch finds.  Raises IlgnetError for any other, and for CPU-only settings."""
-    if device == "cpu":
-        return "cpu"
-    where = f"device={device!r}"
-    if not isinstance(device, str) or not re.fullmatch(r"cuda(:\d{1,3})?", device, re.ASCII):
-        raise IlgnetError(f"{where}: give cpu, cuda or cuda:N", option="device")
-    if not torch.cuda.is_available():
-        reason = (
-            "finds no CUDA device"
-            if torch.backends.cuda.is_built()
-            else f"is built without CUDA ({torch.__version__})"
-        )
-        raise IlgnetError(f"{where}: torch {reason}; use device='cpu'", option="device")
-    count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
-    if number >= count:
-        raise IlgnetError(f"{where}: torch finds {count}, numbered from 0", option="device")
-    if precision != "float32" or compile:
-        given = "compile=True" if compile else f"precision={precision!r}"
-        raise IlgnetError(f"{where}: computes in float32, uncompiled; leave out {given}", option="device")
-    return f"cuda:{number}"
 
 
 def _check_batch(batch: Any) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from .audit import Audit, AuditOptions, audit, audit_files
-from .caffe.kinds import Kind, kind_of, refusal
+from .caffe.expected_kind import refusal
+from .caffe.kinds import Kind, kind_of
 from .caffe.prototxt import read_net
 from .errors import IlgnetError
 from .layers.support.base import Shape

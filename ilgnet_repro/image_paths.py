@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .caffe.kinds import Kind, expect, kind_of
+from .caffe.expected_kind import expect
+from .caffe.kinds import Kind, kind_of
 from .errors import DataError
 from .files import open_input
 

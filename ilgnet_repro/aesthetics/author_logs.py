@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from ..caffe.kinds import kind_named
+from ..caffe.expected_kind import kind_named
 from ..errors import FormatError
 from ..files import read_input
 

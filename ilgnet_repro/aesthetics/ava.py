@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..caffe.kinds import naming_kind
+from ..caffe.expected_kind import naming_kind
 from ..errors import DataError
 from ..files import open_input
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..caffe.kinds import naming_kind
+from ..caffe.expected_kind import naming_kind
 from ..errors import DataError
 from ..files import atomic_path, open_input
 from .ava import AvaTable

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..caffe.kinds import naming_kind
+from ..caffe.expected_kind import naming_kind
 from ..errors import DataError
 from ..files import atomic_path, open_input
 from ..reading.arrays import load_npz

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..caffe.kinds import Kind, naming_kind
+from ..caffe.expected_kind import naming_kind
+from ..caffe.kinds import Kind
 from ..errors import FormatError, IlgnetError, printable
 from ..files import (
     atomic_file,

@@ -15,7 +15,8 @@ from ..errors import FormatError
 from ..files import atomic_file, map_file
 from ..schema import caffe_pb2
 from . import wire
-from .kinds import Kind, expect
+from .expected_kind import expect
+from .kinds import Kind
 
 MOST_AXES = 32  # kMaxBlobAxes of Caffe's blob.hpp
 LARGEST_COUNT = 2**31 - 1  # counts are int there

@@ -21,8 +21,9 @@ from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, LayerBlobs, scan_blob
 from .caffemodel_writer import missing_field, strip_fork_fields, write_caffemodel
+from .expected_kind import expect
 from .hdf5_model import hdf5_layers
-from .kinds import Kind, expect
+from .kinds import Kind
 from .layer_types import C3D_V1_NUMBERS, modern_type_of_v0, modern_type_of_v1
 
 __all__ = ["Blob", "CaffeModel", "LayerBlobs", "open_caffemodel", "write_caffemodel"]

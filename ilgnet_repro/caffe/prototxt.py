@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import FormatError, ParseError, excerpt
 from ..files import map_file
 from ..schema import caffe_pb2
-from .kinds import Kind, encoding_of, expect, looks_like_text
+from .expected_kind import expect
+from .kinds import Kind, encoding_of, looks_like_text
 from .text_parser import M, parse_text
 from .text_writer import format_message
 

@@ -15,7 +15,8 @@ from ..schema import caffe_pb2
 from . import wire
 from .blob import Blob, blob_chunks, scan_blob
 from .caffemodel_writer import write_blob_field
-from .kinds import Kind, expect
+from .expected_kind import expect
+from .kinds import Kind
 
 _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
 _MAX_HISTORY = 1_000_000

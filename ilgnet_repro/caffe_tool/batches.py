@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caffe.expected_kind import expect
 from ..caffe.graph import Graph, Node
-from ..caffe.kinds import Kind, expect
+from ..caffe.kinds import Kind
 from ..caffe.named_files import NamedFiles
 from ..errors import DataError, IlgnetError, LayerError
 from ..layers.support.base import Shape

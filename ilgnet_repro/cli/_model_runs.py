@@ -216,7 +216,8 @@ def _start_from(trainer: Any, weights: str) -> None:
     """
     from ..aesthetics.models.caffe_trunks import start_from_caffe
     from ..aesthetics.models.pretrained import load_named, load_published
-    from ..caffe.kinds import Kind, expect
+    from ..caffe.expected_kind import expect
+    from ..caffe.kinds import Kind
     from ..files import file_sha256
     from ..runtime.safetensors_file import open_safetensors
 

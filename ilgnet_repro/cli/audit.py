@@ -144,7 +144,8 @@ def _more(lines: Sequence[str]) -> str:
 
 def texts_and_weights(files: Sequence[str], more: str = "") -> tuple[list[str], list[str]]:
     """Return the prototxt and the weights among files, at most one each.  Raises IlgnetError, with the hint ``more``."""
-    from ..caffe.kinds import Kind, expect
+    from ..caffe.expected_kind import expect
+    from ..caffe.kinds import Kind
 
     texts = [name for name in files if _is_text(name)]
     weights = [name for name in files if name not in texts]
@@ -157,7 +158,8 @@ def texts_and_weights(files: Sequence[str], more: str = "") -> tuple[list[str], 
 
 def _is_text(name: str) -> bool:
     """Whether a file is a prototxt, by content or, if that is unknown, by name.  Raises IlgnetError for a solver."""
-    from ..caffe.kinds import Kind, kind_of, refusal
+    from ..caffe.expected_kind import refusal
+    from ..caffe.kinds import Kind, kind_of
 
     try:
         kind = kind_of(name)

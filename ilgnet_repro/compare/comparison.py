@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..caffe.expected_kind import expect
 from ..caffe.graph import Graph
-from ..caffe.kinds import Kind, expect
+from ..caffe.kinds import Kind
 from ..errors import IlgnetError
 from ..layers.support.base import Shape
 from ..reading.arrays import load_npz

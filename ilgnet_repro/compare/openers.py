@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..caffe.kinds import Kind, expect_or_named
+from ..caffe.expected_kind import expect_or_named
+from ..caffe.kinds import Kind
 from ..engines.fast import fast
 from ..errors import IlgnetError
 from ..runtime.load import is_model_file, load_caffe, load_model_file

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..caffe.kinds import Kind, encoding_of, kind_of, naming_kind
+from ..caffe.expected_kind import naming_kind
+from ..caffe.kinds import Kind, encoding_of, kind_of
 from ..errors import DataError, IlgnetError
 from ..files import check_output, open_input, read_input
 from .datum import INT32

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import opencv as cv2
-from ..caffe.kinds import Kind, naming_kind
+from ..caffe.expected_kind import naming_kind
+from ..caffe.kinds import Kind
 from ..errors import DataError
 from ..files import open_input
 from .image_size import too_large

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from ..caffe.kinds import Kind, expect
+from ..caffe.expected_kind import expect
+from ..caffe.kinds import Kind
 from ..errors import DataError
 from ..files import open_input
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..caffe.kinds import Kind, kind_of, naming_kind
+from ..caffe.expected_kind import naming_kind
+from ..caffe.kinds import Kind, kind_of
 from ..errors import DataError, FormatError
 from ..files import real_path
 from ..schema import caffe_pb2

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..caffe.expected_kind import kind_named
+from ..caffe.expected_kind import refusal as refusal_of_kind
 from ..caffe.fork_fields import refusal
 from ..caffe.graph import Node
-from ..caffe.kinds import Kind, kind_named, kind_of
-from ..caffe.kinds import refusal as refusal_of_kind
+from ..caffe.kinds import Kind, kind_of
 from ..caffe.named_files import NamedFiles
 from ..errors import DataError, LayerError
 from ..files import open_input, utf8_path

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..caffe.kinds import kind_named
+from ..caffe.expected_kind import kind_named
 from ..errors import DataError, excerpt
 
 _FIELDS = 6  # of a window: class, overlap, x1, y1, x2, y2

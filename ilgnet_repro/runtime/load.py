@@ -13,9 +13,10 @@ from ..about import About, about_net
 from ..caffe.blob import read_blob
 from ..caffe.caffemodel import open_caffemodel
 from ..caffe.dummy_inputs import DUMMY_NOTE
+from ..caffe.expected_kind import expect_or_named
 from ..caffe.graph import Graph
 from ..caffe.graph_build import Choices, choose_graph
-from ..caffe.kinds import Kind, expect_or_named
+from ..caffe.kinds import Kind
 from ..caffe.named_files import NamedFiles
 from ..caffe.upgrade import upgrade_net
 from ..errors import GraphError, IlgnetError, WeightsError

@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from ..about import About
-from ..caffe.kinds import Kind, expect
+from ..caffe.expected_kind import expect
+from ..caffe.kinds import Kind
 from ..errors import FormatError, IlgnetError
 from ..files import parse_json, real_path, utf8_path
 from .runnable import FileNet, OpenShape

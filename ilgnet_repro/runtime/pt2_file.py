@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ..about import About
-from ..caffe.kinds import Kind, expect
+from ..caffe.expected_kind import expect
+from ..caffe.kinds import Kind
 from ..errors import FormatError, IlgnetError
 from ..files import parse_json
 from .pt2_expressions import is_size_arithmetic, symbolic_expressions

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..caffe.kinds import Kind, expect
+from ..caffe.expected_kind import expect
+from ..caffe.kinds import Kind
 from ..errors import FormatError
 from ..files import atomic_file, json_text, utf8_path
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
+from ..caffe.expected_kind import expect
 from ..caffe.hdf5_model import write_hdf5_model
-from ..caffe.kinds import Kind, expect
+from ..caffe.kinds import Kind
 from ..caffe.named_files import READ_INSTEAD, NamedFiles
 from ..caffe.solverstate import SolverState, read_solverstate, write_solverstate
 from ..errors import DivergedError, FormatError, IlgnetError, SolverError

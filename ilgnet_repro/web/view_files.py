@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ..audit import Audit, audit, audit_files
+from ..caffe.expected_kind import expect_or_named
 from ..caffe.graph_build import Choices, choose_graph
-from ..caffe.kinds import Kind, expect_or_named
+from ..caffe.kinds import Kind
 from ..caffe.prototxt import parse_net, read_net
 from ..errors import FormatError, GraphError, IlgnetError, WeightsError
 from ..files import parse_json

@@ -25,7 +25,8 @@ from wire_bytes import blob, chunk, floats, layer, number, shape, varint
 
 from ilgnet_repro.caffe.blob import read_blob
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
-from ilgnet_repro.caffe.kinds import Kind, expect, kind_of, refusal
+from ilgnet_repro.caffe.expected_kind import expect, refusal
+from ilgnet_repro.caffe.kinds import Kind, kind_of
 from ilgnet_repro.caffe.prototxt import read_net, read_solver
 from ilgnet_repro.caffe.solverstate import write_solverstate
 from ilgnet_repro.compare.openers import open_backend

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ...caffe.kinds import naming_kind
+from ...caffe.expected_kind import naming_kind
 from ...errors import DataError
 from ...files import open_input
 

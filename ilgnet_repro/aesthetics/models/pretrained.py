@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...caffe.kinds import Kind, expect
+from ...caffe.expected_kind import expect
+from ...caffe.kinds import Kind
 from ...errors import FormatError, WeightsError
 from ...files import file_sha256
 from ...runtime.safetensors_file import open_safetensors

@@ -1,18 +1,17 @@
-"""The layers of the multi-task network cascades (Dai et al., CVPR 2016): ROIWarping, MaskResize and three in Python."""
+"""ROIWarping and MaskResize, layers of the multi-task network cascades (Dai et al., CVPR 2016)."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .proposal import ProposalLayer
-from .python_layer import PythonLayer, register_python_layer
-from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers, uses
+from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, numbers
 from .support.detections import node_writer
+from .support.gradients import with_gradient
 from .support.registry import register_layer
 from .support.sampling import sample_bilinear
 from .support.shared import values_of
@@ -68,21 +67,19 @@ class ROIWarping(RegionPooling):
 
     Corners are rounded after `spatial_scale`; the region's size is their difference, and a bin reads ceil(size / bins) + 1
     points a side, both ends included.  A point more than half a pixel outside x is left out; a bin without points is 0.
-    Phase TRAIN is refused: its backward pass, which also moves the regions, is not implemented.
     Source: daijifeng001/caffe-mnc, src/caffe/layers/roi_warping_layer.cu.
+
+    The gradients are the fork's.  That of x leaves out bins that another size of the region, one pixel more, excludes.
+    That of the regions is of centre, width and height, not of corners, in pixels of x.  It is 0 where the point read has
+    no pixel below or right of it, and where a bin has no points, for which the fork reads out of bounds.
     """
 
     message = "roi_warping_param"
     fields: ClassVar[tuple[str, ...]] = ("pooled_h", "pooled_w", "spatial_scale")
-    has_gradient = False
     no_onnx = "how many points it reads depends on the size of the region"
     no_source = "how many points it reads depends on the size of the region"
 
     def setup(self, x: int, rois: int) -> None:
-        if self.is_train:
-            raise self.error(
-                "its backward pass, which also moves the regions, is not implemented; use phase TEST"
-            )
         self.pooled = (self.param.pooled_h, self.param.pooled_w)
         if not all(self.pooled):
             raise self.error(f"pooled_h {self.pooled[0]} and pooled_w {self.pooled[1]} must be over 0")
@@ -92,16 +89,29 @@ class ROIWarping(RegionPooling):
         return LayerPlan([(rois[0], x[1], *self.pooled)])
 
     def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor]:
-        regions = self._regions(x, rois)
+        regions, maps = self._regions(x, rois), x.detach()
         corners = c_round(regions[:, 1:] * self.param.spatial_scale)
-        tops = [
-            self._warp(x[int(image)].detach(), corner)
-            for image, corner in zip(regions[:, 0].tolist(), corners, strict=True)
+        images = regions[:, 0].long()
+        found = [
+            self._warp(maps[image], corner) for image, corner in zip(images.tolist(), corners, strict=True)
         ]
-        return (torch.stack(tops) if tops else x.new_zeros((0, x.shape[1], *self.pooled)),)
+        if not found:
+            return (x.new_zeros((0, x.shape[1], *self.pooled)),)
+        top, *places = (torch.stack(part) for part in zip(*found, strict=True))
 
-    def _warp(self, x: Tensor, corner: Tensor) -> Tensor:
-        """Return C × bins × bins for one region of one image."""
+        def backward(gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            return (
+                self._map_gradient(maps, images, corners, places, gradient) if x.requires_grad else None,
+                self._region_gradient(maps, images, corners, places, gradient).reshape(rois.shape),
+            )
+
+        return (with_gradient(top, backward, x, rois),)
+
+    def _warp(self, x: Tensor, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return C × bins × bins for one region of one image: values, and the rows and columns where they are read.
+
+        The places of a bin without points are -1.
+        """
         places, valid = [], []
         for axis in (0, 1):
             start, end = float(corner[1 - axis]), float(corner[3 - axis])
@@ -124,8 +134,68 @@ class ROIWarping(RegionPooling):
         column = columns.expand(grid)
         values = sample_bilinear(x[None], row.reshape(1, -1), column.reshape(1, -1))[0].unflatten(1, grid)
         kept = kept_rows[:, :, None, None] & kept_columns
-        best = torch.where(kept, values, -math.inf).amax((2, 4))
-        return torch.where(best == -math.inf, 0, best)
+        best, index = torch.where(kept, values, -math.inf).transpose(2, 3).flatten(3).max(3)
+        empty = best == -math.inf
+        bins = [torch.arange(count, device=x.device) for count in self.pooled]
+        row = rows[bins[0][:, None], index // columns.shape[1]]
+        column = columns[bins[1], index % columns.shape[1]]
+        return torch.where(empty, 0, best), torch.where(empty, -1, row), torch.where(empty, -1, column)
+
+    def _sizes(self, corners: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return start and end of the regions along an axis, and their bins' size in the backward pass, R×1×1×1."""
+        start, end = (corners[:, edge - axis, None, None, None] for edge in (1, 3))
+        return start, end, (end - start + 1).clamp(min=1) / self.pooled[axis]
+
+    def _shares(self, corners: Tensor, place: Tensor, axis: int, extent: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the two pixels along an axis that each place reads, with the shares that get its gradient."""
+        start, end, size = self._sizes(corners, axis)
+        bins = torch.arange(self.pooled[axis], device=place.device)
+        bins = bins[:, None] if axis == 0 else bins
+        low = place.trunc()
+        shares = []
+        for pixel, share in ((low, 1 - (place - low)), (low + 1, place - low)):
+            first = ((pixel - start - 1) / size - 1).floor()
+            last = ((pixel - start + 1) / size).ceil()
+            counts = (place >= 0) & (pixel >= start) & (pixel <= end) & (bins >= first) & (bins < last)
+            shares.append((pixel.clamp(0, extent - 1).long(), torch.where(counts, share, 0)))
+        return shares
+
+    def _map_gradient(
+        self, x: Tensor, images: Tensor, corners: Tensor, places: list[Tensor], gradient: Tensor
+    ) -> Tensor:
+        height, width = x.shape[2:]
+        found = torch.zeros_like(x).flatten()
+        channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
+        plane = (images[:, None, None, None] * x.shape[1] + channel) * height
+        for row, row_share in self._shares(corners, places[0], 0, height):
+            for column, column_share in self._shares(corners, places[1], 1, width):
+                index = (plane + row) * width + column
+                found.index_add_(0, index.flatten(), (gradient * row_share * column_share).flatten())
+        return found.view(x.shape)
+
+    def _region_gradient(
+        self, x: Tensor, images: Tensor, corners: Tensor, places: list[Tensor], gradient: Tensor
+    ) -> Tensor:
+        """Return R×5: 0, and the gradients of the centre's column and row, of width and height."""
+        height, width = x.shape[2:]
+        low = [place.long() for place in places]
+        counts = (places[0] >= 0) & (low[0] < height - 1) & (low[1] < width - 1)
+        rows, columns = (torch.where(counts, index, 0) for index in low)
+        image = images[:, None, None, None]
+        channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
+        far_rows, far_columns = (rows + 1).clamp(max=height - 1), (columns + 1).clamp(max=width - 1)
+        values = [
+            [x[image, channel, row, column] for column in (columns, far_columns)] for row in (rows, far_rows)
+        ]
+        down, across = (place - index for place, index in zip(places, low, strict=True))
+        by_column = (1 - down) * (values[0][1] - values[0][0]) + down * (values[1][1] - values[1][0])
+        by_row = (1 - across) * (values[1][0] - values[0][0]) + across * (values[1][1] - values[0][1])
+        parts = [torch.zeros_like(gradient), by_column, by_row]
+        for axis, derivative in ((1, by_column), (0, by_row)):
+            start, _, size = self._sizes(corners, axis)
+            parts.append(((places[axis] - start) / size / self.pooled[axis] - 0.5) * derivative)
+        weighted = torch.where(counts, gradient, 0)
+        return torch.stack([(part * weighted).sum((1, 2, 3)) for part in parts], 1)
 
 
 @register_layer("MaskResize")
@@ -169,131 +239,3 @@ class MaskResize(Layer):
     def source(self, code: SourceCode, x: str) -> list[str]:
         rows, columns = self._matrices(*code.shape(0)[2:])
         return [f"{code.buffer('rows', rows)} @ {x} @ {code.buffer('columns', columns)}.t()"]
-
-
-# ---------------------------------------------------------------------- its Python layers, in phase TEST
-
-
-class _TestOnly(PythonLayer):
-    """A layer of which phase TRAIN, where it samples targets, is not implemented."""
-
-    no_onnx = no_source = ""
-
-    def _refuse_training(self) -> None:
-        if self.is_train:
-            raise self.error(
-                "phase TRAIN, where it samples targets for masks, is not implemented; use phase TEST"
-            )
-
-
-@register_python_layer("pylayer.proposal_layer", "ProposalLayer")
-class MNCProposalLayer(ProposalLayer):
-    """MNC's: Faster R-CNN's, whose other settings only its backward pass reads.
-
-    Source: daijifeng001/MNC, lib/pylayer/proposal_layer.py and lib/mnc_config.py.
-    """
-
-    known: ClassVar[dict[str, Any]] = {
-        "feat_stride": 16, "scales": [8, 16, 32], "ratios": [0.5, 1, 2],
-        "gradient_scale": 1, "use_clip": 0, "clip_base": 256,
-    }  # fmt: skip
-
-    def setup(self) -> None:
-        if self.is_train:
-            raise self.error(
-                "phase TRAIN, where its second top is an index, is not implemented; use phase TEST"
-            )
-        for name in ("scales", "ratios"):  # MNC's anchors are always these
-            if name in self.settings:
-                raise self.error(f"param_str: {name} is not read by MNC's layer; remove it")
-        super().setup()
-
-
-@register_python_layer("pylayer.mask_layer", "MaskLayer")
-class MaskLayer(_TestOnly):
-    """Masks R×(S·S) as R×1×S×S, S = 21.
-
-    Source: daijifeng001/MNC, lib/pylayer/mask_layer.py.
-    """
-
-    side = 21
-
-    def setup(self) -> None:
-        self._refuse_training()
-
-    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
-        masks = bottoms[0]
-        if math.prod(masks[1:]) != self.side**2:
-            raise self.error(f"masks {list(masks)} must have {self.side}² = {self.side**2} values each")
-        return [(masks[0], 1, self.side, self.side)]
-
-    def forward(self, masks: Tensor) -> tuple[Tensor]:
-        return (masks.reshape(-1, 1, self.side, self.side),)
-
-    def onnx(self, graph: OnnxGraph, masks: str) -> list[str]:
-        return [graph.node("Reshape", [masks, graph.constant(integers(-1, 1, self.side, self.side))])]
-
-    def source(self, code: SourceCode, masks: str) -> list[str]:
-        return [f"{masks}.reshape(-1, 1, {self.side}, {self.side})"]
-
-
-def bridge_regions(rois: Tensor, deltas: Tensor, scores: Tensor, info: Tensor) -> Tensor:
-    """Return the regions R×5 moved by the deltas of each one's best class and clipped to the image."""
-    low, high = rois[:, 1:3], rois[:, 3:5]
-    size = high - low + 1
-    best = scores.argmax(1)
-    own = deltas.reshape(len(rois), -1, 4)[torch.arange(len(rois), device=rois.device), best]
-    centre = low + 0.5 * size + own[:, :2] * size
-    half = 0.5 * own[:, 2:].exp() * size
-    edge = info.flatten()[:2].flip(0) - 1
-    corners = [torch.minimum(corner, edge).clamp(min=0) for corner in (centre - half, centre + half)]
-    return torch.cat([torch.zeros_like(rois[:, :1]), *corners], 1)
-
-
-uses(bridge_regions)
-
-
-@register_python_layer("pylayer.stage_bridge_layer", "StageBridgeLayer")
-class StageBridgeLayer(_TestOnly):
-    """Regions R×5 for the next stage: moved by the box of their best class, and clipped to the image.
-
-    Bottoms: regions, deltas R×4·classes, scores R×classes, im_info.  Source: daijifeng001/MNC,
-    lib/pylayer/stage_bridge_layer.py.
-    """
-
-    bottom_count: ClassVar[tuple[int, int]] = (4, 4)
-
-    def setup(self) -> None:
-        self._refuse_training()
-
-    def reshape(self, bottoms: list[Shape]) -> list[Shape]:
-        rois, deltas, scores = bottoms[:3]
-        if len(scores) != 2 or math.prod(deltas[1:]) != 4 * scores[1] or math.prod(rois[1:]) != 5:
-            raise self.error(
-                f"needs regions R×5, deltas R×4·classes and scores R×classes, not {list(rois)}, {list(deltas)} and "
-                f"{list(scores)}"
-            )
-        return [(rois[0], 5)]
-
-    def forward(self, rois: Tensor, deltas: Tensor, scores: Tensor, info: Tensor) -> tuple[Tensor]:
-        return (bridge_regions(rois.flatten(1), deltas.flatten(1), scores, info),)
-
-    def onnx(self, graph: OnnxGraph, rois: str, deltas: str, scores: str, info: str) -> list[str]:
-        node = node_writer(graph)
-        rois = node("Reshape", rois, integers(-1, 5))
-        first, low, high = graph.nodes("Split", [rois, graph.constant(integers(1, 2, 2))], 3, axis=1)
-        size = node("Add", node("Sub", high, low), numbers(1))
-        best = node("ArgMax", scores, axis=1, keepdims=1)
-        classes = node("Reshape", deltas, integers(-1, graph.size(scores, 1), 4))
-        own = node("GatherND", classes, best, batch_dims=1)
-        move, grow = graph.nodes("Split", [own, graph.constant(integers(2, 2))], 2, axis=1)
-        centre = node("Add", node("Add", low, node("Mul", size, numbers(0.5))), node("Mul", move, size))
-        half = node("Mul", node("Mul", node("Exp", grow), numbers(0.5)), size)
-        edge = node("Sub", node("Gather", node("Reshape", info, integers(-1)), integers(1, 0)), numbers(1))
-        corners = [
-            node("Max", node("Min", node(op, centre, half), edge), numbers(0)) for op in ("Sub", "Add")
-        ]
-        return [node("Concat", node("Mul", first, numbers(0)), *corners, axis=1)]
-
-    def source(self, code: SourceCode, rois: str, deltas: str, scores: str, info: str) -> list[str]:
-        return [f"{code.helper(bridge_regions)}({rois}.flatten(1), {deltas}.flatten(1), {scores}, {info})"]

@@ -7,7 +7,7 @@ are a random sample, as in the fork; the draws are others than numpy's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +42,34 @@ def offsets_to(boxes: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([centre / size, (wanted / size).log()], 1)
 
 
-class _Sampler(PythonLayer):
+def all_anchors(anchors: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Return the corners of the anchors around each cell of a map, cell by cell."""
+    y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+    return (anchors + torch.stack([x, y, x, y], -1)[:, :, None]).reshape(-1, 4)
+
+
+def anchor_maps(values: Tensor, height: int, width: int) -> Tensor:
+    """Return values of all anchors, cell by cell, as a map 1×C×H×W."""
+    return values.reshape(1, height, width, -1).permute(0, 3, 1, 2)
+
+
+def placed_targets(
+    boxes: Tensor, true: Tensor, labels: Tensor, columns: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return offsets R×4·classes from boxes to true ones in the columns of their class, and weights 1 there.
+
+    Boxes of label 0 have none.
+    """
+    offsets = offsets_to(boxes, true) / boxes.new_tensor(STATED)
+    placed = offsets.new_zeros(len(boxes), classes, 4)
+    weights = torch.zeros_like(placed)
+    rows = (labels > 0).nonzero()[:, 0]
+    placed[rows, columns[rows].long()] = offsets[rows]
+    weights[rows, columns[rows].long()] = 1
+    return placed.flatten(1), weights.flatten(1)
+
+
+class Sampler(PythonLayer):
     """A layer whose tops are drawn at random."""
 
     has_gradient = False
@@ -71,7 +98,7 @@ class _Sampler(PythonLayer):
 
 
 @register_python_layer("rpn.anchor_target_layer", "AnchorTargetLayer")
-class AnchorTargetLayer(_Sampler):
+class AnchorTargetLayer(Sampler):
     """Labels and offsets of the anchors: bottoms are the scores, the true boxes G×5, the image's size, the image.
 
     Tops: labels 1×1×A·H×W (1, 0, or -1: not counted), offsets 1×4A×H×W, and their inside and outside weights.
@@ -91,7 +118,13 @@ class AnchorTargetLayer(_Sampler):
         super().setup()
         names = tuple(self.known)
         self.stride: int = self._setting("feat_stride", names)
-        stated = {"ratios": [0.5, 1, 2], "base_size": 16, **self.known, **self.settings}
+        stated = {
+            "scales": [8, 16, 32],
+            "ratios": [0.5, 1, 2],
+            "base_size": 16,
+            **self.known,
+            **self.settings,
+        }
         self.border = stated["allowed_border"]
         for name in ("scales", "ratios"):
             values = stated[name]
@@ -108,7 +141,7 @@ class AnchorTargetLayer(_Sampler):
             if not isinstance(value, int | float):
                 raise self.error(f"param_str: {name} must be a number, not {value}")
 
-    def plan(self, scores: Shape, truth: Shape, info: Shape, image: Shape, *mined: Shape) -> LayerPlan:
+    def plan(self, scores: Shape, truth: Shape, info: Shape, *others: Shape) -> LayerPlan:
         if len(scores) != 4 or scores[0] != 1:
             raise self.error(f"scores {list(scores)} must be 1×C×H×W: one image at a time")
         if len(truth) < 2 or truth[1] != 5:
@@ -116,31 +149,38 @@ class AnchorTargetLayer(_Sampler):
         if len(info) != 2 or info[1] < 2:
             raise self.error(f"the third bottom {list(info)} must hold an image's height and width")
         count, (height, width) = len(self.anchors), scores[2:]
-        for shape in mined:
-            if shape != (1, 2 * count, height, width):
-                raise self.error(
-                    f"the fifth bottom {list(shape)} must hold two scores for each of {count} anchors"
-                )
+        self._check_others(scores, others)
         offsets = (1, 4 * count, height, width)
         return LayerPlan([(1, 1, count * height, width), offsets, offsets, offsets])
 
-    def forward(
-        self, scores: Tensor, truth: Tensor, info: Tensor, image: Tensor, *mined: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _check_others(self, scores: Shape, others: tuple[Shape, ...]) -> None:
+        """Check the bottoms after the image's size."""
+        count = len(self.anchors)
+        for shape in others[1:]:
+            if shape != (1, 2 * count, *scores[2:]):
+                raise self.error(
+                    f"the fifth bottom {list(shape)} must hold two scores for each of {count} anchors"
+                )
+
+    def _hardness(self, *others: Tensor) -> Tensor | None:
+        """Return the score of each anchor by which samples are selected; None where they are drawn."""
+        if len(others) < 2:
+            return None
+        return others[1].detach().float().cpu()[0, len(self.anchors) :].permute(1, 2, 0).reshape(-1)
+
+    def _stated_labels(self, *others: Tensor) -> Sequence[tuple[int, Tensor]]:
+        """Return labels that other bottoms state, each with its anchors, for those of them inside the image."""
+        return ()
+
+    def forward(self, scores: Tensor, truth: Tensor, info: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         height, width = scores.shape[2:]
         true, sides = truth.detach().float().cpu().reshape(len(truth), -1), info.detach().flatten().cpu()
-        y, x = torch.meshgrid(
-            torch.arange(height) * self.stride, torch.arange(width) * self.stride, indexing="ij"
-        )
-        boxes = (self.anchors + torch.stack([x, y, x, y], -1)[:, :, None]).reshape(-1, 4)
+        boxes = all_anchors(self.anchors, height, width, self.stride)
         limits = torch.stack([sides[1], sides[0]]) + self.border
         inside = ((boxes[:, :2] >= -self.border) & (boxes[:, 2:] < limits)).all(1).nonzero()[:, 0]
         if self.may_lie_outside and not len(inside):
             inside = torch.arange(len(boxes))
-        hard = None
-        if mined:
-            found = mined[0].detach().float().cpu()[0, len(self.anchors) :]
-            hard = found.permute(1, 2, 0).reshape(-1)[inside]
+        hard = self._hardness(*others)
         labels, offsets = boxes.new_full((len(boxes),), -1), boxes.new_zeros(len(boxes), 4)
         weights = boxes.new_zeros(2, len(boxes), 4)
         if len(inside) and len(true):
@@ -157,20 +197,21 @@ class AnchorTargetLayer(_Sampler):
                 if hard is None:
                     kept = self._draw(chosen, count)
                 else:  # those whose score is furthest from the label
-                    order = hard[chosen].argsort(descending=not label, stable=True)
+                    order = hard[inside[chosen]].argsort(descending=not label, stable=True)
                     kept = chosen[order[:count]]
                 own[chosen] = -1
                 own[kept] = label
             labels[inside] = own
+            for label, index in self._stated_labels(*others):
+                labels[index[torch.isin(index, inside)]] = label
             offsets[inside] = offsets_to(boxes[inside], true[best])
             weights[0][labels == 1] = 1
             weights[1][labels >= 0] = 1 / max(int((labels >= 0).sum()), 1)
 
-        def as_maps(values: Tensor) -> Tensor:
-            return values.reshape(1, height, width, -1).permute(0, 3, 1, 2).to(scores)
-
-        marks = as_maps(labels).reshape(1, 1, -1, width)
-        return (marks, *(as_maps(values) for values in (offsets, *weights)))
+        marks, *maps = (
+            anchor_maps(values, height, width).to(scores) for values in (labels, offsets, *weights)
+        )
+        return (marks.reshape(1, 1, -1, width), *maps)
 
 
 @register_python_layer("SSH.layers.anchor_target_layer", "AnchorTargetLayer")
@@ -195,7 +236,7 @@ class SSHAnchorTargetLayer(AnchorTargetLayer):
 
 
 @register_python_layer("rpn.proposal_target_layer", "ProposalTargetLayer")
-class ProposalTargetLayer(_Sampler):
+class ProposalTargetLayer(Sampler):
     """A sample of 128 regions at most, a quarter of them with an object: bottoms are regions R×5 and true boxes G×5.
 
     Tops: regions, labels, offsets R×4·num_classes in the columns of the label, and their inside and outside weights.
@@ -247,19 +288,8 @@ class ProposalTargetLayer(_Sampler):
             raise self.error(
                 f"label {int(columns.max())} is none of the {self.classes} classes of num_classes"
             )
-        offsets = offsets_to(regions[kept, 1:], true[best[kept]]) / torch.tensor(STATED)
-        placed = offsets.new_zeros(len(kept), self.classes, 4)
-        weights = torch.zeros_like(placed)
-        rows = (labels > 0).nonzero()[:, 0]
-        placed[rows, columns[rows].long()] = offsets[rows]
-        weights[rows, columns[rows].long()] = 1
-        tops: tuple[Tensor, ...] = (
-            regions[kept],
-            labels,
-            placed.flatten(1),
-            weights.flatten(1),
-            weights.flatten(1),
-        )
+        placed, weights = placed_targets(regions[kept, 1:], true[best[kept]], labels, columns, self.classes)
+        tops: tuple[Tensor, ...] = (regions[kept], labels, placed, weights, weights)
         if self.is_rfcn:
             tops = tuple(with_four_axes(top) for top in tops)
         return tuple(top.to(rois) for top in tops)
@@ -273,7 +303,7 @@ class RoIDataLayer(PythonLayer):
     """
 
     bottom_count = (0, 0)
-    top_count = (1, None)
+    top_count: ClassVar[tuple[int, int | None]] = (1, None)
     is_input = True
     has_gradient = False
     note = "the data layer of py-faster-rcnn: its tops are inputs"

@@ -1,4 +1,4 @@
-"""The layers of the multi-task network cascades and GradientScaler against loops, and what they refuse."""
+"""ROIWarping and MaskResize of the multi-task network cascades, and GradientScaler, against loops, and what they refuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from layer_nets import draw, one_layer
-from one_layer import assert_all_uses, gradients, layer_text, run, run_onnx, run_source
+from one_layer import assert_all_uses, gradients, layer_text, run
 
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
@@ -55,6 +55,95 @@ def test_roi_warping():
     text = "roi_warping_param { pooled_h: 2 pooled_w: 4 spatial_scale: 0.25 }"
     net = one_layer(f'type: "ROIWarping" {text}', x.shape, rois.shape)
     np.testing.assert_allclose(run(net, [x, rois])[0], warped(x, rois, (2, 4), 0.25), rtol=1e-5, atol=1e-6)
+
+
+def first_largest(plane, corners, bins, i, j):
+    """Return the point of bin i, j whose value is the largest, moved onto the plane; -1 where it has none."""
+    best, place = -math.inf, (-1, -1)
+    points = []
+    for axis, (low, high) in enumerate((corners[1::2], corners[::2])):
+        size = max(high - low, 0)
+        count = math.ceil(size / bins[axis])
+        points.append(
+            [
+                low + ((i, j)[axis] + u / max(count, 1)) * size / bins[axis]
+                for u in range(count + 1 if count else 1)
+            ]
+        )
+    h, w = plane.shape
+    for row in points[0]:
+        for column in points[1]:
+            if -0.5 <= row <= h - 0.5 and -0.5 <= column <= w - 0.5:
+                value = clamped(plane, row, column)
+                if value > best:
+                    best, place = value, (min(max(row, 0), h - 1), min(max(column, 0), w - 1))
+    return place
+
+
+def warping_gradients(x, rois, bins, scale, diff):
+    """Return the gradients of x and of the regions as the fork's two kernels collect them."""
+    by_x, by_roi = np.zeros(x.shape), np.zeros(rois.shape)
+    h, w = x.shape[2:]
+    for r, (image, *corners) in enumerate(rois.astype(float)):
+        n = int(image)
+        corners = [math.floor(corner * scale + 0.5) for corner in corners]
+        starts, ends = corners[1::-1], corners[:1:-1]
+        sizes = [
+            max(end - start + 1, 1) / count for start, end, count in zip(starts, ends, bins, strict=True)
+        ]
+        for c, i, j in np.ndindex(*diff.shape[1:]):
+            place = first_largest(x[n, c], corners, bins, i, j)
+            if place[0] < 0:
+                continue
+            for pixel in np.ndindex(h, w):
+                weight = diff[r, c, i, j]
+                for axis in (0, 1):
+                    p, start = pixel[axis], starts[axis]
+                    first = math.floor((p - start - 1) / sizes[axis] - 1)
+                    last = math.ceil(round((p - start + 1) / sizes[axis], 9))
+                    read = start <= p <= ends[axis] and first <= (i, j)[axis] < last
+                    weight *= read * max(0, 1 - abs(place[axis] - p))
+                by_x[n, c, pixel[0], pixel[1]] += weight
+            a, b = int(place[0]), int(place[1])
+            if a + 1 < h and b + 1 < w:
+                u, v, plane = place[0] - a, place[1] - b, x[n, c].astype(float)
+                across = (1 - u) * (plane[a, b + 1] - plane[a, b]) + u * (
+                    plane[a + 1, b + 1] - plane[a + 1, b]
+                )
+                down = (1 - v) * (plane[a + 1, b] - plane[a, b]) + v * (plane[a + 1, b + 1] - plane[a, b + 1])
+                parts = [(place[axis] - starts[axis]) / sizes[axis] / bins[axis] - 0.5 for axis in (1, 0)]
+                by_roi[r] += diff[r, c, i, j] * np.array(
+                    [0, across, down, parts[0] * across, parts[1] * down]
+                )
+    return by_x, by_roi
+
+
+@pytest.mark.parametrize("bins", [(2, 4), (9, 5)], ids=["larger regions", "smaller regions"])
+def test_roi_warping_gradients(bins):
+    """Of the map and of the regions' centres and sizes, with regions over the border, of one pixel, and outside."""
+    x = draw(2, 3, 7, 9)
+    rois = F32(
+        [[0, 2, 4, 30, 21], [1, 8, 6, 47, 40], [1, 12, 12, 12, 12], [0, 90, 90, 99, 99], [0, 4, 5, 8, 18], [1, -9, -8, 9, 7],
+         [0, 20, 16, 10, 8]]
+    )  # fmt: skip
+    text = f"roi_warping_param {{ pooled_h: {bins[0]} pooled_w: {bins[1]} spatial_scale: 0.25 }}"
+    net = one_layer(f'type: "ROIWarping" {text}', x.shape, rois.shape, phase="TRAIN")
+    diff = draw(len(rois), 3, *bins, seed=1)
+    found = gradients(net, [x, rois], diff)
+    for value, wanted in zip(found, warping_gradients(x, rois, bins, 0.25, diff), strict=True):
+        assert wanted.any()
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_regions_may_have_the_only_gradient():
+    """With `propagate_down: 0` for the map there is the regions' gradient alone."""
+    x, rois = draw(1, 2, 5, 6), F32([[0, 1, 1, 3, 4]])
+    text = "roi_warping_param { pooled_h: 2 pooled_w: 3 spatial_scale: 1 }"
+    body = f'type: "ROIWarping" {text} propagate_down: 0 propagate_down: 1'
+    diff = draw(1, 2, 2, 3, seed=1)
+    by_x, by_rois = gradients(one_layer(body, x.shape, rois.shape, phase="TRAIN"), [x, rois], diff)
+    assert by_x is None
+    np.testing.assert_allclose(by_rois, warping_gradients(x, rois, (2, 3), 1, diff)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_regions_far_larger_than_the_map():
@@ -109,43 +198,6 @@ def test_mask_resize(size):
     np.testing.assert_allclose(gradients(net, [x], diff)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
-def python_layer(module, layer, settings=""):
-    return f'python_param {{ module: "pylayer.{module}" layer: "{layer}" param_str: "{settings}" }}'
-
-
-def test_mask_layer():
-    x = draw(3, 441)
-    net = one_layer(f'type: "Python" {python_layer("mask_layer", "MaskLayer")}', x.shape)
-    assert_all_uses(net, [x], [x.reshape(3, 1, 21, 21)])
-
-
-def test_stage_bridge_layer():
-    rois = F32([[0, 3, 5, 20, 12], [0, 1, 2, 9, 30], [0, 30, 1, 38, 22]])
-    deltas, scores, info = draw(3, 8) * F32(0.5), draw(3, 2, seed=1), F32([[25, 40, 1.5]])
-    body = f'type: "Python" {python_layer("stage_bridge_layer", "StageBridgeLayer")}'
-    net = one_layer(body, rois.shape, deltas.shape, scores.shape, info.shape)
-    wanted = []
-    for roi, delta, score in zip(rois.astype(float), deltas.astype(float), scores, strict=True):
-        dx, dy, dw, dh = delta[4 * int(score.argmax()) :][:4]
-        w, h = roi[3] - roi[1] + 1, roi[4] - roi[2] + 1
-        x, y = roi[1] + w / 2 + dx * w, roi[2] + h / 2 + dy * h
-        w, h = w * math.exp(dw), h * math.exp(dh)
-        box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        wanted.append([0, *(min(max(v, 0), bound) for v, bound in zip(box, (39, 24, 39, 24), strict=True))])
-    for use in (run, run_source, run_onnx):
-        np.testing.assert_allclose(use(net, [rois, deltas, scores, info])[0], wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_the_proposal_layer_of_mnc_is_that_of_faster_rcnn():
-    arrays = [draw(1, 18, 3, 4), draw(1, 36, 3, 4, seed=1) * F32(0.2), F32([[48, 64, 1]])]
-    shapes = [array.shape for array in arrays]
-    mnc = python_layer("proposal_layer", "ProposalLayer", "{'feat_stride': 16, 'gradient_scale': 1}")
-    plain = 'python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" param_str: "{\'feat_stride\': 16}" }'
-    found, wanted = (run(one_layer(f'type: "Python" {text}', *shapes), arrays)[0] for text in (mnc, plain))
-    assert len(found) > 1
-    np.testing.assert_array_equal(found, wanted)
-
-
 SCALER = "gradient_scaler_param { lower_bound: 0.1 upper_bound: 0.9 alpha: 10 max_iter: 4 }"
 
 
@@ -166,44 +218,14 @@ def test_gradient_scaler_grows_with_the_iteration():
         np.testing.assert_allclose(gradients(net, [x], diff)[0], -k * diff, rtol=1e-5)
 
 
-MNC = ("TRAIN", "phase TRAIN, where it samples targets for masks, is not implemented; use phase TEST")
 REFUSED = {
     "no size": ("ROIWarping", [(1, 2, 5, 6), (3, 5)], "", "TEST", "pooled_h 0 and pooled_w 0 must be over 0"),
-    "warping in training": (
-        "ROIWarping",
-        [(1, 2, 5, 6), (3, 5)],
-        "roi_warping_param { pooled_h: 2 pooled_w: 2 }",
-        "TRAIN",
-        "its backward pass, which also moves the regions, is not implemented; use phase TEST",
-    ),
     "no mask size": (
         "MaskResize",
         [(1, 1, 5, 6)],
         "",
         "TEST",
         "output_height 0 and output_width 0 must be over 0",
-    ),
-    "masks": (
-        "Python",
-        [(3, 400)],
-        python_layer("mask_layer", "MaskLayer"),
-        "TEST",
-        "must have 21² = 441 values each",
-    ),
-    "training": ("Python", [(3, 441)], python_layer("mask_layer", "MaskLayer"), *MNC),
-    "scores": (
-        "Python",
-        [(3, 5), (3, 8), (3, 3), (1, 3)],
-        python_layer("stage_bridge_layer", "StageBridgeLayer"),
-        "TEST",
-        "needs regions R×5, deltas R×4·classes and scores R×classes",
-    ),
-    "anchors": (
-        "Python",
-        [(1, 18, 3, 4), (1, 36, 3, 4), (1, 3)],
-        python_layer("proposal_layer", "ProposalLayer", "{'feat_stride': 16, 'scales': [4]}"),
-        "TEST",
-        "param_str: scales is not read by MNC's layer; remove it",
     ),
     "bounds": (
         "GradientScaler",

@@ -18,9 +18,10 @@ from .reading.feature_files import FeatureRow, check_names, output_paths, write_
 from .reading.image_list import ImageList, find_image
 from .reading.lmdb_read import LmdbReader, is_database, key_text, row_key
 from .reading.preprocessing import Preprocessing
+from .runtime.calls import check_batch
 from .runtime.load import LoadOptions, load
 from .runtime.runnable import Runnable
-from .scoring import BATCH, check_batch, prepared_about, run_images
+from .scoring import BATCH, prepared_about, run_images
 from .signatures import shows_options
 
 PathLike = str | os.PathLike[str]

@@ -23,6 +23,7 @@ from .prepare_images import list_images, open_pixels, prepare_numbered, stack_pi
 from .reading.parallel import cores, ordered_map
 from .reading.photos import Photo, decode_photo, read_file
 from .reading.preprocessing import Preprocessing
+from .runtime.calls import check_batch
 from .runtime.drawn import about_now
 from .runtime.load import LoadOptions, load
 from .runtime.modes import as_loaded
@@ -34,7 +35,6 @@ from .signatures import shows_options
 PathLike = str | os.PathLike[str]
 Row = TypeVar("Row")
 BATCH = 16
-LARGEST_BATCH = 65_536
 ERRORS = ("raise", "record")
 _CHUNK = 4  # images that a thread prepares at a time
 
@@ -375,12 +375,6 @@ def score(
     }  # fmt: skip
     scorer = open_scorer(weights, engine=engine, precision=precision, scorer=given, **options)
     return list(scorer.score(expand(list_images(images)), errors=errors))
-
-
-def check_batch(batch: int) -> None:
-    """Raise IlgnetError for an impossible batch size."""
-    if not 1 <= batch <= LARGEST_BATCH:
-        raise IlgnetError(f"batch={batch}: give a number from 1 to {LARGEST_BATCH}", option="batch")
 
 
 def prepared_about(net: Runnable, preprocessing: Preprocessing | None) -> About:

@@ -80,9 +80,10 @@ _KNOWN: dict[str, tuple[str, str]] = {
     "BatchReduction": ("reduces groups of the batch", "yjxiong/caffe, src/caffe/layers/batch_reduction_layer.cpp"),
     # Faces and metric learning.
     "Covariance": (
-        "x times its transpose over H·W (shenfalong/styletransfer, top N×C²), over C·H·W (happynear/caffe-windows, top "
-        "N×C×C), or of the clips of a video (with covariance_param)",
-        "covariance_layer.cpp of each; the text does not distinguish the first two",
+        "x times its transpose, over H·W as N×C²×1×1 in one fork and over C·H·W as N×C×C×1 in another, which neither the "
+        "text nor the weights distinguish, or, with covariance_param, of the clips of a video",
+        "shenfalong/styletransfer, src/caffe/layers/operator/covariance_layer.cu; happynear/caffe-windows, "
+        "src/caffe/layers/covariance_layer.cpp; greatmanqss/DVC, src/caffe/layers/covariance_layer.cpp",
     ),
     "SoftTruncation": ("a bounded activation", f"{_HAPPYNEAR}/soft_truncation_layer.cpp"),
     "PairwiseLoss": ("a loss over pairs of a batch", f"{_HAPPYNEAR}/pairwise_layer.cpp"),

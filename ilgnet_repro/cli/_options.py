@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST = 2**31 - 1  # of Caffe's own counts
 MOST_WORKERS = 1024
-MOST_IMAGES = 65_536  # of a batch, as in `scoring`
+MOST_IMAGES = 65_536  # of a batch, as in `runtime.calls`
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..errors import GraphError, IlgnetError, printable
 from ..layers.support.base import Shape
 from ..precisions import check_engine, check_weights_precision
 from ..prepare_images import PrepareOptions, prepare
-from ..runtime.calls import wanted_blobs
+from ..runtime.calls import check_batch, wanted_blobs
 from ..runtime.difference import differ
 from ..runtime.drawn import about_now
 from ..runtime.model import Model
@@ -128,11 +128,6 @@ def _expect_fit(net: CaffeNet | FileNet | Model) -> CaffeNet:
     return net
 
 
-def _check_batch(batch: Any) -> None:
-    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 65_536:
-        raise IlgnetError(f"batch={batch!r}: give a number from 1 to 65536", option="batch")
-
-
 def _given(net: CaffeNet, inputs: Any, batch: int | None) -> list[dict[str, Tensor]]:
     """Return the caller's inputs in batches: ``batch`` rows each, or all rows as one."""
     intake = net.make_intake()
@@ -142,7 +137,7 @@ def _given(net: CaffeNet, inputs: Any, batch: int | None) -> list[dict[str, Tens
     values = {name: intake.value(tensors, name, torch.float32, _CPU).detach() for name in needed}
     if batch is None or not values:
         return [values]
-    _check_batch(batch)
+    check_batch(batch)
     counts = {len(value) if value.dim() else 0 for value in values.values()}
     if len(counts) != 1 or 0 in counts:
         raise IlgnetError(
@@ -163,7 +158,7 @@ def _seeded(net: CaffeNet, batch: int | None) -> dict[str, Tensor]:
     needed = net.inputs_for(net.outputs)
     if batch is None:
         return draw_inputs(net.plan, net.graph, needed)
-    _check_batch(batch)
+    check_batch(batch)
     shapes = {name: (batch, *net.shapes[name][1:]) if net.shapes[name] else () for name in net.inputs}
     return draw_inputs(net.plan.at(shapes), net.graph, needed)
 

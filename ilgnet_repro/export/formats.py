@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import IlgnetError, did_you_mean
 from ..precisions import ARITHMETIC, WEIGHTS, check_weights_precision
+from ..runtime.calls import check_batch
 from ..runtime.net import CaffeNet
 from ..runtime.runnable import Runnable
 from .saving import Options, SaveOptions, Saving
@@ -105,7 +106,8 @@ def read_options(given: SaveOptions) -> Options:
     options = replace(
         options, outputs=_blob_names(options.outputs, "outputs"), inputs=_blob_names(options.inputs, "inputs")
     )
-    _check_batch(options.batch)
+    if options.batch is not None:
+        check_batch(options.batch)
     if options.precision is not None:
         check_weights_precision(options.precision)
     if options.arithmetic not in ARITHMETIC:
@@ -140,11 +142,6 @@ def _blob_names(given: Any, option: str) -> tuple[str, ...]:
         if found.count(name) > 1:
             raise IlgnetError(f"{option}: blob {name!r} is given twice; give it once", option=option)
     return found
-
-
-def _check_batch(batch: Any) -> None:
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise IlgnetError(f"batch={batch!r}: give a number of images from 1 on, or omit it", option="batch")
 
 
 def check_options(formats: Sequence[Format], options: Options) -> None:

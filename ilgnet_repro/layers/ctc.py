@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .loss import Loss
 from .support.base import LayerPlan, Shape, SourceCode, uses
-from .support.labels import to_indices
+from .support.labels import out_of_range, to_indices
 from .support.registry import register_layer
 from .support.tracing import refuse_tracing
 
@@ -185,8 +185,9 @@ class WarpCTCLoss(_CtcLoss):
             table = others[2].reshape(others[2].shape[:2]).long().T.tolist()
             labels = [row[:size] for row, size in zip(table, sizes.tolist(), strict=True)]
         for label, count in zip(labels, counts, strict=True):
-            if any(not 0 <= value < classes for value in label):
-                raise self.error(f"labels {label} are not all classes 0 to {classes - 1}")
+            for value in label:
+                if not 0 <= value < classes:
+                    raise self.error(out_of_range("label", value, classes))
             if len(others) == 2 and len(label) > count:
                 raise self.error(f"{len(label)} labels are more than the {count} steps of their sequence")
         return labels, counts
@@ -230,7 +231,7 @@ class CtcLoss(_CtcLoss):
         if x[2] != self.classes:
             raise self.error(f"scores {list(x)} have {x[2]} classes; alphabet_size states {self.classes}")
         if x[0] < self.steps:
-            raise self.error(f"scores {list(x)} have {x[0]} steps; time_step {self.steps} reads beyond them")
+            raise self.error(f"time_step {self.steps} is out of range; scores {list(x)} have {x[0]} steps")
         if len(labels) < 2 or labels[0] != x[1]:
             raise self.error(f"labels {list(labels)} must be N×L with a row for each of {x[1]} streams")
         return LayerPlan([()])
@@ -285,8 +286,9 @@ class CTCLoss(_CtcLoss):
         blank = self._blank(classes)
         if self.param.preprocess_collapse_repeated:
             stated = [value for index, value in enumerate(stated) if not index or value != stated[index - 1]]
-        if any(value >= classes for value in stated):
-            raise self.error(f"labels {stated} are not all classes 0 to {classes - 1}")
+        for value in stated:
+            if value >= classes:
+                raise self.error(out_of_range("label", value, classes))
         end = stated.index(blank) if blank in stated else len(stated)
         if any(value != blank for value in stated[end:]):
             raise self.error(f"labels {stated} continue after the blank label {blank}, which ends them")

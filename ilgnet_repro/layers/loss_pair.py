@@ -220,11 +220,11 @@ class ContrastiveLoss(Loss):
         if len(wide) < 2 or wide[0] != wide[1] or prod(a[2:]) != 1:
             raise self.error(f"needs two blobs N×C of one shape, not {list(a)} and {list(b)}")
         # Caffe takes the first labels, and reads out of bounds where there are fewer.
-        if prod(similar[1:]) != 1 or prod(similar) < a[0]:
-            missing = "; Caffe would read the others out of bounds" if prod(similar) < a[0] else ""
-            raise self.error(
-                f"has {prod(similar)} labels {list(similar)} for {a[0]} pairs{missing}; give one per pair"
-            )
+        held = f"{prod(similar)} labels {list(similar)} for {a[0]} pairs; give one per pair"
+        if prod(similar) < a[0]:
+            raise self.error(f"label index {prod(similar)} is out of range; there are {held}")
+        if prod(similar[1:]) != 1:
+            raise self.error(f"has {held}")
         return LayerPlan([()])
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> tuple[Tensor]:

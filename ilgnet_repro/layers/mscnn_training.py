@@ -17,7 +17,7 @@ from .box_output import sized_overlaps
 from .loss import FLT_MIN, floored_log_softmax
 from .multibox_loss import location_costs
 from .support.base import LayerPlan, Shape
-from .support.labels import ignored_label
+from .support.labels import ignored_label, out_of_range
 from .support.registry import register_layer
 
 LABELS = CORNERS + 2
@@ -184,7 +184,7 @@ class DetectionLoss(_BoxMap):
         index = self._classes(raw)
         if bool(((index < 0) | (index >= classes)).any()):
             wrong = int(raw[(index < 0) | (index >= classes)][0])
-            raise self.error(f"label {wrong} is outside 0 to {classes - 1}")
+            raise self.error(out_of_range("label", wrong, classes))
         scores = values[:, :classes].flatten(2)
         taken = torch.stack(
             [
@@ -314,7 +314,7 @@ class BboxAccuracy(Regression):
         offsets, regions, truth = (blob.detach().flatten(1) for blob in (offsets, regions, truth))
         labels, classes = truth[:, 0].trunc().long(), offsets.shape[1] // CORNERS
         if bool((labels >= classes).any()):
-            raise self.error(f"label {int(labels.max())} is outside 0 to {classes - 1}")
+            raise self.error(out_of_range("label", int(labels.max()), classes))
         counted = (labels > 0) & (truth[:, -1] <= self.exact_overlap)
         means, deviations = (offsets.new_tensor(v) for v in self.statistics)
         own = offsets.unflatten(1, (classes, CORNERS))[torch.arange(len(labels)), labels.clamp(min=0)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from .box_group import CORNERS, Regression
 from .box_output import sized_overlaps
 from .support.base import LayerPlan, Shape
+from .support.labels import out_of_range, to_indices
 from .support.registry import register_layer
 
 RANDOM = "its regions are drawn at random in each pass"
@@ -115,11 +116,11 @@ class ProposalTarget(Regression):
             torch.cat([rows[:, :3], rows[:, 3:5] - rows[:, 1:3] + 1], 1) for rows in (regions, truth)
         )
         for rows in (boxes, true):
-            if bool(((rows[:, 0] < 0) | (rows[:, 0] >= param.num_img_per_batch)).any()):
-                raise self.error(f"an image is outside 0 to num_img_per_batch {param.num_img_per_batch} - 1")
+            to_indices(self, rows[:, 0].floor(), param.num_img_per_batch, "an image's number")
         labels = truth[:, 5].trunc().long()
-        if bool(((labels < 1) | (labels >= param.cls_num)).any()):
-            raise self.error(f"a true box has a label outside 1 to {param.cls_num - 1}")
+        wrong = labels[(labels < 1) | (labels >= param.cls_num)]
+        if len(wrong):
+            raise self.error(out_of_range("a true box's label", int(wrong[0]), param.cls_num, 1))
         if param.append_gtbox:
             boxes = torch.cat([boxes, true])
         index, overlap = self._matches(boxes, true)

@@ -17,6 +17,7 @@ from ..schema import caffe_pb2 as pb
 from .proposal import make_anchors
 from .python_layer import PythonLayer, register_python_layer
 from .support.base import LayerPlan, OnnxGraph, Shape, SourceCode
+from .support.labels import out_of_range
 from .support.shapes import legacy_shape, with_four_axes
 
 RPN_SAMPLES, RPN_POSITIVE, RPN_NEGATIVE = 256, 0.7, 0.3  # at most half of the samples are positive
@@ -285,9 +286,8 @@ class ProposalTargetLayer(Sampler):
         labels[len(foreground) :] = 0
         columns = labels.clamp(max=1) if self.is_rfcn and self.classes == 2 else labels
         if len(labels) and not 0 <= int(columns.max()) < self.classes:
-            raise self.error(
-                f"label {int(columns.max())} is none of the {self.classes} classes of num_classes"
-            )
+            wrong = columns[(columns < 0) | (columns >= self.classes)]
+            raise self.error(out_of_range("label", int(wrong[0]), self.classes) + ": correct num_classes")
         placed, weights = placed_targets(regions[kept, 1:], true[best[kept]], labels, columns, self.classes)
         tops: tuple[Tensor, ...] = (regions[kept], labels, placed, weights, weights)
         if self.is_rfcn:

@@ -19,6 +19,13 @@ from ..prepare_images import is_pil
 from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message
+LARGEST_BATCH = 65_536
+
+
+def check_batch(batch: Any) -> None:
+    """Raise IlgnetError for a number of images that is no batch."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= LARGEST_BATCH:
+        raise IlgnetError(f"batch={batch!r}: give an integer from 1 to {LARGEST_BATCH}", option="batch")
 
 
 class Intake:

@@ -416,7 +416,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "engine": ({"engine": "opencv"}, "engine='opencv': choose one of auto, torch, onnxruntime, openvino"),
     "no threads": ({"threads": 0}, "threads=0: give a number from 1 to 1024"),
     "threads as text": ({"threads": "2"}, "threads='2': give a number from 1 to 1024"),
-    "no images": ({"batch": 0}, "batch=0: give a number from 1 to 65536"),
+    "no images": ({"batch": 0}, "batch=0: give an integer from 1 to 65536"),
     "a device's name": ({"device": "gpu"}, "device='gpu': give cpu, cuda or cuda:N"),
     "a device's number": ({"device": "cuda:-1"}, "device='cuda:-1': give cpu, cuda or cuda:N"),
     "a device of torch": (

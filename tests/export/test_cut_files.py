@@ -147,8 +147,8 @@ REFUSED = {
     "twice": ({"outputs": ["loc", "loc"]}, "outputs: blob 'loc' is given twice; give it once"),
     "no name": ({"outputs": [""]}, "outputs=['']: give names of blobs"),
     "a number": ({"inputs": 3}, "inputs=3: give names of blobs"),
-    "no batch": ({"batch": 0}, "batch=0: give a number of images from 1 on, or omit it"),
-    "half a batch": ({"batch": 1.5}, "batch=1.5: give a number of images from 1 on, or omit it"),
+    "no batch": ({"batch": 0}, "batch=0: give an integer from 1 to 65536"),
+    "half a batch": ({"batch": 1.5}, "batch=1.5: give an integer from 1 to 65536"),
     "an input nothing reads": (
         {"outputs": ["loc"], "inputs": ["rows"]},
         "blob 'rows' is not needed: no output depends on it; omit it from the inputs",

@@ -65,6 +65,14 @@ def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
             "src/caffe/layers/gaussian_yolov3_layer.cpp)",
         ),
         (
+            "Covariance",
+            "x times its transpose, over H·W as N×C²×1×1 in one fork and over C·H·W as N×C×C×1 in another, which neither "
+            "the text nor the weights distinguish, or, with covariance_param, of the clips of a video "
+            "(shenfalong/styletransfer, src/caffe/layers/operator/covariance_layer.cu; "
+            "happynear/caffe-windows, src/caffe/layers/covariance_layer.cpp; "
+            "greatmanqss/DVC, src/caffe/layers/covariance_layer.cpp)",
+        ),
+        (
             "FcRistretto",
             "quantizes weights and activations in each pass (pmgysel/caffe, branch ristretto, src/caffe/ristretto/layers)",
         ),

@@ -176,5 +176,5 @@ def test_refused(body, shapes, message):
 )
 def test_a_label_that_is_no_class_is_refused(type_, label):
     net = one_layer(f'type: "{type_}"', (2, 4), (2,), phase="TRAIN")
-    with pytest.raises(LayerError, match=f"label {label} is none of the 4 classes 0 to 3"):
+    with pytest.raises(LayerError, match=f"label {label} is out of range; it must be from 0 to 3"):
         run(net, [X[:2], F32([0, label])])

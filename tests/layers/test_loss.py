@@ -315,7 +315,7 @@ REFUSED = {
         "ContrastiveLoss",
         [FLAT, FLAT, (2,)],
         "",
-        "has 2 labels [2] for 3 pairs; Caffe would read the others out of bounds; give one per pair",
+        "label index 2 is out of range; there are 2 labels [2] for 3 pairs; give one per pair",
     ),
     "contrastive labels": ("ContrastiveLoss", [FLAT, FLAT, (3, 2)], "", "has 6 labels [3, 2] for 3 pairs"),
     "sigma": ("SmoothL1Loss", [FLAT, FLAT], "smooth_l1_loss_param { sigma: 0 }", "sigma 0.0 must be over 0"),
@@ -334,7 +334,9 @@ def test_refused(type_, shapes, params, message):
 @pytest.mark.parametrize("label", [-1, 5])
 def test_labels_out_of_range(type_, label):
     net = build(type_, [(3, 5), (3,)])
-    with pytest.raises(LayerError, match=rf"op \({type_}\): label {label} is none of the 5 classes 0 to 4"):
+    with pytest.raises(
+        LayerError, match=rf"op \({type_}\): label {label} is out of range; it must be from 0 to 4"
+    ):
         run(net, [np.abs(draw(1, 3, 5)), np.array([0, label, 1], F32)])
 
 

@@ -380,5 +380,5 @@ def test_refused(case):
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_that_is_no_class_is_refused(type_, params, label):
     net = build(type_, [(2, 3), (2,)], params)
-    with pytest.raises(LayerError, match=f"label {label} is none of the 3 classes 0 to 2"):
+    with pytest.raises(LayerError, match=f"label {label} is out of range; it must be from 0 to 2"):
         run(net, [draw(2, 3), F32([0, label])])

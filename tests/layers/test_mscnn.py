@@ -594,14 +594,14 @@ def test_refused_values():
     net = one_layer(f'type: "DetectionLoss" detection_loss_param {{ {MAP} }}', *PAIR)
     truth = labels()
     truth[0, 0, 0, 0] = 3
-    with pytest.raises(LayerError, match="label 3 is outside 0 to 2"):
+    with pytest.raises(LayerError, match="label 3 is out of range; it must be from 0 to 2"):
         run(net, [draw(*SHAPE), truth])
     net = one_layer(f'type: "ProposalTarget" proposal_target_param {{ {TARGET} }}', *ROWS, tops=6)
     wrong = TRUTH.copy()
     wrong[0, 5] = 3
-    with pytest.raises(LayerError, match="a true box has a label outside 1 to 2"):
+    with pytest.raises(LayerError, match=r"a true box's label . is out of range; it must be from 1 to 2"):
         run(net, [REGIONS, wrong])
     wrong = REGIONS.copy()
     wrong[0, 0] = 2
-    with pytest.raises(LayerError, match="an image is outside 0 to num_img_per_batch 2 - 1"):
+    with pytest.raises(LayerError, match=r"an image's number .* is out of range; it must be from 0 to 1"):
         run(net, [wrong, TRUTH])

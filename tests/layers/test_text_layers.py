@@ -177,7 +177,7 @@ REFUSED = {
     "CtcLoss alphabet": ("CtcLoss", [SCORES, (2, 3)], "ctc_loss_param { alphabet_size: 5 time_step: 5 }", 1,
                          "scores [5, 2, 4] have 4 classes; alphabet_size states 5"),
     "CtcLoss steps": ("CtcLoss", [SCORES, (2, 3)], "ctc_loss_param { alphabet_size: 4 time_step: 6 }", 1,
-                      "scores [5, 2, 4] have 5 steps; time_step 6 reads beyond them"),
+                      "time_step 6 is out of range; scores [5, 2, 4] have 5 steps"),
     "CtcLoss nothing": ("CtcLoss", [SCORES, (2, 3)], "", 1, "alphabet_size and time_step must be stated and over 0"),
     "CTCLoss targets": ("CTCLoss", [SCORES, (5, 2), (4, 2)], "", 1, "labels [4, 2] must be 5×2"),
     "CTCLoss delay": ("CTCLoss", [SCORES, (5, 2), (5, 2)], "ctc_loss_param { output_delay: -1 }", 1,

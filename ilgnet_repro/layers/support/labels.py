@@ -91,6 +91,11 @@ def check_label_count(layer: Layer, scores: Shape, labels: Shape, axis: int) -> 
         )
 
 
+def out_of_range(what: str, found: int, count: int, least: int = 0) -> str:
+    """Return the message for an index outside ``least <= index < count``, with which Caffe reads out of bounds."""
+    return f"{what} {found} is out of range; it must be from {least} to {count - 1}"
+
+
 def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int | None) -> None:
     """Raise LayerError for a label that is not a class; Caffe reads out of bounds there.
 
@@ -104,8 +109,8 @@ def check_labels(layer: Layer, labels: Tensor, classes: int, ignore_label: int |
         wrong &= labels != ignore_label
     if wrong.any():
         raise layer.error(
-            f"label {int(labels[wrong][0])} is none of the {classes} classes 0 to {classes - 1}; "
-            "correct the labels, num_output or ignore_label"
+            out_of_range("label", int(labels[wrong][0]), classes)
+            + ": correct the labels, num_output or ignore_label"
         )
 
 
@@ -123,7 +128,7 @@ def to_indices(layer: Layer, values: Tensor, count: int | torch.SymInt, what: st
         least, greatest = (int(bound) for bound in indices.aminmax())
         if least < 0 or greatest >= count:
             found = least if least < 0 else greatest
-            raise layer.error(f"{what} {found} is out of range; it must be from 0 to {int(count) - 1}")
+            raise layer.error(out_of_range(what, found, int(count)))
     return indices
 
 

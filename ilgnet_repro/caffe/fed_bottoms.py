@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from ..schema import caffe_pb2 as pb
 
-_TYPES = ("DetectNetTransformation",)
-
 
 def without_feeders(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
     """Return the layers of one state with such layers cut from their bottoms, and without data layers that fed only them.
 
-    The size of the batch, which only the data layer states, goes to the layer that is cut.
+    Their class states `replaces_feeders`, and `layers.support.registry.resolve_kinds` their text.  The size of the batch,
+    which only the data layer states, goes to the layer that is cut.
     """
-    if not any(layer.type in _TYPES for layer in layers):
+    if not any(layer.replaces_feeders for layer in layers):
         return layers
-    fed = {bottom for layer in layers if layer.type in _TYPES for bottom in layer.bottom}
-    read = {bottom for layer in layers if layer.type not in _TYPES for bottom in layer.bottom}
+    fed = {bottom for layer in layers if layer.replaces_feeders for bottom in layer.bottom}
+    read = {bottom for layer in layers if not layer.replaces_feeders for bottom in layer.bottom}
     feeders = [layer for layer in layers if not layer.bottom and layer.top and fed.issuperset(layer.top)]
     left_out = [layer for layer in feeders if read.isdisjoint(layer.top)]
     batches = {
@@ -26,7 +25,7 @@ def without_feeders(layers: list[pb.LayerParameter]) -> list[pb.LayerParameter]:
     }
     kept = []
     for layer in layers:
-        if layer.type in _TYPES:
+        if layer.replaces_feeders:
             cut = pb.LayerParameter()
             cut.CopyFrom(layer)
             cut.ClearField("bottom")

@@ -41,6 +41,18 @@ def drop_fields(message: M, paths: Iterable[str]) -> M:
     return result
 
 
+def without_marks(net: pb.NetParameter) -> pb.NetParameter:
+    """Return a copy of a net without the fields that only this package's reader states, and no Caffe knows."""
+    result = pb.NetParameter()
+    result.CopyFrom(net)
+    for layer in result.layer:
+        layer.ClearField("replaces_feeders")
+        if layer.HasField("python_param"):
+            for name in ("of_rfcn", "mines"):
+                layer.python_param.ClearField(name)
+    return result
+
+
 def describe_field(field: pb.ForkField) -> str:
     """Return the path of an unknown field with its line and column."""
     place = f" (line {field.line}, column {field.column})" if field.line else ""

@@ -11,7 +11,7 @@ from ..schema import caffe_pb2 as pb
 from .crops import resolve_crops
 from .dummy_inputs import given_to_inputs, unwritten_bottoms
 from .fed_bottoms import without_feeders
-from .fork_fields import check_net_fields, check_rule_fields, drop_fields
+from .fork_fields import check_net_fields, check_rule_fields, drop_fields, without_marks
 from .graph import Graph, Node, Value, unused_name
 from .phase_rules import is_included, net_state, settle_rules
 from .prototxt import format_message
@@ -345,4 +345,4 @@ def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | Non
 def graph_text(graph: Graph, state: pb.NetState) -> str:
     """Return a net as Caffe prints it when it builds one: its state and the layers of its phase."""
     layers = [node.layer for node in graph.layers]
-    return format_message(pb.NetParameter(name=graph.name, state=state, layer=layers)).rstrip()
+    return format_message(without_marks(pb.NetParameter(name=graph.name, state=state, layer=layers))).rstrip()

@@ -20,6 +20,7 @@ import onnx
 
 from .. import opencv as cv2
 from ..caffe.caffemodel import open_caffemodel
+from ..caffe.fork_fields import without_marks
 from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import format_message
@@ -63,7 +64,7 @@ def open_opencv(spec: str, path: Path, choices: TextChoices) -> Backend:
         )
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "net.prototxt")
-        written.write_text(format_message(text))
+        written.write_text(format_message(without_marks(text)))
         try:
             with utf8_path(path) as name:
                 net = cv2.dnn.readNetFromCaffe(str(written), name)
@@ -112,7 +113,7 @@ def open_caffe2onnx(spec: str, path: Path, choices: TextChoices) -> Backend:
                 shape.dim[0] = 1
     with tempfile.TemporaryDirectory() as folder:
         written, made = Path(folder, "net.prototxt"), Path(folder, "net.onnx")
-        written.write_text(format_message(text))
+        written.write_text(format_message(without_marks(text)))
         _run(
             spec,
             [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
+from ..caffe.fork_fields import without_marks
 from ..caffe.hdf5_model import write_hdf5_model
 from ..caffe.prototxt import format_message
 from ..errors import IlgnetError
@@ -72,7 +73,7 @@ def write_hdf5(saving: Saving, path: Path) -> list[Path]:
 def _write_text(saving: Saving, path: Path) -> Path:
     text = text_beside(path)
     with atomic_file(text, "w") as file:
-        file.write(format_message(stated_text(saving.net)))
+        file.write(format_message(without_marks(stated_text(saving.net))))
     return text
 
 

@@ -148,13 +148,14 @@ class DetectNetTransformation(_ForkData):
     """Augmented images and the map of what their boxes cover: N×(8 + classes)×H×W over ``stride``, inputs here.
 
     The channels are foreground, the box's corners, two inverse sides, the object's norm and a coverage per class; the
-    classes are those that ``object_class`` maps to.  The data layers that it reads are left out
-    (caffe/fed_bottoms.py).  Source: NVIDIA/caffe, src/caffe/layers/detectnet_transform_layer.cpp and
+    classes are those that ``object_class`` maps to.
+    Source: NVIDIA/caffe, src/caffe/layers/detectnet_transform_layer.cpp and
     src/caffe/util/detectnet_coverage.cpp.
     """
 
     sizes = "detectnet_groundtruth_param"
     top_count = (2, 2)
+    replaces_feeders = True
     note = "augments DetectNet's images and draws its coverage maps: its tops are inputs, and its data layers are left out"
 
     def _image(self) -> Shape:

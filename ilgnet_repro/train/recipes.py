@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..caffe.fork_fields import without_marks
 from ..caffe.graph_build import build_graph
 from ..caffe.prototxt import format_message
 from ..errors import SolverError, excerpt
@@ -120,7 +121,7 @@ def apply_recipe(settings: Settings, recipe: Recipe, folder: str | os.PathLike[s
         settings = replace(settings, policy=replace(settings.policy, warm_up=warm_up))
         warm_solver = _warm_up_solver(solver, warm_up)
     changed = tuple(layer for layer in text.layer if layer.name in names)
-    return Changed(settings, changed, text if names else None, solver, warm_solver)
+    return Changed(settings, changed, without_marks(text) if names else None, solver, warm_solver)
 
 
 def _alternatives(message: pb.SolverParameter) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ..caffe.named_files import NamedFiles
 from ..caffe.prototxt import read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
 from ..errors import GraphError, SolverError
+from ..layers.support.registry import resolve_kinds
 from ..schema import caffe_pb2 as pb
 from .policies import Policy, make_policy, unused_fields
 
@@ -273,7 +274,7 @@ def _source(label: str, read: NetText, phase: str, state: pb.NetState) -> NetSou
     merged.MergeFrom(net.state)
     merged.MergeFrom(state)
     phase = pb.Phase.Name(merged.phase)
-    text = upgrade_net(net)
+    text = resolve_kinds(upgrade_net(net), {})
     try:
         graph = build_graph(text, phase, level=merged.level, stages=merged.stage)
     except GraphError as error:

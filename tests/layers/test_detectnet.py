@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from one_layer import build, draw, run
 
+import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import LayerError
 from ilgnet_repro.layers.detectnet import group_rectangles
@@ -163,3 +164,12 @@ def test_a_data_layer_that_another_layer_reads_stays():
 def test_unknown_sizes_of_the_transformation(fields, message):
     with pytest.raises(LayerError, match=re.escape(message)):
         CaffeNet(load_graph(parse_net(NET % ("", fields))))
+
+
+def test_what_the_reader_states_is_not_written(tmp_path):
+    """The class states that it replaces its data layers; a prototxt that Caffe reads has no field of ours."""
+    net = CaffeNet(load_graph(parse_net(NET % ("", SIZES))))
+    assert net.graph.text.layer[2].replaces_feeders
+    ir.save(net, tmp_path / "net.caffemodel")
+    assert "replaces_feeders" not in (tmp_path / "net.prototxt").read_text()
+    assert ir.load(tmp_path / "net.caffemodel").inputs == net.inputs

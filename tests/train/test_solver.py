@@ -203,3 +203,17 @@ def test_policies_refused(text, message):
 def test_a_base_learning_rate_is_required():
     with pytest.raises(SolverError, match="solver: base_lr is missing; set the initial learning rate"):
         make_policy(parse_solver('lr_policy: "fixed"'))
+
+
+def test_a_net_states_which_fork_its_layers_are_of(read, tmp_path):
+    """As outside training: Python layers of R-FCN's net, and data layers that another layer replaces."""
+    python = 'python_param { module: "rpn.proposal_target_layer" layer: "ProposalTargetLayer" }'
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "a" type: "Data" top: "a" } layer { name: "b" type: "Data" top: "b" }'
+        'layer { name: "d" type: "DetectNetTransformation" bottom: "a" bottom: "b" top: "x" top: "y" }'
+        'layer { name: "p" type: "PSROIPooling" bottom: "x" bottom: "y" top: "p" }'
+        f'layer {{ name: "t" type: "Python" bottom: "x" bottom: "y" top: "r" {python} }}'
+    )
+    graph = read(NET_FIELD).train_net.graph
+    assert [node.name for node in graph.layers] == ["d", "p", "t"]
+    assert graph.nodes[2].layer.python_param.of_rfcn

@@ -167,6 +167,8 @@ class Layer(nn.Module):
     index_bottoms: ClassVar[tuple[int, ...]] = ()
     # The tops are values that the caller feeds.
     is_input: ClassVar[bool] = False
+    # They are inputs in place of the data layers that it reads, which are left out (caffe/fed_bottoms.py).
+    replaces_feeders: ClassVar[bool] = False
     # The layer generates its tops; the caller may feed any of them instead, in any size the net can take.
     may_be_fed: ClassVar[bool] = False
     # The tops' lengths along `counted_axis` depend on values; `plan` returns the maximum.

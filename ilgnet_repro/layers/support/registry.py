@@ -119,13 +119,15 @@ def resolve_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParam
     """Return a copy of ``net`` (modern form) that states the kind of layers whose text leaves it open.
 
     Forks gave one name to different layers (BN, Normalize); ``blobs``, the number of blobs in the weights file by
-    layer name, distinguishes them.
+    layer name, distinguishes them.  It also states which layers replace the data layers that they read.
     """
     _load_built_in()
     result = pb.NetParameter()
     result.CopyFrom(net)
     for layer in result.layer:
-        if layer.type in _classes:
-            _classes[layer.type].resolve_kind(layer, blobs.get(layer.name, 0))
-            _classes[layer.type].resolve_by_net(layer, net)
+        if cls := _classes.get(layer.type):
+            cls.resolve_kind(layer, blobs.get(layer.name, 0))
+            cls.resolve_by_net(layer, net)
+            if cls.replaces_feeders:
+                layer.replaces_feeders = True
     return result

@@ -47,19 +47,16 @@ def clipped(boxes: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(boxes, edge).clamp(min=0), ((boxes >= 0) & (boxes <= edge)).all(1)
 
 
-class _Clipped(PythonLayer):
-    """A layer whose gradient `use_clip` limits to 1 / `clip_base` either way."""
-
-    def clip_limit(self, settings: dict[str, Any], base: float) -> float:
-        """Return the limit, infinite without `use_clip`."""
-        stated = settings.get("clip_base", base)
-        if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
-            raise self.error(f"param_str: clip_base must be a number over 0, not {stated}")
-        return 1 / stated if settings.get("use_clip", 0) else math.inf
+def clip_limit(layer: PythonLayer, base: float) -> float:
+    """Return what `use_clip` limits a gradient to either way, 1 / `clip_base`; infinite without it."""
+    stated = layer.settings.get("clip_base", base)
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
+        raise layer.error(f"param_str: clip_base must be a number over 0, not {stated}")
+    return 1 / stated if layer.settings.get("use_clip", 0) else math.inf
 
 
 @register_python_layer("pylayer.proposal_layer", "ProposalLayer")
-class MNCProposalLayer(ProposalLayer, _Clipped):
+class MNCProposalLayer(ProposalLayer):
     """MNC's: Faster R-CNN's, which in phase TRAIN has 300 regions, their anchors as a second top 1×R, and a gradient.
 
     That is what the fork passes to the offsets from the regions' gradient, of centre, width and height: in cells of
@@ -81,7 +78,7 @@ class MNCProposalLayer(ProposalLayer, _Clipped):
             if name in self.settings:
                 raise self.error(f"param_str: {name} is not read by MNC's layer; remove it")
         super().setup()
-        self.limit = self.clip_limit(self.settings, 256)
+        self.limit = clip_limit(self, 256)
         if self.is_train:
             self.no_onnx = self.no_source = TRAINS
 
@@ -213,7 +210,7 @@ uses(bridge_regions)
 
 
 @register_python_layer("pylayer.stage_bridge_layer", "StageBridgeLayer")
-class StageBridgeLayer(_Clipped):
+class StageBridgeLayer(PythonLayer):
     """Regions R×5 for the next stage: moved by the box of their best class, and clipped to the image.
 
     Bottoms: regions, deltas R×4·classes, scores R×classes, im_info.  In phase TRAIN they are regions, deltas, scores,
@@ -256,7 +253,7 @@ class StageBridgeLayer(_Clipped):
         self.stride: int = stride
         if "use_clip" not in settings:
             raise self.error("param_str: use_clip is missing; state 0 or 1")
-        self.limit = self.clip_limit(settings, 64)
+        self.limit = clip_limit(self, 64)
 
     def reshape(self, bottoms: list[Shape]) -> list[Shape]:
         rois, deltas, scores = bottoms[:3]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, overload
@@ -35,6 +37,12 @@ _REVERSED, _INTEGER_KEYS = 2, 8  # tree flags: keys are compared from their end,
 _MAX_DEPTH = 32  # LMDB's cursor stack
 _COPIED = 1 << 16  # up to this size, one read and a copy are faster than two reads
 _LEAST_ROW = 10  # bytes of a row on its page: 2 for its offset, 8 for its head
+
+
+@cache
+def _large_node(length: int) -> struct.Struct:
+    """A row's head, its key of some length, and the page of its value."""
+    return struct.Struct(f"<HHHH{length}sQ")
 
 
 def _reverse(key: bytes) -> bytes:
@@ -324,26 +332,55 @@ class PageFile:
         low, high, _, _ = self._node(page, index)
         return low | high << 32
 
-    def _rows(self) -> Iterator[tuple[bytes, Place, bytes]]:
-        """Every row in key order: its key, where its value is, and its page.
+    def _page_rows(self, page: bytes, count: int) -> list[tuple[bytes, Place]]:
+        """The rows of a leaf page, as `_row` reads each.
+
+        Large values under keys of one length, which most databases hold, take one call of struct per row here.
+        """
+        found: list[tuple[bytes, Place]] = []
+        page_size, most, length = self.page_size, self.last_page + 1, -1
+        node = _NODE
+        for index, at in enumerate(struct.unpack_from(f"<{count}H", page, 16)):
+            try:
+                low, high, flags, own_length, key, number = node.unpack_from(page, at)
+                size = low | high << 16
+                is_usual = own_length == length and flags == _BIG
+                is_usual = is_usual and 2 <= number <= most + (-16 - size) // page_size
+            except (ValueError, struct.error):  # the first row, or one at the end of its page
+                is_usual = False
+            if is_usual:
+                found.append((key, Place(number * page_size + 16, size, True)))
+                continue
+            found.append(self._row(page, index))
+            length = len(found[-1][0])
+            node = _large_node(length)
+        return found
+
+    def _pages(self) -> Iterator[tuple[bytes, list[tuple[bytes, Place]]]]:
+        """Every leaf page in key order, with its rows' keys and where their values are.
 
         Raises DataError if the keys are not in order or are not as many as the file states: that also ends the
         walk of pages that point to each other.
         """
-        last, count = b"", 0
-        for page, rows in self._leaves(self.rows_tree):
-            for index in range(rows):
-                key, place = self._row(page, index)
-                if count and self._order(key) <= self._order(last):
+        last, count, order = b"", 0, self._order
+        for page, length in self._leaves(self.rows_tree):
+            rows = self._page_rows(page, length)
+            for key, _ in rows:
+                own = key if order is bytes else order(key)
+                if own <= last and count:
                     raise self.damaged(f"page {_PAGE_NUMBER.unpack_from(page)[0]}, keys out of order")
-                last, count = key, count + 1
-                yield key, place, page
+                last, count = own, count + 1
+            yield page, rows
         if count != self.rows_tree.entries:
             raise self.damaged(f"{count:,} rows where it states {self.rows_tree.entries:,}")
 
+    def _rows(self) -> Iterator[tuple[bytes, Place, bytes]]:
+        """Every row in key order: its key, where its value is, and its page."""
+        return ((key, place, page) for page, rows in self._pages() for key, place in rows)
+
     def places(self) -> Iterator[tuple[bytes, Place]]:
         """Every key in order and where its value is, which is not read."""
-        return ((key, place) for key, place, _ in self._rows())
+        return chain.from_iterable(rows for _, rows in self._pages())
 
     def headed(self) -> Iterator[tuple[bytes, bytes | StoredValue]]:
         """Every row in key order; a large value is read from the file only where it is asked for."""
@@ -409,6 +446,9 @@ class _PageAudit(PageFile):
         page = super()._page(number, kind)
         self._use(number)
         return page
+
+    def _page_rows(self, page: bytes, count: int) -> list[tuple[bytes, Place]]:
+        return [self._row(page, index) for index in range(count)]
 
     def _row(self, page: bytes, index: int) -> tuple[bytes, Place]:
         key, place = super()._row(page, index)

@@ -137,23 +137,20 @@ class LmdbReader:
         """Every row in key order, in blocks of at most so many rows and bytes whose values are evenly spaced in the file."""
         keys: list[bytes] = []
         places: list[Place] = []
-        spacing = 0  # of the values of a block; 0 where it has one row
+        next_place: Place | None = None  # of the row that continues the spacing of the last two
+        spacing, most = 0, rows
         for key, place in self._file.places():
-            if places:
-                last, step = places[-1], place.start - places[-1].start
-                follows = place.size == last.size and place.is_large == last.is_large and step > 0
-                most = min(rows, size // max(step, 1))
-                if (
-                    not follows
-                    or len(places) >= most
-                    or step != (spacing or step)
-                    or step > 2 * place.size + 4096
-                ):
-                    yield RowBlock(keys, places)
-                    keys, places, step = [], [], 0
-                spacing = step
+            if place != next_place or len(places) >= most:
+                spacing = place.start - places[0].start if len(places) == 1 else 0
+                most = min(rows, size // max(spacing, 1))
+                is_near = 0 < spacing <= 2 * place.size + 4096
+                if not is_near or most < 2 or place[1:] != places[0][1:]:
+                    if places:
+                        yield RowBlock(keys, places)
+                    keys, places, spacing = [], [], 0
             keys.append(key)
             places.append(place)
+            next_place = Place(place.start + spacing, place.size, place.is_large) if spacing else None
         if places:
             yield RowBlock(keys, places)
 

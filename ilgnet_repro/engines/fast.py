@@ -7,7 +7,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from math import isnan, nan
 from typing import Any, Unpack
 
 import torch
@@ -19,7 +18,6 @@ from ..layers.support.base import Shape
 from ..precisions import check_engine, check_weights_precision
 from ..prepare_images import PrepareOptions, prepare
 from ..runtime.calls import check_batch, wanted_blobs
-from ..runtime.difference import differ
 from ..runtime.drawn import about_now
 from ..runtime.model import Model
 from ..runtime.modes import as_loaded
@@ -29,6 +27,7 @@ from ..runtime.seeded_inputs import draw_inputs
 from ..signatures import shows_options
 from .arguments import checked_device, thread_count
 from .choice import choose
+from .deviation import Deviation, deviations, shown
 from .runners import TORCH, Log, Runner, Settings, make_runner, net_at
 
 _CPU = torch.device("cpu")
@@ -53,11 +52,11 @@ def fast(
     ``engine`` is "torch", "onnxruntime" (pip install 'ilgnet_repro[runtime]'), "openvino" (ilgnet_repro[openvino]), or
     "auto": the fastest that is installed, by a short measurement on ``batch`` images (default: as many as the net
     states), which is kept for the net and the machine.  The difference from the exact net is measured on ``inputs``, as
-    many as are given, or on seeded ones.  ``threads`` are those of one call (default: $ILGNET_THREADS,
-    else as many as torch uses).  ``device`` is "cpu", "cuda" or "cuda:N": a copy of the net computes there, in float32
-    without TF32, by torch or ONNX Runtime's CUDA provider, and its outputs stay there.  ``compile`` compiles elementwise
-    layers and LRN with torch.compile, for the engine torch.  ``log`` receives what is chosen and measured (default: "auto"
-    says it on stderr).
+    many as are given, or on seeded ones, and that of the logits where an output is a softmax.  ``threads`` are those of
+    one call (default: $ILGNET_THREADS, else as many as torch uses).  ``device`` is "cpu", "cuda" or "cuda:N": a copy of
+    the net computes there, in float32 without TF32, by torch or ONNX Runtime's CUDA provider, and its outputs stay there.
+    ``compile`` compiles elementwise layers and LRN with torch.compile, for the engine torch.  ``log`` receives what is
+    chosen and measured (default: "auto" says it on stderr).
 
     Raises GraphError for a net in phase TRAIN or on another device than the CPU, IlgnetError for an unknown precision
     or engine, one that is not installed, one that cannot run the net, and a device that torch does not find.
@@ -90,10 +89,9 @@ def fast(
         raise IlgnetError(f"engine={engine!r}: {error}; use engine='torch'", option="engine") from error
     made = FastNet(net, settings, runner)
     if settings.engine != TORCH:
-        apart = [made.deviation(one) for one in batches]
-        furthest = {name: _largest(one[name] for one in apart) for name in net.outputs}
+        apart = shown([made._deviations(one, {}) for one in batches])
         which = "seeded" if inputs is None else "the given"
-        log(f"{made.form}: {_shown_deviation(furthest)} from the exact net on {which} inputs")
+        log(f"{made.form}: {apart} from the exact net on {which} inputs")
     return made
 
 
@@ -147,12 +145,6 @@ def _given(net: CaffeNet, inputs: Any, batch: int | None) -> list[dict[str, Tens
     return [{name: part[index] for name, part in parts.items()} for index in range(-(-counts.pop() // batch))]
 
 
-def _largest(values: Iterable[float]) -> float:
-    """Return the largest of some numbers, NaN where there is one."""
-    found = list(values)
-    return nan if any(map(isnan, found)) else max(found)
-
-
 def _seeded(net: CaffeNet, batch: int | None) -> dict[str, Tensor]:
     """Return seeded inputs of the net, with ``batch`` images where that is stated."""
     needed = net.inputs_for(net.outputs)
@@ -169,13 +161,6 @@ def _say_nothing(message: str) -> None:
 
 def _say_on_stderr(message: str) -> None:
     print(printable(message), file=sys.stderr)
-
-
-def _shown_deviation(apart: Mapping[str, float]) -> str:
-    if not apart:
-        return "nothing is computed, so no difference"
-    name = max(apart, key=lambda name: (isnan(apart[name]), apart[name]))
-    return f"at most {apart[name]:.2g} ({name})"
 
 
 class FastNet(nn.Module):
@@ -447,16 +432,15 @@ class FastNet(nn.Module):
         It is infinite where the shapes differ or only one of two values is finite, and NaN
         where there is no finite value to compare.
         """
+        return {name: one.largest for name, one in self._deviations(given, inputs).items()}
+
+    def _deviations(self, given: Any, inputs: Mapping[str, Tensor]) -> dict[str, Deviation]:
         if given is None and not inputs:
             given = _seeded(self.exact, None)
         with torch.inference_mode(), as_loaded(self.exact):
             on_cpu = self._intake.tensors(self._intake.named(given, inputs))
             exact = self.exact({name: value.cpu() for name, value in on_cpu.items()})
-        apart = {
-            name: differ(exact[name].float().cpu().numpy(), blob.float().cpu().numpy())
-            for name, blob in self(given, **inputs).items()
-        }
-        return {name: one.largest if one.is_compared else nan for name, one in apart.items()}
+        return deviations(self.graph, exact, self(given, **inputs))
 
 
 # Engines of the process that this one was forked from: to free one would wait for its threads.

@@ -16,6 +16,7 @@ from ..export.onnx_graph import plan_onnx
 from ..layers.lrn import lrn_as_convolution
 from ..layers.support.base import OnnxGraph, Shape
 from ..process import huge_pages
+from ..runtime.float32_products import float32_products
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.quantize import WEIGHT, attach_quantized, output_axis, quantize_rows, quantized_blob
 from ..runtime.rebuild import rebuild
@@ -158,18 +159,6 @@ class DeviceRunner:
         return self({name: value})
 
 
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Let CUDA multiply in float32 within the block: cuDNN's default for convolutions is TF32, of 10 bits."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
 class EngineRunner:
     """ONNX Runtime or OpenVINO; large dense layers in fewer bits, and what follows them, by torch or by OpenVINO.
 
@@ -302,7 +291,10 @@ def _channels_last(value: Tensor) -> Tensor:
 
 
 def _with_int8(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
-    """Return a net whose large dense weights are int8, with errors diffused over the plane that each reads."""
+    """Return a net whose large dense weights are int8, with errors diffused over the plane that each reads.
+
+    Each channel of a plane has a scale of its own: OpenVINO multiplies by groups of scales at the same speed.
+    """
     large = [(node, layer) for node, layer in net.steps(wanted) if is_large_dense(layer)]
     made = rebuild(net, net.plan, float_arrays(net)) if large else net
     for node, layer in large:
@@ -312,7 +304,8 @@ def _with_int8(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
             weight = layer.blob(WEIGHT).detach()
             bottom = net.plan.value_shapes[node.bottoms[0]]
             plane = Dense.plane_of(layer, bottom)
-            stored = quantize_rows(weight.t().contiguous() if transposed else weight, "int8", plane)
+            rows = weight.t().contiguous() if transposed else weight
+            stored = quantize_rows(rows, "int8", plane, by_channel=not transposed)
             if transposed:
                 stored = type(stored)(stored.values.t().contiguous(), stored.scale, 1)
         attach_quantized(made.layer(node.name), stored)

@@ -243,6 +243,14 @@ class OnnxWriter:
         if weight.scale is None:
             return self.node("Cast", [name], to=TensorProto.FLOAT)
         scale = self._unused(f"{name}_scale")
+        if (
+            weight.scale.dim() == 2
+        ):  # as OpenVINO recognizes weights to be dequantized while they are multiplied
+            shape = weight.values.shape
+            self.weights[name] = weight.values.view(*weight.scale.shape, -1)
+            self.weights[scale] = weight.scale[..., None]
+            wide = self.node("Mul", [self.node("Cast", [name], to=TensorProto.FLOAT), scale])
+            return self.node("Reshape", [wide, self.constant(np.array(shape, np.int64))])
         self.weights[scale] = weight.scale
         return self.node("DequantizeLinear", [name, scale], axis=weight.axis)
 

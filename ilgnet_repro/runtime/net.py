@@ -22,6 +22,7 @@ from ..prepare_images import PrepareOptions, prepare
 from ..signatures import shows_options
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .drawn import drawn_by_fillers
+from .float32_products import float32_products
 from .multipliers import Learnable, learnables, param_groups
 from .origin import Origin
 from .parameters import check_memory, register_blobs
@@ -276,6 +277,20 @@ class CaffeNet(nn.Module):
         dtype, device = self.computes_in
         if is_direct and schedule.calls and self._is_inference(dtype, device):
             return self._infer(schedule, inputs)
+        if device.type == "cuda" and not is_compiling:
+            with float32_products():
+                return self._compute(schedule, inputs, is_direct, dtype, device)
+        return self._compute(schedule, inputs, is_direct, dtype, device)
+
+    def _compute(
+        self,
+        schedule: Schedule,
+        inputs: Mapping[str, Tensor],
+        is_direct: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Pass:
+        """Run the steps of a schedule, one after another."""
         work = schedule.own if is_direct else self._current_steps(schedule)
         values: list[Any] = [None] * schedule.slots
         loss: Tensor | None = None

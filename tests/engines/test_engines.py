@@ -19,7 +19,7 @@ import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.engines import choice, onnx_engines
 from ilgnet_repro.engines.fast import FastNet, fast
-from ilgnet_repro.engines.runners import DeviceRunner, Settings, fits, float32_products
+from ilgnet_repro.engines.runners import DeviceRunner, Settings, fits
 
 INSTALLED = [engine for engine in onnx_engines.EXTRAS if onnx_engines.is_installed(engine)]
 ENGINES = [
@@ -493,18 +493,6 @@ def test_the_net_of_a_device_computes_the_same(net: ir.CaffeNet, blobs: tuple[st
         assert found[name].is_contiguous()
         np.testing.assert_allclose(found[name].numpy(), expected[name].detach().numpy(), rtol=1e-4, atol=1e-5)
     assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-
-
-def test_products_on_a_device_are_float32() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        with float32_products():
-            assert not torch.backends.cudnn.allow_tf32
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -169,7 +169,8 @@ def take_turns(
         rounds += 1
         for name, run in runners.items():
             run(batch)  # brings its weights back into the caches
-            for _ in range(repeats):
+            # Of a small net a few milliseconds: the first runs after another engine's are slower by a tenth.
+            for _ in range(max(repeats, min(50, int(0.005 / best[name])))):
                 start = clock()
                 run(batch)
                 best[name] = min(best[name], clock() - start)

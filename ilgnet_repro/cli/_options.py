@@ -230,6 +230,20 @@ def add_engine_option(parser: Any, *flags: str) -> None:
     )  # fmt: skip
 
 
+def add_device_option(parser: Any, *flags: str) -> None:
+    """Add the option for the device of a fast net."""
+    parser.add_argument(
+        *(flags or ("--device",)), default="cpu", metavar="D", dest="device",
+        help="where the engine computes: cpu, cuda or cuda:N (default cpu)",
+    )  # fmt: skip
+
+
+def refuse_unused_device(device: str, engine: str | bool | None, flags: str) -> None:
+    """Raise IlgnetError for a device without an engine."""
+    if device != "cpu" and not engine:
+        raise IlgnetError(f"device={device!r}: goes with {flags}; add it", option="device")
+
+
 def add_cluster_option(parser: Any, doing: str, page: str) -> None:
     """Add the option for a cluster that does something."""
     parser.add_argument(
@@ -260,6 +274,7 @@ def make_fast(net: Any, args: argparse.Namespace, batch: int | None = None) -> A
             engine=args.engine or "auto",
             batch=batch,
             compile=args.compile,
+            device=getattr(args, "device", "cpu"),
             log=lambda text: say(text, file=sys.stderr),
         )
     for name, given in ((f"--precision {args.precision}", args.precision), ("--compile", args.compile)):

@@ -12,9 +12,11 @@ from ._options import (
     COUNT,
     LEVEL,
     add_allow_missing,
+    add_device_option,
     add_engine_option,
     add_ignore_field,
     check_exist,
+    refuse_unused_device,
     say_notes,
 )
 from ._parser import CommandParser
@@ -41,6 +43,7 @@ def add_parser(actions: Any) -> None:
     )  # fmt: skip
     add_net_flags(parser, "TEST")
     add_engine_option(parser, "-engine", "--engine")
+    add_device_option(parser, "-device", "--device")
 
 
 def add_net_flags(parser: CommandParser, phase: str) -> None:
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.weights:
         raise IlgnetError("-weights is missing: need model weights to score")
+    refuse_unused_device(args.device, args.engine, "-engine (the exact net with -gpu)")
     net, feed = build(args, "TEST")
     from ..caffe_tool.test import caffe_test
 
@@ -92,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     if args.engine:
         from ..engines import fast as engines
 
-        fast = engines.fast(net, engine=args.engine, log=lambda text: say(text, file=sys.stderr))
+        fast = engines.fast(
+            net, engine=args.engine, device=args.device, log=lambda text: say(text, file=sys.stderr)
+        )
     result = caffe_test(net, feed, args.iterations, log, fast=fast)
     if args.json:
         print(json_text(result.to_dict()))

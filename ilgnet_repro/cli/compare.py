@@ -13,10 +13,12 @@ from ._options import (
     SEED,
     Real,
     add_allow_missing,
+    add_device_option,
     add_text_options,
     check_exist,
     read_shapes,
     read_stages,
+    refuse_unused_device,
     text_path,
 )
 
@@ -66,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
         "--engine", choices=ENGINES,
         help="compute B, Caffe weights, by a fast net in this engine (as `ilgnet score --engine`)",
     )  # fmt: skip
+    add_device_option(parser)
     add_text_options(parser)
     add_allow_missing(parser)
     parser.add_argument("--all", action="store_true", help="list every blob, even if many agree")
@@ -80,13 +83,14 @@ def run(args: argparse.Namespace) -> int:
     from ..compare.comparison import compare_files
     from ..errors import IlgnetError
 
+    refuse_unused_device(args.device, args.engine, "--engine")
     if not -(1 << 63) <= args.seed < 1 << 63:
         raise IlgnetError(f"--seed {args.seed}: give a signed 64-bit integer")
     found = compare_files(
         args.first, args.second, prototxt=args.prototxt, inputs=args.inputs, seed=args.seed, tolerance=args.tolerance,
         in_place=args.in_place, allow_missing=args.allow_missing, level=args.level, stages=read_stages(args.stage),
         input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
-        engine=args.engine,
+        engine=args.engine, device=args.device,
     )  # fmt: skip
     if args.json:
         print(json_text(found.to_json(), indent=2))

@@ -23,6 +23,7 @@ from ._options import (
     add_allow_missing,
     add_cluster_option,
     add_crop_option,
+    add_device_option,
     add_fast_options,
     add_preprocessing_options,
     add_score_options,
@@ -31,6 +32,7 @@ from ._options import (
     load_for_images,
     make_fast,
     reads_distributions,
+    refuse_unused_device,
     say_notes,
     text_path,
 )
@@ -121,6 +123,7 @@ def add_parser(subparsers: Any) -> None:
     add_crop_option(parser)
     add_allow_missing(parser)
     add_fast_options(parser)
+    add_device_option(parser)
     add_preprocessing_options(parser)
 
 
@@ -144,6 +147,7 @@ class _Net:
         beside = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(args.weights)), "*.prototxt")))
         names = (
             "level", "stage", "crop", "allow_missing", "shape", "ignore_field", "fast", "engine", "precision", "compile",
+            "device",
             "path", "size", "resize", "order", "mean_value", "scale", "raw_pixels", "no_distribution",
         )  # fmt: skip
         options = {name: getattr(args, name) for name in names}
@@ -209,10 +213,13 @@ def run(args: argparse.Namespace) -> int:
     if not (args.csv or args.json or args.jsonl):
         suffix = os.path.splitext(args.out or "")[1].lower()
         args.csv, args.json = suffix == ".csv", suffix in (".json", ".jsonl")
+    refuse_unused_device(args.device, args.engine or args.fast, "--fast or --engine")
     if args.cluster is not None:
         from ..reading.cluster import check_cluster
 
         check_cluster(args.cluster)
+        if args.device != "cpu":
+            raise IlgnetError(f"--device {args.device}: the workers of --cluster use the CPU; leave it out")
     if not args.pictures and not args.list:
         raise IlgnetError("IMAGE is missing; give files, folders, - for stdin, or --list FILE")
     inputs = [*named, *args.list, args.weights, text_path(args.prototxt), args.mean_file, args.labels]

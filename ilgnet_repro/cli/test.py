@@ -266,7 +266,8 @@ def _load(args: argparse.Namespace) -> Any:
             stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
         )  # fmt: skip
         if isinstance(net, CaffeNet):
-            return net.to(args.device)
+            # A fast net is made of one on the CPU, and computes on its device.
+            return net if args.fast or args.engine else net.to(args.device)
         if args.device != "cpu":
             raise IlgnetError(
                 f"--device {args.device}: {net.name} is run by {net.form} on the CPU; leave it out"

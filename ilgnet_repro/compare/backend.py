@@ -50,7 +50,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class TextChoices:
-    """The caller's options for Caffe weights: their prototxt, and the engine that computes the net."""
+    """The caller's options for Caffe weights: their prototxt, and the engine and device that compute the net."""
 
     prototxt: Path | None = None
     allow_missing: Collection[str] = ()
@@ -59,6 +59,7 @@ class TextChoices:
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
     ignore_fields: tuple[str, ...] = ()
     engine: str | None = None
+    device: str = ""
 
     def refuse(self, where: str) -> None:
         """Raise IlgnetError where any option is set."""

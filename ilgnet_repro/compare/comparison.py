@@ -98,6 +98,7 @@ def compare_files(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ignore_fields: Iterable[str] = (),
     engine: str | None = None,
+    device: str = "cpu",
 ) -> Comparison:
     """Open and run two files of a net (`open_backend`) and compare every blob that both can compute.
 
@@ -105,14 +106,17 @@ def compare_files(
     if no value differs by more than ``tolerance`` times the blob's largest absolute value (or 1, if that is less).
     ``in_place`` adds the blobs that in-place layers replace, as ``blob@layer``; folding changes those.
     ``allow_missing``, ``level``, ``stages``, ``input_shapes`` and ``ignore_fields`` are as in `load_net`, and refused
-    where neither file is Caffe weights.  ``engine`` computes the second, Caffe weights, as in `fast`.
+    where neither file is Caffe weights.  ``engine`` computes the second, Caffe weights, on ``device``, as in `fast`.
     Raises IlgnetError where a file cannot be used, or the two have no blob in common.
     """
     shown = f"{Path(inputs).name}" if inputs is not None else f"seed {seed}"
     text = Path(prototxt) if prototxt is not None else None
     try:
         choices = TextChoices(text, allow_missing, level, tuple(stages), input_shapes, tuple(ignore_fields))
-        one, other = open_backend(first, choices), open_backend(second, replace(choices, engine=engine))
+        if device != "cpu" and engine is None:
+            raise IlgnetError(f"device={device!r}: goes with engine=; give one", option="device")
+        one = open_backend(first, choices)
+        other = open_backend(second, replace(choices, engine=engine, device=device if engine else ""))
         if not (one.reads_text or other.reads_text):
             choices.refuse(f"{first} and {second}: neither is Caffe weights")
         _check_same_inputs(one, other)

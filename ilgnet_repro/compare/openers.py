@@ -83,7 +83,7 @@ def _open_caffe(spec: str, path: Path, choices: TextChoices) -> Backend:
         ignore_fields=choices.ignore_fields,
     )
     backend = replace(make_net_backend(spec, path.name.rpartition(".")[2], net), reads_text=True)
-    return backend if choices.engine is None else _in_engine(backend, net, choices.engine)
+    return backend if choices.engine is None else _in_engine(backend, net, choices.engine, choices.device)
 
 
 def _open_model(spec: str, path: Path, choices: TextChoices) -> Backend:
@@ -100,15 +100,15 @@ def _open_model(spec: str, path: Path, choices: TextChoices) -> Backend:
     return Backend(spec, "safetensors", inputs, model.outputs, run)
 
 
-def _in_engine(backend: Backend, net: CaffeNet, engine: str) -> Backend:
+def _in_engine(backend: Backend, net: CaffeNet, engine: str, device: str) -> Backend:
     """Return the backend of a net that an engine computes."""
-    made = fast(net, engine=engine)
+    made = fast(net, engine=engine, device=device)
 
     def run(inputs: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Arrays:
         given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
         if not made.can_compute(wanted, {name: tuple(value.shape) for name, value in given.items()}):
             raise IlgnetError(f"engine={engine!r}: {made.engine} cannot compute these blobs", option="engine")
-        return {name: value.numpy() for name, value in made(given, blobs=wanted).items()}
+        return {name: value.cpu().numpy() for name, value in made(given, blobs=wanted).items()}
 
     return replace(backend, kind=f"{backend.kind} in {made.engine}", run=run)
 

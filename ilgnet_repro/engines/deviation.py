@@ -1,4 +1,4 @@
-"""How far the outputs of a fast net are from those of the exact net, and the logits behind its softmax outputs."""
+"""How far the outputs of a fast net are from those of the exact net, and the logits that its softmaxes take."""
 
 from __future__ import annotations
 

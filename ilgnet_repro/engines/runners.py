@@ -42,6 +42,9 @@ class Settings:
     device: str = "cpu"
 
 
+Direct = Callable[[np.ndarray], dict[str, Tensor]]
+
+
 class Runner(Protocol):
     """Computes some blobs from inputs by name, all float32 on its device."""
 
@@ -54,8 +57,9 @@ class Runner(Protocol):
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the blobs."""
 
-    def single(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        """Return the blobs of a net with one input, as a call does, with less before and after the engine."""
+    @property
+    def direct(self) -> Direct | None:
+        """What takes the array of the only input straight to the engine, where nothing comes before or after it."""
 
 
 def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> Runner:
@@ -108,8 +112,7 @@ class TorchRunner:
             values = run_steps(self._heads, self._in_slices(values), set(self._values.values()))
             return {name: values[value].contiguous() for name, value in self._values.items()}
 
-    def single(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        return self({name: value})
+    direct = None
 
     def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
         """Run the trunk on a few images at a time."""
@@ -155,8 +158,7 @@ class DeviceRunner:
             found = self._net(given, blobs=self.wanted)
         return {name: value.contiguous() for name, value in found.items()}
 
-    def single(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        return self({name: value})
+    direct = None
 
 
 class EngineRunner:
@@ -189,11 +191,11 @@ class EngineRunner:
         self._model = self._compile(net, outputs, settings) if outputs else None
         self._inputs = net.inputs_for(wanted)
         self.modules: list[nn.Module] = [step.module for step in self._heads]
-        # What runs the model, where it has one output and nothing comes after it.
-        self._single: tuple[Callable[[Arrays], list[np.ndarray]], str] | None = None
+        self.direct: Direct | None = None
         is_whole = self._model is not None and not self._heads and not self._given
-        if self._model is not None and is_whole and len(outputs) == 1 and self._device == "cpu":
-            self._single = (self._model.run, outputs[0])
+        is_single = len(outputs) == len(self._inputs) == 1
+        if self._model is not None and is_whole and is_single and self._device == "cpu":
+            self.direct = _direct(self._model.run, self._inputs[0], outputs[0])
 
     @staticmethod
     def _compile(net: CaffeNet, outputs: tuple[str, ...], settings: Settings) -> CompiledModel:
@@ -220,13 +222,12 @@ class EngineRunner:
             made = {name: values[value] for name, value in self._values.items() if value in values}
             return {name: made[name].contiguous() if name in made else found[name] for name in self.wanted}
 
-    def single(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        if self._single is None:
-            return self({name: value})
-        # After a run little of Python is left in the processor's caches: each line counts beside a small net.
-        run, output = self._single
-        array = value.numpy() if value.is_contiguous() else value.contiguous().numpy()
+
+def _direct(run: Callable[[Arrays], list[np.ndarray]], name: str, output: str) -> Direct:
+    def call(array: np.ndarray) -> dict[str, Tensor]:
         return {output: torch.from_numpy(run({name: array})[0])}
+
+    return call
 
 
 # Beyond it, squares that outweigh k, OpenVINO 2026.4 is off by up to 0.7 %: its window of squares loses small ones

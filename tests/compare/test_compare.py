@@ -327,3 +327,9 @@ def test_an_engine_goes_with_caffe_weights(files, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == (
         "ilgnet: --engine torch: goes with Caffe weights, which small.onnx is not; leave it out\n"
     )
+
+
+def test_a_device_goes_with_an_engine(files) -> None:
+    net = str(files / "small.caffemodel")
+    with pytest.raises(IlgnetError, match=r"^device='cuda': goes with engine=; give one$"):
+        compare_files(net, net, device="cuda")

@@ -1,4 +1,4 @@
-"""What a fast net reports of its difference from the exact net: outputs, and the logits behind a softmax."""
+"""What a fast net reports of its difference from the exact net: outputs, and the logits that a softmax takes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def test_nothing_finite_is_no_number() -> None:
 
 SHOWN = {
     "the largest of all": (
-        [{"a": Deviation(0.25), "p": Deviation(0.5, 0.125)}, {"a": Deviation(1.0), "p": Deviation(0.0, 0.25)}],
+        [
+            {"a": Deviation(0.25), "p": Deviation(0.5, 0.125)},
+            {"a": Deviation(1.0), "p": Deviation(0.0, 0.25)},
+        ],
         "at most 1 (a), 0.25 of the largest logit,",
     ),
     "no softmax": ([{"a": Deviation(0.25)}], "at most 0.25 (a)"),

@@ -44,7 +44,8 @@ def test_each_channel_has_a_scale_and_errors_are_diffused_in_it() -> None:
     scale = np.abs(planes).max((2, 3)) / 127
     assert found.scale is not None
     np.testing.assert_allclose(found.scale, scale, rtol=1e-6)
-    expected = np.array([[diffused(one / step) for one, step in zip(*row)] for row in zip(planes, scale)])
+    steps = planes / scale[..., None, None]
+    expected = np.array([[diffused(plane) for plane in row] for row in steps])
     # Past the largest value an error is cut, which the sums of corners do not show.
     alike = (found.values.view(7, 5, 7, 11).numpy() == expected).all((2, 3))
     assert alike.mean() > 0.9

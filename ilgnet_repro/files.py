@@ -319,7 +319,11 @@ def check_replaced(
         return
     try:
         # An empty file, as an interrupted run leaves it, may be replaced.
-        known = target.is_file() and (not target.stat().st_size or is_ours(target))
+        known = (
+            is_ours(target)
+            if target.is_dir()
+            else target.is_file() and (not target.stat().st_size or is_ours(target))
+        )
     except (IlgnetError, OSError, ValueError, TypeError, OverflowError, RecursionError, BadZipFile):
         known = False
     if not known:

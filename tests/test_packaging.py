@@ -88,7 +88,15 @@ def test_the_metadata_name_author_pages_and_pythons(metadata: Message) -> None:
 
 def test_the_extra_all_has_every_extra_that_a_user_needs() -> None:
     (named,) = re.findall(r"ilgnet_repro\[(.*)\]", EXTRAS["all"])
-    assert set(named.split(",")) == set(EXTRAS) - {"all", "crosscheck", "ray", "tflite", "test", "lint"}
+    assert set(named.split(",")) == set(EXTRAS) - {
+        "all",
+        "coreml",
+        "crosscheck",
+        "ray",
+        "tflite",
+        "test",
+        "lint",
+    }
 
 
 def test_every_requirement_has_the_version_that_the_tests_ran_with() -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..runtime.model import Model
     from ..runtime.net import CaffeNet
 
-FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino", "tflite")
+FORMATS = ("safetensors", "onnx", "pt2", "python", "caffemodel", "hdf5", "openvino", "tflite", "coreml")
 CONSUMERS = (
     *(
         "onnxruntime",
@@ -161,8 +161,8 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 of all weights, in a caffemodel too; "
-        "the loss of accuracy is measured and reported, and layers whose rounding changes the logits keep float32",
+        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 of all weights, in a caffemodel and in coreml "
+        "too; the loss of accuracy is measured and reported, and layers whose rounding changes the logits keep float32",
     )  # fmt: skip
     group.add_argument(
         "--arithmetic", choices=precisions.ARITHMETIC, default="float32",

@@ -24,6 +24,7 @@ from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from ..signatures import shows_options
 from .consumers import check_verifier
+from .coreml_package import bytes_of
 from .formats import Format, check_options, find_format, read_options
 from .model_convert import convert_model
 from .publish import check_replacing, create_folder, is_same_file, publish
@@ -187,9 +188,7 @@ def _write(
         with as_loaded(saving.net):
             paths = format_.write(saving, format_.path(stage, stem))
         seconds = time.perf_counter() - started
-        written += [
-            Written(format_.name, str(folder / path.name), path.stat().st_size, seconds) for path in paths
-        ]
+        written += [Written(format_.name, str(folder / path.name), bytes_of(path), seconds) for path in paths]
         files += [path for path in paths if path not in files]
         if verify:
             checks.append(verify_files(format_, saving, paths))

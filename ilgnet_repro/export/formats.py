@@ -29,7 +29,8 @@ class Format:
     ``write`` takes the path of its main file and returns all paths written, that one first.  ``reopen`` returns the
     files as a runnable net, for verification; ``feed`` turns seeded inputs into those of the file and of the net.
     ``made_of`` is the format whose file is turned into this one, which therefore has its options.
-    ``notes`` returns how the file differs from the net.  ``precisions`` are those of the option ``precision``, where
+    ``notes`` returns how the file differs from the net.  ``not_run`` returns why the files cannot be run on this machine;
+    they are compared with the net as far as they can be read.  ``precisions`` are those of the option ``precision``, where
     the format has it, and ``reduced`` returns the net with its weights as the file stores them.
     """
 
@@ -42,6 +43,7 @@ class Format:
     stem: Callable[[str], str] = str
     feed: Callable[[Saving, Inputs], tuple[Inputs, Inputs]] = lambda saving, inputs: (inputs, inputs)
     notes: Callable[[Saving], Sequence[str]] = lambda saving: ()
+    not_run: Callable[[Sequence[Path], Saving], str] = lambda paths, saving: ""
     precisions: Collection[str] = WEIGHTS
     reduced: Callable[[Saving], CaffeNet] = lambda saving: (
         saving.net if saving.is_quantized else saving.original
@@ -70,6 +72,7 @@ _MODULES = {
     "hdf5": (".caffemodel.h5", "to_caffe:HDF5"),
     "openvino": (".xml", "to_openvino:FORMAT"),
     "tflite": (".tflite", "to_tflite:FORMAT"),
+    "coreml": (".mlpackage", "to_coreml:FORMAT"),
 }
 NAMES = tuple(_MODULES)
 

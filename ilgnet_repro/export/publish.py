@@ -14,6 +14,7 @@ from ..caffe.upgrade import upgrade_net
 from ..errors import IlgnetError
 from ..files import PathLike, check_output, check_replaced, writing
 from ..runtime.pt2_file import METADATA_FILE
+from .coreml_package import MODEL, is_package
 
 _HEAD = 4096  # bytes that contain each format's marker
 
@@ -63,6 +64,8 @@ def check_replacing(written: Sequence[Path], folder: Path, inputs: Iterable[Path
 
 def _recognizer(written: Path) -> Callable[[Path], bool]:
     def is_ours(target: Path) -> bool:
+        if written.is_dir() or target.is_dir():
+            return is_package(target) and b"ilgnet_repro" in (target / MODEL).read_bytes()
         if target.suffix in (".pt2", ".tflite"):
             if not zipfile.is_zipfile(target):
                 return False
@@ -96,8 +99,22 @@ def publish(written: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     for path in reversed(written):
         if path not in kept:
             with writing(folder / path.name):
-                os.replace(path, folder / path.name)
+                _move(path, folder / path.name)
     return tuple(folder / path.name for path in written)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename a file or folder to its place.  A folder replaces no other, so the old one moves to where this one was made."""
+    if not (path.is_dir() and target.is_dir()):
+        os.replace(path, target)
+        return
+    old = path.with_name(f"{path.name}.old")
+    os.rename(target, old)
+    try:
+        os.rename(path, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
 
 
 def _is_same_net(path: Path, target: Path) -> bool:

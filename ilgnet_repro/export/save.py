@@ -22,6 +22,7 @@ from ..runtime.origin import Origin
 from ..runtime.runnable import FileNet
 from ..runtime.weights import take_weights
 from ..signatures import shows_options
+from .coreml_package import is_package
 from .formats import check_options, format_of, read_options
 from .model_formats import find_writer
 from .publish import publish
@@ -41,7 +42,8 @@ def save(
     """Save a net in its present state in the format of the suffix of ``path``; return the paths written.
 
     ``.safetensors`` (all that `load` needs), ``.caffemodel`` and ``.caffemodel.h5`` (with the prototxt beside it),
-    ``.onnx``, ``.pt2``, ``.tflite``, ``.py`` and OpenVINO's ``.xml`` (both with their weights beside them).
+    ``.onnx``, ``.pt2``, ``.tflite``, ``.py`` and OpenVINO's ``.xml`` (both with their weights beside them), and Core ML's
+    ``.mlpackage``, a folder.
     Files are complete or absent; the file that ``net`` is mapped from may be replaced.
 
     ``outputs`` and ``inputs`` are blobs between which the net is cut: only what computes those outputs is written, and
@@ -75,7 +77,7 @@ def save(
 def _check_place(target: Path) -> None:
     if not target.parent.is_dir():
         raise IlgnetError(f"{target.parent}: is not a folder; create it first")
-    if target.is_dir():
+    if target.is_dir() and not is_package(target):
         raise IlgnetError(f"{target}: is a folder; give a file's name")
 
 

@@ -8,13 +8,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..caffe.param_sharing import show_shape
 from ..errors import IlgnetError, excerpt
 from ..files import json_text, utf8_path
 from ..runtime.pt2_file import METADATA_FILE
@@ -22,6 +20,7 @@ from ..runtime.python_names import argument_name
 from ..runtime.runnable import FileNet, Runnable
 from ..runtime.seeded_inputs import draw_inputs
 from . import to_pt2
+from .fixed_sizes import own_inputs, size_note
 from .formats import Format
 from .saving import Saving
 from .verify import verify_files
@@ -83,18 +82,9 @@ def reopen(paths: Sequence[Path], saving: Saving) -> Runnable:
     return FileNet(paths[0].name, "LiteRT", saving.about, inputs, net.outputs, {}, run)
 
 
-def own_inputs(saving: Saving, inputs: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """Return inputs of the net's own sizes, which the file fixes."""
-    net = saving.net
-    own = draw_inputs(net.plan, net.graph, {name: net.shapes[name] for name in inputs})
-    return own, own
-
-
 def notes(saving: Saving) -> tuple[str, ...]:
     """Return what a tflite file fixes."""
-    net = saving.net
-    shown = ", ".join(f"{name} {show_shape(net.shapes[name])}" for name in net.inputs_for(net.outputs))
-    return (f"tflite: sizes are fixed ({shown}); batch= or another input shape gives others",)
+    return (f"tflite: {size_note(saving)}",)
 
 
 FORMAT = Format("tflite", ".tflite", write, reopen, feed=own_inputs, notes=notes)

@@ -106,6 +106,8 @@ def verify_files(format_: Format, saving: Saving, paths: Sequence[Path]) -> Veri
     Quantized weights are compared with themselves, run by this package: their difference from the original
     is measured (`measure_deviation`), not checked.
     """
+    if reason := format_.not_run(paths, saving):
+        return Verification(paths[0].name, "", None, 0.0, "none: it is not run", (reason,))
     reference = format_.reference(saving)
     given, inputs = format_.feed(saving, seeded_inputs(reference, saving.options.batch or BATCH))
     with torch.inference_mode(), as_loaded(reference):

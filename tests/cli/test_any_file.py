@@ -462,9 +462,7 @@ def test_an_interrupted_conversion_keeps_what_is_finished(monkeypatch, capsys) -
 
 
 def test_an_option_that_no_format_has_is_refused_before_the_first_file(capsys) -> None:
-    message = (
-        "format 'tensorrt' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5, openvino, tflite"
-    )
+    message = "format 'tensorrt' is unknown; use safetensors, onnx, pt2, python, caffemodel, hdf5, openvino, tflite, coreml"
     assert (
         refused(capsys, "convert", "net.caffemodel", "net.safetensors", "--to", "tensorrt", "--out", "o")
         == message

@@ -270,12 +270,12 @@ REFUSED = {
     "an unknown suffix": (
         "x.pth", {},
         "{folder}/x.pth: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
-        ".caffemodel.h5, .xml, .tflite",
+        ".caffemodel.h5, .xml, .tflite, .mlpackage",
     ),
     "only a suffix": (
         ".onnx", {},
         "{folder}/.onnx: its suffix names no format; end it in .safetensors, .onnx, .pt2, .py, .caffemodel, "
-        ".caffemodel.h5, .xml, .tflite",
+        ".caffemodel.h5, .xml, .tflite, .mlpackage",
     ),
     "an option misspelt": (
         "x.onnx", {"dynamic_sise": True},

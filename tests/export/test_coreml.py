@@ -338,6 +338,6 @@ def test_coremltools_writes_the_weights_of_the_net(folder, precision: str) -> No
         report = ir.convert(folder / "small.caffemodel", to="coreml", verify=True, precision=precision)
         place = folder / "small.mlpackage"
         found.append({path.name: path.read_bytes() for path in place.rglob("*") if path.is_file()})
-    assert report.verified[0].not_compared == (NOT_RUN,)
+    assert report.verified[0].not_compared[0].startswith("outputs: Core ML runs on macOS only; names, ")
     assert found[0] == found[1]
     assert sorted(found[0]) == ["Manifest.json", "model.mlmodel", "weight.bin"]

@@ -161,7 +161,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--precision", choices=precisions.WEIGHTS,
-        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 of all weights, in a caffemodel and in coreml "
+        help="of dense (InnerProduct) weights, in safetensors and onnx; float16 of all weights, in a caffemodel and coreml "
         "too; the loss of accuracy is measured and reported, and layers whose rounding changes the logits keep float32",
     )  # fmt: skip
     group.add_argument(

@@ -21,7 +21,7 @@ from .support.base import (
     numbers,
     uses,
 )
-from .support.boxes import decode_boxes, greedy_nms
+from .support.boxes import decode_boxes, default_box_count, greedy_nms
 from .support.detections import node_writer, rows_or_blank
 from .support.labels import foreground_labels
 from .support.registry import register_layer
@@ -122,15 +122,7 @@ class DetectionOutput(Layer):
             raise self.error("the background is the only class; num_classes includes it")
 
     def plan(self, loc: Shape, conf: Shape, boxes: Shape, *image: Shape) -> LayerPlan:
-        if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
-            raise self.error(f"default boxes {list(boxes)} must be 1×2×4P")
-        priors = boxes[2] // 4
-        locations = priors * 4 * (1 if self.shared else self.classes)
-        for what, shape, wanted in (("offsets", loc, locations), ("scores", conf, priors * self.classes)):
-            if len(shape) < 2 or shape[1] != wanted or int(np.prod(shape[2:])) != 1:
-                raise self.error(f"{what} {list(shape)} must be N×{wanted} for {priors} default boxes")
-        if loc[0] != conf[0]:
-            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in their number of images")
+        priors = default_box_count(self, loc, conf, boxes, self.classes, self.shared)
         each = priors if self.top_k is None else min(self.top_k, priors)
         most = len(self.foreground) * each
         rows = max(most if self.keep is None else min(self.keep, most), 1)

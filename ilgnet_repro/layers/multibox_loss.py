@@ -14,7 +14,7 @@ from torch import Tensor
 from ..schema import caffe_pb2 as pb
 from .loss import FLT_MIN, Loss, floored_log_softmax
 from .support.base import LayerPlan, Shape
-from .support.boxes import decode_boxes, greedy_nms
+from .support.boxes import decode_boxes, default_box_count, greedy_nms
 from .support.labels import foreground_labels, normalization
 from .support.matching import UNMATCHED, box_areas, encode_boxes, match
 from .support.registry import register_layer
@@ -117,15 +117,7 @@ class MultiBoxLoss(Loss):
         self.parts = tuple(self.node.layer.propagate_down[:2]) or (True, True)
 
     def plan(self, loc: Shape, conf: Shape, boxes: Shape, truth: Shape) -> LayerPlan:
-        if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
-            raise self.error(f"default boxes {list(boxes)} must be 1×2×4P")
-        priors = boxes[2] // 4
-        locations = priors * 4 * (1 if self.shared else self.classes)
-        for what, shape, wanted in (("offsets", loc, locations), ("scores", conf, priors * self.classes)):
-            if len(shape) < 2 or shape[1] != wanted or math.prod(shape[2:]) != 1:
-                raise self.error(f"{what} {list(shape)} must be N×{wanted} for {priors} default boxes")
-        if loc[0] != conf[0]:
-            raise self.error(f"offsets {list(loc)} and scores {list(conf)} differ in their number of images")
+        default_box_count(self, loc, conf, boxes, self.classes, self.shared)
         if len(truth) != 4 or truth[:2] != (1, 1) or truth[3] != 8:
             raise self.error(
                 f"true boxes {list(truth)} must be 1×1×G×8: image, label, instance, corners, difficult"

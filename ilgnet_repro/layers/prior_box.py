@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..schema import caffe_pb2 as pb
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, exact, numbers, uses
 from .support.registry import register_layer
 
@@ -55,6 +56,32 @@ def prior_boxes(
     return torch.stack([boxes.flatten(), variances.flatten()])[None]
 
 
+def shifted_boxes(
+    feature: tuple[int, ...],
+    image: tuple[float, ...],
+    *,
+    groups: tuple[tuple[float, float, tuple[tuple[float, float], ...]], ...],
+    variance: tuple[float, ...],
+    step: tuple[float, float] | None,
+    offset: tuple[tuple[float, float], ...],
+    clip: bool,
+) -> Tensor:
+    """Return boxes of several sizes, each at its own shifts from a position; width, height and shifts (y, x) in pixels."""
+    steps = step or (image[0] / feature[0], image[1] / feature[1])
+    made = []
+    for width, height, shifts in groups:
+        # A box away from the centre is one with another offset.
+        moved = tuple(
+            (y + row / steps[0], x + column / steps[1]) for y, x in offset for row, column in shifts
+        )
+        boxes = prior_boxes(
+            feature, image, sizes=((width, height),), variance=variance, step=steps, offset=moved, clip=clip
+        )
+        made.append(boxes.reshape(2, -1, len(moved), 4))
+    corners, variances = torch.cat(made, 2)
+    return torch.stack([corners.flatten(), variances.flatten()])[None]
+
+
 def density_boxes(
     feature: tuple[int, ...],
     image: tuple[float, ...],
@@ -72,32 +99,25 @@ def density_boxes(
     """
     steps = step or (image[0] / feature[0], image[1] / feature[1])
     average = int((steps[0] + steps[1]) * 0.5)
-    made = []
+    groups = []
     for size, ratio, density in fixed:
         span = average if by_step else int(size)
         shift = average // density if by_step else int(size / density)
         width, height = (
             (size * math.sqrt(ratio), size / math.sqrt(ratio)) if by_step else (int(size), int(size))
         )
-        # A box away from the centre is one with another offset.
         shifts = [shift * index + (shift - span) / 2 for index in range(density)]
-        moved = tuple(
-            (y + row / steps[0], x + column / steps[1])
-            for y, x in offset
-            for row in shifts
-            for column in shifts
-        )
-        boxes = prior_boxes(
-            feature, image, sizes=((width, height),), variance=variance, step=steps, offset=moved, clip=clip
-        )
-        made.append(boxes.reshape(2, -1, density**2, 4))
-    corners, variances = torch.cat(made, 2)
-    low, high = corners.split(2, -1)
+        groups.append((width, height, tuple((row, column) for row in shifts for column in shifts)))
+    corners, variances = shifted_boxes(
+        feature, image, groups=tuple(groups), variance=variance, step=steps, offset=offset, clip=clip
+    )[0]
+    low, high = corners.reshape(-1, 4).split(2, -1)
     corners = torch.cat([low.clamp(min=0), high.clamp(max=1)], -1)
-    return torch.stack([corners.flatten(), variances.flatten()])[None]
+    return torch.stack([corners.flatten(), variances])[None]
 
 
-uses(density_boxes, prior_boxes)
+uses(shifted_boxes, prior_boxes)
+uses(density_boxes, shifted_boxes)
 
 
 class _Priors(Layer):
@@ -193,13 +213,36 @@ class _Priors(Layer):
         return [f"{code.helper(self._function())}({feature}.shape[2:], {image}, {rest}).to({feature})"]
 
 
+Group = tuple[float, float, tuple[tuple[float, float], ...]]
+VARIANT, FACEBOXES = "prior_box_param.variant", "FACEBOXES"
+FACEBOXES_OF_THREE = 21  # boxes of a position where three sizes are stated
+NOT_IN_FACEBOXES = ("offset_h", "offset_w", "fixed_size", "fixed_ratio", "density", "width", "height")
+
+
+def _shows_faceboxes(layer: pb.LayerParameter, net: pb.NetParameter) -> bool:
+    """Whether a PriorBox layer of three sizes goes with the offsets of FaceBoxes' 21 boxes, not of SSD's 3."""
+    param = layer.prior_box_param
+    if layer.type != "PriorBox" or len(param.min_size) != 3 or param.max_size or param.aspect_ratio:
+        return False
+    channels = {
+        other.convolution_param.num_output
+        for other in net.layer
+        if other.type == "Convolution" and list(other.bottom) == list(layer.bottom[:1])
+    }
+    return 4 * FACEBOXES_OF_THREE in channels and 4 * 3 not in channels
+
+
 @register_layer("PriorBox")
 class PriorBox(_Priors):
     """Default boxes of squares and ratios (Liu et al., ECCV 2016).
 
     Forks: `offset_h` and `offset_w` give each box several centres in a cell; `width` and `height` state the boxes;
-    `fixed_size`, `fixed_ratio` and `density` spread boxes of one size over a cell.
-    Source: SSD, src/caffe/layers/prior_box_layer.cpp; OpenCV's and Anakin's ports for the forks' fields.
+    `fixed_size`, `fixed_ratio` and `density` spread boxes of one size over a cell.  FaceBoxes' layer has SSD's text:
+    `prior_box_param { variant: FACEBOXES }` selects it (`SSD` does not), or a net where a layer of three sizes reads
+    what a Convolution of 84 channels reads, the offsets of its 21 boxes.  There size 32 is at 16 shifts and 64 at 4,
+    and every box of a `min_size` is one pixel smaller.
+    Source: SSD, src/caffe/layers/prior_box_layer.cpp; OpenCV's and Anakin's ports for the forks' fields;
+    sfzhang15/FaceBoxes, src/caffe/layers/prior_box_layer.cpp.
     """
 
     fields = (
@@ -207,10 +250,47 @@ class PriorBox(_Priors):
         *("img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset", "offset_h", "offset_w"),
         *("width", "height", "fixed_size", "fixed_ratio", "density"),
     )
+    fork_fields = (VARIANT,)
+
+    @classmethod
+    def resolve_by_net(cls, text: pb.LayerParameter, net: pb.NetParameter) -> None:
+        is_stated = any(field.path == VARIANT for field in text.fork_field)
+        if not is_stated and any(_shows_faceboxes(layer, net) for layer in net.layer):
+            text.fork_field.add(path=VARIANT, text=FACEBOXES)
 
     def setup(self, feature: int, data: int) -> None:
+        variant = self.fork_field(VARIANT) or "SSD"
+        if variant not in ("SSD", FACEBOXES):
+            raise self.error(f"{VARIANT} {variant} must be SSD or {FACEBOXES}")
         self.fixed = self._fixed()
+        self.groups = self._faceboxes() if variant == FACEBOXES else ()
+        self.note = "PriorBox of FaceBoxes' Caffe: sizes 32 and 64 at several shifts" if self.groups else ""
         super().setup(feature, data)
+
+    def _faceboxes(self) -> tuple[Group, ...]:
+        """Return the boxes of a position in FaceBoxes' order: their width, height and shifts (y, x)."""
+        others = [field.name for field, _ in self.param.ListFields() if field.name in NOT_IN_FACEBOXES]
+        if others:
+            raise self.error(f"{VARIANT} {FACEBOXES} has no {others[0]}; remove it")
+        least, most, ratios = self._min_max_ratios()
+        centre = ((0.0, 0.0),)
+        groups: list[Group] = []
+        for index, stated in enumerate(least):
+            side = int(stated)
+            distance, steps = {32: (8.0, range(-2, 2)), 64: (16.0, range(-1, 1))}.get(side, (0.0, range(1)))
+            shifts = tuple((distance * row, distance * column) for row in steps for column in steps)
+            groups.append((side - 1, side - 1, shifts))
+            if most:
+                groups.append((sqrt(side * int(most[index])),) * 2 + (centre,))
+            groups += [(side * sqrt(r), side / sqrt(r), centre) for r in ratios]
+        made = sum(len(shifts) for _, _, shifts in groups)
+        reserved = FACEBOXES_OF_THREE if len(least) == 3 else (1 + len(ratios)) * len(least)
+        if made != reserved + len(most):
+            raise self.error(
+                f"min_size {least} makes {made} boxes where FaceBoxes' Caffe has room for {reserved + len(most)}; "
+                "state 32, 64 and one more, or sizes other than these, without aspect_ratio"
+            )
+        return tuple(groups)
 
     def _fixed(self) -> tuple[tuple[float, float, int], ...]:
         """Return size, ratio and density of each group of boxes of fixed sizes."""
@@ -234,13 +314,26 @@ class PriorBox(_Priors):
         )
 
     def _count(self) -> int:
-        return sum(density**2 for _, _, density in self.fixed) or super()._count()
+        shifted = sum(len(shifts) for _, _, shifts in self.groups)
+        return shifted or sum(density**2 for _, _, density in self.fixed) or super()._count()
 
     def _sizes(self) -> tuple[tuple[float, float], ...]:
-        if self.fixed:
+        if self.fixed or self.groups:
             return ()
         if self.param.width or self.param.height:
             return self._stated_sizes()
+        least, most, ratios = self._min_max_ratios()
+        sizes: list[tuple[float, float]] = []
+        for index, stated in enumerate(least):
+            side = int(stated)  # the SSD fork stores sizes as int here: 35.84 is 35
+            sizes.append((side, side))
+            if most:
+                sizes.append((sqrt(side * int(most[index])),) * 2)
+            sizes += [(side * sqrt(r), side / sqrt(r)) for r in ratios]
+        return tuple(sizes)
+
+    def _min_max_ratios(self) -> tuple[list[float], list[float], list[float]]:
+        """Return the sizes, the greater sizes, and the ratios of boxes that are not square."""
         least, most = list(self.param.min_size), list(self.param.max_size)
         if not least or min(least) <= 0:
             raise self.error(f"min_size {least} must be stated and over 0")
@@ -252,22 +345,18 @@ class PriorBox(_Priors):
                 raise self.error(f"aspect_ratio {ratio} must be over 0")
             if all(abs(ratio - known) >= 1e-6 for known in ratios):
                 ratios += [ratio, 1 / ratio] if self.param.flip else [ratio]
-        sizes: list[tuple[float, float]] = []
-        for index, stated in enumerate(least):
-            side = int(stated)  # the SSD fork stores sizes as int here: 35.84 is 35
-            sizes.append((side, side))
-            if most:
-                sizes.append((sqrt(side * int(most[index])),) * 2)
-            sizes += [(side * sqrt(r), side / sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
-        return tuple(sizes)
+        return least, most, [ratio for ratio in ratios if abs(ratio - 1) >= 1e-6]
 
     def _function(self) -> Callable[..., Tensor]:
-        return density_boxes if self.fixed else super()._function()
+        return shifted_boxes if self.groups else density_boxes if self.fixed else super()._function()
 
     def _keywords(self) -> dict[str, Any]:
         keywords = super()._keywords()
-        if self.fixed:
+        if self.groups or self.fixed:
             del keywords["sizes"]
+        if self.groups:
+            keywords["groups"] = self.groups
+        elif self.fixed:
             keywords |= {"fixed": self.fixed, "by_step": bool(self.param.fixed_ratio)}
         return keywords
 

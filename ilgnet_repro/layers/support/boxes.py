@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from .base import uses
+from .base import Layer, Shape, uses
 from .tracing import refuse_tracing
+
+
+def default_box_count(
+    layer: Layer, loc: Shape, conf: Shape, boxes: Shape, classes: int, is_shared: bool
+) -> int:
+    """Return the number of SSD's default boxes; raise LayerError where the predictions are not one for each."""
+    if len(boxes) < 3 or boxes[:2] != (1, 2) or boxes[2] % 4:
+        raise layer.error(f"default boxes {list(boxes)} must be 1×2×4P")
+    count = boxes[2] // 4
+    each = 4 if is_shared else 4 * classes
+    for what, shape, wanted in (("offsets", loc, count * each), ("scores", conf, count * classes)):
+        if len(shape) < 2 or shape[1] != wanted or prod(shape[2:]) != 1:
+            more = shape[1] - wanted if len(shape) > 1 else 0
+            is_faceboxes = what == "offsets" and more > 0 and more % (each * (21 - 3)) == 0
+            cause = (
+                "; if its boxes are FaceBoxes', of which three sizes make 21, state "
+                "prior_box_param { variant: FACEBOXES }"
+            )
+            raise layer.error(
+                f"{what} {list(shape)} must be N×{wanted} for {count} default boxes{cause if is_faceboxes else ''}"
+            )
+    if loc[0] != conf[0]:
+        raise layer.error(f"offsets {list(loc)} and scores {list(conf)} differ in their number of images")
+    return count
 
 
 def greedy_nms(

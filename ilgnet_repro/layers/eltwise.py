@@ -28,7 +28,7 @@ def eltwise_max(first: Tensor, second: Tensor, *later: Tensor) -> Tensor:
 
 @register_layer("Eltwise")
 class Eltwise(Layer):
-    """Product, maximum or (weighted by `coeff`) sum of blobs of one shape.
+    """Product, maximum or (weighted by `coeff`) sum of blobs of one shape; FlowNet's Caffe takes a sum of one blob too.
 
     Written in place, a sum or maximum is that of the other bottoms: Caffe on the CPU clears its top, which is
     the first bottom, before it reads it.
@@ -39,11 +39,18 @@ class Eltwise(Layer):
     fields = ("operation", "coeff")
     # Without it Caffe divides the product by the factor: NaN at 0, otherwise the same.
     ignored_fields = ("stable_prod_grad",)
-    bottom_count = (2, None)
+    bottom_count = (1, None)
     no_float16 = ""
 
     def setup(self, *ranks: int) -> None:
         self.operation = pb.EltwiseParameter.EltwiseOp.Name(self.param.operation)
+        if len(ranks) == 1:
+            if self.operation != "SUM" or self.node.is_in_place:
+                # The forks' code reads a second bottom for these; in place it clears its only one.
+                raise self.error(
+                    "has 1 bottoms; it takes 2 or more (FlowNet's takes 1 for a SUM that is not in place)"
+                )
+            self.note = "a sum of one bottom: FlowNet's Caffe scales it by coeff, BVLC's refuses it"
         self.coeff = [shortest(value) for value in self.param.coeff]
         if self.coeff and self.operation != "SUM":
             raise self.error(f"coeff goes with operation SUM only, not {self.operation}")
@@ -67,6 +74,8 @@ class Eltwise(Layer):
         if self.operation == "MAX":
             read = self._read(bottoms)
             return (eltwise_max(*read) if len(read) > 1 else read[0],)
+        if len(bottoms) == 1:
+            return (bottoms[0] * (self.coeff or [1.0])[0],)  # a new tensor: the next layer may overwrite it
         terms = [c * x for c, x in zip(self.coeff, bottoms, strict=True)] if self.coeff else bottoms
         others = sum(terms[2:], start=terms[1])
         if not self.clears_first:

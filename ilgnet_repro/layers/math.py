@@ -1,4 +1,4 @@
-"""Arithmetic on one blob: Reduction over axes, and Power, Exp and Log of each value."""
+"""Arithmetic on one blob: Reduction over axes, and Power, Exp, Log and NegSquare of each value."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class _Elementwise(Layer):
         self.scale = shortest(self.param.scale)
         self.shift = shortest(self.param.shift)
 
-    def _read_base(self) -> float | None:
+    def _read_base(self, stated: float | None = None) -> float | None:
         """Return the base, or None for -1, which means e."""
-        base = shortest(self.param.base)
+        base = shortest(self.param.base) if stated is None else stated
         if base == -1:
             return None
         if base <= 0 or not np.isfinite(base):
@@ -141,6 +141,63 @@ class Exp(_Elementwise):
         if self.base is None:
             return [f"torch.exp({inner})"]
         return [f"{exact(self.base)} ** {inner if inner == x else f'({inner})'}"]
+
+
+@register_layer("ExpMax")
+class ExpMax(Exp):
+    """base ^ (shift + scale · (x - max)) with the maximum over the channels at each position of an image.
+
+    No gradient passes through the maximum.  Source: twhui/LiteFlowNet, expmax_layer.cu, which subtracts the maximum
+    of the first image of a batch only: the others' values there are larger or smaller by one factor per position.
+    """
+
+    message = ""
+    fork_fields = ("expmax_param", "expmax_param.base", "expmax_param.scale", "expmax_param.shift")
+    no_float16 = "exponentials"
+    note = "subtracts each image's maximum; LiteFlowNet's Caffe that of the first image only, and nothing from the others"
+
+    def setup(self, rank: int) -> None:
+        if not 2 <= rank <= 4:
+            raise self.error(f"a bottom of {rank} axes is not supported; it takes 2 to 4")
+        self.scale, self.shift = self._number("scale", 1.0), self._number("shift", 0.0)
+        self.base = self._read_base(self._number("base", -1.0))
+
+    def _number(self, name: str, default: float) -> float:
+        text = self.fork_field(f"expmax_param.{name}")
+        try:
+            return default if text is None else float(text)
+        except ValueError:
+            raise self.error(f"expmax_param.{name} {text} must be a number") from None
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return super().forward(x - x.detach().amax(1, keepdim=True))
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        most = graph.node("ReduceMax", [x, graph.constant(integers(1))], keepdims=1)
+        return super().onnx(graph, graph.node("Sub", [x, most]))
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return super().source(code, f"({x} - {x}.amax(1, keepdim=True))")
+
+
+@register_layer("NegSquare")
+class NegSquare(Layer):
+    """-x²; its gradient is 0, as in the fork, whose backward pass multiplies memory that nothing writes.
+
+    Source: twhui/LiteFlowNet, negsquare_layer.cu.
+    """
+
+    def setup(self, rank: int) -> None:
+        self.note = "its gradient is 0, as in LiteFlowNet's Caffe" if self.is_train else ""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (-x.detach().square(),)
+
+    def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
+        return [graph.node("Neg", [graph.node("Mul", [x, x])])]
+
+    def source(self, code: SourceCode, x: str) -> list[str]:
+        return [f"-{x}.square()"]
 
 
 @register_layer("Log")

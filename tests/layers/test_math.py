@@ -56,6 +56,43 @@ def test_eltwise(shape, count, operation, with_coeff, seed, data) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("text", "coeff"), [("", 1), ("coeff: 0.625", 0.625), ("operation: SUM coeff: -2", -2)]
+)
+def test_eltwise_of_one_bottom(text, coeff) -> None:
+    x, diff = draw(1, 2, 3, 4, 5), draw(2, 2, 3, 4, 5)
+    net = build("Eltwise", [x.shape], f"eltwise_param {{ {text} }}")
+    assert_all_uses(net, [x], [coeff * x])
+    np.testing.assert_allclose(gradients(net, [x], diff)[0], coeff * diff, rtol=1e-6)
+    assert (
+        net.layer("op").note == "a sum of one bottom: FlowNet's Caffe scales it by coeff, BVLC's refuses it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "scale", "shift"),
+    [("", np.e, 1, 0), ("base: 2 scale: 0.5 shift: 3", 2, 0.5, 3), ("shift: -1.5 scale: -2", np.e, -2, -1.5)],
+)
+def test_exp_max(text, base, scale, shift) -> None:
+    x, diff = draw(1, 2, 3, 4, 5), draw(2, 2, 3, 4, 5)
+    top = np.empty(x.shape)
+    for n, y, z in np.ndindex(2, 4, 5):
+        values = [float(v) for v in x[n, :, y, z]]
+        top[n, :, y, z] = [base ** (scale * (v - max(values))) * base**shift for v in values]
+    net = build("ExpMax", [x.shape], f"expmax_param {{ {text} }}")
+    assert_all_uses(net, [x], [top])
+    np.testing.assert_allclose(
+        gradients(net, [x], diff)[0], top * diff * scale * np.log(base), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_neg_square() -> None:
+    x = draw(1, 2, 3, 4, 5)
+    net = build("NegSquare", [x.shape])
+    assert_all_uses(net, [x], [np.array([-(float(v) ** 2) for v in x.ravel()]).reshape(x.shape)])
+    assert not net(in0=torch.from_numpy(x).requires_grad_())["top0"].requires_grad
+
+
 @pytest.mark.parametrize("stable", ["true", "false"])
 def test_the_gradient_of_a_product_is_finite_at_zero_in_both_modes(stable) -> None:
     net = build("Eltwise", [(3,)] * 2, f"eltwise_param {{ operation: PROD stable_prod_grad: {stable} }}")
@@ -208,7 +245,22 @@ REFUSED = {
         "",
         r"\[2, 6, 5, 7\] and \[2, 6, 5, 1\] differ in shape",
     ),
-    "Eltwise one bottom": ("Eltwise", [X], "", "has 1 bottoms; it takes 2 or more"),
+    "Eltwise MAX of one bottom": (
+        "Eltwise",
+        [X],
+        "eltwise_param { operation: MAX }",
+        r"has 1 bottoms; it takes 2 or more \(FlowNet's takes 1 for a SUM that is not in place\)",
+    ),
+    "ExpMax field": (
+        "ExpMax",
+        [X],
+        "expmax_param { power: 2 }",
+        r"field expmax_param.power \(line 2, column 76\) is unknown to Caffe and to this package",
+    ),
+    "ExpMax base": ("ExpMax", [X], "expmax_param { base: 0 }", "base 0 must be over 0, or -1 for e"),
+    "ExpMax scale": ("ExpMax", [X], "expmax_param { scale: A }", "expmax_param.scale A must be a number"),
+    "ExpMax axes": ("ExpMax", [(6,)], "", "a bottom of 1 axes is not supported; it takes 2 to 4"),
+    "NegSquare field": ("NegSquare", [X], "negsquare_param { a: 1 }", "field negsquare_param.a"),
     "Eltwise coeff of PROD": (
         "Eltwise",
         [X, X],

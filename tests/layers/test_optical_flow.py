@@ -1,4 +1,4 @@
-"""FlowNet's layers against slow loops: Correlation, Correlation1D, FlowWarp, Mean, DataAugmentation."""
+"""FlowNet's layers against slow loops: Correlation, Correlation1D, FlowWarp, Grid, Warp, Mean, DataAugmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 import pytest
 from layer_nets import draw, one_layer
-from one_layer import assert_all_uses, build, run
+from one_layer import assert_all_uses, build, gradients, run
 
 from ilgnet_repro.errors import LayerError
 
@@ -83,6 +83,41 @@ def test_flow_warp(text, fill) -> None:
         ) + down * ((1 - across) * x[n, :, below, left] + across * x[n, :, below, right])
     assert 0 < np.isclose(expected, fill, equal_nan=True).sum() < expected.size
     assert_all_uses(build("FlowWarp", [x.shape, flow.shape], text), [x, flow], [expected])
+
+
+def test_grid() -> None:
+    x = draw(2, 3, 4, 5)
+    expected = np.zeros((2, 2, 4, 5))
+    for y, z in np.ndindex(4, 5):
+        expected[:, :, y, z] = z, y
+    assert_all_uses(build("Grid", [x.shape]), [x], [expected])
+
+
+def test_warp() -> None:
+    """The fork's loops, with the gradients of both bottoms."""
+    x, diff = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=1)
+    places = np.stack(np.meshgrid(np.arange(5), np.arange(4)))[None] + draw(2, 2, 4, 5, seed=2) * 2
+    places[0, :, 0, 0], places[0, :, 1, 1], places[1, :, 2, 2] = (2, 3), (-0.25, 3.5), (-1, 4)
+    places = places.astype(np.float32)
+    expected, back, back_places = np.zeros(x.shape), np.zeros(x.shape), np.zeros(places.shape)
+    for n, y, z in np.ndindex(2, 4, 5):
+        column, row = map(float, places[n, :, y, z])
+        left, top = int(np.floor(column)), int(np.floor(row))
+        for down, right in np.ndindex(2, 2):
+            i, j = top + down, left + right
+            if not (0 <= i < 4 and 0 <= j < 5):
+                continue
+            share_y, share_z = 1 - abs(row - i), 1 - abs(column - j)
+            expected[n, :, y, z] += share_y * share_z * x[n, :, i, j]
+            back[n, :, i, j] += share_y * share_z * diff[n, :, y, z]
+            products = (x[n, :, i, j] * diff[n, :, y, z]).sum()
+            back_places[n, 0, y, z] += (2 * right - 1) * share_y * products
+            back_places[n, 1, y, z] += (2 * down - 1) * share_z * products
+    assert 0 < (expected == 0).sum() < expected.size
+    net = build("Warp", [x.shape, places.shape])
+    assert_all_uses(net, [x, places], [expected])
+    for found, wanted in zip(gradients(net, [x, places], diff), (back, back_places), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- Mean, DataAugmentation
@@ -162,6 +197,11 @@ REFUSED = {
     "flow": (
         "FlowWarp", [X, (2, 3, 6, 7)], "", "bottoms [2, 3, 6, 7] and [2, 3, 6, 7] must be N×C×H×W and N×2×H×W",
     ),
+    "coordinates of another size": (
+        "Warp", [X, (2, 2, 6, 8)], "", "bottoms [2, 3, 6, 7] and [2, 2, 6, 8] must be N×C×H×W and N×2×H×W: the fork reads "
+        "the places of an image's own size",
+    ),
+    "grid of a vector": ("Grid", [(2, 3)], "", "bottom [2, 3] must be N×C×H×W"),
     "no operation": ("Mean", [X], "mean_param { value: 1 }", "operation is missing; state ADD or SUBTRACT"),
     "no value": ("Mean", [X], "mean_param { operation: ADD }", "value is missing; state one per channel"),
     "values": (

@@ -94,7 +94,7 @@ class DataAugmentation(Layer):
 
     The mean is the stored one (blobs: number of passes, mean of each pixel, mean of each channel) with
     `recompute_mean`, of pixels or, with `mean_per_pixel: false`, of channels; otherwise three values of `mean`, with
-    `mean_per_pixel: false`.  Distributions of random transformations are read in training only.
+    `mean_per_pixel: false`.  Without a crop `augment_during_test` changes nothing.
     Source: lmb-freiburg/flownet2, data_augmentation_layer.cu.
     """
 
@@ -113,10 +113,12 @@ class DataAugmentation(Layer):
             raise self.error(
                 "is not supported in phase TRAIN (random transformations); load the net in phase TEST"
             )
-        if self.param.augment_during_test:
-            raise self.error("augment_during_test is not supported (random transformations); remove it")
         crops = [self.param.HasField(field) for field in ("crop_height", "crop_width")]
         self.size = (self.param.crop_height, self.param.crop_width) if all(crops) else None
+        if self.size and self.param.augment_during_test:  # the fork transforms only where it crops
+            raise self.error(
+                "augment_during_test is not supported with a crop (random transformations); remove it"
+            )
         if self.size and min(self.size) < 1:
             raise self.error(f"crop_height {self.size[0]} and crop_width {self.size[1]} must be over 0")
         self.recomputes: int = self.param.recompute_mean

@@ -151,7 +151,8 @@ def test_crop_of_the_middle() -> None:
 def test_stored_mean(per_pixel) -> None:
     x, pixels, channels = draw(2, 3, 4, 5), draw(1, 3, 4, 5, seed=1), draw(1, 3, 1, 1, seed=2)
     blobs = [np.full((1, 1, 1, 1), 50, np.float32), pixels, channels]
-    body = f'type: "DataAugmentation" augmentation_param {{ recompute_mean: 50 mean_per_pixel: {per_pixel} }}'
+    fields = "recompute_mean: 50 augment_during_test: true"  # as in the nets of LiteFlowNet
+    body = f'type: "DataAugmentation" augmentation_param {{ {fields} mean_per_pixel: {per_pixel} }}'
     net = one_layer(body, x.shape, blobs=blobs)
     assert_all_uses(net, [x], [x - (pixels if per_pixel == "true" else channels)])
 
@@ -212,8 +213,8 @@ REFUSED = {
         "mean_param.file is not supported; remove it if it does not matter",
     ),
     "augmented test": (
-        "DataAugmentation", [X], "augmentation_param { augment_during_test: true }",
-        "augment_during_test is not supported (random transformations); remove it",
+        "DataAugmentation", [X], "augmentation_param { augment_during_test: true crop_height: 2 crop_width: 2 }",
+        "augment_during_test is not supported with a crop (random transformations); remove it",
     ),
     "crop": (
         "DataAugmentation", [X], "augmentation_param { crop_height: 7 crop_width: 2 }",

@@ -303,14 +303,8 @@ def onnx2tf(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]
         made = list(Path(folder, "tf").glob("*_float32.tflite"))
         if not made:
             raise SystemExit(f"onnx2tf writes no file: {_last_error(done.stdout + done.stderr)}")
-        interpreter = Interpreter(str(made[0]))
-        runner = interpreter.get_signature_runner()
-        details = runner.get_input_details()
-        given = {}
-        for name, value in inputs.items():
-            is_image = value.ndim == 4 and tuple(details[renamed[name]]["shape"]) != value.shape
-            given[renamed[name]] = np.ascontiguousarray(value.transpose(0, 2, 3, 1)) if is_image else value
-        found = runner(**given)
+        named = {renamed[name]: value for name, value in inputs.items()}
+        found = _run_tflite(Interpreter(str(made[0])), named, [renamed[name] for name in wanted])
     stated = {one.name: one.type.tensor_type.shape.dim for one in plain.graph.output}
     arrays = {}
     for name in wanted:
@@ -319,6 +313,36 @@ def onnx2tf(model: str, inputs: Arrays, wanted: list[str]) -> tuple[str, Arrays]
         is_same = [axis.dim_value for axis in axes[1:]] == list(value.shape[1:]) if value.ndim == 4 else True
         arrays[name] = value if is_same else value.transpose(0, 3, 1, 2)
     return f"onnx2tf {version('onnx2tf')}", arrays
+
+
+def _run_tflite(interpreter: Any, inputs: Arrays, wanted: list[str]) -> Arrays:
+    """Run a TensorFlow Lite file that has images with their channels last.
+
+    Where TensorFlow does not convert the Keras model of onnx2tf, onnx2tf converts its concrete function, and such a file has
+    no signature: its inputs have names, its outputs have none.
+    """
+    has_signature = bool(interpreter.get_signature_list())
+    if has_signature:
+        runner = interpreter.get_signature_runner()
+        details = runner.get_input_details()
+    else:
+        details = {one["name"]: one for one in interpreter.get_input_details()}
+        if len(wanted) > 1:
+            raise SystemExit("onnx2tf writes no signature, so that its outputs have no names")
+    given = {}
+    for name, value in inputs.items():
+        is_image = value.ndim == 4 and tuple(details[name]["shape"]) != value.shape
+        given[name] = np.ascontiguousarray(value.transpose(0, 2, 3, 1)) if is_image else value
+    if has_signature:
+        return dict(runner(**given))
+    for name, value in given.items():
+        interpreter.resize_tensor_input(details[name]["index"], value.shape)
+    interpreter.allocate_tensors()
+    for name, value in given.items():
+        interpreter.set_tensor(details[name]["index"], value)
+    interpreter.invoke()
+    (output,) = interpreter.get_output_details()
+    return {wanted[0]: interpreter.get_tensor(output["index"])}
 
 
 def _rename(graph: Any, renamed: dict[str, str]) -> None:

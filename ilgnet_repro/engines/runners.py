@@ -294,7 +294,7 @@ def _channels_last(value: Tensor) -> Tensor:
 def _with_int8(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
     """Return a net whose large dense weights are int8, with errors diffused over the plane that each reads.
 
-    Each channel of a plane has a scale of its own: OpenVINO multiplies by groups of scales at the same speed.
+    Each channel of a plane has a scale of its own: at batch 1 OpenVINO multiplies by groups of scales at the same speed.
     """
     large = [(node, layer) for node, layer in net.steps(wanted) if is_large_dense(layer)]
     made = rebuild(net, net.plan, float_arrays(net)) if large else net

@@ -91,7 +91,7 @@ class MNCProposalLayer(ProposalLayer):
         return LayerPlan([(rows, 5), (1, rows)]) if self.is_train else made
 
     def forward(self, scores: Tensor, deltas: Tensor, info: Tensor) -> tuple[Tensor, ...]:
-        if not self.is_train:
+        if len(self.node.tops) == 1:
             return super().forward(scores, deltas, info)
         settings, (height, width) = self.proposal_settings, scores.shape[2:]
         given, offsets, image = (blob.detach().float().cpu() for blob in (scores, deltas, info))
@@ -161,7 +161,7 @@ class MaskLayer(PythonLayer):
 
     def forward(self, masks: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         top = masks.reshape(-1, 1, SIDE, SIDE)
-        if not self.is_train:
+        if not others:
             return (top,)
         given, truth, info = (blob.detach().float().cpu() for blob in (top, *others))
         found = [self._label(mask[0], truth, row) for mask, row in zip(given, info, strict=True)]
@@ -270,7 +270,7 @@ class StageBridgeLayer(PythonLayer):
         return [tops[name] for name in ("rois", *self.order)]
 
     def forward(self, rois: Tensor, deltas: Tensor, scores: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        if self.is_train:
+        if len(others) > 1:
             return self._train(rois, deltas, scores, *others)
         return (bridge_regions(rois.flatten(1), deltas.flatten(1), scores, others[0]),)
 

@@ -64,6 +64,7 @@ FORK_V1_TYPES: dict[str, str] = {
     "SEG_ACCURACY": "SegAccuracy",
     "SMOOTH_L1_LOSS": "SmoothL1Loss",
     "UPSAMPLE": "Upsample",
+    "VIDEO_DATA": "VideoData",
     "VOXEL_SOFTMAX": "Softmax",  # C3D: over the channels of each voxel
 }
 

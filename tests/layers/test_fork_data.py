@@ -142,3 +142,9 @@ GIVEN = {
 @pytest.mark.parametrize(("type_", "fields", "given", "others"), GIVEN.values(), ids=GIVEN)
 def test_the_label_follows_a_given_size(type_, fields, given, others):
     assert audit(parse_net(text(type_, 2, fields)), input_shapes=given).inputs == given | others
+
+
+def test_v1_text_of_c3d():
+    fields = f"image_data_param {{ batch_size: 2 new_length: 16 {SIZE} }}"
+    net = parse_net(f'layers {{ name: "op" type: VIDEO_DATA top: "t0" top: "t1" {fields} }}')
+    assert audit(net).inputs == {"t0": (2, 3, 16, 8, 6), "t1": (2, 1, 1, 1, 1)}

@@ -120,7 +120,10 @@ _REMEDIES: dict[tuple[Kind, str], str] = {
         f"give the weights file here and this one as prototxt=; {_SWAPPED}; to draw weights, "
         "load_net(prototxt) in Python"
     ),
-    **{(kind, "weights"): _ORIGINAL for kind in (Kind.ONNX, Kind.PT2, Kind.PYTHON)},
+    **{
+        (kind, "weights"): _ORIGINAL
+        for kind in (Kind.ONNX, Kind.PT2, Kind.PYTHON, Kind.TFLITE, Kind.OPENVINO, Kind.COREML)
+    },
     (Kind.SAFETENSORS, "a net's prototxt"): "give it as the weights: it contains its own net",
     (Kind.PROTOTXT, "a solver's prototxt"): "give the solver that names this net",
     (Kind.SOLVER, "weights"): "give the weights file here, not the solver",

@@ -51,6 +51,8 @@ class Kind(enum.Enum):
     HDF5 = "an HDF5 file without Caffe's weights or solver state"
     TENSORFLOW = "a TensorFlow graph (.pb)"
     TFLITE = "a TensorFlow Lite model"
+    OPENVINO = "an OpenVINO model (.xml)"
+    COREML = "a Core ML package (.mlpackage)"
     ZIP = "a zip archive"
     TAR = "a tar archive"
     GZIP = "a gzip archive"
@@ -106,6 +108,7 @@ _BLANKS = re.compile(r"\s*")
 _BLANKS_AND_COMMENTS = re.compile(r"\s+|#[^\n]*")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE)
 _XML = re.compile(r"<[?!A-Za-z]")
+_OPENVINO = re.compile(r"(?:<\?xml[^>]{0,200}\?>\s{0,20})?<net\s+name=")
 _JSON = re.compile(r'\{\s*["}]|\[\s*[\[\]{"\d-]')
 _PYTHON = re.compile(
     r"\"\"\"|'''|import [A-Za-z_]|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|@\w"
@@ -123,6 +126,8 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
     """
     if os.path.isdir(path) and os.path.isfile(os.path.join(path, "data.mdb")):
         return Kind.LMDB
+    if os.path.isfile(os.path.join(path, "Manifest.json")) and os.path.isdir(os.path.join(path, "Data")):
+        return Kind.COREML
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             return Kind.EMPTY
@@ -304,6 +309,8 @@ def _text_kind(data: bytes) -> Kind:
         while text.startswith("<!--", start):
             end = text.find("-->", start)
             start = _after(_BLANKS, text, end + 3) if end >= 0 else len(text)
+        if _OPENVINO.match(text, start):
+            return Kind.OPENVINO
         return Kind.HTML if _HTML.search(text, start, start + _HEAD) else Kind.XML
     if _JSON.match(text, start):
         return Kind.JSON

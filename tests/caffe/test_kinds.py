@@ -165,6 +165,8 @@ FILES: dict[str, tuple[Kind, bytes]] = {
     "hdf5-data": (Kind.HDF5, hdf5(data=np.ones((2, 5)), label=np.ones(2))),
     "tensorflow": (Kind.TENSORFLOW, chunk(1, chunk(1, "a")) + chunk(1, chunk(1, "b")) + chunk(4, number(1, 27))),
     "tflite": (Kind.TFLITE, b"\x1c\0\0\0TFL3" + b"\0" * 40),
+    "openvino": (Kind.OPENVINO, b'<?xml version="1.0"?>\n<net name="n" version="11">\n<layers></layers></net>'),
+    "openvino-bare": (Kind.OPENVINO, b'<net name="n" version="11"></net>'),
     "zip": (Kind.ZIP, archive("net.caffemodel", "deploy.prototxt")),
     "tar": (Kind.TAR, tar("net.caffemodel")),
     "gzip": (Kind.GZIP, gzip.compress(b"net")),
@@ -203,7 +205,7 @@ def test_kind_by_content_whatever_the_suffix(tmp_path, kind, data) -> None:
 
 
 def test_every_kind_is_in_the_table() -> None:
-    assert {kind for kind, _ in FILES.values()} == set(Kind)
+    assert {kind for kind, _ in FILES.values()} == set(Kind) - {Kind.COREML}  # a folder, see below
 
 
 def long_name(text: str) -> bytes:
@@ -266,6 +268,19 @@ def test_links_in_hdf5_are_not_followed(tmp_path) -> None:
 def test_a_database_is_recognized_by_its_folder(tmp_path) -> None:
     write(tmp_path, FILES["lmdb"][1], "data.mdb")
     with pytest.raises(FormatError, match="is an LMDB database, not weights; give the weights file"):
+        open_caffemodel(tmp_path)
+
+
+def test_a_core_ml_package_is_recognized_by_its_folder(tmp_path) -> None:
+    (tmp_path / "Data").mkdir()
+    write(tmp_path, b"{}", "Manifest.json")
+    with pytest.raises(FormatError, match="is a Core ML package") as caught:
+        open_caffemodel(tmp_path)
+    assert str(caught.value).endswith(
+        "; give the .caffemodel, .caffemodel.h5 or .safetensors file that it was made from"
+    )
+    (tmp_path / "Data").rmdir()
+    with pytest.raises(FormatError, match=r"cannot be read \(Is a directory\)"):
         open_caffemodel(tmp_path)
 
 

@@ -55,6 +55,8 @@ FORK_V1_TYPES: dict[str, str] = {
     "CROP": "Crop",
     "DECONVOLUTION3D": "Deconvolution3D",
     "DENSE_IMAGE_DATA": "DenseImageData",
+    "HOLE_CONVOLUTION": "HoleConvolution",
+    "IMAGE_SEG_DATA": "ImageSegData",
     "INTERP": "Interp",
     "POOLING3D": "Pooling3D",
     "PRELU": "PReLU",

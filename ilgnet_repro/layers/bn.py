@@ -16,6 +16,12 @@ from .support.registry import register_layer
 from .support.shapes import four_axes_index, legacy_shape, onnx_with_four_axes, with_four_axes
 
 VARIANCE, INVERSE_STD = "VARIANCE", "INVERSE_STD"
+# Fields of PSPNet's first Caffe, and of older ones of happynear; where none is stated, its eps is that of its schema.
+FIRST, FIRST_EPS = ("decay", "axis", "var_eps"), 1e-10
+FIRST_NOTE = (
+    "BN of PSPNet's first Caffe: (scale, shift, mean, variance); phase TEST uses the stored statistics only with "
+    "moving_average: true, else the batch's"
+)
 
 
 def stored_norm(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -45,6 +51,10 @@ class BN(Layer):
       (PSPNet and its parents), ``moving_average: true``, or four ``param`` rows.
       ``frozen`` always uses the stored statistics; otherwise a pass in training uses the batch's and updates the
       stored ones, and any other pass uses the stored ones.
+      PSPNet's first Caffe (source: hszhao/PSPNet 88d0b3ee, src/caffe/layers/bn_layer.cpp) has the same four blobs:
+      ``decay``, ``axis`` or ``var_eps`` (1e-10), or ``scale_filler`` or ``shift_filler`` with ``moving_average`` or
+      four ``param`` rows.  There momentum is 1 - ``decay``, and a pass outside training uses the batch's statistics and
+      updates none, unless ``moving_average: true`` is stated.
 
     The phase at load decides the kind; `train()` and `eval()` switch the statistics of the ``stored`` kind only.
 
@@ -60,7 +70,7 @@ class BN(Layer):
     top_count = (1, 3)
     fields = (
         *("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps"),
-        *("frozen", "moving_average", "bn_mode"),
+        *("frozen", "moving_average", "bn_mode", "decay", "axis"),
     )
     fork_fields = ("bn_param.fourth_blob",)
     scale: Tensor
@@ -71,7 +81,10 @@ class BN(Layer):
 
     @classmethod
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
-        shown = {field.name for field, _ in text.bn_param.ListFields()} - {"eps", "var_eps"}
+        stated = {field.name for field, _ in text.bn_param.ListFields()}
+        if blobs == 4 and stated and stated <= {"scale_filler", "shift_filler"}:
+            text.bn_param.decay = text.bn_param.decay  # SegNet's layer has two
+        shown = stated - {"eps", "var_eps"}
         if not shown and len(text.param) not in (2, 4):
             if blobs == 4:
                 text.bn_param.slope_filler.SetInParent()
@@ -80,18 +93,27 @@ class BN(Layer):
 
     def setup(self, rank: int) -> None:
         self.rank = rank
+        self.is_first = self._is_first()
         self.kind = self._kind()
         self.eps = self._eps()
+        self.momentum: float = 1 - self.param.decay if self.is_first else self.param.momentum
+        if self.is_first:
+            self.note = FIRST_NOTE
+            if self.param.axis != 1:
+                raise self.error(f"bn_param.axis {self.param.axis} is not supported; state 1 or leave it out")
         self.fourth = (self.fork_field("bn_param.fourth_blob") or VARIANCE).strip("\"'")
         if self.fourth not in (VARIANCE, INVERSE_STD):
             raise self.error(f"bn_param.fourth_blob {self.fourth!r} must be {VARIANCE} or {INVERSE_STD}")
+        if self.fourth == INVERSE_STD and self.is_first:
+            raise self.error("the fourth blob of this fork's BN is the variance; remove bn_param.fourth_blob")
         if self.fourth == INVERSE_STD and self.kind != "stored":
             raise self.error(
                 f"bn_param.fourth_blob goes with four blobs; this text shows the {self.kind!r} kind of two"
             )
         self.is_frozen: bool = self.param.frozen
         # By the phase at load: decides what is exported and folded.
-        self.is_stored = self.kind == "stored" and (self.is_frozen or not self.is_train)
+        self.reads_stored = self.kind == "stored" and (self.param.moving_average or not self.is_first)
+        self.is_stored = self.reads_stored and (self.is_frozen or not self.is_train)
         self.has_no_statistics = self.kind == "batch" and self._has_no_statistics()
         if len(self.node.tops) == 2 or (len(self.node.tops) == 3 and self.kind != "batch"):
             raise self.error(
@@ -104,6 +126,21 @@ class BN(Layer):
     def _states(self, *fields: str) -> list[str]:
         return [field for field in fields if self.param.HasField(field)]
 
+    def _is_first(self) -> bool:
+        """Whether the text shows PSPNet's first Caffe."""
+        scaled = self._states("scale_filler", "shift_filler")
+        shown = self._states(*FIRST)
+        if scaled and not shown:
+            has_rows = len(self.node.layer.param) == 4 and not self.param.HasField("bn_mode")
+            shown = self._states("moving_average") or (scaled if has_rows else [])
+        other = self._states("slope_filler", "bias_filler", "momentum", "frozen", "eps", "bn_mode")
+        if shown and other:
+            raise self.error(
+                f"states both {shown[0]} (of PSPNet's first Caffe) and {other[0]}, which belong to different forks; keep "
+                "those of the fork that made the weights"
+            )
+        return bool(shown)
+
     def _kind(self) -> str:
         sloped = self._states("slope_filler", "bias_filler", "momentum", "frozen")
         scaled = self._states("scale_filler", "shift_filler", "bn_mode")
@@ -114,12 +151,19 @@ class BN(Layer):
                 f"states both {sloped[0]} (slope, bias, mean, variance) and {scaled[0]} (scale, shift), "
                 "which belong to different forks; keep those of the fork that made the weights"
             )
+        if self.is_first:
+            return "stored"
         if self.param.bn_mode == self.param.INFERENCE:
             return "folded"
         if self._has_no_statistics():
             if not self.is_train:
                 raise self._undefined("phase TEST")
             return "batch"
+        if averaged and not sloped and not self._states("eps"):
+            raise self.error(
+                "moving_average: true alone is of two forks, whose eps differ; state eps (1e-05, with slope_filler) or "
+                "var_eps (1e-10, with scale_filler)"
+            )
         if sloped or averaged or rows == 4:
             return "stored"
         if scaled or rows == 2 or len(self.node.tops) == 3:
@@ -139,12 +183,11 @@ class BN(Layer):
         )
 
     def _eps(self) -> float:
-        if len(self._states("eps", "var_eps")) == 2:
-            raise self.error("states both eps and var_eps; state one")
-        eps: float = self.param.var_eps if self.param.HasField("var_eps") else self.param.eps
+        if self.is_first:
+            return float(self.param.var_eps) if self.param.HasField("var_eps") else FIRST_EPS
         # SegNet's layer has a constant and no field for it.
-        is_fixed = self.kind == "batch" and not self._states("slope_filler", "bias_filler", "eps", "var_eps")
-        return 1e-9 if is_fixed else eps
+        is_fixed = self.kind == "batch" and not self._states("slope_filler", "bias_filler", "eps")
+        return 1e-9 if is_fixed else float(self.param.eps)
 
     # ------------------------------------------------------------------ shapes
 
@@ -194,12 +237,12 @@ class BN(Layer):
         """Update the stored statistics by a batch's; this fork stores the biased variance."""
         fourth = variance if self.fourth == VARIANCE else torch.rsqrt(variance + self.eps)
         with torch.no_grad():
-            self.mean.lerp_(mean.view_as(self.mean), 1 - self.param.momentum)
-            self.fourth_blob.lerp_(fourth.view_as(self.fourth_blob), 1 - self.param.momentum)
+            self.mean.lerp_(mean.view_as(self.mean), 1 - self.momentum)
+            self.fourth_blob.lerp_(fourth.view_as(self.fourth_blob), 1 - self.momentum)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         scale, shift = self._affine
-        stored = self.kind == "stored" and (self.is_frozen or not self.training)
+        stored = self.reads_stored and (self.is_frozen or not self.training)
         if stored and not self.is_frozen and torch.is_grad_enabled() and x.requires_grad:
             x = stored_norm(x, self.mean.flatten(), self.variance, self.eps)
             return (x * along_channels(scale, self.rank) + along_channels(shift, self.rank),)
@@ -210,7 +253,7 @@ class BN(Layer):
         statistics: tuple[Tensor, ...] = ()
         if self.kind != "folded":
             x, mean, variance = batch_norm(x, self.eps)
-            if self.kind == "stored":
+            if self.kind == "stored" and self.training:
                 self._update_statistics(mean, variance)
             # Caffe's backward pass starts from the first top only.
             statistics = tuple(value.detach().view(1, -1, 1, 1) for value in (mean, variance))
@@ -236,10 +279,10 @@ class BN(Layer):
 
     def source(self, code: SourceCode, x: str) -> list[str]:
         eps = literal(self.eps)
-        if self.kind == "stored" and not self.is_frozen and has_module(code.shape(0), self.is_train):
+        if self.reads_stored and not self.is_frozen and has_module(code.shape(0), self.is_train):
             affine = dict(zip(("weight", "bias"), self._affine, strict=True))
             statistics = self.mean.flatten(), self.variance
-            return [batch_norm_source(code, x, self.eps, 1 - self.param.momentum, statistics, affine)]
+            return [batch_norm_source(code, x, self.eps, 1 - self.momentum, statistics, affine)]
         if self.is_stored:
             stored = (("mean", self.mean.flatten()), ("variance", self.variance))
             arguments = [code.buffer(name, value) for name, value in stored]

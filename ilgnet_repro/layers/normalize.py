@@ -57,7 +57,7 @@ FORK = "normalize_param"
 EACH_POSITION, WHOLE_ITEM, SCALED = "each position", "whole item", "scaled"
 NOTES = {
     EACH_POSITION: "Normalize of happynear's Caffe: x over its length at each position, no blob",
-    WHOLE_ITEM: "Normalize of yjxiong's Caffe: x over the length of the whole item, no blob",
+    WHOLE_ITEM: "Normalize of yjxiong's Caffe, or an older one of happynear's: x over the length of the whole item, no blob",
     SCALED: "Normalize of SSD's Caffe: with a learned scale",
 }
 
@@ -71,7 +71,8 @@ class Normalize(Layer):
     - happynear: ``normalize_param`` or a second top: the length over the channels of each position, with
       1e-6 under the root or, with ``normalize_type: "L1"``, added to the sum.  The second top is the length; it
       passes a gradient to the bottom with ``bp_norm``.  No blob.
-    - yjxiong: no field at all; the length of the whole item, without an eps.  No blob.
+    - yjxiong, and happynear's before it had fields (source: happynear/caffe-windows 0112142c,
+      src/caffe/layers/normalize_layer.cpp): no field at all; the length of the whole item, without an eps.  No blob.
 
     The tops of the last two have four axes.  Where the text shows none of them and the file holds no blob, the
     last two agree on bottoms of one position; for others ``normalize_param { across_spatial: false }`` selects

@@ -1570,7 +1570,7 @@ class UpsampleParameter(_message.Message):
     def __init__(self, scale: _Optional[int] = ..., scale_h: _Optional[int] = ..., scale_w: _Optional[int] = ..., pad_out_h: bool = ..., pad_out_w: bool = ..., upsample_h: _Optional[int] = ..., upsample_w: _Optional[int] = ...) -> None: ...
 
 class BNParameter(_message.Message):
-    __slots__ = ("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps", "frozen", "moving_average", "bn_mode", "engine")
+    __slots__ = ("slope_filler", "bias_filler", "scale_filler", "shift_filler", "momentum", "eps", "var_eps", "frozen", "moving_average", "bn_mode", "engine", "decay", "axis")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LEARN: _ClassVar[BNParameter.Mode]
@@ -1588,6 +1588,8 @@ class BNParameter(_message.Message):
     MOVING_AVERAGE_FIELD_NUMBER: _ClassVar[int]
     BN_MODE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DECAY_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
     slope_filler: FillerParameter
     bias_filler: FillerParameter
     scale_filler: FillerParameter
@@ -1599,7 +1601,9 @@ class BNParameter(_message.Message):
     moving_average: bool
     bn_mode: BNParameter.Mode
     engine: ConvolutionParameter.Engine
-    def __init__(self, slope_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., scale_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., shift_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., momentum: _Optional[float] = ..., eps: _Optional[float] = ..., var_eps: _Optional[float] = ..., frozen: bool = ..., moving_average: bool = ..., bn_mode: _Optional[_Union[BNParameter.Mode, str]] = ..., engine: _Optional[_Union[ConvolutionParameter.Engine, str]] = ...) -> None: ...
+    decay: float
+    axis: int
+    def __init__(self, slope_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., scale_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., shift_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., momentum: _Optional[float] = ..., eps: _Optional[float] = ..., var_eps: _Optional[float] = ..., frozen: bool = ..., moving_average: bool = ..., bn_mode: _Optional[_Union[BNParameter.Mode, str]] = ..., engine: _Optional[_Union[ConvolutionParameter.Engine, str]] = ..., decay: _Optional[float] = ..., axis: _Optional[int] = ...) -> None: ...
 
 class ReLU6Parameter(_message.Message):
     __slots__ = ("threshold", "negative_slope")

@@ -14,12 +14,14 @@ from .caffe.dummy_inputs import given_to_inputs, unwritten_to_inputs
 from .caffe.fork_fields import drop_fields, net_refusals
 from .caffe.graph import Graph, Node, Value
 from .caffe.graph_build import build_graph
+from .caffe.implementation_fields import drop_test_fields
 from .caffe.net_states import State, states_of
 from .caffe.upgrade import upgrade_net
 from .errors import IlgnetError, LayerError, WeightsError
 from .known import identify
 from .layers.support.base import Shape
 from .layers.support.registry import resolve_kinds
+from .runtime.assumed_shapes import errors_of_any_shape
 from .runtime.calls import shapes_by_name
 from .runtime.find import INSIDE_NOTE, Found, find_net, found_inside
 from .runtime.load import one_pixel_notes, open_weights
@@ -141,22 +143,23 @@ def audit(
 ) -> Audit:
     """Check every layer of a net, continuing after layers with errors.
 
-    The phase is TEST, or TRAIN where only that one has layers.  Where the layers of a phase need a stage and none is given,
-    it is ``deploy``, or else the first in the text that gives a net; the notes name it.  With ``others`` the other phases
-    and stages that the text distinguishes are audited too.  Shapes that depend on the source of a data layer, or on
-    a layer that was cut off, are listed as `Audit.needs`.  The shapes of a layer after an unsupported one are unknown; its
-    fields are still checked.  Without ``hashed`` the weights file is not identified.  Raises IlgnetError only where the
-    layers do not form a net.
+    The phase is TEST, or TRAIN where only that one has layers, or only that one feeds the net.  Where the layers of a
+    phase need a stage and none is given, it is ``deploy``, or else the first in the text that gives a net; the notes name
+    it.  With ``others`` the other phases and stages that the text distinguishes are audited too.  Shapes that depend on the
+    source of a data layer, or on a layer that was cut off, are listed as `Audit.needs`; what does not depend on them is
+    checked all the same.  The shapes of a layer after an unsupported one are unknown; its fields are still checked.  Without
+    ``hashed`` the weights file is not identified.  Raises IlgnetError only where the layers do not form a net.
     """
     notes: list[str] = []
-    net = upgrade_net(drop_fields(net, ignore_fields), notes)
+    net = drop_fields(net, ignore_fields, notes)
+    net = upgrade_net(net, notes)
     unknown = tuple(net_refusals(net))
     net.ClearField("fork_field")  # a copy of the caller's
     net = resolve_kinds(net, {} if weights is None else blob_counts(weights.layers))
     given = dict(input_shapes or {})
     stages = tuple(stages)
     states = states_of(net, [phase] if phase else ["TEST", "TRAIN"], level, stages)
-    chosen = _chosen(states, phase, stages, notes)
+    chosen = _chosen(states, phase, stages, given, notes)
     if chosen:
         phase, stages = chosen.phase, chosen.stages
     phase = phase or "TEST"
@@ -168,6 +171,7 @@ def audit(
     faults: list[LayerError] = []
     crop_faults: list[LayerError] = []
     state: dict[str, Any] = {"level": level, "stages": stages}
+    net = drop_test_fields(net, phase, notes)
     net = resolve_crops(net, phase, crop=crop, notes=notes, faults=crop_faults, **state)
     net = given_to_inputs(net, given, phase, notes=notes, **state)
     net, cut_off = unwritten_to_inputs(net, phase, **state)
@@ -177,11 +181,13 @@ def audit(
         shapes |= channels_of_weights(graph, shapes, weights, notes)
     plan = plan_net(graph, shapes, faults=faults)
     needs = _needs(graph, faults, cut_off)
+    # What does not depend on the shapes is wrong whatever they are.
+    own = errors_of_any_shape(graph, shapes, needs) if needs else {}
     for node in graph:
         for line in one_pixel_notes(plan.layers[node.name], plan) if node.name in plan.layers else ():
             needs[node.name] = f"{node.name} ({node.type}): {line}"
     # The first error of each layer.
-    problems = {error.layer: str(error) for error in reversed(faults) if error.layer not in needs}
+    problems = {**own, **{error.layer: str(error) for error in reversed(faults) if error.layer not in needs}}
     # Found before layers of the same name get unique names.
     crops = {error.layer: str(error) for error in reversed(crop_faults)}
     read = _names_read(graph)
@@ -192,7 +198,7 @@ def audit(
             read,
             (crops.get(node.layer.name) if node.type == "Crop" else None) or problems.get(node.name, ""),
             needs.get(node.name, ""),
-            "a layer before it has an error" if problems else "give those that are needed",
+            "give those that are needed" if needs else "a layer before it has an error",
         )
         for node in graph.layers
     )
@@ -254,11 +260,15 @@ def _found(model: WeightsFile) -> Found:
 
 
 def _chosen(
-    states: list[State], phase: str | None, stages: tuple[str, ...], notes: list[str]
-) -> State | None:
+    states: list[State], phase: str | None, stages: tuple[str, ...], given: Mapping[str, Shape], notes: list[str]
+) -> State | None:  # fmt: skip
     """Return the first phase's first state that reads nothing of another state, or else its first; say why."""
     if not states:
         return None
+    fed = _fed_by_another(states, given)
+    if fed is not None:
+        notes.append(f"no layer of phase {states[0].phase} feeds the net; the layers are those of {fed}")
+        return fed
     of_phase = [state for state in states if state.phase == states[0].phase]
     chosen = next((state for state in of_phase if not state.lacks), of_phase[0])
     if chosen.stages != stages:
@@ -269,6 +279,15 @@ def _chosen(
     elif chosen.phase == "TRAIN" and phase is None:
         notes.append("no layer is in phase TEST; the layers are those of phase TRAIN")
     return chosen
+
+
+def _fed_by_another(states: list[State], given: Mapping[str, Shape]) -> State | None:
+    """Return the other phase's state that feeds what the first phase reads, where no layer of the first feeds anything."""
+    first = states[0].phase
+    reads = {blob for state in states if state.phase == first for blob in state.reads} - set(given)
+    if not reads or any(state.feeds for state in states if state.phase == first):
+        return None
+    return next((s for s in states if s.phase != first and not s.lacks and reads & set(s.feeds)), None)
 
 
 def _other(net: pb.NetParameter, state: State, given: Mapping[str, Shape], **options: Any) -> StateAudit:

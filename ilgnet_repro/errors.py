@@ -19,11 +19,11 @@ def one_of(names: Iterable[str]) -> str:
 _MESSAGE_ENDING = re.compile(r"_param(?:eter)?s?$")
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.7) -> str:
     """Return `` (did you mean NAME?)`` with the one of ``names`` closest to ``name``, or "" if none is close."""
     # The ending that all parameter messages share says nothing about how alike two of them are.
     known = {_MESSAGE_ENDING.sub("", other.casefold()): other for other in names}
-    close = get_close_matches(_MESSAGE_ENDING.sub("", name.casefold()), known, n=1, cutoff=0.7)
+    close = get_close_matches(_MESSAGE_ENDING.sub("", name.casefold()), known, n=1, cutoff=cutoff)
     return f" (did you mean {known[close[0]]}?)" if close else ""
 
 

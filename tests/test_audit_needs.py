@@ -52,7 +52,7 @@ NEEDED = {
     ),
     "of the other phase": (
         data("Data", 'data_param { source: "db" batch_size: 2 } include { phase: TRAIN }', 'top: "data"') + LAYERS,
-        ("data (Input): " + GIVE + "'data'; no layer of phase TEST writes it (input_shapes={'data': (N, C, H, W)})",),
+        ("d (Data): " + GIVE + "'data'; it is known only from db (input_shapes={'data': (N, C, H, W)})",),
         {"data": (2, 3, 9, 7)},
     ),
 }  # fmt: skip
@@ -165,8 +165,8 @@ STATES = {
     ),
     "a database for training alone": (
         data("Data", 'data_param { source: "db" batch_size: 2 } ' + phased("TRAIN"), 'top: "data"') + LAYERS,
-        (("TEST", ()), None, 6),
-        [("TRAIN", (), 6, 0, 1)],
+        (("TRAIN", ()), None, 6),
+        [("TEST", (), 5, 0, 1)],
     ),
     "no rules": (SMALL_TEXT, (("TEST", ()), None, 6), []),
 }  # fmt: skip
@@ -185,6 +185,31 @@ def test_each_phase_and_stage_of_a_text_is_audited(text, main_state, others) -> 
     shown = [(one.phase, one.stages, one.layers, len(one.problems), len(one.needs)) for one in found.others]
     assert shown == others
     assert audit(parse_net(text), others=False).others == ()
+
+
+TRAINED = data("Data", 'data_param { source: "db" batch_size: 2 } ' + phased("TRAIN"), 'top: "data"')
+UNKNOWN_LOSS = (
+    LOSS.replace("SoftmaxWithLoss", "Other")
+    .replace('bottom: "label" ', "")
+    .replace(" }", phased("TRAIN") + " }")
+)
+
+
+def test_the_phase_that_feeds_the_net_decides(tmp_path, capsys) -> None:
+    note = "no layer of phase TEST feeds the net; the layers are those of phase TRAIN"
+    found = audit(parse_net(TRAINED + LAYERS + UNKNOWN_LOSS))
+    assert found.phase == "TRAIN" and note in found.upgrades
+    assert [line.split(";")[0] for line in found.problems] == ["loss (Other): layer type is unknown"]
+    (tmp_path / "n.prototxt").write_text(TRAINED + LAYERS + UNKNOWN_LOSS)
+    assert main(["audit", str(tmp_path / "n.prototxt")]) == 1
+    # With a shape it is an input in phase TEST; its layer has the blob's name, though one of the other phase has it too.
+    for text in (TRAINED, TRAINED.replace('name: "d"', 'name: "data"')):
+        given = audit(parse_net(text + LAYERS + UNKNOWN_LOSS), input_shapes={"data": (2, 3, 9, 7)})
+        assert (given.phase, given.problems, given.layers[0].name) == ("TEST", (), "data")
+        stated = audit(parse_net(text + LAYERS), phase="TEST")
+        assert stated.needs == NEEDED["the data layer cut off"][1][:1]
+    fed = audit(parse_net(feeds(phased("TEST"), "e") + TRAINED + LAYERS + UNKNOWN_LOSS))
+    assert (fed.phase, fed.problems, len(fed.others[0].problems)) == ("TEST", (), 1)
 
 
 def test_a_text_of_many_stages_is_tried_with_a_few() -> None:

@@ -52,7 +52,7 @@ def unwritten_to_inputs(
     result = pb.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]
-    taken = {layer.name for layer in net.layer}
+    taken = {layer.name for layer in included}  # a layer of another phase may have the blob's name
     for blob in blobs:
         made = result.layer.add(name=unused_name(blob, taken), type="Input", top=[blob])
         taken.add(made.name)
@@ -85,7 +85,7 @@ def _unwritten_to_inputs(
     result = pb.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]
-    taken = {layer.name for layer in net.layer}
+    taken = {layer.name for layer in included}
     written = {top for layer in net.layer for top in layer.top}
     for blob in added:
         made = result.layer.add(name=unused_name(blob, taken), type="Input", top=[blob])

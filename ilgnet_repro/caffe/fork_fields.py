@@ -14,6 +14,7 @@ from ..schema import caffe_pb2 as pb
 M = TypeVar("M", bound=Message)
 
 _INDEX = re.compile(r"\[\d+\]")
+_NEAR_VALUE = 0.6  # AVG and AVE; the names of an enum are few
 # Fields of a net: one of them in a solver means that the wrong file was given.
 _NET_BLOCKS = ("name", "layer", "layers", "input", "input_dim", "input_shape")
 
@@ -23,11 +24,11 @@ def without_indices(path: str) -> str:
     return _INDEX.sub("", path)
 
 
-def drop_fields(message: M, paths: Iterable[str]) -> M:
+def drop_fields(message: M, paths: Iterable[str], notes: list[str] | None = None) -> M:
     """Return a net or solver without the unknown fields of the given dotted paths.
 
     A path starts at the enclosing layer, net or solver; the path of an unknown message includes every field
-    in it.
+    in it.  ``notes`` lists known fields whose unknown value is ignored, and what their value is instead.
     """
     dropped = set(paths)
     if not dropped:
@@ -36,6 +37,8 @@ def drop_fields(message: M, paths: Iterable[str]) -> M:
     result.CopyFrom(message)
     for keeper in _keepers(result):
         kept = [field for field in keeper.fork_field if dropped.isdisjoint(_names_of(field.path))]
+        if notes is not None:
+            notes += _left_at_default(keeper, kept)
         del keeper.fork_field[:]
         keeper.fork_field.extend(kept)
     return result
@@ -64,16 +67,17 @@ def refusal(field: pb.ForkField, descriptor: Any, messages: Collection[str] | No
 
     ``messages`` are those of the layer's type: a message of another type is never what was intended.
     """
-    names = _enum_names(field.path, descriptor)
-    if names:
+    known = _enum_field(field.path, descriptor)
+    if known is not None:  # ignoring it would leave the default, another value
+        names = list(known.enum_type.values_by_name)
         return (
-            f"{describe_field(field)} is {excerpt(field.text)}, which is unknown to Caffe and to this package; use "
-            f"{one_of(names)}, or ignore it with ignore_fields= if it does not affect the result"
+            f"{describe_field(field)} is {excerpt(field.text)}, which is unknown to Caffe and to this package"
+            f"{did_you_mean(field.text, names, _NEAR_VALUE)}; use {one_of(names)}"
         )
     return (
         f"{describe_field(field)} is unknown to Caffe and to this package"
-        f"{_meant(field.path, descriptor, messages)}; "
-        "remove it, or ignore it with ignore_fields= if it does not affect the result"
+        f"{_meant(field.path, descriptor, messages)}; remove it, or ignore it with "
+        f"ignore_fields=['{_unknown_part(field.path, descriptor)}'] if it does not affect the result"
     )
 
 
@@ -140,16 +144,42 @@ def _names_of(path: str) -> Collection[str]:
     return names
 
 
-def _enum_names(path: str, descriptor: Any) -> list[str]:
-    """Return the names of a known enum; empty for a field that is unknown itself."""
+def _left_at_default(keeper: Any, kept: Collection[pb.ForkField]) -> Iterator[str]:
+    """Yield a note for each unknown value of a known enum that is not among the kept fields."""
+    for field in keeper.fork_field:
+        known = None if field in kept else _enum_field(field.path, keeper.DESCRIPTOR)
+        if known is not None:
+            where = getattr(keeper, "name", "") or keeper.DESCRIPTOR.name
+            value = known.default_value
+            instead = (
+                "has no value"
+                if known.is_repeated
+                else f"has its default {known.enum_type.values_by_number[value].name}"
+            )
+            yield f"{excerpt(where)}: {field.path} {instead}: {excerpt(field.text)} is ignored"
+
+
+def _enum_field(path: str, descriptor: Any) -> Any:
+    """Return the descriptor of a known enum; None for a field that is unknown itself."""
     *messages, name = without_indices(path).split(".")
     for message in messages:
         known = descriptor.fields_by_name.get(message)
         if known is None or known.message_type is None:
-            return []
+            return None
         descriptor = known.message_type
     found = descriptor.fields_by_name.get(name)
-    return list(found.enum_type.values_by_name) if found is not None and found.enum_type else []
+    return found if found is not None and found.enum_type else None
+
+
+def _unknown_part(path: str, descriptor: Any) -> str:
+    """Return a path up to its first unknown name: what can be ignored as a whole."""
+    parts = without_indices(path).split(".")
+    for end, part in enumerate(parts, 1):
+        known = descriptor.fields_by_name.get(part)
+        if known is None or known.message_type is None:
+            return ".".join(parts[:end])
+        descriptor = known.message_type
+    return ".".join(parts)
 
 
 def _meant(path: str, descriptor: Any, messages: Collection[str] | None) -> str:

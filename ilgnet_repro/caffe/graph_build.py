@@ -13,6 +13,7 @@ from .dummy_inputs import given_to_inputs, unwritten_bottoms
 from .fed_bottoms import without_feeders
 from .fork_fields import check_net_fields, check_rule_fields, drop_fields, without_marks
 from .graph import Graph, Node, Value, unused_name
+from .implementation_fields import drop_test_fields
 from .phase_rules import is_included, net_state, settle_rules
 from .prototxt import format_message
 from .shared_memory import (
@@ -334,7 +335,7 @@ def choose_graph(text: pb.NetParameter, choices: Choices, notes: list[str] | Non
     Changes are listed in ``notes``. Raises GraphError and LayerError, as `build_graph`.
     """
     phase, level, stages = choices.phase, choices.level, choices.stages
-    text = drop_fields(text, choices.ignore_fields)
+    text = drop_test_fields(drop_fields(text, choices.ignore_fields, notes), phase, notes)
     if level or stages:
         text = settle_rules(text, level, stages)
     text = resolve_crops(text, phase, level=level, stages=stages, crop=choices.crop, notes=notes)

@@ -1,4 +1,4 @@
-"""Fields of forks that choose an implementation and never change a net: left out, with a note."""
+"""Fields of forks that choose an implementation, or have no effect in a phase: left out, with a note."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ _OF_A_NET = re.compile(
     r"|default_(forward|backward)_(type|math)|default_(conv_algos|cudnn_math)_override"
     r"|global_grad_scale(_adaptive)?|reduce_buckets|eval_precision"
 )
+# Intel's int8, with the names that only its Caffe gives them (source: intel/caffe,
+# src/caffe/layers/mkldnn_convolution_layer.cpp: a layer quantizes in phase TEST only).
+_IN_TEST_ONLY = re.compile(
+    r"quantization_param\.(bw_(layer_in|layer_out|params)|scale_(in|out|params)|force_u8_input|is_negative_input)"
+)
 _INTEL_FILLER = "batch_norm_param.filler"
 
 
@@ -44,6 +49,21 @@ def drop_implementation_fields(net: pb.NetParameter, notes: list[str]) -> pb.Net
             f"chooses an implementation in a fork of Caffe, has no effect here: {excerpt(named, 300)}"
         )
     return out
+
+
+def drop_test_fields(net: pb.NetParameter, phase: str, notes: list[str] | None = None) -> pb.NetParameter:
+    """Return the net (modern form), for phase TRAIN without the fields that have an effect in phase TEST only."""
+    if phase != "TRAIN":
+        return net
+    out = pb.NetParameter()
+    out.CopyFrom(net)
+    layers = sum(bool(_take(layer, _IN_TEST_ONLY)) for layer in out.layer)
+    if layers and notes is not None:
+        of = f" ({layers} layers)" if layers > 1 else ""
+        notes.append(
+            f"Intel's Caffe reads it in phase TEST only, has no effect in phase TRAIN: quantization_param{of}"
+        )
+    return out if layers else net
 
 
 def _take(keeper: pb.NetParameter | pb.LayerParameter, pattern: re.Pattern[str]) -> set[str]:

@@ -16,12 +16,14 @@ _MOST = 8  # sets of stages that are tried; DIGITS' nets name three
 
 @dataclass(frozen=True)
 class State:
-    """A phase with stages: the positions of its layers in the net, and the blobs of other states that they read."""
+    """A phase with stages: the positions of its layers in the net, and the blobs that they lack: those of other states."""
 
     phase: str
     stages: tuple[str, ...]
     layers: tuple[int, ...]
     lacks: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()  # blobs that none of its layers writes
+    feeds: tuple[str, ...] = ()  # tops of its layers without bottoms
 
     def __str__(self) -> str:
         return state_text(self.phase, self.stages)
@@ -46,7 +48,10 @@ def states_of(
             read = unwritten_bottoms(net.layer[index] for index in kept)
             elsewhere = computed_elsewhere(net, state)
             lacks = tuple(blob for blob in read if blob in elsewhere)
-            found.setdefault(kept, State(phase, named, kept, lacks))
+            feeds = tuple(
+                top for index in kept if not net.layer[index].bottom for top in net.layer[index].top
+            )
+            found.setdefault(kept, State(phase, named, kept, lacks, tuple(read), feeds))
     return list(found.values())
 
 

@@ -123,7 +123,7 @@ def _print_rows(rows: list[NetRow]) -> None:
     for column in ("prototxt", "weights", "status", "missing"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        missing = [in_flags(in_flags(line, "input_shapes"), "prototxt") for line in row.missing]
+        missing = [_for_command(line) for line in row.missing]
         add_row(table, row.prototxt, _first(row.weights), row.status, _first(missing))
     console = results_console()
     console.print(table)
@@ -131,6 +131,13 @@ def _print_rows(rows: list[NetRow]) -> None:
     nets = f"{len(rows)} net{'s' if len(rows) != 1 else ''}"
     needs = f"{counts[NEEDS]} need a shape or weights"
     console.print(f"{nets}: {counts[RUNS]} run, {needs}, {counts[BLOCKED]} blocked")
+
+
+def _for_command(line: str) -> str:
+    """Return a finding with the keywords of Python that its remedy names as the flags of the commands."""
+    for option in ("input_shapes", "prototxt", "stages", "ignore_fields"):
+        line = in_flags(line, option)
+    return line
 
 
 def _first(values: Sequence[str]) -> str:
@@ -247,9 +254,9 @@ def print_audit(found: Audit) -> None:
     elif found.needs and found.sha256:
         console.print("weights: whether they fit is known once the shapes are given")
     for need in found.needs:
-        console.print(printable(f"needed: {in_flags(need, 'input_shapes')}"))
+        console.print(printable(f"needed: {_for_command(need)}"))
     for problem in found.problems:
-        console.print(printable(f"problem: {problem}"))
+        console.print(printable(f"problem: {_for_command(problem)}"))
     for other in found.others:
         console.print(printable(f"also {_other_line(other)}"))
 
@@ -262,7 +269,7 @@ def _other_line(other: StateAudit) -> str:
         f"{state_text(other.phase, other.stages)}: {other.layers} layer{'s' if other.layers != 1 else ''}"
     )
     if other.problems:
-        return f"{counted}, NOT SUPPORTED: {in_flags(other.problems[0], 'stages')}{_more(other.problems)}"
+        return f"{counted}, NOT SUPPORTED: {_for_command(other.problems[0])}{_more(other.problems)}"
     if other.needs:
-        return f"{counted}, {in_flags(other.needs[0], 'input_shapes')}{_more(other.needs)}"
+        return f"{counted}, {_for_command(other.needs[0])}{_more(other.needs)}"
     return f"{counted}, all supported"

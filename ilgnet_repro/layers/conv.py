@@ -91,6 +91,7 @@ class Spatial(Layer):
     ignored_fields: ClassVar[tuple[str, ...]] = ("engine", "force_nd_im2col")
     transposed = False
     least_axes = 1  # spatial ones
+    usual_axes = 3
 
     def setup(self, rank: int, *others: int) -> None:
         self.channel_axis = self._read_axis(rank)

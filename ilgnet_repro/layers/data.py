@@ -43,6 +43,7 @@ class _ImageLayer(FedLayer):
 
     other_messages = ("transform_param",)
     top_count = (1, 2)
+    image_axes = 4
 
     def _batch(self) -> int:
         size: int = self.param.batch_size

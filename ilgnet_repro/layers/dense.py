@@ -31,6 +31,7 @@ class InnerProduct(Layer):
     message = "inner_product_param"
     fields = ("num_output", "bias_term", "weight_filler", "bias_filler", "axis", "transpose", "normalize")
     bottom_count = (1, 3)
+    usual_axes = 2
     no_float16 = ""
 
     def setup(self, rank: int, *given: int) -> None:

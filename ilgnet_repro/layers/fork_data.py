@@ -188,6 +188,8 @@ class VideoData(_ForkData):
     sizes = "video_data_param"
     top_count = (1, 2)
 
+    image_axes = 0  # images or videos
+
     def setup(self) -> None:
         self.fork = self._shown_fork()
         self.image_axes = 5 if self.fork == "C3D" else 4

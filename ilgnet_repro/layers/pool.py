@@ -38,6 +38,8 @@ from .support.window_nd import NdWindow
 class _PoolingBase(Layer):
     """Shared by Pooling and SPP: the method, four axes, and no padding with STOCHASTIC."""
 
+    usual_axes = 4
+
     def setup(self, rank: int) -> None:
         if rank != 4:
             raise self.error(f"its bottom has {rank} axes; it takes 4 (N, C, H, W)")

@@ -238,8 +238,8 @@ def _fill(specs: Specs, keys: set[Key], source: str, seed: int | None) -> dict[K
     filled = {}
     for name, index in ordered:
 
-        def error(text: str, name: str = name) -> WeightsError:
-            return WeightsError(f"{source}: layer {name}: {text}")
+        def error(message: str, *, option: str = "", name: str = name) -> WeightsError:
+            return WeightsError(f"{source}: layer {name}: {message}", option=option)
 
         filled[name, index] = fill(specs[name][index], generator, error).numpy()
     return filled

@@ -11,6 +11,7 @@ from typing import Any
 from ..caffe.fork_fields import describe_field, drop_fields, is_of_a_net, refusal
 from ..caffe.graph import Graph
 from ..caffe.graph_build import build_graph
+from ..caffe.implementation_fields import drop_test_fields
 from ..caffe.named_files import NamedFiles
 from ..caffe.prototxt import read_net, read_solver
 from ..caffe.upgrade import upgrade_net, upgrade_solver
@@ -120,7 +121,7 @@ def read_settings(
     """
     notes: list[str] = []
     ignore_fields = tuple(ignore_fields)
-    param = upgrade_solver(drop_fields(read_solver(path), ignore_fields), notes)
+    param = upgrade_solver(drop_fields(read_solver(path), ignore_fields, notes), notes)
     if not param.snapshot_prefix:
         # As in Caffe: the solver's path without its suffix; for a folder, the solver's name in it.
         param.snapshot_prefix = os.fspath(Path(path).with_suffix(""))
@@ -156,10 +157,11 @@ def make_settings(
     """Check an upgraded solver message and return its settings."""
     _check(param)
     files = NamedFiles.of(root)
+    ignored: list[str] = []
 
     def read(name: str) -> NetText:
         path = files.find(name)
-        return drop_fields(read_net(path), ignore_fields), files.beside(path)
+        return drop_fields(read_net(path), ignore_fields, ignored), files.beside(path)
 
     unused = [f"{name} is not used by lr_policy {param.lr_policy}" for name in unused_fields(param)]
     if not param.layer_wise_reduce:
@@ -196,7 +198,7 @@ def make_settings(
         root=files.root,
         files=files,
         message=param,
-        notes=(*notes, *unused, *files.notes),
+        notes=(*notes, *dict.fromkeys(ignored), *unused, *files.notes),
     )
 
 
@@ -274,7 +276,7 @@ def _source(label: str, read: NetText, phase: str, state: pb.NetState) -> NetSou
     merged.MergeFrom(net.state)
     merged.MergeFrom(state)
     phase = pb.Phase.Name(merged.phase)
-    text = resolve_kinds(upgrade_net(net), {})
+    text = drop_test_fields(resolve_kinds(upgrade_net(net), {}), phase)
     try:
         graph = build_graph(text, phase, level=merged.level, stages=merged.stage)
     except GraphError as error:

@@ -9,6 +9,8 @@ import ilgnet_repro as ir
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.fork_fields import drop_fields
 from ilgnet_repro.caffe.prototxt import parse_net, parse_solver
+from ilgnet_repro.cli._options import for_command
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import IlgnetError
 from ilgnet_repro.runtime.load import load_graph
 from ilgnet_repro.runtime.net import CaffeNet
@@ -16,85 +18,94 @@ from ilgnet_repro.train.solver import read_settings
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
 UNKNOWN = "is unknown to Caffe and to this package"
-REMEDY = "; remove it, or ignore it with ignore_fields= if it does not affect the result"
+
+
+def remedy(path: str) -> str:
+    return f"; remove it, or ignore it with ignore_fields=['{path}'] if it does not affect the result"
+
 
 REFUSED = {
     "a misspelt block": (
         INPUT + 'lyaer {\n  name: "s" type: "Sigmoid" bottom: "x" top: "x" }',
-        f"net '': field lyaer.name (line 3, column 3) {UNKNOWN} (did you mean layer?){REMEDY}",
+        f"net '': field lyaer.name (line 3, column 3) {UNKNOWN} (did you mean layer?)" + remedy("lyaer"),
         "lyaer",
     ),
     # Forks add names to Caffe's enums: like their fields they are kept, and refused where they are read.
     "a fork's value of an enum": (
         INPUT
         + 'layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { pool: AVG kernel_size: 2 } }',
-        "p (Pooling): field pooling_param.pool (line 2, column 78) is AVG, which is unknown to Caffe and to this package; "
-        "use MAX, AVE or STOCHASTIC, or ignore it with ignore_fields= if it does not affect the result",
+        "p (Pooling): field pooling_param.pool (line 2, column 78) is AVG, which is unknown to Caffe and to this package "
+        "(did you mean AVE?); use MAX, AVE or STOCHASTIC",
         "pooling_param.pool",
     ),
     "a value of an enum in a rule": (
         INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" include { phase: TESTING } }',
-        "r (ReLU): field include[0].phase (line 2, column 70) is TESTING, which is unknown to Caffe and to this package; "
-        "use TRAIN or TEST, or ignore it with ignore_fields= if it does not affect the result",
+        "r (ReLU): field include[0].phase (line 2, column 70) is TESTING, which is unknown to Caffe and to this package "
+        "(did you mean TEST?); use TRAIN or TEST",
         "include.phase",
     ),
     "a capital": (
         INPUT + 'Layer { name: "s" }',
-        f"net '': field Layer.name (line 2, column 9) {UNKNOWN} (did you mean layer?){REMEDY}",
+        f"net '': field Layer.name (line 2, column 9) {UNKNOWN} (did you mean layer?)" + remedy("Layer"),
         "Layer",
     ),
     "an empty block": (
         INPUT + "foo {}",
-        f"net '': field foo (line 2, column 1) {UNKNOWN}{REMEDY}",
+        f"net '': field foo (line 2, column 1) {UNKNOWN}" + remedy("foo"),
         "foo",
     ),
     "a field of a fork": (
         'name: "n" ' + INPUT + "optimize_mem: TRAIN_OPTIM",
-        f"net 'n': field optimize_mem (line 2, column 1) {UNKNOWN}{REMEDY}",
+        f"net 'n': field optimize_mem (line 2, column 1) {UNKNOWN}" + remedy("optimize_mem"),
         "optimize_mem",
     ),
     "in the net's state": (
         INPUT + 'state { stge: "a" }',
-        f"net '': field state.stge (line 2, column 9) {UNKNOWN} (did you mean stage?){REMEDY}",
+        f"net '': field state.stge (line 2, column 9) {UNKNOWN} (did you mean stage?)" + remedy("state.stge"),
         "state.stge",
     ),
     "an include rule": (
         INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" include { phas: TRAIN } }',
-        f"r (ReLU): field include[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",
+        f"r (ReLU): field include[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?)"
+        + remedy("include.phas"),
         "include.phas",
     ),
     # An empty exclude rule matches every state: the layer itself would be excluded.
     "an exclude rule": (
         INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" exclude { phas: TRAIN } }',
-        f"r (ReLU): field exclude[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?){REMEDY}",
+        f"r (ReLU): field exclude[0].phas (line 2, column 63) {UNKNOWN} (did you mean phase?)"
+        + remedy("exclude.phas"),
         None,
     ),
     "a param": (
         INPUT + 'layer { name: "r" type: "PReLU" bottom: "x" top: "r" param { nmae: "w" } }',
-        f"r (PReLU): field param[0].nmae (line 2, column 62) {UNKNOWN} (did you mean name?){REMEDY}",
+        f"r (PReLU): field param[0].nmae (line 2, column 62) {UNKNOWN} (did you mean name?)"
+        + remedy("param.nmae"),
         "param[0].nmae",
     ),
     "a whole message of a layer": (
         INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "r" quantization_param { bits: 8 } }',
-        f"r (ReLU): field quantization_param.bits (line 2, column 74) {UNKNOWN}{REMEDY}",
+        f"r (ReLU): field quantization_param.bits (line 2, column 74) {UNKNOWN}"
+        + remedy("quantization_param"),
         "quantization_param",
     ),
     "a layer's transformation": (
         'layer { name: "d" type: "Data" top: "x" data_param { batch_size: 2 source: "s" }\n'
         "transform_param { crop_size: 4 cropsize: 5 } }",
-        f"d (Data): field transform_param.cropsize (line 2, column 32) {UNKNOWN} (did you mean crop_size?){REMEDY}",
+        f"d (Data): field transform_param.cropsize (line 2, column 32) {UNKNOWN} (did you mean crop_size?)"
+        + remedy("transform_param.cropsize"),
         "transform_param",
     ),
     "V1": (
         'input: "x" input_dim: [2, 3, 5, 4]\nlayers { name: "r" type: RELU bottom: "x" top: "r" prelu_param { foo: 1 } }',
-        f"r (ReLU): field prelu_param.foo (line 2, column 66) {UNKNOWN}{REMEDY}",
+        f"r (ReLU): field prelu_param.foo (line 2, column 66) {UNKNOWN}" + remedy("prelu_param.foo"),
         "prelu_param.foo",
     ),
     "V0 padding, folded away": (
         'input: "x" input_dim: [2, 3, 5, 4]\n'
         'layers { layer { name: "p" type: "padding" pad: 1 foo: 2 } bottom: "x" top: "p" }\n'
         'layers { layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 } bottom: "p" top: "c" }',
-        f"c (Convolution): field foo (line 2, column 51) {UNKNOWN}{REMEDY}",
+        f"c (Convolution): field foo (line 2, column 51) {UNKNOWN}" + remedy("foo"),
         "foo",
     ),
 }
@@ -107,6 +118,47 @@ def test_an_unknown_field_is_refused_by_name_and_place(text, message, path) -> N
     assert str(caught.value) == message
     if path is not None:
         assert ir.load_net(parse_net(text), ignore_fields=[path]).inputs == ("x",)
+
+
+POOL = 'layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { kernel_size: 2 %s } }'
+# An ignored value of an enum leaves the default, which is said.
+IGNORED = {
+    "a pooling": (POOL % "pool: AVG", "pooling_param.pool", "p: pooling_param.pool has its default MAX: AVG is ignored"),
+    "its whole message": (POOL % "pool: AVG", "pooling_param", "p: pooling_param.pool has its default MAX: AVG is ignored"),
+    "V1": (
+        'layers { name: "p" type: POOLING bottom: "x" top: "p" pooling_param { kernel_size: 2 pool: AVG } }',
+        "pooling_param.pool", "p: pooling_param.pool has its default MAX: AVG is ignored",
+    ),
+    "no enum": (POOL % "pol: AVE", "pooling_param.pol", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "path", "note"), IGNORED.values(), ids=IGNORED)
+def test_what_an_ignored_value_is_instead_is_noted(text, path, note, tmp_path) -> None:
+    first = 'input: "x" input_dim: [2, 3, 5, 4]\n' if "layers {" in text else INPUT
+    net = parse_net(first + text)
+    expected = [note] if note else []
+    loaded = ir.load_net(net, ignore_fields=[path]).about.notes
+    for notes in (audit(net, ignore_fields=[path]).upgrades, loaded):
+        assert [line for line in notes if "is ignored" in line] == expected
+    (tmp_path / "n.prototxt").write_text(first + text)
+    (tmp_path / "s.prototxt").write_text('net: "n.prototxt" lr_policy: "fixed" base_lr: 0.5')
+    settings = read_settings(tmp_path / "s.prototxt", tmp_path, ignore_fields=[path])
+    assert [line for line in settings.notes if "is ignored" in line] == expected
+
+
+def test_the_remedy_of_a_command_is_its_option(tmp_path, capsys) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(INPUT + REFUSED["a whole message of a layer"][0].removeprefix(INPUT))
+    for audited in (path, tmp_path):
+        assert main(["audit", str(audited)]) == 1
+        shown = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+        assert "--ignore-field quantization_param" in shown
+        assert "ignore_fields" not in shown
+    assert main(["audit", str(path), "--ignore-field", "quantization_param"]) == 0
+    with pytest.raises(IlgnetError) as caught:
+        ir.load_net(path)
+    assert "ignore it with --ignore-field quantization_param if" in for_command(caught.value)
 
 
 def test_blobs_in_the_text_are_refused() -> None:
@@ -165,27 +217,28 @@ def test_audit_lists_every_unknown_block_and_continues() -> None:
 IN_SOLVERS = {
     "a misspelt field": (
         'net: "n.prototxt"\nbas_lr: 0.1',
-        f"solver: field bas_lr (line 2, column 1) {UNKNOWN} (did you mean base_lr?){REMEDY}",
+        f"solver: field bas_lr (line 2, column 1) {UNKNOWN} (did you mean base_lr?)" + remedy("bas_lr"),
         "bas_lr",
     ),
     "a block": (
         'net: "n.prototxt"\nbn { a: 1 }',
-        f"solver: field bn.a (line 2, column 6) {UNKNOWN}{REMEDY}",
+        f"solver: field bn.a (line 2, column 6) {UNKNOWN}" + remedy("bn"),
         "bn",
     ),
     "a state": (
         'net: "n.prototxt"\ntrain_state { levl: 1 }',
-        f"solver: field train_state.levl (line 2, column 15) {UNKNOWN} (did you mean level?){REMEDY}",
+        f"solver: field train_state.levl (line 2, column 15) {UNKNOWN} (did you mean level?)"
+        + remedy("train_state.levl"),
         "train_state.levl",
     ),
     "a net inside": (
         "net_param {\n" + INPUT + 'lyaer { name: "s" } }',
-        f"net '': field lyaer.name (line 3, column 9) {UNKNOWN} (did you mean layer?){REMEDY}",
+        f"net '': field lyaer.name (line 3, column 9) {UNKNOWN} (did you mean layer?)" + remedy("lyaer"),
         "lyaer",
     ),
     "a test net inside": (
         'net: "n.prototxt" test_iter: 1 test_interval: 1 test_net_param {\n' + INPUT + "foo: 1 }",
-        f"net '': field foo (line 3, column 1) {UNKNOWN}{REMEDY}",
+        f"net '': field foo (line 3, column 1) {UNKNOWN}" + remedy("foo"),
         "foo",
     ),
 }
@@ -239,7 +292,8 @@ def test_a_field_of_a_filler_matters_where_initial_values_are_drawn() -> None:
         CaffeNet(graph)
     assert str(caught.value) == (
         "c (Convolution): weight filler: field convolution_param.weight_filler.alpha is unknown to Caffe and to this "
-        "package; give weights, or ignore it with ignore_fields= if the initial values may differ"
+        "package; give weights, or ignore it with ignore_fields=['convolution_param.weight_filler.alpha'] if the initial "
+        "values may differ"
     )
     filled = ir.load_net(net, ignore_fields=["convolution_param.weight_filler.alpha"])
     assert filled.params["c"][1].tolist() == [2, 2]

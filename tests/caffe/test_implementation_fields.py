@@ -67,6 +67,24 @@ def test_left_out_with_a_note(text: str, named: str) -> None:
     assert "MKL" not in format_message(graph.text)
 
 
+INT8 = layer("ReLU", "quantization_param { bw_layer_in: 8 scale_in: 2.5 }")
+RISTRETTO = layer("ReLU", "quantization_param { precision: MINIFLOAT mant_bits: 2 }")
+
+
+def test_intels_int8_has_no_effect_in_phase_train() -> None:
+    note = "Intel's Caffe reads it in phase TEST only, has no effect in phase TRAIN: quantization_param"
+    found = audit(parse_net(INPUT + INT8), phase="TRAIN")
+    assert found.problems == () and note in found.upgrades
+    net = load_net(parse_net(INPUT + INT8 + INT8.replace('"y"', '"z"')), phase="TRAIN")
+    assert f"{note} (2 layers)" in net.about.notes
+    assert "quantization" not in format_message(net.graph.text)
+    for text, phase in ((INT8, "TEST"), (RISTRETTO, "TRAIN"), (RISTRETTO, "TEST")):
+        with pytest.raises(
+            IlgnetError, match=r"y \(ReLU\): field quantization_param.*ignore_fields=\['quantization_param'\]"
+        ):
+            load_net(parse_net(INPUT + text), phase=phase)
+
+
 def test_intel_and_nvidia_batchnorm_differ_in_their_blobs() -> None:
     """Intel's `filler` shows whose `bias_filler` it is: alone it is NVIDIA's, whose layer has five blobs."""
     for fields, blobs in (("filler {} bias_filler { value: 1 }", 7), ("bias_filler { value: 1 }", 13)):

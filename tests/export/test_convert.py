@@ -135,7 +135,7 @@ REFUSED = [
     ),
     (
         "an unknown layer", lambda f: damage_prototxt(f, '"Softmax"', '"Sofmax"'), {},
-        "prob (Sofmax): layer type is unknown; ",
+        "prob (Sofmax): layer type is unknown (did you mean Softmax?); ",
     ),
     (
         "a field of no schema", lambda f: damage_prototxt(f, "kernel_size: 3 weight", "kernel_size: 3 foo: 1 weight"), {},

@@ -50,10 +50,28 @@ def test_a_type_registered_twice_is_an_error() -> None:
         ("relu", "did you mean ReLU?"),
         ("INNERPRODUCT", "did you mean InnerProduct?"),
         ("Warp", "register a class for it (docs/layers.md)"),
+        ("Smoothing", "register a class for it (docs/layers.md)"),
     ],
 )
 def test_an_unknown_type_is_refused(type_: str, hint: str) -> None:
     assert unknown_type(type_) == f"y ({type_}): layer type is unknown; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields", "near"),
+    [
+        ("SigmoidCrossEntropy", "", "SigmoidCrossEntropyLoss"),
+        ("SigmoidCrossEntropyLossLayer", "loss_param { ignore_label: 2 }", "SigmoidCrossEntropyLoss"),
+        ("Convolutional", "convolution_param { num_output: 2 }", "Convolution"),
+        ("Convolutional", "convolutional_param { filters: 2 }", ""),
+        ("PoolingLayer", "convolution_param { num_output: 2 }", ""),
+    ],
+    ids=str,
+)
+def test_a_type_that_is_nearly_a_known_one_names_it(type_: str, fields: str, near: str) -> None:
+    hint = f" (did you mean {near}?)" if near else ""
+    message = f"y ({type_}): layer type is unknown{hint}; register a class for it (docs/layers.md)"
+    assert unknown_type(type_, fields) == message
 
 
 @pytest.mark.parametrize(

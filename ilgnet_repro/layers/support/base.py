@@ -169,6 +169,10 @@ class Layer(nn.Module):
     is_input: ClassVar[bool] = False
     # They are inputs in place of the data layers that it reads, which are left out (caffe/fed_bottoms.py).
     replaces_feeders: ClassVar[bool] = False
+    # The axes of its first top, images, of which the shapes of its other tops follow; 0 where the text does not show them.
+    image_axes: int = 0
+    # The fewest axes of a bottom whose shape a text would leave open, where fewer are possible.
+    usual_axes: ClassVar[int] = 0
     # The layer generates its tops; the caller may feed any of them instead, in any size the net can take.
     may_be_fed: ClassVar[bool] = False
     # The tops' lengths along `counted_axis` depend on values; `plan` returns the maximum.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from math import ceil, prod, sqrt
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,12 @@ from ...errors import ARITHMETIC, IlgnetError, reason_of
 from ...schema import caffe_pb2 as pb
 from .base import BlobSpec, Shape
 
-Error = Callable[[str], IlgnetError]
+
+class Error(Protocol):
+    """What makes an error of a message, such as `Layer.error`."""
+
+    def __call__(self, message: str, *, option: str = "") -> IlgnetError:
+        """Return the error; ``option`` is the keyword that the message is about."""
 
 
 def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
@@ -28,7 +33,8 @@ def fill(spec: BlobSpec, generator: Generator, error: Error) -> Tensor:
     if spec.foreign:
         raise error(
             f"{spec.name} filler: field {spec.foreign} is unknown to Caffe and to this package; give weights, or ignore "
-            "it with ignore_fields= if the initial values may differ"
+            f"it with ignore_fields=['{spec.foreign}'] if the initial values may differ",
+            option="ignore_fields",
         )
     if filler.type not in _FILLERS:
         raise error(

@@ -20,6 +20,9 @@ from .shared import SharedView
 
 LayerClass = TypeVar("LayerClass", bound=type[Layer])
 
+_NEAR = (
+    0.85  # how alike an unknown type and the one that may be meant are; forks' types are named after Caffe's
+)
 _BUILT_IN = __package__.rpartition(".")[0]  # the package whose modules are the built-in types
 _classes: dict[str, type[Layer]] = {}
 
@@ -64,7 +67,7 @@ def layer_types() -> dict[str, type[Layer]]:
 def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
     """Return a new layer for a node whose bottoms have ``ranks`` axes (None: unknown, see `Layer`).
 
-    Raises LayerError for an unknown type, which names the type that is meant, if it differs in case only.
+    Raises LayerError for an unknown type, which names the type that may be meant.
     """
     _load_built_in()
     if node.is_inserted:
@@ -82,8 +85,12 @@ def make_layer(node: Node, ranks: Sequence[int] | None = ()) -> Layer:
         meant = _meant(node)
         hint = f"did you mean {meant}?" if meant else "register a class for it (docs/layers.md)"
         # Types of V1 layers are spelled like this; one that no Caffe has arrives here as it is written.
-        v1 = node.type.isupper() and not meant
-        close = did_you_mean(node.type, (*V1_TYPES, *FORK_V1_TYPES)) if v1 else ""
+        if meant:
+            close = ""
+        elif node.type.isupper():
+            close = did_you_mean(node.type, (*V1_TYPES, *FORK_V1_TYPES))
+        else:
+            close = did_you_mean(node.type, _readers(node), _NEAR)
         raise LayerError(node.name, node.type, f"layer type is unknown{close}; {hint}")
     return cls(node, ranks)
 
@@ -107,12 +114,14 @@ def _meant(node: Node) -> str:
 
     Otherwise it is another layer: CTPN's `Lstm`, with its `lstm_param`, is not Caffe's `LSTM`.
     """
+    return next((type_ for type_ in _readers(node) if type_.lower() == node.type.lower()), "")
+
+
+def _readers(node: Node) -> list[str]:
+    """Return the types that read every message of the node."""
     stated = {field.name for field, _ in node.layer.ListFields() if field.name.endswith("_param")}
     stated |= {field.path.split(".")[0] for field in node.layer.fork_field}
-    for type_, cls in _classes.items():
-        if type_.lower() == node.type.lower() and stated <= {cls.message, *cls.other_messages}:
-            return type_
-    return ""
+    return [type_ for type_, cls in _classes.items() if stated <= {cls.message, *cls.other_messages}]
 
 
 def resolve_kinds(net: pb.NetParameter, blobs: Mapping[str, int]) -> pb.NetParameter:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from golden_cases import NAMES, read_case
 
 from ilgnet_repro.audit import audit
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.caffe.upgrade import upgrade_net
 from ilgnet_repro.cli.main import main
 
 DATABASE = 'layer { name: "d" type: "Data" top: "x" top: "y" data_param { source: "db" batch_size: 2 } }\n'
@@ -152,6 +154,24 @@ def test_what_some_sizes_suit_is_no_error(source, text, shapes) -> None:
     assert found.problems == ()
     assert found.needs
     assert audit(parse_net(text), input_shapes=shapes).problems == ()
+
+
+def test_no_net_that_caffe_ran_has_an_error_without_its_shapes() -> None:
+    """One recorded net of each layer type."""
+    checked = 0
+    for name in {name.split("-")[0]: name for name in NAMES if not name.startswith("sweep")}.values():
+        case = read_case(name)
+        net = upgrade_net(parse_net(case.text))
+        options = {"phase": case.phase, "others": False}
+        if audit(net, **options).problems:  # the weights show the fork
+            continue
+        for layer in net.layer:
+            if layer.type == "Input":
+                layer.input_param.Clear()
+        found = audit(net, **options)
+        assert found.problems == (), name
+        checked += bool(found.needs)
+    assert checked > 100
 
 
 def test_the_command_ends_with_1(tmp_path, capsys) -> None:

@@ -159,8 +159,9 @@ def check_options(formats: Sequence[Format], options: Options) -> None:
         for format_ in formats:
             if not format_.takes(field.name, asked):
                 others = [other for other in map(find_format, NAMES) if not other.made_of]
-                capable = [other.name for other in others if other.takes(field.name, asked)]
+                *most, last = [other.name for other in others if other.takes(field.name, asked)]
+                capable = f"{', '.join(most)} and {last}" if most else last
                 raise IlgnetError(
-                    f"{field.name}= is for {' and '.join(capable)} files, not {format_.name}; convert to that separately",
+                    f"{field.name}= is for {capable} files, not {format_.name}; convert to that separately",
                     option=field.name,
                 )

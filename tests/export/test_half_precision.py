@@ -106,7 +106,7 @@ REFUSED = [
     ("bfloat16", "caffemodel", "precision= is for safetensors and onnx files, not caffemodel; convert to that separately"),
     (
         "float16", "hdf5",
-        "precision= is for safetensors and onnx and caffemodel files, not hdf5; convert to that separately",
+        "precision= is for safetensors, onnx, caffemodel and coreml files, not hdf5; convert to that separately",
     ),
 ]  # fmt: skip
 

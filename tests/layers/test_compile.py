@@ -49,7 +49,7 @@ def test_a_type_registered_twice_is_an_error() -> None:
     [
         ("relu", "did you mean ReLU?"),
         ("INNERPRODUCT", "did you mean InnerProduct?"),
-        ("Warp", "register a class for it (docs/layers.md)"),
+        ("Wrinkle", "register a class for it (docs/layers.md)"),
         ("Smoothing", "register a class for it (docs/layers.md)"),
     ],
 )

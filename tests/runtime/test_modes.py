@@ -45,7 +45,7 @@ SWITCHED = {  # the layer, its bottom's shape
         f'type: "BatchNorm" batch_norm_param {{ use_global_stats: true {NVIDIAS} }}', IMAGES),
     "BN of four blobs": (f'type: "BN" bn_param {{ {SLOPES} }}', IMAGES),
     "BN of four blobs, rows": (f'type: "BN" bn_param {{ momentum: 0.7 {SLOPES} }}', ROWS),
-    "BN with moving_average": ('type: "BN" bn_param { moving_average: true }', IMAGES),
+    "BN with moving_average": (f'type: "BN" bn_param {{ moving_average: true {SLOPES} }}', IMAGES),
     "BN with inverse deviations": (f'type: "BN" bn_param {{ fourth_blob: INVERSE_STD {SLOPES} }}', IMAGES),
 }  # fmt: skip
 NOT_SWITCHED = {

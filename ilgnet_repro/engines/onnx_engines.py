@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,8 +58,13 @@ def has_cuda(engine: str) -> bool:
     return _CUDA in onnxruntime.get_available_providers()
 
 
-def compile_model(engine: str, model: OnnxModel, threads: int, device: str = "cpu") -> CompiledModel:
-    """Compile a model.  Raises IlgnetError where the engine is not installed or does not take the model or device."""
+def compile_model(
+    engine: str, model: OnnxModel, threads: int, device: str = "cpu", *, is_whole: bool = True
+) -> CompiledModel:
+    """Compile a model; ``is_whole``: torch computes nothing after it, and its threads may wait in a loop for the next call.
+
+    Raises IlgnetError where the engine is not installed or does not take the model or device.
+    """
     if not is_installed(engine):
         raise IlgnetError(
             f"engine={engine!r}: it is not installed; pip install 'ilgnet_repro[{EXTRAS[engine]}]'",
@@ -73,7 +79,7 @@ def compile_model(engine: str, model: OnnxModel, threads: int, device: str = "cp
         raise IlgnetError(
             f"engine={engine!r}: it has no CUDA provider for {device}; {remedy}", option="engine"
         )
-    opened = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}[engine]
+    opened = _open_openvino if engine == "openvino" else partial(_open_onnxruntime, is_whole=is_whole)
     inputs = {
         entry.name: tuple(dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim)
         for entry in model.skeleton.graph.input
@@ -115,15 +121,15 @@ def _as_file(model: OnnxModel) -> Iterator[bytes | str]:
 
 
 def _open_onnxruntime(
-    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str
+    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str, *, is_whole: bool
 ) -> Callable[[Arrays], list[np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # Its threads do not wait in a loop between calls: they would take the cores from torch's.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not is_whole:  # threads that wait in a loop would take the cores from torch's
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu":
         number = device.partition(":")[2] or "0"

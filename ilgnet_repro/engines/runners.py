@@ -197,10 +197,11 @@ class EngineRunner:
         if self._model is not None and is_whole and is_single and self._device == "cpu":
             self.direct = _direct(self._model.run, self._inputs[0], outputs[0])
 
-    @staticmethod
-    def _compile(net: CaffeNet, outputs: tuple[str, ...], settings: Settings) -> CompiledModel:
+    def _compile(self, net: CaffeNet, outputs: tuple[str, ...], settings: Settings) -> CompiledModel:
         model = plan_onnx(net, outputs=outputs, expanded=_EXPANDED[settings.engine])
-        return compile_model(settings.engine, model, settings.threads, settings.device)
+        return compile_model(
+            settings.engine, model, settings.threads, settings.device, is_whole=not self._heads
+        )
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return self._model is None or fits(self._model.inputs, shapes)

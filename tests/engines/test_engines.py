@@ -354,8 +354,8 @@ def test_an_engine_that_computes_another_number_is_left_out(
     pretend(monkeypatch, ["onnxruntime"])
     compiled = onnx_engines.compile_model
 
-    def wrong(*arguments: Any) -> Any:
-        model = compiled(*arguments)
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        model = compiled(*arguments, **options)
         run = model.run
         object.__setattr__(model, "run", lambda arrays: [value * 1.01 for value in run(arrays)])
         return model

@@ -271,7 +271,10 @@ def table(kinds: list[str], found: dict[str, dict[str, dict[str, str]]]) -> str:
     """Return the table: for each tool, how many nets of each kind it computes as the module does."""
     lines = [f"| tool | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
     for key, of in found.items():
-        cells = (f"{sum(not wrong for wrong in of[kind].values())} of {len(of[kind])}" for kind in kinds)
+        cells = (
+            f"{sum(not wrong for wrong in of[kind].values())} of {len(of[kind])}" if of[kind] else ""
+            for kind in kinds
+        )
         lines.append(f"| {TOOLS[key].shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

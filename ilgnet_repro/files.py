@@ -384,3 +384,9 @@ def csv_text(text: str) -> str:
 def from_csv_text(cell: str) -> str:
     """Return the text of a cell that `csv_text` wrote."""
     return cell[1:] if _QUOTED.match(cell) else cell
+
+
+def bytes_of(path: Path) -> int:
+    """Return the size of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -16,7 +16,6 @@ from ..export.onnx_graph import plan_onnx
 from ..layers.lrn import lrn_as_convolution
 from ..layers.support.base import OnnxGraph, Shape
 from ..process import huge_pages
-from ..runtime.float32_products import float32_products
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.quantize import WEIGHT, attach_quantized, output_axis, quantize_rows, quantized_blob
 from ..runtime.rebuild import rebuild
@@ -154,7 +153,7 @@ class DeviceRunner:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = {name: _channels_last(value.to(self._device)) for name, value in inputs.items()}
-        with torch.inference_mode(), float32_products():
+        with torch.inference_mode():
             found = self._net(given, blobs=self.wanted)
         return {name: value.contiguous() for name, value in found.items()}
 

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 from ..about import About
 from ..errors import IlgnetError
-from ..files import real_path, staged_results
+from ..files import bytes_of, real_path, staged_results
 from ..known import ScoreAt
 from ..layers.support.base import Shape
 from ..reading.preprocessing import Preprocessing
@@ -24,7 +24,6 @@ from ..runtime.net import CaffeNet
 from ..runtime.weights import count_parameters
 from ..signatures import shows_options
 from .consumers import check_verifier
-from .coreml_package import bytes_of
 from .formats import Format, check_options, find_format, read_options
 from .model_convert import convert_model
 from .publish import check_replacing, create_folder, is_same_file, publish

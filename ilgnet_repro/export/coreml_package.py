@@ -126,12 +126,6 @@ def is_package(path: Path) -> bool:
     return path.suffix == ".mlpackage" and (path / MANIFEST).is_file() and (path / MODEL).is_file()
 
 
-def bytes_of(path: Path) -> int:
-    """Return the size of a file, or of all files of a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 def weights_in_float16(program: Any) -> None:
     """Store each array of a program that float16 holds exactly in float16, with its cast to float32."""
     builder = import_module("coremltools.converters.mil").Builder

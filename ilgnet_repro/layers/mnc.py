@@ -47,6 +47,15 @@ def clipped(boxes: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(boxes, edge).clamp(min=0), ((boxes >= 0) & (boxes <= edge)).all(1)
 
 
+def _check_counts(layer: PythonLayer, wanted: tuple[int, int]) -> None:
+    """Raise LayerError for other numbers of bottoms and tops than those of the layer's phase."""
+    bottoms, tops = len(layer.node.bottoms), len(layer.node.tops)
+    if (bottoms, tops) != wanted:
+        raise layer.error(
+            f"has {bottoms} bottoms and {tops} tops; it has {wanted[0]} and {wanted[1]} in phase {layer.node.phase}"
+        )
+
+
 def clip_limit(layer: PythonLayer, base: float) -> float:
     """Return what `use_clip` limits a gradient to either way, 1 / `clip_base`; infinite without it."""
     stated = layer.settings.get("clip_base", base)
@@ -135,12 +144,7 @@ class MaskLayer(PythonLayer):
     no_source: str = ""
 
     def setup(self) -> None:
-        bottoms, tops = (3, 2) if self.is_train else (1, 1)
-        if (len(self.node.bottoms), len(self.node.tops)) != (bottoms, tops):
-            raise self.error(
-                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; it has {bottoms} and {tops} in "
-                f"phase {self.node.phase}"
-            )
+        _check_counts(self, (3, 2) if self.is_train else (1, 1))
         if self.is_train:
             self.no_onnx = self.no_source = TRAINS
 
@@ -233,12 +237,7 @@ class StageBridgeLayer(PythonLayer):
     )
 
     def setup(self) -> None:
-        bottoms, tops = (7, 8) if self.is_train else (4, 1)
-        if (len(self.node.bottoms), len(self.node.tops)) != (bottoms, tops):
-            raise self.error(
-                f"has {len(self.node.bottoms)} bottoms and {len(self.node.tops)} tops; it has {bottoms} and {tops} in "
-                f"phase {self.node.phase}"
-            )
+        _check_counts(self, (7, 8) if self.is_train else (4, 1))
         if not self.is_train:
             return
         self.no_onnx = self.no_source = TRAINS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -58,6 +59,24 @@ def flow_warp(x: Tensor, flow: Tensor, fill: float) -> Tensor:
     upper = (1 - across) * read(top, left) + across * read(top, right)
     lower = (1 - across) * read(below, left) + across * read(below, right)
     return torch.where(inside[:, None], (1 - down) * upper + down * lower, fill)
+
+
+# ---------------------------------------------------------------------- ONNX
+
+
+def onnx_pixels(graph: OnnxGraph, x: str) -> Callable[[str, str], str]:
+    """Return what adds nodes for the values of ``x``, N×C×H×W, at rows and columns that are N×1×H×W integers."""
+    channels, height, width = (graph.size(x, axis) for axis in (1, 2, 3))
+    flat = graph.node("Reshape", [x, graph.constant(integers(0, 0, -1))])
+
+    def pixels(row: str, column: str) -> str:
+        index = graph.node("Add", [graph.node("Mul", [row, graph.constant(integers(width))]), column])
+        index = graph.node("Reshape", [index, graph.constant(integers(0, 1, -1))])
+        index = graph.node("Expand", [index, graph.constant(integers(1, channels, 1))])
+        picked = graph.node("GatherElements", [flat, index], axis=2)
+        return graph.node("Reshape", [picked, graph.constant(integers(0, 0, height, width))])
+
+    return pixels
 
 
 # ---------------------------------------------------------------------- layers
@@ -234,7 +253,7 @@ class FlowWarp(Layer):
         def node(op: str, *inputs: str, **attributes: int) -> str:
             return graph.node(op, list(inputs), **attributes)
 
-        channels, height, width = (graph.size(x, axis) for axis in (1, 2, 3))
+        height, width = graph.size(x, 2), graph.size(x, 3)
         zero, one = graph.constant(numbers(0)), graph.constant(numbers(1))
         column, row = graph.nodes("Split", [flow], 2, axis=1, num_outputs=2)
         grid = np.arange(max(height, width), dtype=np.float32)
@@ -254,16 +273,12 @@ class FlowWarp(Layer):
         right = node("Min", node("Add", left, one), graph.constant(numbers(width - 1)))
         below = node("Min", node("Add", top, one), graph.constant(numbers(height - 1)))
         across, down = node("Sub", column, left), node("Sub", row, top)
-        flat = node("Reshape", x, graph.constant(integers(0, 0, -1)))
-        shape, sides = graph.constant(integers(1, channels, 1)), graph.constant(integers(0, 0, height, width))
+        pixels = onnx_pixels(graph, x)
         whole = {name: node("Cast", value, to=TensorProto.INT64)
                  for name, value in (("left", left), ("right", right), ("top", top), ("below", below))}  # fmt: skip
 
         def read(y: str, z: str) -> str:
-            index = node("Add", node("Mul", whole[y], graph.constant(integers(width))), whole[z])
-            index = node("Reshape", index, graph.constant(integers(0, 1, -1)))
-            picked = graph.node("GatherElements", [flat, graph.node("Expand", [index, shape])], axis=2)
-            return node("Reshape", picked, sides)
+            return pixels(whole[y], whole[z])
 
         def between(part: str, first: str, second: str) -> str:
             return node("Add", node("Mul", node("Sub", one, part), first), node("Mul", part, second))

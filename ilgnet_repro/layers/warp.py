@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .optical_flow import onnx_pixels
 from .support.base import Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .support.registry import register_layer
 
@@ -101,18 +102,14 @@ class Warp(Layer):
         def node(op: str, *inputs: str, **attributes: int) -> str:
             return graph.node(op, list(inputs), **attributes)
 
-        channels, height, width = (graph.size(x, axis) for axis in (1, 2, 3))
+        height, width = graph.size(x, 2), graph.size(x, 3)
         zero, one = graph.constant(numbers(0)), graph.constant(numbers(1))
         column, row = graph.nodes("Split", [places], 2, axis=1, num_outputs=2)
         left, top = node("Floor", column), node("Floor", row)
         across, down = node("Sub", column, left), node("Sub", row, top)
         rest_across, rest_down = node("Sub", one, across), node("Sub", one, down)
         right, below = node("Add", left, one), node("Add", top, one)
-        flat = node("Reshape", x, graph.constant(integers(0, 0, -1)))
-        spread, sides = (
-            graph.constant(integers(1, channels, 1)),
-            graph.constant(integers(0, 0, height, width)),
-        )
+        pixels = onnx_pixels(graph, x)
 
         def inside(place: str, side: int) -> str:
             limit = graph.constant(numbers(side))
@@ -123,10 +120,7 @@ class Warp(Layer):
             safe_y, safe_z = (
                 node("Cast", node("Where", is_inside, place, zero), to=TensorProto.INT64) for place in (y, z)
             )
-            index = node("Add", node("Mul", safe_y, graph.constant(integers(width))), safe_z)
-            index = node("Expand", node("Reshape", index, graph.constant(integers(0, 1, -1))), spread)
-            picked = node("Reshape", graph.node("GatherElements", [flat, index], axis=2), sides)
-            return node("Mul", share, node("Where", is_inside, picked, zero))
+            return node("Mul", share, node("Where", is_inside, pixels(safe_y, safe_z), zero))
 
         corners = [
             corner(top, left, node("Mul", rest_down, rest_across)),

@@ -31,6 +31,8 @@ _CONV = {0: F.conv1d, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {0: F.conv_transpose1d, 1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+_MULTIPLY: Callable[..., Tensor] = torch.ops.aten.thnn_conv2d.default
+FEWEST_CHANNELS = 16  # of a bottom whose windows are copied from channels-last order
 SMALL = 1 << 21  # multiply-adds of an image, up to which a matrix product is faster
 
 
@@ -321,6 +323,34 @@ class ConvolutionBase(Spatial):
                 )
             tops.append(y if leading == 1 else y.reshape(*x.shape[:leading], *y.shape[1:]))
         return tuple(tops)
+
+    def for_inference(self, *bottoms: Shape) -> Callable[..., Sequence[Tensor]]:
+        is_own = type(self).forward is ConvolutionBase.forward and not (
+            self.is_dilated or self.node.feeds_mask
+        )
+        shape = bottoms[0]
+        if not is_own or len(bottoms) > 1 or self.function is not F.conv2d or self.channel_axis != 1:
+            return self.forward
+        if any(self._missing(shape)):
+            return self.forward
+        window = (self.stride, self.pad)
+        has_bias = self.has_bias
+        if self.is_small(shape, tuple(self.blob("weight").shape)):
+            # Windows of channels-last blobs are copied a row of channels at a time, those of others a row of the plane.
+            order = torch.channels_last if shape[1] >= FEWEST_CHANNELS else torch.contiguous_format
+
+            def multiply(x: Tensor) -> tuple[Tensor]:
+                bias, x = self._bias() if has_bias else None, x.contiguous(memory_format=order)
+                return (_MULTIPLY(x, self.blob("weight"), self.kernel, bias, *window),)
+
+            return multiply
+        groups = self.groups(shape[1])
+
+        def convolve(x: Tensor) -> tuple[Tensor]:
+            bias = self._bias() if has_bias else None
+            return (torch.conv2d(x, self.blob("weight"), bias, *window, self.dilation, groups),)
+
+        return convolve
 
     def _kernel_for(self, x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
         """Return what convolves a bottom: a matrix product before a pooling's mask, and where that is faster.

@@ -222,7 +222,10 @@ class BatchNorm(Layer):
     def channel_affine(self, training: bool) -> tuple[Tensor, Tensor] | None:
         if training if self.follows_mode else not self.is_stored:
             return None
-        mean, variance = self.statistics
+        mean, variance = self.blob("mean"), self.blob("variance")
+        sums = 1.0 if self.has_affine else self.blob("scale_factor").item()
+        if sums != 1:  # `statistics`, in fewer operations
+            mean, variance = (mean / sums, variance / sums) if sums else (mean * 0, variance * 0)
         factor = torch.rsqrt(variance + self.eps)
         if self.has_affine:
             factor = factor * self.scale

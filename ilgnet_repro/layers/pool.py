@@ -246,6 +246,22 @@ class Pooling(_PoolingBase):
             return top, mask
         return (self._pooled(x, lambda x: self.function(self.training)(x, *geometry)),)
 
+    def for_inference(self, *bottoms: Shape) -> Callable[..., Sequence[Tensor]]:
+        if type(self).forward is not Pooling.forward or self.is_video or not self.torch_name:
+            return self.forward
+        pool, arguments = self.torch_function, self.arguments
+        if self.method != "MAX":
+            return lambda x: (pool(x, *arguments),)
+        lowest = torch.finfo(torch.float32).min
+
+        def greatest(x: Tensor) -> tuple[Tensor, ...]:
+            top = pool(x, *arguments)
+            if not top.numel() or top.amin().item() >= lowest:  # False for NaN too; see `_pooled`
+                return (top,)
+            return self.forward(x)
+
+        return greatest
+
     def onnx(self, graph: OnnxGraph, x: str) -> list[str]:
         if self.is_video:
             size = [graph.size(x, axis) for axis in (2, 3, 4)]

@@ -88,19 +88,22 @@ class Intake:
         refuse_meta(name, value)
         return value.to(device=device, dtype=dtype)
 
-    def check_sizes(self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]) -> None:
-        """Refuse inputs of another rank or layout and, where ``by_plan`` returns true, sizes that the weights do not fit.
+    def check_sizes(
+        self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]
+    ) -> tuple[tuple[str, Shape], ...]:
+        """Return the sizes of the inputs in the net's order.
 
+        Refuses inputs of another rank or layout and, where ``by_plan`` returns true, sizes that the weights do not fit.
         Each size is checked once.
         """
         key = tuple([(name, inputs[name].shape) for name in self.all_shapes if name in inputs])
         if key in self._accepted:
-            return
+            return key
         sizes = {name: tuple(shape) for name, shape in key}
         for name, size in sizes.items():
             self._check_layout(name, size)
         if not by_plan():
-            return
+            return key
         own = _shown({name: self.all_shapes[name] for name in sizes})
         try:
             plan = self.plan.at(sizes)
@@ -117,6 +120,7 @@ class Intake:
                         f"give the size the net was made for ({own})"
                     )
         self._accepted.add(key)
+        return key
 
     def _check_layout(self, name: str, size: Shape) -> None:
         own = self.all_shapes[name]

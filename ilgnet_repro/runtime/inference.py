@@ -3,12 +3,14 @@
 torch's max pooling is ten times as fast on channels-last blobs as on N×C×H×W, and its convolutions are a little faster.
 Each layer states the order in memory that its bottoms are given in (`Layer.layout`), so that one written for contiguous
 tensors gets them; a pass returns contiguous blobs.  Layers with one value per channel (BatchNorm, Scale) become one
-multiplication and addition, and a ReLU overwrites values that nothing else reads.
+multiplication and addition, which overwrites its bottom where nothing else reads it, and so does a ReLU.  What layers
+decide by the sizes of their bottoms (`Layer.for_inference`) is decided once for each size of the inputs: beside LeNet's
+layers, of 5 to 70 us, it took as long as they do.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ARITHMETIC, unusable
 from ..layers.activation import ReLU
 from ..layers.conv import ConvolutionBase
+from ..layers.dense import InnerProduct
 from ..layers.eltwise import Eltwise
-from ..layers.support.base import ANY_LAYOUT, CHANNELS_LAST, Layer
+from ..layers.support.base import ANY_LAYOUT, CHANNELS_LAST, CONTIGUOUS, Layer, Shape
 from .plan import NetPlan
 from .step import Step
+
+Sizes = tuple[tuple[str, Shape], ...]  # of the inputs, by name
+Run = Callable[..., Sequence[Tensor]]
+KEPT_SIZES = 32  # of inputs, for which a net keeps what its layers decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,39 +37,40 @@ class Call:
     """What computes a step, or several that are merged."""
 
     step: Step  # the first of them
-    run: Callable[..., Sequence[Tensor]] | None  # None for an input
-    layout: str
+    layer: Layer | None  # None where the call begins with layers that multiply and add
+    affine: tuple[Layer, ...]  # that then multiply and add one value per channel
+    is_rectified: bool  # max(x, 0) comes last
+    varies: bool  # the shapes of its bottoms depend on values, not on the sizes of the inputs alone
     bottoms: tuple[int, ...]
     tops: tuple[int, ...]
     freed: tuple[int, ...]
 
-    def __call__(self, values: Sequence[Any]) -> Sequence[Tensor]:
-        """Return the tops for the bottoms in some slots."""
-        assert self.run is not None
-        if len(self.bottoms) == 1:
-            return self.run(in_layout(values[self.bottoms[0]], self.layout))
-        return self.run(*[in_layout(values[slot], self.layout) for slot in self.bottoms])
-
-
-def in_layout(value: Tensor, layout: str) -> Tensor:
-    """Return a tensor in the order of memory that a layer takes."""
-    if layout == ANY_LAYOUT:
-        return value
-    if layout == CHANNELS_LAST and value.dim() == 4:
-        return value.contiguous(memory_format=torch.channels_last)
-    return value.contiguous()
+    def prepared(self, bottoms: Sequence[Shape]) -> Run:
+        """Return what computes the tops, for bottoms of these shapes."""
+        if self.layer is None:
+            return _Merged(None, self.affine, self.is_rectified)
+        run = self.layer.forward if self.varies else self.layer.for_inference(*bottoms)
+        return _Merged(run, self.affine, self.is_rectified) if self.affine or self.is_rectified else run
 
 
 @dataclass(frozen=True, slots=True)
-class _ChannelAffine:
-    """Layers that each multiply and add one value per channel, as one."""
+class _Merged:
+    """A layer, layers that each multiply and add one value per channel, and a ReLU."""
 
-    layers: tuple[Layer, ...]
+    run: Run | None
+    affine: tuple[Layer, ...]
+    is_rectified: bool
 
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+    def __call__(self, *bottoms: Tensor) -> Sequence[Tensor]:
+        (top,) = bottoms if self.run is None else self.run(*bottoms)
+        if self.affine:
+            top = self._multiplied(top)
+        return (torch.relu_(top) if self.is_rectified else top,)
+
+    def _multiplied(self, x: Tensor) -> Tensor:
         factor: Tensor | None = None
         shift: Tensor | None = None
-        for layer in self.layers:
+        for layer in self.affine:
             found = layer.channel_affine(layer.training)
             if found is None:  # in training it computes something else
                 return self._one_by_one(x)
@@ -69,53 +78,131 @@ class _ChannelAffine:
             shift = further if shift is None else torch.addcmul(further, shift, more)
             factor = more if factor is None else factor * more
         assert factor is not None and shift is not None
-        return (torch.addcmul(shift[:, None, None], x, factor[:, None, None]),)
+        out = None if self.run is None else x
+        return torch.addcmul(shift[:, None, None], x, factor[:, None, None], out=out)
 
-    def _one_by_one(self, x: Tensor) -> Sequence[Tensor]:
-        for layer in self.layers:
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        for layer in self.affine:
             (x,) = layer.forward(x)
-        return (x,)
+        return x
 
 
 @dataclass(frozen=True, slots=True)
-class _ThenReLU:
-    """A call whose top is then overwritten by max(x, 0)."""
+class _Prepared:
+    """What a call does for bottoms of some shapes."""
 
-    run: Callable[..., Sequence[Tensor]]
-
-    def __call__(self, *bottoms: Tensor) -> Sequence[Tensor]:
-        (top,) = self.run(*bottoms)
-        return (torch.relu_(top),)
+    run: Run | None  # None for an input
+    orders: tuple[torch.memory_format | None, ...]  # that each bottom is put into; None leaves it
 
 
-def make_calls(plan: NetPlan, steps: Sequence[Step], kept: Collection[int]) -> tuple[Call, ...]:
-    """Return the calls of a pass that keeps the values in some slots, or none where the net gains nothing by them.
+class Inference:
+    """The calls of a pass, with what their layers decided for each size of the inputs."""
 
-    A net gains where a 2-D convolution is too large for the matrix product that small ones are computed by, and where
-    all layers are its own and read values of other layers only.
+    def __init__(self, calls: Sequence[Call], slots: int, wanted: Sequence[tuple[str, int]]) -> None:
+        self.calls, self.slots, self.wanted = tuple(calls), slots, tuple(wanted)
+        self._known: OrderedDict[Sizes, tuple[_Prepared, ...]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's layers decide for themselves: what these decided reads their weights.
+        return {**vars(self), "_known": OrderedDict()}
+
+    def __call__(self, sizes: Sizes, feed: Callable[[Step], Sequence[Any]]) -> dict[str, Tensor]:
+        """Return the wanted blobs; ``feed`` returns the tops of an input layer.
+
+        Raises LayerError where a layer cannot compute its tops.
+        """
+        values: list[Any] = [None] * self.slots
+        known = self._known.get(sizes)
+        done: list[_Prepared] = []
+        call = self.calls[0]
+        try:
+            for index, call in enumerate(self.calls):
+                prepared = known[index] if known else _prepared(call, values)
+                run = prepared.run
+                tops: Sequence[Any]
+                if run is None:
+                    tops = feed(call.step)
+                elif len(call.bottoms) == 1:
+                    (order,), value = prepared.orders, values[call.bottoms[0]]
+                    tops = run(value if order is None else value.contiguous(memory_format=order))
+                else:
+                    pairs = zip(call.bottoms, prepared.orders, strict=True)
+                    tops = run(*[in_order(values[slot], order) for slot, order in pairs])
+                if len(call.tops) == 1:
+                    values[call.tops[0]] = tops[0]
+                else:
+                    for slot, top in zip(call.tops, tops, strict=False):
+                        values[slot] = top
+                for slot in call.freed:
+                    values[slot] = None
+                if known is None:
+                    done.append(prepared)
+        except ARITHMETIC as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            node = call.step.node
+            raise unusable(node.name, node.type, "cannot compute its tops", error) from error
+        if known is None:
+            self._known[sizes] = tuple(done)
+            if len(self._known) > KEPT_SIZES:
+                self._known.popitem(last=False)
+        return {name: values[slot].contiguous() for name, slot in self.wanted}
+
+
+def _prepared(call: Call, values: Sequence[Any]) -> _Prepared:
+    """Return a call for the shapes that its bottoms have now."""
+    if not call.bottoms:
+        return _Prepared(None, ())
+    shapes = [tuple(values[slot].shape) for slot in call.bottoms]
+    layout = CONTIGUOUS if call.step.layer is None else call.step.layer.layout
+    orders = tuple(_ORDERS[layout] if len(shape) == 4 else _ORDERS[CONTIGUOUS] for shape in shapes)
+    return _Prepared(call.prepared(shapes), (None,) * len(shapes) if layout == ANY_LAYOUT else orders)
+
+
+_ORDERS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last, ANY_LAYOUT: None}
+
+
+def in_order(value: Tensor, order: torch.memory_format | None) -> Tensor:
+    """Return a tensor in the order of memory that a layer takes."""
+    return value if order is None else value.contiguous(memory_format=order)
+
+
+def make_inference(
+    plan: NetPlan, steps: Sequence[Step], slots: int, wanted: Sequence[tuple[str, int]]
+) -> Inference | None:
+    """Return the pass of some steps that returns ``wanted``; None where a layer reads more than values of others.
+
+    ``wanted`` are names of blobs with their slots.
     """
-    if not all(map(_is_simple, steps)) or not any(_gains(plan, step) for step in steps):
-        return ()
+    if not all(map(_is_simple, steps)):
+        return None
+    kept = {slot for _, slot in wanted}
     reads = Counter(slot for step in steps for slot in step.bottoms)
+    varied: set[int] = set()  # slots of values whose shapes depend on values
     calls: list[Call] = []
     rest = list(steps)
     while rest:
-        merged = [rest.pop(0)]
-        step = merged[0]
-        layer: Any = step.layer
-        run = None if layer.is_input else layer.forward
-        is_new = _makes_new_top(step)
-        if _is_affine(plan, step):
+        step = rest.pop(0)
+        merged = [step]
+        layer = None if _is_affine(plan, step) else step.layer
+        affine = [] if layer is not None else [step]
+        if layer is None or _makes_new_top(step):
             while rest and _follows(merged[-1], rest[0], reads, kept) and _is_affine(plan, rest[0]):
+                affine.append(rest[0])
                 merged.append(rest.pop(0))
-            run, is_new = _ChannelAffine(tuple(one.layer for one in merged if one.layer is not None)), True
-        if is_new and rest and _follows(merged[-1], rest[0], reads, kept) and _is_plain_relu(rest[0]):
-            assert run is not None
+        is_new = bool(affine) or _makes_new_top(step)
+        is_rectified = bool(
+            is_new and rest and _follows(merged[-1], rest[0], reads, kept) and _is_plain_relu(rest[0])
+        )
+        if is_rectified:
             merged.append(rest.pop(0))
-            run = _ThenReLU(run)
         freed = tuple({slot for one in merged for slot in one.freed})
-        calls.append(Call(step, run, layer.layout, step.bottoms, merged[-1].tops, freed))
-    return tuple(calls)
+        layers = tuple(one.layer for one in affine if one.layer is not None)
+        varies = not varied.isdisjoint(step.bottoms)
+        if varies or (step.layer is not None and step.layer.sized_by_values):
+            varied.update(merged[-1].tops)
+        calls.append(Call(step, layer, layers, is_rectified, varies, step.bottoms, merged[-1].tops, freed))
+    return Inference(calls, slots, wanted)
 
 
 def _is_simple(step: Step) -> bool:
@@ -123,14 +210,6 @@ def _is_simple(step: Step) -> bool:
     if layer is None or layer.may_be_fed or step.loss_weights:
         return False
     return layer.is_input or bool(step.bottoms)
-
-
-def _gains(plan: NetPlan, step: Step) -> bool:
-    layer = step.layer
-    if not isinstance(layer, ConvolutionBase) or layer.layout != CHANNELS_LAST:
-        return False
-    bottom = plan.value_shapes[step.node.bottoms[0]]
-    return not layer.is_small(bottom, plan.blobs[step.node.name][0].shape)
 
 
 def _follows(before: Step, after: Step, reads: Counter[int], kept: Collection[int]) -> bool:
@@ -148,6 +227,8 @@ def _makes_new_top(step: Step) -> bool:
     layer = step.layer
     if isinstance(layer, Eltwise):
         return type(layer).forward is Eltwise.forward and not layer.clears_first
+    if isinstance(layer, InnerProduct):
+        return type(layer).forward is InnerProduct.forward
     return (
         isinstance(layer, ConvolutionBase)
         and type(layer).forward is ConvolutionBase.forward

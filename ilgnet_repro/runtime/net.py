@@ -23,6 +23,7 @@ from ..signatures import shows_options
 from .calls import Intake, names, shapes_by_name, wanted_blobs
 from .drawn import drawn_by_fillers
 from .float32_products import float32_products
+from .inference import Sizes
 from .multipliers import Learnable, learnables, param_groups
 from .origin import Origin
 from .parameters import check_memory, register_blobs
@@ -33,6 +34,7 @@ from .schedule import Schedule, make_schedule
 from .step import Step
 
 EXACT = "the exact net"
+HAS_MKLDNN = torch.backends.mkldnn.is_available()
 # Without hooks, torch's call of a module only runs `forward`.  Some tracers replace it by their own.
 _MODULE_CALL = nn.Module.__call__
 
@@ -270,13 +272,17 @@ class CaffeNet(nn.Module):
     def _run(self, given: Mapping[str, Any], blobs: Iterable[str] | None, *, with_loss: bool) -> Pass:
         inputs = self._intake.tensors(given)
         is_compiling = torch.compiler.is_compiling()
+        sizes: Sizes = ()
         if not is_compiling:
-            self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
+            sizes = self._intake.check_sizes(inputs, by_plan=lambda: not any(self._changes()))
         schedule = self._schedule(self.outputs if blobs is None else self._wanted(blobs), with_loss)
         is_direct = not is_compiling and self._needs_no_hooks(schedule)
         dtype, device = self.computes_in
-        if is_direct and schedule.calls and self._is_inference(dtype, device):
-            return self._infer(schedule, inputs)
+        if is_direct and schedule.inference is not None and self._is_inference(dtype, device):
+            return Pass(
+                schedule.inference(sizes, lambda step: self._fed(step, step.layer, inputs, dtype, device)),
+                None,
+            )
         if device.type == "cuda" and not is_compiling:
             with float32_products():
                 return self._compute(schedule, inputs, is_direct, dtype, device)
@@ -334,36 +340,8 @@ class CaffeNet(nn.Module):
 
     @staticmethod
     def _is_inference(dtype: torch.dtype, device: torch.device) -> bool:
-        """Return whether a pass may run the calls of its schedule."""
-        return (
-            dtype is torch.float32
-            and device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and torch.backends.mkldnn.is_available()
-        )
-
-    def _infer(self, schedule: Schedule, inputs: Mapping[str, Tensor]) -> Pass:
-        """Run the calls of a schedule; see `inference`."""
-        values: list[Any] = [None] * schedule.slots
-        for call in schedule.calls:
-            step = call.step
-            tops: Sequence[Any]
-            if call.run is None:
-                tops = self._fed(step, step.layer, inputs, torch.float32, torch.device("cpu"))
-            else:
-                try:
-                    tops = call(values)
-                except ARITHMETIC as error:
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    raise unusable(
-                        step.node.name, step.node.type, "cannot compute its tops", error
-                    ) from error
-            for slot, top in zip(call.tops, tops, strict=False):
-                values[slot] = top
-            for slot in call.freed:
-                values[slot] = None
-        return Pass({name: values[slot].contiguous() for name, slot in schedule.wanted}, None)
+        """Return whether a pass may run its schedule's `inference`."""
+        return dtype is torch.float32 and device.type == "cpu" and not torch.is_grad_enabled() and HAS_MKLDNN
 
     def _needs_no_hooks(self, schedule: Schedule) -> bool:
         """Return whether calling `forward` is equivalent to calling each layer, which takes as long as a small layer.

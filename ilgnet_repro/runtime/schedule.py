@@ -10,7 +10,7 @@ from torch import nn
 
 from ..caffe.graph import Graph, Node, Value
 from ..layers.support.base import Layer
-from .inference import Call, make_calls
+from .inference import Inference, make_inference
 from .plan import NetPlan
 from .step import Step
 
@@ -21,7 +21,7 @@ class Schedule:
 
     steps: tuple[Step, ...]
     own: tuple[tuple[Step, Any], ...]  # each step with the net's own layer
-    calls: tuple[Call, ...]  # of a pass without gradients on the CPU; empty where it gains nothing
+    inference: Inference | None  # a pass without gradients in float32 on the CPU, where all layers allow it
     slots: int
     wanted: tuple[tuple[str, int], ...]
 
@@ -70,10 +70,8 @@ def make_schedule(
         for key, node in chosen
     )  # fmt: skip
     own = tuple((step, step.layer) for step in steps)
-    calls = make_calls(plan, steps, {slots[value] for value in kept})
-    return Schedule(
-        steps, own, calls, len(slots), tuple((name, slots[value]) for name, value in outputs.items())
-    )
+    found = tuple((name, slots[value]) for name, value in outputs.items())
+    return Schedule(steps, own, make_inference(plan, steps, len(slots), found), len(slots), found)
 
 
 def _weights(layer: Layer, graph: Graph) -> tuple[tuple[int, float], ...]:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ilgnet_repro.caffe.graph_build import build_graph
 from ilgnet_repro.caffe.prototxt import parse_net
+from ilgnet_repro.errors import LayerError
 from ilgnet_repro.layers.activation import ReLU
 from ilgnet_repro.layers.conv import Convolution
 from ilgnet_repro.layers.pool import Pooling
-from ilgnet_repro.layers.support.base import ANY_LAYOUT, CHANNELS_LAST, CONTIGUOUS
+from ilgnet_repro.layers.support.base import ANY_LAYOUT, CHANNELS_LAST, CONTIGUOUS, Shape
 from ilgnet_repro.runtime import inference
 from ilgnet_repro.runtime.net import CaffeNet
 
@@ -96,20 +97,50 @@ def test_every_blob_is_that_of_a_pass_with_gradients(net: CaffeNet, rows: int) -
         assert all(value.numpy().flags.c_contiguous for value in found.values())
 
 
-def test_it_runs_channels_last(net: CaffeNet) -> None:
-    """BatchNorm, Scale and ReLU are one call, on a channels-last blob; of the ReLUs those that may overwrite do."""
-    calls = net._schedule(net.outputs, False).calls
-    names = {call.step.node.name: type(call.run).__name__ for call in calls}
-    assert names["bn1"] == "_ThenReLU"
-    assert "scale1" not in names
-    assert names["left"] == names["sum"] == "_ThenReLU"
-    assert names["right_relu"] == "method"  # a Flatten views what it reads
-    values = [None] * 99
-    with torch.no_grad():
-        values[calls[1].bottoms[0]] = image()
-        (top,) = calls[1](values)
-    assert top.is_contiguous(memory_format=torch.channels_last)
-    assert not top.is_contiguous()
+def calls_of(net: CaffeNet) -> dict[str, inference.Call]:
+    found = net._schedule(net.outputs, False).inference
+    assert found is not None
+    return {call.step.node.name: call for call in found.calls}
+
+
+def test_layers_are_merged(net: CaffeNet) -> None:
+    """A convolution, BatchNorm, Scale and ReLU are one call; of the ReLUs those that may overwrite are merged."""
+    calls = calls_of(net)
+    assert not calls.keys() & {"bn1", "scale1", "relu1", "left_relu", "sum_relu"}
+    assert [layer.node.name for layer in calls["conv1"].affine] == ["bn1", "scale1"]
+    assert calls["conv1"].is_rectified
+    assert calls["left"].is_rectified
+    assert calls["sum"].is_rectified
+    assert not calls["right"].is_rectified  # a Flatten views what it computes
+    assert "right_relu" in calls
+
+
+def test_convolutions_are_given_channels_last_blobs(net: CaffeNet, monkeypatch) -> None:
+    seen: list[Tensor] = []
+    convolve = torch.conv2d
+    monkeypatch.setattr(torch, "conv2d", lambda x, *rest: (seen.append(x), convolve(x, *rest))[1])
+    without_gradients(copy.deepcopy(net), image())
+    assert [tuple(x.shape) for x in seen] == [(2, 3, 37, 41)]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+def test_what_layers_decide_is_kept_for_each_size(net: CaffeNet, monkeypatch) -> None:
+    """Each size is decided once, the oldest of many is forgotten, and a copy decides for itself."""
+    monkeypatch.setattr(inference, "KEPT_SIZES", 2)
+    asked: list[Shape] = []
+    decide = Convolution.for_inference
+    monkeypatch.setattr(
+        Convolution,
+        "for_inference",
+        lambda layer, *bottoms: (asked.extend(bottoms), decide(layer, *bottoms))[1],
+    )
+    other = copy.deepcopy(net)
+    for rows in (1, 2, 1, 2, 5, 2, 1):
+        without_gradients(other, image(rows))
+    assert [shape[0] for shape in asked if shape[1:] == (3, 37, 41)] == [1, 2, 5, 1]
+    del asked[:]
+    without_gradients(copy.deepcopy(other), image(1))
+    assert len(asked) == 3
 
 
 def test_the_same_bits_in_every_pass_and_for_every_order_of_the_input(net: CaffeNet) -> None:
@@ -137,7 +168,7 @@ def test_copies_and_pickles_run_alike(net: CaffeNet) -> None:
         found = without_gradients(other, image())
         assert all(torch.equal(found[name], wanted[name]) for name in net.outputs)
         assert all(call.step.layer is None or call.step.layer in list(other.layers.children())
-                   for call in other._schedule(other.outputs, False).calls)  # fmt: skip
+                   for call in calls_of(other).values())  # fmt: skip
 
 
 def test_new_weights_count_at_once(net: CaffeNet) -> None:
@@ -177,7 +208,6 @@ def test_hooks_and_replaced_layers_are_given_contiguous_blobs(net: CaffeNet) -> 
 
 
 OTHERS = {
-    "small convolutions": TEXT.replace("num_output: 72", "num_output: 7"),
     "a loss": TEXT + 'layer { name: "loss" type: "EuclideanLoss" bottom: "fc" bottom: "prob" top: "loss" }',
     "DummyData": TEXT + 'layer { name: "more" type: "DummyData" top: "more" dummy_data_param { shape { dim: 2 dim: 6 } } }'
     'layer { name: "add" type: "Eltwise" bottom: "fc" bottom: "more" top: "add" }',
@@ -185,23 +215,62 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS)
-def test_nets_that_gain_nothing_run_layer_by_layer(text: str) -> None:
+def test_losses_and_fed_tops_run_layer_by_layer(text: str) -> None:
     net = make(text)
     done = net.run({"data": image()}, net.outputs)
-    assert not net._schedule(net.outputs, True).calls
+    assert net._schedule(net.outputs, True).inference is None
     with torch.no_grad():
         assert_close(net.run({"data": image()}, net.outputs).blobs, done.blobs)
+
+
+def test_small_convolutions_have_the_numbers_of_a_pass_with_gradients() -> None:
+    net = make(TEXT.replace("num_output: 72", "num_output: 7"))
+    assert_close(without_gradients(net, image(), ALL), net(image(), blobs=ALL))
 
 
 def test_other_types_and_gradients_run_layer_by_layer(net: CaffeNet, monkeypatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("a pass of channels-last blobs")
 
-    monkeypatch.setattr(CaffeNet, "_infer", refuse)
+    monkeypatch.setattr(inference.Inference, "__call__", refuse)
     net(image())
     with pytest.raises(AssertionError, match="a pass of channels-last blobs"):
         without_gradients(net, image())
     without_gradients(copy.deepcopy(net).double(), image())
+
+
+VARYING = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 3 dim: 4 dim: 9 dim: 11 } } }
+layer { name: "keep" type: "Input" top: "keep" input_param { shape { dim: 3 } } }
+layer { name: "kept" type: "Filter" bottom: "data" bottom: "keep" top: "kept" }
+layer { name: "conv" type: "Convolution" bottom: "kept" top: "conv" convolution_param { num_output: 5 kernel_size: 3
+    weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+"""
+
+
+def test_layers_after_shapes_that_depend_on_values_decide_in_each_pass() -> None:
+    net = make(VARYING)
+    calls = calls_of(net)
+    assert {name: call.varies for name, call in calls.items() if call.bottoms} == {
+        "kept": False,
+        "conv": True,
+    }
+    x = torch.from_numpy(np.random.default_rng(8).standard_normal((3, 4, 9, 11), np.float32))
+    for keep in ([1.0, 0, 1], [0.0, 0, 1], [1.0, 1, 1]):
+        given = {"data": x, "keep": torch.tensor(keep)}
+        with torch.no_grad():
+            found = net(given)
+        assert len(found["conv"]) == sum(keep)
+        assert_close(found, net(given))
+
+
+def test_an_error_names_its_layer(net: CaffeNet) -> None:
+    other = copy.deepcopy(net)
+    other.layers.left.weight = torch.nn.Parameter(torch.ones(5, 3, 1, 1))
+    for _ in range(2):
+        with pytest.raises(LayerError, match=r"^left \(Convolution\): cannot compute its tops"):
+            without_gradients(other, image())
 
 
 def test_layers_with_a_forward_of_their_own_get_contiguous_blobs_and_keep_float32() -> None:
@@ -226,9 +295,8 @@ def other_order(value: np.ndarray) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def test_recorded_nets_in_channels_last(tmp_path, monkeypatch) -> None:
+def test_recorded_nets_in_channels_last(tmp_path) -> None:
     """Caffe's numbers, for every sixth recorded net that has a layer for another order than Caffe's."""
-    monkeypatch.setattr(inference, "_gains", lambda plan, step: True)
     types: dict[str, int] = {}
     for name in (*NAMES, *FORK_NAMES)[::6]:
         case = read_case(name)
@@ -238,7 +306,7 @@ def test_recorded_nets_in_channels_last(tmp_path, monkeypatch) -> None:
         layers = [layer for _, layer in net.steps(net.outputs)]
         if all(layer.layout == CONTIGUOUS for layer in layers):
             continue
-        if not net._schedule(net.outputs, False).calls:
+        if net._schedule(net.outputs, False).inference is None:
             continue
         inputs = {name: other_order(value) for name, value in case.inputs.items()}
         with torch.no_grad():

@@ -441,6 +441,14 @@ class Layer(nn.Module):
         """Return the factor and the shift of each channel, or None where a pass in that mode computes something else."""
         return None
 
+    def for_inference(self, *bottoms: Shape) -> Callable[..., Sequence[Tensor]]:
+        """Return what computes the tops in a pass without gradients in float32 on the CPU, for bottoms of these shapes.
+
+        It is `forward`, or the same sums with what the shapes decide decided once; the parameters and the mode are read
+        in each call.
+        """
+        return self.forward
+
     def is_identity(self) -> bool:
         """Whether every top equals the first bottom, with the layer's fields and in its phase; it can be left out."""
         return False

@@ -170,11 +170,11 @@ def in_order(value: Tensor, order: torch.memory_format | None) -> Tensor:
 def make_inference(
     plan: NetPlan, steps: Sequence[Step], slots: int, wanted: Sequence[tuple[str, int]]
 ) -> Inference | None:
-    """Return the pass of some steps that returns ``wanted``; None where a layer reads more than values of others.
+    """Return the pass of some steps that returns ``wanted``, names of blobs with their slots.
 
-    ``wanted`` are names of blobs with their slots.
+    None where a layer reads more than values of others, and where nothing is to be computed.
     """
-    if not all(map(_is_simple, steps)):
+    if not steps or not all(map(_is_simple, steps)):
         return None
     kept = {slot for _, slot in wanted}
     reads = Counter(slot for step in steps for slot in step.bottoms)

@@ -4,6 +4,7 @@
     python benchmarks/bench_zoo.py [--seconds 6] [--threads N] [--nets alexnet ilgnet] [--json FILE] [--price 0.08]
     python benchmarks/bench_zoo.py --exact                                # only the exact nets beside OpenCV 4
     python benchmarks/bench_zoo.py --from-json FILE --write docs/speed.md  # measures nothing: fills the page's tables
+    python benchmarks/bench_zoo.py --device cuda [--json FILE] [--until 240]  # on a GPU: zoo_on_gpu.py
 
 For each net and batch all engines run in turns in one process, on the same drawn weights and images, and the
 best run of each counts: other programs on the machine only ever slow a run down.  OpenCV reads Caffe's files, ONNX
@@ -46,6 +47,9 @@ from ilgnet_repro.reading.transforms import Transform
 from ilgnet_repro.runtime.plan import plan_net
 from ilgnet_repro.zoo.catalogue import build
 from ilgnet_repro.zoo.seeded import seeded_blobs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import zoo_on_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "ilgnet"
@@ -360,6 +364,15 @@ def conditions(machine: str, threads: int, cpu_time: bool) -> str:
     return f"{machine}, " + ("CPU time of one thread" if cpu_time else f"threads: {threads}")
 
 
+def show_gpu(figures: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables of a GPU, or fill them into a page."""
+    if args.write:
+        zoo_on_gpu.fill_page(args.write, figures, args.gpu_price)
+    else:
+        parts = zoo_on_gpu.report(figures["rows"], args.gpu_price)
+        print("\n\n".join([figures["machine"], *parts]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -378,15 +391,36 @@ def main() -> None:
         "--cpu-time", action="store_true",
         help="count the CPU time of one thread, which other programs on the machine change little",
     )  # fmt: skip
+    on_gpu = parser.add_argument_group("with --device")
+    on_gpu.add_argument(
+        "--device", help="measure on a GPU: cuda or cuda:N (cpu tries the script without one)"
+    )
+    on_gpu.add_argument(
+        "--gpu-price", type=float, default=2.5, help="of an hour of the GPU, for the cost (default 2.5)"
+    )
+    on_gpu.add_argument("--batches", nargs="+", type=int, default=zoo_on_gpu.GPU_BATCHES)
+    on_gpu.add_argument("--until", type=float, default=240, help="start nothing after that many seconds")
+    on_gpu.add_argument("--variants", action="store_true", help="also time what `fast` does not choose")
+    on_gpu.add_argument("--compiled", nargs="*", choices=NETS, default=[], help="nets for torch.compile")
+    on_gpu.add_argument("--compiled-batches", nargs="+", type=int, default=(1, 64))
+    on_gpu.add_argument(
+        "--half-onnx", nargs="*", choices=NETS, default=[], help="nets for float16 in ONNX Runtime"
+    )
     args = parser.parse_args()
     if args.from_json:
         held = json.loads(Path(args.from_json).read_text())
+        if "device" in held:
+            show_gpu(held, args)
+            return
         stated = conditions(held["machine"], held["threads"], held.get("cpu_time", False))
         if args.write:
             fill_page(args.write, held["rows"], args.price, stated)
         else:
             print(stated, end="\n\n")
             report(held["rows"], args.price)
+        return
+    if args.device:
+        show_gpu(zoo_on_gpu.run_all(args, load, images), args)
         return
     args.clock = time.process_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads

@@ -46,7 +46,11 @@ def checked_device(device: Any, precision: str, compile: bool) -> str:
     count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
     if number >= count:
         raise IlgnetError(f"{where}: torch finds {count}, numbered from 0", option="device")
-    if precision != "float32" or compile:
-        given = "compile=True" if compile else f"precision={precision!r}"
-        raise IlgnetError(f"{where}: computes in float32, uncompiled; leave out {given}", option="device")
+    if precision == "int8":
+        raise IlgnetError(
+            f"{where}: computes in float32, float16 or bfloat16; give one of them, or leave out device",
+            option="precision",
+        )
+    if compile:
+        raise IlgnetError(f"{where}: computes uncompiled; leave out compile=True", option="device")
     return f"cuda:{number}"

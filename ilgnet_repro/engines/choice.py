@@ -53,11 +53,16 @@ class Candidate:
 
 
 def candidates(precision: str, device: str = "cpu") -> list[Candidate]:
-    """Return what may compute a net with large dense weights in ``precision``, or better, with what is installed."""
+    """Return what may compute a net with large dense weights in ``precision``, or better, with what is installed.
+
+    On a GPU only torch computes whole layers in 16 bits.
+    """
     installed = [
         engine for engine in EXTRAS if (is_installed(engine) if device == "cpu" else has_cuda(engine))
     ]
     engines = [TORCH, *installed]
+    if device != "cpu" and precision != "float32":
+        return [Candidate(TORCH, precision)]
     if precision != "int8":
         return [Candidate(engine, precision) for engine in engines]
     # float16 is the more exact of the two, and the faster one in large batches.  torch's product of int8 weights

@@ -56,7 +56,8 @@ def fast(
     states), which is kept for the net and the machine.  The difference from the exact net is measured on ``inputs``, as
     many as are given, or on seeded ones, and that of the logits where an output is a softmax.  ``threads`` are those of
     one call (default: $ILGNET_THREADS, else as many as torch uses).  ``device`` is "cpu", "cuda" or "cuda:N": a copy of
-    the net computes there, in float32 without TF32, by torch or ONNX Runtime's CUDA provider, and its outputs stay there.
+    the net computes there, in float32 without TF32, by torch or ONNX Runtime's CUDA provider, or with all layers that
+    multiply in float16 or bfloat16, by torch; its outputs stay there.
     ``compile`` compiles elementwise layers and LRN with torch.compile, for the engine torch.  ``log`` receives what is
     chosen and measured (default: "auto" says it on stderr).
 
@@ -90,7 +91,7 @@ def fast(
             raise
         raise IlgnetError(f"engine={engine!r}: {error}; use engine='torch'", option="engine") from error
     made = FastNet(net, settings, runner)
-    if settings.engine != TORCH:
+    if settings.engine != TORCH or settings.precision != "float32":
         apart = shown([made._deviations(one, {}) for one in batches])
         which = "seeded" if inputs is None else "the given"
         log(f"{made.form}: {apart} from the exact net on {which} inputs")
@@ -171,7 +172,9 @@ class FastNet(nn.Module):
     ``engine`` computes it: torch, ONNX Runtime or OpenVINO.  ``precision`` applies to large dense weights only:
     float32 differs from the exact net by the order of its sums; float16 and bfloat16 halve, int8
     quarters the weight bytes read per image.  float16 rounds only the weights; so does int8 in OpenVINO; elsewhere
-    int8, and bfloat16, also round those layers' activations and sums.
+    int8, and bfloat16, also round those layers' activations and sums.  On a GPU float16 and bfloat16 are those of all
+    layers that multiply: what they read and compute is rounded, sums are float32, and other layers compute in float32.
+    There torch launches a pass as a CUDA graph from the second call of a size, unless a layer reads values on the CPU.
     Any batch, any size that the net's weights take, and any of its blobs can be asked for: what the engine was not
     prepared for is prepared on the first call that asks.
     The weights are copies: later changes to the exact net have no effect, and a fast net cannot be moved, converted
@@ -220,7 +223,8 @@ class FastNet(nn.Module):
     def form(self) -> str:
         """What computes it."""
         where = "" if self.settings.device == "cpu" else f" on {self.settings.device}"
-        return f"fast path in {self.engine}{where}, large dense weights in {self.precision}"
+        what = "large dense weights" if self.settings.device == "cpu" else "layers"
+        return f"fast path in {self.engine}{where}, {what} in {self.precision}"
 
     @shows_options(PrepareOptions, prepare)
     def prepare(self, images: Any, **options: Unpack[PrepareOptions]) -> Tensor:

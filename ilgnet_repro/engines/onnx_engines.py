@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import IlgnetError
@@ -22,18 +24,22 @@ from ..process import openvino_core
 
 # Each engine and the extra that installs it.
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 _CUDA = "CUDAExecutionProvider"
 Arrays = Mapping[str, np.ndarray]
+OnDevice = Callable[[Mapping[str, Tensor]], list[Tensor]]
 Dims = tuple[int | str, ...]  # a symbol stands for any length, the same wherever it is used
 
 
 @dataclass(frozen=True, eq=False)
 class CompiledModel:
-    """A model in an engine: the dims of its inputs, its outputs, and the function that runs it."""
+    """A model in an engine: the dims of its inputs, its outputs, and the functions that run it."""
 
     inputs: Mapping[str, Dims]
     outputs: tuple[str, ...]
     run: Callable[[Arrays], list[np.ndarray]]
+    on_device: OnDevice | None = None  # the same for tensors on a GPU, which stay there
 
 
 def is_installed(engine: str) -> bool:
@@ -79,25 +85,35 @@ def compile_model(
         raise IlgnetError(
             f"engine={engine!r}: it has no CUDA provider for {device}; {remedy}", option="engine"
         )
-    opened = _open_openvino if engine == "openvino" else partial(_open_onnxruntime, is_whole=is_whole)
     inputs = {
         entry.name: tuple(dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim)
         for entry in model.skeleton.graph.input
     }
     outputs = tuple(entry.name for entry in model.skeleton.graph.output)
+    on_device = None
     with _as_file(model) as source:
         try:
-            run = opened(source, threads, outputs, device)
+            if engine == "openvino":
+                run = _open_openvino(source, threads, outputs)
+            else:
+                session = open_onnxruntime(source, threads, device, is_whole=is_whole)
+                run = partial(session.run, list(outputs))
+                on_device = None if device == "cpu" else bound(session, outputs, device)
         except Exception as error:  # the engines' own share no base class
             raise _explanation(engine, "open", error) from error
+    return CompiledModel(
+        inputs, outputs, _explained(engine, run), on_device and _explained(engine, on_device)
+    )
 
-    def checked(arrays: Arrays) -> list[np.ndarray]:
+
+def _explained(engine: str, run: Callable[[_Given], _Found]) -> Callable[[_Given], _Found]:
+    def explained(given: _Given) -> _Found:
         try:
-            return run(arrays)
+            return run(given)
         except Exception as error:  # the engines' own share no base class
             raise _explanation(engine, "run", error) from error
 
-    return CompiledModel(inputs, outputs, checked)
+    return explained
 
 
 def _explanation(engine: str, what: str, error: Exception) -> IlgnetError:
@@ -120,9 +136,8 @@ def _as_file(model: OnnxModel) -> Iterator[bytes | str]:
         yield str(path)
 
 
-def _open_onnxruntime(
-    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str, *, is_whole: bool
-) -> Callable[[Arrays], list[np.ndarray]]:
+def open_onnxruntime(source: bytes | str, threads: int, device: str, *, is_whole: bool) -> Any:
+    """Return a session of ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -132,20 +147,70 @@ def _open_onnxruntime(
         options.add_session_config_entry("session.force_spinning_stop", "1")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu":
-        number = device.partition(":")[2] or "0"
-        providers.insert(0, (_CUDA, {"device_id": number, "use_tf32": "0"}))
+        providers.insert(0, (_CUDA, {"device_id": str(_number(device)), "use_tf32": "0"}))
     session = onnxruntime.InferenceSession(source, options, providers=providers)
-    names = list(outputs)
+    if (
+        device != "cpu" and _CUDA not in session.get_providers()
+    ):  # it falls back to the CPU with a message at most
+        raise IlgnetError(f"its CUDA provider does not start on {device}; see its own message above")
+    return session
 
-    def run(arrays: Arrays) -> list[np.ndarray]:
-        found: list[np.ndarray] = session.run(names, arrays)
-        return found
+
+def bound(session: Any, outputs: tuple[str, ...], device: str) -> OnDevice:
+    """Return a function that runs a session on tensors where they are, and leaves its outputs on the device.
+
+    ONNX Runtime computes on a stream of its own: the tensors are complete before it starts, and it before the function
+    returns.
+    """
+    kind, number = device.partition(":")[0], _number(device)
+
+    def run(given: Mapping[str, Tensor]) -> list[Tensor]:
+        binding = session.io_binding()
+        held = {name: value.detach().contiguous() for name, value in given.items()}
+        for name, value in held.items():
+            binding.bind_input(name, kind, number, np.float32, tuple(value.shape), value.data_ptr())
+        for name in outputs:
+            binding.bind_output(name, kind, number)
+        if kind == "cuda":
+            torch.cuda.current_stream(number).synchronize()
+        session.run_with_iobinding(binding)
+        return [_as_tensor(value, device) for value in binding.get_outputs()]
 
     return run
 
 
+class _Foreign:
+    """Memory of an OrtValue as torch reads it; torch keeps the object for as long as its tensor."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.__cuda_array_interface__ = {
+            "shape": tuple(value.shape()),
+            "typestr": "<f4",
+            "data": (value.data_ptr(), False),
+            "version": 3,
+            "strides": None,
+            "stream": None,
+        }
+
+
+def _as_tensor(value: Any, device: str) -> Tensor:
+    """Return an output of a session as a tensor in the same memory."""
+    if value.data_type() != "tensor(float)":
+        raise IlgnetError(f"an output is a {value.data_type()}, not float32")
+    if device == "cpu":
+        return torch.from_numpy(value.numpy())
+    if 0 in value.shape():  # no memory, so no address
+        return torch.empty(value.shape(), device=device)
+    return torch.as_tensor(_Foreign(value), device=device)
+
+
+def _number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
 def _open_openvino(
-    source: bytes | str, threads: int, outputs: tuple[str, ...], device: str
+    source: bytes | str, threads: int, outputs: tuple[str, ...]
 ) -> Callable[[Arrays], list[np.ndarray]]:
     import openvino
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..caffe.graph import Value
+from ..errors import IlgnetError
 from ..export.onnx_graph import plan_onnx
 from ..layers.lrn import lrn_as_convolution
 from ..layers.support.base import OnnxGraph, Shape
@@ -19,10 +20,11 @@ from ..process import huge_pages
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.quantize import WEIGHT, attach_quantized, output_axis, quantize_rows, quantized_blob
 from ..runtime.rebuild import rebuild
+from .device_runner import DeviceRunner
 from .onnx_engines import Arrays, CompiledModel, Dims, as_float32, compile_model
 from .torch_compiled import compile_steps
 from .torch_layers import Dense, is_large_dense
-from .torch_steps import Step, after_large_dense, folded, plan_steps, run_steps, split_per_image
+from .torch_steps import Step, after_large_dense, folded_for, plan_steps, run_steps, split_per_image
 
 TORCH = "torch"
 # The engine that multiplies int8 weights with float32 activations itself; the others leave dense layers to torch.
@@ -32,7 +34,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a fast net computes: engine, precision of large dense weights, threads, and the device as torch names it."""
+    """How a fast net computes: engine, precision of large dense weights (on a GPU of layers), threads, torch's device."""
 
     engine: str
     precision: str
@@ -65,9 +67,15 @@ def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log:
     """Return what computes some blobs of a net.  Raises IlgnetError where the engine cannot."""
     with huge_pages(), torch.no_grad():
         if settings.engine == TORCH and settings.device != "cpu":
-            return DeviceRunner(net, wanted, settings)
+            return DeviceRunner(net, wanted, settings.device, settings.precision, log)
         if settings.engine == TORCH:
             return TorchRunner(net, wanted, settings, log)
+        if settings.device != "cpu" and settings.precision != "float32":
+            raise IlgnetError(
+                f"engine={settings.engine!r}: computes in float32 on {settings.device}; leave out "
+                f"precision={settings.precision!r}, or use engine='torch'",
+                option="engine",
+            )
         return EngineRunner(net, wanted, settings)
 
 
@@ -84,7 +92,7 @@ class TorchRunner:
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> None:
         self.wanted, self.threads, self.compile_seconds = wanted, settings.threads, 0.0
-        planned = _folded_for(net, wanted)
+        planned = folded_for(net, wanted)
         needed = net.inputs_for(wanted)
         shapes = {name: net.shapes[name] for name in needed}
         # Values of the folded net: folding changes which layer writes a blob.
@@ -136,30 +144,6 @@ class TorchRunner:
                 run_steps(trunk, values, self._trunk_tops)
 
 
-class DeviceRunner:
-    """The folded net on another device than the CPU, in channels-last order; products are float32, not TF32."""
-
-    compile_seconds = 0.0
-
-    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings) -> None:
-        self.wanted, self._device = wanted, torch.device(settings.device)
-        folded_net = _folded_for(net, wanted)
-        # Of its own: `to` changes a module, and the exact net stays where it is.
-        self._net = rebuild(folded_net, folded_net.plan, float_arrays(folded_net)).to(self._device).eval()
-        self.modules: list[nn.Module] = [self._net]
-
-    def fits(self, shapes: Mapping[str, Shape]) -> bool:
-        return True
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = {name: _channels_last(value.to(self._device)) for name, value in inputs.items()}
-        with torch.inference_mode():
-            found = self._net(given, blobs=self.wanted)
-        return {name: value.contiguous() for name, value in found.items()}
-
-    direct = None
-
-
 class EngineRunner:
     """ONNX Runtime or OpenVINO; large dense layers in fewer bits, and what follows them, by torch or by OpenVINO.
 
@@ -176,7 +160,7 @@ class EngineRunner:
         if settings.precision == "int8" and settings.engine == MULTIPLIES_INT8:
             net = _with_int8(net, wanted)
         elif settings.precision != "float32":
-            net = _folded_for(net, wanted)
+            net = folded_for(net, wanted)
             later = after_large_dense(net, wanted)
             self._heads = plan_steps(net, wanted, settings.precision, later)
             made = {top for step in self._heads for top in step.tops}
@@ -208,19 +192,23 @@ class EngineRunner:
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self._model is not None:
-            arrays: Arrays = {name: as_float32(inputs[name].cpu()) for name in self._model.inputs}
-            results = map(torch.from_numpy, self._model.run(arrays))
-            found = dict(zip(self._model.outputs, results, strict=True))
+            given = {name: inputs[name] for name in self._model.inputs}
+            found = dict(zip(self._model.outputs, self._results(self._model, given), strict=True))
         found.update((name, inputs[name]) for name in self._given)
-        if self._device != "cpu":
-            found = {name: value.to(self._device) for name, value in found.items()}
         if not self._heads:
             return found if not self._given else {name: found[name] for name in self.wanted}
         with torch.inference_mode(), threads_of_torch(self.threads):
-            given = {value: found[name] for name, value in self._rows.items()}
-            values = run_steps(self._heads, given, set(self._values.values()))
+            rows = {value: found[name] for name, value in self._rows.items()}
+            values = run_steps(self._heads, rows, set(self._values.values()))
             made = {name: values[value] for name, value in self._values.items() if value in values}
             return {name: made[name].contiguous() if name in made else found[name] for name in self.wanted}
+
+    @staticmethod
+    def _results(model: CompiledModel, given: Mapping[str, Tensor]) -> Iterable[Tensor]:
+        if model.on_device is not None:
+            return model.on_device(given)
+        arrays: Arrays = {name: as_float32(value) for name, value in given.items()}
+        return map(torch.from_numpy, model.run(arrays))
 
 
 def _direct(run: Callable[[Arrays], list[np.ndarray]], name: str, output: str) -> Direct:
@@ -280,11 +268,6 @@ def threads_of_torch(threads: int) -> Iterator[None]:
 def net_at(net: CaffeNet, shapes: Mapping[str, Shape]) -> CaffeNet:
     """Return a net with the same weights for inputs of other shapes."""
     return rebuild(net, net.plan.at(shapes), float_arrays(net))
-
-
-def _folded_for(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
-    """Return the folded net, or, where blobs are wanted that folding changes, the net itself."""
-    return folded(net) if set(wanted) <= set(net.outputs) else net
 
 
 def _channels_last(value: Tensor) -> Tensor:

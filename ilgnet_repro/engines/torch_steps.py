@@ -47,6 +47,11 @@ def folded(net: CaffeNet) -> CaffeNet:
     return CaffeNet(result.graph, result.arrays, input_shapes={name: net.shapes[name] for name in net.inputs})
 
 
+def folded_for(net: CaffeNet, wanted: tuple[str, ...]) -> CaffeNet:
+    """Return the folded net, or, where blobs are wanted that folding changes, the net itself."""
+    return folded(net) if set(wanted) <= set(net.outputs) else net
+
+
 def plan_steps(
     net: CaffeNet, wanted: tuple[str, ...], precision: str, only: Collection[str] | None = None
 ) -> list[Step]:
@@ -65,7 +70,7 @@ def plan_steps(
         if layer.is_identity():
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
-        relu = _following_relu(net, node, targets)
+        relu = following_relu(net, node, targets)
         module = _fast_module(net, node, layer, precision, relu is not None)
         if module is None or relu is None:
             steps.append(Step(module or own_copy(layer), bottoms, node.tops))
@@ -74,7 +79,7 @@ def plan_steps(
             steps.append(Step(module, bottoms, relu.tops))
     # A wanted value that is the alias of another one gets a step that copies the reference.
     copied = [value for value in map(net.graph.value, wanted) if value in alias]
-    return [*steps, *(Step(_Identity(), (alias[value],), (value,)) for value in copied)]
+    return [*steps, *(Step(Identity(), (alias[value],), (value,)) for value in copied)]
 
 
 def after_large_dense(net: CaffeNet, wanted: tuple[str, ...]) -> set[str]:
@@ -101,7 +106,7 @@ def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: 
     return None
 
 
-def _following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
+def following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
     """Return the plain ReLU (no negative slope, no limit) that is the only reader of a layer's only top, or None."""
     if len(node.tops) != 1 or node.tops[0] in kept:
         return None
@@ -111,7 +116,7 @@ def _following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node 
     return readers[0]
 
 
-class _Identity(nn.Module):
+class Identity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (x,)
 

@@ -67,12 +67,14 @@ class _PoolingBase(Layer):
     def _pooled(self, x: Tensor, pool: Callable[[Tensor], Any]) -> Any:
         """Return ``pool(x)``, its maxima as Caffe finds them: values greater than -FLT_MAX, so neither NaN nor -inf.
 
-        The bottom is searched for such values only where a maximum shows one, and always where torch traces.
+        On the CPU the bottom is searched for such values only where a maximum shows one; a GPU would wait for that answer.
         """
         if self.method != "MAX":
             return pool(x)
         lowest = torch.finfo(x.dtype).min
         if not (torch.compiler.is_compiling() or is_tracing() or x.is_meta):
+            if x.device.type != "cpu":
+                return pool(torch.fmax(x, torch.tensor(lowest, dtype=x.dtype)))
             top = pool(x)
             values = (top[0] if isinstance(top, tuple) else top).detach()
             if not values.numel() or bool(values.amin() >= lowest):  # False for NaN too

@@ -16,6 +16,7 @@ from ..caffe.graph_build import graph_text
 from ..caffe.prototxt import format_message
 from ..errors import DivergedError, GraphError, SolverError
 from ..reading.data_layer_batches import Feed
+from ..runtime.float32_products import float32_products
 from ..runtime.modes import as_loaded
 from ..runtime.net import CaffeNet
 from . import snapshot as snapshots
@@ -359,7 +360,9 @@ class Trainer:
         settings = self.settings
         display = bool(settings.display) and self.iteration % settings.display == 0
         self._begin_iteration(display)
-        with self._seeded():
+        # The backward passes are outside the net's own pass, which computes without TF32.
+        exact = float32_products() if self.device.type == "cuda" else nullcontext()
+        with self._seeded(), exact:
             loss, outputs = self._passes(passes, backward=True)
         self._smooth(loss)
         forward = Forward(self.iteration, loss, self._smoothed, outputs, display)

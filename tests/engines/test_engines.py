@@ -18,8 +18,9 @@ from golden_cases import NAMES, read_case, tolerance
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.engines import choice, onnx_engines
+from ilgnet_repro.engines.device_runner import DeviceRunner
 from ilgnet_repro.engines.fast import FastNet, fast
-from ilgnet_repro.engines.runners import DeviceRunner, Settings, fits
+from ilgnet_repro.engines.runners import fits
 
 INSTALLED = [engine for engine in onnx_engines.EXTRAS if onnx_engines.is_installed(engine)]
 ENGINES = [
@@ -445,13 +446,13 @@ REFUSED_DEVICES: dict[str, tuple[tuple[bool, bool, int], dict[str, Any], str]] =
     ),
     "no card": ((True, False, 0), {}, "device='cuda:1': torch finds no CUDA device; use device='cpu'"),
     "one card": ((True, True, 1), {}, "device='cuda:1': torch finds 1, numbered from 0"),
-    "fewer bits": (
-        (True, True, 2), {"precision": "float16"},
-        "device='cuda:1': computes in float32, uncompiled; leave out precision='float16'",
+    "int8": (
+        (True, True, 2), {"precision": "int8"},
+        "device='cuda:1': computes in float32, float16 or bfloat16; give one of them, or leave out device",
     ),
     "compiled": (
         (True, True, 2), {"compile": True, "engine": "torch"},
-        "device='cuda:1': computes in float32, uncompiled; leave out compile=True",
+        "device='cuda:1': computes uncompiled; leave out compile=True",
     ),
     "in OpenVINO": (
         (True, True, 2), {"engine": "openvino"},
@@ -486,20 +487,13 @@ def test_the_net_of_a_device_computes_the_same(net: ir.CaffeNet, blobs: tuple[st
     """On the CPU, as no other device is at hand; the layout and the settings are those of any device."""
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     inputs = {"data": torch.randn(3, 3, 36, 40, generator=torch.Generator().manual_seed(4))}
-    found = DeviceRunner(net, blobs, Settings("torch", "float32", 1))(inputs)
+    found = DeviceRunner(net, blobs, "cpu", "float32", print)(inputs)
     expected = net(inputs, blobs=blobs)
     assert tuple(found) == blobs
     for name in blobs:
         assert found[name].is_contiguous()
         np.testing.assert_allclose(found[name].numpy(), expected[name].detach().numpy(), rtol=1e-4, atol=1e-5)
     assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_cuda_device(net: ir.CaffeNet) -> None:
-    made = quiet(net, engine="torch", device="cuda")
-    assert max(made.deviation(images(3)).values()) < 1e-4
-    assert {value.device.type for value in made(images(3)).values()} == {"cuda"}
 
 
 def test_threads_of_the_environment_are_checked(net: ir.CaffeNet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from golden_cases import (
     read_case,
     tolerance,
 )
+from golden_check import assert_outputs_and_gradients
 
 from ilgnet_repro.engines.fast import fast
 from ilgnet_repro.errors import LayerError
@@ -40,50 +41,7 @@ def test_there_are_284_cases_and_309_of_forks() -> None:
 
 
 def test_outputs_and_gradients(case: Case, tmp_path) -> None:
-    net = case.net(tmp_path)
-    inputs = {
-        name: torch.from_numpy(value).requires_grad_(case.has_gradient) for name, value in case.inputs.items()
-    }
-    done = net.run(inputs, tuple(case.outputs))
-    assert set(net.outputs) == set(case.outputs)
-    by_values = {
-        top for node, layer in net.steps(net.outputs) if layer.sized_by_values for top in node.top_names
-    }
-    for blob, expected in case.outputs.items():
-        assert tuple(done.blobs[blob].shape) == expected.shape
-        if blob in by_values:  # the plan gives the most it can be
-            assert all(np.less_equal(expected.shape, net.shapes[blob]))
-        else:
-            assert net.shapes[blob] == expected.shape
-        np.testing.assert_allclose(
-            done.blobs[blob].detach().numpy(), expected, **tolerance(case.name), err_msg=blob
-        )
-    if not case.has_gradient:
-        return
-
-    seeds = [done.blobs[blob] for blob in case.top_diff]
-    if seeds:
-        torch.autograd.backward(seeds, [torch.from_numpy(diff) for diff in case.top_diff.values()])
-    else:
-        done.loss.backward()
-    for blob, expected in case.grad_in.items():
-        found = inputs[blob].grad
-        if found is None and not expected.any():
-            continue  # Caffe leaves zeros where torch leaves no gradient, as for Crop's second bottom
-        assert found is not None, f"no gradient reached {blob}"
-        np.testing.assert_allclose(
-            found.numpy(), expected, **tolerance(case.name), err_msg=f"gradient of {blob}"
-        )
-    for (layer, index), expected in case.grad_param.items():
-        found = net.params[layer][index].grad
-        if found is None and not expected.any():
-            continue  # a blob that is not learned (BN with frozen, statistics)
-        assert found is not None, f"no gradient reached {layer}, blob {index}"
-        if net.plan.blobs[layer][index].any_ones:  # the forks store them with more or fewer axes of size 1
-            found = found.view(expected.shape)
-        np.testing.assert_allclose(
-            found.numpy(), expected, **tolerance(case.name), err_msg=f"gradient of {layer}, blob {index}"
-        )
+    assert_outputs_and_gradients(case, case.net(tmp_path))
 
 
 def first_refusal(net: CaffeNet, use: str) -> str:

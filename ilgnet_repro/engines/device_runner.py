@@ -1,0 +1,117 @@
+"""A net on a GPU, by torch: float32 without TF32, or layers in float16 or bfloat16, as a CUDA graph where it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.support.base import Shape
+from ..runtime.float32_products import float32_products
+from ..runtime.net import CaffeNet, float_arrays
+from ..runtime.rebuild import rebuild
+from .cuda_graphs import Replays, Tensors, record_graph, watched
+from .device_steps import device_steps
+from .torch_steps import Step, folded_for, run_steps
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How a net runs on a GPU: what `fast` chooses, and what a benchmark compares it with."""
+
+    graphs: bool = True
+    channels_last: bool | None = None  # None: in 16 bits, which tensor cores take in that order
+    fused: bool = True  # cuDNN applies a ReLU
+    tuned: bool = True  # cuDNN measures its kernels for a graph
+
+
+class DeviceRunner:
+    """The folded net on a CUDA device."""
+
+    compile_seconds = 0.0
+    direct = None
+
+    def __init__(
+        self,
+        net: CaffeNet,
+        wanted: tuple[str, ...],
+        device: str,
+        precision: str,
+        log: Callable[[str], None],
+        options: DeviceOptions | None = None,
+    ) -> None:
+        self._options = options = options or DeviceOptions()
+        self.wanted, self._device, self._log = wanted, torch.device(device), log
+        planned = folded_for(net, wanted)
+        # Of its own: `to` changes a module, and the exact net stays where it is.
+        moved = rebuild(planned, planned.plan, float_arrays(planned)).to(self._device).eval()
+        dtype: torch.dtype = getattr(torch, precision)
+        last = dtype != torch.float32 if options.channels_last is None else options.channels_last
+        self._steps = device_steps(
+            moved, wanted, self._device, dtype, channels_last=last, fused=options.fused
+        )
+        self._needed = net.inputs_for(wanted)
+        self._fed = [moved.graph.input_value(name) for name in self._needed]
+        self._values = [moved.graph.value(name) for name in wanted]
+        # None before the first call, which looks for layers that no graph can record.
+        self._can_record: bool | None = None if options.graphs and self._needed else False
+        self._replays = Replays(self._compute, lambda given: record_graph(self._compute_tuned, given))
+        self.modules: list[nn.Module] = [step.module for step in self._steps]
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        return True
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = [inputs[name].to(self._device) for name in self._needed]
+        with torch.inference_mode():
+            if self._can_record is None:
+                found = self._look_for_reasons(given)
+            elif self._can_record:
+                found = self._replay(given)
+            else:
+                found = self._compute(given)
+        return dict(zip(self.wanted, found, strict=True))
+
+    def _compute(self, given: Sequence[Tensor]) -> Tensors:
+        return self._run(self._steps, given)
+
+    def _compute_tuned(self, given: Sequence[Tensor]) -> Tensors:
+        """Compute the blobs for a graph: its kernels are used often, so cuDNN may measure which are fastest."""
+        cudnn: Any = torch.backends.cudnn
+        before, cudnn.benchmark = cudnn.benchmark, self._options.tuned
+        try:
+            return self._compute(given)
+        finally:
+            cudnn.benchmark = before
+
+    def _run(self, steps: Sequence[Step], given: Sequence[Tensor]) -> Tensors:
+        with float32_products():
+            values = run_steps(steps, dict(zip(self._fed, given, strict=True)), set(self._values))
+        found = (values[value] for value in self._values)
+        return [value.float().contiguous() if value.is_floating_point() else value for value in found]
+
+    def _look_for_reasons(self, given: Sequence[Tensor]) -> Tensors:
+        """Compute the blobs, and find out whether a graph can record the steps."""
+        steps, reasons = watched(self._steps)
+        found = self._run(steps, given)
+        self._can_record = not reasons
+        self._replays.note(given)
+        if reasons:
+            self._log(
+                f"no CUDA graph, so each layer is launched by itself: {', '.join(dict.fromkeys(reasons))} "
+                "reads values on the CPU"
+            )
+        return found
+
+    def _replay(self, given: Sequence[Tensor]) -> Tensors:
+        try:
+            return self._replays(given)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._can_record = False
+            self._log(f"no CUDA graph, so each layer is launched by itself: {str(error).splitlines()[0]}")
+        return self._compute(given)

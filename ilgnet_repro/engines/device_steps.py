@@ -85,6 +85,7 @@ class DeviceLayer(nn.Module):
             for blob in layer.parameters():
                 blob.data = in_layout(blob.data, CHANNELS_LAST)
         self.layer = layer
+        self.is_one_kernel = relu and isinstance(layer, ConvolutionBase) and layer.is_ungrouped
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         layer: Any = self.layer
@@ -108,12 +109,16 @@ class DeviceLayer(nn.Module):
         return self.dtype if is_rounded else torch.float32
 
     def _convolve_with_relu(self, x: Tensor) -> Tensor:
+        """Return max(y, 0) of a convolution: in one kernel where cuDNN has one, but not for groups, which it computes slowly."""
         layer: Any = self.layer
-        if x.device.type != "cuda" or any(layer._missing(x.shape)):
-            (y,) = layer.forward(x)
-            return torch.relu_(y)
-        bias = layer._bias() if layer.has_bias else None
-        y = torch.cudnn_convolution_relu(
-            x, layer.blob("weight"), bias, layer.stride, layer.pad, layer.dilation, layer.groups(x.shape[1])
-        )
-        return y
+        if self.is_one_kernel and x.device.type == "cuda" and not any(layer._missing(x.shape)):
+            bias = layer._bias() if layer.has_bias else None
+            geometry = (layer.stride, layer.pad, layer.dilation, 1)
+            try:
+                return torch.cudnn_convolution_relu(x, layer.blob("weight"), bias, *geometry)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # cuDNN has none for this shape
+                self.is_one_kernel = False
+        (y,) = layer.forward(x)
+        return torch.relu_(y)

@@ -165,19 +165,18 @@ def test_calls_of_several_threads_take_turns() -> None:
     replays = Replays(doubled, Recorder(doubled))
     for _ in range(2):
         replays([torch.zeros(1000)])
-    wrong: list[int] = []
+    right: list[bool] = []
 
     def work(number: int) -> None:
         for _ in range(50):
-            if not bool((replays([torch.full((1000,), float(number))])[0] == 2 * number).all()):
-                wrong.append(number)
+            right.append(bool((replays([torch.full((1000,), float(number))])[0] == 2 * number).all()))
 
     threads = [Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert right == [True] * 200
 
 
 def test_a_net_is_recorded(net: ir.CaffeNet, monkeypatch: pytest.MonkeyPatch) -> None:

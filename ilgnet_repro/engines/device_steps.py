@@ -109,7 +109,7 @@ class DeviceLayer(nn.Module):
         return self.dtype if is_rounded else torch.float32
 
     def _convolve_with_relu(self, x: Tensor) -> Tensor:
-        """Return max(y, 0) of a convolution: in one kernel where cuDNN has one, but not for groups, which it computes slowly."""
+        """Return max(y, 0) of a convolution: in one kernel where cuDNN has one; its kernels for groups are slow."""
         layer: Any = self.layer
         if self.is_one_kernel and x.device.type == "cuda" and not any(layer._missing(x.shape)):
             bias = layer._bias() if layer.has_bias else None

@@ -140,7 +140,8 @@ class _Watch(TorchDispatchMode):
     """Notices operators whose kernels need values on the CPU."""
 
     def __init__(self, device: torch.device | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        mode: Any = super()  # torch gives it no types
+        mode.__init__()
         self.device, self.has_found = device, False
 
     def __torch_dispatch__(

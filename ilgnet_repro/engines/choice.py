@@ -202,6 +202,7 @@ def _measure(net: CaffeNet, settings: Settings, batches: Batches, able: list[Can
     with torch.inference_mode(), as_loaded(net):
         exact = [net(batch) for batch in batches]
     runners: dict[Candidate, Runner] = {}
+    batches = [{name: value.to(settings.device) for name, value in batch.items()} for batch in batches]
     for one in able:
         own = replace(settings, engine=one.engine, precision=one.precision)
         try:

@@ -166,7 +166,7 @@ def bound(session: Any, outputs: tuple[str, ...], device: str) -> OnDevice:
 
     def run(given: Mapping[str, Tensor]) -> list[Tensor]:
         binding = session.io_binding()
-        held = {name: value.detach().contiguous() for name, value in given.items()}
+        held = {name: value.detach().to(device).contiguous() for name, value in given.items()}
         for name, value in held.items():
             binding.bind_input(name, kind, number, np.float32, tuple(value.shape), value.data_ptr())
         for name in outputs:

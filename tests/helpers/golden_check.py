@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from golden_cases import Case, tolerance
 
+from ilgnet_repro.runtime.float32_products import float32_products
 from ilgnet_repro.runtime.net import CaffeNet
 
 
@@ -32,10 +33,12 @@ def assert_outputs_and_gradients(case: Case, net: CaffeNet, device: str = "cpu")
         return
 
     seeds = [done.blobs[blob] for blob in case.top_diff]
-    if seeds:
-        torch.autograd.backward(seeds, [torch.from_numpy(diff).to(device) for diff in case.top_diff.values()])
-    else:
-        done.loss.backward()
+    with float32_products():  # torch's own setting for a backward pass on a GPU is TF32
+        if seeds:
+            given = [torch.from_numpy(diff).to(device) for diff in case.top_diff.values()]
+            torch.autograd.backward(seeds, given)
+        else:
+            done.loss.backward()
     for blob, expected in case.grad_in.items():
         found = inputs[blob].grad
         if found is None and not expected.any():

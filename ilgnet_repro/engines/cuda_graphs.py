@@ -5,6 +5,7 @@ A small net's layers take less time on a GPU than Python takes to launch them on
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -93,18 +94,23 @@ def record_graph(run: Run, given: Sequence[Tensor]) -> Graph:
     """Record a function of tensors on a CUDA device as a graph; it must have run with these sizes before."""
     device = given[0].device
     places = [value.clone() for value in given]
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="The CUDA Graph is empty"
+        )  # layers that only view their bottoms
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(
-            side
-        ):  # libraries take their workspaces for a stream here, not while recording
+        with torch.cuda.stream(side):  # cuDNN measures its kernels here: while recording it cannot
             run(places)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        # cuBLAS's workspaces belong to no graph, and torch.compile frees them when it records its own: each graph takes
+        # new ones, of its own memory.
+        torch._C._cuda_clearCublasWorkspaces()
         # Other threads may allocate memory meanwhile.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = run(places)
+        torch._C._cuda_clearCublasWorkspaces()
     return Graph(graph.replay, places, outputs)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..caffe.graph import Value
 from ..layers.support.base import Shape
 from ..runtime.float32_products import float32_products
 from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.rebuild import rebuild
-from .cuda_graphs import Replays, Tensors, record_graph, watched
+from .cuda_graphs import Replays, Run, Tensors, record_graph, watched
 from .device_steps import device_steps
 from .torch_steps import Step, folded_for, run_steps
 
@@ -26,6 +27,31 @@ class DeviceOptions:
     channels_last: bool | None = None  # None: in 16 bits, which tensor cores take in that order
     fused: bool = True  # cuDNN applies a ReLU
     tuned: bool = True  # cuDNN measures its kernels for a graph
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """What computes the blobs: steps, the values that are fed, those that are wanted, and whether cuDNN measures kernels."""
+
+    steps: Sequence[Step]
+    fed: Sequence[Value]
+    wanted: Sequence[Value]
+    tuned: bool
+
+    def compute(self, given: Sequence[Tensor]) -> Tensors:
+        with float32_products():
+            values = run_steps(self.steps, dict(zip(self.fed, given, strict=True)), set(self.wanted))
+        found = (values[value] for value in self.wanted)
+        return [value.float().contiguous() if value.is_floating_point() else value for value in found]
+
+    def record(self, given: Sequence[Tensor]) -> Run:
+        """Return the same as a graph: its kernels are used often, so cuDNN may measure which are fastest."""
+        cudnn: Any = torch.backends.cudnn
+        before, cudnn.benchmark = cudnn.benchmark, self.tuned
+        try:
+            return record_graph(self.compute, given)
+        finally:
+            cudnn.benchmark = before
 
 
 class DeviceRunner:
@@ -43,23 +69,23 @@ class DeviceRunner:
         log: Callable[[str], None],
         options: DeviceOptions | None = None,
     ) -> None:
-        self._options = options = options or DeviceOptions()
+        options = options or DeviceOptions()
         self.wanted, self._device, self._log = wanted, torch.device(device), log
         planned = folded_for(net, wanted)
         # Of its own: `to` changes a module, and the exact net stays where it is.
         moved = rebuild(planned, planned.plan, float_arrays(planned)).to(self._device).eval()
         dtype: torch.dtype = getattr(torch, precision)
         last = dtype != torch.float32 if options.channels_last is None else options.channels_last
-        self._steps = device_steps(
-            moved, wanted, self._device, dtype, channels_last=last, fused=options.fused
-        )
+        steps = device_steps(moved, wanted, self._device, dtype, channels_last=last, fused=options.fused)
         self._needed = net.inputs_for(wanted)
-        self._fed = [moved.graph.input_value(name) for name in self._needed]
-        self._values = [moved.graph.value(name) for name in wanted]
+        fed = [moved.graph.input_value(name) for name in self._needed]
+        values = [moved.graph.value(name) for name in wanted]
+        self._program = program = _Program(steps, fed, values, options.tuned)
         # None before the first call, which looks for layers that no graph can record.
         self._can_record: bool | None = None if options.graphs and self._needed else False
-        self._replays = Replays(self._compute, lambda given: record_graph(self._compute_tuned, given))
-        self.modules: list[nn.Module] = [step.module for step in self._steps]
+        # Neither refers to this object: with it a graph's memory is given back, without waiting for Python's collector.
+        self._replays = Replays(program.compute, program.record)
+        self.modules: list[nn.Module] = [step.module for step in steps]
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return True
@@ -72,31 +98,13 @@ class DeviceRunner:
             elif self._can_record:
                 found = self._replay(given)
             else:
-                found = self._compute(given)
+                found = self._program.compute(given)
         return dict(zip(self.wanted, found, strict=True))
-
-    def _compute(self, given: Sequence[Tensor]) -> Tensors:
-        return self._run(self._steps, given)
-
-    def _compute_tuned(self, given: Sequence[Tensor]) -> Tensors:
-        """Compute the blobs for a graph: its kernels are used often, so cuDNN may measure which are fastest."""
-        cudnn: Any = torch.backends.cudnn
-        before, cudnn.benchmark = cudnn.benchmark, self._options.tuned
-        try:
-            return self._compute(given)
-        finally:
-            cudnn.benchmark = before
-
-    def _run(self, steps: Sequence[Step], given: Sequence[Tensor]) -> Tensors:
-        with float32_products():
-            values = run_steps(steps, dict(zip(self._fed, given, strict=True)), set(self._values))
-        found = (values[value] for value in self._values)
-        return [value.float().contiguous() if value.is_floating_point() else value for value in found]
 
     def _look_for_reasons(self, given: Sequence[Tensor]) -> Tensors:
         """Compute the blobs, and find out whether a graph can record the steps."""
-        steps, reasons = watched(self._steps)
-        found = self._run(steps, given)
+        steps, reasons = watched(self._program.steps)
+        found = replace(self._program, steps=steps).compute(given)
         self._can_record = not reasons
         self._replays.note(given)
         if reasons:
@@ -114,4 +122,4 @@ class DeviceRunner:
         except RuntimeError as error:
             self._can_record = False
             self._log(f"no CUDA graph, so each layer is launched by itself: {str(error).splitlines()[0]}")
-        return self._compute(given)
+        return self._program.compute(given)

@@ -149,6 +149,30 @@ def test_threads_and_streams(net: ir.CaffeNet, engine: str) -> None:
     assert max(apart) < 1e-4
 
 
+DENSE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 5 dim: 48 dim: 9 dim: 11 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 1000
+  weight_filler { type: "xavier" } } }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip" top: "ip2" inner_product_param { num_output: 300
+  weight_filler { type: "xavier" } } }
+"""
+
+
+def test_graphs_keep_their_workspaces() -> None:
+    """torch.compile with graphs frees cuBLAS's: a graph that reads them accesses memory that is not there."""
+    made_for = ir.load_net(parse_net(DENSE), seed=2)
+    made = quiet(made_for, engine="torch")
+    x = torch.randn(5, 48, 9, 11, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        made(x)
+    assert made._runner._can_record
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    other = [torch.full((1 << 22,), 7.0, device="cuda") for _ in range(8)]
+    assert_near(made(x), made_for, x)
+    assert all(bool((value == 7).all()) for value in other)
+
+
 DETECTION = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 11 } } }
 layer { name: "rows" type: "ArgMax" bottom: "data" top: "rows" argmax_param { axis: 1 } }

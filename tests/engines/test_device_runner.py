@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
@@ -284,3 +286,17 @@ def test_a_session_on_bound_memory(net: ir.CaffeNet) -> None:
             torch.testing.assert_close(found, net(given)["prob"], rtol=1e-5, atol=1e-6)
     first, second = run({"data": images(2)}), run({"data": images(2) + 1})
     assert first[0].data_ptr() != second[0].data_ptr()
+
+
+def test_memory_is_given_back_without_the_collector(net: ir.CaffeNet) -> None:
+    made = runner(net)
+    made({"data": images(2)})
+    fast = ir.fast(net, engine="torch")
+    fast(images(2))
+    held = [weakref.ref(made), weakref.ref(fast), weakref.ref(made.modules[0])]
+    gc.disable()
+    try:
+        del made, fast
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()

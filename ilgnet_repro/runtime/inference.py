@@ -29,7 +29,7 @@ from .step import Step
 
 Sizes = tuple[tuple[str, Shape], ...]  # of the inputs, by name
 Run = Callable[..., Sequence[Tensor]]
-KEPT_SIZES = 32  # of inputs, for which a net keeps what its layers decided
+MOST_SIZES = 32  # of inputs, for which a net keeps what its layers decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Inference:
             raise unusable(node.name, node.type, "cannot compute its tops", error) from error
         if known is None:
             self._known[sizes] = tuple(done)
-            if len(self._known) > KEPT_SIZES:
+            if len(self._known) > MOST_SIZES:
                 self._known.popitem(last=False)
         return {name: values[slot].contiguous() for name, slot in self.wanted}
 
@@ -157,6 +157,11 @@ def _prepared(call: Call, values: Sequence[Any]) -> _Prepared:
     layout = CONTIGUOUS if call.step.layer is None else call.step.layer.layout
     orders = tuple(_ORDERS[layout] if len(shape) == 4 else _ORDERS[CONTIGUOUS] for shape in shapes)
     return _Prepared(call.prepared(shapes), (None,) * len(shapes) if layout == ANY_LAYOUT else orders)
+
+
+def in_layout(value: Tensor, layout: str) -> Tensor:
+    """Return a tensor in the order of memory of a layout."""
+    return in_order(value, _ORDERS[layout if value.dim() == 4 or layout == ANY_LAYOUT else CONTIGUOUS])
 
 
 _ORDERS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last, ANY_LAYOUT: None}

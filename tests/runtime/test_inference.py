@@ -126,7 +126,7 @@ def test_convolutions_are_given_channels_last_blobs(net: CaffeNet, monkeypatch) 
 
 def test_what_layers_decide_is_kept_for_each_size(net: CaffeNet, monkeypatch) -> None:
     """Each size is decided once, the oldest of many is forgotten, and a copy decides for itself."""
-    monkeypatch.setattr(inference, "KEPT_SIZES", 2)
+    monkeypatch.setattr(inference, "MOST_SIZES", 2)
     asked: list[Shape] = []
     decide = Convolution.for_inference
     monkeypatch.setattr(

@@ -240,6 +240,4 @@ def batches(
     feed = Feed(net.graph, files, seed, arrays=arrays)
     for note in files.notes:
         warnings.warn(note, stacklevel=2)
-    if net.inputs and not feed.streams:
-        raise GraphError(f"net {net.name!r}: no layer of it reads data; give its inputs to net.loss")
     return feed.batches(start, workers)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
-
+from ..engines.arguments import checked_device
 from ..engines.fast import fast
 from ..errors import IlgnetError
 from ..runtime.load import load
+from ..runtime.model import Model
 from ..runtime.net import CaffeNet
+from ..runtime.runnable import FileNet
 from .evaluation import Test, run_test
 from .labelled_images import open_images
 from .protocols import RESIZE, find_protocol
@@ -82,16 +83,19 @@ def _load(
     allow_missing: Collection[str],
     device: str,
 ) -> Any:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise IlgnetError(f"device={device!r}: there is no GPU here; leave it out", option="device")
-    net = load(weights, prototxt, crop=crop, allow_missing=allow_missing)
+    check_device(device)
+    return on_device(load(weights, prototxt, crop=crop, allow_missing=allow_missing), device)
+
+
+def check_device(device: str) -> None:
+    """Raise IlgnetError for a device other than cpu, cuda and cuda:N, and for a GPU that torch does not find."""
+    checked_device(device, "float32", compile=False)
+
+
+def on_device(net: CaffeNet | FileNet | Model, device: str) -> CaffeNet | FileNet | Model:
+    """Return a Caffe net on a device.  Raises IlgnetError for any other net, which is run on the CPU."""
     if isinstance(net, CaffeNet):
-        try:
-            return net.to(device)
-        except RuntimeError as error:
-            raise IlgnetError(
-                f"device={device!r}: {str(error).splitlines()[0]}; use cpu or cuda", option="device"
-            ) from error
+        return net.to(device)
     if device != "cpu":
         raise IlgnetError(
             f"device={device!r}: {net.name} is run by {net.form} on the CPU; leave it out", option="device"

@@ -29,8 +29,8 @@ class Node:
 
     ``name`` is the layer's name, made unique by ``#2`` if the net repeats it.
 
-    A ``made`` node is not a layer of the net: its top is its second bottom, a blob that shares memory with the
-    first, with the values that an in-place layer wrote there (shared_memory.py).
+    A node that ``is_inserted`` is not a layer of the net: its top is its second bottom, a blob that shares memory with
+    the first, with the values that an in-place layer wrote there (shared_memory.py).
     """
 
     name: str

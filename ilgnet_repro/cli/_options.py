@@ -148,7 +148,7 @@ def add_allow_missing(parser: argparse.ArgumentParser, *flags: str) -> None:
 
 
 def say_notes(notes: Iterable[str]) -> None:
-    """Report on stderr what the weights file lacked."""
+    """Report on stderr what is known of a net or its weights."""
     for note in notes:
         say(f"note: {note}", file=sys.stderr)
 
@@ -405,6 +405,13 @@ def for_command(error: IlgnetError) -> str:
     for option in error.option.split():
         text = in_flags(text, option)
     return text
+
+
+def line_for_command(line: str) -> str:
+    """Return a note or a finding about a net with the keywords of Python that its remedy names as flags."""
+    for option in ("input_shapes", "prototxt", "stages", "ignore_fields", "crop"):
+        line = in_flags(line, option)
+    return line
 
 
 def in_flags(text: str, option: str) -> str:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import IlgnetError, printable
 from ..files import csv_text, json_text
 from ._console import add_row, results_console, say
-from ._options import add_net_options, check_exist, for_command, in_flags, read_shapes, read_stages
+from ._options import (
+    add_net_options,
+    check_exist,
+    for_command,
+    line_for_command,
+    read_shapes,
+    read_stages,
+    say_notes,
+)
 
 if TYPE_CHECKING:
     from ..audit import Audit, StateAudit
@@ -123,7 +131,7 @@ def _print_rows(rows: list[NetRow]) -> None:
     for column in ("prototxt", "weights", "status", "missing"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        missing = [_for_command(line) for line in row.missing]
+        missing = [line_for_command(line) for line in row.missing]
         add_row(table, row.prototxt, _first(row.weights), row.status, _first(missing))
     console = results_console()
     console.print(table)
@@ -131,13 +139,6 @@ def _print_rows(rows: list[NetRow]) -> None:
     nets = f"{len(rows)} net{'s' if len(rows) != 1 else ''}"
     needs = f"{counts[NEEDS]} need a shape or weights"
     console.print(f"{nets}: {counts[RUNS]} run, {needs}, {counts[BLOCKED]} blocked")
-
-
-def _for_command(line: str) -> str:
-    """Return a finding with the keywords of Python that its remedy names as the flags of the commands."""
-    for option in ("input_shapes", "prototxt", "stages", "ignore_fields"):
-        line = in_flags(line, option)
-    return line
 
 
 def _first(values: Sequence[str]) -> str:
@@ -182,9 +183,9 @@ def _is_text(name: str) -> bool:
 
 
 def _candidates(weights: str, args: argparse.Namespace) -> int:
-
     from ..caffe.graph_build import Choices
-    from ..runtime.find import deploy_candidates, match_built_in
+    from ..runtime.candidates import deploy_candidates
+    from ..runtime.find import match_built_in
     from ..runtime.load import open_weights
 
     model = open_weights(weights)
@@ -192,10 +193,10 @@ def _candidates(weights: str, args: argparse.Namespace) -> int:
         args.phase or "TEST", args.level, read_stages(args.stage), read_shapes(args.shape),
         tuple(args.ignore_field), args.crop,
     )  # fmt: skip
-    candidates = [Path(name) for name in args.candidates]
-    rows = [
-        (str(path), _verdict(path, error)) for path, error in deploy_candidates(model, candidates, choices)
-    ]
+    candidates = deploy_candidates(model, list(map(Path, args.candidates)), choices)
+    for one in candidates:
+        say_notes(f"{one.path}: {line_for_command(note)}" for note in one.notes)
+    rows = [(str(one.path), _verdict(one.path, one.error)) for one in candidates]
     rows += [(f"built in: {name}", "fits") for name in match_built_in(model)]
     if args.json:
         print(json_text(dict(rows)))
@@ -254,9 +255,9 @@ def print_audit(found: Audit) -> None:
     elif found.needs and found.sha256:
         console.print("weights: whether they fit is known once the shapes are given")
     for need in found.needs:
-        console.print(printable(f"needed: {_for_command(need)}"))
+        console.print(printable(f"needed: {line_for_command(need)}"))
     for problem in found.problems:
-        console.print(printable(f"problem: {_for_command(problem)}"))
+        console.print(printable(f"problem: {line_for_command(problem)}"))
     for other in found.others:
         console.print(printable(f"also {_other_line(other)}"))
 
@@ -269,7 +270,7 @@ def _other_line(other: StateAudit) -> str:
         f"{state_text(other.phase, other.stages)}: {other.layers} layer{'s' if other.layers != 1 else ''}"
     )
     if other.problems:
-        return f"{counted}, NOT SUPPORTED: {_for_command(other.problems[0])}{_more(other.problems)}"
+        return f"{counted}, NOT SUPPORTED: {line_for_command(other.problems[0])}{_more(other.problems)}"
     if other.needs:
-        return f"{counted}, {_for_command(other.needs[0])}{_more(other.needs)}"
+        return f"{counted}, {line_for_command(other.needs[0])}{_more(other.needs)}"
     return f"{counted}, all supported"

@@ -110,7 +110,7 @@ def add_parser(subparsers: Any) -> None:
     run_.add_argument(
         "--table", choices=("csv", "parquet"), default="csv", help="of the images (default csv)"
     )
-    run_.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
+    run_.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default cpu)")
     run_.add_argument("--workers", type=WORKERS, metavar="N", help="decoding threads (default: one per core)")
     add_cluster_option(run_, "read and score", "docs/scoring.md")
     run_.add_argument("--json", action="store_true", help="print all figures as JSON")
@@ -253,28 +253,16 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    import torch
-
+    from ..aesthetics.testing import check_device, on_device
     from ..runtime.load import load
-    from ..runtime.net import CaffeNet
 
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise IlgnetError(f"--device {args.device}: there is no GPU here; leave it out")
-    try:
-        net = load(
-            args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing, level=args.level,
-            stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
-        )  # fmt: skip
-        if isinstance(net, CaffeNet):
-            # A fast net is made of one on the CPU, and computes on its device.
-            return net if args.fast or args.engine else net.to(args.device)
-        if args.device != "cpu":
-            raise IlgnetError(
-                f"--device {args.device}: {net.name} is run by {net.form} on the CPU; leave it out"
-            )
-        return net
-    except RuntimeError as error:
-        raise IlgnetError(f"--device {args.device}: {str(error).splitlines()[0]}; use cpu or cuda") from error
+    check_device(args.device)
+    net = load(
+        args.weights, args.prototxt, crop=args.crop, allow_missing=args.allow_missing, level=args.level,
+        stages=read_stages(args.stage), input_shapes=read_shapes(args.shape), ignore_fields=args.ignore_field,
+    )  # fmt: skip
+    # A fast net is made of one on the CPU, and computes on its device.
+    return net if args.fast or args.engine else on_device(net, args.device)
 
 
 def _mean_values(text: str | None) -> tuple[float, ...]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import IlgnetError
 from ._console import say
-from ._options import Whole, add_net_options, check_exist, read_shapes, read_stages
+from ._options import (
+    Whole,
+    add_net_options,
+    check_exist,
+    line_for_command,
+    read_shapes,
+    read_stages,
+    say_notes,
+)
 
 if TYPE_CHECKING:
     from ..web.view_files import View
@@ -27,7 +35,7 @@ of what it writes, for an image or for seeded inputs. It is at the address that 
 ends it.
 
 A box is a layer with the in-place layers on its top: type, shape, parameters, multiply-adds of the batch. A layer that is
-not supported is drawn too."""
+not supported is drawn too, and what is wrong with it is said on stderr."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -80,6 +88,7 @@ def _write_svg(view: View, args: argparse.Namespace) -> int:
     drawing = draw(view.rows)
     with atomic_file(args.svg) as file:
         file.write(svg(drawing).encode("utf-8"))
+    say_notes(map(line_for_command, view.rows.notes))  # the page shows them beside the graph
     say(f"{args.svg}: {_counts(view)}")
     return 0
 

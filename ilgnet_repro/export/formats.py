@@ -148,7 +148,7 @@ def _blob_names(given: Any, option: str) -> tuple[str, ...]:
 
 
 def check_options(formats: Sequence[Format], options: Options) -> None:
-    """Raise IlgnetError where a format cannot do what an option asks."""
+    """Raise IlgnetError where a format cannot do what an option asks; it names the formats that can."""
     default = Options()
     for field in fields(Options):
         asked: Any = getattr(options, field.name)
@@ -159,8 +159,12 @@ def check_options(formats: Sequence[Format], options: Options) -> None:
         for format_ in formats:
             if not format_.takes(field.name, asked):
                 others = [other for other in map(find_format, NAMES) if not other.made_of]
-                *most, last = [other.name for other in others if other.takes(field.name, asked)]
-                capable = f"{', '.join(most)} and {last}" if most else last
+                takers = [other.name for other in others if other.takes(field.name, asked)]
+                if not takers:
+                    raise IlgnetError(
+                        f"{field.name}={asked!r}: no format takes it; leave it out", option=field.name
+                    )
+                capable = f"{', '.join(takers[:-1])} and {takers[-1]}" if takers[1:] else takers[0]
                 raise IlgnetError(
                     f"{field.name}= is for {capable} files, not {format_.name}; convert to that separately",
                     option=field.name,

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..caffe.graph import Graph, Node
 from ..caffe.named_files import NamedFiles
 from ..errors import LayerError
-from ..layers.support.registry import layer_types
+from ..layers.support.registry import class_of, layer_types
 from .fed_arrays import TYPES as FED
 from .fed_arrays import FedStream, fed_streams, feed_streams
 from .parallel import ordered_map
@@ -168,8 +168,8 @@ class Feed:
         arrays: Mapping[str, Any] | None = None,
     ) -> None:
         self.files = NamedFiles.of(root)
-        types = layer_types()  # an unknown type is reported when the net is built
-        data_layers = [node for node in graph if node.type in types and types[node.type].is_input]
+        # A type without a class is reported when the net is built.
+        data_layers = [node for node in graph if (cls := class_of(node)) is not None and cls.is_input]
         self.streams: list[Stream | WindowStream | FedStream] = []
         for node in data_layers:
             if arrays is not None and node.type in FED:

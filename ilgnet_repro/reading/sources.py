@@ -219,13 +219,17 @@ READING_TYPES = (*SOURCES, WINDOWS)
 def open_source(node: Node, files: NamedFiles) -> Source:
     """Open the source of a data layer.  Raises LayerError, by name, for layers that only a caller can feed."""
     if node.type not in SOURCES:
-        raise LayerError(
-            node.name,
-            node.type,
-            "nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData layer"
-            + (", or feed it from Python (arrays={'TOP': array})" if node.type in FED else ""),
-        )
+        raise LayerError(node.name, node.type, f"nothing feeds it while training; {_instead(node)}")
     source = SOURCES[node.type](node, files)
     if not len(source):
         raise LayerError(node.name, node.type, "its source has no rows; build it again")
     return source
+
+
+def _instead(node: Node) -> str:
+    """Return how to train a net with a layer that only a caller can feed."""
+    loop = "feed its tops in a loop over net.loss (docs/torch.md)"
+    if node.type == "Python":
+        return f"run its class by a script for pycaffe (docs/pycaffe.md), or {loop}"
+    other = "feed it from Python (arrays={'TOP': array})" if node.type in FED else loop
+    return f"use a Data, ImageData, HDF5Data or DummyData layer, or {other}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..caffe.caffemodel import CaffeModel
 from ..caffe.fork_fields import describe_field
-from ..caffe.graph_build import Choices, build_graph, choose_graph
+from ..caffe.graph_build import build_graph
 from ..caffe.inside import net_inside
 from ..caffe.prototxt import read_net
 from ..caffe.upgrade import upgrade_net
@@ -17,8 +16,6 @@ from ..errors import FormatError, IlgnetError, WeightsError
 from ..layers.support.registry import resolve_kinds
 from ..schema import caffe_pb2 as pb
 from ..zoo.catalogue import build, builders
-from .calls import shapes_by_name
-from .open_channels import channels_of_weights
 from .plan import plan_net
 from .weights import WeightsFile, blob_counts, fit_weights
 
@@ -123,22 +120,3 @@ def match_built_in(model: WeightsFile) -> list[str]:
         if fit.is_whole and fit.matched and not fit.extra and not fit.filled:
             matches.append(name)
     return matches
-
-
-def deploy_candidates(
-    model: WeightsFile, prototxts: Sequence[Path], choices: Choices | None = None
-) -> list[tuple[Path, IlgnetError | None]]:
-    """Return for each prototxt None if it fits the file, else the first reason why it does not."""
-    choices = choices or Choices()
-    rows: list[tuple[Path, IlgnetError | None]] = []
-    for path in prototxts:
-        try:
-            text = resolve_kinds(upgrade_net(read_net(path)), blob_counts(model.layers))
-            graph = choose_graph(text, choices)
-            shapes = shapes_by_name(choices.input_shapes or {}, graph)
-            plan = plan_net(graph, shapes | channels_of_weights(graph, shapes, model, []))
-            fit = fit_weights(plan.blobs, model.layers, plan.owners)
-            rows.append((path, None if fit.is_whole else WeightsError((fit.misshapen or fit.missing)[0])))
-        except IlgnetError as error:
-            rows.append((path, error))
-    return rows

@@ -12,6 +12,7 @@ from tiny_ava import TinySet
 
 from ilgnet_repro.aesthetics.results import RunResult, read_table
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.engines import onnx_engines
 
 
 @pytest.fixture
@@ -161,7 +162,13 @@ WRONG = {
     ),
     "no weights": (["--list", "val.txt", "--weights", "absent.caffemodel"], "absent.caffemodel"),
     "batches of full": (["--batches", "3"], "reads every image once; leave out --batches"),
-    "no GPU": (["--device", "cuda:77"], "--device cuda:77: there is no GPU here"),
+    "no GPU": (["--device", "cuda:77"], "--device cuda:77: torch "),
+    "no device": (["--device", "meta"], "--device meta: give cpu, cuda or cuda:N"),
+    "no GPU for an engine": (["--engine", "torch", "--device", "cuda:77"], "--device cuda:77: torch "),
+    "an engine that is not installed": (
+        ["--engine", "openvino"],
+        "--engine openvino: it is not installed; pip install 'ilgnet_repro[openvino]'",
+    ),
     "mean value": (["--mean-value", "1,2"], "--mean-value 1,2: write one number, or three"),
     "two means": (["--mean-value", "1"], "give --mean or --mean-value, not both"),
     "no mean": (["--mean", "absent"], "absent: cannot be read"),
@@ -171,8 +178,9 @@ WRONG = {
 
 @pytest.mark.parametrize("more, message", WRONG.values(), ids=WRONG)
 def test_one_line_for_what_is_wrong(
-    tiny: TinySet, capsys: pytest.CaptureFixture, more: list[str], message: str
+    tiny: TinySet, capsys: pytest.CaptureFixture, more: list[str], message: str, monkeypatch
 ) -> None:
+    monkeypatch.setattr(onnx_engines, "is_installed", lambda engine: False)
     arguments = ["test", "own", *more] if "--weights" in more else command(tiny, *more)
     assert main(arguments) == 1
     error = capsys.readouterr().err.strip()

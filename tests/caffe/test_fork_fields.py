@@ -147,6 +147,24 @@ def test_what_an_ignored_value_is_instead_is_noted(text, path, note, tmp_path) -
     assert [line for line in settings.notes if "is ignored" in line] == expected
 
 
+def test_candidates_have_the_notes_of_a_load(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    dense = 'layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip" inner_product_param { num_output: 2 } }'
+    (tmp_path / "n.prototxt").write_text(INPUT + POOL % "pool: MAX" + dense)
+    ir.save(ir.load_net("n.prototxt", seed=1), "n.caffemodel")
+    dropped = ' input_dim: 1 layer { name: "d" type: "Dropout" bottom: "p" top: "p" dropout_param { dropout_ratio: 0 } }'
+    (tmp_path / "old.prototxt").write_text(INPUT + POOL % "pool: AVG" + dropped + dense)
+    (tmp_path / "bad.prototxt").write_text(INPUT + POOL % "pol: AVE" + dense)
+    ignored = ["--ignore-field", "pooling_param.pool"]
+    loaded = ir.load("n.caffemodel", "old.prototxt", ignore_fields=ignored[1:]).about.notes
+    assert "p: pooling_param.pool has its default MAX: AVG is ignored" in loaded and len(loaded) > 1
+    assert main(["audit", "n.caffemodel", "--candidates", "bad.prototxt", "old.prototxt", *ignored]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [f"note: old.prototxt: {note}" for note in loaded]
+    assert out.splitlines()[0].startswith("bad.prototxt: p (Pooling): field pooling_param.pol ")
+    assert out.splitlines()[1] == "old.prototxt: fits"
+
+
 def test_the_remedy_of_a_command_is_its_option(tmp_path, capsys) -> None:
     path = tmp_path / "n.prototxt"
     path.write_text(INPUT + REFUSED["a whole message of a layer"][0].removeprefix(INPUT))

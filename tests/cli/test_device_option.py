@@ -12,6 +12,7 @@ import torch
 import ilgnet_repro as ir
 from ilgnet_repro.cli.main import main
 from ilgnet_repro.engines import fast as module
+from ilgnet_repro.engines import onnx_engines
 
 TEXT = """
 name: "small"
@@ -23,7 +24,6 @@ layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
 SCORE = ["score", "a.png", "--weights", "net.caffemodel", "--mean-value", "1,2,3", "--size", "5"]
 COMPARE = ["compare", "net.caffemodel", "net.caffemodel"]
 CAFFE = ["caffe", "test", "-model", "net.prototxt", "-weights", "net.caffemodel", "-arrays", "rows.npz"]
-TEST = ["test", "ava2", "--weights", "net.caffemodel", "--list", "list.txt"]
 COMMANDS = {"score": SCORE, "compare": COMPARE, "caffe test": CAFFE}
 
 
@@ -68,4 +68,20 @@ REFUSED = {
 @pytest.mark.parametrize(("command", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(command: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--device", "cuda"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"ilgnet: {message}"
+
+
+NOT_INSTALLED = {
+    "openvino": "--engine openvino: it is not installed; pip install 'ilgnet_repro[openvino]'",
+    "onnxruntime": "--engine onnxruntime: it is not installed; pip install 'ilgnet_repro[runtime]'",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize(("engine", "message"), NOT_INSTALLED.items(), ids=NOT_INSTALLED)
+def test_an_engine_that_is_not_installed(
+    command: list[str], engine: str, message: str, folder: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(onnx_engines, "is_installed", lambda name: False)
+    assert main([*command, "--engine", engine]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"ilgnet: {message}"

@@ -6,6 +6,7 @@ import copy
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import nn
 import ilgnet_repro as ir
 from ilgnet_repro.caffe.prototxt import parse_net
 from ilgnet_repro.errors import GraphError, IlgnetError
+from ilgnet_repro.export import formats
+from ilgnet_repro.export.formats import find_format
+from ilgnet_repro.export.saving import Options
 from ilgnet_repro.export.to_python import load_module
 from ilgnet_repro.runtime.modes import as_loaded
 from ilgnet_repro.runtime.net import CaffeNet
@@ -303,6 +307,17 @@ def test_refused_calls(tmp_path: Path, case: str) -> None:
         ir.save(norm_net(), tmp_path / name, **options)
     assert str(caught.value) == message.format(folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["f.onnx"]
+
+
+def test_an_option_that_no_format_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option has a format that takes it; one without any is still refused in one line."""
+    for field in fields(Options):
+        takers = [find_format(name) for name in formats.NAMES]
+        assert field.name in formats.GENERAL or any(field.name in one.options for one in takers), field.name
+    monkeypatch.setattr(formats, "NAMES", ())
+    with pytest.raises(IlgnetError) as caught:
+        formats.check_options([find_format("pt2")], Options(precision="int8"))
+    assert str(caught.value) == "precision='int8': no format takes it; leave it out"
 
 
 # ------------------------------------------------------------------------------- complete files, or none

@@ -281,11 +281,15 @@ def test_processes_split_the_batches_of_a_test():
         (layer("MemoryData", "x", "y", "batch_size: 2 channels: 1 height: 3 width: 4"),
          "x (MemoryData): nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData"),
         (layer("Input", "x", "y", "shape { dim: 2 } shape { dim: 3 }"), "x (Input): nothing feeds it"),
+        ('layer { name: "x" type: "VideoData" top: "x" top: "y" }',
+         "x (VideoData): nothing feeds it while training; use a Data, ImageData, HDF5Data or DummyData layer, or feed its "
+         "tops in a loop over net.loss (docs/torch.md)"),
+        ('layer { name: "x" type: "Unheard" top: "x" }', "x (Unheard): nothing feeds it while training; use a Data"),
         (layer("HDF5Data", "x", "y", 'source: "absent.txt" batch_size: 4'), "x (HDF5Data): source"),
         (layer("ImageData", "x", "y", 'source: "list.txt" batch_size: 2 new_width: 7'),
          "x (ImageData): new_height and new_width must be set together"),
     ],
-    ids=["batch-0", "no-lmdb", "leveldb", "memory", "input", "no-hdf5", "half-a-size"],
+    ids=["batch-0", "no-lmdb", "leveldb", "memory", "input", "fork", "unknown", "no-hdf5", "half-a-size"],
 )  # fmt: skip
 def test_refused_by_name(text, message):
     with pytest.raises(IlgnetError) as raised:

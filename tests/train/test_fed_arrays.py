@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ilgnet_repro as ir
+from ilgnet_repro.cli.main import main
 
 # One dense layer and a Euclidean loss: the update of a step is worked out by hand below.
 NET = """
@@ -196,3 +197,42 @@ def test_calls_that_make_no_sense(tmp_path, monkeypatch, call, message):
     with pytest.raises(ir.IlgnetError) as raised:
         call()
     assert str(raised.value) == message
+
+
+PYTHON_DATA = {
+    "a class of py-faster-rcnn": ("roi_data_layer.layer", "RoIDataLayer", "data"),
+    "tops that it does not declare": ("roi_data_layer.layer", "RoIDataLayer", "x"),
+    "a class of the user's": ("my_data", "Pairs", "x"),
+}
+TRAINED_BY = {
+    "train": lambda top: main(["train", "--solver", "solver.prototxt"]),
+    "caffe train": lambda top: main(["caffe", "train", "-solver", "solver.prototxt"]),
+    "Solver": lambda top: ir.Solver("solver.prototxt", arrays={}),
+    "solve": lambda top: ir.solve("solver.prototxt"),
+    "batches": lambda top: ir.batches(ir.load_net("net.prototxt", phase="TRAIN", input_shapes={top: (2, 3)})),
+}
+
+
+@pytest.mark.parametrize("run", TRAINED_BY)
+@pytest.mark.parametrize(("module", "layer", "top"), PYTHON_DATA.values(), ids=PYTHON_DATA)
+def test_a_python_data_layer_is_refused_with_the_remedy(
+    run, module, layer, top, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    data = f'top: "{top}" python_param {{ module: "{module}" layer: "{layer}" }}'
+    Path("net.prototxt").write_text(
+        f'layer {{ name: "d" type: "Python" {data} }} layer {{ name: "s" type: "Silence" bottom: "{top}" }}'
+    )
+    Path("solver.prototxt").write_text(SOLVER)
+    message = (
+        "d (Python): nothing feeds it while training; run its class by a script for pycaffe (docs/pycaffe.md), or feed its "
+        "tops in a loop over net.loss (docs/torch.md)"
+    )
+    if "train" in run:
+        assert TRAINED_BY[run](top) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == f"ilgnet: {message}"
+    else:
+        with pytest.raises(ir.IlgnetError) as raised:
+            TRAINED_BY[run](top)
+        assert str(raised.value) == message
+    assert sorted(path.name for path in Path().iterdir()) == ["net.prototxt", "solver.prototxt"]

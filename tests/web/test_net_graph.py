@@ -100,8 +100,46 @@ def test_the_command_draws_every_form(files: list[str], folder: Path, monkeypatc
     monkeypatch.chdir(folder)
     assert main(["view", *files, "--svg", "net.svg"]) == 0
     # 112 + 125 parameters; 3780 + 120 multiply-adds.
-    assert capsys.readouterr().out == "net.svg: 6 layers, 237 parameters, 3,900 multiply-adds per image\n"
+    assert capsys.readouterr() == ("net.svg: 6 layers, 237 parameters, 3,900 multiply-adds per image\n", "")
     ElementTree.parse(folder / "net.svg")
+
+
+INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
+NOTED = {
+    "an unsupported layer": (
+        INPUT + 'layer { name: "odd" type: "Unheard" bottom: "x" top: "y" }', [],
+        "odd (Unheard): layer type is unknown; register a class for it (docs/layers.md)",
+    ),
+    "an unknown field": (
+        INPUT + 'layer { name: "r" type: "ReLU" bottom: "x" top: "y" relu_param { slope: 2 } }', [],
+        "r (ReLU): field relu_param.slope (line 2, column 66) is unknown to Caffe and to this package; remove it, or "
+        "ignore it with --ignore-field relu_param.slope if it does not affect "
+        "the result",
+    ),
+    "an unknown field of the net": (
+        "fog: 3\n" + INPUT, [],
+        "net '': field fog (line 1, column 1) is unknown to Caffe and to this package; remove it, or ignore it with "
+        "--ignore-field fog if it does not affect the result",
+    ),
+    "a shape that is needed": (
+        'layer { name: "d" type: "Data" top: "x" data_param { source: "db" batch_size: 2 } }', [],
+        "d (Data): give the shape of 'x'; it is known only from db (--shape x=N,C,H,W)",
+    ),
+    "an ignored value": (
+        INPUT + 'layer { name: "p" type: "Pooling" bottom: "x" top: "y" pooling_param { kernel_size: 2 pool: AVG } }',
+        ["--ignore-field", "pooling_param.pool"], "p: pooling_param.pool has its default MAX: AVG is ignored",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "options", "note"), NOTED.values(), ids=NOTED)
+def test_what_is_wrong_with_a_drawn_net_is_said(
+    text: str, options: list[str], note: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "net.prototxt").write_text(text)
+    assert main(["view", str(tmp_path / "net.prototxt"), "--svg", str(tmp_path / "net.svg"), *options]) == 0
+    assert capsys.readouterr().err == f"note: {note}\n"
+    ElementTree.parse(tmp_path / "net.svg")
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,7 @@ def drop_implementation_fields(net: pb.NetParameter, notes: list[str]) -> pb.Net
         named = ", ".join(
             name + (f" ({count} layers)" if count > 1 else "") for name, count in sorted(found.items())
         )
-        notes.append(
-            f"chooses an implementation in a fork of Caffe, has no effect here: {excerpt(named, 300)}"
-        )
+        notes.append(f"ignored, since it chooses an implementation in a fork of Caffe: {excerpt(named, 300)}")
     return out
 
 
@@ -61,7 +59,7 @@ def drop_test_fields(net: pb.NetParameter, phase: str, notes: list[str] | None =
     if layers and notes is not None:
         of = f" ({layers} layers)" if layers > 1 else ""
         notes.append(
-            f"Intel's Caffe reads it in phase TEST only, has no effect in phase TRAIN: quantization_param{of}"
+            f"ignored in phase TRAIN, since Intel's Caffe reads it in phase TEST only: quantization_param{of}"
         )
     return out if layers else net
 

@@ -83,7 +83,9 @@ class BN(Layer):
     def resolve_kind(cls, text: pb.LayerParameter, blobs: int) -> None:
         stated = {field.name for field, _ in text.bn_param.ListFields()}
         if blobs == 4 and stated and stated <= {"scale_filler", "shift_filler"}:
-            text.bn_param.decay = text.bn_param.decay  # SegNet's layer has two
+            text.bn_param.decay = (
+                text.bn_param.decay
+            )  # stated, it shows PSPNet's first; SegNet's layer has two blobs
         shown = stated - {"eps", "var_eps"}
         if not shown and len(text.param) not in (2, 4):
             if blobs == 4:

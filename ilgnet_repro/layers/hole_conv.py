@@ -15,7 +15,6 @@ class HoleConvolution(Convolution):
     """
 
     fields = tuple(field for field in Convolution.fields if field not in ("axis", "dilation"))
-    no_float16 = ""
 
     def setup(self, rank: int, *others: int) -> None:
         if any(axes != 4 for axes in (rank, *others)):

@@ -172,7 +172,7 @@ class SubRegion(_Landmarks):
         self.data, self.region = self._pair("data"), self._pair("region")
         self.as_channels = self.param.as_dim != 0
         if len(self.node.tops) == 2:
-            raise self.error("has 2 tops; it has the regions, or also both offsets")
+            raise self.error("has 2 tops; give it the regions, or also both offsets")
 
     def plan(self, x: Shape, points: Shape, truth: Shape) -> LayerPlan:
         if len(x) != 4:

@@ -52,7 +52,7 @@ def _check_counts(layer: PythonLayer, wanted: tuple[int, int]) -> None:
     bottoms, tops = len(layer.node.bottoms), len(layer.node.tops)
     if (bottoms, tops) != wanted:
         raise layer.error(
-            f"has {bottoms} bottoms and {tops} tops; it has {wanted[0]} and {wanted[1]} in phase {layer.node.phase}"
+            f"has {bottoms} bottoms and {tops} tops; in phase {layer.node.phase} give it {wanted[0]} and {wanted[1]}"
         )
 
 
@@ -82,7 +82,7 @@ class MNCProposalLayer(ProposalLayer):
     def setup(self) -> None:
         tops = 2 if self.is_train else 1
         if len(self.node.tops) != tops:
-            raise self.error(f"has {len(self.node.tops)} tops; it has {tops} in phase {self.node.phase}")
+            raise self.error(f"has {len(self.node.tops)} tops; in phase {self.node.phase} give it {tops}")
         for name in ("scales", "ratios"):  # MNC's anchors are always these
             if name in self.settings:
                 raise self.error(f"param_str: {name} is not read by MNC's layer; remove it")

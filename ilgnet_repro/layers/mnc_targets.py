@@ -75,7 +75,7 @@ def check_truth(layer: PythonLayer, truth: Shape, masks: Shape, sizes: Shape) ->
 def matched(layer: PythonLayer, regions: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """Return the greatest overlap of each region R×5 with a true box G×5, and the row of that box."""
     if not len(true):
-        raise layer.error("has no true boxes; give an image one at least")
+        raise layer.error("has no true boxes; give each image at least one")
     return pixel_overlaps(regions[:, 1:].double(), true.double()).nan_to_num(0).max(1)
 
 

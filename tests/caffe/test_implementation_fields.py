@@ -14,7 +14,7 @@ from ilgnet_repro.reading.sources import ImageSource
 from ilgnet_repro.runtime.load import load_graph, load_net
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
-NOTE = "chooses an implementation in a fork of Caffe, has no effect here: "
+NOTE = "ignored, since it chooses an implementation in a fork of Caffe: "
 
 
 def layer(type_: str, more: str, top: str = "y") -> str:
@@ -72,7 +72,7 @@ RISTRETTO = layer("ReLU", "quantization_param { precision: MINIFLOAT mant_bits: 
 
 
 def test_intels_int8_has_no_effect_in_phase_train() -> None:
-    note = "Intel's Caffe reads it in phase TEST only, has no effect in phase TRAIN: quantization_param"
+    note = "ignored in phase TRAIN, since Intel's Caffe reads it in phase TEST only: quantization_param"
     found = audit(parse_net(INPUT + INT8), phase="TRAIN")
     assert found.problems == () and note in found.upgrades
     net = load_net(parse_net(INPUT + INT8 + INT8.replace('"y"', '"z"')), phase="TRAIN")

@@ -403,7 +403,7 @@ REFUSED = {
     ),
     "masks without truth": (
         ("mask_layer", "MaskLayer", ""), [(3, 441)], "TRAIN", 2,
-        "has 1 bottoms and 2 tops; it has 3 and 2 in phase TRAIN",
+        "has 1 bottoms and 2 tops; in phase TRAIN give it 3 and 2",
     ),
     "rows of info": (
         ("mask_layer", "MaskLayer", ""), [(3, 441), (2, 31, 33), (2, 12)], "TRAIN", 2,
@@ -415,7 +415,7 @@ REFUSED = {
     ),
     "bridge of the other phase": (
         (*BRIDGE, "{'feat_stride': 16, 'use_clip': 1}"), BRIDGED[:4], "TRAIN", 8,
-        "has 4 bottoms and 8 tops; it has 7 and 8 in phase TRAIN",
+        "has 4 bottoms and 8 tops; in phase TRAIN give it 7 and 8",
     ),
     "no stride": (
         (*BRIDGE, "'use_clip': 1"), BRIDGED, "TRAIN", 8,
@@ -440,7 +440,7 @@ REFUSED = {
     ),
     "no index": (
         ("proposal_layer", "ProposalLayer", "'feat_stride': 16"), [(1, 18, 3, 4), (1, 36, 3, 4), (1, 3)], "TRAIN", 1,
-        "has 1 tops; it has 2 in phase TRAIN",
+        "has 1 tops; in phase TRAIN give it 2",
     ),
     "regions": (
         TARGETS, [(3, 5), *SHAPES[1:5], (1, 4)], "TRAIN", 10,
@@ -468,7 +468,7 @@ VALUES = {
     ),
     "no true boxes": (
         TARGETS, [ROIS, TRUE[:0], INFO, MASKS[:0], SIZES[:0], INDEX], 10,
-        "has no true boxes; give an image one at least",
+        "has no true boxes; give each image at least one",
     ),
     "label": (
         ("proposal_target_layer", "ProposalTargetLayer", "'num_classes': 7"), [ROIS, TRUE, INFO, MASKS, SIZES, INDEX], 10,

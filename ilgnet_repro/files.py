@@ -271,6 +271,8 @@ def check_output(output: PathLike, inputs: Iterable[PathLike | None], option: st
     contains an input, or if it is inside an input LMDB. ``option`` names the output's option in the message;
     inputs that are None (options not given) are skipped.
     """
+    if not os.fspath(output):
+        raise IlgnetError(f"{option or 'the output'}: is empty; give a name")
     given = f"{option} {output}" if option else str(output)
     target = os.path.realpath(output)
     for path in inputs:

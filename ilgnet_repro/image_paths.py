@@ -29,6 +29,11 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def is_list_name(path: str) -> bool:
+    """Whether a path among images may be a list of images, by its suffix."""
+    return path.lower().endswith(_LISTS)
+
+
 @dataclass
 class ImagePaths:
     """Images by their paths, read again in each iteration; ``given`` are files, folders with their subfolders and patterns.
@@ -62,7 +67,7 @@ class ImagePaths:
                 raise DataError(f"{path}: matches no file; check the pattern")
             for one in found:
                 yield from self._in_folder(one, one) if os.path.isdir(one) else (one,)
-        elif path.lower().endswith(_LISTS) and os.path.isfile(path) and kind_of(path) is Kind.TEXT:
+        elif is_list_name(path) and os.path.isfile(path) and kind_of(path) is Kind.TEXT:
             yield from self._listed(path)
         else:
             yield path
@@ -101,14 +106,16 @@ class ImagePaths:
             yield from self.of_lines(file)
 
     def of_lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """The paths of lines: each a path, or a path and a label."""
+        """The paths of lines: each a path, or a path and a label; the separators of Windows are looked up as slashes too."""
         for line in lines:
             text = line.strip()
             if not text:
                 continue
-            whole = os.path.join(self.root, text)
-            unlabelled = os.path.join(self.root, _LABEL.sub("", text))
-            yield whole if unlabelled == whole or os.path.lexists(whole) else unlabelled
+            bare = _LABEL.sub("", text)
+            forms = dict.fromkeys((text, bare, text.replace("\\", "/"), bare.replace("\\", "/")))
+            places = [os.path.join(self.root, form) for form in forms]
+            there = None if len(places) == 1 else next(filter(os.path.lexists, places), None)
+            yield there or os.path.join(self.root, bare)
 
     def notes(self) -> list[str]:
         """What was skipped, one line per folder."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import DataError
-from ..reading.image_list import ImageList, image_path
+from ..reading.image_list import ImageList, find_image
 from ..reading.images import read_image
 from ..reading.parallel import ordered_map
 from .releases import Release, known_release, releases, shared_rows
@@ -156,7 +156,7 @@ def check_images(
 
 
 def _image_fault(folder: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
-    path = image_path(folder, name)
+    path = find_image(folder, name)
     if not os.path.isfile(path):
         return name, "missing"
     try:

@@ -15,7 +15,7 @@ from .. import opencv as cv2
 from ..errors import DataError, FormatError
 from ..files import atomic_file, json_text, open_input, parse_json, read_input
 from ..pages import fill_template
-from ..reading.image_list import image_path
+from ..reading.image_list import find_image
 from ..reading.images import decode_file
 from . import charts
 from .caffe_shuffle import SeedSearch
@@ -68,7 +68,7 @@ def folder(root: str | os.PathLike[str]) -> ImageLoader:
     """Listed images as files under ``root``."""
 
     def read(name: str) -> np.ndarray | None:
-        return decode_file(image_path(root, name), cv2.IMREAD_COLOR)
+        return decode_file(find_image(root, name), cv2.IMREAD_COLOR)
 
     return read
 

@@ -262,7 +262,10 @@ class RunResult:
             if run.batch_size < 1:
                 raise ValueError(f"batch_size is {run.batch_size}")
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise FormatError(f"{file}: not a run's result ({error}); write it with `ilgnet test`") from error
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise FormatError(
+                f"{file}: is not a run's result: {what}; give the run.json that `ilgnet test` wrote"
+            ) from error
         return run
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -276,7 +279,9 @@ class RunResult:
         try:
             values = parse_json(read_input(path).decode())
         except (OSError, ValueError) as error:
-            wrong = FormatError(f"{path}: cannot be read as JSON ({error}); give a run's result")
+            reason = getattr(error, "strerror", None)
+            how = f"cannot be read ({reason})" if reason else f"cannot be read as JSON ({error})"
+            wrong = FormatError(f"{path}: {how}; give a run's result")
             raise naming_kind(wrong, path, "a run's result", Kind.JSON) from error
         if not isinstance(values, dict):
             raise FormatError(f"{path}: holds no JSON object; give a run's result")

@@ -78,6 +78,8 @@ class CommandParser(argparse.ArgumentParser):
         stated = {text.partition("=")[0] for text in self.given}
         for before, text in zip(("", *self.given), self.given, strict=False):
             is_known = before.startswith("-") and before in own
+            if text.startswith("-") and len(text) > 1 and text not in own and Path(text).exists():
+                yield f"{text} is a file here: give it as ./{text}"
             if text.startswith("-") or is_known:
                 continue
             try:

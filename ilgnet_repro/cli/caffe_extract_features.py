@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from .caffe_test import build, log
     from .lmdb import check_backend
 
-    check_backend(args.backend)
+    check_backend(args.backend, "DB_TYPE")
     blobs, paths = args.blobs.split(","), args.databases.split(",")
     if len(blobs) != len(paths) or not all((*blobs, *paths)):
         raise IlgnetError(

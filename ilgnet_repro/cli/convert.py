@@ -15,7 +15,7 @@ from ..files import json_text, parse_json, real_path
 from ..reading.labels import read_labels
 from ._console import add_row, results_console, say
 from ._options import (
-    COUNT,
+    BATCH,
     add_allow_missing,
     add_net_options,
     add_preprocessing_options,
@@ -146,7 +146,7 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch",
-        type=COUNT,
+        type=BATCH,
         metavar="N",
         help="fix the batch at N (default: open in onnx and pt2, else as stated)",
     )

@@ -89,8 +89,11 @@ def run(args: argparse.Namespace) -> int:
     check_exist(args.source, args.weights, args.prototxt)
     from ..finetune.plan import Wish, make_plan
     from ..process import tune_process
+    from ..train.distributed import named_device
 
     tune_process()
+    if args.device:  # before the steps that take minutes
+        named_device(args.device)
     wish = Wish(
         source=args.source, out=args.out, weights=args.weights, prototxt=args.prototxt, task=args.task,
         layer=args.layer, trunk=args.trunk, epochs=args.epochs, batch=args.batch, rate=args.lr, size=args.size,

@@ -113,11 +113,11 @@ def _hyphened(name: str) -> list[str]:
     return [f"--{name.replace('_', '-')}"] if "_" in name else []
 
 
-def check_backend(name: str) -> None:
+def check_backend(name: str, option: str = "--backend") -> None:
     """Raise DataError unless the database backend is supported."""
     if name != "lmdb":
         raise DataError(
-            f"--backend {name}: only lmdb is supported; omit the flag, and convert a LevelDB with `ilgnet lmdb from-leveldb`"
+            f"{option} {name}: only lmdb is supported; give lmdb, and convert a LevelDB with `ilgnet lmdb from-leveldb`"
         )
 
 
@@ -156,6 +156,10 @@ def make(args: argparse.Namespace) -> int:
         check_size=args.check_size,
         seed=args.seed if args.shuffle else None,
     )
+    sides = {"--resize_height": args.resize_height, "--resize_width": args.resize_width}
+    for flag, other in (tuple(sides), tuple(sides)[::-1]):
+        if sides[flag] and not sides[other]:
+            say_notes([f"{flag} {sides[flag]} without {other}: no image is resized, as in Caffe"])
     images = ImageList(args.list)
     say_notes(images.notes())
     with progress_bar("making", len(images)) as bar:

@@ -202,7 +202,7 @@ def _make_scorer(args: argparse.Namespace, batch: int, *, pad: bool) -> Scorer:
 def run(args: argparse.Namespace) -> int:
     """Score the images and print a line for each."""
     from ..files import atomic_file, check_output
-    from ..image_paths import ImagePaths
+    from ..image_paths import ImagePaths, is_list_name
     from ..reading.labels import read_labels
     from ._console import progress_bar
 
@@ -220,6 +220,10 @@ def run(args: argparse.Namespace) -> int:
         check_cluster(args.cluster)
         if args.device != "cpu":
             raise IlgnetError(f"--device {args.device}: the workers of --cluster use the CPU; leave it out")
+    if args.root and not (args.list or "-" in args.pictures or any(map(is_list_name, args.pictures))):
+        raise IlgnetError(
+            f"--root {args.root}: goes with a list (--list FILE, or - for stdin); give one, or leave it out"
+        )
     if not args.pictures and not args.list:
         raise IlgnetError("IMAGE is missing; give files, folders, - for stdin, or --list FILE")
     inputs = [*named, *args.list, args.weights, text_path(args.prototxt), args.mean_file, args.labels]
@@ -300,7 +304,10 @@ class _Bad:
     def end(self) -> None:
         """Raise IlgnetError where there was a bad image."""
         if self._count == 1:
-            others = f" (the other {self._done - 1:,} images are scored)" if self._done > 1 else ""
+            many = self._done - 1
+            others = (
+                f" (the other {f'{many:,} images are' if many > 1 else 'image is'} scored)" if many else ""
+            )
             raise IlgnetError(f"{self._first}{others}")
         if self._count:
             raise IlgnetError(
@@ -326,6 +333,10 @@ def _write(
     fewest = -math.inf if args.threshold is None else args.threshold
 
     def shown(row: Score) -> Score:
+        if args.threshold is not None and row.boxes is None and not row.error:
+            raise IlgnetError(
+                f"--threshold {args.threshold:g}: the net does not end in DetectionOutput; leave it out"
+            )
         row = row.labelled(labels, count, fewest) if labels or args.threshold is not None else row
         if args.top and not row.error and not row.classes and row.value is None and row.boxes is None:
             raise IlgnetError(

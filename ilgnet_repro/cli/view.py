@@ -38,6 +38,9 @@ A box is a layer with the in-place layers on its top: type, shape, parameters, m
 not supported is drawn too, and what is wrong with it is said on stderr."""
 
 
+_OTHER_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".pdf", ".ps", ".html")
+
+
 def add_parser(subparsers: Any) -> None:
     """Add ``view``."""
     parser = subparsers.add_parser(
@@ -85,6 +88,10 @@ def _write_svg(view: View, args: argparse.Namespace) -> int:
     from ..web.net_graph import draw, svg
 
     check_output(args.svg, args.files, "--svg")
+    if os.path.splitext(args.svg)[1].lower() in _OTHER_IMAGES:
+        raise IlgnetError(
+            f"--svg {args.svg}: only SVG is written; end it in .svg, or draw the net with `ilgnet caffe draw_net`"
+        )
     drawing = draw(view.rows)
     with atomic_file(args.svg) as file:
         file.write(svg(drawing).encode("utf-8"))

@@ -33,10 +33,9 @@ def open_backend(spec: str, choices: TextChoices | None = None) -> Backend:
     is_tool = bool(colon) and tool in _REFERENCE_TOOLS
     path = Path(rest if is_tool else spec)
     if not path.is_file():
-        named = (
-            f"; reference tools are {', '.join(f'{name}:FILE' for name in _REFERENCE_TOOLS)}" if colon else ""
-        )
-        raise IlgnetError(f"{path}: no such file{named}")
+        named = f", or name a reference tool ({', '.join(f'{name}:FILE' for name in _REFERENCE_TOOLS)})"
+        what = "is a folder" if (rest or not is_tool) and path.is_dir() else "no such file"
+        raise IlgnetError(f"{spec}: {what}; give the path of a file{named if colon else ''}")
     opener = _REFERENCE_TOOLS[tool] if is_tool else _opener(path)
     if opener is _open_caffe and is_model_file(path):
         opener = _open_model

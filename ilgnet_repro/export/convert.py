@@ -71,6 +71,11 @@ def convert(
     images = pictures  # the keyword keeps its name
     source = Path(weights)
     chosen = read_options(options)
+    if len(images) and chosen.precision in (None, "float32") and chosen.arithmetic == "float32":
+        raise IlgnetError(
+            "precision=: is not given, and the images only measure what it rounds; give it, or leave the images out",
+            option="precision",
+        )
     formats = [find_format(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
     is_model = is_model_file(source)
     if not is_model:
@@ -130,7 +135,7 @@ def _stated(net: CaffeNet | Model, labels: tuple[str, ...], score: str) -> dict[
             name, index = score, "0"
         if name not in counts or not index.isdecimal() or int(index) >= counts[name]:
             raise IlgnetError(
-                f"score={score!r}: is no value of an output; write BLOB or BLOB:INDEX of {shown}",
+                f"score={score!r}: no output has this value; give BLOB or BLOB:INDEX, the index from 0, of {shown}",
                 option="score",
             )
         stated["score"] = ScoreAt(name, int(index), "score")

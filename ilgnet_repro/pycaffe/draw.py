@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -198,10 +200,11 @@ def draw_net(
         text: str = graph.to_string()
         return text.encode()
     try:
-        image: bytes = graph.create(prog=program, format=ext)
+        with contextlib.redirect_stdout(io.StringIO()):  # pydot prints what Graphviz says of an error
+            image: bytes = graph.create(prog=program, format=ext)
     except (OSError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise IlgnetError(f"Graphviz cannot write {ext} ({reason}); give png or svg") from error
+        reason = f" ({error})" if isinstance(error, OSError) else ""
+        raise IlgnetError(f"Graphviz cannot write {ext}{reason}; give png or svg") from error
     return image
 
 

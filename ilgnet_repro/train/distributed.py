@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -115,21 +116,29 @@ def choose_device(stated: str | None, solver_gpu: int | None, group: ProcessGrou
 
     ``solver_gpu`` is None if the solver asks for the CPU; without any GPU the solver's choice is ignored.
     """
-    found = torch.cuda.device_count()
     if stated:
-        try:
-            device = torch.device(stated)
-        except RuntimeError as error:
-            raise SolverError(f"device {stated!r} is unknown; use cpu or cuda:N") from error
-        if device.type == "cuda" and (device.index or 0) >= found:
-            raise SolverError(f"device {stated}: there are {found} GPUs here; use cpu or another number")
-        return device
+        return named_device(stated)
+    found = torch.cuda.device_count()
     if solver_gpu is None or not found:
         return torch.device("cpu")
     number = group.local_rank if group.world > 1 else solver_gpu
     if number >= found:
-        raise SolverError(f"solver: device_id {number}: there are {found} GPUs here; give another")
+        raise SolverError(f"solver: device_id {number}: torch finds {found}, numbered from 0; give another")
     return torch.device("cuda", number)
+
+
+def named_device(stated: str) -> torch.device:
+    """Return the device cpu, cuda or cuda:N.  Raises SolverError for any other, and for a GPU that torch does not find."""
+    stated = str(stated)  # or a torch.device
+    where = f"device={stated!r}"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", stated, re.ASCII):
+        raise SolverError(f"{where}: give cpu, cuda or cuda:N", option="device")
+    device, found = torch.device(stated), torch.cuda.device_count()
+    if device.type == "cuda" and not found:
+        raise SolverError(f"{where}: torch finds no CUDA device; use device='cpu'", option="device")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise SolverError(f"{where}: torch finds {found}, numbered from 0; give another", option="device")
+    return device
 
 
 def device_line(device: torch.device, solver_gpu: int | None) -> str:

@@ -154,6 +154,14 @@ def test_bad_images_are_classified(images, workers):
     assert (report.checked, progress) == (7, list(range(1, 8)))
 
 
+def test_a_list_of_windows_names_the_same_images(images):
+    (images.parent / "sub").mkdir()
+    (images.parent / "cut.jpg").rename(images.parent / "sub" / "cut.jpg")
+    images.write_bytes(b"sub\\cut.jpg 0\r\nsub\\absent.jpg 1\r\n")
+    report = check_images(ImageList(images), images.parent)
+    assert (report.truncated, report.missing) == (("sub\\cut.jpg",), ("sub\\absent.jpg",))
+
+
 def ilgnet(*words):
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers(dest="command"))

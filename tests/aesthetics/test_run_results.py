@@ -124,7 +124,7 @@ BAD_RUNS = {
     "not JSON": ("{", "cannot be read as JSON"),
     "a list": ("[]", "holds no JSON object"),
     "a field missing": (lambda values: values.pop("pictures"), "not a run's result"),
-    "a field unknown": (lambda values: values.update(colour=1), "not a run's result .*colour"),
+    "a field unknown": (lambda values: values.update(colour=1), "not a run's result: .*colour"),
     "a batch wrong": (lambda values: values["batches"].append({"index": 1}), "not a run's result"),
     "a label wrong": (lambda values: values["pictures"]["labels"].__setitem__(0, 7), "neither 0 nor 1"),
     "nested": ("[" * 200_000, "cannot be read as JSON .*nested too deeply"),
@@ -133,7 +133,7 @@ BAD_RUNS = {
     "a truth value for a number": (lambda values: values.update(elapsed=True), "elapsed is bool, not float"),
     "a time beyond float": (
         lambda values: values.update(elapsed=10**400),
-        "not a run's result .*int too large",
+        "not a run's result: .*int too large",
     ),
     "a loss beyond float": (lambda values: values["batches"][0].update(loss=-(10**400)), "int too large"),
     "a huge batch": (lambda values: values["batches"][0].update(size=10**20), f"size is beyond {1 << 53}"),

@@ -138,6 +138,14 @@ REFUSED = [
      "ilgnet: empty: contains no images"),
     ("no image", ["score", "deploy.prototxt", "--weights", "small.caffemodel", "--order", "BGR"],
      "ilgnet: deploy.prototxt: is a net's prototxt, not an image; give a JPEG or PNG"),
+    ("no run", ["report", "none.json"],
+     "ilgnet: none.json: cannot be read (No such file or directory); give a run's result"),
+    ("a folder as a run", ["report", "images"], "ilgnet: images: cannot be read (Is a directory); give a run's result"),
+    ("svg of no name", ["view", "deploy.prototxt", "--svg", ""], "ilgnet: --svg: is empty; give a name"),
+    ("svg as png", ["view", "deploy.prototxt", "--svg", "x.PNG"],
+     "ilgnet: --svg x.PNG: only SVG is written; end it in .svg, or draw the net with `ilgnet caffe draw_net`"),
+    ("another backend", ["caffe", "extract_features", "small.caffemodel", "deploy.prototxt", "ip", "f", "1", "leveldb"],
+     "ilgnet: DB_TYPE leveldb: only lmdb is supported; give lmdb, and convert a LevelDB with "),
     ("two prototxts", ["audit", "deploy.prototxt", "deploy.prototxt"], "ilgnet: deploy.prototxt: give one prototxt "),
 ]  # fmt: skip
 
@@ -150,6 +158,14 @@ def test_refused_in_one_line_with_status_1(folder, capsys, arguments, message) -
     assert (status, out) == (1, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_a_file_whose_name_is_like_an_option_is_named(folder, capsys) -> None:
+    (folder / "-net.caffemodel").touch()
+    assert run(capsys, "convert", "-net.caffemodel") == (
+        1, "", "ilgnet convert: the following arguments are required: X; -net.caffemodel is a file here: give it as "
+        "./-net.caffemodel\n",
+    )  # fmt: skip
 
 
 def test_a_wrong_option_ends_with_1_and_help_with_0(capsys) -> None:

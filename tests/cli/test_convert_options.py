@@ -82,8 +82,22 @@ def test_any_size_and_folding(tmp_path, capsys) -> None:
             ["--to", "onnx,mlmodel"],
             "format 'mlmodel' is unknown; use safetensors, onnx, pt2, python, caffemodel",
         ),
+        (
+            ["--pictures", __file__],
+            "--precision: is not given, and the images only measure what it rounds; give it, or leave the images out",
+        ),
+        (
+            ["--score", "prob:9"],
+            "--score prob:9: no output has this value; give BLOB or BLOB:INDEX, the index from 0, of prob of 5",
+        ),
     ],
-    ids=["a dense layer", "a format that cannot", "an unknown format"],
+    ids=[
+        "a dense layer",
+        "a format that cannot",
+        "an unknown format",
+        "images of nothing",
+        "a score of no output",
+    ],
 )
 def test_refusals_leave_no_file(weights, options, message, capsys) -> None:
     before = sorted(path.name for path in Path(weights).parent.iterdir())

@@ -51,6 +51,7 @@ def test_every_number_has_a_range(command, option) -> None:
 REFUSED = {
     "workers": (["mean", "db", "--workers", "-1"], "--workers: '-1': give an integer from 0 to 1024"),
     "huge": (["score", "x.png", "--batch=99999999999"], "--batch: '99999999999': give an integer from 1 to 65536"),
+    "batch": (["convert", "x", "--batch=70000"], "--batch: '70000': give an integer from 1 to 65536"),
     "tolerance": (["compare", "a", "b", "--tolerance=nan"], "--tolerance: 'nan': give a number from 0 to 3.4e+38"),
     "delta": (["partition", "ava1", "AVA.txt", "--delta=inf"], "--delta: 'inf': give a number from 0 to 10"),
     "iterations": (["caffe", "test", "-model", "x", "-iterations", "0"],

@@ -83,12 +83,14 @@ def test_sorted_and_the_best(here, capsys) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [(["images/**/*.png"], NAMES), (["--list", "list.txt"], [NAMES[2], NAMES[0]]), (["list.txt"], [NAMES[2], NAMES[0]]),
-     (["--list", "below.txt", "--root", "images"], [NAMES[2]]), (["-"], NAMES[:2])],
-    ids=["pattern", "list", "list without an option", "list with root", "stdin"],
+     (["--list", "below.txt", "--root", "images"], [NAMES[2]]), (["-"], NAMES[:2]),
+     (["--list", "windows.txt", "--root", "images"], [NAMES[2]])],
+    ids=["pattern", "list", "list without an option", "list with root", "stdin", "list of Windows"],
 )  # fmt: skip
 def test_what_names_images(here, capsys, monkeypatch, given, expected) -> None:
     Path("list.txt").write_text(f"{NAMES[2]} 7\n\n{NAMES[0]}\n")
     Path("below.txt").write_text("sub/0.png 1\n")
+    Path("windows.txt").write_bytes(b"sub\\0.png 1\r\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(NAMES[:2])))
     out, _ = run(capsys, *given, "--jsonl")
     assert sorted(json.loads(line)["picture"] for line in out.splitlines()) == sorted(expected)
@@ -105,12 +107,22 @@ def test_bad_images_are_named_and_the_others_scored(here, capsys) -> None:
     assert len(out.splitlines()) == 4
     assert err.splitlines()[-1].startswith("ilgnet: images/bad.png: ")
     assert err.splitlines()[-1].endswith("(the other 4 images are scored)")
+    _, err = run(capsys, "gone.png", NAMES[0], status=1)
+    assert err == "ilgnet: gone.png: no such file (the other image is scored)\n"
 
 
 REFUSED = {
     "nothing": ([], "IMAGE is missing; give files, folders, - for stdin, or --list FILE"),
     "pattern": (["no*.png"], "no*.png: matches no file; check the pattern"),
     "draw": (["images", "--draw", "d"], "--draw d: the net does not end in DetectionOutput; leave it out"),
+    "a threshold without boxes": (
+        ["images", "--threshold", "0.5"],
+        "--threshold 0.5: the net does not end in DetectionOutput; leave it out",
+    ),
+    "a root without a list": (
+        ["images", "--root", "images"],
+        "--root images: goes with a list (--list FILE, or - for stdin); give one, or leave it out",
+    ),
     "a cache that is a net": (["images", "--cache", "other"], "other: cannot be used as a cache"),
     "out is an input": (["images", "--out", "ten.caffemodel"], "--out ten.caffemodel: is the input"),
 }

@@ -197,7 +197,14 @@ def damage(path: Path) -> str:
 
 
 REFUSED = [
-    ("no such file", lambda f: "none.onnx", {}, "none.onnx: no such file"),
+    ("no such file", lambda f: "none.onnx", {}, "none.onnx: no such file; give the path of a file"),
+    ("a folder", str, {}, "{f}: is a folder; give the path of a file"),
+    (
+        "a tool without a file",
+        lambda f: "opencv:",
+        {},
+        "opencv:: no such file; give the path of a file, or name a reference tool (opencv:FILE, caffe2onnx:FILE, ",
+    ),
     (
         "an unknown kind",
         lambda f: str(f / "deploy.prototxt"),

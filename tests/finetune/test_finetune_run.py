@@ -227,6 +227,7 @@ REFUSED = {
         ["photos", "--out", "new", "--weights", "out/net_best.safetensors", "--resize", "16"],
         "--resize 16: the net takes 32 x 32; give at least that",
     ),
+    "a device": (["photos", "--out", "new", "--device", "gpu"], "--device gpu: give cpu, cuda or cuda:N"),
     "no data": (["nowhere", "--out", "new"], "nowhere: cannot be read (No such file or directory); check the path"),
 }  # fmt: skip
 

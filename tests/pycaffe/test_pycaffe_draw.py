@@ -201,13 +201,13 @@ REFUSED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None] | None, Callable[[
         "image format 'dot' needs Graphviz; without it give jpg, jpeg, pdf, png or svg"),
     "a direction": (None, lambda: draw.draw_net(NET, "UP"), "rankdir 'UP' is not LR, RL, TB or BT"),
     "a format": (None, lambda: draw.draw_net(NET, "LR", "no such"), "image format 'no such' is not the name of one"),
-    "an unknown format": (None, lambda: draw.draw_net(NET, "LR", "xyz"), "Graphviz cannot write xyz ("),
+    "an unknown format": (None, lambda: draw.draw_net(NET, "LR", "xyz"), "Graphviz cannot write xyz; give png or svg"),
     "no suffix": (None, lambda: draw.draw_net_to_file(NET, "net"), "image format '' is not the name of one; give png"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     prepare, work, message = REFUSED[name]
     monkeypatch.chdir(tmp_path)
     if prepare:
@@ -215,3 +215,4 @@ def test_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     with pytest.raises(IlgnetError, match=re.escape(message)):
         work()
     assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""  # pydot prints what Graphviz says

@@ -202,6 +202,15 @@ def test_numbers_of_other_commands(folder, capsys, command, message) -> None:
     assert capsys.readouterr().err == one_line(command, message)
 
 
+@pytest.mark.parametrize(
+    ("given", "other"), [("--resize_height", "--resize_width"), ("--resize_width", "--resize_height")]
+)
+def test_one_side_alone_resizes_nothing_as_in_caffe(folder, capsys, given, other) -> None:
+    Path("list.txt").write_text("1.png 0\n")
+    assert main(["lmdb", "make", given, "5", "images/", "list.txt", "db"]) == 0
+    assert capsys.readouterr().err == f"note: {given} 5 without {other}: no image is resized, as in Caffe\n"
+
+
 @pytest.mark.parametrize("batch", [0, -1, 65_537, 10**20])
 def test_impossible_batches(folder, capsys, batch) -> None:
     assert (

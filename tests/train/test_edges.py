@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ilgnet_repro as ir
 from ilgnet_repro.cli.main import main
+from ilgnet_repro.errors import SolverError
 from ilgnet_repro.train.curves import read_table
+from ilgnet_repro.train.distributed import named_device
 
 NET = """
 name: "edges"
@@ -85,3 +88,27 @@ def test_a_rate_below_float32_changes_nothing(here):
     Path("s.prototxt").write_text(SOLVER.replace("fixed", "exp") + "base_lr: 1e-30 gamma: 1e-30")
     solved = ir.solve("s.prototxt")
     assert solved.net.params["ip"][0].detach().tolist() == [[0.5, 0.5, 0.5]]
+
+
+# The device, how many GPUs torch finds, and the refusal.
+DEVICES = {
+    "another name": ("gpu", 1, "device='gpu': give cpu, cuda or cuda:N"),
+    "a device that computes nothing": ("meta", 1, "device='meta': give cpu, cuda or cuda:N"),
+    "no number": ("cuda:x", 1, "device='cuda:x': give cpu, cuda or cuda:N"),
+    "no GPU": ("cuda", 0, "device='cuda': torch finds no CUDA device; use device='cpu'"),
+    "too few": ("cuda:1", 1, "device='cuda:1': torch finds 1, numbered from 0; give another"),
+}
+
+
+@pytest.mark.parametrize(("device", "found", "message"), DEVICES.values(), ids=DEVICES)
+def test_a_device_that_is_not_there(device, found, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    with pytest.raises(SolverError) as caught:
+        named_device(device)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_a_device_that_is_there(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert named_device(device) == torch.device(device)

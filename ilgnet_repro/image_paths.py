@@ -128,4 +128,4 @@ class ImagePaths:
 
 
 def _are_no_images(count: int) -> str:
-    return "file that is no image was" if count == 1 else "files that are no images were"
+    return "file that is not an image was" if count == 1 else "files that are not images were"

@@ -12,7 +12,7 @@ from ilgnet_repro.errors import IlgnetError, LayerError, ParseError
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (IlgnetError("x: is no folder; make it"), "x: is no folder; make it"),
+        (IlgnetError("x: is not a folder; make it"), "x: is not a folder; make it"),
         (LayerError("pool1", "Pooling", "pad 3 is too large"), "pool1 (Pooling): pad 3 is too large"),
         (LayerError("a\nb", "T\x85", "bad"), "a\\nb (T\\x85): bad"),
         (ParseError("bad", file="n.prototxt", line=3, column=7), "n.prototxt:3:7: bad"),
@@ -35,7 +35,7 @@ def test_a_long_message_keeps_its_start_and_end() -> None:
 @pytest.mark.parametrize(
     ("error", "where", "what", "remedy"),
     [
-        (IlgnetError("x: is no folder; make it"), "x", "is no folder", "make it"),
+        (IlgnetError("x: is not a folder; make it"), "x", "is not a folder", "make it"),
         (LayerError("a: b", "T", "pad: 3; 4; use 2"), "a: b (T)", "pad: 3; 4", "use 2"),
         (IlgnetError("nothing to do"), "", "nothing to do", ""),
         (ParseError("bad; fix it", file="n.prototxt", line=3, column=7), "n.prototxt:3:7", "bad", "fix it"),

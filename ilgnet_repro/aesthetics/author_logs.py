@@ -69,7 +69,7 @@ class TestLog:
             # Caffe prints six digits, so the product differs by at most size · 5e-7.
             if len(values) != 1 or not abs(values[0] * size - count) <= size * 1e-6:
                 raise FormatError(
-                    f"{self.file}: batch {number}: {values[0]} is no count out of {size};"
+                    f"{self.file}: batch {number}: {values[0]} is not a count out of {size};"
                     " give the log's own batch_size"
                 )
             counts.append(count)

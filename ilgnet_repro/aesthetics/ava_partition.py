@@ -183,7 +183,9 @@ def read_excluded(path: str | os.PathLike[str]) -> set[int]:
                     continue
                 name = line.split()[0].rpartition("/")[2].removesuffix(".jpg")
                 if not name.isdecimal() or len(name) > 18:
-                    wrong = DataError(f"{path}:{number}: {name[:40]!r} is no image id; write ID or ID.jpg")
+                    wrong = DataError(
+                        f"{path}:{number}: {name[:40]!r} is not an image id; write ID or ID.jpg"
+                    )
                     raise naming_kind(wrong, path, "a list of image ids")
                 excluded.add(int(name))
     except OSError as error:

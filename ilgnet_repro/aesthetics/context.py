@@ -56,7 +56,7 @@ def weights_warnings(weights: Weights, dataset: str) -> list[str]:
     if weights.random or weights.release is not None or dataset not in PUBLISHED:
         return []
     return [
-        f"unknown weights: {weights.source.name} is none of the released files"
+        f"unknown weights: {weights.source.name} is not one of the released files"
         f" (SHA-256 {weights.source.sha256}), so the published figure is not of them"
     ]
 

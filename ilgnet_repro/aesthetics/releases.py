@@ -146,7 +146,7 @@ def find_in_folder(release: Release, folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise DownloadError(
-            f"{folder}: is no folder; give folder= the one that holds {release.path}", option="folder"
+            f"{folder}: is not a folder; give folder= the one that holds {release.path}", option="folder"
         )
     named = [folder / release.path, folder / Path(release.path).name]
     same_size = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size == release.size]

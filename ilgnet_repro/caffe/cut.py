@@ -40,7 +40,7 @@ def cut(
     ``blob@layer`` an earlier one; the name of an existing input is that input.  Without ``outputs`` they are the
     graph's own that depend on ``inputs``.  ``shapes`` are those of the values that become inputs.  The outputs are in
     Caffe's order.  Raises GraphError for an unknown name, an input that no output depends on, an output that is an
-    input, and where the part is no Caffe net.
+    input, and where the part is not a Caffe net.
     """
     fed = {_input_value(graph, name): name for name in inputs}
     wanted = {name: _value(graph, name, "outputs") for name in outputs} or _own_outputs(graph, fed)

@@ -262,7 +262,8 @@ def make_fast(net: Any, args: argparse.Namespace, batch: int | None = None) -> A
 
         if isinstance(net, Model):
             raise IlgnetError(
-                f"{'--fast' if args.fast else '--engine'}: model {net.name} is no Caffe net, and torch computes it; omit it"
+                f"{'--fast' if args.fast else '--engine'}: model {net.name} is not a Caffe net, and torch computes it; "
+                "omit it"
             )
         if isinstance(net, FileNet):
             flag = "--fast" if args.fast else f"--engine {args.engine}"

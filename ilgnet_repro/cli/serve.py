@@ -175,7 +175,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if isinstance(error, socket.gaierror):
             raise IlgnetError(
-                f"--host {host}: is no address of this machine; give one such as 127.0.0.1"
+                f"--host {host}: is not an address of this machine; give one such as 127.0.0.1"
             ) from error
         if error.errno == errno.EADDRINUSE:
             raise IlgnetError(

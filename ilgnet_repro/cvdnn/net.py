@@ -333,7 +333,7 @@ class Net:
     # ------------------------------------------------------------------ sizes and times
 
     def image_size(self) -> tuple[int, int]:
-        """The width and height of the first input, (0, 0) if it is no batch of images."""
+        """The width and height of the first input, (0, 0) if it is not a batch of images."""
         shape = self._net.shapes[self._inputs[0]] if self._inputs else ()
         return (shape[3], shape[2]) if len(shape) == 4 else (0, 0)
 

@@ -27,7 +27,7 @@ def find_writer(model: Model, format_: str, options: Options) -> Writer:
     """
     if format_ not in _WRITERS:
         raise IlgnetError(
-            f"model {model.name}: is no Caffe net, so it has no {format_} file; use {', '.join(_WRITERS)}",
+            f"model {model.name}: is not a Caffe net, so it has no {format_} file; use {', '.join(_WRITERS)}",
             option="to",
         )
     module, taken = _WRITERS[format_]

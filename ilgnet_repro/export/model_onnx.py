@@ -1,4 +1,4 @@
-"""A model that is no Caffe net as ONNX: its traced program, each operator of torch as nodes."""
+"""A model that is not a Caffe net as ONNX: its traced program, each operator of torch as nodes."""
 
 from __future__ import annotations
 

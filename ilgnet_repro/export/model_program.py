@@ -1,4 +1,4 @@
-"""A model that is no Caffe net as a program of torch.export: what its ONNX and pt2 files are made of."""
+"""A model that is not a Caffe net as a program of torch.export: what its ONNX and pt2 files are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is no Caffe net as torch.export's archive, which `torch.export.load` opens without this package."""
+"""A model that is not a Caffe net as torch.export's archive, which `torch.export.load` opens without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is no Caffe net as safetensors: every tensor, its name and options, and what is known of it."""
+"""A model that is not a Caffe net as safetensors: every tensor, its name and options, and what is known of it."""
 
 from __future__ import annotations
 

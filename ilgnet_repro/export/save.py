@@ -56,7 +56,7 @@ def save(
     as a convolution; ``opset`` is that of an ONNX file.  Raises IlgnetError where the format cannot store the net, by
     layer, and where a different net's prototxt would be replaced.
 
-    A `Model`, which is no Caffe net, is saved as ``.safetensors``, ``.onnx`` or ``.pt2`` (model_formats.py).
+    A `Model`, which is not a Caffe net, is saved as ``.safetensors``, ``.onnx`` or ``.pt2`` (model_formats.py).
     """
     target = Path(path)
     format_, chosen = format_of(target), read_options(options)

@@ -67,7 +67,7 @@ def load_module(code: Path, weights: Path, name: str) -> nn.Module:
     loader = _SourceLoader(label, str(code))
     spec = importlib.util.spec_from_file_location(label, code, loader=loader)
     if spec is None:
-        raise IlgnetError(f"{code}: is no Python file")
+        raise IlgnetError(f"{code}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     with torch.device("meta"):

@@ -157,7 +157,7 @@ def _read_csv(path: Path, task: str | None) -> Split:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a folder or a CSV") from error
     if "\0" in text:
-        raise DataError(f"{path}: is no CSV; write rows of path and label")
+        raise DataError(f"{path}: is not a CSV file; write rows of path and label")
     first = text.partition("\n")[0]
     delimiter = max(";\t,", key=first.count)  # `a.jpg;1,5` has one of two
     lines: list[tuple[int, list[str]]] = []
@@ -167,7 +167,9 @@ def _read_csv(path: Path, task: str | None) -> Split:
             if any(cell.strip() for cell in row):
                 lines.append((reader.line_num, [cell.strip() for cell in row]))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: is no row of a CSV ({error}); correct it") from error
+        raise DataError(
+            f"{path}:{reader.line_num}: is not a row of a CSV file ({error}); correct it"
+        ) from error
     root = os.fspath(path.parent)
     head: list[str] = []
     if lines and not _is_image(lines[0][1][0]) and not os.path.isfile(find_image(root, lines[0][1][0])):

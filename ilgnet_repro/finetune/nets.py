@@ -134,7 +134,7 @@ def _last_layer(graph: Graph, wanted: str | None) -> Node:
         if node is None or node.type not in _LEARNED or len(node.bottoms) != 1:
             able = [one.name for one in graph.layers if one.type in _LEARNED and len(one.bottoms) == 1]
             raise GraphError(
-                f"layer={wanted!r}: is no layer that can be replaced; name one of {_listed(able[-5:])}",
+                f"layer={wanted!r}: is not a layer that can be replaced; name one of {_listed(able[-5:])}",
                 option="layer",
             )
         return node

@@ -157,7 +157,7 @@ class WarpCTCLoss(_CtcLoss):
         self._check_scores(x)
         steps, items = x[:2]
         if self.blank >= x[2]:
-            raise self.error(f"blank_index {self.blank} is none of the {x[2]} classes")
+            raise self.error(f"blank_index {self.blank} is not one of the {x[2]} classes")
         if len(others) == 1 and (len(others[0]) < 1 or others[0][0] != items):
             raise self.error(f"labels {list(others[0])} must hold a row for each of {items} streams")
         if len(others) == 2:
@@ -223,7 +223,7 @@ class CtcLoss(_CtcLoss):
             raise self.error("alphabet_size and time_step must be stated and over 0")
         if not 0 <= self.blank < self.classes:
             raise self.error(
-                f"blank_label {self.blank} is none of the {self.classes} classes of alphabet_size"
+                f"blank_label {self.blank} is not one of the {self.classes} classes of alphabet_size"
             )
 
     def plan(self, x: Shape, labels: Shape) -> LayerPlan:
@@ -278,7 +278,7 @@ class CTCLoss(_CtcLoss):
         self._pair("indicators", indicators, x[:2])
         self._pair("labels", labels, x[:2])
         if self._blank(x[2]) >= x[2]:
-            raise self.error(f"blank_index {self.param.blank_index} is none of the {x[2]} classes")
+            raise self.error(f"blank_index {self.param.blank_index} is not one of the {x[2]} classes")
         return LayerPlan([()])
 
     def _labels(self, stated: list[int], classes: int) -> list[int]:

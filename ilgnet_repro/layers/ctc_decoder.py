@@ -143,7 +143,7 @@ class CTCGreedyDecoder(Layer):
             raise self.error(f"scores {list(x)} must be time × stream × class")
         steps, items, classes = x[:3]
         if self.param.blank_index >= classes:
-            raise self.error(f"blank_index {self.param.blank_index} is none of the {classes} classes")
+            raise self.error(f"blank_index {self.param.blank_index} is not one of the {classes} classes")
         for shape in others[1:]:
             self._check_pair("targets", shape, (steps, items))
         if self._has_labels(x, others):

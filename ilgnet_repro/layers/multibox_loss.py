@@ -108,7 +108,9 @@ class MultiBoxLoss(Loss):
                 "mining needs share_location: true; set mining_type: NONE or share_location: true"
             )
         if self.is_softmax and self.background >= self.classes:
-            raise self.error(f"background_label_id {self.background} is none of the {self.classes} classes")
+            raise self.error(
+                f"background_label_id {self.background} is not one of the {self.classes} classes"
+            )
         if param.map_object_to_agnostic and self.classes != 2:
             raise self.error(f"map_object_to_agnostic takes num_classes 2, not {self.classes}")
         if self.mining == "HARD_EXAMPLE" and param.sample_size < 1:

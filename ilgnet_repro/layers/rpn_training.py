@@ -322,7 +322,7 @@ class RoIDataLayer(PythonLayer):
         for name in self.node.top_names:
             if name not in self.declared:
                 raise self.error(
-                    f"top {name!r} is none of {', '.join(self.declared)}; give its shape "
+                    f"top {name!r} is not one of {', '.join(self.declared)}; give its shape "
                     f"(input_shapes={{{name!r}: (N, C, H, W)}})",
                     option="input_shapes",
                 )

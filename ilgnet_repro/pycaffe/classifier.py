@@ -43,7 +43,7 @@ def check_images_net(net: Net) -> None:
     shapes = [net.blobs[name].data.shape for name in net.inputs[:1]]
     if not shapes or len(shapes[0]) != 4:
         raise WrongValue(
-            f"net {net.name!r}: its first input is no batch of images; give a deploy net with one"
+            f"net {net.name!r}: its first input is not a batch of images; give a deploy net with one"
         )
 
 

@@ -116,7 +116,7 @@ def as_rows(layer: Layer, top: str, array: Any, shape: Shape) -> np.ndarray:
     try:
         values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise layer.error(f"array {top!r} is no array of numbers ({error}); give one") from error
+        raise layer.error(f"array {top!r} is not an array of numbers ({error}); give one") from error
     if values.dtype.kind not in "fiub":
         raise layer.error(f"array {top!r} is of type {values.dtype}; give numbers")
     if not shape and not values.ndim:

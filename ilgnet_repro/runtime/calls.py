@@ -68,7 +68,7 @@ class Intake:
         for name in inputs:
             if name not in self.all_shapes:
                 blobs = {top for node in self.graph for top in node.top_names}
-                what = "a blob that the net computes, not an input" if name in blobs else "no input"
+                what = "a blob that the net computes, not an input" if name in blobs else "not an input"
                 raise GraphError(
                     f"{name!r} is {what} of net {self.graph.name!r}{_meant(name, self.all_shapes)}; "
                     f"it has {names(self.all_shapes)}"

@@ -88,7 +88,7 @@ def load(
 
     ``.caffemodel`` and ``.caffemodel.h5`` with their ``prototxt`` (default: found as `find_net` says) and the
     ``.safetensors`` files of this package become a `CaffeNet`, ``.onnx`` and ``.pt2`` files a `FileNet` with the same call,
-    and a ``.safetensors`` file of a model that is no Caffe net that `Model`.
+    and a ``.safetensors`` file of a model that is not a Caffe net that `Model`.
     Weights are memory-mapped, not copied.  ``net.about`` holds what is known of the net.
 
     ``phase`` is TEST unless the file says otherwise.  ``input_shapes`` overrides or supplies the shapes of inputs, by
@@ -111,7 +111,7 @@ def load(
 
 
 def is_model_file(path: PathLike) -> bool:
-    """Return whether a file holds a model that is no Caffe net; False for one that cannot be read."""
+    """Return whether a file holds a model that is not a Caffe net; False for one that cannot be read."""
     try:
         if expect_or_named(path, *_LOADED, what="a net with its weights") is not Kind.SAFETENSORS:
             return False
@@ -122,7 +122,7 @@ def is_model_file(path: PathLike) -> bool:
 
 
 def load_model_file(path: PathLike, **options: Unpack[LoadOptions]) -> Model:
-    """Load a model that is no Caffe net like `load`; no option applies to it."""
+    """Load a model that is not a Caffe net like `load`; no option applies to it."""
     _refuse_all(path, "a model and no Caffe net", options)
     return load_model(path)
 

@@ -82,7 +82,7 @@ def _read_spec(file: TensorFile) -> tuple[str, dict[str, Any]]:
             )
         name, options = found["name"], found["options"]
         if not isinstance(name, str) or not isinstance(options, dict):
-            raise ValueError("its name is no text, or its options are no object")
+            raise ValueError("its name is not text, or its options are not an object")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{file.path}: model: not as this package writes it ({error})") from error
     return name, options

@@ -57,8 +57,8 @@ def read_net_file(path: str | os.PathLike[str]) -> NetFile:
     file = open_safetensors(path)
     if NET not in file.metadata and MODEL in file.metadata:
         raise FormatError(
-            f"{path}: holds a model that is no Caffe net, so it cannot be used as one; give Caffe weights, or a file that "
-            "`ilgnet convert` wrote of them"
+            f"{path}: holds a model that is not a Caffe net, so it cannot be used as one; give Caffe weights, or a file "
+            "that `ilgnet convert` wrote of them"
         )
     if NET not in file.metadata:
         raise FormatError(f"{path}: holds no Caffe net; only files written by `ilgnet convert` can be loaded")

@@ -101,9 +101,9 @@ def read_model(path: Path) -> onnx.ModelProto:
         # The format is given: onnx would choose it by the suffix.
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
-        raise IlgnetError(f"{path}: is no ONNX file ({str(error).splitlines()[0]})") from error
+        raise IlgnetError(f"{path}: is not an ONNX file ({str(error).splitlines()[0]})") from error
     if not model.graph.node:
-        raise IlgnetError(f"{path}: is no ONNX file (it holds no nodes)")
+        raise IlgnetError(f"{path}: is not an ONNX file (it holds no nodes)")
     for tensor in _tensors(model.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_location(path, tensor)
@@ -132,7 +132,7 @@ def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
     except (OSError, ValueError):
         is_beside = False
     if not is_beside or Path(location).is_absolute():
-        raise IlgnetError(f"{path}: keeps {tensor.name!r} in {location!r}, which is no file beside it")
+        raise IlgnetError(f"{path}: keeps {tensor.name!r} in {location!r}, which is not a file beside it")
 
 
 def open_session(model: Path | bytes, folder: Path | None = None) -> InferenceSession:

@@ -187,6 +187,6 @@ def by_input(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         if name not in inputs:
             listed = ", ".join(map(repr, inputs)) or "none"
             raise GraphError(
-                f"{name!r} is no input of net {graph.name!r}{did_you_mean(str(name), inputs)}; it has {listed}"
+                f"{name!r} is not an input of net {graph.name!r}{did_you_mean(str(name), inputs)}; it has {listed}"
             )
     return dict(shapes)

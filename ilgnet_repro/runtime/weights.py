@@ -216,7 +216,7 @@ def check_allowed(specs: Specs, names: Collection[str]) -> Collection[str]:
     for name in names:
         if name not in known:
             raise WeightsError(
-                f"allow_missing: {name!r} is no layer of the net with weights{did_you_mean(str(name), known)}; "
+                f"allow_missing: {name!r} is not a layer of the net with weights{did_you_mean(str(name), known)}; "
                 f"it has {_some(known) or 'none'}"
             )
     return names

@@ -172,7 +172,7 @@ def _matched(option: str, pattern: str, plan: NetPlan) -> list[str]:
         expression = re.compile(pattern)
     except re.error as error:
         raise SolverError(
-            f"{option} {excerpt(pattern)!r}: is no regular expression ({error}); correct it", option=option
+            f"{option} {excerpt(pattern)!r}: is not a regular expression ({error}); correct it", option=option
         ) from error
     able = [
         node.name

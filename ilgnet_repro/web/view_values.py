@@ -155,7 +155,7 @@ class OnnxValues:
                 f"{self.net.name}: ONNX Runtime cannot compute {name!r} ({excerpt(str(error).strip(), 200)})"
             ) from error
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub":
-            raise GraphError(f"{name}: is no array of numbers")
+            raise GraphError(f"{name}: is not an array of numbers")
         return found, how
 
     def _seeded(self) -> dict[str, np.ndarray]:

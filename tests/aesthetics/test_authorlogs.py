@@ -66,7 +66,7 @@ def test_counts_of_a_log_that_lacks_its_batch_size() -> None:
     assert log.counts(batch_size=12) == (9, 8, 6, 2, 8, 6, 7, 2, 8, 9)
     with pytest.raises(FormatError, match="does not print its batch size"):
         log.counts()
-    with pytest.raises(FormatError, match=r"batch 0: 0.75 is no count out of 10"):
+    with pytest.raises(FormatError, match=r"batch 0: 0.75 is not a count out of 10"):
         log.counts(batch_size=10)
 
 
@@ -99,9 +99,9 @@ def test_broken_log(text: str, message: str) -> None:
 
 HUGE = "9" * 5000
 UNCOUNTED = {
-    "a loss beyond float": ("batch_size: 10", "1e400", "inf is no count out of 10"),
-    "no number": ("batch_size: 10", "nan", "nan is no count out of 10"),
-    "a product beyond float": ("batch_size: 10", "1e308", "is no count out of 10"),
+    "a loss beyond float": ("batch_size: 10", "1e400", "inf is not a count out of 10"),
+    "no number": ("batch_size: 10", "nan", "nan is not a count out of 10"),
+    "a product beyond float": ("batch_size: 10", "1e308", "is not a count out of 10"),
     "a huge batch size": (f"batch_size: {HUGE}", "0.5", "does not print its batch size"),
 }
 

@@ -430,7 +430,7 @@ FROM = "sample: not in {folder}: "
             + SHA
             + "; fetch it again",
         ),
-        (None, "{folder}: is no folder; give folder= the one that holds results/sample.bin"),
+        (None, "{folder}: is not a folder; give folder= the one that holds results/sample.bin"),
     ],
     ids=["nothing", "short", "pointer", "wrong-bytes", "no-folder"],
 )

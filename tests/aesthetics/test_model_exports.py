@@ -248,7 +248,7 @@ REFUSED = {
     ),
     "another format": (
         Sorting, "caffemodel", {},
-        "model sorting: is no Caffe net, so it has no caffemodel file; use safetensors, onnx, pt2",
+        "model sorting: is not a Caffe net, so it has no caffemodel file; use safetensors, onnx, pt2",
     ),
     "quantized weights": (
         Sorting, "onnx", {"precision": "int8"},
@@ -274,7 +274,7 @@ def test_refused_and_nothing_written(kind, suffix, options, message, tmp_path) -
 
 COMMANDS = {
     "a format of Caffe nets": (
-        ["--to", "onnx,python"], "model tanet: is no Caffe net, so it has no python file; use safetensors, onnx, pt2",
+        ["--to", "onnx,python"], "model tanet: is not a Caffe net, so it has no python file; use safetensors, onnx, pt2",
     ),
     "a prototxt": (["--to", "onnx", "--prototxt", "x.prototxt"], "is a model and no Caffe net, to which --prototxt"),
     "folding": (["--to", "onnx", "--fold"], "model tanet: --fold does not apply to a onnx file of it; leave it out"),
@@ -300,7 +300,7 @@ def test_a_fast_model_is_refused_in_one_line() -> None:
     with pytest.raises(IlgnetError) as caught:
         ir.fast(make("tanet", {"branches": ["colour"]}))
     assert str(caught.value) == (
-        "model tanet: is no Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
+        "model tanet: is not a Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
     )
 
 

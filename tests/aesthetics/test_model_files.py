@@ -167,11 +167,11 @@ METADATA = {
     ),
     "a name that is no text": (
         {"model": '{"name": ["tanet"], "options": {}}'},
-        "model: not as this package writes it (its name is no text, or its options are no object)",
+        "model: not as this package writes it (its name is not text, or its options are not an object)",
     ),
     "options in a list": (
         {"model": '{"name": "tanet", "options": []}'},
-        "model: not as this package writes it (its name is no text, or its options are no object)",
+        "model: not as this package writes it (its name is not text, or its options are not an object)",
     ),
     "another model": (
         {"model": '{"name": "tannet", "options": {}}'},
@@ -283,7 +283,7 @@ def test_a_model_is_no_caffe_net(colour_file):
         f"{colour_file}: is a model and no Caffe net, to which phase= does not apply; leave it out"
     )
     with pytest.raises(
-        IlgnetError, match="holds a model that is no Caffe net, so it cannot be used as one; give Caffe"
+        IlgnetError, match="holds a model that is not a Caffe net, so it cannot be used as one; give Caffe"
     ):
         ir.load_net("deploy.prototxt", colour_file)
 
@@ -291,7 +291,7 @@ def test_a_model_is_no_caffe_net(colour_file):
 @pytest.mark.parametrize("suffix", [".caffemodel", ".caffemodel.h5", ".py", ".xml"])
 def test_formats_of_caffe_nets_are_refused(nima, tmp_path, suffix):
     with pytest.raises(
-        IlgnetError, match=r"^model nima: is no Caffe net, so it has no \w+ file; use safetensors"
+        IlgnetError, match=r"^model nima: is not a Caffe net, so it has no \w+ file; use safetensors"
     ):
         ir.save(nima, tmp_path / f"nima{suffix}")
     assert list(tmp_path.iterdir()) == []
@@ -357,7 +357,7 @@ def test_a_score_without_a_distribution_has_no_deviation(colour_file):
 
 
 COMMANDS = {
-    "a fast net": (["score", "x.png", "--fast"], "--fast: model tanet is no Caffe net, and torch computes it; omit it"),
+    "a fast net": (["score", "x.png", "--fast"], "--fast: model tanet is not a Caffe net, and torch computes it; omit it"),
 }  # fmt: skip
 
 

@@ -231,7 +231,7 @@ def test_excluded_images_are_left_out(tmp_path, capsys):
     bad.write_text("12.jpg\nportrait.jpg\n")
     with pytest.raises(DataError) as error:
         read_excluded(bad)
-    assert str(error.value) == f"{bad}:2: 'portrait' is no image id; write ID or ID.jpg"
+    assert str(error.value) == f"{bad}:2: 'portrait' is not an image id; write ID or ID.jpg"
 
 
 def test_existing_lists_are_kept_unless_forced(tmp_path):

@@ -86,7 +86,8 @@ def test_unknown_weights(known: Weights, dataset: str, count: int) -> None:
     found = weights_warnings(known, dataset)
     assert len(found) == count
     assert all(
-        "unknown weights: w.caffemodel is none of the released files (SHA-256 abab" in text for text in found
+        "unknown weights: w.caffemodel is not one of the released files (SHA-256 abab" in text
+        for text in found
     )
 
 

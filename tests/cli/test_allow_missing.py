@@ -67,7 +67,7 @@ def test_a_layer_that_would_be_drawn_is_refused_until_allowed(arguments, capsys)
     assert captured.err.splitlines()[-1] == f"ilgnet: {REFUSED}" and not list(Path("out").iterdir())
     assert main([*arguments, "--allow-missing", "fc_8"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "ilgnet: allow_missing: 'fc_8' is no layer of the net with weights (did you mean fc8?); it has conv, scale, fc8"
+        "ilgnet: allow_missing: 'fc_8' is not a layer of the net with weights (did you mean fc8?); it has conv, scale, fc8"
     )
     assert main([*arguments, "--allow-missing", "fc8"]) == 0
     captured = capsys.readouterr()

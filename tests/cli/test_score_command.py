@@ -59,7 +59,7 @@ def test_csv_of_a_folder(here, capsys) -> None:
     rows = rows_of(out)
     assert [row["path"] for row in rows] == [NAMES[0], NAMES[1], NAMES[2], NAMES[3]]
     assert list(rows[0]) == ["path", "mean", "deviation", "error"]
-    assert "note: images: 3 files that are no images were skipped (.txt 1, ._* 1, .mp4 1)" in err
+    assert "note: images: 3 files that are not images were skipped (.txt 1, ._* 1, .mp4 1)" in err
     values = [json.loads(line)["outputs"]["prob"] for line in run(capsys, "images", "--json")[0].splitlines()]
     for row, bins in zip(rows, values, strict=True):
         assert float(row["mean"]) == pytest.approx(np.arange(1, 11) @ np.array(bins))

@@ -211,7 +211,7 @@ REFUSED = [
         {},
         "deploy.prototxt: is a net's prototxt, not a net that can be compared (.caffemodel, ",
     ),
-    ("damaged onnx", lambda f: damage(f / "small.onnx"), {}, "{f}/small.onnx: is no ONNX file ("),
+    ("damaged onnx", lambda f: damage(f / "small.onnx"), {}, "{f}/small.onnx: is not an ONNX file ("),
     (
         "damaged pt2",
         lambda f: damage(f / "small.pt2"),
@@ -299,7 +299,7 @@ def test_weights_that_are_not_beside_the_model_are_refused(location: str, place:
     with pytest.raises(IlgnetError) as caught:
         compare_files(str(path), str(path))
     shown = repr(location)
-    assert str(caught.value) == f"{path}: keeps 'w' in {shown}, which is no file beside it"
+    assert str(caught.value) == f"{path}: keeps 'w' in {shown}, which is not a file beside it"
 
 
 def test_onnx2torch_gets_numbers_instead_of_names(files, tmp_path) -> None:

@@ -233,7 +233,7 @@ def test_precisions_that_all_change_the_numbers_end_in_float32(
 
 
 INPUTS = {
-    "another name": ({"x": torch.zeros(1, 3, 36, 40)}, "'x' is no input of net 'two'"),
+    "another name": ({"x": torch.zeros(1, 3, 36, 40)}, "'x' is not an input of net 'two'"),
     "another size": (torch.zeros(1, 3, 30, 40), "ip (InnerProduct): weight would be 128x"),
     "no rows": (
         torch.zeros(0, 3, 36, 40),

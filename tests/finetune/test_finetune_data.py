@@ -150,7 +150,7 @@ WRONG = {
     "one vote": ("a.jpg,1\nb.jpg,2\n", "distribution", ":1: give a number for each score, at least two, in a row"),
     "twice": ("a.jpg,x\nb.jpg,y\na.jpg,y\n", None, ": a.jpg is listed 2 times; list an image once"),
     "equal": ("a.jpg,2.5\nb.jpg,2.5\n", None, ": all scores are equal; there is nothing to learn"),
-    "zero byte": ("a.jpg,x\0\n", None, ": is no CSV; write rows of path and label"),
+    "zero byte": ("a.jpg,x\0\n", None, ": is not a CSV file; write rows of path and label"),
     "empty class": ("a.jpg,\nb.jpg,x\n", None, ": class '' is empty or has a line break, or spaces"),
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ REFUSED = {
         "sum (Eltwise) joins several branches before a layer with weights is found; name the layer to replace",
     ),
     "no weights": (INPUT + SOFTMAX % "x", None, "has no layer with weights before its output; give another net"),
-    "an unknown layer": (INPUT + CONV, "conv", "layer='conv': is no layer that can be replaced; name one of c"),
+    "an unknown layer": (INPUT + CONV, "conv", "layer='conv': is not a layer that can be replaced; name one of c"),
     "no image": (
         'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 5 dim: 9 } } }\n' + DENSE % ("d", "x", "d"),
         None, "input 'x' is [5, 9]; only nets of images, N x 3 x H x W, are fine-tuned",

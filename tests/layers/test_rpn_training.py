@@ -294,7 +294,7 @@ REFUSED = {
     ),
     "unknown top": (
         TRAINING.replace("im_info", "size"),
-        "d (Python): top 'size' is none of data, im_info, gt_boxes, rois, labels, bbox_targets, bbox_inside_weights, "
+        "d (Python): top 'size' is not one of data, im_info, gt_boxes, rois, labels, bbox_targets, bbox_inside_weights, "
         "bbox_outside_weights; give its shape (input_shapes={'size': (N, C, H, W)})",
     ),
 }

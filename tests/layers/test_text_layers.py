@@ -173,7 +173,7 @@ REFUSED = {
                           "blank_index 0 with indicators has two meanings: caffe_ocr adds 1 to each label, ChWick's fork "
                           "does not; use another blank_index, or labels N×L"),
     "WarpCTCLoss class": ("WarpCTCLoss", [SCORES, (2, 3)], "ctc_loss_param { blank_index: 4 }", 1,
-                          "blank_index 4 is none of the 4 classes"),
+                          "blank_index 4 is not one of the 4 classes"),
     "CtcLoss alphabet": ("CtcLoss", [SCORES, (2, 3)], "ctc_loss_param { alphabet_size: 5 time_step: 5 }", 1,
                          "scores [5, 2, 4] have 4 classes; alphabet_size states 5"),
     "CtcLoss steps": ("CtcLoss", [SCORES, (2, 3)], "ctc_loss_param { alphabet_size: 4 time_step: 6 }", 1,

@@ -164,6 +164,6 @@ def test_a_net_without_images_is_refused(kind: type, tmp_path: Path) -> None:
     text.write_text(NET.replace("dim: 6 dim: 6", ""))
     caffe.Net(str(text), caffe.TEST).save(str(weights))
     with pytest.raises(
-        IlgnetError, match="its first input is no batch of images; give a deploy net with one"
+        IlgnetError, match="its first input is not a batch of images; give a deploy net with one"
     ):
         kind(str(text), str(weights))

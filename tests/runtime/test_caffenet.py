@@ -130,7 +130,8 @@ REFUSED = [
         "blob 'conv2' is not in net 'small' (did you mean conv?); "
         "it has 'data', 'conv@conv.1', 'conv', 'pool', 'norm', 'gap', 'ip', 'prob'",
     ),
-    ("no such input", lambda net: net.blob_shapes(image=(1, 3, 9, 7)), "'image' is no input of net 'small'; it has 'data'"),
+    ("no such input", lambda net: net.blob_shapes(image=(1, 3, 9, 7)),
+     "'image' is not an input of net 'small'; it has 'data'"),
     ("no loss", lambda net: net.loss(data=torch.zeros(1, 3, 9, 7)), "net 'small' has no loss layer in phase TEST"),
     ("no such layer", lambda net: net.layer("fc"), "layer 'fc' is not in net 'small'; "
      "it has 'data', 'conv.1', 'type', 'pool', 'norm', 'gap', 'ip', 'prob'"),

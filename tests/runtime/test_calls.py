@@ -69,8 +69,8 @@ def test_a_loss_takes_its_inputs_by_name_only() -> None:
 
 X = torch.zeros(2, 3, 9, 7)
 REFUSED = {
-    "an unknown keyword": ({"end": "fc"}, "'end' is no input of net 'small'; it has 'data'"),
-    "a misspelt keyword": ({"dta": X}, "'dta' is no input of net 'small' (did you mean data?); it has 'data'"),
+    "an unknown keyword": ({"end": "fc"}, "'end' is not an input of net 'small'; it has 'data'"),
+    "a misspelt keyword": ({"dta": X}, "'dta' is not an input of net 'small' (did you mean data?); it has 'data'"),
     "an inner blob": (
         {"pool": X}, "'pool' is a blob that the net computes, not an input of net 'small'; it has 'data'",
     ),
@@ -110,7 +110,7 @@ def test_a_wrong_input_is_named(net, form, call, message) -> None:
 
 def test_run_and_deviation_refuse_unknown_inputs(net) -> None:
     for use in (lambda: net.run({"data": X, "label": X}), lambda: fast_net(net).deviation(data=X, label=X)):
-        with pytest.raises(IlgnetError, match=r"^'label' is no input of net 'small'; it has 'data'$"):
+        with pytest.raises(IlgnetError, match=r"^'label' is not an input of net 'small'; it has 'data'$"):
             use()
 
 
@@ -134,7 +134,7 @@ def test_a_wrong_blob_is_named(net, blobs, message) -> None:
     assert str(caught.value) == message
 
 
-NO_IMAGE = "'image' is no input of net 'small'; it has 'data'"
+NO_IMAGE = "'image' is not an input of net 'small'; it has 'data'"
 WITH_SHAPES = {
     "load_net": lambda shapes: load(SMALL_TEXT, input_shapes=shapes),
     "blob_shapes": lambda shapes: load(SMALL_TEXT).blob_shapes(shapes),
@@ -163,7 +163,9 @@ def test_the_command_line_refuses_a_shape_for_an_unknown_input(tmp_path, capsys)
     path = tmp_path / "n.prototxt"
     path.write_text(SMALL_TEXT)
     assert main(["audit", str(path), "--shape", "dat=1,3,9,7"]) == 1
-    assert "'dat' is no input of net 'small' (did you mean data?); it has 'data'" in capsys.readouterr().err
+    assert (
+        "'dat' is not an input of net 'small' (did you mean data?); it has 'data'" in capsys.readouterr().err
+    )
     assert main(["audit", str(path), "--shape", "data=1,3,9,7", "--shape", "data=2,3,9,7"]) == 1
     assert "--shape data=2,3,9,7: the shape of data is given twice" in capsys.readouterr().err
 

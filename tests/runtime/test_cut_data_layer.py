@@ -84,7 +84,7 @@ def test_every_blob_without_a_writer_is_named(here, capsys) -> None:
 
 
 def test_a_shape_for_a_blob_that_no_layer_reads_is_refused(here) -> None:
-    with pytest.raises(GraphError, match=re.escape("'image' is no input of net 'cut'; it has 'data'")):
+    with pytest.raises(GraphError, match=re.escape("'image' is not an input of net 'cut'; it has 'data'")):
         ir.load("net.caffemodel", input_shapes={**SHAPES, "image": (1, 3, 9, 7)})
 
 

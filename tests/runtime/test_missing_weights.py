@@ -135,8 +135,11 @@ def test_any_other_missing_layer_is_refused_by_name(text, names, message, make) 
     ("allowed", "message"),
     [
         ("op", "allow_missing is 'op'; give the names of layers, as ['fc8']"),
-        (["Op"], "allow_missing: 'Op' is no layer of the net with weights (did you mean op?); it has c, op"),
-        (["x"], "allow_missing: 'x' is no layer of the net with weights; it has c, op"),
+        (
+            ["Op"],
+            "allow_missing: 'Op' is not a layer of the net with weights (did you mean op?); it has c, op",
+        ),
+        (["x"], "allow_missing: 'x' is not a layer of the net with weights; it has c, op"),
         (None, "allow_missing is None; give the names of layers, as ['fc8']"),
     ],
     ids=["a text", "another case", "a layer without weights", "none"],

@@ -129,7 +129,7 @@ WRONG = {
     "axes": ({"x": ROWS[0]}, "d ({type}): array 'x' is (1, 3, 1); it takes rows of shape (1, 3, 1)"),
     "no rows": ({"x": ROWS[:0]}, "d ({type}): array 'x' is (0, 1, 3, 1); it takes rows of shape (1, 3, 1)"),
     "words": ({"y": ["a", "b"]}, "d ({type}): array 'y' is of type <U1; give numbers"),
-    "ragged": ({"y": [[1], [2, 3]]}, "d ({type}): array 'y' is no array of numbers ("),
+    "ragged": ({"y": [[1], [2, 3]]}, "d ({type}): array 'y' is not an array of numbers ("),
     "none": ({"y": None}, "d ({type}): array 'y' is of type object; give numbers"),
 }  # fmt: skip
 

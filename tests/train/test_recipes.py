@@ -125,7 +125,7 @@ WRONG = {
         Recipe(freeze=("relu|pool",)),
         "freeze 'relu|pool': matches only layers without parameters (relu, pool); layers with parameters are conv, fc, cls",
     ),
-    "no expression": (Recipe(freeze=("conv(",)), "freeze 'conv(': is no regular expression (missing ), "),
+    "no expression": (Recipe(freeze=("conv(",)), "freeze 'conv(': is not a regular expression (missing ), "),
     "no factor": (Recipe(lr_mult=("conv",)), "lr_mult 'conv': give PATTERN=FACTOR with a factor of 0 or more, such as "),
     "negative": (Recipe(lr_mult=("conv=-1",)), "lr_mult 'conv=-1': give PATTERN=FACTOR with a factor of 0 or more, "),
     "infinite": (Recipe(lr_mult=("conv=inf",)), "lr_mult 'conv=inf': give PATTERN=FACTOR with a factor of 0 or more, "),

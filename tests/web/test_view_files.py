@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_drawn_with_the_reason(forms: Path, tmp_path
         ("small.onnx", {"phase": "TRAIN"}, "holds its own net, to which phase= does not apply; leave it out"),
         ("foreign.onnx", {"input_shapes": {"data": (2, 3, 9, 7)}}, "to which input_shapes= does not apply"),
         ("alone.py", {}, "alone.py: is Python source, which is not run; give alone.weights.safetensors"),
-        ("cut.onnx", {}, "cut.onnx: is no ONNX file"),
+        ("cut.onnx", {}, "cut.onnx: is not an ONNX file"),
         ("cut.safetensors", {}, "is not a complete safetensors file"),
         ("image.png", {}, "image.png: is a PNG image, not a net to draw; give a prototxt, or a .caffemodel"),
         ("weights.pt", {}, "pickles are never read; give the Caffe file"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..caffe.caffemodel import open_caffemodel, write_caffemodel
+from ..caffe.kinds import Kind, kind_of
 from ..caffe.prototxt import format_message, read_net, read_solver
 from ..caffe.upgrade import upgrade_net_as_caffe, upgrade_solver
 from ..errors import FormatError, excerpt
@@ -17,6 +18,7 @@ Upgrade = Callable[[str, str, Log], None]
 
 def upgrade_net_text(source: str, target: str, log: Log) -> None:
     """Rewrite a prototxt in the form of Caffe 1.0."""
+    _expect_other_than(source, Kind.CAFFEMODEL, "upgrade_net_proto_binary")
     net, notes = read_net(source), list[str]()
     upgraded = upgrade_net_as_caffe(net, notes)
     _say(source, notes, log)
@@ -26,6 +28,7 @@ def upgrade_net_text(source: str, target: str, log: Log) -> None:
 
 def upgrade_net_binary(source: str, target: str, log: Log) -> None:
     """Rewrite a caffemodel in the form of Caffe 1.0, its weights unchanged."""
+    _expect_other_than(source, Kind.PROTOTXT, "upgrade_net_proto_text")
     model, notes = open_caffemodel(source), list[str]()
     upgraded = upgrade_net_as_caffe(model.structure(), notes)
     _say(source, notes, log)
@@ -56,6 +59,12 @@ def _say(source: str, notes: list[str], log: Log) -> None:
         log("upgrade_proto.cpp:32", f"File already in latest proto format: {source}")
     for note in notes:
         log("upgrade_proto.cpp:28", note)
+
+
+def _expect_other_than(source: str, kind: Kind, tool: str) -> None:
+    """Raise FormatError for the file of another of the tools, and name that tool."""
+    if kind_of(source) is kind:
+        raise FormatError(f"{Path(source).name}: is {kind.value}; upgrade it by `ilgnet caffe {tool}`")
 
 
 def _write_text(target: str, text: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import FormatError, printable
+from ..errors import FormatError, did_you_mean, printable
 from ._gflags import from_gflags
 
 WRONG_OPTION = 2
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$")
+_NAME = re.compile(r"[\w.-]+")
 
 
 def _is_word(value: str) -> bool:
@@ -42,6 +45,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and end with status 2."""
+        if choice := _CHOICE.search(message):
+            message += did_you_mean(choice[1], _NAME.findall(choice[2]))
         hints = list(dict.fromkeys(self._hints()))
         # The parser of all commands reports the options that a command does not know.
         command = self.given[:1] if message.startswith("unrecognized") else []

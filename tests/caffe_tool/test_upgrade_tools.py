@@ -115,7 +115,16 @@ REFUSED = {
         b'layer { name: "a" type: "ReLU" } layers { name: "b" type: RELU }',
         "has both `layer` a and `layers` b; use only one of the two",
     ),
-    "text as weights": ("upgrade_net_proto_binary", V1.encode(), "old: "),
+    "text as weights": (
+        "upgrade_net_proto_binary",
+        V1.encode(),
+        "old: is a net's prototxt; upgrade it by `ilgnet caffe upgrade_net_proto_text`\n",
+    ),
+    "weights as text": (
+        "upgrade_net_proto_text",
+        parse_net(MODERN).SerializeToString(),
+        "old: is a Caffe weights file (.caffemodel); upgrade it by `ilgnet caffe upgrade_net_proto_binary`\n",
+    ),
     "two types of solver": (
         "upgrade_solver_proto_text",
         b'type: "SGD" solver_type: SGD',

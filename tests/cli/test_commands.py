@@ -168,6 +168,17 @@ def test_a_file_whose_name_is_like_an_option_is_named(folder, capsys) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(["conver"], " (did you mean convert?);"), (["caffe", "tset"], " (did you mean test?);"),
+                         (["zzz"], "'demo');")],
+    ids=["a command", "an action", "nothing close"],
+)  # fmt: skip
+def test_the_nearest_command_is_named(typed, meant, capsys) -> None:
+    status, out, err = run(capsys, *typed)
+    assert (status, out) == (1, "")
+    assert meant in err and err.count("\n") == 1
+
+
 def test_a_wrong_option_ends_with_1_and_help_with_0(capsys) -> None:
     assert run(capsys, "convert")[0] == 1
     assert run(capsys, "--help")[0] == 0

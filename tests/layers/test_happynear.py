@@ -135,6 +135,12 @@ REFUSED = {
         [(5, 4), (5,)],
         "add_intra_mae: true is not supported; use false",
     ),
+    "two_tops": (
+        "SubRegion",
+        "sub_region_param { data_height: 5 data_width: 6 region_height: 2 region_width: 3 }",
+        [(2, 3, 6, 7), (2, 4), (2, 4)],
+        "has 2 tops; give it the regions, or also both offsets",
+    ),
     "third_bottom": ("GeneralTripletLoss", "", [(5, 4), (5,), (5,)], "has 3 bottoms; it takes 2"),
     "negative_weight": (
         "GeneralTripletLoss",
@@ -170,7 +176,7 @@ REFUSED = {
 def test_refused(case):
     type_, params, shapes, message = REFUSED[case]
     with pytest.raises(LayerError, match=re.escape(message)) as error:
-        build(type_, shapes, params)
+        build(type_, shapes, params, tops=2 if case == "two_tops" else 1)
     assert str(error.value).startswith(f"op ({type_}): ")
 
 

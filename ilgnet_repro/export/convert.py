@@ -71,7 +71,7 @@ def convert(
     images = pictures  # the keyword keeps its name
     source = Path(weights)
     chosen = read_options(options)
-    if len(images) and chosen.precision in (None, "float32") and chosen.arithmetic == "float32":
+    if len(images) and chosen.precision in (None, "float32"):
         raise IlgnetError(
             "precision=: is not given, and the images only measure what it rounds; give it, or leave the images out",
             option="precision",

@@ -83,7 +83,7 @@ def test_any_size_and_folding(tmp_path, capsys) -> None:
             "format 'mlmodel' is unknown; use safetensors, onnx, pt2, python, caffemodel",
         ),
         (
-            ["--pictures", __file__],
+            ["--to", "onnx", "--arithmetic", "float16", "--pictures", __file__],
             "--precision: is not given, and the images only measure what it rounds; give it, or leave the images out",
         ),
         (

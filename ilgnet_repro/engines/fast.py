@@ -29,7 +29,7 @@ from ..signatures import shows_options
 from .arguments import checked_device, thread_count
 from .choice import choose
 from .deviation import Deviation, deviations, shown
-from .runners import TORCH, Log, Runner, Settings, make_runner, net_at
+from .runners import TORCH, Direct, Log, Runner, Settings, make_runner, net_at
 
 _CPU = torch.device("cpu")
 _FLOAT32 = np.dtype(np.float32)
@@ -196,9 +196,8 @@ class FastNet(nn.Module):
         self._optional = frozenset(net.optional_inputs)
         self._device = torch.device(settings.device)
         self._runner, self._process = runner, os.getpid()
-        # Shape of the only input, of a call that its runner took.
-        self._accepted: Shape | None = None
-        self._direct: Any = None
+        # Takes tensors like that of a call that its runner took.
+        self._shortcut: Callable[[Any], dict[str, Tensor] | None] | None = None
         self._others: OrderedDict[tuple[tuple[str, ...], tuple[Shape, ...]], Runner | None] = OrderedDict()
         self._weights = weight_sums(net)
         self.parts = nn.ModuleList(runner.modules)
@@ -260,29 +259,36 @@ class FastNet(nn.Module):
         Beside a small net every line counts, those of nn.Module included: LeNet takes 120 us, and after it little of
         Python is left in the processor's caches.
         """
-        if len(arguments) == 1 and not options and self._accepted is not None:
-            array = self._array_like_before(arguments[0])
-            if array is not None:
-                return self._direct(array)
+        shortcut = self._shortcut
+        if shortcut is not None and len(arguments) == 1 and not options:
+            found = shortcut(arguments[0])
+            if found is not None:
+                return found
         return super().__call__(*arguments, **options)
 
-    def _array_like_before(self, given: Any) -> np.ndarray | None:
-        """Return the array of a tensor of the size that was accepted; None for what needs more than that."""
-        if (
-            type(given) is not Tensor
-            or self._process != os.getpid()
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or torch.compiler.is_compiling()
-            or is_tracing()
-        ):
+    def _make_shortcut(self, direct: Direct, accepted: Shape) -> Callable[[Any], dict[str, Tensor] | None]:
+        """Return what takes a tensor of the size that was accepted to the engine, and returns None for any other."""
+        process, hooks, pre_hooks = self._process, self._forward_hooks, self._forward_pre_hooks
+
+        def shortcut(given: Any) -> dict[str, Tensor] | None:
+            if (
+                type(given) is not Tensor
+                or hooks
+                or pre_hooks
+                or process != os.getpid()
+                or torch.compiler.is_compiling()
+                or is_tracing()
+            ):
+                return None
+            try:
+                array: np.ndarray = given.numpy()
+            except (TypeError, RuntimeError):  # of another device or layout, or part of a graph of gradients
+                return None
+            if array.dtype is _FLOAT32 and array.shape == accepted and given.is_contiguous():
+                return direct(array)
             return None
-        try:
-            array: np.ndarray = given.numpy()
-        except (TypeError, RuntimeError):  # of another device or layout, or part of a graph of gradients
-            return None
-        is_like = array.dtype is _FLOAT32 and array.shape == self._accepted and given.is_contiguous()
-        return array if is_like else None
+
+        return shortcut
 
     def _run(
         self,
@@ -314,7 +320,7 @@ class FastNet(nn.Module):
             found = runner(values)
             if runner is self._runner and runner.direct and len(self.inputs) == 1 and blobs is None:
                 (value,) = tensors.values()
-                self._direct, self._accepted = runner.direct, tuple(value.shape)
+                self._shortcut = self._make_shortcut(runner.direct, tuple(value.shape))
         return {name: found[name] for name in wanted}
 
     def can_compute(self, blobs: Iterable[str], shapes: Mapping[str, Shape]) -> bool:
@@ -363,7 +369,7 @@ class FastNet(nn.Module):
         )
         _of_other_process.append((self._runner, dict(self._others)))
         self._others.clear()
-        self._accepted = None
+        self._shortcut = None
         self._runner = make_runner(self._unchanged(), self.outputs, self.settings, _say_nothing)
         self._process = os.getpid()
 

@@ -97,7 +97,7 @@ def compile_model(
                 run = _open_openvino(source, threads, outputs)
             else:
                 session = open_onnxruntime(source, threads, device, is_whole=is_whole)
-                run = partial(session.run, list(outputs))
+                run = _on_cpu(session, outputs)
                 on_device = None if device == "cpu" else bound(session, outputs, device)
         except Exception as error:  # the engines' own share no base class
             raise _explanation(engine, "open", error) from error
@@ -154,6 +154,23 @@ def open_onnxruntime(source: bytes | str, threads: int, device: str, *, is_whole
     ):  # it falls back to the CPU with a message at most
         raise IlgnetError(f"its CUDA provider does not start on {device}; see its own message above")
     return session
+
+
+def _on_cpu(session: Any, outputs: tuple[str, ...]) -> Callable[[Arrays], list[np.ndarray]]:
+    """Return a function that runs a session on arrays.
+
+    Without Python's checks of names and values, which take 5 of the 130 us of LeNet, where the session shows what it calls.
+    """
+    native = getattr(session, "_sess", None)
+    names = list(outputs)
+    if native is None:
+        return partial(session.run, names)
+
+    def run(arrays: Arrays) -> list[np.ndarray]:
+        found: list[np.ndarray] = native.run(names, arrays, None)
+        return found
+
+    return run
 
 
 def bound(session: Any, outputs: tuple[str, ...], device: str) -> OnDevice:

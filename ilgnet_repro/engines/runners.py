@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ from ..runtime.rebuild import rebuild
 from .device_runner import DeviceRunner
 from .onnx_engines import Arrays, CompiledModel, Dims, as_float32, compile_model
 from .torch_compiled import compile_steps
-from .torch_layers import Dense, is_large_dense
-from .torch_steps import Step, after_large_dense, folded_for, plan_steps, run_steps, split_per_image
+from .torch_layers import Conv, Dense, is_large_dense
+from .torch_steps import Program, Step, after_large_dense, folded_for, plan_steps
 
 TORCH = "torch"
 # The engine that multiplies int8 weights with float32 activations itself; the others leave dense layers to torch.
@@ -79,16 +79,8 @@ def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log:
         return EngineRunner(net, wanted, settings)
 
 
-def slice_size() -> int:
-    """Return how many images the trunk computes at a time: two per thread fit the caches and keep it busy."""
-    return 2 * torch.get_num_threads()
-
-
 class TorchRunner:
-    """Steps of torch: layers that process each image separately run on a few images at a time.
-
-    So their blobs stay in the processor's caches; dense layers run on the whole batch.
-    """
+    """Steps of torch, each on the whole batch."""
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> None:
         self.wanted, self.threads, self.compile_seconds = wanted, settings.threads, 0.0
@@ -98,50 +90,44 @@ class TorchRunner:
         # Values of the folded net: folding changes which layer writes a blob.
         self._fed = {name: planned.graph.input_value(name) for name in needed}
         self._values = {name: planned.graph.value(name) for name in wanted}
+        kept = set(self._values.values())
         steps = plan_steps(planned, wanted, settings.precision)
-        self._trunk, self._heads = split_per_image(steps, self._fed.values())
-        self._trunk_tops = {value for step in self._heads for value in step.bottoms}.union(
-            self._values.values()
-        )
+        self._is_channels_last = any(isinstance(step.module, Conv) for step in steps)
         if settings.compile:
             with threads_of_torch(self.threads):
-                self._trunk, self.compile_seconds = compile_steps(
-                    self._trunk, self._trunk_tops, log, lambda trunk: self._warm(trunk, shapes)
+                steps, self.compile_seconds = compile_steps(
+                    steps, kept, log, lambda steps: self._warm(Program(steps, kept), shapes)
                 )
-        self.modules: list[nn.Module] = [step.module for step in (*self._trunk, *self._heads)]
+        self._program = Program(steps, kept)
+        self.modules: list[nn.Module] = [step.module for step in steps]
+
+    @property
+    def direct(self) -> Direct | None:
+        return self._from_array if len(self._fed) == 1 else None
+
+    def _from_array(self, array: np.ndarray) -> dict[str, Tensor]:
+        (name,) = self._fed
+        return self({name: torch.from_numpy(array)})
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return True
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode(), threads_of_torch(self.threads):
-            values = {fed: _channels_last(inputs[name]) for name, fed in self._fed.items()}
-            values = run_steps(self._heads, self._in_slices(values), set(self._values.values()))
+            values = self._program(self._given(inputs))
             return {name: values[value].contiguous() for name, value in self._values.items()}
 
-    direct = None
+    def _given(self, inputs: Mapping[str, Tensor]) -> dict[Value, Tensor]:
+        if not self._is_channels_last:
+            return {value: inputs[name].contiguous() for name, value in self._fed.items()}
+        return {value: _channels_last(inputs[name]) for name, value in self._fed.items()}
 
-    def _in_slices(self, values: dict[Value, Tensor]) -> dict[Value, Tensor]:
-        """Run the trunk on a few images at a time."""
-        counts = {tensor.shape[:1] for tensor in values.values()}
-        size = slice_size()
-        if len(counts) != 1 or not self._trunk or sum(next(iter(counts))) <= size:
-            return run_steps(self._trunk, values, self._trunk_tops)
-        pieces = [tensor.split(size) for tensor in values.values()]
-        parts = [
-            run_steps(self._trunk, dict(zip(values, piece, strict=True)), self._trunk_tops)
-            for piece in zip(*pieces, strict=True)
-        ]
-        return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
-
-    def _warm(self, trunk: Sequence[Step], shapes: Mapping[str, Shape]) -> None:
-        """Run a trunk once for each slice size, so that torch compiles it for them."""
-        for count in {1, slice_size()}:
-            values = {
-                fed: _channels_last(torch.zeros(count, *shapes[name][1:])) for name, fed in self._fed.items()
-            }
+    def _warm(self, program: Program, shapes: Mapping[str, Shape]) -> None:
+        """Run a program on one image, which torch compiles apart, and on two, which it then compiles for any number."""
+        for count in (1, 2):
+            inputs = {name: torch.zeros(count, *shape[1:]) for name, shape in shapes.items()}
             with torch.inference_mode():
-                run_steps(trunk, values, self._trunk_tops)
+                program(self._given(inputs))
 
 
 class EngineRunner:
@@ -169,6 +155,7 @@ class EngineRunner:
             names = [name for name in wanted if net.graph.value(name) not in made]
             outputs = tuple(dict.fromkeys([*names, *self._rows]))
         self._values = {name: net.graph.value(name) for name in wanted}
+        self._program = Program(self._heads, self._values.values())
         self._given = tuple(name for name in net.inputs_for(wanted) if name in outputs)
         outputs = tuple(name for name in outputs if name not in self._given)
         self._model = self._compile(net, outputs, settings) if outputs else None
@@ -199,7 +186,7 @@ class EngineRunner:
             return found if not self._given else {name: found[name] for name in self.wanted}
         with torch.inference_mode(), threads_of_torch(self.threads):
             rows = {value: found[name] for name, value in self._rows.items()}
-            values = run_steps(self._heads, rows, set(self._values.values()))
+            values = self._program(rows)
             made = {name: values[value] for name, value in self._values.items() if value in values}
             return {name: made[name].contiguous() if name in made else found[name] for name in self.wanted}
 

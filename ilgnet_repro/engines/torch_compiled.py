@@ -14,13 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from ..caffe.graph import Value
-from ..layers.conv import ConvolutionBase
 from ..layers.lrn import CompiledLRN, FastLRN
 from ..layers.support.base import Layer
 from ..process import environment
-from .torch_layers import Conv, Dense
-from .torch_steps import Step, run_steps
+from .torch_layers import ChannelAffine, ThenReLU
+from .torch_steps import Program, Step
 
+_ELEMENTWISE = {
+    *(
+        "Eltwise",
+        "AbsVal",
+        "BNLL",
+        "ELU",
+        "Exp",
+        "Log",
+        "Power",
+        "PReLU",
+        "ReLU",
+        "ReLU6",
+        "Sigmoid",
+        "TanH",
+        "Swish",
+    ),
+}
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
 
 
@@ -29,11 +45,11 @@ class StepGroup(nn.Module):
 
     def __init__(self, steps: Sequence[Step], bottoms: tuple[Value, ...], tops: tuple[Value, ...]) -> None:
         super().__init__()
-        self.steps, self.bottoms, self.tops = tuple(steps), bottoms, tops
+        self.program, self.bottoms, self.tops = Program(steps, tops), bottoms, tops
         self.parts = nn.ModuleList(step.module for step in steps)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        made = run_steps(self.steps, dict(zip(self.bottoms, values, strict=True)), self.tops)
+        made = self.program(dict(zip(self.bottoms, values, strict=True)))
         return tuple(made[value] for value in self.tops)
 
 
@@ -110,6 +126,8 @@ def _group(steps: Sequence[Step], kept: Collection[Value]) -> list[Step]:
 
 def _is_worth_compiling(module: nn.Module) -> bool:
     """Whether compiling makes a module faster; layers that read neighbouring values become slower."""
-    if isinstance(module, (Conv, ConvolutionBase, Dense, FastLRN)):
-        return False
-    return not (isinstance(module, Layer) and module.node.type in ("Pooling", "Concat", "Slice", "Softmax"))
+    if isinstance(module, ThenReLU):
+        module = module.layer
+    return isinstance(module, ChannelAffine) or (
+        isinstance(module, Layer) and module.node.type in _ELEMENTWISE
+    )

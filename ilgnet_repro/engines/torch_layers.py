@@ -1,8 +1,8 @@
-"""Convolution and dense modules of the fast path: weights packed once for oneDNN, bias and ReLU fused."""
+"""Modules of the fast path: convolutions on packed weights, dense and affine layers, bias and ReLU fused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -26,7 +26,12 @@ def can_pack(layer: Layer) -> bool:
 
 
 class Conv(nn.Module):
-    """A convolution of a channels-last blob with an optional fused ReLU."""
+    """A convolution of a channels-last blob with an optional fused ReLU.
+
+    The order in which oneDNN reads weights depends on the bottom's size, the batch included, and on the threads; weights in
+    another order are reordered in each call, some by a slow loop (half of ResNet-50's time at batch 8).  So they
+    are packed again for a bottom of another size, which takes no longer than one reordering.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -35,19 +40,58 @@ class Conv(nn.Module):
         super().__init__()
         self.geometry = (list(layer.pad), list(layer.stride), list(layer.dilation), layer.groups(bottom[1]))
         self.attribute = "relu" if relu else "none"
-        weight = layer.blob("weight").detach().contiguous(memory_format=torch.channels_last)
-        reorder = torch.ops.mkldnn._reorder_convolution_weight
-        weight, self.kept_alive = pack(weight, lambda own: reorder(own, *self.geometry, list(bottom)))
+        weight = layer.blob("weight").detach().clone(memory_format=torch.channels_last)
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        # The size of a bottom and the weights for it: one attribute, so that a call in another thread reads both.
+        self._packed: tuple[Shape, Tensor] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
+        packed = self._packed
+        if packed is None or packed[0] != x.shape:
+            # Where the weights already have that order, oneDNN keeps the address of `weight`.
+            reordered = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, *self.geometry, list(x.shape)
+            )
+            packed = self._packed = (x.shape, reordered)
         y = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, self.attribute, [], ""
+            x, packed[1], self.bias, *self.geometry, self.attribute, [], ""
         )
         return (y,)
+
+
+class ChannelAffine(nn.Module):
+    """Layers that each multiply and add one value per channel, as one, with an optional ReLU."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, affines: Sequence[tuple[Tensor, Tensor]], relu: bool) -> None:
+        super().__init__()
+        factor, shift = affines[0]
+        for more, further in affines[1:]:
+            factor, shift = factor * more, torch.addcmul(further, shift, more)
+        self.relu = relu
+        self.register_buffer("factor", factor.detach().clone()[:, None, None], persistent=False)
+        self.register_buffer("shift", shift.detach().clone()[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        y = torch.addcmul(self.shift, x, self.factor)
+        return (y.relu_() if self.relu else y,)
+
+
+class ThenReLU(nn.Module):
+    """A layer whose only top, a new tensor, is then overwritten by max(x, 0)."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor]:
+        (top,) = self.layer(*bottoms)
+        return (top.relu_(),)
 
 
 def own_copy(layer: Layer) -> Layer:
@@ -61,43 +105,30 @@ def own_copy(layer: Layer) -> Layer:
     return layer.fresh(copies).eval()
 
 
-def pack(weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return weights in oneDNN's order, and the tensor that owns their memory where oneDNN made no copy.
-
-    Where the weights already have that order oneDNN only keeps their address: it must be the address of a copy,
-    and the caller must keep that copy alive.
-    """
-    packed = reorder(weight)
-    if torch.ops.mkldnn.data_ptr(packed) != weight.data_ptr():
-        return packed, None
-    own = weight.clone()
-    return reorder(own), own
-
-
 LARGEST_UNQUANTIZED = 1 << 20  # weights; smaller layers take too little time to be worth a rounding error
 IMAGES_PER_CALL = 4  # per int8 product: the kernel processes no more in one pass
 FLOAT16_TOP = 15  # weights are scaled below this power of two, with room for rounding up in float16
-PACKED_FOR = 16  # the batch size given to packing; the packed weights work for any other
+PACKED_FOR = 16  # the batch size given to packing in bfloat16; the packed weights work for any other
+FEWEST_ROWS = 3  # from which oneDNN's product with large weights is faster than MKL's, by up to 1.5 times
 
 
 class Dense(nn.Module):
     """An InnerProduct layer in float32 with an optional fused ReLU.
 
-    Weights are packed for oneDNN where torch has it, and channels-last where the bottom is N×C×H×W.
+    ``channels_last``: where the bottom is N×C×H×W, its channels are innermost in memory, and in the weights.
     """
 
     weight: Tensor
     bias: Tensor | None
-    packed: Tensor | None
 
-    def __init__(self, layer: InnerProduct, bottom: Shape, relu: bool) -> None:
+    def __init__(self, layer: InnerProduct, bottom: Shape, relu: bool, channels_last: bool) -> None:
         super().__init__()
         self.start = layer.start
         self.relu = relu
         self.plane = self.plane_of(layer, bottom)
+        self.is_reordered = channels_last and self.plane is not None
         bias = layer.blob("bias").detach().clone() if layer.param.bias_term else None
         self.register_buffer("bias", bias, persistent=False)
-        self.register_buffer("packed", None, persistent=False)
         self.pack_weights(layer)
 
     @staticmethod
@@ -108,15 +139,8 @@ class Dense(nn.Module):
 
     def pack_weights(self, layer: InnerProduct) -> None:
         """Copy and pack the layer's weights."""
-        self._pack(_rows(layer), torch.backends.mkldnn.is_available())
-
-    def _pack(self, weight: Tensor, can_pack: bool) -> None:
-        weight = self.in_channels_last(weight)
-        if can_pack:
-            reorder = torch.ops.mkldnn._reorder_linear_weight
-            self.packed, self.kept_alive = pack(weight, lambda own: reorder(own, PACKED_FOR))
-        else:
-            self.register_buffer("weight", weight.clone(), persistent=False)
+        self.register_buffer("weight", self.in_order(_rows(layer)).clone(), persistent=False)
+        self.is_large = self.weight.numel() > LARGEST_UNQUANTIZED and torch.backends.mkldnn.is_available()
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         lead = x.shape[: self.start]
@@ -126,18 +150,23 @@ class Dense(nn.Module):
         return ((y.relu_() if self.relu else y).reshape(*lead, y.shape[-1]),)
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
-        """Return W·x with one row for each of ``count`` samples."""
-        rows = self.channels_last_rows(x, count)
-        return F.linear(rows, self.weight) if self.packed is None else _packed_product(rows, self.packed)
+        """Return W·x with one row for each of ``count`` samples.
 
-    def channels_last_rows(self, x: Tensor, count: int) -> Tensor:
-        """Return one row per sample with the channels innermost; copies nothing of a channels-last blob."""
+        oneDNN's order for large batches would make one image 1.5 to 1.8 times as slow; it takes the plain one too.
+        """
+        rows = self.rows(x, count)
+        if count >= FEWEST_ROWS and self.is_large:
+            return _onednn_product(rows, self.weight)
+        return F.linear(rows, self.weight)
+
+    def rows(self, x: Tensor, count: int) -> Tensor:
+        """Return one row per sample, in the order of the weights; copies nothing of a channels-last blob."""
         width = prod(x.shape[self.start :])  # stated: -1 is ambiguous for an empty batch
-        return (x if self.plane is None else x.permute(0, 2, 3, 1)).reshape(count, width)
+        return (x.permute(0, 2, 3, 1) if self.is_reordered else x).reshape(count, width)
 
-    def in_channels_last(self, weight: Tensor) -> Tensor:
-        """Return weights in the order of `channels_last_rows`."""
-        if self.plane is None:
+    def in_order(self, weight: Tensor) -> Tensor:
+        """Return weights in the order of `rows`."""
+        if self.plane is None or not self.is_reordered:
             return weight
         channels, height, width = self.plane
         return weight.view(-1, channels, height * width).transpose(1, 2).reshape(weight.shape)
@@ -147,11 +176,18 @@ class Bfloat16Dense(Dense):
     """Weights, activations and each product's sum rounded to bfloat16; the sums themselves are float32."""
 
     def pack_weights(self, layer: InnerProduct) -> None:
-        weight = quantize_rows(_rows(layer), "bfloat16", self.plane).values
-        self._pack(weight, torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        weight = self.in_order(quantize_rows(_rows(layer), "bfloat16", self.plane).values)
+        self.is_packed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        if self.is_packed:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+            # Where the weights already have oneDNN's order, it keeps only their address.
+            is_view = torch.ops.mkldnn.data_ptr(packed) == weight.data_ptr()
+            self.kept_alive, weight = weight if is_view else None, packed
+        self.register_buffer("weight", weight, persistent=False)
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
-        return super().multiply(x.bfloat16(), count).float()
+        rows = self.rows(x.bfloat16(), count)
+        return (_onednn_product if self.is_packed else F.linear)(rows, self.weight).float()
 
 
 class Float16Dense(Dense):
@@ -167,7 +203,7 @@ class Float16Dense(Dense):
         exponent = FLOAT16_TOP - int(torch.frexp(largest).exponent) if torch.isfinite(largest) else 0
         self.unit = 2.0**-exponent
         values = quantize_rows(weight * 2.0**exponent, "float16", self.plane).values
-        values = self.in_channels_last(values)
+        values = self.in_order(values)
         self.product: Any = None
         has_kernel = hasattr(torch.ops.quantized, "linear_prepack_fp16")
         if has_kernel and torch.backends.quantized.engine in ("fbgemm", "x86"):
@@ -176,7 +212,7 @@ class Float16Dense(Dense):
             self.register_buffer("weight", values, persistent=False)
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
-        rows = self.channels_last_rows(x, count)
+        rows = self.rows(x, count)
         if self.product is None:
             return F.linear(rows, self.weight.float()).mul_(self.unit)
         found: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self.product)
@@ -196,7 +232,7 @@ class Int8Dense(Dense):
         if stored is None or stored.scale is None or stored.axis != 0:
             stored = quantize_rows(_rows(layer), "int8", self.plane)
         assert stored.scale is not None
-        weight = self.in_channels_last(stored.values).clone()
+        weight = self.in_order(stored.values).clone()
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scale", stored.scale.clone(), persistent=False)
         self.register_buffer("ones", torch.ones(len(weight), dtype=torch.bfloat16), persistent=False)
@@ -204,7 +240,7 @@ class Int8Dense(Dense):
         self.is_aligned = weight.shape[1] % 64 == 0 and weight.shape[0] % 16 == 0
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
-        rows = self.channels_last_rows(x, count)
+        rows = self.rows(x, count)
         if self.is_aligned:
             parts = rows.bfloat16().split(IMAGES_PER_CALL)
             sums = [torch.ops.aten._weight_int8pack_mm(part, self.weight, self.ones) for part in parts]
@@ -222,9 +258,9 @@ def is_large_dense(layer: Layer) -> bool:
     return layer.blob(WEIGHT).numel() > LARGEST_UNQUANTIZED
 
 
-def fast_dense(layer: InnerProduct, bottom: Shape, precision: str, relu: bool) -> Dense:
+def fast_dense(layer: InnerProduct, bottom: Shape, precision: str, relu: bool, channels_last: bool) -> Dense:
     """Return the fast module of a dense layer; only large layers are quantized."""
-    return _KINDS[precision if is_large_dense(layer) else "float32"](layer, bottom, relu)
+    return _KINDS[precision if is_large_dense(layer) else "float32"](layer, bottom, relu, channels_last)
 
 
 def _rows(layer: InnerProduct) -> Tensor:
@@ -233,6 +269,6 @@ def _rows(layer: InnerProduct) -> Tensor:
     return weight.t().contiguous() if output_axis(layer.node.layer) == 1 else weight
 
 
-def _packed_product(rows: Tensor, packed: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+def _onednn_product(rows: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return found

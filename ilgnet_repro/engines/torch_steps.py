@@ -1,4 +1,4 @@
-"""A net's layers as steps that torch runs: drops no-ops, fuses ReLU."""
+"""A net's layers as steps that torch runs: drops no-ops, merges affine layers and ReLU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..caffe.graph import Node, Value
 from ..layers.conv import ConvolutionBase
 from ..layers.dense import InnerProduct
+from ..layers.eltwise import Eltwise
 from ..layers.lrn import LRN, FastLRN
-from ..layers.support.base import Layer
+from ..layers.support.base import Layer, Shape
 from ..runtime.fold import fold
 from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
-from .torch_layers import Conv, can_pack, fast_dense, is_large_dense, own_copy
+from .torch_layers import ChannelAffine, Conv, ThenReLU, can_pack, fast_dense, is_large_dense, own_copy
 
 _FOLDABLE = {"BatchNorm", "BN", "Scale", "Bias"}
-# Layers that process each image separately, besides the fast modules.
-_PER_IMAGE = {
-    *("Pooling", "LRN", "Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6"),
-    *("Sigmoid", "TanH", "Swish"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +59,7 @@ def plan_steps(
     alias: dict[Value, Value] = {}
     fused: set[str] = set()
     steps = []
-    targets = {net.graph.value(name) for name in wanted}
+    planner = _Planner(net, wanted, precision, is_whole=only is None)
     for node, layer in net.steps(wanted):
         if layer.is_input or node.name in fused or (only is not None and node.name not in only):
             continue
@@ -70,13 +67,9 @@ def plan_steps(
         if layer.is_identity():
             alias.update((top, bottoms[0]) for top in node.tops)
             continue
-        relu = following_relu(net, node, targets)
-        module = _fast_module(net, node, layer, precision, relu is not None)
-        if module is None or relu is None:
-            steps.append(Step(module or own_copy(layer), bottoms, node.tops))
-        else:
-            fused.add(relu.name)
-            steps.append(Step(module, bottoms, relu.tops))
+        module, last = planner.module(node, layer)
+        fused.update(one.name for one in last)
+        steps.append(Step(module, bottoms, (last[-1] if last else node).tops))
     # A wanted value that is the alias of another one gets a step that copies the reference.
     copied = [value for value in map(net.graph.value, wanted) if value in alias]
     return [*steps, *(Step(Identity(), (alias[value],), (value,)) for value in copied)]
@@ -93,17 +86,74 @@ def after_large_dense(net: CaffeNet, wanted: tuple[str, ...]) -> set[str]:
     return found
 
 
-def _fast_module(net: CaffeNet, node: Node, layer: Layer, precision: str, relu: bool) -> nn.Module | None:
-    """Return a faster module for a layer and the ReLU after it, or None where there is none."""
-    if node.feeds_mask:
-        return None
-    if can_pack(layer):
-        return Conv(layer, net.plan.value_shapes[node.bottoms[0]], relu)
-    if isinstance(layer, InnerProduct) and layer.is_plain:
-        return fast_dense(layer, net.plan.value_shapes[node.bottoms[0]], precision, relu)
-    if isinstance(layer, LRN) and layer.is_across and not relu:
-        return FastLRN(layer)
-    return None
+class _Planner:
+    """Makes the module of a layer, and of the layers after it that are merged into it.
+
+    Convolutions are packed where a net has one that is too large for the matrix product of the exact net's small ones
+    (`ConvolutionBase.is_small`): oneDNN takes twice as long for all of LeNet's.  The blobs are then channels-last.
+    """
+
+    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], precision: str, *, is_whole: bool) -> None:
+        self.net, self.precision = net, precision
+        self.kept = {net.graph.value(name) for name in wanted}
+        self.packs = any(self._is_worth_packing(node, layer) for node, layer in net.steps(wanted))
+        self.channels_last = self.packs and is_whole  # an engine's outputs are contiguous
+
+    def module(self, node: Node, layer: Layer) -> tuple[nn.Module, list[Node]]:
+        """Return a layer's module and the nodes that are merged into it, in order."""
+        if node.feeds_mask:
+            return own_copy(layer), []
+        relu = self._relu_after(node)
+        merged = [] if relu is None else [relu]
+        shape = self._bottom(node)
+        if self.packs and can_pack(layer):
+            return Conv(layer, shape, relu is not None), merged
+        if isinstance(layer, InnerProduct) and layer.is_plain:
+            return fast_dense(layer, shape, self.precision, relu is not None, self.channels_last), merged
+        if isinstance(layer, LRN) and layer.is_across:
+            return FastLRN(layer), []
+        if self._affine(node) is not None:
+            return self._affine_chain(node)
+        if relu is not None and _makes_new_top(layer):
+            return ThenReLU(own_copy(layer)), merged
+        return own_copy(layer), []
+
+    def _bottom(self, node: Node) -> Shape:
+        return self.net.plan.value_shapes[node.bottoms[0]] if node.bottoms else ()
+
+    def _is_worth_packing(self, node: Node, layer: Any) -> bool:
+        weight = self.net.plan.blobs[node.name][0].shape if can_pack(layer) else ()
+        return can_pack(layer) and not layer.is_small(self._bottom(node), weight)
+
+    def _affine(self, node: Node) -> tuple[Tensor, Tensor] | None:
+        """Return the factor and shift per channel of a layer, or None where it computes something else."""
+        layer = self.net.layer(node.name)
+        if node.feeds_mask or len(node.bottoms) != 1 or not layer.is_channel_affine(len(self._bottom(node))):
+            return None
+        return layer.channel_affine(training=False)
+
+    def _affine_chain(self, node: Node) -> tuple[nn.Module, list[Node]]:
+        affines, merged = [self._affine(node)], []
+        last = node
+        while (reader := self._only_reader(last)) is not None and (more := self._affine(reader)) is not None:
+            affines.append(more)
+            merged.append(reader)
+            last = reader
+        relu = self._relu_after(last)
+        return ChannelAffine([one for one in affines if one], relu is not None), [
+            *merged,
+            *([relu] if relu else []),
+        ]
+
+    def _only_reader(self, node: Node) -> Node | None:
+        """Return the only reader of a layer's only top, or None."""
+        if len(node.tops) != 1 or node.tops[0] in self.kept:
+            return None
+        readers = self.net.graph.consumers(node.tops[0])
+        return readers[0] if len(readers) == 1 else None
+
+    def _relu_after(self, node: Node) -> Node | None:
+        return following_relu(self.net, node, self.kept)
 
 
 def following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
@@ -116,36 +166,56 @@ def following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node |
     return readers[0]
 
 
+def _makes_new_top(layer: Layer) -> bool:
+    """Return whether a ReLU may overwrite a layer's only top: it is always a new tensor."""
+    if isinstance(layer, Eltwise):
+        return type(layer).forward is Eltwise.forward and not layer.clears_first
+    return isinstance(layer, ConvolutionBase) and type(layer).forward is ConvolutionBase.forward
+
+
 class Identity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (x,)
 
 
-# ---------------------------------------------------------------------- order and running
+class Program:
+    """Steps in order, prepared to keep some values; any other is freed after its last reader."""
 
+    def __init__(self, steps: Sequence[Step], kept: Collection[Value]) -> None:
+        self.kept = frozenset(kept)
+        last = {value: index for index, step in enumerate(steps) for value in step.bottoms}
+        self._calls = [
+            (
+                step.module,
+                step.bottoms,
+                step.tops,
+                tuple({value for value in step.bottoms if last[value] == index} - self.kept),
+            )
+            for index, step in enumerate(steps)
+        ]
 
-def split_per_image(steps: Sequence[Step], inputs: Collection[Value]) -> tuple[list[Step], list[Step]]:
-    """Split the steps into those that process each image separately, which run first, and the others."""
-    trunk: list[Step] = []
-    heads: list[Step] = []
-    made = set(inputs)
-    for step in steps:
-        if made.issuperset(step.bottoms) and _is_per_image(step.module):
-            trunk.append(step)
-            made.update(step.tops)
-        else:
-            heads.append(step)
-    return trunk, heads
+    def __call__(self, given: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
+        """Return the kept values.
 
-
-def _is_per_image(module: Any) -> bool:
-    if isinstance(module, Layer):
-        kind = module.node.type
-        layer: Any = module
-        if isinstance(layer, ConvolutionBase):
-            return layer.channel_axis == 1
-        return kind in _PER_IMAGE or (kind in ("Concat", "Slice") and layer.dim > 0)
-    return isinstance(module, (Conv, FastLRN))
+        Without hooks torch's call of a module only runs `forward`, and takes as long as a small layer.
+        """
+        values = dict(given)
+        has_hooks = _has_any_global_hook()
+        for module, bottoms, tops, freed in self._calls:
+            run: Any = module
+            if not (has_hooks or module._forward_hooks or module._forward_pre_hooks):
+                run = module.forward
+            if len(bottoms) == 1:
+                found = run(values[bottoms[0]])
+            else:
+                found = run(*[values[value] for value in bottoms])
+            if len(tops) == 1:
+                values[tops[0]] = found[0]
+            else:
+                values.update(zip(tops, found, strict=False))
+            for value in freed:
+                values.pop(value, None)
+        return {value: tensor for value, tensor in values.items() if value in self.kept}
 
 
 def run_steps(

@@ -133,7 +133,10 @@ class LRN(Layer):
 
 
 class FastLRN(nn.Module):
-    """Each value divided by (k + alpha / size · sum of squares over neighbouring channels)^beta."""
+    """Each value divided by (k + alpha / size · sum of squares over neighbouring channels)^beta.
+
+    An image at a time, whose ten passes find it in the processor's caches: AlexNet's first takes half as long so at batch 8.
+    """
 
     def __init__(self, layer: LRN) -> None:
         super().__init__()
@@ -146,7 +149,12 @@ class FastLRN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (lrn_in_place(x, *self.arguments),)
+        if len(x) == 1:
+            return (lrn_in_place(x, *self.arguments),)
+        top = torch.empty_like(x)
+        for image, part in zip(x.split(1), top.split(1), strict=True):
+            part.copy_(lrn_in_place(image, *self.arguments))
+        return (top,)
 
 
 class CompiledLRN(nn.Module):

@@ -65,7 +65,14 @@ def mixed() -> CaffeNet:
     return build(text)
 
 
+@pytest.fixture
+def all_packed(monkeypatch) -> None:
+    """Nets of small convolutions are packed as those with a large one are."""
+    monkeypatch.setattr("ilgnet_repro.layers.conv.SMALL", 0)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if read_case(name).phase == "TEST"])
+@pytest.mark.usefixtures("all_packed")
 def test_recorded_layers(name: str, tmp_path) -> None:
     case = read_case(name)
     found = fast_net(case.net(tmp_path))({key: torch.from_numpy(value) for key, value in case.inputs.items()})
@@ -75,16 +82,27 @@ def test_recorded_layers(name: str, tmp_path) -> None:
         np.testing.assert_allclose(found[blob].numpy(), expected, **tolerance(name), err_msg=blob)
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 9], ids="{} images".format)
-def test_float32_is_the_exact_net(mixed: CaffeNet, images: int) -> None:
-    data = torch.randn(images, 3, 19, 23, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        exact = mixed(data=data)
-    found = fast_net(mixed)(data=data)
-    assert list(found) == list(exact) == ["kept", "prob"]  # Caffe lists outputs by name
-    for name, blob in exact.items():
-        assert found[name].is_contiguous()
-        torch.testing.assert_close(found[name], blob, rtol=1e-5, atol=1e-6)
+def assert_is_exact(mixed: CaffeNet) -> None:
+    fast = fast_net(mixed)
+    for images in (1, 2, 9, 2):  # weights are packed for each size
+        data = torch.randn(images, 3, 19, 23, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            exact = mixed(data=data)
+        found = fast(data=data)
+        assert list(found) == list(exact) == ["kept", "prob"]  # Caffe lists outputs by name
+        for name, blob in exact.items():
+            assert found[name].is_contiguous()
+            torch.testing.assert_close(found[name], blob, rtol=1e-5, atol=1e-6)
+            assert torch.equal(found[name], fast_net(mixed)(data=data)[name])  # whatever was computed before
+
+
+def test_float32_is_the_exact_net(mixed: CaffeNet) -> None:
+    assert_is_exact(mixed)
+
+
+@pytest.mark.usefixtures("all_packed")
+def test_packed_convolutions_are_the_exact_net(mixed: CaffeNet) -> None:
+    assert_is_exact(mixed)
 
 
 # A dense layer of more than 2^20 weights after 32 channels of 32 × 40, which loses bits; with 37 columns
@@ -100,6 +118,7 @@ layer {{ name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_
 """
 
 
+@pytest.mark.usefixtures("all_packed")
 @pytest.mark.parametrize("images", [1, 2, 7], ids="{} images".format)
 @pytest.mark.parametrize("columns", [40, 37], ids=["whole vectors", "no whole vectors"])
 @pytest.mark.parametrize(
@@ -133,7 +152,10 @@ def test_float16_holds_weights_of_any_size(engine: str, factor: float, monkeypat
     assert 0 < fast_net(net, "float16").deviation(data=data)["ip"] < 2**-11 * spread
 
 
-def test_weights_stored_as_int8_are_used_unchanged() -> None:
+@pytest.mark.parametrize("packs", [True, False], ids=["channels-last", "contiguous"])
+def test_weights_stored_as_int8_are_used_unchanged(packs: bool, request: pytest.FixtureRequest) -> None:
+    if packs:
+        request.getfixturevalue("all_packed")
     net = build(LARGE_TEXT.format(columns=40))
     layer = net.layer("ip")
     stored = quantize_weights(layer.weight.detach().numpy(), "int8")
@@ -142,7 +164,8 @@ def test_weights_stored_as_int8_are_used_unchanged() -> None:
     # Only activations and sums are rounded to bfloat16 now: no second loss of bits in the weights.
     assert fast_net(net, "int8").deviation(data=data)["ip"] < 0.004 * net(data=data)["ip"].abs().max().item()
     (dense,) = (part for part in fast_net(net, "int8").parts if isinstance(part, Int8Dense))
-    assert torch.equal(dense.weight.view(48, 32 * 40, 32).transpose(1, 2).reshape(48, -1), stored.values)
+    weight = dense.weight.view(48, 32 * 40, 32).transpose(1, 2).reshape(48, -1) if packs else dense.weight
+    assert torch.equal(weight, stored.values)
 
 
 def test_unknown_blobs(mixed: CaffeNet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from .device_runner import DeviceRunner
 from .onnx_engines import Arrays, CompiledModel, Dims, as_float32, compile_model
 from .torch_compiled import compile_steps
 from .torch_layers import Conv, Dense, is_large_dense
-from .torch_steps import Program, Step, after_large_dense, folded_for, plan_steps
+from .torch_steps import Program, Step, after_large_dense, folded_for, gains_by_packing, plan_steps
 
 TORCH = "torch"
 # The engine that multiplies int8 weights with float32 activations itself; the others leave dense layers to torch.
@@ -68,6 +68,10 @@ def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log:
     with huge_pages(), torch.no_grad():
         if settings.engine == TORCH and settings.device != "cpu":
             return DeviceRunner(net, wanted, settings.device, settings.precision, log)
+        if settings.engine == TORCH and settings.precision == "float32" and not settings.compile:
+            planned = folded_for(net, wanted)
+            if not gains_by_packing(planned, wanted):
+                return NetRunner(planned, net.inputs_for(wanted), wanted, settings.threads)
         if settings.engine == TORCH:
             return TorchRunner(net, wanted, settings, log)
         if settings.device != "cpu" and settings.precision != "float32":
@@ -77,6 +81,33 @@ def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log:
                 option="engine",
             )
         return EngineRunner(net, wanted, settings)
+
+
+class NetRunner:
+    """A folded net as the exact net runs, where that chooses the faster kernels: those of LeNet's convolutions."""
+
+    compile_seconds = 0.0
+
+    def __init__(self, net: CaffeNet, needed: Sequence[str], wanted: tuple[str, ...], threads: int) -> None:
+        self.needed, self.wanted, self.threads = tuple(needed), wanted, threads
+        arrays = {name: [blob.copy() for blob in blobs] for name, blobs in float_arrays(net).items()}
+        self._net = rebuild(net, net.plan, arrays).eval()
+        self.modules: list[nn.Module] = [self._net]
+
+    @property
+    def direct(self) -> Direct | None:
+        return self._from_array if len(self.needed) == 1 else None
+
+    def _from_array(self, array: np.ndarray) -> dict[str, Tensor]:
+        return self({self.needed[0]: torch.from_numpy(array)})
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        return True
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: inputs[name] for name in self.needed}
+        with torch.inference_mode(), threads_of_torch(self.threads):
+            return self._net.run(given, self.wanted, with_loss=False).blobs
 
 
 class TorchRunner:

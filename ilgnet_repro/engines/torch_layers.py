@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.dense import InnerProduct
+from ..layers.dense import InnerProduct, is_large_product, large_product
 from ..layers.support.base import Layer, Shape
 from ..runtime.quantize import WEIGHT, Plane, output_axis, quantize_rows, quantized_blob
 
@@ -109,7 +109,6 @@ LARGEST_UNQUANTIZED = 1 << 20  # weights; smaller layers take too little time to
 IMAGES_PER_CALL = 4  # per int8 product: the kernel processes no more in one pass
 FLOAT16_TOP = 15  # weights are scaled below this power of two, with room for rounding up in float16
 PACKED_FOR = 16  # the batch size given to packing in bfloat16; the packed weights work for any other
-FEWEST_ROWS = 3  # from which oneDNN's product with large weights is faster than MKL's, by up to 1.5 times
 
 
 class Dense(nn.Module):
@@ -140,7 +139,6 @@ class Dense(nn.Module):
     def pack_weights(self, layer: InnerProduct) -> None:
         """Copy and pack the layer's weights."""
         self.register_buffer("weight", self.in_order(_rows(layer)).clone(), persistent=False)
-        self.is_large = self.weight.numel() > LARGEST_UNQUANTIZED and torch.backends.mkldnn.is_available()
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         lead = x.shape[: self.start]
@@ -155,8 +153,8 @@ class Dense(nn.Module):
         oneDNN's order for large batches would make one image 1.5 to 1.8 times as slow; it takes the plain one too.
         """
         rows = self.rows(x, count)
-        if count >= FEWEST_ROWS and self.is_large:
-            return _onednn_product(rows, self.weight)
+        if is_large_product(count, self.weight.numel()):
+            return large_product(rows, self.weight, None)
         return F.linear(rows, self.weight)
 
     def rows(self, x: Tensor, count: int) -> Tensor:
@@ -187,7 +185,8 @@ class Bfloat16Dense(Dense):
 
     def multiply(self, x: Tensor, count: int) -> Tensor:
         rows = self.rows(x.bfloat16(), count)
-        return (_onednn_product if self.is_packed else F.linear)(rows, self.weight).float()
+        product = large_product(rows, self.weight, None) if self.is_packed else F.linear(rows, self.weight)
+        return product.float()
 
 
 class Float16Dense(Dense):
@@ -267,8 +266,3 @@ def _rows(layer: InnerProduct) -> Tensor:
     """Return the weights with one row per output; no copy where they already have that form."""
     weight = layer.blob(WEIGHT).detach()
     return weight.t().contiguous() if output_axis(layer.node.layer) == 1 else weight
-
-
-def _onednn_product(rows: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
-    return found

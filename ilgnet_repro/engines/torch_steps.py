@@ -86,17 +86,30 @@ def after_large_dense(net: CaffeNet, wanted: tuple[str, ...]) -> set[str]:
     return found
 
 
+def gains_by_packing(net: CaffeNet, wanted: tuple[str, ...]) -> bool:
+    """Return whether a net has a convolution that is too large for the matrix product of the exact net's small ones.
+
+    oneDNN takes twice as long for all of LeNet's (`ConvolutionBase.is_small`).
+    """
+    for node, layer in net.steps(wanted):
+        if can_pack(layer):
+            convolution: Any = layer
+            bottom = net.plan.value_shapes[node.bottoms[0]]
+            if not convolution.is_small(bottom, net.plan.blobs[node.name][0].shape):
+                return True
+    return False
+
+
 class _Planner:
     """Makes the module of a layer, and of the layers after it that are merged into it.
 
-    Convolutions are packed where a net has one that is too large for the matrix product of the exact net's small ones
-    (`ConvolutionBase.is_small`): oneDNN takes twice as long for all of LeNet's.  The blobs are then channels-last.
+    Convolutions are packed where a net has one that gains by it; the blobs are then channels-last.
     """
 
     def __init__(self, net: CaffeNet, wanted: tuple[str, ...], precision: str, *, is_whole: bool) -> None:
         self.net, self.precision = net, precision
         self.kept = {net.graph.value(name) for name in wanted}
-        self.packs = any(self._is_worth_packing(node, layer) for node, layer in net.steps(wanted))
+        self.packs = gains_by_packing(net, wanted)
         self.channels_last = self.packs and is_whole  # an engine's outputs are contiguous
 
     def module(self, node: Node, layer: Layer) -> tuple[nn.Module, list[Node]]:
@@ -120,10 +133,6 @@ class _Planner:
 
     def _bottom(self, node: Node) -> Shape:
         return self.net.plan.value_shapes[node.bottoms[0]] if node.bottoms else ()
-
-    def _is_worth_packing(self, node: Node, layer: Any) -> bool:
-        weight = self.net.plan.blobs[node.name][0].shape if can_pack(layer) else ()
-        return can_pack(layer) and not layer.is_small(self._bottom(node), weight)
 
     def _affine(self, node: Node) -> tuple[Tensor, Tensor] | None:
         """Return the factor and shift per channel of a layer, or None where it computes something else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -11,6 +12,20 @@ from torch import Tensor
 from .support.base import BlobSpec, Layer, LayerPlan, OnnxGraph, Shape, SourceCode, integers, numbers
 from .support.labels import indices_onnx, to_indices
 from .support.registry import register_layer
+
+FEWEST_ROWS = 3  # from which oneDNN's product with many weights is faster than MKL's, by up to 1.8 times
+FEWEST_WEIGHTS = (1 << 20) + 1
+
+
+def is_large_product(rows: int, weights: int) -> bool:
+    """Return whether `large_product` is the faster one for so many rows and weights."""
+    return rows >= FEWEST_ROWS and weights >= FEWEST_WEIGHTS and torch.backends.mkldnn.is_available()
+
+
+def large_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear of float32 on the CPU without gradients, by oneDNN, for weights as they are stored."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return found
 
 
 def unit_rows(weight: Tensor) -> Tensor:
@@ -91,6 +106,19 @@ class InnerProduct(Layer):
         with torch.no_grad():
             weight.copy_(unit_rows(weight))
         return weight
+
+    def for_inference(self, *bottoms: Shape) -> Callable[..., Sequence[Tensor]]:
+        is_own = type(self).forward is InnerProduct.forward and self.is_plain and not self.is_transposed
+        count, width = prod(bottoms[0][: self.start]), prod(bottoms[0][self.start :])
+        if not is_own or not is_large_product(count, self.outputs * width):
+            return self.forward
+        top = (*bottoms[0][: self.start], self.outputs)
+
+        def multiply(x: Tensor) -> tuple[Tensor]:
+            bias = self.blob("bias") if self.has_bias else None
+            return (large_product(x.reshape(count, width), self.blob("weight"), bias).view(top),)
+
+        return multiply
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor]:
         flat = x if self.is_flat else x.flatten(self.start)

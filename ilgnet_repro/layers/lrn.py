@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -83,6 +84,10 @@ class LRN(Layer):
         if len(x) != 4:
             raise self.error(f"bottom {list(x)} has {len(x)} axes; it takes 4 (N, C, H, W)")
         return LayerPlan([x])
+
+    def for_inference(self, *bottoms: Shape) -> Callable[..., Sequence[Tensor]]:
+        is_own = type(self).forward is LRN.forward and self.is_across
+        return FastLRN(self).forward if is_own else self.forward
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.is_across:

@@ -239,6 +239,25 @@ def test_other_types_and_gradients_run_layer_by_layer(net: CaffeNet, monkeypatch
     without_gradients(copy.deepcopy(net).double(), image())
 
 
+DENSE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 20 dim: 17 dim: 23 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 150 %s
+    weight_filler { type: "xavier" } bias_filler { type: "uniform" min: -1 max: 1 } } }
+"""
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("stated", ["", "bias_term: false", "transpose: true"])
+def test_large_dense_layers(rows: int, stated: str) -> None:
+    """1.2 million weights, which oneDNN multiplies from three rows on."""
+    net = make(DENSE % stated)
+    weight, *bias = (blob.detach().numpy().astype(np.float64) for blob in net.params["fc"])
+    x = np.random.default_rng(rows).standard_normal((rows, 20, 17, 23), np.float32)
+    expected = x.reshape(rows, -1) @ (weight if "transpose" in stated else weight.T) + sum(bias)
+    found = without_gradients(net, torch.from_numpy(x))["fc"].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 VARYING = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 3 dim: 4 dim: 9 dim: 11 } } }
 layer { name: "keep" type: "Input" top: "keep" input_param { shape { dim: 3 } } }

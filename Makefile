@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers sources pt2-axes models
+.PHONY: demo test suite compiled browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers sources pt2-axes models
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -17,8 +17,16 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN) tools/demo.py --out demo
 
-test: $(READY) lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+test: $(READY) lint suite
+
+# Every command that a test starts imports compiled modules, whatever the shell says of writing them.
+SUITE = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest
+suite: $(READY)
+	$(SUITE) -n 2 --dist worksteal
+
+# Compiles what the suite imports, its own files with their assertions, while the other processor runs `make lint`.
+compiled: $(READY)
+	$(SUITE) --collect-only -qq >/dev/null
 
 # The browser of tests/web: Debian's chromium, where apt can install it; without it those tests are skipped with their reason.
 BROWSER_SECONDS ?= 55

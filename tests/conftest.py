@@ -1,5 +1,6 @@
 """Where the recorded cases are, and a single torch thread so that parallel runs stay fast."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,18 @@ from small_nets import SMALL_TEXT, write_weights
 from ilgnet_repro.layers.support import registry
 
 torch.set_num_threads(1)
+# Inductor compiles in this process: a pool of others would import torch in each.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# What collection makes stays until the end: the garbage collector need not search it while it grows, nor later.
+gc.disable()
 # What `fast` measures is kept apart from the user's own.
 _cache = tempfile.TemporaryDirectory(prefix="ilgnet-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

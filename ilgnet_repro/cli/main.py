@@ -41,8 +41,10 @@ COMMANDS = {
 }
 
 
-def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
-    """Return the parser, complete for the ``chosen`` commands; the others have their line of ``ilgnet --help`` only."""
+def build_parser(
+    chosen: Collection[str] = COMMANDS.keys(), are_others_listed: bool = True
+) -> argparse.ArgumentParser:
+    """Return the parser, complete for the ``chosen`` commands; the others have at most their line of ``ilgnet --help``."""
     parser = CommandParser(
         prog="ilgnet",
         description="Caffe nets on PyTorch with Caffe's own numbers: convert, check, score, test and train.",
@@ -53,7 +55,7 @@ def build_parser(chosen: Collection[str] = COMMANDS.keys()) -> argparse.Argument
     for command, module in COMMANDS.items():
         if command in chosen:
             import_module(f".{module}", __package__).add_parser(commands)
-        else:
+        elif are_others_listed:
             commands.add_parser(command, help=_summary(module))
     return parser
 
@@ -66,7 +68,7 @@ def _summary(module: str) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if arguments[:1] and arguments[0] in COMMANDS:
-        return build_parser(arguments[:1]).parse_args(arguments)
+        return build_parser(arguments[:1], are_others_listed=False).parse_args(arguments)
     build_parser(()).parse_known_args(arguments)  # prints help, the version or an error, and exits
     return build_parser().parse_args(arguments)
 

@@ -6,10 +6,12 @@ It goes between two markers, `<!-- layers:start -->` and `<!-- layers:end -->`; 
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from ..errors import IlgnetError
@@ -49,7 +51,16 @@ def _use(cls: type[Layer], attribute: str) -> str:
 
 
 def _sometimes(cls: type, attribute: str) -> Iterable[str]:
-    return re.findall(rf'self\.{attribute} = "([^"]+)"', inspect.getsource(cls))
+    return re.findall(rf'self\.{attribute} = "([^"]+)"', _class_texts(inspect.getfile(cls))[cls.__name__])
+
+
+@cache
+def _class_texts(path: str) -> dict[str, str]:
+    """Return the text of each class of a file; `inspect.getsource` parses the whole file for each."""
+    text = Path(path).read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    return {node.name: "".join(lines[node.lineno - 1 : node.end_lineno]) for node in classes}
 
 
 def table() -> str:

@@ -10,6 +10,7 @@ from ilgnet_repro.aesthetics.author_logs import SummaryLine, parse_test_log, rea
 from ilgnet_repro.aesthetics.caffe_shuffle import search_seed
 from ilgnet_repro.aesthetics.published import PUBLISHED
 from ilgnet_repro.aesthetics.verdict import analyse_order
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.errors import FormatError
 
 AUTHORS = SHARED / "ilgnet"
@@ -166,3 +167,13 @@ def test_candidate_seed_of_the_ava1_log() -> None:
     assert search.best[0].seed == PUBLISHED["ava1"].shuffle_candidate
     assert search.best[0].correlation == pytest.approx(0.6737, abs=1e-4)
     assert search.best[1].correlation < 0.55
+
+
+def test_the_log_that_is_printed_reads_as_caffes_own(golden, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(golden / "pipeline")
+    flags = ["-model", "tiny.prototxt", "-weights", "tiny_init.caffemodel", "-iterations", "7"]
+    assert main(["caffe", "test", *flags]) == 0
+    (tmp_path / "written.log").write_text(capsys.readouterr().err)
+    recorded, found = read_test_log("test_tiny.log"), read_test_log(tmp_path / "written.log")
+    assert (found.complete, found.batch_size, found.source) == (True, recorded.batch_size, recorded.source)
+    assert list(found.batches) == list(recorded.batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,11 +26,20 @@ BLOBS = ["conv", "pool", "ip", "prob"]
 CROSSCHECK = "is not installed (make crosscheck)"
 
 
-@pytest.fixture
-def files(folder: Path) -> Path:
-    """The small net in every form."""
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    write_weights(folder / "small.caffemodel")
+    (folder / "deploy.prototxt").write_text(SMALL_TEXT)
     ir.convert(folder / "small.caffemodel", to=("safetensors", "onnx", "pt2"))
     return folder
+
+
+@pytest.fixture
+def files(forms: Path, tmp_path: Path) -> Path:
+    """The small net in every form."""
+    shutil.copytree(forms, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def needs(*packages: str) -> list[pytest.MarkDecorator]:

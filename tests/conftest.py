@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from places import GOLDEN, SHARED
-from small_nets import SMALL_TEXT, write_weights
 
-from ilgnet_repro.layers.support import registry
-
-torch.set_num_threads(1)
+# torch is imported by the processes that run tests, not by the one that starts them.
 # Inductor compiles in this process: a pool of others would import torch in each.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # What collection makes stays until the end: the garbage collector need not search it while it grows, nor later.
@@ -24,6 +20,9 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 def pytest_collection_finish() -> None:
+    import torch
+
+    torch.set_num_threads(1)
     gc.freeze()
     gc.enable()
 
@@ -46,6 +45,8 @@ def authors() -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small net with weights as a Caffe user has it on disk: small.caffemodel and deploy.prototxt."""
+    from small_nets import SMALL_TEXT, write_weights
+
     write_weights(tmp_path / "small.caffemodel")
     (tmp_path / "deploy.prototxt").write_text(SMALL_TEXT)
     return tmp_path
@@ -54,6 +55,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def own_layer_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer types that a test registers are removed after it."""
+    from ilgnet_repro.layers.support import registry
+
     registry.layer_types()
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 

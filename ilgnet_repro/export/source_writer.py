@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -119,7 +120,7 @@ class SourceWriter:
         if name not in self.helpers:
             for other in getattr(function, "uses", ()):
                 self.helper(other)
-            self.helpers[name] = textwrap.dedent(inspect.getsource(function)).strip()
+            self.helpers[name] = _text_of(function)
         return name
 
     def shape(self, index: int) -> Shape:
@@ -231,6 +232,11 @@ def build_source(net: CaffeNet, *, class_name: str = "Net", comment: str = "") -
     body = "\n".join(lines)
     head = [f'"""{comment or "A Caffe net as a torch module."}"""', "", *_imports(body)]
     return PythonSource("\n".join(head) + "\n" + body, class_name, arguments, writer.state)
+
+
+@cache
+def _text_of(function: Callable[..., Any]) -> str:
+    return textwrap.dedent(inspect.getsource(function)).strip()
 
 
 def _docstring(net: CaffeNet, arguments: dict[str, str]) -> list[str]:

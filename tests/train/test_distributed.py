@@ -15,16 +15,19 @@ from killing import PATIENCE, kill_midway, wait_until
 from train_cases import PIPELINE, SOLVERS, read_log
 
 from ilgnet_repro.caffe.caffemodel import open_caffemodel
+from ilgnet_repro.cli.main import main
 from ilgnet_repro.train.curves import read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-TRAIN = [str(ROOT / "tools" / "train.py"), "--solver", "solver.prototxt", "--out", "log"]
+OPTIONS = ["--solver", "solver.prototxt", "--out", "log"]
+TRAIN = [str(ROOT / "tools" / "train.py"), *OPTIONS]
 
 
 @pytest.fixture
-def workplace(tmp_path):
+def workplace(tmp_path, monkeypatch):
     """A folder like a user's, with the tiny net and its data."""
+    monkeypatch.chdir(tmp_path)
     for name in ("tiny.prototxt", "raw64_lmdb", "raw64_mean.binaryproto", "tiny_init.caffemodel"):
         (tmp_path / name).symlink_to(PIPELINE / name)
     return tmp_path
@@ -52,6 +55,11 @@ def command(folder: Path, *arguments: str, processes: int = 1) -> list[str]:
             f"--nproc-per-node={processes}",
         ]
     return [*start, *TRAIN, *arguments]
+
+
+def train(*arguments: str) -> None:
+    """A run that nothing kills, in this process: a start takes longer than its steps."""
+    assert main(["train", *OPTIONS, *arguments]) == 0
 
 
 def remove_run(folder: Path) -> None:
@@ -85,14 +93,14 @@ def test_two_processes_repeat_the_recorded_run(workplace):
 
 def test_a_killed_run_resumes_to_the_same_weights(workplace):
     write_solver(workplace, "adam", max_iter=60, snapshot=4)
-    fresh = command(workplace, "--weights", "tiny_init.caffemodel", "--keep", "3")
-    subprocess.run(fresh, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
+    arguments = ["--weights", "tiny_init.caffemodel", "--keep", "3"]
+    train(*arguments)
     whole = weights(workplace / "run_iter_60.caffemodel")
     assert len(list(workplace.glob("run_iter_*.solverstate"))) == 3
     remove_run(workplace)
 
     kill_midway(
-        fresh,
+        command(workplace, *arguments),
         is_midway=lambda: any(workplace.glob("run_iter_*.solverstate")),
         start_over=lambda: remove_run(workplace),
         cwd=workplace,
@@ -100,8 +108,7 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace):
     )
     assert not (workplace / "run_iter_60.caffemodel").exists(), "killed in the middle"
 
-    again = command(workplace, "--resume", "latest", "--keep", "3")
-    subprocess.run(again, cwd=workplace, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
+    train("--resume", "latest", "--keep", "3")
     for mine, theirs in zip(weights(workplace / "run_iter_60.caffemodel"), whole, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     _, rows = read_table(workplace / "log" / "train.csv")
@@ -114,9 +121,7 @@ def test_torchrun_restarts_from_the_last_snapshot(workplace):
     text = (workplace / "solver.prototxt").read_text()
     (workplace / "solver.prototxt").write_text(text.replace("test_iter: 0\n", "").replace("test_iter: 0", ""))
     arguments = ["--weights", "tiny_init.caffemodel", "--resume", "latest"]
-    subprocess.run(
-        command(workplace, *arguments), cwd=workplace, env=ENVIRONMENT, check=True, timeout=PATIENCE
-    )
+    train(*arguments)
     whole = weights(workplace / "run_iter_90.caffemodel")
     remove_run(workplace)
 

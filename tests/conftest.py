@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from places import GOLDEN, SHARED
 
-# torch is imported by the processes that run tests, not by the one that starts them.
+# torch is not imported here: the process that starts the workers needs none.
 # Inductor compiles in this process: a pool of others would import torch in each.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # What collection makes stays until the end: the garbage collector need not search it while it grows, nor later.

@@ -281,5 +281,5 @@ def test_branches_refused(text: str, options: dict[str, object], message: str) -
 @pytest.mark.parametrize("function", [grad_cam, branch_shares, heat_map_blobs, concat_layers])
 def test_a_net_of_another_engine_is_refused(function) -> None:
     given = (torch.nn.ReLU(), IMAGE) if function in (grad_cam, branch_shares) else (torch.nn.ReLU(),)
-    with pytest.raises(GraphError, match="a ReLU is no net, so it cannot be explained"):
+    with pytest.raises(GraphError, match="a ReLU is not a net, so it cannot be explained"):
         function(*given)

@@ -244,6 +244,9 @@ class RunResult:
                     math.nan if score is None else score for score in images["mean_score"]
                 ]
             others = {name: value for name, value in values.items() if name != _KEYS["images"]}
+            known = {one.name for one in dataclasses.fields(cls)}
+            if unknown := [name for name in others if name not in known]:
+                raise ValueError(f"it has the unknown field {unknown[0]!r}")
             run = cls(
                 **{
                     **others,

@@ -63,7 +63,8 @@ def test(
         raise IlgnetError(f"dataset {dataset!r} is unknown; use {', '.join(DATASETS)}")
     what = find_protocol(protocol)
     labelled = open_images(dataset, images=images, list_file=list_file, database=database)
-    net = _load(weights, prototxt, crop, allow_missing, device)
+    # A fast net computes a copy on the device, of a net on the CPU.
+    net = _load(weights, prototxt, crop, allow_missing, device if precision is None else "cpu")
     test_ = Test(
         dataset=dataset, protocol=what, images=labelled, mean=mean, mean_values=tuple(mean_values), resize=resize,
         batch_size=batch_size, batches=batches, scores=scores, strict=strict, workers=workers, table=table,
@@ -71,7 +72,7 @@ def test(
         notes=net.about.filled,
     )  # fmt: skip
     if precision is not None:
-        net = fast(net, precision)
+        net = fast(net, precision, device=device)
     folder = f"{dataset}_{protocol}" if out is None else out
     return run_test(test_, net, weights, folder, resume=resume, device=device, progress=progress)
 

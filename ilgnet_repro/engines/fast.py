@@ -102,7 +102,7 @@ def _expect_fit(net: CaffeNet | FileNet | Model) -> CaffeNet:
     """Return a net that can be made fast.  Raises GraphError for any other."""
     if isinstance(net, Model):
         raise GraphError(
-            f"model {net.name}: is no Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
+            f"model {net.name}: is not a Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
         )
     net = expect_caffe_net(net, "made fast")
     if net.graph.phase != "TEST":

@@ -532,7 +532,7 @@ def expect_caffe_net(net: Any, what: str) -> CaffeNet:
     form = getattr(net, "form", None)
     if form is None:
         raise GraphError(
-            f"a {type(net).__name__} is no net, so it cannot be {what}; give the net that load returns"
+            f"a {type(net).__name__} is not a net, so it cannot be {what}; give the net that load returns"
         )
     raise GraphError(
         f"{net.name}: is computed by {form}, so it cannot be {what}; give the net loaded from Caffe's files"

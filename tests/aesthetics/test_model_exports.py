@@ -300,7 +300,7 @@ def test_a_fast_model_is_refused_in_one_line() -> None:
     with pytest.raises(IlgnetError) as caught:
         ir.fast(make("tanet", {"branches": ["colour"]}))
     assert str(caught.value) == (
-        "model tanet: is no Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
+        "model tanet: is not a Caffe net, so it cannot be made fast; save it as .onnx, which ONNX Runtime computes"
     )
 
 

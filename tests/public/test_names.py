@@ -138,5 +138,5 @@ NO_NETS = {"a path": "net.caffemodel", "None": None, "a torch module": torch.nn.
 @pytest.mark.parametrize("value", NO_NETS.values(), ids=NO_NETS)
 @pytest.mark.parametrize("use", FORMS.values(), ids=FORMS)
 def test_what_is_no_net_is_named(use, value) -> None:
-    with pytest.raises(ir.GraphError, match=f"a {type(value).__name__} is no net, so it cannot be"):
+    with pytest.raises(ir.GraphError, match=f"a {type(value).__name__} is not a net, so it cannot be"):
         use(value)

@@ -87,7 +87,7 @@ REFUSED = {
     "no source": (
         lambda: ir.batches(load("absent.prototxt"), root="elsewhere"), "elsewhere/absent.txt", "",
     ),
-    "what is no net": (lambda: ir.batches("net.prototxt"), "", "a str is no net"),
+    "what is no net": (lambda: ir.batches("net.prototxt"), "", "a str is not a net"),
     "a fast net": (
         lambda: ir.batches(ir.fast(ir.load_net("fed.prototxt"))), "fed", "so it cannot be fed by data layers",
     ),

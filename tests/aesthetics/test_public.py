@@ -74,7 +74,8 @@ REFUSED = {
         ("own", "tiny.caffemodel"), {"list_file": "val.txt", "device": "cuda:99"}, "device='cuda:99': ",
     ),
     "no GPU for a fast net": (
-        ("own", "tiny.caffemodel"), {"list_file": "val.txt", "device": "cuda:99", "precision": "float16"}, "device='cuda:99': ",
+        ("own", "tiny.caffemodel"), {"list_file": "val.txt", "device": "cuda:99", "precision": "float16"},
+        "device='cuda:99': ",
     ),
 }  # fmt: skip
 

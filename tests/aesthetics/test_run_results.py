@@ -126,7 +126,7 @@ BAD_RUNS = {
     "a field missing": (lambda values: values.pop("pictures"), "not a run's result"),
     "a field unknown": (
         lambda values: values.update(colour=1),
-        "not a run's result: it has the unknown field 'colour'; give",
+        "run's result: it has the unknown field 'colour'; give",
     ),
     "a batch wrong": (lambda values: values["batches"].append({"index": 1}), "not a run's result"),
     "a label wrong": (lambda values: values["pictures"]["labels"].__setitem__(0, 7), "neither 0 nor 1"),

@@ -149,9 +149,8 @@ def open_onnxruntime(source: bytes | str, threads: int, device: str, *, is_whole
     if device != "cpu":
         providers.insert(0, (_CUDA, {"device_id": str(_number(device)), "use_tf32": "0"}))
     session = onnxruntime.InferenceSession(source, options, providers=providers)
-    if (
-        device != "cpu" and _CUDA not in session.get_providers()
-    ):  # it falls back to the CPU with a message at most
+    # A provider that does not start is replaced by that of the CPU, with a message at most.
+    if device != "cpu" and _CUDA not in session.get_providers():
         raise IlgnetError(f"its CUDA provider does not start on {device}; see its own message above")
     return session
 

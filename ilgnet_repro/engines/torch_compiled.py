@@ -21,21 +21,8 @@ from .torch_layers import ChannelAffine, ThenReLU
 from .torch_steps import Program, Step
 
 _ELEMENTWISE = {
-    *(
-        "Eltwise",
-        "AbsVal",
-        "BNLL",
-        "ELU",
-        "Exp",
-        "Log",
-        "Power",
-        "PReLU",
-        "ReLU",
-        "ReLU6",
-        "Sigmoid",
-        "TanH",
-        "Swish",
-    ),
+    *("Eltwise", "AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "ReLU6", "Sigmoid", "TanH"),
+    "Swish",
 }
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads the folder from there only
 

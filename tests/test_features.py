@@ -100,7 +100,7 @@ CAFFE_REFUSED = {
         "ip and x,y: the number of blob names and dataset names must be equal",
     ),
     "twice": (["ip,a/conv", "x,x", "1", "lmdb"], "ip,a/conv and x,x: one is named twice; name each once"),
-    "leveldb": (["ip", "x", "1", "leveldb"], "--backend leveldb: only lmdb is supported"),
+    "leveldb": (["ip", "x", "1", "leveldb"], "DB_TYPE leveldb: only lmdb is supported; give lmdb"),
     "exists": (["ip", "im", "1", "lmdb"], "im: already exists; remove it or give another name"),
     "no GPU": (["ip", "x", "1", "lmdb", "GPU", "99"], "-gpu 99: there are "),
 }

@@ -125,7 +125,7 @@ def test_make_info_check_export(golden, tmp_path, capsys):
     [
         (
             ["lmdb", "make", "--backend=leveldb", "a/", "l", "d"],
-            "--backend leveldb: only lmdb is supported; omit",
+            "--backend leveldb: only lmdb is supported; give lmdb,",
         ),
         (["lmdb", "make", "a/", "absent.txt", "d"], "absent.txt: cannot be read"),
         (["lmdb", "info", "absent"], "absent: is not an LMDB"),

@@ -154,11 +154,15 @@ def run_files(
 
 
 def present(net: CaffeNet, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The outputs of a float32 copy of the net in the mode it was loaded in."""
+    """The outputs of a float32 copy of the net in the mode it was loaded in.
+
+    With gradients every net is computed layer by layer, those with computed blobs too, so that equal weights give equal bits.
+    """
     net = copy.deepcopy(net)
     dtype = net.computes_in[0]
-    with torch.no_grad(), as_loaded(net):
-        return {name: blob.float() for name, blob in net({k: v.to(dtype) for k, v in given.items()}).items()}
+    with torch.enable_grad(), as_loaded(net):
+        found = net({name: value.to(dtype) for name, value in given.items()})
+    return {name: blob.detach().float() for name, blob in found.items()}
 
 
 def check_saved(net: CaffeNet, path: Path, tolerance: float, **options: Any) -> tuple[Path, ...]:
@@ -166,7 +170,7 @@ def check_saved(net: CaffeNet, path: Path, tolerance: float, **options: Any) -> 
     expected = present(net, given)
     before = [blob.clone() for blobs in net.params.values() for blob in blobs]
     paths = ir.save(net, path, **options)
-    with torch.no_grad():
+    with torch.enable_grad():
         found = run_files(paths, net, given)
     assert sorted(found) == sorted(expected)
     exact = not options and path.name.endswith(EXACT)

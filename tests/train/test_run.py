@@ -339,8 +339,8 @@ def test_train_stops_early_and_says_why(workplace, capsys):
             "best-by 'accuracy' is not an output of the test net; it has loss, top-1",
         ),
         (["--precision", "float16"], "precision float16 needs a GPU; use bfloat16, or float32"),
-        (["--device", "cuda:7"], "device cuda:7: there are"),
-        (["--device", "tpu"], "device 'tpu' is unknown; use cpu or cuda:N"),
+        (["--device", "cuda:7"], "--device cuda:7: torch finds no CUDA device; use --device cpu"),
+        (["--device", "tpu"], "--device tpu: give cpu, cuda or cuda:N"),
         (["--accumulate", "4"], "batch_size 6 is not a multiple of 4 (1 processes of 4 passes each)"),
         (
             ["--resume", "absent.solverstate"],

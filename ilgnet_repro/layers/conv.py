@@ -32,7 +32,7 @@ _TRANSPOSED = {0: F.conv_transpose1d, 1: F.conv_transpose1d, 2: F.conv_transpose
 
 
 _MULTIPLY: Callable[..., Tensor] = torch.ops.aten.thnn_conv2d.default
-FEWEST_CHANNELS = 16  # of a bottom whose windows are copied from channels-last order
+FEWEST_CHANNELS = 32  # of a bottom whose windows are copied from channels-last order
 SMALL = 1 << 21  # multiply-adds of an image, up to which a matrix product is faster
 
 

@@ -156,7 +156,7 @@ def run_files(
 def present(net: CaffeNet, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The outputs of a float32 copy of the net in the mode it was loaded in.
 
-    With gradients every net is computed layer by layer, those with computed blobs too, so that equal weights give equal bits.
+    With gradients every net is computed layer by layer, also one with computed blobs: equal weights give equal bits.
     """
     net = copy.deepcopy(net)
     dtype = net.computes_in[0]

@@ -239,6 +239,28 @@ def test_other_types_and_gradients_run_layer_by_layer(net: CaffeNet, monkeypatch
     without_gradients(copy.deepcopy(net).double(), image())
 
 
+HALVED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 12 dim: 14 } } }
+layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+"""
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("sides", [(12, 14), (12, 15), (11, 14), (5, 7), (2, 2)], ids=str)
+def test_maxima_of_two_by_two(sides: tuple[int, int], order: torch.memory_format) -> None:
+    """As Caffe: a window that is cut off by the edge counts, NaN and infinite values do not."""
+    x = np.random.default_rng(6).standard_normal((2, 3, *sides), np.float32)
+    x[0, 0, 0, 0], x[0, 1, :2, :2], x[1, 2, -1, -1] = np.nan, -np.inf, np.nan
+    height, width = -(-sides[0] // 2), -(-sides[1] // 2)
+    padded = np.full((2, 3, 2 * height, 2 * width), -np.inf, np.float32)
+    padded[:, :, : sides[0], : sides[1]] = np.where(np.isnan(x), -np.inf, x)
+    lowest = np.float32(np.finfo(np.float32).min)
+    expected = np.maximum(padded.reshape(2, 3, height, 2, width, 2).max((3, 5)), lowest)
+    given = torch.from_numpy(x).contiguous(memory_format=order)
+    found = without_gradients(make(HALVED), given)["pool"]
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
 DENSE = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 20 dim: 17 dim: 23 } } }
 layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 150 %s

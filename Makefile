@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test suite compiled browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers sources pt2-axes models
+.PHONY: demo test suite compiled browser serve-load serve-api check-all check-docs core-alone overhead convert-speed full-size fuzz attack zoo deployed crosscheck engines cluster lint format schema prototxt clean opsets consumers sources pt2-axes models examples
 .NOTPARALLEL:  # times are taken
 
 # The torch pin in constraints.txt takes a CPU wheel where one is at hand; see README, "Installing".
@@ -40,7 +40,7 @@ browser:
 
 # What takes too long for `make test`, or needs a quiet machine or the network.  It ends at the first that fails;
 # `make -k check-all` runs the others too.
-check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines pt2-axes cluster models serve-load serve-api
+check-all: check-docs core-alone overhead convert-speed full-size fuzz attack crosscheck opsets engines examples pt2-axes cluster models serve-load serve-api
 
 # The core's tests in a copy without the study: neither its code nor its commands are there.
 core-alone: $(READY)
@@ -89,6 +89,10 @@ fuzz: $(READY)
 # Every recorded layer in ONNX Runtime and OpenVINO, as far as they are installed; `make test` runs a twelfth.
 engines: $(READY)
 	ALL_ENGINE_CASES=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/engines/test_engines.py
+
+# Properties on all of hypothesis's examples, and every recorded layer on a pretended device; `make test` takes a part.
+examples: $(READY)
+	ALL_EXAMPLES=1 ALL_DEVICE_CASES=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/layers tests/caffe/test_prototxt_property.py
 
 # Hostile files, kills, full disks and commands under bad conditions, in the long form.
 ATTACK_SECONDS ?= 300

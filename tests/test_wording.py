@@ -85,7 +85,10 @@ def forms(text: str) -> tuple[str, str]:
 def private_words(text: str, pattern: str) -> list[str]:
     """The lines, numbered, in which a pattern is found once the names that stay are taken out."""
     compiled = re.compile(pattern.replace(" ", r"\s+"))
-    found = {form.count("\n", 0, match.start()) for form in forms(text) for match in compiled.finditer(form)}
+    kept, split = forms(text)
+    # What a pattern without an underscore finds in a text it finds there once the names are split, too.
+    searched = (kept, split) if "_" in pattern else (split,)
+    found = {form.count("\n", 0, match.start()) for form in searched for match in compiled.finditer(form)}
     lines = text.splitlines() if found else []
     return [f"{number + 1}: {lines[number].strip()}" for number in sorted(found)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 
+from example_counts import examples
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -51,7 +52,7 @@ def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0) -> Message
     return message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.sampled_from(["NetParameter", "SolverParameter", "BlobProto", "Datum"]).flatmap(
         lambda name: messages(caffe_pb2.DESCRIPTOR.message_types_by_name[name])
@@ -63,7 +64,7 @@ def test_written_and_read_again(message):
     assert text_format.Parse(text, type(message)()) == message
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_floats_are_written_in_the_fewest_digits(value):
     text = format_message(caffe_pb2.FillerParameter(value=value)).removeprefix("value: ").strip()

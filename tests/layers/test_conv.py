@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from example_counts import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_nets import draw, one_layer
@@ -49,7 +50,7 @@ def text(kind, case):
 
 
 @pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(case=cases())
 def test_equals_slow_loops(kind, case):
     kernel, (stride, pad, dilation), size, group, inputs, outputs, has_bias = case

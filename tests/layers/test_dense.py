@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
@@ -16,7 +17,7 @@ from ilgnet_repro.export.source_writer import build_source
 FILLERS = 'weight_filler { type: "gaussian" std: 1 } bias_filler { type: "gaussian" std: 1 }'
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple),
     outputs=st.integers(1, 5),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import one_layer
@@ -36,7 +37,7 @@ def divisor(mode, labels, counted, batch):
     return max({"FULL": labels.size, "VALID": counted, "BATCH_SIZE": batch, "NONE": 1}[mode], 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.integers(1, 4), min_size=2, max_size=4),
     st.integers(0, 3),

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import check, draw, one_layer
@@ -28,7 +29,7 @@ def slow_lrn(x, size, alpha, beta, *, k, within):
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 6), st.integers(1, 5)),
     size=st.sampled_from([1, 3, 5, 7]),

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import by_channel, check, draw, one_layer, statistics
@@ -208,7 +209,7 @@ def test_opencv_computes_batch_norm_equally(tmp_path):
     np.testing.assert_allclose(run(net, [x])[0], other.forward(), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
     across=st.booleans(),

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from example_counts import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_nets import draw, one_layer
@@ -37,7 +38,7 @@ def text(method, kernel, stride, pad, ceil_mode):
     return f'type: "Pooling" pooling_param {{ pool: {method} {fields} round_mode: {mode} }}'
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(geometries(), st.sampled_from(["MAX", "AVE", "STOCHASTIC"]))
 def test_pooling_equals_slow_loops_in_all_four_forms(geometry, method):
     size, kernel, stride, pad, ceil_mode = geometry
@@ -53,7 +54,7 @@ def test_pooling_equals_slow_loops_in_all_four_forms(geometry, method):
         np.testing.assert_allclose(use(net, [x])[0], expected, rtol=1e-5, atol=1e-6, err_msg=use.__name__)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(geometries())
 def test_mask_is_the_index_in_the_plane(geometry):
     size, kernel, stride, pad, ceil_mode = geometry
@@ -65,7 +66,7 @@ def test_mask_is_the_index_in_the_plane(geometry):
             np.testing.assert_array_equal(found, wanted.astype(np.float32), err_msg=use.__name__)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(geometries())
 def test_the_gradient_of_a_tie_flows_to_the_first_maximum(geometry):
     size, kernel, stride, pad, ceil_mode = geometry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw, gradients, run
@@ -244,7 +245,7 @@ def test_unreadable_param_str(text, message):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.sampled_from([*"ab1.-[]{},:'\"# \n!&*?|>%(\t\0", "!!int ", "!!bool ", "<<: ", "!!python/"])

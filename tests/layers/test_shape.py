@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import assert_all_uses, build, draw
@@ -11,7 +12,7 @@ from one_layer import assert_all_uses, build, draw
 from ilgnet_repro.errors import LayerError
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)
-PROPERTY = settings(max_examples=60, deadline=None)
+PROPERTY = settings(max_examples=examples(60), deadline=None)
 
 
 def axis_text(data: st.DataObject, axis: int, rank: int) -> int:

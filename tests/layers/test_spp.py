@@ -6,6 +6,7 @@ from math import ceil
 
 import numpy as np
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import draw, one_layer
@@ -25,7 +26,7 @@ def slow_pyramid(x, levels, method):
     return np.concatenate(parts, 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(1, 3), st.sampled_from(["MAX", "AVE"]), st.integers(1, 17), st.integers(1, 17))
 def test_pyramid_equals_slow_loops(levels, method, height, width):
     x = draw(2, 3, height, width)

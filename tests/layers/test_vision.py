@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import slow_detection as slow
 import torch
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import build, draw, dynamic_shapes, gradients, run, run_onnx, run_source
@@ -29,7 +30,7 @@ def regions(seed: int, count: int, height: float, width: float, images: int = 2)
 SIZES = st.tuples(st.integers(1, 13), st.integers(1, 13))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, SIZES, st.sampled_from([1.0, 0.25, 1 / 16, 0.3]), st.integers(0, 999))
 def test_roi_pooling(size, pooled, scale, seed):
     x, rois = draw(seed, 2, 3, *size), regions(seed, 7, size[0] / scale, size[1] / scale)
@@ -44,7 +45,7 @@ def test_roi_pooling(size, pooled, scale, seed):
     np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, st.integers(1, 4), st.sampled_from([1.0, 0.25, 1 / 16, 0.3]), st.integers(0, 999))
 def test_psroi_pooling(size, group, scale, seed):
     x, rois = draw(seed, 2, 2 * group**2, *size), regions(seed, 7, size[0] / scale, size[1] / scale)

@@ -340,13 +340,18 @@ def fill_page(page: Path, rows: list[dict[str, Any]], price: float, stated: str)
     with redirect_stdout(held):
         report(rows, price)
     parts = [f"Measured on {stated}.", *held.getvalue().strip().split("\n\n")]
-    pieces = MARK.split(page.read_text())  # text, then each mark and what follows it
+    text = page.read_text()
+    begin, end = zoo_on_gpu.PAGE_MARKS
+    of_gpu = text[text.find(begin) : text.find(end)] if begin in text and end in text else ""
+    text = text.replace(of_gpu, begin, 1) if of_gpu else text  # its marks are not those of this table
+    pieces = MARK.split(text)  # text, then each mark and what follows it
     if len(pieces) // 2 < len(parts):
         raise SystemExit(f"{page}: has {len(pieces) // 2} marks for {len(parts)} parts; add the others")
     for index, part in enumerate(parts):
         _, _, after = pieces[2 * index + 2].lstrip("\n").partition("\n\n")
         pieces[2 * index + 2] = f"\n{part.strip()}\n\n{after}"
-    page.write_text("".join(pieces))
+    text = "".join(pieces)
+    page.write_text(text.replace(begin, of_gpu, 1) if of_gpu else text)
 
 
 def machine() -> str:

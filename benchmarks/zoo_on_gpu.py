@@ -30,6 +30,7 @@ from ilgnet_repro.engines.onnx_engines import bound, engine_version, has_cuda, o
 from ilgnet_repro.runtime.float32_products import float32_products
 
 GPU_BATCHES = (1, 8, 64)
+PAGE_MARKS = ("<!-- GPU begin -->", "<!-- GPU end -->")
 COMPARED = 8  # images of a batch whose probabilities the CPU computes too
 ROWS, ROW_SECONDS = 7, 0.02
 Run = Callable[[Tensor], Tensor]
@@ -273,7 +274,7 @@ def run_all(
 
 def fill_page(page: Path, figures: dict[str, Any], price: float) -> None:
     """Replace what stands between the marks of a page's GPU tables."""
-    begin, end = "<!-- GPU begin -->", "<!-- GPU end -->"
+    begin, end = PAGE_MARKS
     text = page.read_text()
     before, found, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)

@@ -16,7 +16,7 @@ from ..runtime.net import CaffeNet, float_arrays
 from ..runtime.rebuild import rebuild
 from .cuda_graphs import Replays, Run, Tensors, record_graph, watched
 from .device_steps import device_steps
-from .torch_steps import Step, folded_for, run_steps
+from .torch_steps import Program, folded_for
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Program:
-    """What computes the blobs: steps, the values that are fed, those that are wanted, and whether cuDNN measures kernels."""
+class _Pass:
+    """What computes the blobs: a program, the values fed and wanted; ``tuned``: cuDNN measures its kernels."""
 
-    steps: Sequence[Step]
+    program: Program
     fed: Sequence[Value]
     wanted: Sequence[Value]
     tuned: bool
 
     def compute(self, given: Sequence[Tensor]) -> Tensors:
         with float32_products():
-            values = run_steps(self.steps, dict(zip(self.fed, given, strict=True)), set(self.wanted))
+            values = self.program(dict(zip(self.fed, given, strict=True)))
         found = (values[value] for value in self.wanted)
         return [value.float().contiguous() if value.is_floating_point() else value for value in found]
 
@@ -80,11 +80,12 @@ class DeviceRunner:
         self._needed = net.inputs_for(wanted)
         fed = [moved.graph.input_value(name) for name in self._needed]
         values = [moved.graph.value(name) for name in wanted]
-        self._program = program = _Program(steps, fed, values, options.tuned)
+        self._steps = steps
+        self._pass = one = _Pass(Program(steps, values), fed, values, options.tuned)
         # None before the first call, which looks for layers that no graph can record.
         self._can_record: bool | None = None if options.graphs and self._needed else False
         # Neither refers to this object: with it a graph's memory is given back, without waiting for Python's collector.
-        self._replays = Replays(program.compute, program.record)
+        self._replays = Replays(one.compute, one.record)
         self.modules: list[nn.Module] = [step.module for step in steps]
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
@@ -98,13 +99,13 @@ class DeviceRunner:
             elif self._can_record:
                 found = self._replay(given)
             else:
-                found = self._program.compute(given)
+                found = self._pass.compute(given)
         return dict(zip(self.wanted, found, strict=True))
 
     def _look_for_reasons(self, given: Sequence[Tensor]) -> Tensors:
         """Compute the blobs, and find out whether a graph can record the steps."""
-        steps, reasons = watched(self._program.steps)
-        found = replace(self._program, steps=steps).compute(given)
+        steps, reasons = watched(self._steps)
+        found = replace(self._pass, program=Program(steps, self._pass.wanted)).compute(given)
         self._can_record = not reasons
         self._replays.note(given)
         if reasons:
@@ -122,4 +123,4 @@ class DeviceRunner:
         except RuntimeError as error:
             self._can_record = False
             self._log(f"no CUDA graph, so each layer is launched by itself: {str(error).splitlines()[0]}")
-        return self._program.compute(given)
+        return self._pass.compute(given)

@@ -68,12 +68,12 @@ def make_runner(net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log:
     with huge_pages(), torch.no_grad():
         if settings.engine == TORCH and settings.device != "cpu":
             return DeviceRunner(net, wanted, settings.device, settings.precision, log)
-        if settings.engine == TORCH and settings.precision == "float32" and not settings.compile:
-            planned = folded_for(net, wanted)
-            if not gains_by_packing(planned, wanted):
-                return NetRunner(planned, net.inputs_for(wanted), wanted, settings.threads)
         if settings.engine == TORCH:
-            return TorchRunner(net, wanted, settings, log)
+            planned, needed = folded_for(net, wanted), net.inputs_for(wanted)
+            is_plain = settings.precision == "float32" and not settings.compile
+            if is_plain and not gains_by_packing(planned, wanted):
+                return NetRunner(planned, needed, wanted, settings.threads)
+            return TorchRunner(planned, needed, wanted, settings, log)
         if settings.device != "cpu" and settings.precision != "float32":
             raise IlgnetError(
                 f"engine={settings.engine!r}: computes in float32 on {settings.device}; leave out "
@@ -96,10 +96,7 @@ class NetRunner:
 
     @property
     def direct(self) -> Direct | None:
-        return self._from_array if len(self.needed) == 1 else None
-
-    def _from_array(self, array: np.ndarray) -> dict[str, Tensor]:
-        return self({self.needed[0]: torch.from_numpy(array)})
+        return _from_array(self, self.needed)
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return True
@@ -113,16 +110,16 @@ class NetRunner:
 class TorchRunner:
     """Steps of torch, each on the whole batch."""
 
-    def __init__(self, net: CaffeNet, wanted: tuple[str, ...], settings: Settings, log: Log) -> None:
+    def __init__(
+        self, net: CaffeNet, needed: Sequence[str], wanted: tuple[str, ...], settings: Settings, log: Log
+    ) -> None:
+        """Take a folded net, whose values these are: folding changes which layer writes a blob."""
         self.wanted, self.threads, self.compile_seconds = wanted, settings.threads, 0.0
-        planned = folded_for(net, wanted)
-        needed = net.inputs_for(wanted)
         shapes = {name: net.shapes[name] for name in needed}
-        # Values of the folded net: folding changes which layer writes a blob.
-        self._fed = {name: planned.graph.input_value(name) for name in needed}
-        self._values = {name: planned.graph.value(name) for name in wanted}
+        self._fed = {name: net.graph.input_value(name) for name in needed}
+        self._values = {name: net.graph.value(name) for name in wanted}
         kept = set(self._values.values())
-        steps = plan_steps(planned, wanted, settings.precision)
+        steps = plan_steps(net, wanted, settings.precision)
         self._is_channels_last = any(isinstance(step.module, Conv) for step in steps)
         if settings.compile:
             with threads_of_torch(self.threads):
@@ -134,11 +131,7 @@ class TorchRunner:
 
     @property
     def direct(self) -> Direct | None:
-        return self._from_array if len(self._fed) == 1 else None
-
-    def _from_array(self, array: np.ndarray) -> dict[str, Tensor]:
-        (name,) = self._fed
-        return self({name: torch.from_numpy(array)})
+        return _from_array(self, tuple(self._fed))
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         return True
@@ -227,6 +220,16 @@ class EngineRunner:
             return model.on_device(given)
         arrays: Arrays = {name: as_float32(value) for name, value in given.items()}
         return map(torch.from_numpy, model.run(arrays))
+
+
+def _from_array(
+    run: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], needed: Sequence[str]
+) -> Direct | None:
+    """Return what takes the array of the only input; None where a net has several."""
+    if len(needed) != 1:
+        return None
+    (name,) = needed
+    return lambda array: run({name: torch.from_numpy(array)})
 
 
 def _direct(run: Callable[[Arrays], list[np.ndarray]], name: str, output: str) -> Direct:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..caffe.graph import Node, Value
-from ..layers.conv import ConvolutionBase
 from ..layers.dense import InnerProduct
-from ..layers.eltwise import Eltwise
 from ..layers.lrn import LRN, FastLRN
 from ..layers.support.base import Layer, Shape
 from ..runtime.fold import fold
+from ..runtime.inference import makes_new_top
 from ..runtime.net import CaffeNet
 from ..schema import caffe_pb2 as pb
 from .torch_layers import ChannelAffine, Conv, ThenReLU, can_pack, fast_dense, is_large_dense, own_copy
@@ -116,7 +115,7 @@ class _Planner:
         """Return a layer's module and the nodes that are merged into it, in order."""
         if node.feeds_mask:
             return own_copy(layer), []
-        relu = self._relu_after(node)
+        relu = following_relu(self.net, node, self.kept)
         merged = [] if relu is None else [relu]
         shape = self._bottom(node)
         if self.packs and can_pack(layer):
@@ -127,7 +126,7 @@ class _Planner:
             return FastLRN(layer), []
         if self._affine(node) is not None:
             return self._affine_chain(node)
-        if relu is not None and _makes_new_top(layer):
+        if relu is not None and makes_new_top(layer):
             return ThenReLU(own_copy(layer)), merged
         return own_copy(layer), []
 
@@ -142,44 +141,32 @@ class _Planner:
         return layer.channel_affine(training=False)
 
     def _affine_chain(self, node: Node) -> tuple[nn.Module, list[Node]]:
-        affines, merged = [self._affine(node)], []
-        last = node
-        while (reader := self._only_reader(last)) is not None and (more := self._affine(reader)) is not None:
+        affines, merged, last = [self._affine(node)], [], node
+        while (reader := only_reader(self.net, last, self.kept)) is not None and (
+            more := self._affine(reader)
+        ):
             affines.append(more)
             merged.append(reader)
             last = reader
-        relu = self._relu_after(last)
-        return ChannelAffine([one for one in affines if one], relu is not None), [
-            *merged,
-            *([relu] if relu else []),
-        ]
+        relu = following_relu(self.net, last, self.kept)
+        if relu is not None:
+            merged.append(relu)
+        return ChannelAffine([one for one in affines if one], relu is not None), merged
 
-    def _only_reader(self, node: Node) -> Node | None:
-        """Return the only reader of a layer's only top, or None."""
-        if len(node.tops) != 1 or node.tops[0] in self.kept:
-            return None
-        readers = self.net.graph.consumers(node.tops[0])
-        return readers[0] if len(readers) == 1 else None
 
-    def _relu_after(self, node: Node) -> Node | None:
-        return following_relu(self.net, node, self.kept)
+def only_reader(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
+    """Return the only reader of a layer's only top, or None."""
+    if len(node.tops) != 1 or node.tops[0] in kept:
+        return None
+    readers = net.graph.consumers(node.tops[0])
+    return readers[0] if len(readers) == 1 else None
 
 
 def following_relu(net: CaffeNet, node: Node, kept: Collection[Value]) -> Node | None:
     """Return the plain ReLU (no negative slope, no limit) that is the only reader of a layer's only top, or None."""
-    if len(node.tops) != 1 or node.tops[0] in kept:
-        return None
-    readers = net.graph.consumers(node.tops[0])
-    if len(readers) != 1 or readers[0].type != "ReLU" or not net.layer(readers[0].name).is_plain:
-        return None
-    return readers[0]
-
-
-def _makes_new_top(layer: Layer) -> bool:
-    """Return whether a ReLU may overwrite a layer's only top: it is always a new tensor."""
-    if isinstance(layer, Eltwise):
-        return type(layer).forward is Eltwise.forward and not layer.clears_first
-    return isinstance(layer, ConvolutionBase) and type(layer).forward is ConvolutionBase.forward
+    reader = only_reader(net, node, kept)
+    is_plain = reader is not None and reader.type == "ReLU" and net.layer(reader.name).is_plain
+    return reader if is_plain else None
 
 
 class Identity(nn.Module):
@@ -225,18 +212,3 @@ class Program:
             for value in freed:
                 values.pop(value, None)
         return {value: tensor for value, tensor in values.items() if value in self.kept}
-
-
-def run_steps(
-    steps: Sequence[Step], given: Mapping[Value, Tensor], kept: Collection[Value]
-) -> dict[Value, Tensor]:
-    """Run some steps and return the ``kept`` values; any other is freed after its last reader."""
-    last = {value: index for index, step in enumerate(steps) for value in step.bottoms}
-    values = dict(given)
-    for index, step in enumerate(steps):
-        tops = step.module(*(values[value] for value in step.bottoms))
-        values.update(zip(step.tops, tops, strict=False))
-        for value in step.bottoms:
-            if last[value] == index and value not in kept:
-                values.pop(value, None)
-    return {value: tensor for value, tensor in values.items() if value in kept}

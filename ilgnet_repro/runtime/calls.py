@@ -20,6 +20,7 @@ from .plan import NetPlan, by_input
 
 LISTED = 20  # names in a message
 LARGEST_BATCH = 65_536
+Sizes = tuple[tuple[str, Shape], ...]  # of the inputs, by name
 
 
 def check_batch(batch: Any) -> None:
@@ -40,7 +41,7 @@ class Intake:
         """``shapes`` are those of the inputs, ``optional`` those of tops that the net computes unless they are given."""
         self.plan, self.graph, self.shapes = plan, plan.graph, shapes
         self.all_shapes = {**shapes, **optional}
-        self._accepted: set[tuple[tuple[str, Shape], ...]] = set()
+        self._accepted: set[Sizes] = set()
 
     def named(self, given: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs by name, from a mapping, keywords, or the one input of a net by itself.
@@ -88,9 +89,7 @@ class Intake:
         refuse_meta(name, value)
         return value.to(device=device, dtype=dtype)
 
-    def check_sizes(
-        self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]
-    ) -> tuple[tuple[str, Shape], ...]:
+    def check_sizes(self, inputs: Mapping[str, Tensor], *, by_plan: Callable[[], bool]) -> Sizes:
         """Return the sizes of the inputs in the net's order.
 
         Refuses inputs of another rank or layout and, where ``by_plan`` returns true, sizes that the weights do not fit.

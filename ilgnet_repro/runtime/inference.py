@@ -24,10 +24,10 @@ from ..layers.conv import ConvolutionBase
 from ..layers.dense import InnerProduct
 from ..layers.eltwise import Eltwise
 from ..layers.support.base import ANY_LAYOUT, CHANNELS_LAST, CONTIGUOUS, Layer, Shape
+from .calls import Sizes
 from .plan import NetPlan
 from .step import Step
 
-Sizes = tuple[tuple[str, Shape], ...]  # of the inputs, by name
 Run = Callable[..., Sequence[Tensor]]
 MOST_SIZES = 32  # of inputs, for which a net keeps what its layers decided
 
@@ -155,16 +155,19 @@ def _prepared(call: Call, values: Sequence[Any]) -> _Prepared:
         return _Prepared(None, ())
     shapes = [tuple(values[slot].shape) for slot in call.bottoms]
     layout = CONTIGUOUS if call.step.layer is None else call.step.layer.layout
-    orders = tuple(_ORDERS[layout] if len(shape) == 4 else _ORDERS[CONTIGUOUS] for shape in shapes)
-    return _Prepared(call.prepared(shapes), (None,) * len(shapes) if layout == ANY_LAYOUT else orders)
+    return _Prepared(call.prepared(shapes), tuple(_order(layout, len(shape)) for shape in shapes))
+
+
+def _order(layout: str, rank: int) -> torch.memory_format | None:
+    """Return the order of memory that a layout asks of a tensor with so many axes; None leaves it."""
+    if layout == ANY_LAYOUT:
+        return None
+    return torch.channels_last if layout == CHANNELS_LAST and rank == 4 else torch.contiguous_format
 
 
 def in_layout(value: Tensor, layout: str) -> Tensor:
     """Return a tensor in the order of memory of a layout."""
-    return in_order(value, _ORDERS[layout if value.dim() == 4 or layout == ANY_LAYOUT else CONTIGUOUS])
-
-
-_ORDERS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last, ANY_LAYOUT: None}
+    return in_order(value, _order(layout, value.dim()))
 
 
 def in_order(value: Tensor, order: torch.memory_format | None) -> Tensor:
@@ -191,11 +194,11 @@ def make_inference(
         merged = [step]
         layer = None if _is_affine(plan, step) else step.layer
         affine = [] if layer is not None else [step]
-        if layer is None or _makes_new_top(step):
+        if layer is None or makes_new_top(step.layer):
             while rest and _follows(merged[-1], rest[0], reads, kept) and _is_affine(plan, rest[0]):
                 affine.append(rest[0])
                 merged.append(rest.pop(0))
-        is_new = bool(affine) or _makes_new_top(step)
+        is_new = bool(affine) or makes_new_top(step.layer)
         is_rectified = bool(
             is_new and rest and _follows(merged[-1], rest[0], reads, kept) and _is_plain_relu(rest[0])
         )
@@ -227,9 +230,8 @@ def _follows(before: Step, after: Step, reads: Counter[int], kept: Collection[in
     )
 
 
-def _makes_new_top(step: Step) -> bool:
+def makes_new_top(layer: Layer | None) -> bool:
     """Return whether a ReLU may overwrite a layer's top: it is always a new tensor, and the only one."""
-    layer = step.layer
     if isinstance(layer, Eltwise):
         return type(layer).forward is Eltwise.forward and not layer.clears_first
     if isinstance(layer, InnerProduct):
@@ -237,7 +239,7 @@ def _makes_new_top(step: Step) -> bool:
     return (
         isinstance(layer, ConvolutionBase)
         and type(layer).forward is ConvolutionBase.forward
-        and len(step.tops) == 1
+        and len(layer.node.tops) == 1
     )
 
 

@@ -20,10 +20,9 @@ from ..errors import ARITHMETIC, GraphError, did_you_mean, printable, unusable
 from ..layers.support.base import Layer, Shape
 from ..prepare_images import PrepareOptions, prepare
 from ..signatures import shows_options
-from .calls import Intake, names, shapes_by_name, wanted_blobs
+from .calls import Intake, Sizes, names, shapes_by_name, wanted_blobs
 from .drawn import drawn_by_fillers
 from .float32_products import float32_products
-from .inference import Sizes
 from .multipliers import Learnable, learnables, param_groups
 from .origin import Origin
 from .parameters import check_memory, register_blobs
